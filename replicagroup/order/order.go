@@ -1,0 +1,362 @@
+package order
+
+import (
+	"cmp"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"latchkey/dht/keyspace"
+)
+
+// OverlayID is the hash of an overlay's genesis document.
+type OverlayID [32]byte
+
+// String returns the first eight hexadecimal digits: the id8 of protocol ids and of messages to people.
+func (o OverlayID) String() string { return hex.EncodeToString(o[:4]) }
+
+// GroupID names one life of one group. Two groups with the same Prefix and different Gen are different groups. It is
+// comparable. The root group has the empty prefix.
+type GroupID struct {
+	Overlay OverlayID
+	Prefix  keyspace.Prefix
+	Gen     uint64 // overlay generation << 32 | group generation
+}
+
+// String prints the prefix, and the generation once there was more than one.
+func (g GroupID) String() string {
+	if g.Gen == 0 {
+		return g.Prefix.String()
+	}
+	return fmt.Sprintf("%v@%d.%d", g.Prefix, g.Gen>>32, uint32(g.Gen))
+}
+
+// Compare orders groups by prefix and generation; groups of different overlays never meet in one process.
+func (g GroupID) Compare(h GroupID) int {
+	if c := g.Prefix.Compare(h.Prefix); c != 0 {
+		return c
+	}
+	return cmp.Compare(g.Gen, h.Gen)
+}
+
+// ReplicaID is a member's name inside its group, handed out by the group's own log and never used twice in a [GroupID].
+// Zero stands for none.
+type ReplicaID uint64
+
+// StoreID is a random value made when a peer's store was empty. A peer that lost its disk has another one and so is never
+// taken for its former self (replica-groups.md section 3.6). The zero value is no store.
+type StoreID [16]byte
+
+// String returns the first eight hexadecimal digits.
+func (s StoreID) String() string { return hex.EncodeToString(s[:4]) }
+
+// Role says what a member does in its group.
+type Role uint8
+
+// Roles of a member.
+const (
+	Voter   Role = iota + 1 // votes, and is counted for commits
+	Learner                 // receives the log and is not counted
+)
+
+// String returns "voter" or "learner".
+func (r Role) String() string {
+	switch r {
+	case Voter:
+		return "voter"
+	case Learner:
+		return "learner"
+	}
+	return fmt.Sprintf("Role(%d)", uint8(r))
+}
+
+// Member is one replica of a group.
+type Member struct {
+	ID    ReplicaID
+	Peer  keyspace.NodeID
+	Store StoreID
+	Role  Role
+}
+
+// View is one numbered membership of a group; the views of a group are totally ordered.
+type View struct {
+	Num     uint64
+	Members []Member  // by rising ID
+	Next    ReplicaID // the next id to hand out; above every id ever used in the group
+}
+
+// Member returns the member with this id.
+func (v View) Member(id ReplicaID) (Member, bool) {
+	for _, m := range v.Members {
+		if m.ID == id {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// MemberAt returns the member that lives at this peer.
+func (v View) MemberAt(peer keyspace.NodeID) (Member, bool) {
+	for _, m := range v.Members {
+		if m.Peer == peer {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// Voters returns the ids of the voting members, rising.
+func (v View) Voters() []ReplicaID {
+	var ids []ReplicaID
+	for _, m := range v.Members {
+		if m.Role == Voter {
+			ids = append(ids, m.ID)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// ClientID is a client session: 128 random bits drawn when the session is opened, never used again after a restart. The
+// zero value is no client; the group's own entries carry it.
+type ClientID [16]byte
+
+// String returns the first eight hexadecimal digits.
+func (c ClientID) String() string { return hex.EncodeToString(c[:4]) }
+
+// Command is what a client asks a group's state machine to do. Each (Client, Seq) takes effect at most once; a repeat gets
+// the stored result.
+type Command struct {
+	Client ClientID
+	Seq    uint64 // from 1, one more for each command of the client
+	Acked  uint64 // the client has the answers of every command up to here
+	// Author is the peer on whose authenticated stream the command reached the leader. The leader's host sets it; what a
+	// client puts here is overwritten.
+	Author  keyspace.NodeID
+	Service string // which of the group's services executes it
+	Data    []byte
+}
+
+// Stamp is the leader's clock at the moment it took the command: its boot nonce and the time since that boot, by a clock
+// that goes on while the machine sleeps. Machines add the difference of consecutive stamps of one nonce to their log time.
+type Stamp struct {
+	Boot uint64 // random, per process start; 0 stands for no stamp
+	At   time.Duration
+}
+
+// EntryKind says what an [Entry] is.
+type EntryKind uint8
+
+// Kinds of entries.
+const (
+	Normal EntryKind = iota + 1 // carries a command
+	Noop                        // the engine's own; carries nothing, yet takes an index
+)
+
+// Entry is one element of the group's log as its state machine sees it.
+type Entry struct {
+	Index uint64
+	View  uint64
+	Kind  EntryKind
+	Stamp Stamp
+	Cmd   Command
+}
+
+// Errors in [Outcome.Err].
+var (
+	// ErrNotLeader: this replica does not lead; nothing was proposed. [Status.Leader] may name the one that does.
+	ErrNotLeader = errors.New("order: this replica does not lead the group")
+	// ErrDropped: the proposal lost its place in the log, or the leader changed before its fate was known. It may still take
+	// effect; a repeat under the same (client, seq) finds out.
+	ErrDropped = errors.New("order: outcome unknown: leadership changed under the proposal")
+	// ErrBusy: too much is uncommitted already; nothing was proposed.
+	ErrBusy = errors.New("order: too much uncommitted")
+	// ErrHalted: the engine has stopped for good; see [Halt].
+	ErrHalted = errors.New("order: replica halted")
+)
+
+// Message is an engine's message to another replica, encoded. Drivers carry it and do not look inside.
+type Message []byte
+
+// Event is an input of an [Orderer].
+type Event interface{ isEvent() }
+
+// The events.
+type (
+	// Recv hands over a message that arrived. From and Store are what the frame claims, after the driver has checked that
+	// the sending peer is that member's peer; the engine drops a message whose Store is not the one of its view.
+	Recv struct {
+		From  ReplicaID
+		Store StoreID
+		Msg   Message
+	}
+	// Timer reports that a timer set by [SetTimer] has run out. A stale epoch is ignored.
+	Timer struct {
+		Kind  TimerKind
+		Epoch uint64
+	}
+	// Propose asks for a command's place in the log. Every Propose is answered by exactly one [Outcome] with its Ref.
+	Propose struct {
+		Ref   uint64
+		Stamp Stamp
+		Cmd   Command
+	}
+	// Read asks for a linearizable read point. Every Read is answered by exactly one [ReadPoint] or [Outcome] with its Ref.
+	Read struct{ Ref uint64 }
+	// Stored reports that Persist Seq is durable. A driver whose store fails stops the replica instead.
+	Stored struct{ Seq uint64 }
+	// Applied reports that the machine has executed everything up to Index.
+	Applied struct{ Index uint64 }
+	// Link reports that messages to a member can flow again, or no longer.
+	Link struct {
+		To ReplicaID
+		Up bool
+	}
+	// Suspect is the opinion of the node's failure detector about a member: it may be wrong, and costs only time then.
+	Suspect struct{ Member ReplicaID }
+	// Compact hands over a snapshot of the machine as of Index, made locally; the log below may go.
+	Compact struct {
+		Index uint64
+		Data  []byte
+	}
+	// Rand feeds random bits: the only source of randomness. A driver sends one before the first timer runs.
+	Rand struct{ Bits uint64 }
+)
+
+func (Recv) isEvent()    {}
+func (Timer) isEvent()   {}
+func (Propose) isEvent() {}
+func (Read) isEvent()    {}
+func (Stored) isEvent()  {}
+func (Applied) isEvent() {}
+func (Link) isEvent()    {}
+func (Suspect) isEvent() {}
+func (Compact) isEvent() {}
+func (Rand) isEvent()    {}
+
+// TimerKind names a timer of an engine; each kind runs at most once at a time.
+type TimerKind uint8
+
+// Send asks the driver to carry a message to a member. With After > 0 it leaves only once [Stored] After was reported.
+type Send struct {
+	To    ReplicaID
+	Msg   Message
+	After uint64
+}
+
+// RecordKind says what a [Record] is.
+type RecordKind uint8
+
+// Kinds of records. A store keeps, per group, the last State, the last Snapshot, and the entries above the snapshot.
+const (
+	RecordState    RecordKind = iota + 1 // replaces the former state
+	RecordEntry                          // entry Index; every stored entry at or above Index is void
+	RecordSnapshot                       // machine state as of Index; stored entries up to Index may go, all if they do not reach it
+)
+
+// Record is one thing to be made durable. Data is the engine's own encoding.
+type Record struct {
+	Kind  RecordKind
+	Index uint64 // of entries and snapshots
+	Data  []byte
+}
+
+// Persist asks the driver to make records durable, in order, and to report [Stored] Seq. Without Sync it may be reported
+// before it has reached the disk.
+type Persist struct {
+	Seq     uint64
+	Records []Record
+	Sync    bool
+}
+
+// Image is what a store gives back when a replica starts again: exactly what was persisted.
+type Image struct {
+	State    []byte
+	Snapshot *Record
+	Entries  []Record // by rising index, gap-free, above the snapshot
+}
+
+// SetTimer asks for a [Timer] event after a time. It replaces a running timer of the same kind. After < 0 stops it.
+type SetTimer struct {
+	Kind  TimerKind
+	Epoch uint64
+	After time.Duration
+}
+
+// Outcome tells what became of a proposal (or, with Err set, of a read). Err nil: the command stands at Index and has been
+// delivered.
+type Outcome struct {
+	Ref   uint64
+	Index uint64
+	Err   error
+}
+
+// ReadPoint answers a [Read]: serve it once the machine has applied Index.
+type ReadPoint struct {
+	Ref   uint64
+	Index uint64
+}
+
+// Install tells the driver to replace the machine's state by a snapshot that came from the leader and is now durable. The
+// driver reports [Applied] Index afterwards.
+type Install struct {
+	Index uint64
+	Data  []byte
+}
+
+// Halt says why an engine has stopped for good.
+type Halt struct{ Reason string }
+
+// Actions collects what an engine asks of its driver. A driver reuses one value: it calls Reset before each Step. Within
+// one Step, Persist comes before Deliver in meaning; Install comes before Deliver.
+type Actions struct {
+	Persist []Persist
+	Send    []Send
+	Timers  []SetTimer
+	Install []Install
+	Deliver []Entry
+	Done    []Outcome
+	ReadOK  []ReadPoint
+	Halt    *Halt
+}
+
+// Reset empties a, keeping its storage.
+func (a *Actions) Reset() {
+	clear(a.Persist)
+	clear(a.Send)
+	clear(a.Install)
+	clear(a.Deliver)
+	a.Persist, a.Send, a.Timers = a.Persist[:0], a.Send[:0], a.Timers[:0]
+	a.Install, a.Deliver, a.Done, a.ReadOK = a.Install[:0], a.Deliver[:0], a.Done[:0], a.ReadOK[:0]
+	a.Halt = nil
+}
+
+// Status is what an engine knows of its group.
+type Status struct {
+	View    View
+	Self    ReplicaID
+	Leader  ReplicaID // 0 when unknown
+	Leading bool      // this replica leads and has committed an entry of its own term, so its state is up to date
+	Term    uint64
+	Commit  uint64
+	Applied uint64
+	// First and Last bound the log that is kept, so a driver can tell when to compact.
+	First, Last uint64
+	// Behind says, on a leader, how many entries each other member lacks.
+	Behind map[ReplicaID]uint64
+}
+
+// Orderer is a deterministic automaton that gives commands one order. Not safe for concurrent use.
+type Orderer interface {
+	// Step consumes one event and appends actions to out. It never blocks and never fails: an event that does not fit
+	// the state is dropped.
+	Step(ev Event, out *Actions)
+	// Hash digests the whole protocol state, for replay tests and the explorer.
+	Hash() [32]byte
+	// Status reports the present state. It allocates; it is not for every step.
+	Status() Status
+	// Leader returns the member that leads, 0 when unknown, and whether it is this replica and ready to serve. It is cheap.
+	Leader() (leader ReplicaID, leading bool)
+}
