@@ -1,0 +1,104 @@
+package lockservice
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Backend is where locks are kept: the groups of an overlay ([NewGroupBackend]) or, for a program beside a daemon, that
+// daemon's API. It keeps no time: whoever calls counts a lease from before the call that granted or renewed it.
+//
+// All methods are safe for concurrent use, block until they have an answer or ctx ends, and then return an error that
+// matches context.Cause(ctx). One Backend is one session towards a group: its grants live and die with that session.
+type Backend interface {
+	// Acquire asks for the lock and blocks while the request is queued. When ctx ends first, the queue is left in the
+	// background. Errors: [ErrLocked] when r.Try and the lock is not free, [ErrNoQuorum], [ErrOutcomeUnknown], [ErrLimit],
+	// [ErrName], [ErrTTL], [ErrClosed].
+	Acquire(ctx context.Context, r Request) (Grant, error)
+	// Renew makes one attempt to start the lease anew. [ErrNotHeld]: the grant has ended and the lock is lost. Any other
+	// error tells nothing about the grant, which lives as long as its lease.
+	Renew(ctx context.Context, g Grant) error
+	// Release ends the grant. [ErrNotHeld]: it had ended already.
+	Release(ctx context.Context, g Grant) error
+	// Info tells who holds a lock and who waits. A lock nobody has asked for is free.
+	Info(ctx context.Context, name string) (Info, error)
+	// Limits tells the bounds on TTLs that hold in the overlay.
+	Limits(ctx context.Context) (Limits, error)
+}
+
+// Request asks for a lock.
+type Request struct {
+	Name string
+	TTL  time.Duration // within the overlay's limits
+	Try  bool          // do not queue
+	// Queued, when set, is told the place in the queue (1 is next) on entering it and whenever an answer names it. It is
+	// called on the goroutine that called Acquire, and must not block.
+	Queued func(position int)
+}
+
+// Grant is one grant of a lock, and names it in Renew and Release.
+type Grant struct {
+	Name   string
+	Token  Token
+	TTL    time.Duration
+	Holder string // who holds it, for people and logs: session, and peer where known
+	Req    uint64 // the request it answers, unique in the backend's session
+	// Waited tells that the grant came out of the queue, so its lease began at a time unknown here. It is no hold before a
+	// Renew has confirmed it.
+	Waited bool
+}
+
+// Party names a client of the lock service.
+type Party struct {
+	Session string // id of its session with the group, in hexadecimal
+	Peer    string // the peer the session lives on: its peer id where known, else its node id
+}
+
+// String returns session and peer.
+func (p Party) String() string {
+	if p.Peer == "" {
+		return p.Session
+	}
+	return fmt.Sprintf("%s@%s", p.Session, p.Peer)
+}
+
+// Info is the state of one lock as the group sees it.
+type Info struct {
+	Name      string
+	Held      bool
+	Holder    Party         // zero when free
+	Token     Token         // of the present grant; zero when free
+	TTL       time.Duration // of the present grant
+	LeaseLeft time.Duration // by the group's clock: when the lock comes free unless renewed. Not for use by the holder
+	Confirmed bool          // the holder has taken up a grant that came out of the queue; true for others
+	Waiters   []Waiter      // in the order they will be granted
+	Waiting   int           // how many wait; above len(Waiters) when the list was cut off
+}
+
+// Waiter is a queued request.
+type Waiter struct {
+	Party
+	TTL time.Duration // the lease it asks for
+}
+
+// Limits are the bounds an overlay sets, the same at every peer.
+type Limits struct {
+	TTLMin, TTLMax, TTLDefault time.Duration
+	// DriftPPM bounds how far the rate of any clock is from real time, in parts per million. Holders use that much less
+	// of a lease.
+	DriftPPM int64
+}
+
+// CheckTTL reports whether a lease may be this long. The error matches [ErrTTL] and names the bounds.
+func (l Limits) CheckTTL(ttl time.Duration) error {
+	if ttl < l.TTLMin || ttl > l.TTLMax {
+		return fmt.Errorf("%w: %v; this overlay allows %v to %v", ErrTTL, ttl, l.TTLMin, l.TTLMax)
+	}
+	return nil
+}
+
+// LimitsOf returns the limits of an overlay whose genesis names this longest TTL and drift.
+func LimitsOf(ttlMax time.Duration, driftPPM int64) Limits {
+	return Limits{TTLMin: TTLMin, TTLMax: ttlMax, TTLDefault: min(TTLDefault, ttlMax), DriftPPM: driftPPM}
+}

@@ -1,0 +1,2 @@
+// Package lockservice takes locks by name that hold across machines.
+package lockservice
