@@ -1,0 +1,26 @@
+package replicagroup
+
+import "errors"
+
+// Errors to match with errors.Is.
+var (
+	// ErrNoQuorum: the group did not answer in time. Nothing is known to have been run.
+	ErrNoQuorum = errors.New("replicagroup: no quorum of the group answered in time")
+	// ErrOutcomeUnknown: the command was sent, and whether it has taken effect or will is not known.
+	ErrOutcomeUnknown = errors.New("replicagroup: outcome unknown")
+	// ErrSession: the client's session with the group has expired; the command was not run.
+	ErrSession = errors.New("replicagroup: session expired")
+	// ErrClosed: the host or client was closed.
+	ErrClosed = errors.New("replicagroup: closed")
+	// ErrTooLarge: a command, query or answer passes its limit.
+	ErrTooLarge = errors.New("replicagroup: too large")
+	// ErrBusy: too much is in flight already; nothing was sent.
+	ErrBusy = errors.New("replicagroup: too many commands in flight")
+	// ErrRefused: the group does not take this request (unknown service, foreign session, a limit); asking again will not help.
+	ErrRefused = errors.New("replicagroup: refused")
+	// ErrStore: the store failed or no longer belongs to this process. The host stops at once, since it may not act on what
+	// it cannot keep.
+	ErrStore = errors.New("replicagroup: store failed")
+	// ErrRootLost: this peer founded the overlay, and the root group it founded is gone with the store that held it.
+	ErrRootLost = errors.New("replicagroup: the overlay's root group is lost")
+)

@@ -1,0 +1,37 @@
+package replicagroup
+
+import "time"
+
+// Limits and periods of a host. Each says what happens at its edge.
+const (
+	// groupsMax bounds the replicas one host runs. A peer that is asked for one more declines, and the parent asks the next
+	// closest.
+	groupsMax = 4096
+	// mailboxMax bounds the events that wait for one shard. Engine messages beyond it are dropped, which engines allow for;
+	// commands and queries are answered BUSY.
+	mailboxMax = 16 << 10
+	// waitersMax bounds the commands and queries one replica has taken and not yet answered. More are answered BUSY.
+	waitersMax = 8192
+	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
+	// still goes alone.
+	batchBytesMax = 64 << 10
+	// descriptorsMax bounds the descriptor cache of a host. The one not used for longest goes first.
+	descriptorsMax = 4096
+	// resultBytesMax bounds an answer of a machine that a client takes.
+	resultBytesMax = 64 << 10
+
+	// compactEvery is how many applied entries a replica lets gather before it takes a snapshot and drops them.
+	compactEvery = 8192
+
+	// commandTimeout is how long a client waits for one answer of one voter before it asks the next. It is above the time a
+	// group needs to elect a leader, since a command that waits for its commit is not lost.
+	commandTimeout = 2 * time.Second
+	// locateTimeout bounds one search for a group.
+	locateTimeout = 5 * time.Second
+	// askTimeout bounds one question about placement (host, start, locate, confirm).
+	askTimeout = 2 * time.Second
+	// resendEvery is how often a leader repeats the outputs its machines still await an effect of.
+	resendEvery = time.Second
+	// retryPause is how long a query waits before it goes round the voters again.
+	retryPause = 50 * time.Millisecond
+)

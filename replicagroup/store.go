@@ -1,0 +1,181 @@
+package replicagroup
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"latchkey/replicagroup/order"
+)
+
+// Store keeps what replicas must not forget. One store belongs to one peer; its id names this life of it.
+//
+// Methods are safe for concurrent use. An error of any of them means that the store is no longer to be relied on.
+type Store interface {
+	// ID returns the random id the store got when it was empty.
+	ID() order.StoreID
+	// Replicas returns what every replica of this store had persisted, by group.
+	Replicas() ([]StoredReplica, error)
+	// Create records that a replica exists, before it persists anything. A group that was created here before, under whatever
+	// replica id up to this one, is refused with an error: ids are never used twice.
+	Create(r Identity) error
+	// Write makes the records durable, all of them or none, in order; when sync is set they have reached the disk when it
+	// returns. The store copies nothing: callers do not change the records afterwards.
+	Write(batch []Write, sync bool) error
+}
+
+// Identity names a replica of a store: who it is in which group, and the descriptor it was started by.
+type Identity struct {
+	Group      order.GroupID
+	Self       order.ReplicaID
+	Descriptor []byte
+}
+
+// StoredReplica is one replica's part of a store.
+type StoredReplica struct {
+	Identity
+	Image order.Image
+}
+
+// Write is what one replica persists in one turn.
+type Write struct {
+	Group   order.GroupID
+	Records []order.Record
+}
+
+// MemoryStore is a store in memory, for daemons without a disk and for testnets. It belongs to whoever keeps it, not to the
+// peer that uses it: a testnet hands it to a restarted peer, which finds what the killed one had persisted and nothing else.
+type MemoryStore struct {
+	disk  *memoryDisk
+	lease uint64 // which attachment of the disk this handle is
+}
+
+type memoryDisk struct {
+	id order.StoreID
+
+	mu       sync.Mutex
+	attached uint64
+	replicas map[order.GroupID]*memoryReplica
+}
+
+type memoryReplica struct {
+	identity Identity
+	state    []byte
+	snapshot *order.Record
+	entries  []order.Record
+}
+
+// NewMemoryStore makes an empty store with a fresh id.
+func NewMemoryStore() *MemoryStore {
+	d := &memoryDisk{replicas: make(map[order.GroupID]*memoryReplica)}
+	rand.Read(d.id[:])
+	return &MemoryStore{disk: d}
+}
+
+// Detach takes the disk away from whoever uses this or an earlier handle, in the midst of whatever they are doing, and
+// returns a new handle on it. Every later operation of the old handles fails with [ErrStore] and leaves no trace: so a
+// testnet makes sure that a killed peer writes no more.
+func (s *MemoryStore) Detach() *MemoryStore {
+	s.disk.mu.Lock()
+	defer s.disk.mu.Unlock()
+	s.disk.attached++
+	return &MemoryStore{disk: s.disk, lease: s.disk.attached}
+}
+
+// ID implements [Store].
+func (s *MemoryStore) ID() order.StoreID { return s.disk.id }
+
+// lockDisk locks the disk for this handle; the caller unlocks it when there was no error.
+func (s *MemoryStore) lockDisk() error {
+	s.disk.mu.Lock()
+	if s.lease != s.disk.attached {
+		s.disk.mu.Unlock()
+		return fmt.Errorf("%w: store %v was taken over by a later start", ErrStore, s.disk.id)
+	}
+	return nil
+}
+
+// Replicas implements [Store].
+func (s *MemoryStore) Replicas() ([]StoredReplica, error) {
+	if err := s.lockDisk(); err != nil {
+		return nil, err
+	}
+	defer s.disk.mu.Unlock()
+	var all []StoredReplica
+	for _, r := range s.disk.replicas {
+		all = append(all, StoredReplica{Identity: r.identity, Image: order.Image{
+			State: r.state, Snapshot: r.snapshot, Entries: slices.Clone(r.entries),
+		}})
+	}
+	slices.SortFunc(all, func(a, b StoredReplica) int { return a.Group.Compare(b.Group) })
+	return all, nil
+}
+
+// Create implements [Store].
+func (s *MemoryStore) Create(id Identity) error {
+	if err := s.lockDisk(); err != nil {
+		return err
+	}
+	defer s.disk.mu.Unlock()
+	if old, ok := s.disk.replicas[id.Group]; ok && old.identity.Self >= id.Self {
+		return fmt.Errorf("replicagroup: store %v already has replica %d of group %v; %d would be used twice",
+			s.disk.id, old.identity.Self, id.Group, id.Self)
+	}
+	s.disk.replicas[id.Group] = &memoryReplica{identity: id}
+	return nil
+}
+
+// errGap is what a store answers to records that do not continue what it has.
+var errGap = errors.New("replicagroup: entries do not continue the stored log")
+
+// Write implements [Store]. Memory needs no sync.
+func (s *MemoryStore) Write(batch []Write, sync bool) error {
+	if err := s.lockDisk(); err != nil {
+		return err
+	}
+	defer s.disk.mu.Unlock()
+	for _, w := range batch {
+		r, ok := s.disk.replicas[w.Group]
+		if !ok {
+			return fmt.Errorf("%w: no replica of group %v was created", ErrStore, w.Group)
+		}
+		for _, rec := range w.Records {
+			if err := r.put(rec); err != nil {
+				return fmt.Errorf("%w: group %v, record at %d: %w", ErrStore, w.Group, rec.Index, err)
+			}
+		}
+	}
+	return nil
+}
+
+// put applies one record by the meaning of its kind (see [order.RecordKind]).
+func (r *memoryReplica) put(rec order.Record) error {
+	switch rec.Kind {
+	case order.RecordState:
+		r.state = rec.Data
+	case order.RecordEntry:
+		if n := len(r.entries); n > 0 {
+			first, next := r.entries[0].Index, r.entries[n-1].Index+1
+			if rec.Index < first || rec.Index > next {
+				return fmt.Errorf("%w: have %d to %d", errGap, first, next-1)
+			}
+			r.entries = r.entries[:rec.Index-first]
+		}
+		r.entries = append(r.entries, rec)
+	case order.RecordReset:
+		r.entries = nil
+	case order.RecordSnapshot:
+		r.snapshot = &rec
+		keep := 0
+		for keep < len(r.entries) && r.entries[keep].Index <= rec.Index {
+			keep++
+		}
+		// A copy lets the dropped entries go.
+		r.entries = slices.Clone(r.entries[keep:])
+	default:
+		return fmt.Errorf("unknown kind %d", rec.Kind)
+	}
+	return nil
+}
