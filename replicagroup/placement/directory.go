@@ -1,0 +1,386 @@
+package placement
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/bits"
+	"slices"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/invariant"
+	"latchkey/replicagroup/order"
+)
+
+// Service is the name under which a parent group runs its directory.
+const Service = "directory"
+
+// listMax is how many children one answer to a List query holds; the asker goes on after the last one.
+const listMax = 256
+
+// CommandKind says what a [Command] asks for.
+type CommandKind uint8
+
+// Kinds of commands.
+const (
+	Create   CommandKind = iota + 1 // Prefix gets a group of Members, unless it has one
+	Reported                        // Replica, with Store, of Prefix's group has started
+)
+
+// Command is a command of the directory. The parent's leader proposes it; a host takes none from anybody else.
+type Command struct {
+	Kind    CommandKind
+	Prefix  keyspace.Prefix
+	Members []Host          // of Create: the voters, in the order in which they get replica ids from 1
+	Replica order.ReplicaID // of Reported
+	Store   order.StoreID   // of Reported
+}
+
+// Encode returns the bytes of c. It does not judge c: the directory does, and refuses with a [Status]. Errors match
+// [ErrMalformed] when c cannot be written at all.
+func (c Command) Encode() ([]byte, error) {
+	b := appendPrefix([]byte{byte(c.Kind)}, c.Prefix)
+	switch c.Kind {
+	case Create:
+		if len(c.Members) > MembersMax {
+			return nil, fmt.Errorf("%w: %d members (at most %d)", ErrMalformed, len(c.Members), MembersMax)
+		}
+		for _, h := range c.Members {
+			if err := h.check(); err != nil {
+				return nil, fmt.Errorf("%w: %v", ErrMalformed, err)
+			}
+		}
+		return appendHosts(b, c.Members), nil
+	case Reported:
+		b = binary.BigEndian.AppendUint64(b, uint64(c.Replica))
+		return append(b, c.Store[:]...), nil
+	}
+	return nil, fmt.Errorf("%w: unknown command %d", ErrMalformed, c.Kind)
+}
+
+// DecodeCommand reads what [Command.Encode] wrote. Errors match [ErrMalformed].
+func DecodeCommand(b []byte) (Command, error) {
+	r := reader{b: b}
+	c := Command{Kind: CommandKind(r.u8()), Prefix: r.prefix()}
+	switch c.Kind {
+	case Create:
+		c.Members = r.hosts()
+		for _, h := range c.Members {
+			if err := h.check(); err != nil {
+				r.fail("%v", err)
+			}
+		}
+	case Reported:
+		c.Replica = order.ReplicaID(r.u64())
+		r.fixed(c.Store[:])
+	default:
+		r.fail("unknown command %d", c.Kind)
+	}
+	if err := r.end(); err != nil {
+		return Command{}, err
+	}
+	return c, nil
+}
+
+// Status says how a command or query of the directory ended.
+type Status uint8
+
+// Statuses.
+const (
+	OK        Status = iota + 1 // done; of Create: the child was made by this command
+	Exists                      // Create: the prefix has a group already; the result holds it
+	NotFound                    // the prefix has no group, or no such member
+	Malformed                   // the bytes could not be read
+	BadPrefix                   // not a prefix of the overlay's depth
+	BadMember                   // the members cannot be the voters of a group
+)
+
+var statusNames = [...]string{OK: "ok", Exists: "exists", NotFound: "not found", Malformed: "malformed", BadPrefix: "bad prefix", BadMember: "bad member"}
+
+// String returns the status in words.
+func (s Status) String() string {
+	if s >= OK && int(s) < len(statusNames) {
+		return statusNames[s]
+	}
+	return fmt.Sprintf("Status(%d)", uint8(s))
+}
+
+// Child is what a directory knows of one prefix's group. The zero value is no child.
+type Child struct {
+	Descriptor
+	Started uint8 // bit i: View.Members[i] has reported in
+}
+
+// AllStarted reports whether every member has reported in.
+func (c Child) AllStarted() bool { return bits.OnesCount8(c.Started) == len(c.View.Members) }
+
+// started returns c with the bit of the member that is replica id in store set; ok is false if there is none.
+func (c Child) started(id order.ReplicaID, store order.StoreID) (_ Child, ok bool) {
+	for i, m := range c.View.Members {
+		if m.ID == id && m.Store == store {
+			c.Started |= 1 << i
+			return c, true
+		}
+	}
+	return c, false
+}
+
+func appendChild(b []byte, c Child) []byte {
+	return appendDescriptor(append(b, c.Started), c.Descriptor)
+}
+
+func (r *reader) child() Child {
+	c := Child{Started: r.u8()}
+	c.Descriptor = r.descriptor()
+	if r.err == nil && int(c.Started)>>len(c.View.Members) != 0 {
+		r.fail("more members started than there are")
+	}
+	return c
+}
+
+// Result is the directory's answer to a command or to a Lookup.
+type Result struct {
+	Status Status
+	Child  Child // with OK and Exists
+}
+
+// Encode returns the bytes of r, at most [DescriptorBytesMax] + 2.
+func (r Result) Encode() []byte {
+	b := []byte{byte(r.Status)}
+	if r.Status == OK || r.Status == Exists {
+		b = appendChild(b, r.Child)
+	}
+	return b
+}
+
+// DecodeResult reads what [Result.Encode] wrote. Errors match [ErrMalformed] or [ErrDescriptor].
+func DecodeResult(b []byte) (Result, error) {
+	r := reader{b: b}
+	res := Result{Status: Status(r.u8())}
+	switch res.Status {
+	case OK, Exists:
+		res.Child = r.child()
+	case NotFound, Malformed, BadPrefix, BadMember:
+	default:
+		r.fail("unknown status %d", res.Status)
+	}
+	if err := r.end(); err != nil {
+		return Result{}, err
+	}
+	return res, nil
+}
+
+// Query kinds.
+const (
+	queryLookup = 1
+	queryList   = 2
+)
+
+// LookupQuery returns the bytes of the query for p's group. Its answer is a [Result]: OK with the child, NotFound or
+// BadPrefix.
+func LookupQuery(p keyspace.Prefix) []byte { return appendPrefix([]byte{queryLookup}, p) }
+
+// ListQuery returns the bytes of the query for the children after prefix after in order, or all from the first one if after
+// is the zero prefix. Its answer is a [Listing].
+func ListQuery(after keyspace.Prefix) []byte { return appendPrefix([]byte{queryList}, after) }
+
+// Summary is one line of a [Listing].
+type Summary struct {
+	Prefix  keyspace.Prefix
+	Gen     uint64
+	View    uint64
+	Members uint8
+	Started uint8
+}
+
+// Listing is the answer to a List query: the next children by rising prefix. With More, ask again after the last one.
+type Listing struct {
+	Children []Summary
+	More     bool
+}
+
+func (l Listing) encode() []byte {
+	b := binary.BigEndian.AppendUint16(appendBool(nil, l.More), uint16(len(l.Children)))
+	for _, s := range l.Children {
+		b = appendPrefix(b, s.Prefix)
+		b = binary.BigEndian.AppendUint64(b, s.Gen)
+		b = binary.BigEndian.AppendUint64(b, s.View)
+		b = append(b, s.Members, s.Started)
+	}
+	return b
+}
+
+// DecodeListing reads the answer to a List query. Errors match [ErrMalformed].
+func DecodeListing(b []byte) (Listing, error) {
+	r := reader{b: b}
+	l := Listing{More: r.bool()}
+	n := int(r.u16())
+	if n > listMax {
+		r.fail("%d children (at most %d)", n, listMax)
+	}
+	for i := 0; i < n && r.err == nil; i++ {
+		l.Children = append(l.Children, Summary{Prefix: r.prefix(), Gen: r.u64(), View: r.u64(), Members: r.u8(), Started: r.u8()})
+	}
+	if err := r.end(); err != nil {
+		return Listing{}, err
+	}
+	return l, nil
+}
+
+// Directory is the state machine with which a parent group keeps its children: at most one group per prefix, the one of the
+// first Create that was committed. It is deterministic: the same commands in the same order give the same answers and
+// snapshots at every replica. Bounds: one child per prefix of the overlay's depth, at most 2^[DepthMax]. Not safe for
+// concurrent use.
+type Directory struct {
+	overlay order.OverlayID
+	depth   int
+	f       int
+	// children holds one valid descriptor per prefix, with Group.Overlay == overlay and Prefix.Len == depth.
+	children map[keyspace.Prefix]Child
+}
+
+// NewDirectory returns the empty directory of g's root group. g must be valid.
+func NewDirectory(g Genesis) *Directory {
+	return &Directory{overlay: g.ID(), depth: g.Depth, f: g.F, children: make(map[keyspace.Prefix]Child)}
+}
+
+// Apply executes one command and returns its encoded [Result].
+func (d *Directory) Apply(data []byte) []byte {
+	c, err := DecodeCommand(data)
+	if err != nil {
+		return Result{Status: Malformed}.Encode()
+	}
+	if c.Kind == Create {
+		return d.create(c).Encode()
+	}
+	return d.reported(c).Encode()
+}
+
+func (d *Directory) create(c Command) Result {
+	if int(c.Prefix.Len) != d.depth {
+		return Result{Status: BadPrefix}
+	}
+	if ch, ok := d.children[c.Prefix]; ok { // the first commit wins
+		return Result{Status: Exists, Child: ch}
+	}
+	if checkHosts(c.Members, d.f) != nil {
+		return Result{Status: BadMember}
+	}
+	ch := Child{Descriptor: describe(order.GroupID{Overlay: d.overlay, Prefix: c.Prefix}, c.Members)}
+	d.children[c.Prefix] = ch
+	invariant.Check(len(d.children) <= 1<<d.depth, "one child per prefix", len(d.children))
+	return Result{Status: OK, Child: ch}
+}
+
+func (d *Directory) reported(c Command) Result {
+	ch, ok := d.children[c.Prefix]
+	if ok {
+		ch, ok = ch.started(c.Replica, c.Store)
+	}
+	if !ok {
+		return Result{Status: NotFound}
+	}
+	d.children[c.Prefix] = ch
+	return Result{Status: OK, Child: ch}
+}
+
+// Query answers a read-only query: a [Result] for a Lookup, a [Listing] for a List; bytes it cannot read get a Result with
+// Malformed.
+func (d *Directory) Query(data []byte) []byte {
+	r := reader{b: data}
+	kind, p := r.u8(), r.prefix()
+	if r.end() != nil || kind != queryLookup && kind != queryList {
+		return Result{Status: Malformed}.Encode()
+	}
+	if kind == queryList {
+		return d.list(p).encode()
+	}
+	if int(p.Len) != d.depth {
+		return Result{Status: BadPrefix}.Encode()
+	}
+	ch, ok := d.Lookup(p)
+	if !ok {
+		return Result{Status: NotFound}.Encode()
+	}
+	return Result{Status: OK, Child: ch}.Encode()
+}
+
+func (d *Directory) list(after keyspace.Prefix) (l Listing) {
+	for _, p := range d.sorted() {
+		if after != (keyspace.Prefix{}) && p.Compare(after) <= 0 {
+			continue
+		}
+		if len(l.Children) == listMax {
+			l.More = true
+			break
+		}
+		ch := d.children[p]
+		l.Children = append(l.Children, Summary{Prefix: p, Gen: ch.Group.Gen, View: ch.View.Num,
+			Members: uint8(len(ch.View.Members)), Started: uint8(bits.OnesCount8(ch.Started))})
+	}
+	return l
+}
+
+// Lookup returns p's group. The caller does not change it.
+func (d *Directory) Lookup(p keyspace.Prefix) (Child, bool) {
+	ch, ok := d.children[p]
+	return ch, ok
+}
+
+// Unstarted returns the children of which a member has not reported in, by rising prefix: what a new leader goes on with.
+func (d *Directory) Unstarted() []Child {
+	var list []Child
+	for _, p := range d.sorted() {
+		if ch := d.children[p]; !ch.AllStarted() {
+			list = append(list, ch)
+		}
+	}
+	return list
+}
+
+func (d *Directory) sorted() []keyspace.Prefix {
+	return slices.SortedFunc(maps.Keys(d.children), keyspace.Prefix.Compare)
+}
+
+const snapshotVersion = 1
+
+// Snapshot returns the whole state. Equal states have equal snapshots.
+func (d *Directory) Snapshot() []byte {
+	b := binary.BigEndian.AppendUint32([]byte{snapshotVersion}, uint32(len(d.children)))
+	for _, p := range d.sorted() {
+		b = appendChild(b, d.children[p])
+	}
+	return b
+}
+
+// Restore replaces the state by a snapshot. On an error, which matches [ErrMalformed] or [ErrDescriptor], the state is as it
+// was.
+func (d *Directory) Restore(b []byte) error {
+	r := reader{b: b}
+	if v := r.u8(); r.err == nil && v != snapshotVersion {
+		r.fail("directory snapshot of version %d, this program reads %d", v, snapshotVersion)
+	}
+	n := int(r.u32())
+	if n > 1<<d.depth {
+		r.fail("%d children (at most %d)", n, 1<<d.depth)
+	}
+	children := make(map[keyspace.Prefix]Child)
+	var last keyspace.Prefix
+	for i := 0; i < n && r.err == nil; i++ {
+		ch := r.child()
+		p := ch.Group.Prefix
+		switch {
+		case r.err != nil:
+		case ch.Group.Overlay != d.overlay || int(p.Len) != d.depth:
+			r.fail("child %v is not of this overlay", ch.Group)
+		case i > 0 && last.Compare(p) >= 0:
+			r.fail("children out of order")
+		}
+		children[p], last = ch, p
+	}
+	if err := r.end(); err != nil {
+		return err
+	}
+	d.children = children
+	return nil
+}

@@ -1,0 +1,34 @@
+// Package placement decides which replica group owns a key, and sees to it that there is never more than one
+// (replica-groups.md section 6, design B).
+//
+// The key space is cut into 2^Depth prefixes. The overlay's [Genesis] document names the root group; its hash is the
+// overlay's id. The root runs a [Directory], a deterministic state machine, and a prefix's group exists because, and only
+// because, a Create command was committed there. What a node believes about distances only decides who is asked to become
+// a member. The parts, each pure and owned by one goroutine at a time:
+//
+//   - [Genesis] and [FoundingRecord]: the founding act (rule G1), and [Decide], which says what a starting node may do.
+//   - [Descriptor]: whom to ask about a group. A hint, never authority.
+//   - [Directory]: the parent group's machine (service [Service]).
+//   - [Creator]: the parent leader's side of rule G3: look up, ask, propose, send Starts until members report in.
+//   - [Hosting]: a member's side of rule G3: confirm with the parent, start once, report in.
+//
+// One creation, as the [Creator] sees it:
+//
+//	state      event                                   next       actions
+//	-          Ensure                                  lookingUp  LookUp
+//	lookingUp  Closest                                 asking     AskHost to the 2f+1 closest
+//	asking     HostAnswer no, NoAnswer, ask timed out  asking     AskHost to the next closest
+//	asking     2f+1 accepted                           proposing  Propose Create
+//	asking     nobody left, fewer than 2f+1 accepted   pausing    (then LookUp again; settles after some rounds)
+//	proposing  Committed (ours or an earlier one)      starting   SendStart to the members that have not reported in
+//	starting   Started                                 starting   AnswerEnsure once a majority has reported in
+//	starting   Started by the last member              -          Propose Reported
+//	any        LeaderChange, not leading               -          AnswerEnsure with ErrNotLeader
+//
+// # Departures from the design text
+//
+// The genesis document also lists the founders' addresses and store ids, so that a joiner knows whom to call and the root's
+// first view is complete in it. It carries TTLMax, the longest lock lease, because every peer must use the same. A
+// descriptor carries no signature: a Start is confirmed by a linearizable read at the parent instead. A member reports in
+// by its answer to Start.
+package placement

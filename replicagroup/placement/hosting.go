@@ -1,0 +1,265 @@
+package placement
+
+import (
+	"errors"
+	"fmt"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/invariant"
+	"latchkey/replicagroup/order"
+)
+
+// Limits of a [Hosting].
+const (
+	ConfirmingMax    = 64      // Starts being confirmed with the parent; a further one gets ErrHostBusy, its sender repeats
+	StartsWaitingMax = 16      // Starts of one group that wait for one confirmation
+	HostedMax        = 1 << 13 // groups this peer takes part in; beyond, it declines to host
+)
+
+// Why a member refuses a Start.
+var (
+	ErrOverlay     = errors.New("placement: group of another overlay")
+	ErrNotMember   = errors.New("placement: this peer is not a member of the group")
+	ErrStore       = errors.New("placement: the group names another store of this peer")
+	ErrRetired     = errors.New("placement: this replica was removed from the group before")
+	ErrUnconfirmed = errors.New("placement: the parent group did not confirm the group")
+	ErrHostBusy    = errors.New("placement: too many groups are being started here")
+	ErrNotHosting  = errors.New("placement: this peer hosts no groups")
+)
+
+// HostingEvent is an input of a [Hosting].
+type HostingEvent interface{ isHostingEvent() }
+
+// The events of a [Hosting].
+type (
+	// WillYouHost asks whether this peer would run a replica of Prefix's group; answered by [AnswerHost].
+	WillYouHost struct {
+		Ref    uint64
+		Prefix keyspace.Prefix
+	}
+	// StartReplica tells this peer to run its replica. Every one is answered by exactly one [AnswerStart].
+	StartReplica struct {
+		Ref        uint64
+		Descriptor Descriptor
+	}
+	// Confirmed answers a [Confirm]: the parent's child as a linearizable read found it, zero if there is none; or why the
+	// parent could not be read.
+	Confirmed struct {
+		Group order.GroupID
+		Child Child
+		Err   error
+	}
+	// Running answers a [Run]: the replica is in the store and runs, or why not.
+	Running struct {
+		Group order.GroupID
+		Err   error
+	}
+	// Retired reports that a replica of this peer was removed from its group. It never runs again.
+	Retired struct{ Tombstone Tombstone }
+)
+
+func (WillYouHost) isHostingEvent()  {}
+func (StartReplica) isHostingEvent() {}
+func (Confirmed) isHostingEvent()    {}
+func (Running) isHostingEvent()      {}
+func (Retired) isHostingEvent()      {}
+
+// HostingAction is an output of a [Hosting].
+type HostingAction interface{ isHostingAction() }
+
+// The actions of a [Hosting].
+type (
+	// AnswerHost answers [WillYouHost].
+	AnswerHost struct {
+		Ref   uint64
+		OK    bool
+		Store order.StoreID
+	}
+	// AnswerStart answers [StartReplica]: with Err nil this peer reports in as Replica in Store.
+	AnswerStart struct {
+		Ref     uint64
+		Replica order.ReplicaID
+		Store   order.StoreID
+		Err     error
+	}
+	// Confirm asks the parent for Group's prefix by a linearizable read; answered by [Confirmed], once.
+	Confirm struct{ Group order.GroupID }
+	// Run asks the driver to put the replica into the store and run it; answered by [Running], once.
+	Run struct {
+		Replica    order.ReplicaID
+		Descriptor Descriptor
+	}
+)
+
+func (AnswerHost) isHostingAction()  {}
+func (AnswerStart) isHostingAction() {}
+func (Confirm) isHostingAction()     {}
+func (Run) isHostingAction()         {}
+
+// Hosted is a replica this peer runs.
+type Hosted struct {
+	Group   order.GroupID
+	Replica order.ReplicaID
+}
+
+// Tombstone marks a removed replica: replicas of Group up to Replica, and older generations of its prefix, never run here.
+type Tombstone struct {
+	Group   order.GroupID
+	Replica order.ReplicaID
+}
+
+// HostingConfig is what a [Hosting] begins with.
+type HostingConfig struct {
+	Genesis    Genesis
+	Self       keyspace.NodeID
+	Store      order.StoreID
+	Declines   bool        // a client-only peer: hosts nothing
+	Hosted     []Hosted    // the replicas in the store
+	Tombstones []Tombstone // likewise
+}
+
+// starting is a Start on its way from the parent's confirmation to the running replica.
+type startingReplica struct {
+	refs    []uint64
+	replica order.ReplicaID // what the Starts name; 0 < replica
+	running bool            // Run was asked for
+}
+
+// Hosting is a member's side of creating groups (rule G3): it starts a replica at most once per group, replica id and store,
+// only in the store the group names, and only when the parent's directory holds the very group. Not safe for concurrent use.
+type Hosting struct {
+	overlay  order.OverlayID
+	depth    int
+	self     keyspace.NodeID
+	store    order.StoreID
+	declines bool
+	hosted   map[order.GroupID]order.ReplicaID
+	// tombstones holds the latest per prefix; at most one for each prefix of the overlay's depth, and the root's.
+	tombstones map[keyspace.Prefix]Tombstone
+	starts     map[order.GroupID]*startingReplica
+}
+
+// NewHosting returns a hosting that remembers what the store holds.
+func NewHosting(cfg HostingConfig) *Hosting {
+	h := &Hosting{overlay: cfg.Genesis.ID(), depth: cfg.Genesis.Depth, self: cfg.Self, store: cfg.Store, declines: cfg.Declines,
+		hosted: make(map[order.GroupID]order.ReplicaID), tombstones: make(map[keyspace.Prefix]Tombstone),
+		starts: make(map[order.GroupID]*startingReplica)}
+	for _, g := range cfg.Hosted {
+		h.hosted[g.Group] = g.Replica
+	}
+	for _, t := range cfg.Tombstones {
+		h.retire(t)
+	}
+	return h
+}
+
+// Step consumes one event and appends what is to be done to out. It never blocks and never fails.
+func (h *Hosting) Step(ev HostingEvent, out []HostingAction) []HostingAction {
+	switch ev := ev.(type) {
+	case WillYouHost:
+		ok := !h.declines && int(ev.Prefix.Len) == h.depth && len(h.hosted)+len(h.starts) < HostedMax
+		return append(out, AnswerHost{Ref: ev.Ref, OK: ok, Store: h.store})
+	case StartReplica:
+		return h.start(ev, out)
+	case Confirmed:
+		return h.confirmed(ev, out)
+	case Running:
+		s := h.starts[ev.Group]
+		if s == nil || !s.running {
+			return out
+		}
+		if ev.Err == nil {
+			h.hosted[ev.Group] = s.replica
+		}
+		return h.finish(ev.Group, s, ev.Err, out)
+	case Retired:
+		h.retire(ev.Tombstone)
+	}
+	return out
+}
+
+func (h *Hosting) retire(t Tombstone) {
+	p := t.Group.Prefix
+	if old, ok := h.tombstones[p]; !ok || old.Group.Gen < t.Group.Gen || old.Group.Gen == t.Group.Gen && old.Replica < t.Replica {
+		h.tombstones[p] = t
+	}
+	if h.hosted[t.Group] <= t.Replica {
+		delete(h.hosted, t.Group)
+	}
+}
+
+// mine returns the replica that d gives to this peer, or why it must not run.
+func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
+	m, ok := d.View.MemberAt(h.self)
+	t, buried := h.tombstones[d.Group.Prefix]
+	switch {
+	case d.Group.Overlay != h.overlay || int(d.Group.Prefix.Len) != h.depth:
+		return 0, fmt.Errorf("%w: %v of overlay %v", ErrOverlay, d.Group, d.Group.Overlay)
+	case h.declines:
+		return 0, ErrNotHosting
+	case !ok:
+		return 0, ErrNotMember
+	case m.Store != h.store:
+		return 0, fmt.Errorf("%w: %v, it has %v now", ErrStore, m.Store, h.store)
+	case buried && (d.Group.Gen < t.Group.Gen || d.Group.Gen == t.Group.Gen && m.ID <= t.Replica):
+		return 0, ErrRetired
+	}
+	if has, ok := h.hosted[d.Group]; ok && has != m.ID {
+		return 0, fmt.Errorf("%w: it is replica %d, not %d", ErrNotMember, has, m.ID)
+	}
+	return m.ID, nil
+}
+
+func (h *Hosting) start(ev StartReplica, out []HostingAction) []HostingAction {
+	g := ev.Descriptor.Group
+	refuse := func(err error) []HostingAction { return append(out, AnswerStart{Ref: ev.Ref, Err: err}) }
+	id, err := h.mine(ev.Descriptor)
+	if err != nil {
+		return refuse(err)
+	}
+	if _, ok := h.hosted[g]; ok { // it runs: report in again
+		return append(out, AnswerStart{Ref: ev.Ref, Replica: id, Store: h.store})
+	}
+	s := h.starts[g]
+	switch {
+	case s != nil && s.replica != id:
+		return refuse(ErrUnconfirmed)
+	case s != nil && len(s.refs) >= StartsWaitingMax, s == nil && len(h.starts) >= ConfirmingMax:
+		return refuse(ErrHostBusy)
+	case s != nil:
+		s.refs = append(s.refs, ev.Ref)
+		return out
+	}
+	h.starts[g] = &startingReplica{refs: []uint64{ev.Ref}, replica: id}
+	return append(out, Confirm{Group: g})
+}
+
+// confirmed starts the replica from the parent's own descriptor, never from the message's.
+func (h *Hosting) confirmed(ev Confirmed, out []HostingAction) []HostingAction {
+	s := h.starts[ev.Group]
+	if s == nil || s.running {
+		return out
+	}
+	if ev.Err != nil {
+		return h.finish(ev.Group, s, fmt.Errorf("%w: %v", ErrUnconfirmed, ev.Err), out)
+	}
+	id, err := h.mine(ev.Child.Descriptor)
+	if err != nil || ev.Child.Group != ev.Group || id != s.replica {
+		return h.finish(ev.Group, s, ErrUnconfirmed, out)
+	}
+	s.running = true
+	return append(out, Run{Replica: id, Descriptor: ev.Child.Descriptor})
+}
+
+func (h *Hosting) finish(g order.GroupID, s *startingReplica, err error, out []HostingAction) []HostingAction {
+	invariant.Check(len(s.refs) <= StartsWaitingMax, "bounded waiters", len(s.refs))
+	delete(h.starts, g)
+	for _, ref := range s.refs {
+		a := AnswerStart{Ref: ref, Err: err}
+		if err == nil {
+			a.Replica, a.Store = s.replica, h.store
+		}
+		out = append(out, a)
+	}
+	return out
+}
