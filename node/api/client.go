@@ -1,0 +1,210 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"latchkey/lockservice"
+	latchkeyv1 "latchkey/node/api/latchkey/v1"
+	"latchkey/node/api/latchkey/v1/latchkeyv1connect"
+)
+
+// answerBytesMax bounds one answer of a daemon. A lock's full queue is the longest.
+const answerBytesMax = 1 << 20
+
+// Client speaks to one daemon. Its methods are safe for concurrent use, block until the daemon has answered or ctx ends, and
+// return errors that match context.Cause(ctx), [ErrUnreachable], or a sentinel of package lockservice.
+type Client struct {
+	addr      string
+	transport *http.Transport
+	node      latchkeyv1connect.NodeServiceClient
+	backend   *backend
+	locks     *lockservice.Service
+}
+
+// Dial returns a client of the daemon at addr ([ParseAddr]). Nothing is sent yet, so an absent daemon is found out by the
+// first call. The errors match [ErrAddr].
+func Dial(addr string) (*Client, error) {
+	path, err := ParseAddr(addr)
+	if err != nil {
+		return nil, err
+	}
+	// HTTP/2, so that the end of one call does not cost the connection of the others.
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	var dialer net.Dialer
+	t := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "unix", path) },
+		Protocols:   &protocols,
+	}
+	// The name goes into the Host header, where nobody reads it.
+	const base = "http://latchkey"
+	httpClient, limit := &http.Client{Transport: t}, connect.WithReadMaxBytes(answerBytesMax)
+	c := &Client{addr: path, transport: t, node: latchkeyv1connect.NewNodeServiceClient(httpClient, base, limit)}
+	c.backend = &backend{addr: path, rpc: latchkeyv1connect.NewLockServiceClient(httpClient, base, limit)}
+	c.locks = lockservice.New(c.backend)
+	return c, nil
+}
+
+// Locks takes locks through the daemon. Leases are renewed by this process and counted on its clock, so they end with it.
+func (c *Client) Locks() *lockservice.Service { return c.locks }
+
+// LockBackend is what Locks is built on.
+func (c *Client) LockBackend() lockservice.Backend { return c.backend }
+
+// Addr returns the path of the socket.
+func (c *Client) Addr() string { return c.addr }
+
+// Close releases the locks taken through Locks and closes the connection.
+func (c *Client) Close() error {
+	err := c.locks.Close()
+	c.transport.CloseIdleConnections()
+	return err
+}
+
+// ID tells who the daemon's peer is.
+func (c *Client) ID(ctx context.Context) (Info, error) {
+	r, err := c.node.Id(ctx, &latchkeyv1.IdRequest{})
+	if err != nil {
+		return Info{}, decodeError(ctx, c.addr, err, false)
+	}
+	return Info{
+		Peer: r.Peer, Node: r.Node, Overlay: r.Overlay, OverlayName: r.OverlayName, Addrs: r.Addrs, Version: r.Version, Store: r.Store,
+	}, nil
+}
+
+// Peers lists the peers that the daemon knows, in the order of their ids.
+func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
+	r, err := c.node.Peers(ctx, &latchkeyv1.PeersRequest{})
+	if err != nil {
+		return nil, decodeError(ctx, c.addr, err, false)
+	}
+	peers := make([]Peer, len(r.Peers))
+	for i, p := range r.Peers {
+		peers[i] = Peer{Peer: p.Peer, Node: p.Node, Addrs: p.Addrs, Connected: p.Connected}
+	}
+	return peers, nil
+}
+
+// Key tells where the lock named name lives.
+func (c *Client) Key(ctx context.Context, name string) (KeyInfo, error) {
+	if err := lockservice.CheckName(name); err != nil {
+		return KeyInfo{}, err
+	}
+	r, err := c.node.Key(ctx, &latchkeyv1.KeyRequest{Name: name})
+	if err != nil {
+		return KeyInfo{}, decodeError(ctx, c.addr, err, false)
+	}
+	k := KeyInfo{Name: r.Name, Hash: r.Hash, Closest: r.Closest}
+	if g := r.Group; g != nil {
+		k.Group = &GroupInfo{ID: g.Id, Generation: g.Generation, View: g.View, Leader: g.Leader, Members: g.Members}
+	}
+	return k, nil
+}
+
+// Shutdown asks the daemon to stop and returns when it has begun to.
+func (c *Client) Shutdown(ctx context.Context) error {
+	if _, err := c.node.Shutdown(ctx, &latchkeyv1.ShutdownRequest{}); err != nil {
+		return decodeError(ctx, c.addr, err, false)
+	}
+	return nil
+}
+
+// Version tells which build the daemon is.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	r, err := c.node.Version(ctx, &latchkeyv1.VersionRequest{})
+	if err != nil {
+		return Version{}, decodeError(ctx, c.addr, err, false)
+	}
+	return Version{Version: r.Version, Go: r.Go, Platform: r.Platform}, nil
+}
+
+// backend is a [lockservice.Backend] whose every method is one call.
+type backend struct {
+	addr string
+	rpc  latchkeyv1connect.LockServiceClient
+}
+
+func (b *backend) Acquire(ctx context.Context, r lockservice.Request) (lockservice.Grant, error) {
+	if err := lockservice.CheckName(r.Name); err != nil {
+		return lockservice.Grant{}, err
+	}
+	// Leaving early ends the stream, and that is how the daemon learns to leave the queue.
+	callCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := b.rpc.Acquire(callCtx, &latchkeyv1.AcquireRequest{Name: r.Name, Ttl: durationpb.New(r.TTL), Try: r.Try})
+	if err != nil {
+		return lockservice.Grant{}, decodeError(ctx, b.addr, err, true)
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		switch ev := stream.Msg().Event.(type) {
+		case *latchkeyv1.AcquireResponse_Queued:
+			if r.Queued != nil {
+				r.Queued(int(ev.Queued.Position))
+			}
+		case *latchkeyv1.AcquireResponse_Granted:
+			g := decodeGrant(ev.Granted)
+			if g.Name != r.Name || g.Token == 0 || g.TTL != r.TTL {
+				return lockservice.Grant{}, fmt.Errorf("api: the daemon at %s granted another lock than was asked for", b.addr)
+			}
+			return g, nil
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return lockservice.Grant{}, decodeError(ctx, b.addr, err, true)
+	}
+	return lockservice.Grant{}, fmt.Errorf("api: the daemon at %s ended the call without a grant: %w", b.addr, lockservice.ErrOutcomeUnknown)
+}
+
+func (b *backend) Renew(ctx context.Context, g lockservice.Grant) error {
+	r, err := b.rpc.Renew(ctx, &latchkeyv1.RenewRequest{Name: g.Name, Token: uint64(g.Token), Req: g.Req})
+	if err != nil {
+		return decodeError(ctx, b.addr, err, true)
+	}
+	// The caller counts a whole TTL from its sending of this call, so an answer that leaves less must not pass for one.
+	if r.LeaseLeft.AsDuration() < g.TTL {
+		return fmt.Errorf("api: the daemon at %s renewed %q for %v instead of %v", b.addr, g.Name, r.LeaseLeft.AsDuration(), g.TTL)
+	}
+	return nil
+}
+
+func (b *backend) Release(ctx context.Context, g lockservice.Grant) error {
+	if _, err := b.rpc.Release(ctx, &latchkeyv1.ReleaseRequest{Name: g.Name, Token: uint64(g.Token), Req: g.Req}); err != nil {
+		return decodeError(ctx, b.addr, err, true)
+	}
+	return nil
+}
+
+func (b *backend) Info(ctx context.Context, name string) (lockservice.Info, error) {
+	if err := lockservice.CheckName(name); err != nil {
+		return lockservice.Info{}, err
+	}
+	r, err := b.rpc.Info(ctx, &latchkeyv1.InfoRequest{Name: name})
+	if err != nil {
+		return lockservice.Info{}, decodeError(ctx, b.addr, err, false)
+	}
+	return decodeInfo(r), nil
+}
+
+func (b *backend) Limits(ctx context.Context) (lockservice.Limits, error) {
+	r, err := b.rpc.Limits(ctx, &latchkeyv1.LimitsRequest{})
+	if err != nil {
+		return lockservice.Limits{}, decodeError(ctx, b.addr, err, false)
+	}
+	return lockservice.Limits{
+		TTLMin: r.TtlMin.AsDuration(), TTLMax: r.TtlMax.AsDuration(), TTLDefault: r.TtlDefault.AsDuration(), DriftPPM: r.DriftPpm,
+	}, nil
+}
+
+// neverSent reports whether a call failed before anything left this process.
+func neverSent(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}

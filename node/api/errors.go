@@ -1,0 +1,122 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"latchkey/lockservice"
+	latchkeyv1 "latchkey/node/api/latchkey/v1"
+)
+
+// ErrUnreachable is matched when no daemon answers at the address.
+var ErrUnreachable = errors.New("api: daemon not reachable")
+
+// reasons is how each sentinel travels, in the order in which an error is held against them. An error matching several
+// travels as the first: what is certain comes before the vague. lock.proto repeats this table.
+var reasons = []struct {
+	reason   latchkeyv1.Reason
+	code     connect.Code
+	sentinel error
+}{
+	{latchkeyv1.Reason_REASON_LOCKED, connect.CodeFailedPrecondition, lockservice.ErrLocked},
+	{latchkeyv1.Reason_REASON_LOST, connect.CodeAborted, lockservice.ErrLost},
+	{latchkeyv1.Reason_REASON_NOT_HELD, connect.CodeFailedPrecondition, lockservice.ErrNotHeld},
+	{latchkeyv1.Reason_REASON_NAME, connect.CodeInvalidArgument, lockservice.ErrName},
+	{latchkeyv1.Reason_REASON_TTL, connect.CodeInvalidArgument, lockservice.ErrTTL},
+	{latchkeyv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted, lockservice.ErrLimit},
+	{latchkeyv1.Reason_REASON_STALE_TOKEN, connect.CodeFailedPrecondition, lockservice.ErrStaleToken},
+	{latchkeyv1.Reason_REASON_GUARD_FILE, connect.CodeDataLoss, lockservice.ErrGuardFile},
+	{latchkeyv1.Reason_REASON_OUTCOME_UNKNOWN, connect.CodeUnknown, lockservice.ErrOutcomeUnknown},
+	{latchkeyv1.Reason_REASON_NO_QUORUM, connect.CodeUnavailable, lockservice.ErrNoQuorum},
+	{latchkeyv1.Reason_REASON_WAIT, connect.CodeDeadlineExceeded, lockservice.ErrWait},
+	{latchkeyv1.Reason_REASON_CLOSED, connect.CodeUnavailable, lockservice.ErrClosed},
+}
+
+// encodeError turns what a backend returned into what travels.
+func encodeError(err error) error {
+	if err == nil {
+		return nil
+	}
+	detail, code := &latchkeyv1.ErrorDetail{}, connect.CodeInternal
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		code = connect.CodeDeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		code = connect.CodeCanceled
+	}
+	for _, r := range reasons {
+		if errors.Is(err, r.sentinel) {
+			detail.Reason, code = r.reason, r.code
+			break
+		}
+	}
+	var locked *lockservice.LockedError
+	if errors.As(err, &locked) {
+		detail.Name, detail.Waiting = locked.Name, int64(locked.Waiting)
+		detail.Holder = encodeParty(locked.Holder)
+	}
+	ce := connect.NewError(code, err)
+	if d, err := connect.NewErrorDetail(detail); err == nil {
+		ce.AddDetail(d)
+	}
+	return ce
+}
+
+// remoteError is an error that a daemon answered. It reads as the daemon said it, and unwraps to the sentinel that its
+// reason stands for and to the [connect.Error].
+type remoteError struct {
+	sentinel error // nil when the reason is none we know
+	wire     *connect.Error
+}
+
+func (e *remoteError) Error() string { return e.wire.Message() }
+
+func (e *remoteError) Unwrap() []error {
+	if e.sentinel == nil {
+		return []error{e.wire}
+	}
+	return []error{e.sentinel, e.wire}
+}
+
+// decodeError turns the error of a call into what the caller matches: the sentinel that the daemon meant; else the cause of
+// ctx, when that has ended; else [ErrUnreachable], if no daemon answered. unsure says that the call changes something: when it
+// broke off after it was sent, the error matches [lockservice.ErrOutcomeUnknown] too.
+func decodeError(ctx context.Context, addr string, err error, unsure bool) error {
+	var ce *connect.Error
+	if !errors.As(err, &ce) {
+		ce = connect.NewError(connect.CodeUnknown, err)
+	}
+	for _, d := range ce.Details() {
+		m, err := d.Value()
+		if detail, ok := m.(*latchkeyv1.ErrorDetail); err == nil && ok {
+			if s := sentinelOf(detail, ce); s != nil {
+				return s
+			}
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("api: %w", context.Cause(ctx))
+	case connect.IsWireError(err):
+		return &remoteError{wire: ce}
+	case unsure && !neverSent(err):
+		return fmt.Errorf("%w at %s: %w: %v", ErrUnreachable, addr, lockservice.ErrOutcomeUnknown, ce.Unwrap())
+	}
+	return fmt.Errorf("%w at %s: %v", ErrUnreachable, addr, ce.Unwrap())
+}
+
+// sentinelOf returns the error that the daemon's reason stands for, or nil when there is none.
+func sentinelOf(d *latchkeyv1.ErrorDetail, ce *connect.Error) error {
+	if d.Reason == latchkeyv1.Reason_REASON_LOCKED && d.Name != "" {
+		return &lockservice.LockedError{Name: d.Name, Holder: decodeParty(d.Holder), Waiting: int(d.Waiting)}
+	}
+	for _, r := range reasons {
+		if r.reason == d.Reason {
+			return &remoteError{sentinel: r.sentinel, wire: ce}
+		}
+	}
+	return nil
+}

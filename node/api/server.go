@@ -1,0 +1,359 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	logging "github.com/ipfs/go-log/v2"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"latchkey/lockservice"
+	latchkeyv1 "latchkey/node/api/latchkey/v1"
+	"latchkey/node/api/latchkey/v1/latchkeyv1connect"
+)
+
+var log = logging.Logger("latchkey/api")
+
+// Bounds of one server.
+const (
+	// RequestBytesMax bounds one request, unpacked. The longest honest one names a lock and carries a few numbers.
+	RequestBytesMax = 64 << 10
+	// AcquiresMax bounds the Acquire calls under way, waiting ones included. One more is refused with
+	// [lockservice.ErrLimit].
+	AcquiresMax = 1024
+	// GrantsMax bounds the grants that live through one daemon, with the calls under way that may add one. Past it, Acquire is
+	// refused with [lockservice.ErrLimit]. A grant whose client has gone counts until twice its TTL has passed.
+	GrantsMax = 4096
+	// streamsMax bounds the calls of one connection. It leaves room beside waiting Acquires, or renewals would wait for them.
+	streamsMax = 2 * AcquiresMax
+	// headerTimeout and idleTimeout end connections that say nothing.
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 5 * time.Minute
+	// giveBackTimeout bounds the attempt to release a lock that was granted to a client already gone.
+	giveBackTimeout = 5 * time.Second
+	// closeTimeout bounds how long Close waits for calls under way before it cuts their connections.
+	closeTimeout = 2 * time.Second
+)
+
+// Node is what the server tells about.
+type Node interface {
+	Info() Info
+	// Peers lists the known peers in the order of their ids.
+	Peers() []Peer
+	// Key tells where the lock named name lives.
+	Key(ctx context.Context, name string) (KeyInfo, error)
+}
+
+// Info tells who a peer is.
+type Info struct {
+	Peer        string   `json:"peer"`
+	Node        string   `json:"node"`
+	Overlay     string   `json:"overlay"`
+	OverlayName string   `json:"overlay_name"`
+	Addrs       []string `json:"addrs"`
+	Version     string   `json:"version"`
+	Store       string   `json:"store"`
+}
+
+// Peer is a peer known to the node.
+type Peer struct {
+	Peer      string   `json:"peer"`
+	Node      string   `json:"node"`
+	Addrs     []string `json:"addrs"`
+	Connected bool     `json:"connected"`
+}
+
+// KeyInfo tells where a key lives.
+type KeyInfo struct {
+	Name    string     `json:"name"`
+	Hash    string     `json:"hash"`
+	Closest []string   `json:"closest"` // peer ids, nearest first
+	Group   *GroupInfo `json:"group"`   // nil while no group owns the key
+}
+
+// GroupInfo is a group as the node knows it.
+type GroupInfo struct {
+	ID         string   `json:"id"`
+	Generation uint64   `json:"generation,string"`
+	View       uint64   `json:"view,string"`
+	Leader     string   `json:"leader"` // empty when unknown
+	Members    []string `json:"members"`
+}
+
+// Version tells which build a daemon is.
+type Version struct {
+	Version  string `json:"version"`
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+}
+
+// Config is what a server serves.
+type Config struct {
+	Node  Node
+	Locks lockservice.Backend
+	// Shutdown is called when a client asks the daemon to stop. It must not block. Without it such calls are refused.
+	Shutdown func()
+	Version  string // of the daemon's build
+}
+
+// Server answers the API. Its methods are safe for concurrent use.
+type Server struct {
+	cfg    Config
+	http   *http.Server
+	grants *grants
+
+	draining  context.Context // ends when the server drains
+	drain     context.CancelCauseFunc
+	closeOnce sync.Once
+}
+
+// NewServer returns a server that listens nowhere yet.
+func NewServer(cfg Config) (*Server, error) {
+	if cfg.Node == nil || cfg.Locks == nil {
+		return nil, errors.New("api: new server: Node and Locks are needed")
+	}
+	s := &Server{cfg: cfg, grants: newGrants()}
+	s.draining, s.drain = context.WithCancelCause(context.Background())
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	s.http = &http.Server{
+		Handler:           s.Handler(),
+		Protocols:         &protocols,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: streamsMax},
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          nil,
+	}
+	return s, nil
+}
+
+// Handler returns the API as one handler, for a server of the caller's own.
+func (s *Server) Handler() http.Handler {
+	opts := []connect.HandlerOption{connect.WithReadMaxBytes(RequestBytesMax)}
+	for _, c := range jsonCodecs {
+		opts = append(opts, connect.WithCodec(c))
+	}
+	mux := http.NewServeMux()
+	mux.Handle(latchkeyv1connect.NewNodeServiceHandler(nodeHandler{s}, opts...))
+	mux.Handle(latchkeyv1connect.NewLockServiceHandler(lockHandler{s}, opts...))
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "latchkey: no such procedure; they are named like /latchkey.v1.NodeService/Id", http.StatusNotFound)
+	})
+	// Twice the bound lets the protocol's own check answer, and keeps an endless body from being read to its end.
+	return http.MaxBytesHandler(mux, 2*RequestBytesMax)
+}
+
+// Serve answers on l until Close, which is when it returns nil. It owns l and closes it.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("api: serve: %w", err)
+	}
+	return nil
+}
+
+// Drain ends every waiting Acquire, which leaves its queue, and refuses new ones; both fail with [lockservice.ErrClosed]. All
+// other calls go on, so that holders can still release.
+func (s *Server) Drain() { s.drain(lockservice.ErrClosed) }
+
+// Close drains, stops listening, and waits for the calls under way, cutting them off after two seconds. It is idempotent.
+func (s *Server) Close() error {
+	s.closeOnce.Do(func() {
+		s.Drain()
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		if s.http.Shutdown(ctx) != nil {
+			s.http.Close()
+		}
+		s.grants.wait()
+	})
+	return nil
+}
+
+type nodeHandler struct{ s *Server }
+
+func (h nodeHandler) Id(context.Context, *latchkeyv1.IdRequest) (*latchkeyv1.IdResponse, error) {
+	i := h.s.cfg.Node.Info()
+	return &latchkeyv1.IdResponse{
+		Peer: i.Peer, Node: i.Node, Overlay: i.Overlay, OverlayName: i.OverlayName, Addrs: i.Addrs, Version: i.Version, Store: i.Store,
+	}, nil
+}
+
+func (h nodeHandler) Peers(context.Context, *latchkeyv1.PeersRequest) (*latchkeyv1.PeersResponse, error) {
+	res := &latchkeyv1.PeersResponse{}
+	for _, p := range h.s.cfg.Node.Peers() {
+		res.Peers = append(res.Peers, &latchkeyv1.Peer{Peer: p.Peer, Node: p.Node, Addrs: p.Addrs, Connected: p.Connected})
+	}
+	return res, nil
+}
+
+func (h nodeHandler) Key(ctx context.Context, r *latchkeyv1.KeyRequest) (*latchkeyv1.KeyResponse, error) {
+	if err := lockservice.CheckName(r.Name); err != nil {
+		return nil, encodeError(err)
+	}
+	k, err := h.s.cfg.Node.Key(ctx, r.Name)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	res := &latchkeyv1.KeyResponse{Name: k.Name, Hash: k.Hash, Closest: k.Closest}
+	if g := k.Group; g != nil {
+		res.Group = &latchkeyv1.Group{Id: g.ID, Generation: g.Generation, View: g.View, Leader: g.Leader, Members: g.Members}
+	}
+	return res, nil
+}
+
+func (h nodeHandler) Shutdown(context.Context, *latchkeyv1.ShutdownRequest) (*latchkeyv1.ShutdownResponse, error) {
+	if h.s.cfg.Shutdown == nil {
+		return nil, connect.NewError(connect.CodeUnimplemented, errors.New("api: this peer is not stopped by its API; stop the program that runs it"))
+	}
+	log.Infow("shutdown asked for by a client")
+	h.s.cfg.Shutdown()
+	return &latchkeyv1.ShutdownResponse{}, nil
+}
+
+func (h nodeHandler) Version(context.Context, *latchkeyv1.VersionRequest) (*latchkeyv1.VersionResponse, error) {
+	return &latchkeyv1.VersionResponse{Version: h.s.cfg.Version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}, nil
+}
+
+type lockHandler struct{ s *Server }
+
+func (h lockHandler) Limits(ctx context.Context, _ *latchkeyv1.LimitsRequest) (*latchkeyv1.LimitsResponse, error) {
+	l, err := h.s.cfg.Locks.Limits(ctx)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.LimitsResponse{
+		TtlMin: durationpb.New(l.TTLMin), TtlMax: durationpb.New(l.TTLMax), TtlDefault: durationpb.New(l.TTLDefault), DriftPpm: l.DriftPPM,
+	}, nil
+}
+
+func (h lockHandler) Acquire(ctx context.Context, r *latchkeyv1.AcquireRequest, stream *connect.ServerStream[latchkeyv1.AcquireResponse]) error {
+	return encodeError(h.acquire(ctx, r, stream.Send))
+}
+
+// acquire asks the backend on a goroutine of its own, since Queued must not block and sending may.
+func (h lockHandler) acquire(ctx context.Context, r *latchkeyv1.AcquireRequest, send func(*latchkeyv1.AcquireResponse) error) error {
+	if err := lockservice.CheckName(r.Name); err != nil {
+		return err
+	}
+	ttl, err := h.ttl(ctx, r.Ttl)
+	if err != nil {
+		return err
+	}
+	if err := h.s.grants.begin(); err != nil {
+		return err
+	}
+	defer h.s.grants.end()
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(h.s.draining, func() { cancel(context.Cause(h.s.draining)) })()
+
+	newest := make(chan int, 1) // the latest place in the queue that has not been sent
+	type result struct {
+		grant lockservice.Grant
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		g, err := h.s.cfg.Locks.Acquire(ctx, lockservice.Request{Name: r.Name, TTL: ttl, Try: r.Try, Queued: func(position int) {
+			select {
+			case <-newest:
+			default:
+			}
+			newest <- position
+		}})
+		done <- result{g, err}
+	}()
+	for {
+		select {
+		case p := <-newest:
+			if err := send(&latchkeyv1.AcquireResponse{Event: &latchkeyv1.AcquireResponse_Queued{Queued: &latchkeyv1.Queued{Position: int64(p)}}}); err != nil {
+				cancel(err)
+			}
+		case res := <-done:
+			if res.err != nil {
+				return res.err
+			}
+			if ctx.Err() != nil { // the client has gone and was told nothing: nobody can be using the lock
+				h.giveBack(res.grant)
+				return context.Cause(ctx)
+			}
+			h.s.grants.add(res.grant)
+			// When this fails the client may have read it all the same, so the lease is left to run out.
+			return send(&latchkeyv1.AcquireResponse{Event: &latchkeyv1.AcquireResponse_Granted{Granted: encodeGrant(res.grant)}})
+		}
+	}
+}
+
+// ttl returns the lease a client asks for, which is the overlay's default when it names none.
+func (h lockHandler) ttl(ctx context.Context, d *durationpb.Duration) (time.Duration, error) {
+	if d == nil {
+		l, err := h.s.cfg.Locks.Limits(ctx)
+		return l.TTLDefault, err
+	}
+	if err := d.CheckValid(); err != nil {
+		return 0, fmt.Errorf("%w: %v", lockservice.ErrTTL, err)
+	}
+	return d.AsDuration(), nil
+}
+
+// giveBack releases a grant that never reached its client.
+func (h lockHandler) giveBack(g lockservice.Grant) {
+	ctx, cancel := context.WithTimeout(context.Background(), giveBackTimeout)
+	defer cancel()
+	if err := h.s.cfg.Locks.Release(ctx, g); err != nil {
+		log.Debugw("a grant whose client has gone could not be released and will lapse", "lock", g.Name, "token", g.Token, "err", err)
+	}
+}
+
+func (h lockHandler) Renew(ctx context.Context, r *latchkeyv1.RenewRequest) (*latchkeyv1.RenewResponse, error) {
+	key := grantKey{r.Name, lockservice.Token(r.Token), r.Req}
+	g, err := h.s.grants.find(key)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	if err := h.s.cfg.Locks.Renew(ctx, g); err != nil {
+		if errors.Is(err, lockservice.ErrNotHeld) {
+			h.s.grants.drop(key)
+		}
+		return nil, encodeError(err)
+	}
+	h.s.grants.renewed(key)
+	return &latchkeyv1.RenewResponse{LeaseLeft: durationpb.New(g.TTL)}, nil
+}
+
+func (h lockHandler) Release(ctx context.Context, r *latchkeyv1.ReleaseRequest) (*latchkeyv1.ReleaseResponse, error) {
+	key := grantKey{r.Name, lockservice.Token(r.Token), r.Req}
+	g, err := h.s.grants.find(key)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	err = h.s.cfg.Locks.Release(ctx, g)
+	if err == nil || errors.Is(err, lockservice.ErrNotHeld) {
+		h.s.grants.drop(key)
+	}
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.ReleaseResponse{}, nil
+}
+
+func (h lockHandler) Info(ctx context.Context, r *latchkeyv1.InfoRequest) (*latchkeyv1.InfoResponse, error) {
+	if err := lockservice.CheckName(r.Name); err != nil {
+		return nil, encodeError(err)
+	}
+	i, err := h.s.cfg.Locks.Info(ctx, r.Name)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return encodeInfo(i), nil
+}
