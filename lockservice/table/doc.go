@@ -1,0 +1,36 @@
+// Package table is the lock table of protocol "group": the automaton that every replica of a group runs on its log
+// (lock-protocols.md sections 3.1 and 7). It knows locks, not bytes: lockservice turns commands and snapshots into both.
+//
+// A lock is exclusive and granted in the order in which requests stand in the log. Nothing here reads a clock: the caller
+// says at which log time a command is executed, and a lease ends at the first step whose log time is at least that of its last
+// renewal plus stretch(TTL).
+//
+// # States of a request
+//
+// A request is named by its client (a session) and a number the client never uses twice.
+//
+//	        Acquire, free                       Renew
+//	none ------------------------> GRANTED ---------------> CONFIRMED
+//	  |  Acquire, taken            ^ unconfirmed               |
+//	  +-----------> QUEUED --------+                           |
+//	                  | head of the queue when the lock falls free
+//	                  |
+//	Release, SessionEnded: leaves    Release, lease over: the next one is granted
+//
+// A grant that came out of the queue is told by an output, which may be lost, and is not a hold yet: its waiter confirms it
+// by a Renew and counts its lease from the sending of that. The lease runs from the grant anyway, so a waiter that is gone
+// costs one TTL at most. A session that ends takes its queue entries along and lets its leases run out, because its
+// program may live on and believe in them.
+//
+// # Tokens
+//
+// overlay generation 8 | group generation 16 | counter 40 bits (replica-groups.md section 6.6). The counter belongs to the
+// whole table and rises with every grant, so a lock that nobody wants can be forgotten without a trace. It never wraps: a
+// table that has used it up refuses with [TokensExhausted].
+//
+// # Departures
+//
+// Release with token 0 gives up whatever its request has, also a confirmed grant: a client sends it only when it has given up
+// that request for good, and it may not know that its last poll confirmed a grant. Requests are named, so it can never touch
+// another one.
+package table

@@ -1,0 +1,186 @@
+package table
+
+import (
+	"fmt"
+	"time"
+
+	"latchkey/dht/keyspace"
+)
+
+// Client is a client session.
+type Client [16]byte
+
+// String returns the first eight hexadecimal digits.
+func (c Client) String() string { return fmt.Sprintf("%x", c[:4]) }
+
+// Token is a fencing token: it rises with every grant. Zero stands for none.
+type Token uint64
+
+const (
+	counterBits = 40
+	// CounterMax is the last number a table gives out in one generation.
+	CounterMax = 1<<counterBits - 1
+)
+
+// Caller says who sent a command.
+type Caller struct {
+	Client Client
+	Peer   keyspace.NodeID
+}
+
+// Command is what a client asks of the table.
+type Command interface{ isCommand() }
+
+// The commands.
+type (
+	// Acquire asks for a lock. Asked again for a request that is alive, it answers the present state of that request and
+	// changes nothing. Answers: Granted, Queued, Locked (only with Try), Refused.
+	Acquire struct {
+		Name string
+		Req  uint64 // never used twice by its client, other than to ask again
+		TTL  time.Duration
+		Try  bool // do not queue
+	}
+	// Renew starts the lease of a grant anew and so confirms it; a lease never gets shorter. With Token 0 it is a waiter's
+	// poll, which confirms a grant that has been made meanwhile. Answers: Held, Queued (only with Token 0), NotHeld, Refused.
+	Renew struct {
+		Name  string
+		Req   uint64
+		Token Token
+		TTL   time.Duration
+	}
+	// Release gives a lock back. With Token 0 it gives up whatever the request has, a place in the queue or a grant. Answers:
+	// Released, NotHeld.
+	Release struct {
+		Name  string
+		Req   uint64
+		Token Token
+	}
+)
+
+func (Acquire) isCommand() {}
+func (Renew) isCommand()   {}
+func (Release) isCommand() {}
+
+// Kind says what an [Answer] is.
+type Kind uint8
+
+// The kinds of answers.
+const (
+	Granted  Kind = iota + 1 // the lock is granted: Token, Waited
+	Queued                   // waiting: Position
+	Locked                   // Try found it taken: Holder, zero while a new generation waits for leases of the former one
+	Held                     // renewed: Token
+	NotHeld                  // the request has nothing here
+	Released                 // given back
+	Refused                  // Reason
+)
+
+// String names the kind.
+func (k Kind) String() string {
+	names := [...]string{"Kind(0)", "granted", "queued", "locked", "held", "not-held", "released", "refused"}
+	if int(k) < len(names) {
+		return names[k]
+	}
+	return fmt.Sprintf("Kind(%d)", uint8(k))
+}
+
+// Reason says why a command is refused.
+type Reason uint8
+
+// The reasons.
+const (
+	BadTTL          Reason = iota + 1 // outside the bounds of the configuration
+	TooManyLocks                      // [LocksMax]
+	TooManyWaiters                    // [WaitersPerLockMax]
+	TooManyRequests                   // [RequestsPerSessionMax]
+	TokensExhausted                   // the generation has given out its last token
+)
+
+// String names the reason.
+func (r Reason) String() string {
+	names := [...]string{"Reason(0)", "ttl out of bounds", "too many locks", "too many waiters", "too many requests of one session", "tokens exhausted"}
+	if int(r) < len(names) {
+		return names[r]
+	}
+	return fmt.Sprintf("Reason(%d)", uint8(r))
+}
+
+// Answer is the result of a command. Fields that its kind does not name are zero.
+type Answer struct {
+	Kind     Kind
+	Token    Token
+	Waited   bool // the grant came out of the queue and is unconfirmed: Renew before holding
+	Position int  // how many stand in front, the holder not counted
+	Holder   Holder
+	Reason   Reason
+}
+
+// Holder describes who has a lock.
+type Holder struct {
+	Client    Client
+	Peer      keyspace.NodeID
+	Req       uint64
+	Token     Token
+	Left      time.Duration // of its lease, in log time, at the moment of asking
+	Confirmed bool
+}
+
+// Waiter describes who waits for one.
+type Waiter struct {
+	Client Client
+	Peer   keyspace.NodeID
+	Req    uint64
+	Since  time.Duration // how long it has been waiting, in log time
+}
+
+// Info describes one lock, and the table around it.
+type Info struct {
+	Held    bool
+	Holder  Holder   // zero unless Held
+	Waiters []Waiter // first come, first granted
+	Locks   int      // locks of the table that are held or waited for
+	Waiting int      // waiters of all of them
+}
+
+// Grant is the output that tells a waiter its turn has come. It goes to the session of Client.
+type Grant struct {
+	Client Client
+	Name   string
+	Req    uint64
+	Token  Token
+}
+
+// State is the whole state of a table, for snapshots: locks by rising name, waiters in order.
+type State struct {
+	Now     time.Duration // log time of the last step
+	Counter uint64        // of the last token given out
+	Locks   []LockState
+}
+
+// LockState is one lock of a [State].
+type LockState struct {
+	Name  string
+	Owner *OwnerState // nil while nobody has it: then a new generation keeps its waiters waiting
+	Queue []WaiterState
+}
+
+// OwnerState is the owner of a [LockState].
+type OwnerState struct {
+	Client    Client
+	Peer      keyspace.NodeID
+	Req       uint64
+	Counter   uint64 // of its token
+	Ends      time.Duration
+	Waited    bool // came out of the queue
+	Confirmed bool // renewed at least once
+}
+
+// WaiterState is one waiter of a [LockState].
+type WaiterState struct {
+	Client Client
+	Peer   keyspace.NodeID
+	Req    uint64
+	TTL    time.Duration
+	Since  time.Duration // log time at which it came
+}
