@@ -19,6 +19,8 @@ const (
 	CreationsMax  = 64  // creations that are not committed yet; a further Ensure gets ErrBusy
 	EnsuresMax    = 256 // Ensures waiting for one creation; a further one gets ErrBusy
 	CandidatesMax = 20  // peers considered per look-up: Kademlia's K
+
+	candidatesKept = 2 * CandidatesMax // of all rounds and known peers, the closest
 )
 
 // Times of a [Creator].
@@ -33,10 +35,12 @@ const (
 )
 
 // Rounds of look-up and asking when fewer than 2f+1 peers accept. A peer missed by one look-up or busy for a moment should
-// not make a group smaller for ever; a small overlay should not wait long for peers that do not exist.
+// not make a group smaller for ever; a small overlay should not wait long for peers that do not exist. Proposals that are
+// dropped lead to further rounds, up to roundsMax, then whoever waits hears that the outcome is unknown.
 const (
 	roundsFew    = 2 // when every peer that was found has answered
 	roundsSilent = 3 // when some were silent
+	roundsMax    = 10
 )
 
 // Errors in [AnswerEnsure.Err].
@@ -191,7 +195,7 @@ type creation struct {
 	point    keyspace.Key // of anchor
 	ensures  []uint64     // who waits, at most EnsuresMax
 	deadline automaton.Instant
-	// Before the commit: candidates by rising distance to point, at most CandidatesMax and the known peers.
+	// Before the commit: the closest candidates of all rounds by rising distance to point, at most candidatesKept.
 	candidates []candidate
 	round      int
 	// After it: the child, with the members that have reported in.
@@ -314,18 +318,23 @@ func (c *Creator) found(p keyspace.Prefix, m *creation, peers []Peer, now automa
 		if peer.check() != nil || slices.ContainsFunc(m.candidates, same) {
 			continue
 		}
-		if i := slices.IndexFunc(before, same); i >= 0 && before[i].opinion != silent {
+		// A yes or a no holds; who was silent, or not needed, is asked anew.
+		if i := slices.IndexFunc(before, same); i >= 0 && (before[i].opinion == yes || before[i].opinion == no) {
 			k.opinion, k.store = before[i].opinion, before[i].store
 		}
 		m.candidates = append(m.candidates, k)
 	}
-	// Peers that accepted in an earlier round stay candidates though this look-up missed them.
+	// Peers of earlier rounds stay candidates though this look-up missed them.
 	for _, k := range before {
-		if k.opinion == yes && !slices.ContainsFunc(m.candidates, func(o candidate) bool { return o.node == k.node }) {
+		if !slices.ContainsFunc(m.candidates, func(o candidate) bool { return o.node == k.node }) {
+			if k.opinion == silent || k.opinion == asked {
+				k.opinion = fresh
+			}
 			m.candidates = append(m.candidates, k)
 		}
 	}
 	slices.SortFunc(m.candidates, func(a, b candidate) int { return keyspace.CompareDistance(m.point, a.node, b.node) })
+	m.candidates = m.candidates[:min(len(m.candidates), candidatesKept)]
 	m.phase = asking
 	return c.progress(p, m, now, out)
 }
@@ -434,7 +443,10 @@ func (c *Creator) notCommitted(ev NotCommitted, now automaton.Instant, out []Cre
 	case errors.Is(ev.Err, ErrRefused):
 		return c.giveUp(ev.Prefix, m, ev.Err, out)
 	}
-	// Dropped or too busy: ask the peers again after a pause, those that accepted keep their place.
+	if m.round >= roundsMax {
+		return c.giveUp(ev.Prefix, m, ErrUndecided, out)
+	}
+	// Dropped or too busy: look up again after a pause. Those that accepted keep their place.
 	m.phase, m.deadline = pausing, now.Add(retryPause)
 	return out
 }

@@ -118,7 +118,7 @@ type HostingConfig struct {
 	Tombstones []Tombstone // likewise
 }
 
-// starting is a Start on its way from the parent's confirmation to the running replica.
+// startingReplica is a Start on its way from the parent's confirmation to the running replica.
 type startingReplica struct {
 	refs    []uint64
 	replica order.ReplicaID // what the Starts name; 0 < replica
@@ -168,10 +168,14 @@ func (h *Hosting) Step(ev HostingEvent, out []HostingAction) []HostingAction {
 		if s == nil || !s.running {
 			return out
 		}
-		if ev.Err == nil {
+		err := ev.Err
+		if h.buried(ev.Group, s.replica) { // it was removed while it started
+			err = ErrRetired
+		}
+		if err == nil {
 			h.hosted[ev.Group] = s.replica
 		}
-		return h.finish(ev.Group, s, ev.Err, out)
+		return h.finish(ev.Group, s, err, out)
 	case Retired:
 		h.retire(ev.Tombstone)
 	}
@@ -188,10 +192,15 @@ func (h *Hosting) retire(t Tombstone) {
 	}
 }
 
+// buried reports whether a tombstone covers the replica.
+func (h *Hosting) buried(g order.GroupID, id order.ReplicaID) bool {
+	t, ok := h.tombstones[g.Prefix]
+	return ok && (g.Gen < t.Group.Gen || g.Gen == t.Group.Gen && id <= t.Replica)
+}
+
 // mine returns the replica that d gives to this peer, or why it must not run.
 func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
 	m, ok := d.View.MemberAt(h.self)
-	t, buried := h.tombstones[d.Group.Prefix]
 	switch {
 	case d.Group.Overlay != h.overlay || int(d.Group.Prefix.Len) != h.depth:
 		return 0, fmt.Errorf("%w: %v of overlay %v", ErrOverlay, d.Group, d.Group.Overlay)
@@ -201,7 +210,7 @@ func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
 		return 0, ErrNotMember
 	case m.Store != h.store:
 		return 0, fmt.Errorf("%w: %v, it has %v now", ErrStore, m.Store, h.store)
-	case buried && (d.Group.Gen < t.Group.Gen || d.Group.Gen == t.Group.Gen && m.ID <= t.Replica):
+	case h.buried(d.Group, m.ID):
 		return 0, ErrRetired
 	}
 	if has, ok := h.hosted[d.Group]; ok && has != m.ID {
