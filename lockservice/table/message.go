@@ -69,7 +69,7 @@ type Kind uint8
 const (
 	Granted  Kind = iota + 1 // the lock is granted: Token, Waited
 	Queued                   // waiting: Position
-	Locked                   // Try found it taken: Holder, zero while a new generation waits for leases of the former one
+	Locked                   // Try found it taken: Position and Holder, zero while a new generation waits for leases of the former one
 	Held                     // renewed: Token
 	NotHeld                  // the request has nothing here
 	Released                 // given back
@@ -111,7 +111,7 @@ type Answer struct {
 	Kind     Kind
 	Token    Token
 	Waited   bool // the grant came out of the queue and is unconfirmed: Renew before holding
-	Position int  // how many stand in front, the holder not counted
+	Position int  // Queued: how many stand in front, the holder not counted. Locked: how many wait
 	Holder   Holder
 	Reason   Reason
 }
@@ -122,6 +122,7 @@ type Holder struct {
 	Peer      keyspace.NodeID
 	Req       uint64
 	Token     Token
+	TTL       time.Duration // of its lease, as last granted or renewed
 	Left      time.Duration // of its lease, in log time, at the moment of asking
 	Confirmed bool
 }
@@ -131,6 +132,7 @@ type Waiter struct {
 	Client Client
 	Peer   keyspace.NodeID
 	Req    uint64
+	TTL    time.Duration // of the lease it asks for
 	Since  time.Duration // how long it has been waiting, in log time
 }
 
@@ -171,6 +173,7 @@ type OwnerState struct {
 	Peer      keyspace.NodeID
 	Req       uint64
 	Counter   uint64 // of its token
+	TTL       time.Duration
 	Ends      time.Duration
 	Waited    bool // came out of the queue
 	Confirmed bool // renewed at least once

@@ -125,6 +125,9 @@ func (t *Table) acquire(by Caller, a Acquire) Answer {
 		return Answer{Kind: Refused, Reason: TokensExhausted}
 	case a.Try && (l != nil || !t.fresh()):
 		ans := Answer{Kind: Locked}
+		if l != nil {
+			ans.Position = len(l.queue)
+		}
 		if l != nil && l.owner != nil {
 			ans.Holder = t.holder(l.owner)
 		}
@@ -191,7 +194,7 @@ func (t *Table) renew(c Client, r Renew) Answer {
 		o := l.owner
 		// Renewals may reach the log out of order or with another TTL: what was promised once stays.
 		o.Ends = max(o.Ends, later(t.now, t.cfg.Drift.Stretch(r.TTL)))
-		o.Confirmed = true
+		o.TTL, o.Confirmed = r.TTL, true
 		heap.Fix(&t.leases, l.at)
 		return Answer{Kind: Held, Token: t.token(o.Counter)}
 	case l != nil && r.Token == 0:
@@ -259,7 +262,7 @@ func (t *Table) grant(l *lock, w WaiterState, waited bool) {
 		t.counter++
 	}
 	l.owner = &OwnerState{
-		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: t.counter, Waited: waited, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
+		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: t.counter, Waited: waited, TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
 	}
 	heap.Push(&t.leases, l)
 }
@@ -338,14 +341,14 @@ func (t *Table) Info(now time.Duration, name string) Info {
 		info.Holder.Left = max(0, l.owner.Ends-now)
 	}
 	for _, w := range l.queue {
-		info.Waiters = append(info.Waiters, Waiter{Client: w.Client, Peer: w.Peer, Req: w.Req, Since: now - w.Since})
+		info.Waiters = append(info.Waiters, Waiter{Client: w.Client, Peer: w.Peer, Req: w.Req, TTL: w.TTL, Since: now - w.Since})
 	}
 	return info
 }
 
 func (t *Table) holder(o *OwnerState) Holder {
 	return Holder{
-		Client: o.Client, Peer: o.Peer, Req: o.Req, Token: t.token(o.Counter), Left: o.Ends - t.now, Confirmed: o.Confirmed || !o.Waited,
+		Client: o.Client, Peer: o.Peer, Req: o.Req, Token: t.token(o.Counter), TTL: o.TTL, Left: o.Ends - t.now, Confirmed: o.Confirmed || !o.Waited,
 	}
 }
 
@@ -413,7 +416,7 @@ func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
 		t.stale[ls.Name] = struct{}{}
 	} else {
 		o := *ls.Owner
-		if _, twice := counters[o.Counter]; twice || o.Counter == 0 || o.Counter > t.counter || o.Ends < 0 {
+		if _, twice := counters[o.Counter]; twice || o.Counter == 0 || o.Counter > t.counter || o.Ends < 0 || !t.ttlFits(o.TTL) {
 			return fmt.Errorf("%w: lock %q: token counter %d of %d", ErrState, ls.Name, o.Counter, t.counter)
 		}
 		counters[o.Counter] = struct{}{}
