@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	logging "github.com/ipfs/go-log/v2"
+	"github.com/spf13/cobra"
+
+	"latchkey/node/api"
+)
+
+// verbs makes each verb of the command line. A new verb is a function here, in a file of its own.
+var verbs = []func(*app) *cobra.Command{
+	idVerb, peersVerb, keyVerb, lockVerb, shutdownVerb, versionVerb, completionVerb,
+}
+
+// app is what every verb shares: the global flags and where output goes. Its fields are set before a verb's RunE runs.
+type app struct {
+	printer
+	path     string        // directory of the peer
+	apiAddr  string        // address of the daemon's API; empty: the socket in path
+	timeout  time.Duration // of one call to the daemon
+	logLevel string
+
+	// parsed tells that flags and arguments were in order, so that whatever fails now is not wrong usage.
+	parsed bool
+}
+
+// run is the whole program. It returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	a := &app{printer: printer{out: stdout, err: stderr}}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(context.Background())
+	if err == nil {
+		return exitOK
+	}
+	code := exitUsage
+	if a.parsed {
+		code = exitCode(err)
+	}
+	if e, ok := err.(*exitError); !ok || e.err != nil {
+		fmt.Fprintf(stderr, "latchkey: %s\n", strings.TrimPrefix(oneLine(err), "latchkey: "))
+	}
+	return code
+}
+
+func (a *app) root() *cobra.Command {
+	root := group(&cobra.Command{
+		Use:   "latchkey",
+		Short: "a peer-to-peer node with built-in locks",
+		Long: `latchkey runs one peer of an overlay that keeps locks: whoever holds a lock by its name holds it
+on every machine of the overlay, and no server is in charge.
+
+Exit codes: 0 ok, 1 error, 2 wrong usage, 3 daemon not reachable, 4 not found, 75 lock not acquired in
+time, 76 lock lost while the command ran, 130/143 interrupted; lock otherwise ends as its command did.`,
+		Example: `  latchkey init                            make a peer and a new overlay
+  latchkey daemon                          run the peer
+  latchkey lock nightly -- ./build.sh      run a command while holding a lock
+  latchkey testnet demo                    seven peers on this machine, with faults`,
+	})
+	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return fmt.Errorf("%w; see %s --help", err, c.CommandPath()) })
+	root.SetHelpCommand(helpVerb(a))
+
+	f := root.PersistentFlags()
+	f.StringVar(&a.path, "path", defaultPath(), "directory of the peer (LATCHKEY_PATH)")
+	f.StringVar(&a.apiAddr, "api", os.Getenv("LATCHKEY_API"), "unix socket of the daemon (LATCHKEY_API; default api.sock in --path)")
+	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long one call to the daemon may take; 0 is no limit")
+	f.StringVarP(&a.format, "output", "o", formatText, "text, json or jsonl")
+	f.StringVar(&a.logLevel, "log-level", "warn", "debug, info, warn or error")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
+	for _, verb := range verbs {
+		root.AddCommand(verb(a))
+	}
+	return root
+}
+
+// group completes a verb that has subverbs: an unknown one, or none, is wrong usage.
+func group(c *cobra.Command) *cobra.Command {
+	c.DisableSuggestions = true
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		hint := ""
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			hint = fmt.Sprintf("did you mean %s? ", strings.Join(near, " or "))
+		}
+		return fmt.Errorf("unknown verb %q; %s%s --help lists them", args[0], hint, c.CommandPath())
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return usagef("%s: which verb? %s --help lists them", c.Name(), c.CommandPath())
+	}
+	return c
+}
+
+// exactly says that a verb takes n arguments.
+func exactly(n int) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != n {
+			return fmt.Errorf("%s: got %d arguments; usage: %s", c.Name(), len(args), c.UseLine())
+		}
+		return nil
+	}
+}
+
+// prepare checks the global flags and applies them.
+func (a *app) prepare() error {
+	if !slices.Contains([]string{formatText, formatJSON, formatJSONL}, a.format) {
+		return fmt.Errorf("-o %s: use text, json or jsonl", a.format)
+	}
+	if a.timeout < 0 {
+		return fmt.Errorf("--timeout %v: it must not be negative", a.timeout)
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, a.logLevel) {
+		return fmt.Errorf("--log-level %s: use debug, info, warn or error", a.logLevel)
+	}
+	if err := logging.SetLogLevel("*", a.logLevel); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
+	a.parsed = true
+	return nil
+}
+
+// defaultPath is LATCHKEY_PATH, else .latchkey in the home directory, else here.
+func defaultPath() string {
+	if p := os.Getenv("LATCHKEY_PATH"); p != "" {
+		return p
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ".latchkey"
+	}
+	return filepath.Join(home, ".latchkey")
+}
+
+// socket returns the address of the daemon's API.
+func (a *app) socket() string {
+	if a.apiAddr != "" {
+		return a.apiAddr
+	}
+	return filepath.Join(a.path, "api.sock")
+}
+
+// call runs fn with a client of the daemon and a context that --timeout ends.
+func (a *app) call(c *cobra.Command, fn func(ctx context.Context, daemon *api.Client) error) error {
+	daemon, err := api.Dial(a.socket())
+	if err != nil {
+		return err
+	}
+	defer daemon.Close()
+	ctx, cancel := a.bounded(c.Context())
+	defer cancel()
+	return a.explain(fn(ctx, daemon))
+}
+
+// bounded returns a context that --timeout ends.
+func (a *app) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if a.timeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, a.timeout, fmt.Errorf("the daemon at %s did not answer within %v; it may be overloaded or cut off (see --timeout)", a.socket(), a.timeout))
+}
+
+// explain adds to the error of a call what to do when nobody answered it.
+func (a *app) explain(err error) error {
+	if exitCode(err) != exitUnreachable {
+		return err
+	}
+	start := "latchkey daemon"
+	if a.path != defaultPath() {
+		start += " --path " + a.path
+	}
+	if _, statErr := os.Stat(a.path); statErr != nil && a.apiAddr == "" {
+		start = strings.Replace(start, " daemon", " init", 1) + " && " + start
+	}
+	return fmt.Errorf("%w; start one with: %s (or name another by --api)", err, start)
+}

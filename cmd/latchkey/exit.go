@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"latchkey/lockservice"
+	"latchkey/node/api"
+)
+
+// Exit codes. Scripts lean on them.
+const (
+	exitOK          = 0
+	exitFailure     = 1
+	exitUsage       = 2
+	exitUnreachable = 3
+	exitNotFound    = 4
+	exitNotAcquired = 75
+	exitLost        = 76
+	exitNotRunnable = 126 // the command of lock exists and cannot be run, as env(1) has it
+	exitNoCommand   = 127 // the command of lock does not exist
+	exitSignal      = 128 // plus the signal's number
+)
+
+// exitError ends the program with a code. A nil err ends it silently: everything has been said.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// A verb's RunE returns one of these, or any other error, whose code exitCode then finds:
+//
+//	return usagef("--nodes %d: at least 3", n)      // exit 2, wrong flags or arguments
+//	return exitf(exitNotFound, "no peer %d", n)     // a code of the verb's choice
+//	return silent(exitFailure)                       // the verb has printed its own report
+//	return fmt.Errorf("testnet: %w", err)           // exit 1, or what a known sentinel stands for
+
+func exitf(code int, format string, args ...any) error {
+	return &exitError{code, fmt.Errorf(format, args...)}
+}
+
+func usagef(format string, args ...any) error { return exitf(exitUsage, format, args...) }
+
+func silent(code int) error { return &exitError{code: code} }
+
+// exitCode returns the code that err stands for.
+func exitCode(err error) int {
+	var exit *exitError
+	var interrupt *interruptError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &exit):
+		return exit.code
+	case errors.As(err, &interrupt):
+		return exitSignal + int(interrupt.sig)
+	case errors.Is(err, lockservice.ErrName), errors.Is(err, lockservice.ErrTTL), errors.Is(err, api.ErrAddr):
+		return exitUsage
+	case errors.Is(err, api.ErrUnreachable):
+		return exitUnreachable
+	case errors.Is(err, lockservice.ErrLocked), errors.Is(err, lockservice.ErrWait):
+		return exitNotAcquired
+	case errors.Is(err, lockservice.ErrLost):
+		return exitLost
+	}
+	return exitFailure
+}
+
+// oneLine makes an error fit one line, whatever it quotes.
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}
+
+// interruptError is the cause with which a context of interruptible ends.
+type interruptError struct{ sig syscall.Signal }
+
+func (e *interruptError) Error() string { return "interrupted by signal: " + e.sig.String() }
+
+// interruptible returns a context that ends at the first SIGINT or SIGTERM with an *interruptError as its cause. A second
+// signal ends the program at once. stop gives the signals back.
+func interruptible(parent context.Context) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	quit := make(chan struct{})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case s := <-signals:
+				sig := s.(syscall.Signal)
+				if n > 0 {
+					os.Exit(exitSignal + int(sig))
+				}
+				cancel(&interruptError{sig})
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return ctx, func() { signal.Stop(signals); close(quit); cancel(nil) }
+}

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/node/api"
+)
+
+func idVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "id",
+		Short: "tell who this peer is",
+		Example: `  latchkey id
+  latchkey id -o json | jq -r .peer`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+				i, err := daemon.ID(ctx)
+				if err != nil {
+					return err
+				}
+				return a.value(i, func(w io.Writer) {
+					fmt.Fprintf(w, "peer\t%s\nnode\t%s\noverlay\t%s %s\nstore\t%s\nversion\t%s\n", i.Peer, i.Node, i.Overlay, i.OverlayName, i.Store, i.Version)
+					for _, addr := range i.Addrs {
+						fmt.Fprintf(w, "listens\t%s\n", addr)
+					}
+				})
+			})
+		},
+	}
+}
+
+func peersVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "peers",
+		Short:   "list the peers this one knows",
+		Example: `  latchkey peers`,
+		Args:    exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+				peers, err := daemon.Peers(ctx)
+				if err != nil {
+					return err
+				}
+				return a.list("peers", anys(peers), func(w io.Writer) {
+					for _, p := range peers {
+						state := "away"
+						if p.Connected {
+							state = "connected"
+						}
+						fmt.Fprintf(w, "%s\t%s\t%s\n", p.Peer, state, strings.Join(p.Addrs, " "))
+					}
+				})
+			})
+		},
+	}
+}
+
+func keyVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "key NAME",
+		Short:   "tell where the lock of this name lives: its hash, the closest peers, its group",
+		Example: `  latchkey key nightly`,
+		Args:    exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+				k, err := daemon.Key(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.value(k, func(w io.Writer) {
+					fmt.Fprintf(w, "name\t%s\nhash\t%s\n", k.Name, k.Hash)
+					for i, p := range k.Closest {
+						fmt.Fprintf(w, "closest %d\t%s\n", i+1, p)
+					}
+					g := k.Group
+					if g == nil {
+						fmt.Fprintf(w, "group\tnone yet: the first lock under this key's prefix makes it\n")
+						return
+					}
+					fmt.Fprintf(w, "group\t%s, generation %d, view %d\n", g.ID, g.Generation, g.View)
+					for _, p := range g.Members {
+						role := "member"
+						if p == g.Leader {
+							role = "leader"
+						}
+						fmt.Fprintf(w, "%s\t%s\n", role, p)
+					}
+				})
+			})
+		},
+	}
+}
+
+func shutdownVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "shutdown",
+		Short:   "stop the daemon and wait until it has stopped",
+		Example: `  latchkey shutdown`,
+		Args:    exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+				if err := daemon.Shutdown(ctx); err != nil {
+					return err
+				}
+				return untilGone(ctx, daemon)
+			})
+		},
+	}
+}
+
+// untilGone waits until nobody answers, which is when the daemon has given up its directory.
+func untilGone(ctx context.Context, daemon *api.Client) error {
+	poll := time.NewTicker(20 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		if _, err := daemon.Version(ctx); exitCode(err) == exitUnreachable {
+			return nil
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func versionVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "tell which build this is; needs no daemon",
+		Example: `  latchkey version -o json`,
+		Args:    exactly(0),
+		RunE: func(*cobra.Command, []string) error {
+			v := api.Version{Version: buildVersion(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+			return a.value(v, func(w io.Writer) { fmt.Fprintf(w, "latchkey %s (%s, %s)\n", v.Version, v.Go, v.Platform) })
+		},
+	}
+}
+
+// buildVersion is the module's version, which Go derives from the checkout it built.
+func buildVersion() string {
+	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
+		return b.Main.Version
+	}
+	return "(unknown)"
+}
+
+func completionVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "completion bash|zsh|fish",
+		Short: "print a completion script for a shell",
+		Example: `  source <(latchkey completion bash)
+  latchkey completion fish > ~/.config/fish/completions/latchkey.fish`,
+		ValidArgs: []string{"bash", "zsh", "fish"},
+		Args:      exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			switch root := c.Root(); args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(a.out, true)
+			case "zsh":
+				return root.GenZshCompletion(a.out)
+			case "fish":
+				return root.GenFishCompletion(a.out, true)
+			}
+			return usagef("completion %s: use bash, zsh or fish", args[0])
+		},
+	}
+}
+
+func helpVerb(*app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [VERB...]",
+		Short:   "explain a verb, as its --help does",
+		Example: `  latchkey help lock`,
+		RunE: func(c *cobra.Command, args []string) error {
+			topic, rest, err := c.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("help: unknown verb %q; latchkey --help lists them", strings.Join(args, " "))
+			}
+			return topic.Help()
+		},
+	}
+}

@@ -1,0 +1,343 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/lockservice"
+	"latchkey/node/api"
+)
+
+// lockFlags are the flags of lock.
+type lockFlags struct {
+	ttl, wait time.Duration
+	waitSet   bool
+	try       bool
+	protocol  string
+	notAcq    int
+}
+
+// laterVerbs will be verbs below lock. Locks of these names are refused today, so that no script changes its meaning then.
+var laterVerbs = []string{"ls", "watch", "release"}
+
+func lockVerb(a *app) *cobra.Command {
+	var f lockFlags
+	c := &cobra.Command{
+		Use:   "lock NAME [-- CMD ARG...]",
+		Short: "hold a lock, for as long as a command runs or until interrupted",
+		Long: `lock waits for the lock NAME, in order of arrival, and holds it while CMD runs.
+
+CMD runs without a shell, in a process group of its own, with this terminal, and finds in its environment
+  LATCHKEY_LOCK    the name
+  LATCHKEY_FENCE   the fencing token: a number that rises with every grant of this lock
+  LATCHKEY_HOLDER  who holds it, as "lock info" shows it
+  LATCHKEY_API     the daemon's socket
+INT, TERM, HUP and QUIT are passed on to it, and lock ends with its exit code (128+n after signal n; 127 when
+there is no such command, 126 when it cannot be run). The lock is released when its whole process group
+has ended, so a command left in the background keeps it. Ctrl-Z does not suspend CMD: the lease would run out.
+
+The lease is renewed in the background. When it may be lost, CMD's process group gets TERM a third of the TTL
+before the lease ends, KILL a tenth of the TTL before, and lock ends with 76. If lock itself is killed, the lease
+runs out after at most the TTL. On Linux CMD is then killed at once, though not what CMD has started; elsewhere
+CMD lives on, and a resource that checks the token is safe from it. On Windows, CMD and all it started end
+together, and TERM is a Ctrl-Break.
+
+Without CMD, lock prints one line of JSON and holds the lock until interrupted (exit 130 or 143) or until its
+standard input closes (exit 0). Input from /dev/null, or none at all, says nothing: then only a signal ends it.
+
+A lock that is called like a verb below (info), or starts with a dash, is named after --:
+  latchkey lock -- info -- ./build.sh`,
+		Example: `  latchkey lock nightly -- ./build.sh          # one at a time, on every machine
+  latchkey lock nightly --try -E 0 -- ./build.sh   # or not at all, which is fine
+  latchkey lock nightly --wait 30s -- ./build.sh   # exit 75 when not ours by then
+  latchkey lock nightly                            # hold it until Ctrl-C`,
+		Args: func(c *cobra.Command, args []string) error {
+			_, _, err := lockArgs(args, c.ArgsLenAtDash())
+			return err
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			name, argv, err := lockArgs(args, c.ArgsLenAtDash())
+			if err != nil {
+				return err
+			}
+			f.waitSet = c.Flags().Changed("wait")
+			if err := f.check(c.Flags().Changed("ttl")); err != nil {
+				return err
+			}
+			return a.lock(c.Context(), name, argv, f)
+		},
+	}
+	c.Flags().DurationVar(&f.ttl, "ttl", 0, "how long the lock survives us when we stop (default 15s, within the overlay's bounds)")
+	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for the lock (default without limit; 0 is --try)")
+	c.Flags().BoolVar(&f.try, "try", false, "do not wait")
+	c.Flags().StringVar(&f.protocol, "protocol", "group", "how the lock is kept: group")
+	c.Flags().IntVarP(&f.notAcq, "conflict-exit-code", "E", exitNotAcquired, "exit code when the lock was not acquired in time")
+	c.AddCommand(lockInfoVerb(a))
+	return c
+}
+
+// lockArgs splits the arguments of lock into a name and a command. dash is how many came before the first --, or -1.
+func lockArgs(args []string, dash int) (name string, argv []string, err error) {
+	switch {
+	case len(args) == 0:
+		return "", nil, usagef("lock: which lock? usage: latchkey lock NAME [-- CMD ARG...]")
+	case dash == 0: // lock -- NAME [--] [CMD ARG...]
+		name, argv = args[0], args[1:]
+		if len(argv) > 0 && argv[0] == "--" {
+			argv = argv[1:]
+		}
+		return name, argv, nil
+	case dash > 1 || dash < 0 && len(args) > 1:
+		return "", nil, usagef("lock: unexpected %q after the name; put -- before a command: latchkey lock %s -- %s", args[1], args[0], args[1])
+	case slices.Contains(laterVerbs, args[0]):
+		return "", nil, usagef("lock: %q is not a verb yet; for a lock of that name: latchkey lock -- %s", args[0], args[0])
+	}
+	return args[0], args[1:], nil
+}
+
+func (f *lockFlags) check(ttlSet bool) error {
+	switch {
+	case f.try && f.waitSet:
+		return usagef("lock: --try and --wait exclude each other")
+	case f.wait < 0:
+		return usagef("lock: --wait %v: it must not be negative", f.wait)
+	case ttlSet && f.ttl <= 0:
+		return usagef("lock: --ttl %v: it must be positive, like 15s", f.ttl)
+	case f.notAcq < 0 || f.notAcq > 255:
+		return usagef("lock: -E %d: exit codes go from 0 to 255", f.notAcq)
+	case f.protocol == "sigma" || f.protocol == "backoff":
+		return usagef("lock: --protocol %s is not there yet; use group", f.protocol)
+	case f.protocol != "group":
+		return usagef("lock: --protocol %s: use group", f.protocol)
+	}
+	f.try = f.try || f.waitSet && f.wait == 0
+	return nil
+}
+
+// lock acquires the lock, has argv run under it (or holds it until told to stop), and gives it back.
+func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags) error {
+	if err := lockservice.CheckName(name); err != nil {
+		return err
+	}
+	var program string
+	if len(argv) > 0 {
+		var err error
+		if program, err = exec.LookPath(argv[0]); err != nil { // before anybody waits for us
+			return commandError(err)
+		}
+	}
+	daemon, err := api.Dial(a.socket())
+	if err != nil {
+		return err
+	}
+	defer daemon.Close()
+
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, passedOn()...)
+	defer signal.Stop(signals)
+
+	held, err := a.acquire(ctx, daemon, name, f, signals)
+	if err != nil {
+		return err
+	}
+	var work work
+	if len(argv) == 0 {
+		work, err = a.announce(held)
+	} else {
+		work, err = startChild(program, argv, childEnv(held, daemon.Addr()), a.note)
+	}
+	if err != nil {
+		a.release(daemon, held)
+		return commandError(err)
+	}
+	lost := supervise(held, work, signals)
+	a.release(daemon, held)
+	if lost != nil {
+		return fmt.Errorf("lock %q may be lost, so its work was stopped: %w", name, lost)
+	}
+	return work.result()
+}
+
+// acquire waits for the lock until a signal comes.
+func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lockFlags, signals <-chan os.Signal) (*lockservice.Handle, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	acquired, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case s := <-signals:
+			cancel(&interruptError{s.(syscall.Signal)})
+		case <-acquired:
+		}
+	}()
+
+	var opts []lockservice.Option
+	if f.ttl != 0 {
+		opts = append(opts, lockservice.WithTTL(f.ttl))
+	}
+	take := daemon.Locks().Lock
+	if f.try {
+		take = daemon.Locks().TryLock
+	} else {
+		if f.wait > 0 {
+			opts = append(opts, lockservice.WithWait(f.wait))
+		}
+		if a.format == formatText && isTerminal(os.Stderr) {
+			opts = append(opts, lockservice.WithQueued(func(position int) { a.note(fmt.Sprintf("waiting for lock %q: place %d in the queue", name, position)) }))
+		}
+	}
+	held, err := take(ctx, name, opts...)
+	close(acquired)
+	<-watched
+	switch code := exitCode(err); {
+	case ctx.Err() != nil: // interrupted, and what Lock says of it adds nothing
+		if err == nil {
+			a.release(daemon, held)
+		}
+		return nil, &exitError{code: exitCode(context.Cause(ctx))}
+	case code == exitNotAcquired:
+		return nil, &exitError{f.notAcq, err}
+	case err != nil:
+		return nil, a.explain(err)
+	}
+	return held, nil
+}
+
+// release gives the lock back. Failure is told and changes no exit code: the work is done, and the lease runs out by itself.
+func (a *app) release(daemon *api.Client, held *lockservice.Handle) {
+	ctx, cancel := context.WithTimeout(context.Background(), min(held.TTL(), 5*time.Second))
+	defer cancel()
+	err := held.Release(ctx)
+	if err != nil && !errors.Is(err, lockservice.ErrLost) && !errors.Is(err, lockservice.ErrNotHeld) {
+		a.note(fmt.Sprintf("lock %q could not be released and lapses within %v: %s", held.Name(), held.TTL(), oneLine(err)))
+	}
+}
+
+// note tells the person at the terminal something that no program reads.
+func (a *app) note(text string) { fmt.Fprintf(a.err, "latchkey: %s\n", text) }
+
+// commandError gives the error of a command that did not start the code that shells give it.
+func commandError(err error) error {
+	code := exitFailure
+	switch {
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
+		code = exitNoCommand
+	case errors.Is(err, os.ErrPermission), errors.Is(err, exec.ErrDot), errors.Is(err, syscall.ENOEXEC):
+		code = exitNotRunnable
+	}
+	return exitf(code, "lock: cannot run the command: %w", err)
+}
+
+// childEnv is our environment with the lock in it.
+func childEnv(held *lockservice.Handle, socket string) []string {
+	if abs, err := filepath.Abs(socket); err == nil {
+		socket = abs
+	}
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return slices.Contains([]string{"LATCHKEY_LOCK", "LATCHKEY_FENCE", "LATCHKEY_HOLDER", "LATCHKEY_API"}, name)
+	})
+	return append(env, "LATCHKEY_LOCK="+held.Name(), "LATCHKEY_FENCE="+held.Token().String(), "LATCHKEY_HOLDER="+held.Holder(), "LATCHKEY_API="+socket)
+}
+
+// announce prints the line of a lock that is held without a command, and returns a work that ends with standard input.
+func (a *app) announce(held *lockservice.Handle) (work, error) {
+	line, err := json.Marshal(struct {
+		Lock   string `json:"lock"`
+		Token  uint64 `json:"token,string"`
+		Holder string `json:"holder"`
+		TTL    int64  `json:"ttl_ms"`
+	}{held.Name(), uint64(held.Token()), held.Holder(), held.TTL().Milliseconds()})
+	if err == nil {
+		_, err = fmt.Fprintf(a.out, "%s\n", line)
+	}
+	return holdOpen(os.Stdin), err
+}
+
+func lockInfoVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "info NAME",
+		Short: "tell who holds a lock and who waits for it",
+		Example: `  latchkey lock info nightly
+  latchkey lock info nightly -o json | jq -r .token`,
+		Args: exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+				i, err := daemon.Locks().Info(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.value(lockInfoOf(i), func(w io.Writer) { writeLockInfo(w, i) })
+			})
+		},
+	}
+}
+
+type partyInfo struct {
+	Session string `json:"session"`
+	Peer    string `json:"peer"`
+}
+
+type waiterInfo struct {
+	partyInfo
+	TTL int64 `json:"ttl_ms"`
+}
+
+type lockInfo struct {
+	Name      string       `json:"name"`
+	Held      bool         `json:"held"`
+	Holder    *partyInfo   `json:"holder"` // null when free
+	Token     uint64       `json:"token,string"`
+	TTL       int64        `json:"ttl_ms"`
+	LeaseLeft int64        `json:"lease_left_ms"`
+	Confirmed bool         `json:"confirmed"`
+	Waiters   []waiterInfo `json:"waiters"`
+	Waiting   int          `json:"waiting"`
+}
+
+func lockInfoOf(i lockservice.Info) lockInfo {
+	l := lockInfo{
+		Name: i.Name, Held: i.Held, Token: uint64(i.Token), TTL: i.TTL.Milliseconds(), LeaseLeft: i.LeaseLeft.Milliseconds(),
+		Confirmed: i.Confirmed, Waiters: []waiterInfo{}, Waiting: i.Waiting,
+	}
+	if i.Held {
+		l.Holder = &partyInfo{i.Holder.Session, i.Holder.Peer}
+	}
+	for _, w := range i.Waiters {
+		l.Waiters = append(l.Waiters, waiterInfo{partyInfo{w.Session, w.Peer}, w.TTL.Milliseconds()})
+	}
+	return l
+}
+
+func writeLockInfo(w io.Writer, i lockservice.Info) {
+	fmt.Fprintf(w, "lock\t%s\n", i.Name)
+	if !i.Held {
+		fmt.Fprintf(w, "state\tfree\n")
+	} else {
+		state := "held"
+		if !i.Confirmed {
+			state = "granted, not yet taken up"
+		}
+		fmt.Fprintf(w, "state\t%s\nholder\t%s\ntoken\t%v\nlease\t%v left of %v\n", state, i.Holder, i.Token, i.LeaseLeft.Round(time.Millisecond), i.TTL)
+	}
+	for n, p := range i.Waiters {
+		fmt.Fprintf(w, "waiter %d\t%s\n", n+1, p.Party)
+	}
+	if more := i.Waiting - len(i.Waiters); more > 0 {
+		fmt.Fprintf(w, "waiters\t%d more\n", more)
+	}
+}
