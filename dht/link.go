@@ -1,0 +1,463 @@
+package dht
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"latchkey/dht/pb"
+)
+
+// errGone says that a link was forgotten between finding and using it.
+var errGone = errors.New("dht: link forgotten")
+
+// link is all there is between us and one peer: the calls awaiting its answers and a lane for each class.
+type link struct {
+	o       *Overlay
+	peer    peer.ID
+	budget  budget
+	serving atomic.Int32 // its requests in service here
+	greeted atomic.Int32 // streams it opened that have not said hello yet
+
+	// mu guards the fields below and all of the lanes. It is taken after linksMu and before life.
+	mu      sync.Mutex
+	gone    bool // no longer in links
+	calls   map[uint64]*call
+	lanes   [classes]lane
+	streams int // attached, of both lanes
+}
+
+// lane is one class of a link.
+//
+//  1. While writer is set, frames are taken by its write loop; while opening, they wait for it. Otherwise there are none.
+//  2. writer is opened or accepted, and stays the same until it is detached.
+//  3. messages and bytes count what is in frames or in the hands of the writer.
+type lane struct {
+	frames           []*frame
+	messages, bytes  int
+	opened, accepted *stream // by us, by the peer; hellos exchanged. The newest of each.
+	writer           *stream
+	opening          bool
+	pause            time.Duration // after a failed attempt
+	retryAt          time.Time
+}
+
+// frame is the body of a frame under way, with room before it for the length.
+type frame struct {
+	b     []byte
+	items int
+}
+
+// frameRoom holds the varint of any frame's length.
+const frameRoom = 3
+
+// frameKeepMax bounds the buffers kept for reuse.
+const frameKeepMax = 64 << 10
+
+var framePool = sync.Pool{New: func() any { return &frame{b: make([]byte, frameRoom, 1024)} }}
+
+func newFrame() *frame {
+	f := framePool.Get().(*frame)
+	f.b, f.items = f.b[:frameRoom], 0
+	return f
+}
+
+func (f *frame) free() {
+	if cap(f.b) <= frameKeepMax {
+		framePool.Put(f)
+	}
+}
+
+// bytes returns the frame with its length in front.
+func (f *frame) bytes() []byte {
+	n := uint64(len(f.b) - frameRoom)
+	start := frameRoom - protowire.SizeVarint(n)
+	protowire.AppendVarint(f.b[start:start], n)
+	return f.b[start:]
+}
+
+// pieces cuts a bulk message into frames of its own.
+func pieces(it *item) []*frame {
+	var frames []*frame
+	add := func(it *item) {
+		b := make([]byte, frameRoom, frameRoom+len(it.payload)+itemOverheadMax)
+		frames = append(frames, &frame{appendItem(b, it), 0})
+	}
+	head, rest := *it, it.payload[min(len(it.payload), pieceBytesMax):]
+	if len(rest) > 0 {
+		head.total, head.payload = uint64(len(it.payload)), it.payload[:pieceBytesMax]
+	}
+	add(&head)
+	for len(rest) > 0 {
+		n := min(len(rest), pieceBytesMax)
+		add(&item{kind: pb.Kind_KIND_PIECE, payload: rest[:n]})
+		rest = rest[n:]
+	}
+	frames[0].items = 1 // the message is counted once
+	return frames
+}
+
+// budget is what a peer's half-received messages may take together.
+type budget struct{ used atomic.Int64 }
+
+func (b *budget) take(n int64) bool {
+	if b.used.Add(n) > reassemblyBytesMax {
+		b.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+func (b *budget) give(n int64) { b.used.Add(-n) }
+
+func newLink(o *Overlay, p peer.ID) *link {
+	return &link{o: o, peer: p, calls: make(map[uint64]*call)}
+}
+
+// link returns the link to p, making one if there is none.
+func (o *Overlay) link(p peer.ID) *link {
+	o.linksMu.RLock()
+	l := o.links[p]
+	o.linksMu.RUnlock()
+	if l != nil {
+		return l
+	}
+	o.linksMu.Lock()
+	defer o.linksMu.Unlock()
+	if l = o.links[p]; l != nil {
+		return l
+	}
+	if len(o.links) >= peersIdleMax {
+		for _, l := range o.links {
+			o.forgetIdleLocked(l, true)
+		}
+	}
+	l = newLink(o, p)
+	o.links[p] = l
+	return l
+}
+
+// forget drops a link that holds nothing and owes no pause.
+func (o *Overlay) forget(l *link) {
+	o.linksMu.Lock()
+	defer o.linksMu.Unlock()
+	o.forgetIdleLocked(l, false)
+}
+
+// forgetIdleLocked drops a link that holds nothing; with its pause after failures when paused is set. It needs linksMu.
+func (o *Overlay) forgetIdleLocked(l *link, paused bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	idle := l.streams == 0 && len(l.calls) == 0
+	for i := range l.lanes {
+		idle = idle && !l.lanes[i].opening && (paused || l.lanes[i].pause == 0)
+	}
+	if idle {
+		l.gone = true
+		if o.links[l.peer] == l {
+			delete(o.links, l.peer)
+		}
+	}
+}
+
+// post queues it, opening a stream if none is there. c, if any, will be ended exactly once if and only if the error is nil.
+func (l *link) post(it *item, c *call) error {
+	class := classOf(len(it.payload))
+	var frames []*frame
+	if class == Bulk {
+		frames = pieces(it) // copies before the lock
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone {
+		return errGone
+	}
+	ln := &l.lanes[class]
+	size := len(it.payload) + itemOverheadMax
+	switch {
+	case ln.messages >= outboxMessagesMax[class], ln.bytes+size > outboxBytesMax[class]:
+		return fmt.Errorf("%w: %s, %v: %d messages, %d bytes", ErrOutboxFull, l.peer, class, ln.messages, ln.bytes)
+	case c != nil && len(l.calls) >= callsMax:
+		return fmt.Errorf("%w: %s: %d calls await an answer", ErrOutboxFull, l.peer, len(l.calls))
+	}
+	if ln.writer == nil && !ln.opening {
+		if wait := time.Until(ln.retryAt); wait > 0 {
+			return fmt.Errorf("%w: %s: no attempt for another %v", ErrUnreachable, l.peer, wait)
+		}
+		if !l.o.spawn(func() { l.open(class) }) {
+			return ErrClosed
+		}
+		ln.opening = true
+	}
+	if c != nil {
+		l.awaitLocked(it.id, c)
+	}
+	ln.messages++
+	ln.bytes += size
+	if class == Bulk {
+		ln.frames = append(ln.frames, frames...)
+	} else {
+		ln.append(it)
+	}
+	if w := ln.writer; w != nil && w.idle {
+		w.idle = false
+		w.wake <- struct{}{} // has room: the writer sleeps
+	}
+	return nil
+}
+
+// append adds it to the last control frame, or to a new one if it does not fit.
+func (ln *lane) append(it *item) {
+	var f *frame
+	if n := len(ln.frames); n > 0 {
+		f = ln.frames[n-1]
+	}
+	if f == nil || f.items == itemsPerFrameMax || len(f.b)-frameRoom+len(it.payload)+itemOverheadMax > controlFrameBytesMax {
+		f = newFrame()
+		ln.frames = append(ln.frames, f)
+	}
+	f.b = appendItem(f.b, it)
+	f.items++
+}
+
+func (ln *lane) drop() {
+	ln.frames, ln.messages, ln.bytes = nil, 0, 0
+}
+
+// await registers a call that nothing is queued for here.
+func (l *link) await(id uint64, c *call) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.gone:
+		return ErrClosed
+	case len(l.calls) >= callsMax:
+		return fmt.Errorf("%w: %d calls to ourselves await an answer", ErrOutboxFull, len(l.calls))
+	}
+	l.awaitLocked(id, c)
+	return nil
+}
+
+func (l *link) awaitLocked(id uint64, c *call) {
+	if c.done != nil {
+		c.timer = time.AfterFunc(c.timeout, func() {
+			if c := l.take(id); c != nil {
+				c.end(nil, fmt.Errorf("%w: %s, service %s, %v", ErrTimeout, l.peer, c.service, c.timeout))
+			}
+		})
+	}
+	l.calls[id] = c
+}
+
+// take removes a call for the caller to end; nil if it is gone.
+func (l *link) take(id uint64) *call {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.calls[id]
+	delete(l.calls, id)
+	return c
+}
+
+// complete ends the call that it answers. data is the payload, for the caller to keep.
+func (l *link) complete(it *item, data []byte) {
+	c := l.take(it.id)
+	switch {
+	case c == nil:
+		l.o.count.lateReplies.Add(1)
+	case it.kind == pb.Kind_KIND_ERROR:
+		c.end(nil, l.answerError(it, c.service))
+	default:
+		c.end(data, nil)
+	}
+}
+
+// open opens a stream, exchanges hellos and reads the stream to its end.
+func (l *link) open(class Class) {
+	s, err := l.dial(class)
+	if err != nil {
+		l.openFailed(class, fmt.Errorf("%w: %s: %w", ErrUnreachable, l.peer, err))
+		return
+	}
+	if s != nil {
+		s.read()
+	}
+}
+
+// dial returns a stream that is attached, or nil if the peer's own came first.
+func (l *link) dial(class Class) (*stream, error) {
+	ctx, cancel := context.WithTimeout(l.o.ctx, openTimeout)
+	defer cancel()
+	// The host's own pause after a failed dial is longer than we can wait for a restarted peer; ours replaces it.
+	ns, err := l.o.host.NewStream(network.WithForceDirectDial(ctx, "latchkey"), l.peer, l.o.protocols[class])
+	if err != nil {
+		return nil, err
+	}
+	s := newStream(l, class, ns, true)
+	l.mu.Lock()
+	late := l.lanes[class].writer != nil
+	l.lanes[class].opening = !late
+	l.mu.Unlock()
+	if late {
+		ns.Reset()
+		return nil, nil
+	}
+	if err := s.greet(); err != nil {
+		return nil, err
+	}
+	if !l.attach(s) {
+		ns.Reset()
+		return nil, ErrClosed
+	}
+	return s, nil
+}
+
+// openFailed fails what waited for the stream, unless the peer has opened one meanwhile.
+func (l *link) openFailed(class Class, err error) {
+	log.Debugw("not reached", "peer", l.peer, "class", class, "err", err)
+	l.mu.Lock()
+	ln := &l.lanes[class]
+	ln.opening = false
+	var calls []*call
+	if ln.writer == nil {
+		ln.drop()
+		ln.pause = min(max(2*ln.pause, retryMin), retryMax)
+		ln.retryAt = time.Now().Add(ln.pause)
+		// With no stream, every call of the class was waiting for this one.
+		for id, c := range l.calls {
+			if c.class == class {
+				delete(l.calls, id)
+				calls = append(calls, c)
+			}
+		}
+	}
+	l.mu.Unlock()
+	endAll(calls, err)
+}
+
+// attach puts a greeted stream to use. A former stream from the same side is given up: its end is no longer there. It
+// returns false when the link was forgotten or the overlay closed.
+func (l *link) attach(s *stream) bool {
+	l.mu.Lock()
+	if l.gone || !l.o.up.Load() {
+		l.mu.Unlock()
+		return false
+	}
+	ln := &l.lanes[s.class]
+	slot := &ln.accepted
+	if s.mine {
+		slot, ln.opening = &ln.opened, false
+	}
+	old := *slot
+	var calls []*call
+	if old != nil {
+		calls = l.detachLocked(old)
+	}
+	*slot = s
+	if l.streams++; l.streams == 1 {
+		l.o.host.ConnManager().Protect(l.peer, l.o.connTag)
+	}
+	for i := range l.lanes {
+		l.lanes[i].pause, l.lanes[i].retryAt = 0, time.Time{}
+	}
+	if ln.writer == nil {
+		l.writeByLocked(ln, s)
+	}
+	l.mu.Unlock()
+	if old != nil {
+		old.net.ResetWithError(network.StreamSupplanted)
+		endAll(calls, fmt.Errorf("%w: %s: a newer stream came", ErrLinkLost, l.peer))
+	}
+	l.o.nodes.add(l.peer)
+	return true
+}
+
+func (l *link) writeByLocked(ln *lane, s *stream) {
+	if l.o.spawn(s.write) {
+		ln.writer = s
+	}
+}
+
+// detachLocked takes a stream out of use and returns the calls that fail with it: all of the peer's, since the answer to any
+// of them may have been on its way by this stream. It returns nil if the stream was not attached.
+func (l *link) detachLocked(s *stream) []*call {
+	if s.detached.Swap(true) {
+		return nil
+	}
+	close(s.done)
+	ln := &l.lanes[s.class]
+	other := ln.accepted
+	if s.mine {
+		ln.opened = nil
+	} else {
+		ln.accepted, other = nil, ln.opened
+	}
+	if ln.writer == s {
+		ln.drop()
+		ln.writer = nil
+		if other != nil {
+			l.writeByLocked(ln, other)
+		}
+	}
+	if l.streams--; l.streams == 0 {
+		l.o.host.ConnManager().Unprotect(l.peer, l.o.connTag)
+	}
+	return l.takeAllLocked()
+}
+
+func (l *link) takeAllLocked() []*call {
+	calls := make([]*call, 0, len(l.calls))
+	for _, c := range l.calls {
+		calls = append(calls, c)
+	}
+	clear(l.calls)
+	return calls
+}
+
+// shut resets everything for Close, after which nothing can be added.
+func (l *link) shut() {
+	l.mu.Lock()
+	l.gone = true
+	var streams []*stream
+	calls := l.takeAllLocked()
+	for i := range l.lanes {
+		for _, s := range []*stream{l.lanes[i].opened, l.lanes[i].accepted} {
+			if s != nil {
+				l.detachLocked(s)
+				streams = append(streams, s)
+			}
+		}
+	}
+	l.mu.Unlock()
+	for _, s := range streams {
+		s.net.ResetWithError(network.StreamShutdown)
+	}
+	endAll(calls, ErrClosed)
+}
+
+func endAll(calls []*call, err error) {
+	for _, c := range calls {
+		c.end(nil, err)
+	}
+}
+
+// linkUp ends the pause after failed attempts: the peer is there.
+func (o *Overlay) linkUp(p peer.ID) {
+	o.linksMu.RLock()
+	l := o.links[p]
+	o.linksMu.RUnlock()
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.lanes {
+		l.lanes[i].retryAt = time.Time{}
+	}
+}

@@ -1,0 +1,133 @@
+package dht
+
+import "time"
+
+// Limits of the message layer. Both ends of a stream must agree on the frame bounds; they change with the protocol version.
+const (
+	// protocolVersion is sent in the hello; peers of another version are refused.
+	protocolVersion = 1
+
+	// controlFrameBytesMax and bulkFrameBytesMax bound one frame without its length prefix (architecture.md section 6). A
+	// longer one resets the stream.
+	controlFrameBytesMax = 128 << 10
+	bulkFrameBytesMax    = 1<<20 + 64<<10
+
+	// itemsPerFrameMax bounds the batch in one frame, so that a frame of empty items cannot cost more than it weighs. The
+	// writer begins another frame.
+	itemsPerFrameMax = 1024
+
+	// itemOverheadMax is more than any item's encoding takes beside its payload.
+	itemOverheadMax = 256
+
+	// ControlBytesMax is the largest message that goes by the control stream. A larger one goes by bulk.
+	ControlBytesMax = controlFrameBytesMax - itemOverheadMax
+
+	// pieceBytesMax is how much of a larger message goes into one bulk frame.
+	pieceBytesMax = 1 << 20
+
+	// MessageBytesMax is the largest message. Sending a larger one fails with [ErrTooLarge]; a peer that announces a larger
+	// one has its stream reset.
+	MessageBytesMax = 64 << 20
+
+	// reassemblyBytesMax bounds what one peer's half-received messages may announce together: one largest message. A peer
+	// that keeps to the protocol writes one message at a time, so only another kind of peer reaches it; its stream is reset.
+	// Memory is taken as pieces arrive, not when they are announced.
+	reassemblyBytesMax = MessageBytesMax
+
+	// ServiceNameBytesMax bounds a service's name.
+	ServiceNameBytesMax = 64
+
+	// errorTextBytesMax bounds the text of an error reply; a longer text is cut by the sender.
+	errorTextBytesMax = 1024
+
+	// HelloBytesMax bounds the application's part of the hello; helloFrameBytesMax the frame that carries it.
+	HelloBytesMax      = 4 << 10
+	helloFrameBytesMax = HelloBytesMax + 256
+)
+
+// outboxMessagesMax and outboxBytesMax bound what waits to be written to one peer, per class. A full outbox refuses the
+// message with [ErrOutboxFull] and keeps what it has: the caller knows which of its messages are worth repeating. A reply that
+// finds it full is dropped and counted, and its asker times out. One largest message always fits an empty bulk outbox.
+var (
+	outboxMessagesMax = [classes]int{Control: 4096, Bulk: 256}
+	outboxBytesMax    = [classes]int{Control: 4 << 20, Bulk: MessageBytesMax + 1<<20}
+)
+
+// Limits per peer.
+const (
+	// callsMax bounds the calls to one peer that await an answer; one more fails with [ErrOutboxFull].
+	callsMax = 4096
+
+	// requestsMax bounds the requests of one peer that are in service here; one more is answered with [ErrBusy].
+	requestsMax = 1024
+
+	// greetedMax bounds the streams of one peer that have not exchanged hellos yet; one more is reset. Of the others there is
+	// one from each side and class, since a new one replaces the former.
+	greetedMax = 8
+
+	// peersIdleMax is how many peers we remember a failed attempt for before those without a stream are forgotten.
+	peersIdleMax = 1024
+)
+
+// Times of the message layer.
+const (
+	// openTimeout bounds dialling a peer and opening a stream, and then the exchange of hellos, each.
+	openTimeout = 5 * time.Second
+
+	// After an attempt failed, sending to that peer fails at once for a pause that doubles from retryMin to retryMax. A
+	// connection to the peer ends the pause.
+	retryMin = 20 * time.Millisecond
+	retryMax = time.Second
+
+	// writeStallMax is how long one write may wait for a peer that does not read before the stream is given up.
+	writeStallMax = 15 * time.Second
+
+	// CallTimeoutDefault is the timeout of [Overlay.Go] when none is given.
+	CallTimeoutDefault = 10 * time.Second
+)
+
+// Look-ups and membership.
+const (
+	// replicaSetsMax bounds the cache of replica sets; the one not asked for longest is dropped.
+	replicaSetsMax = 4096
+
+	// ReplicaSetLifetime is how long a looked-up replica set is used without looking again. Events that we see correct it
+	// sooner; the lifetime bounds how long changes in a part of a large overlay we are not connected to go unseen.
+	ReplicaSetLifetime = 2 * time.Minute
+
+	// lookupTimeout bounds one look-up: a frozen peer alone could hold one for 10 s.
+	lookupTimeout = 5 * time.Second
+
+	// lookupsMax bounds the look-ups that run at once; more wait.
+	lookupsMax = 32
+
+	// routeTriesMax is how many nodes one [Overlay.Route] tries to reach.
+	routeTriesMax = 3
+
+	// nodesMax bounds the memory of which peer a node id belongs to; the one not used longest is forgotten.
+	nodesMax = 16384
+
+	// learnAddrsMax bounds the addresses taken from one [Overlay.Learn], and learnTTL how long they are kept.
+	learnAddrsMax = 16
+	learnTTL      = 24 * time.Hour
+
+	// A node looks itself up to keep its neighbour set: settleMin after something changed, then at intervals doubling to
+	// settleMax. While changes go on the interval grows no further than settleBusy, and after quietMin without a look-up
+	// a change starts it at settleMin again.
+	settleMin  = 100 * time.Millisecond
+	settleBusy = 5 * time.Second
+	settleMax  = time.Minute
+	quietMin   = 10 * time.Second
+
+	// The bootstrap peers are dialled while the routing table is empty, at intervals doubling from bootstrapMin to
+	// bootstrapMax; dialTimeout bounds one dial.
+	bootstrapMin = 100 * time.Millisecond
+	bootstrapMax = 10 * time.Second
+	dialTimeout  = 5 * time.Second
+
+	// waitInterval is how often [Overlay.WaitPeers] looks at the routing table, which announces nothing.
+	waitInterval = 5 * time.Millisecond
+
+	// eventsMax is the buffer between the host's event bus and us. Emitters would wait if it were full.
+	eventsMax = 1024
+)

@@ -1,0 +1,303 @@
+package dht
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"latchkey/dht/pb"
+)
+
+// stream is one libp2p stream of a link. One goroutine reads it; if it is its lane's writer, another writes it.
+type stream struct {
+	link     *link
+	class    Class
+	mine     bool // opened by us
+	net      network.Stream
+	reader   *bufio.Reader
+	wake     chan struct{} // to the sleeping writer
+	done     chan struct{} // closed when detached
+	detached atomic.Bool   // set under the link's mu
+	idle     bool          // the writer sleeps; guarded by the link's mu
+}
+
+func newStream(l *link, class Class, ns network.Stream, mine bool) *stream {
+	return &stream{link: l, class: class, mine: mine, net: ns, reader: bufio.NewReader(ns),
+		wake: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+// accept runs on the host's goroutine for a stream that a peer opened.
+func (o *Overlay) accept(ns network.Stream, class Class) {
+	if !o.enter() {
+		ns.Reset()
+		return
+	}
+	defer o.tasks.Done()
+	l := o.link(ns.Conn().RemotePeer())
+	s := newStream(l, class, ns, false)
+	if l.greeted.Add(1) > greetedMax {
+		s.reset(&badFrame{ReasonStreams, "without hello"})
+		l.greeted.Add(-1)
+		return
+	}
+	err := s.greet()
+	l.greeted.Add(-1)
+	if err != nil {
+		o.forget(l)
+		return
+	}
+	for !s.link.attach(s) {
+		if !o.up.Load() {
+			ns.Reset()
+			return
+		}
+		s.link = o.link(l.peer)
+	}
+	s.read()
+}
+
+// greet exchanges hellos: whoever opened the stream speaks first. On an error the stream has been reset, and counted if it was
+// the peer's fault.
+func (s *stream) greet() (err error) {
+	o := s.link.o
+	defer func() {
+		if err != nil {
+			s.refuse(err)
+		}
+	}()
+	defer context.AfterFunc(o.ctx, func() { s.net.Reset() })()
+	var application []byte
+	if o.helloMake != nil {
+		application = o.helloMake()
+	}
+	if len(application) > HelloBytesMax {
+		return fmt.Errorf("our hello: %w: %d bytes", ErrTooLarge, len(application))
+	}
+	body, err := encodeHello(o.id, application)
+	if err != nil {
+		return err
+	}
+	hello := append(protowire.AppendVarint(nil, uint64(len(body))), body...)
+	if err := s.net.SetDeadline(time.Now().Add(openTimeout)); err != nil {
+		return err
+	}
+	if s.mine {
+		if _, err := s.net.Write(hello); err != nil {
+			return err
+		}
+	}
+	body, err = readFrame(s.reader, helloFrameBytesMax, nil)
+	if err != nil {
+		return err
+	}
+	theirs, err := decodeHello(body, o.id)
+	if err != nil {
+		return err
+	}
+	if o.helloCheck != nil {
+		if err := o.helloCheck(s.link.peer, theirs); err != nil {
+			return &badFrame{ReasonRefused, err.Error()}
+		}
+	}
+	if !s.mine {
+		if _, err := s.net.Write(hello); err != nil {
+			return err
+		}
+		o.count.streamsAccepted.Add(1)
+	} else {
+		o.count.streamsOpened.Add(1)
+	}
+	return s.net.SetDeadline(time.Time{})
+}
+
+// refuse resets a stream that is not attached.
+func (s *stream) refuse(err error) {
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		err = &badFrame{ReasonNoHello, "in time"}
+	}
+	s.reset(err)
+}
+
+// reset resets the stream; if err is about the peer's bytes, it is counted.
+func (s *stream) reset(err error) {
+	reason, bad := asBadFrame(err)
+	if !bad {
+		s.net.Reset()
+		return
+	}
+	s.link.o.count.reset(reason)
+	log.Debugw("stream reset", "peer", s.link.peer, "class", s.class, "err", err)
+	code := network.StreamProtocolViolation
+	if reason == ReasonRefused {
+		code = network.StreamGated
+	}
+	s.net.ResetWithError(code)
+}
+
+// close ends an attached stream, once: it fails the peer's calls with [ErrLinkLost] because of err.
+func (s *stream) close(err error) {
+	l := s.link
+	l.mu.Lock()
+	if s.detached.Load() {
+		l.mu.Unlock()
+		if reason, bad := asBadFrame(err); bad {
+			l.o.count.reset(reason)
+		}
+		return
+	}
+	calls := l.detachLocked(s)
+	l.mu.Unlock()
+	s.reset(err)
+	if len(calls) > 0 {
+		endAll(calls, fmt.Errorf("%w: %s: %w", ErrLinkLost, l.peer, err))
+	}
+	l.o.forget(l)
+}
+
+// write is the write loop of the lane's writer. It takes all that waits as one batch and sleeps when nothing does.
+func (s *stream) write() {
+	l, o := s.link, s.link.o
+	ln := &l.lanes[s.class]
+	stall := time.AfterFunc(writeStallMax, func() { s.close(&badFrame{ReasonStalled, writeStallMax.String()}) })
+	stall.Stop()
+	defer stall.Stop()
+	var batch []*frame
+	var messages, size int // of the batch, as the lane counts them
+	for {
+		l.mu.Lock()
+		if ln.writer != s {
+			l.mu.Unlock()
+			return
+		}
+		ln.messages -= messages
+		ln.bytes -= size
+		messages, size = ln.messages, ln.bytes
+		batch, ln.frames = ln.frames, batch[:0]
+		s.idle = len(batch) == 0
+		l.mu.Unlock()
+		if len(batch) == 0 {
+			select {
+			case <-s.wake:
+			case <-s.done:
+				return
+			}
+			continue
+		}
+		stall.Reset(writeStallMax)
+		for i, f := range batch {
+			b := f.bytes()
+			if _, err := s.net.Write(b); err != nil {
+				s.close(err)
+				return
+			}
+			o.count.framesSent.Add(1)
+			o.count.messagesSent.Add(uint64(f.items))
+			o.count.bytesSent.Add(uint64(len(f.b) - frameRoom))
+			f.free()
+			batch[i] = nil
+		}
+		stall.Stop()
+	}
+}
+
+// read reads an attached stream to its end.
+func (s *stream) read() {
+	s.close(s.readAll())
+}
+
+func (s *stream) readAll() error {
+	o := s.link.o
+	frameMax := controlFrameBytesMax
+	if s.class == Bulk {
+		frameMax = bulkFrameBytesMax
+	}
+	joined := assembler{budget: &s.link.budget}
+	defer joined.drop()
+	var buf []byte
+	var items []item
+	for {
+		var err error
+		if buf, err = readFrame(s.reader, frameMax, buf); err != nil {
+			return err
+		}
+		if items, err = decodeFrame(buf, s.class, items); err != nil {
+			return err
+		}
+		o.count.framesReceived.Add(1)
+		o.count.bytesReceived.Add(uint64(len(buf)))
+		for i := range items {
+			it := &items[i]
+			whole, err := joined.add(it)
+			if err != nil {
+				return err
+			}
+			if whole {
+				o.count.messagesReceived.Add(1)
+				s.dispatch(it)
+			}
+			if s.detached.Load() {
+				return net.ErrClosed
+			}
+		}
+	}
+}
+
+// dispatch hands a whole message on. Its payload aliases the frame unless it was joined from pieces.
+func (s *stream) dispatch(it *item) {
+	o := s.link.o
+	data := it.payload
+	if it.total == 0 {
+		data = append([]byte(nil), data...)
+	}
+	switch it.kind {
+	case pb.Kind_KIND_REPLY, pb.Kind_KIND_ERROR:
+		s.link.complete(it, data)
+	default:
+		o.serve(s.link, s, it, o.handlers[string(it.service)], data)
+	}
+}
+
+// readFrame reads one frame into buf, or into a larger buffer. io.EOF means that the stream ended between frames; errors about
+// the bytes are *badFrame.
+func readFrame(r *bufio.Reader, bytesMax int, buf []byte) ([]byte, error) {
+	length := uint64(0)
+	for shift := 0; ; shift += 7 {
+		b, err := r.ReadByte()
+		if err != nil {
+			return buf, truncated(err, shift > 0)
+		}
+		length |= uint64(b&0x7f) << shift
+		if length > uint64(bytesMax) || shift > 21 {
+			return buf, &badFrame{ReasonOversize, fmt.Sprintf("more than %d bytes", bytesMax)}
+		}
+		if b < 0x80 {
+			break
+		}
+	}
+	if length == 0 {
+		return buf, malformed("empty frame")
+	}
+	if uint64(cap(buf)) < length {
+		buf = make([]byte, length)
+	}
+	buf = buf[:length]
+	_, err := io.ReadFull(r, buf)
+	return buf, truncated(err, true)
+}
+
+// truncated makes an end of the stream inside a frame the peer's fault.
+func truncated(err error, inside bool) error {
+	if inside && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
+		return &badFrame{ReasonTruncated, "the stream ended inside a frame"}
+	}
+	return err
+}
