@@ -1,0 +1,365 @@
+package raft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/order"
+)
+
+// The engine encodes messages and records itself instead of using the library's protobuf form: every length is bounded, an
+// append's indexes cannot have gaps, and there is no way to write down a change of configuration, a message inside a
+// message, or a type that belongs inside one process.
+
+// ErrMalformed is matched by every error about a message or record that cannot be read.
+var ErrMalformed = errors.New("raft: malformed")
+
+const codecVersion = 1
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
+}
+
+// reader takes fields off the front of b. After the first failure every further read gives zero.
+type reader struct {
+	b   []byte
+	err error
+}
+
+func (r *reader) fail(what string) {
+	if r.err == nil {
+		r.err = malformed("%s", what)
+	}
+	r.b = nil
+}
+
+func (r *reader) byte() byte {
+	if len(r.b) < 1 {
+		r.fail("cut short")
+		return 0
+	}
+	v := r.b[0]
+	r.b = r.b[1:]
+	return v
+}
+
+func (r *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.fail("bad number")
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) u64() uint64 {
+	if len(r.b) < 8 {
+		r.fail("cut short")
+		return 0
+	}
+	v := binary.BigEndian.Uint64(r.b)
+	r.b = r.b[8:]
+	return v
+}
+
+// bytes returns n bytes that alias the input, nil when n is 0.
+func (r *reader) bytes(n uint64) []byte {
+	if n > uint64(len(r.b)) {
+		r.fail("cut short")
+		return nil
+	}
+	if n == 0 {
+		return nil
+	}
+	v := r.b[:n:n]
+	r.b = r.b[n:]
+	return v
+}
+
+// appendMessage appends the encoding of a message to another member.
+func appendMessage(b []byte, m *pb.Message) []byte {
+	b = append(b, codecVersion, byte(m.GetType()))
+	for _, v := range [...]uint64{
+		m.GetFrom(), m.GetTo(), m.GetTerm(), m.GetLogTerm(), m.GetIndex(), m.GetCommit(), m.GetRejectHint(),
+	} {
+		b = binary.AppendUvarint(b, v)
+	}
+	reject := byte(0)
+	if m.GetReject() {
+		reject = 1
+	}
+	b = append(b, reject, byte(len(m.GetContext())))
+	b = append(b, m.GetContext()...)
+	switch m.GetType() {
+	case pb.MsgApp:
+		b = binary.AppendUvarint(b, uint64(len(m.GetEntries())))
+		for _, e := range m.GetEntries() {
+			b = binary.AppendUvarint(b, e.GetTerm())
+			b = binary.AppendUvarint(b, uint64(len(e.GetData())))
+			b = append(b, e.GetData()...)
+		}
+	case pb.MsgSnap:
+		b = append(b, m.GetSnapshot().GetData()...)
+	}
+	return b
+}
+
+// messageSize returns a bound on what [appendMessage] writes.
+func messageSize(m *pb.Message) int {
+	n := 2 + 7*binary.MaxVarintLen64 + 2 + len(m.GetContext()) + len(m.GetSnapshot().GetData())
+	for _, e := range m.GetEntries() {
+		n += entryOverhead + len(e.GetData())
+	}
+	return n
+}
+
+// envelope is a decoded message together with the numbers its fields point to.
+type envelope struct {
+	msg                                        pb.Message
+	typ                                        pb.MessageType
+	from, to, term, logTerm, idx, commit, hint uint64
+	reject                                     bool
+}
+
+// entryBox is the same for an entry.
+type entryBox struct {
+	ent       pb.Entry
+	term, idx uint64
+}
+
+// decodeMessage reads what [appendMessage] wrote. Entries and snapshot alias b. Errors match [ErrMalformed].
+func decodeMessage(b []byte) (*pb.Message, error) {
+	r := reader{b: b}
+	if v := r.byte(); v != codecVersion {
+		return nil, malformed("message version %d", v)
+	}
+	m := &envelope{typ: pb.MessageType(r.byte())}
+	if m.typ != pb.MsgSnap && len(b) > messageBytesMax {
+		return nil, malformed("message of %d bytes", len(b))
+	}
+	m.from, m.to, m.term, m.logTerm = r.uvarint(), r.uvarint(), r.uvarint(), r.uvarint()
+	m.idx, m.commit, m.hint = r.uvarint(), r.uvarint(), r.uvarint()
+	switch r.byte() {
+	case 0:
+	case 1:
+		m.reject = true
+	default:
+		r.fail("bad flag")
+	}
+	n := r.byte()
+	if n > contextBytesMax {
+		r.fail("long context")
+	}
+	m.msg.Context = r.bytes(uint64(n))
+	m.msg.Type, m.msg.From, m.msg.To, m.msg.Term, m.msg.LogTerm = &m.typ, &m.from, &m.to, &m.term, &m.logTerm
+	m.msg.Index, m.msg.Commit, m.msg.RejectHint, m.msg.Reject = &m.idx, &m.commit, &m.hint, &m.reject
+	switch m.typ {
+	case pb.MsgApp:
+		m.msg.Entries = decodeEntries(&r, m.idx)
+	case pb.MsgSnap:
+		if r.err == nil {
+			s, err := decodeSnapshot(r.b)
+			if err != nil {
+				return nil, err
+			}
+			m.msg.Snapshot, r.b = s.message(r.b), nil
+		}
+	}
+	if len(r.b) > 0 {
+		r.fail("bytes left over")
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return &m.msg, nil
+}
+
+// decodeEntries reads the entries that follow index prev.
+func decodeEntries(r *reader, prev uint64) []*pb.Entry {
+	n := r.uvarint()
+	if n > uint64(len(r.b))/2 { // an entry has two bytes at least
+		r.fail("more entries than bytes")
+		return nil
+	}
+	if n == 0 {
+		return nil
+	}
+	boxes, ents := make([]entryBox, n), make([]*pb.Entry, n)
+	for i := range boxes {
+		e := &boxes[i]
+		e.term, e.idx = r.uvarint(), prev+1+uint64(i)
+		e.ent.Term, e.ent.Index, e.ent.Data = &e.term, &e.idx, r.bytes(r.uvarint())
+		ents[i] = &e.ent
+	}
+	return ents
+}
+
+// snapshot is what a snapshot record and a snapshot message hold.
+type snapshot struct {
+	group       order.GroupID
+	index, term uint64
+	view        order.View
+	data        []byte // the machine's; nil at the start of a group
+}
+
+// message returns s as the library's snapshot; record is its encoding.
+func (s snapshot) message(record []byte) *pb.Snapshot {
+	return &pb.Snapshot{Data: record, Metadata: &pb.SnapshotMetadata{
+		Index: new(s.index), Term: new(s.term), ConfState: confOf(s.view),
+	}}
+}
+
+// confOf returns a view as the library's configuration.
+func confOf(v order.View) *pb.ConfState {
+	cs := &pb.ConfState{AutoLeave: new(bool)}
+	for _, m := range v.Members {
+		switch m.Role {
+		case order.Voter:
+			cs.Voters = append(cs.Voters, uint64(m.ID))
+		case order.Learner:
+			cs.Learners = append(cs.Learners, uint64(m.ID))
+		}
+	}
+	return cs
+}
+
+func encodeSnapshot(s snapshot) []byte {
+	b := make([]byte, 0, 256+len(s.view.Members)*80+len(s.data))
+	b = append(b, codecVersion)
+	b = append(b, s.group.Overlay[:]...)
+	b, err := s.group.Prefix.AppendBinary(b)
+	if err != nil {
+		panic(err) // the prefix was checked by New
+	}
+	b = binary.BigEndian.AppendUint64(b, s.group.Gen)
+	b = binary.BigEndian.AppendUint64(b, s.index)
+	b = binary.BigEndian.AppendUint64(b, s.term)
+	b = appendView(b, s.view)
+	return append(b, s.data...)
+}
+
+// decodeSnapshot reads what [encodeSnapshot] wrote; its data aliases b.
+func decodeSnapshot(b []byte) (s snapshot, err error) {
+	r := reader{b: b}
+	if v := r.byte(); r.err == nil && v != codecVersion {
+		return s, malformed("snapshot version %d", v)
+	}
+	copy(s.group.Overlay[:], r.bytes(uint64(len(s.group.Overlay))))
+	if r.err != nil {
+		return s, r.err
+	}
+	if s.group.Prefix, r.b, err = keyspace.DecodePrefix(r.b); err != nil {
+		return s, malformed("snapshot: %v", err)
+	}
+	s.group.Gen, s.index, s.term = r.u64(), r.u64(), r.u64()
+	s.view = decodeView(&r)
+	if r.err == nil && len(r.b) > SnapshotBytesMax {
+		r.fail("snapshot too large")
+	}
+	s.data = r.bytes(uint64(len(r.b)))
+	if r.err != nil {
+		return s, r.err
+	}
+	return s, nil
+}
+
+func appendView(b []byte, v order.View) []byte {
+	b = binary.AppendUvarint(b, v.Num)
+	b = binary.AppendUvarint(b, uint64(v.Next))
+	b = append(b, byte(len(v.Members)))
+	for _, m := range v.Members {
+		b = binary.AppendUvarint(b, uint64(m.ID))
+		b = append(b, m.Peer[:]...)
+		b = append(b, m.Store[:]...)
+		b = append(b, byte(m.Role))
+	}
+	return b
+}
+
+func decodeView(r *reader) order.View {
+	v := order.View{Num: r.uvarint(), Next: order.ReplicaID(r.uvarint())}
+	n := r.byte()
+	if n > viewMembersMax {
+		r.fail("too many members")
+	}
+	for range n {
+		if r.err != nil {
+			break
+		}
+		m := order.Member{ID: order.ReplicaID(r.uvarint())}
+		copy(m.Peer[:], r.bytes(uint64(len(m.Peer))))
+		copy(m.Store[:], r.bytes(uint64(len(m.Store))))
+		m.Role = order.Role(r.byte())
+		v.Members = append(v.Members, m)
+	}
+	if r.err == nil {
+		if err := checkView(v); err != nil {
+			r.fail(err.Error())
+		}
+	}
+	return v
+}
+
+const stateBytes = 1 + 3*8
+
+func encodeState(hs *pb.HardState) []byte {
+	b := make([]byte, 0, stateBytes)
+	b = append(b, codecVersion)
+	b = binary.BigEndian.AppendUint64(b, hs.GetTerm())
+	b = binary.BigEndian.AppendUint64(b, hs.GetVote())
+	return binary.BigEndian.AppendUint64(b, hs.GetCommit())
+}
+
+func decodeState(b []byte) (*pb.HardState, error) {
+	r := reader{b: b}
+	if v := r.byte(); len(b) != stateBytes || v != codecVersion {
+		return nil, malformed("state of %d bytes, version %d", len(b), v)
+	}
+	return &pb.HardState{Term: new(r.u64()), Vote: new(r.u64()), Commit: new(r.u64())}, nil
+}
+
+const entryHead = 1 + 8
+
+// appendEntries appends a record for each entry. They share one buffer.
+func appendEntries(recs []order.Record, ents []*pb.Entry) []order.Record {
+	size := 0
+	for _, e := range ents {
+		size += entryHead + len(e.GetData())
+	}
+	buf := make([]byte, 0, size)
+	for _, e := range ents {
+		from := len(buf)
+		buf = append(buf, codecVersion)
+		buf = binary.BigEndian.AppendUint64(buf, e.GetTerm())
+		buf = append(buf, e.GetData()...)
+		recs = append(recs, order.Record{Kind: order.RecordEntry, Index: e.GetIndex(), Data: buf[from:len(buf):len(buf)]})
+	}
+	return recs
+}
+
+// decodeEntry reads an entry's record; the data aliases it.
+func decodeEntry(rec order.Record) (*pb.Entry, error) {
+	r := reader{b: rec.Data}
+	if v := r.byte(); v != codecVersion || len(rec.Data) < entryHead {
+		return nil, malformed("entry of %d bytes, version %d", len(rec.Data), v)
+	}
+	e := &pb.Entry{Index: new(rec.Index), Term: new(r.u64())}
+	e.Data = r.bytes(uint64(len(r.b)))
+	return e, checkEntry(e)
+}
+
+// checkEntry tells whether an entry can be delivered one day: it is empty or a command.
+func checkEntry(e *pb.Entry) error {
+	if len(e.GetData()) == 0 {
+		return nil
+	}
+	if _, _, err := order.DecodeCommand(e.GetData()); err != nil {
+		return malformed("entry %d: %v", e.GetIndex(), err)
+	}
+	return nil
+}

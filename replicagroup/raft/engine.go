@@ -1,0 +1,622 @@
+package raft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	etcd "go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"latchkey/internal/invariant"
+	"latchkey/replicagroup/order"
+)
+
+var (
+	// ErrConfig is matched when [New] refuses its configuration.
+	ErrConfig = errors.New("raft: bad configuration")
+	// ErrWrongStore is matched when the view knows this replica under another store id: its disk was lost or exchanged, so it
+	// must come back as a new member (replica-groups.md section 3.6).
+	ErrWrongStore = errors.New("raft: store is not the member's")
+)
+
+// Config describes one replica of one group.
+type Config struct {
+	Group order.GroupID
+	Self  order.ReplicaID
+	Store order.StoreID // of this peer; must be what the view says of Self
+	// View is the group's first configuration. It counts only where the image is empty; later the image holds the view.
+	View order.View
+	// Heartbeat is the time between a leader's heartbeats; 0 stands for [HeartbeatDefault].
+	Heartbeat time.Duration
+	// ElectionTicks is the election time-out T in heartbeats, at least 2; 0 stands for [ElectionTicksDefault]. A follower that
+	// has heard nothing for T forgets its leader; it campaigns at a random moment before 2T.
+	ElectionTicks int
+}
+
+func (c *Config) validate() error {
+	if c.Heartbeat == 0 {
+		c.Heartbeat = HeartbeatDefault
+	}
+	if c.ElectionTicks == 0 {
+		c.ElectionTicks = ElectionTicksDefault
+	}
+	switch {
+	case c.Heartbeat < 0:
+		return fmt.Errorf("%w: heartbeat %v", ErrConfig, c.Heartbeat)
+	case c.ElectionTicks < 2:
+		return fmt.Errorf("%w: election time-out of %d heartbeats, at least 2", ErrConfig, c.ElectionTicks)
+	case !c.Group.Prefix.Valid():
+		return fmt.Errorf("%w: prefix %v", ErrConfig, c.Group.Prefix)
+	}
+	return nil
+}
+
+// checkView tests the facts that a view must fulfil on its own.
+func checkView(v order.View) error {
+	if len(v.Members) > viewMembersMax {
+		return fmt.Errorf("view of %d members, at most %d", len(v.Members), viewMembersMax)
+	}
+	last := order.ReplicaID(0)
+	for _, m := range v.Members {
+		if m.ID <= last || etcd.IsLocalMsgTarget(uint64(m.ID)) {
+			return fmt.Errorf("member %d out of order or reserved", m.ID)
+		}
+		if m.Role != order.Voter && m.Role != order.Learner {
+			return fmt.Errorf("member %d has %v", m.ID, m.Role)
+		}
+		last = m.ID
+	}
+	if v.Next <= last {
+		return fmt.Errorf("next id %d is not above %d", v.Next, last)
+	}
+	if len(v.Voters()) == 0 {
+		return errors.New("view without voters")
+	}
+	return nil
+}
+
+// Engine orders a group's commands with Raft. It is an [order.Orderer]; not safe for concurrent use.
+type Engine struct {
+	cfg    Config
+	view   order.View
+	voters []order.ReplicaID // rising
+	raft   *etcd.RawNode
+	log    *memLog
+
+	// What the library said last. Exact between two steps, because every step drains it.
+	role               etcd.StateType
+	lead               order.ReplicaID
+	term, vote, commit uint64
+
+	started bool
+	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
+	clock   electionClock
+
+	// Writes under way, oldest first; seq is the newest one's number, stored the newest that is durable.
+	writes      fifo[write]
+	seq, stored uint64
+
+	// Entries the driver was given and has not reported as applied, oldest first. delivered is the newest index it was given
+	// (also by Install), applied the newest it reported.
+	unapplied          fifo[*pb.Entry]
+	delivered, applied uint64
+
+	// The rest is used by leaders only and empty otherwise.
+
+	ready     uint64         // index of the first entry of this leadership
+	proposals fifo[proposal] // by rising index, all of term
+	waiting   []uint64       // reads that arrived since the round under way began
+	round     []uint64       // reads of the round under way; empty when there is none
+	rounds    uint64         // rounds ever begun; names the one under way
+	asked     uint64         // rounds begun in this leadership: the highest position a heartbeat carries
+	beats     int            // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
+	peers     []peer         // beside view.Members
+	dropped   uint64         // messages refused
+	scratch   []byte         // for Hash
+}
+
+var _ order.Orderer = (*Engine)(nil)
+
+// write is one Persist under way.
+type write struct {
+	seq     uint64
+	self    []*pb.Message  // what the library wants to hear once it is durable
+	install *order.Install // what the machine must take over once it is durable
+}
+
+// proposal is a command that waits for its delivery.
+type proposal struct{ ref, index uint64 }
+
+// peer is what the engine keeps of a member beside what the library does.
+type peer struct {
+	snapTicks int    // heartbeats since a snapshot went out to it, 0 when none is under way
+	ballot    byte   // its answer in the election under way: none, granted, refused (for Hash)
+	acked     uint64 // read round it has confirmed (for Hash)
+}
+
+// New returns a replica that starts from img. An empty image starts the group's first configuration, which the first step
+// asks to be made durable. Errors match [ErrConfig], [ErrWrongStore] or, about the image, [ErrMalformed].
+func New(cfg Config, img order.Image) (*Engine, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	log, view, err := restore(cfg, img)
+	if err != nil {
+		return nil, err
+	}
+	self, ok := view.Member(cfg.Self)
+	if !ok {
+		return nil, fmt.Errorf("%w: replica %d is not in the view", ErrConfig, cfg.Self)
+	}
+	if self.Store != cfg.Store {
+		return nil, fmt.Errorf("%w: replica %d has %v, this peer %v", ErrWrongStore, cfg.Self, self.Store, cfg.Store)
+	}
+	rn, err := etcd.NewRawNode(&etcd.Config{
+		ID:                        uint64(cfg.Self),
+		ElectionTick:              cfg.ElectionTicks,
+		HeartbeatTick:             1,
+		Storage:                   log,
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             appendBytesMax,
+		MaxCommittedSizePerReady:  applyBytesMax,
+		MaxUncommittedEntriesSize: uncommittedBytesMax,
+		MaxInflightMsgs:           inflightMsgsMax,
+		MaxInflightBytes:          inflightBytesMax,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		ReadOnlyOption:            etcd.ReadOnlySafe,
+		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
+		Logger:                    silent{},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrConfig, err)
+	}
+	e := &Engine{
+		cfg: cfg, view: view, voters: view.Voters(), raft: rn, log: log,
+		role: etcd.StateFollower, term: log.state.GetTerm(), vote: log.state.GetVote(), commit: log.state.GetCommit(),
+		delivered: log.base, applied: log.base,
+		peers: make([]peer, len(view.Members)),
+	}
+	if log.base > genesisIndex {
+		s, err := decodeSnapshot(log.snap.GetData())
+		if err != nil {
+			return nil, err
+		}
+		e.install = &order.Install{Index: s.index, Data: s.data}
+	}
+	return e, nil
+}
+
+// restore reads an image, or makes the log of a new group.
+func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
+	if img.State == nil && img.Snapshot == nil && len(img.Entries) == 0 {
+		if err := checkView(cfg.View); err != nil {
+			return nil, order.View{}, fmt.Errorf("%w: %v", ErrConfig, err)
+		}
+		s := snapshot{group: cfg.Group, index: genesisIndex, term: genesisTerm, view: cfg.View}
+		l := &memLog{conf: confOf(s.view)}
+		l.restore(s.message(encodeSnapshot(s)))
+		l.state = &pb.HardState{Term: new(l.baseTerm), Vote: new(uint64), Commit: new(l.base)}
+		return l, s.view, nil
+	}
+	if img.Snapshot == nil {
+		return nil, order.View{}, malformed("image without snapshot")
+	}
+	s, err := decodeSnapshot(img.Snapshot.Data)
+	switch {
+	case err != nil:
+		return nil, s.view, err
+	case s.group != cfg.Group:
+		return nil, s.view, malformed("image of group %v", s.group)
+	case s.index != img.Snapshot.Index || s.index < genesisIndex || s.index > indexMax || s.term < genesisTerm:
+		return nil, s.view, malformed("snapshot %d of term %d, stored as %d", s.index, s.term, img.Snapshot.Index)
+	}
+	l := &memLog{conf: confOf(s.view)}
+	l.restore(s.message(img.Snapshot.Data))
+	term := s.term
+	for i, rec := range img.Entries {
+		if rec.Index != s.index+1+uint64(i) {
+			return nil, s.view, malformed("entry %d after %d", rec.Index, s.index+uint64(i))
+		}
+		ent, err := decodeEntry(rec)
+		if err != nil {
+			return nil, s.view, err
+		}
+		if i == 0 && ent.GetTerm() < s.term {
+			// A snapshot that came from a leader replaces a log that disagrees with it, yet a store keeps what stood above its
+			// index. Those entries are recognized by their term: whoever led in a later term than the snapshot's had it.
+			break
+		}
+		if ent.GetTerm() < term {
+			return nil, s.view, malformed("entry %d: term %d after %d", rec.Index, ent.GetTerm(), term)
+		}
+		term = ent.GetTerm()
+		l.ents = append(l.ents, ent)
+	}
+	if l.state, err = restoreState(img.State, l, s.view); err != nil {
+		return nil, s.view, err
+	}
+	return l, s.view, nil
+}
+
+// restoreState reads the vote, term and commit index that belong to a log. The state is the last record of each write, so
+// after a torn write it may be older than the log; then nothing of that write has been acknowledged, and the log's own term
+// is a term in which this replica has not voted.
+func restoreState(b []byte, l *memLog, v order.View) (*pb.HardState, error) {
+	hs := &pb.HardState{Term: new(uint64), Vote: new(uint64), Commit: new(uint64)}
+	switch {
+	case b != nil:
+		var err error
+		if hs, err = decodeState(b); err != nil {
+			return nil, err
+		}
+	case l.base > genesisIndex || len(l.ents) > 0:
+		return nil, malformed("image without state")
+	}
+	m, known := v.Member(order.ReplicaID(hs.GetVote()))
+	switch {
+	case hs.GetVote() != 0 && (!known || m.Role != order.Voter):
+		return nil, malformed("vote for %d", hs.GetVote())
+	case hs.GetCommit() > l.last():
+		return nil, malformed("committed %d of %d", hs.GetCommit(), l.last())
+	case hs.GetTerm() > termMax:
+		return nil, malformed("term %d", hs.GetTerm())
+	}
+	if last, _ := l.term(l.last()); hs.GetTerm() < last {
+		if last > termMax {
+			return nil, malformed("term %d", last)
+		}
+		hs.Term, hs.Vote = new(last), new(uint64)
+	}
+	hs.Commit = new(max(hs.GetCommit(), l.base))
+	return hs, nil
+}
+
+// Step consumes one event; see [order.Orderer].
+func (e *Engine) Step(ev order.Event, out *order.Actions) {
+	if r, ok := ev.(order.Rand); ok {
+		e.clock.seed(r.Bits)
+	}
+	if !e.started {
+		e.start(out)
+	}
+	switch ev := ev.(type) {
+	case order.Recv:
+		e.recv(ev, out)
+	case order.Timer:
+		if ev.Kind == tickTimer && ev.Epoch == e.clock.epoch {
+			e.tick()
+			e.drain(out)
+			e.arm(out)
+		}
+	case order.Propose:
+		e.propose(ev, out)
+	case order.Read:
+		e.read(ev, out)
+	case order.Stored:
+		e.onStored(ev.Seq, out)
+	case order.Applied:
+		e.onApplied(ev.Index, out)
+	case order.Link:
+		e.link(ev, out)
+	case order.Suspect:
+		e.suspect(ev.Member, out)
+	case order.Compact:
+		e.compact(ev, out)
+	}
+}
+
+// start makes a new group durable, hands the image's snapshot to the machine and sets the timer.
+func (e *Engine) start(out *order.Actions) {
+	e.started = true
+	if e.log.state.GetCommit() == genesisIndex && e.log.last() == genesisIndex && e.install == nil {
+		// Also after a restart that found nothing but the beginning: a write cut short may have left half of it.
+		e.persist(out, []order.Record{
+			{Kind: order.RecordSnapshot, Index: genesisIndex, Data: e.log.snap.GetData()},
+			{Kind: order.RecordState, Data: encodeState(e.log.state)},
+		}, true)
+	}
+	if e.install != nil {
+		out.Install = append(out.Install, *e.install)
+		e.install = nil
+	}
+	e.begin(out)
+	e.drain(out)
+}
+
+// persist asks for a write.
+func (e *Engine) persist(out *order.Actions, recs []order.Record, sync bool) {
+	e.seq++
+	out.Persist = append(out.Persist, order.Persist{Seq: e.seq, Records: recs, Sync: sync})
+	e.writes.push(write{seq: e.seq})
+}
+
+// send asks for a message to be carried, once write after is durable.
+func (e *Engine) send(out *order.Actions, m *pb.Message, after uint64) {
+	b := appendMessage(make([]byte, 0, messageSize(m)), m)
+	out.Send = append(out.Send, order.Send{To: order.ReplicaID(m.GetTo()), Msg: b, After: after})
+}
+
+// drain performs what the library has ready (replica-groups.md section 3.2), until nothing is. One turn takes everything;
+// another is needed only where the turn itself gave the library something.
+func (e *Engine) drain(out *order.Actions) {
+	for again := true; again; {
+		rd := e.raft.Ready()
+		wasLeader, wasTerm := e.role == etcd.StateLeader, e.term
+		e.noteState(rd)
+		again = false
+		for _, m := range rd.Messages {
+			switch m.GetTo() {
+			case etcd.LocalAppendThread:
+				again = e.store(rd, m, out) || again
+			case etcd.LocalApplyThread:
+				e.deliver(m.GetEntries(), out)
+			default:
+				e.send(out, m, 0)
+			}
+		}
+		for _, rs := range rd.ReadStates {
+			e.answerRound(rs, out)
+		}
+		if wasLeader && (e.role != etcd.StateLeader || e.term != wasTerm) {
+			e.stepDown(out)
+		}
+		if e.role == etcd.StateLeader && (!wasLeader || e.term != wasTerm) {
+			// The first thing a leader does is to append an empty entry of its term.
+			e.ready = rd.Entries[0].GetIndex()
+		}
+		again = e.beginRound() || again
+	}
+}
+
+// noteState takes over what a Ready says of role, leader, term, vote and commit index.
+func (e *Engine) noteState(rd etcd.Ready) {
+	if hs := rd.HardState; hs != nil {
+		if v := hs.GetVote(); v != e.vote && v != 0 && v != uint64(e.cfg.Self) {
+			e.clock.rest(e.cfg) // who has given its vote away waits for the winner
+		}
+		e.term, e.vote, e.commit = hs.GetTerm(), hs.GetVote(), hs.GetCommit()
+	}
+	if ss := rd.SoftState; ss != nil {
+		if e.role != ss.RaftState {
+			e.clearBallots()
+		}
+		e.role, e.lead = ss.RaftState, order.ReplicaID(ss.Lead)
+	}
+}
+
+// store performs a message to the library's append target: a write, and the responses it owes. It reports whether the
+// library was given something.
+func (e *Engine) store(rd etcd.Ready, m *pb.Message, out *order.Actions) (stepped bool) {
+	// The state comes last: a write cut short then looks as if it had never been asked for (see restoreState).
+	var recs []order.Record
+	var install *order.Install
+	if s := m.GetSnapshot(); s != nil {
+		d, err := decodeSnapshot(s.GetData())
+		invariant.Check(err == nil, "a snapshot was checked when it came", err)
+		install = &order.Install{Index: d.index, Data: d.data}
+		recs = append(recs, order.Record{Kind: order.RecordSnapshot, Index: d.index, Data: s.GetData()})
+		e.log.restore(s)
+	}
+	recs = appendEntries(recs, m.GetEntries())
+	e.log.append(m.GetEntries())
+	if rd.HardState != nil {
+		recs = append(recs, order.Record{Kind: order.RecordState, Data: encodeState(rd.HardState)})
+	}
+	if len(recs) > 0 {
+		e.persist(out, recs, rd.MustSync || install != nil)
+	}
+	// Responses that come with nothing to write wait for the writes under way, if any.
+	w := e.writes.last()
+	after := uint64(0)
+	if w != nil {
+		after = w.seq
+		if install != nil {
+			w.install = install
+		}
+	}
+	for _, resp := range m.GetResponses() {
+		switch {
+		case resp.GetTo() != uint64(e.cfg.Self):
+			e.send(out, resp, after)
+		case w != nil:
+			w.self = append(w.self, resp)
+		default:
+			e.feed(resp)
+			stepped = true
+		}
+	}
+	return stepped
+}
+
+// onStored continues what waited for writes up to seq.
+func (e *Engine) onStored(seq uint64, out *order.Actions) {
+	if seq > e.seq || seq <= e.stored {
+		return
+	}
+	e.stored = seq
+	for w := e.writes.first(); w != nil && w.seq <= seq; w = e.writes.first() {
+		for _, m := range w.self {
+			e.feed(m)
+		}
+		if w.install != nil {
+			e.delivered = w.install.Index
+			out.Install = append(out.Install, *w.install)
+		}
+		e.writes.pop()
+	}
+	e.drain(out)
+}
+
+// feed hands a message to the library. Its errors mean "not now" and need no answer here.
+func (e *Engine) feed(m *pb.Message) {
+	e.noteBallot(m)
+	_ = e.raft.Step(m)
+}
+
+// deliver hands committed entries to the machine, and tells the proposers of those that were proposed here.
+func (e *Engine) deliver(ents []*pb.Entry, out *order.Actions) {
+	for _, ent := range ents {
+		invariant.Check(ent.GetIndex() == e.delivered+1, "delivery has no gap", ent.GetIndex())
+		e.delivered = ent.GetIndex()
+		e.unapplied.push(ent)
+		d := order.Entry{Index: ent.GetIndex(), View: e.view.Num, Kind: order.Noop}
+		if len(ent.GetData()) > 0 {
+			var err error
+			d.Kind = order.Normal
+			d.Stamp, d.Cmd, err = order.DecodeCommand(ent.GetData())
+			invariant.Check(err == nil, "only commands enter the log", err)
+		}
+		out.Deliver = append(out.Deliver, d)
+		if p := e.proposals.first(); p != nil && p.index == d.Index {
+			out.Done = append(out.Done, order.Outcome{Ref: p.ref, Index: p.index})
+			e.proposals.pop()
+		}
+	}
+}
+
+// onApplied takes note that the machine has executed everything up to index. A driver may report any index inside what was
+// delivered; one beyond is taken for the end of it.
+func (e *Engine) onApplied(index uint64, out *order.Actions) {
+	index = min(index, e.delivered)
+	if index <= e.applied {
+		return
+	}
+	e.applied = index
+	n := 0
+	for ents := e.unapplied.all(); n < len(ents) && ents[n].GetIndex() <= index; n++ {
+	}
+	if n > 0 {
+		e.feed(&pb.Message{
+			Type: pb.MsgStorageApplyResp.Enum(), To: new(uint64(e.cfg.Self)), From: new(etcd.LocalApplyThread),
+			Term: new(uint64), Entries: e.unapplied.all()[:n],
+		})
+		for range n {
+			e.unapplied.pop()
+		}
+	}
+	e.drain(out)
+}
+
+// leading reports whether this replica leads and has applied an entry of its own term.
+func (e *Engine) leading() bool { return e.role == etcd.StateLeader && e.applied >= e.ready }
+
+func (e *Engine) propose(p order.Propose, out *order.Actions) {
+	refuse := func(err error) { out.Done = append(out.Done, order.Outcome{Ref: p.Ref, Err: err}) }
+	if e.role != etcd.StateLeader {
+		refuse(order.ErrNotLeader)
+		return
+	}
+	data, err := order.AppendCommand(nil, p.Stamp, p.Cmd)
+	if err == nil {
+		// What the log holds must be readable at delivery.
+		_, _, err = order.DecodeCommand(data)
+	}
+	if err != nil {
+		refuse(err)
+		return
+	}
+	if e.writes.len() >= persistsMax || e.raft.Propose(data) != nil {
+		refuse(order.ErrBusy)
+		return
+	}
+	e.proposals.push(proposal{ref: p.Ref, index: e.log.last() + 1})
+	e.drain(out)
+}
+
+// stepDown ends a leadership: nobody can say any more what becomes of its proposals, and its reads were never confirmed.
+func (e *Engine) stepDown(out *order.Actions) {
+	for p := e.proposals.first(); p != nil; p = e.proposals.first() {
+		out.Done = append(out.Done, order.Outcome{Ref: p.ref, Index: p.index, Err: order.ErrDropped})
+		e.proposals.pop()
+	}
+	for _, ref := range slices.Concat(e.round, e.waiting) {
+		out.Done = append(out.Done, order.Outcome{Ref: ref, Err: order.ErrNotLeader})
+	}
+	e.round, e.waiting = nil, nil
+	e.asked, e.beats, e.ready = 0, 0, 0
+	for i := range e.peers {
+		e.peers[i].snapTicks, e.peers[i].acked = 0, 0
+	}
+	e.clock.rest(e.cfg)
+}
+
+func (e *Engine) read(r order.Read, out *order.Actions) {
+	switch {
+	case e.role != etcd.StateLeader:
+		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrNotLeader})
+	case len(e.waiting) >= readsMax:
+		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrBusy})
+	default:
+		e.waiting = append(e.waiting, r.Ref)
+		e.drain(out)
+	}
+}
+
+// beginRound starts a round of heartbeats for the reads that wait, unless one is under way: its answers may have left the
+// members before these reads came. A fresh leader does not know yet what its predecessors committed, so it waits.
+func (e *Engine) beginRound() bool {
+	if len(e.round) > 0 || len(e.waiting) == 0 || !e.leading() {
+		return false
+	}
+	e.round, e.waiting = e.waiting, e.round
+	e.rounds++
+	e.asked++
+	e.raft.ReadIndex(binary.BigEndian.AppendUint64(nil, e.rounds))
+	return true
+}
+
+// answerRound answers the reads of the round that a majority has confirmed.
+func (e *Engine) answerRound(rs etcd.ReadState, out *order.Actions) {
+	if binary.BigEndian.Uint64(rs.RequestCtx) != e.rounds {
+		return
+	}
+	for _, ref := range e.round {
+		out.ReadOK = append(out.ReadOK, order.ReadPoint{Ref: ref, Index: rs.Index})
+	}
+	e.round = e.round[:0]
+}
+
+// compact takes over a snapshot of the machine. One that is too large, or not of an applied index above the last
+// snapshot's, is dropped.
+func (e *Engine) compact(c order.Compact, out *order.Actions) {
+	if c.Index <= e.log.snapIndex() || c.Index > e.applied || len(c.Data) > SnapshotBytesMax {
+		return
+	}
+	term, err := e.log.term(c.Index)
+	invariant.Check(err == nil, "an applied entry above the snapshot is in the log", c.Index)
+	s := snapshot{group: e.cfg.Group, index: c.Index, term: term, view: e.view, data: c.Data}
+	rec := encodeSnapshot(s)
+	e.log.compact(s.message(rec))
+	e.persist(out, []order.Record{{Kind: order.RecordSnapshot, Index: c.Index, Data: rec}}, true)
+}
+
+// Leader returns who leads, as far as this replica knows; see [order.Orderer].
+func (e *Engine) Leader() (leader order.ReplicaID, leading bool) { return e.lead, e.leading() }
+
+// Dropped returns how many messages were refused because no honest member in its right state sends them, or because the
+// disk is too far behind.
+func (e *Engine) Dropped() uint64 { return e.dropped }
+
+// Status reports the present state; see [order.Orderer].
+func (e *Engine) Status() order.Status {
+	view := e.view
+	view.Members = slices.Clone(view.Members)
+	s := order.Status{
+		View: view, Self: e.cfg.Self, Leader: e.lead, Leading: e.leading(), Term: e.term, Commit: e.commit, Applied: e.applied,
+		First: e.log.snapIndex() + 1, Last: e.log.last(),
+	}
+	if e.role == etcd.StateLeader {
+		s.Behind = make(map[order.ReplicaID]uint64)
+		for id, pr := range e.raft.Status().Progress {
+			if id != uint64(e.cfg.Self) {
+				s.Behind[order.ReplicaID(id)] = s.Last - min(s.Last, pr.Match)
+			}
+		}
+	}
+	return s
+}

@@ -1,0 +1,42 @@
+package raft
+
+// fifo is a queue that reuses its storage. Its users bound its length.
+type fifo[T any] struct {
+	items []T
+	head  int
+}
+
+func (q *fifo[T]) len() int { return len(q.items) - q.head }
+
+// all returns the queue's elements, valid until the next push or pop.
+func (q *fifo[T]) all() []T { return q.items[q.head:] }
+
+func (q *fifo[T]) push(v T) { q.items = append(q.items, v) }
+
+// first returns the oldest element, nil when there is none; it may be changed in place.
+func (q *fifo[T]) first() *T {
+	if q.len() == 0 {
+		return nil
+	}
+	return &q.items[q.head]
+}
+
+// last returns the newest element, nil when there is none.
+func (q *fifo[T]) last() *T {
+	if q.len() == 0 {
+		return nil
+	}
+	return &q.items[len(q.items)-1]
+}
+
+// pop removes the oldest element. The dead part in front is at most as long as the living one, so a queue that never runs
+// empty does not grow for ever.
+func (q *fifo[T]) pop() {
+	var zero T
+	q.items[q.head] = zero
+	if q.head++; q.head*2 >= len(q.items) {
+		n := copy(q.items, q.items[q.head:])
+		clear(q.items[n:])
+		q.items, q.head = q.items[:n], 0
+	}
+}

@@ -1,0 +1,145 @@
+package raft
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+
+	etcd "go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"latchkey/internal/invariant"
+)
+
+// memLog is the library's storage: the part of the log it reads back. A write enters it when the engine asks the driver to
+// make the write durable, not when the driver reports it done; the library keeps such entries in its own unstable part until
+// then and reads them from there, so the difference cannot be seen.
+//
+// Invariants: ents[i] has index base+1+i; terms never fall from baseTerm on; snap covers an index in [base, last].
+type memLog struct {
+	state *pb.HardState
+	conf  *pb.ConfState
+	// snap is the newest snapshot, with its record as Data. Entries up to its index that are still in ents serve followers
+	// that are a little behind (trailingEntriesMax); a store has dropped them.
+	snap           *pb.Snapshot
+	base, baseTerm uint64
+	ents           []*pb.Entry
+	// sums[i] digests ents[0..i]; built on demand by digest, cut with ents.
+	sums [][sha256.Size]byte
+}
+
+func (l *memLog) first() uint64     { return l.base + 1 }
+func (l *memLog) last() uint64      { return l.base + uint64(len(l.ents)) }
+func (l *memLog) snapIndex() uint64 { return l.snap.GetMetadata().GetIndex() }
+
+func (l *memLog) term(i uint64) (uint64, error) {
+	switch {
+	case i < l.base:
+		return 0, etcd.ErrCompacted
+	case i == l.base:
+		return l.baseTerm, nil
+	case i > l.last():
+		return 0, etcd.ErrUnavailable
+	}
+	return l.ents[i-l.base-1].GetTerm(), nil
+}
+
+// append puts entries into the log; whatever stood at their first index or above is void.
+func (l *memLog) append(ents []*pb.Entry) {
+	if len(ents) == 0 {
+		return
+	}
+	at := ents[0].GetIndex()
+	invariant.Check(at > l.base && at <= l.last()+1, "entries join the log", at)
+	keep := at - l.base - 1
+	// The full slice expression makes the append copy when it would write over entries that a message still refers to.
+	if keep < uint64(len(l.ents)) {
+		l.ents = l.ents[:keep:keep]
+		l.sums = l.sums[:min(keep, uint64(len(l.sums)))]
+	}
+	l.ents = append(l.ents, ents...)
+}
+
+// restore replaces the whole log by a snapshot that came from a leader.
+func (l *memLog) restore(s *pb.Snapshot) {
+	l.snap, l.ents, l.sums = s, nil, nil
+	l.base, l.baseTerm = s.GetMetadata().GetIndex(), s.GetMetadata().GetTerm()
+}
+
+// compact takes a snapshot made here and forgets the entries below it but for a tail.
+func (l *memLog) compact(s *pb.Snapshot) {
+	l.snap = s
+	index := s.GetMetadata().GetIndex()
+	from, bytes := index, 0 // the entries (from, index] are kept
+	for from > l.base && index-from < trailingEntriesMax {
+		bytes += len(l.ents[from-l.base-1].GetData())
+		if bytes > trailingBytesMax {
+			break
+		}
+		from--
+	}
+	if from == l.base {
+		return
+	}
+	term, err := l.term(from)
+	invariant.Check(err == nil, "a snapshot's index is in the log", from)
+	l.ents = slices.Clone(l.ents[from-l.base:])
+	l.base, l.baseTerm, l.sums = from, term, nil
+}
+
+// digest returns a hash of the log and the snapshot. It costs what was added since the last call.
+func (l *memLog) digest() [sha256.Size]byte {
+	var head [24]byte
+	binary.BigEndian.PutUint64(head[:], l.base)
+	binary.BigEndian.PutUint64(head[8:], l.baseTerm)
+	binary.BigEndian.PutUint64(head[16:], l.snapIndex())
+	sum := sha256.Sum256(head[:])
+	if n := len(l.sums); n > 0 {
+		sum = l.sums[n-1]
+	}
+	var buf []byte
+	for _, e := range l.ents[len(l.sums):] {
+		buf = append(buf[:0], sum[:]...)
+		buf = binary.BigEndian.AppendUint64(buf, e.GetTerm())
+		buf = append(buf, e.GetData()...)
+		sum = sha256.Sum256(buf)
+		l.sums = append(l.sums, sum)
+	}
+	return sum
+}
+
+// The methods below are the library's Storage interface.
+
+// InitialState returns the vote, term and commit index, and the configuration.
+func (l *memLog) InitialState() (*pb.HardState, *pb.ConfState, error) { return l.state, l.conf, nil }
+
+// FirstIndex returns the index of the first entry that is kept.
+func (l *memLog) FirstIndex() (uint64, error) { return l.first(), nil }
+
+// LastIndex returns the index of the last entry.
+func (l *memLog) LastIndex() (uint64, error) { return l.last(), nil }
+
+// Term returns the term of an entry, also of the one before the first.
+func (l *memLog) Term(i uint64) (uint64, error) { return l.term(i) }
+
+// Snapshot returns the newest snapshot. The library does not change it.
+func (l *memLog) Snapshot() (*pb.Snapshot, error) { return l.snap, nil }
+
+// Entries returns the entries [lo, hi), at least one, and no more than about maxSize bytes of them.
+func (l *memLog) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
+	if lo <= l.base {
+		return nil, etcd.ErrCompacted
+	}
+	if hi > l.last()+1 || lo >= hi {
+		return nil, etcd.ErrUnavailable
+	}
+	ents := l.ents[lo-l.base-1 : hi-l.base-1]
+	var size uint64
+	for i, e := range ents {
+		if size += uint64(len(e.GetData())) + entryOverhead; size > maxSize && i > 0 {
+			ents = ents[:i]
+			break
+		}
+	}
+	return ents[:len(ents):len(ents)], nil
+}

@@ -1,0 +1,59 @@
+package raft
+
+import "time"
+
+// Where every group's log starts (replica-groups.md section 3.1), so that index 0 never means anything.
+const (
+	genesisIndex = 10
+	genesisTerm  = 1
+)
+
+// Defaults of [Config].
+const (
+	HeartbeatDefault     = 100 * time.Millisecond
+	ElectionTicksDefault = 10
+)
+
+// Limits of the library's flow control (replica-groups.md section 3.1).
+const (
+	appendBytesMax      = 64 << 10 // entries of one append message; a single larger entry goes alone
+	inflightMsgsMax     = 64       // appends under way to one member
+	inflightBytesMax    = 1 << 20  // and their bytes
+	uncommittedBytesMax = 4 << 20  // what a leader takes before Propose answers ErrBusy; a command has at least 82 bytes, so this bounds their number as well
+	applyBytesMax       = 1 << 20  // delivered and not yet applied; more waits in the log
+)
+
+// Limits of the engine's own queues.
+const (
+	readsMax    = 4096 // reads that wait; more are answered ErrBusy
+	persistsMax = 1024 // writes under way; beyond, messages are dropped and proposals answered ErrBusy until the disk catches up
+)
+
+// What a leader keeps in memory below its snapshot for followers that are a little behind; who lacks more gets the snapshot.
+const (
+	trailingEntriesMax = 1024
+	trailingBytesMax   = 1 << 20
+)
+
+// SnapshotBytesMax bounds the machine state in one snapshot. A larger [order.Compact] is dropped.
+const SnapshotBytesMax = 48 << 20
+
+// A snapshot that was sent and not acknowledged is taken for lost after two election time-outs and this many heartbeats more
+// for each MiB of it, unless the link to the member breaks earlier.
+const snapshotTicksPerMiB = 4
+
+// Limits of what the decoders accept.
+const (
+	viewMembersMax  = 64
+	contextBytesMax = 8                    // the library puts 8 bytes into heartbeats while reads wait
+	messageBytesMax = 2*appendBytesMax + 1 // of everything but snapshots
+	entryOverhead   = 24                   // of one entry beside its data, at most, in this encoding and in the library's count
+)
+
+// Numbers no honest group reaches. They keep a wrong one from wrapping an index or using up the terms: one election a second
+// for 136 years makes 2^32 terms.
+const (
+	termLeapMax = 1 << 32 // how far a message's term may be above ours
+	termMax     = 1 << 62 // nobody campaigns from here on
+	indexMax    = 1 << 62
+)
