@@ -262,7 +262,8 @@ func (t *Table) grant(l *lock, w WaiterState, waited bool) {
 		t.counter++
 	}
 	l.owner = &OwnerState{
-		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: t.counter, Waited: waited, TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
+		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: t.counter, TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
+		Waited: waited,
 	}
 	heap.Push(&t.leases, l)
 }
@@ -289,9 +290,10 @@ func (t *Table) forget(c Client, r request) {
 	}
 }
 
-// SessionEnded takes a client's waiters out of all queues. What it holds runs out by itself: its program may live on.
-func (t *Table) SessionEnded(now time.Duration, c Client, out []Grant) []Grant {
-	out = t.Tick(now, out)
+// SessionEnded takes a client's waiters out of all queues. What it holds runs out by itself: its program may live on. A
+// lease that is over at this log time ends at the step that follows, so that no lock goes to a waiter whose session ends at
+// the same entry.
+func (t *Table) SessionEnded(_ time.Duration, c Client, out []Grant) []Grant {
 	for _, r := range slices.SortedFunc(maps.Keys(t.requests[c]), compareRequests) {
 		if l := t.locks[r.name]; l.place(c, r.req) >= 0 {
 			t.leave(l, l.place(c, r.req))
@@ -416,8 +418,9 @@ func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
 		t.stale[ls.Name] = struct{}{}
 	} else {
 		o := *ls.Owner
-		if _, twice := counters[o.Counter]; twice || o.Counter == 0 || o.Counter > t.counter || o.Ends < 0 || !t.ttlFits(o.TTL) {
-			return fmt.Errorf("%w: lock %q: token counter %d of %d", ErrState, ls.Name, o.Counter, t.counter)
+		if _, twice := counters[o.Counter]; twice || o.Counter == 0 || o.Counter > t.counter || o.Ends <= t.now || !t.ttlFits(o.TTL) {
+			return fmt.Errorf("%w: lock %q: token counter %d of %d, TTL %v, lease to %v at %v",
+				ErrState, ls.Name, o.Counter, t.counter, o.TTL, o.Ends, t.now)
 		}
 		counters[o.Counter] = struct{}{}
 		if err := add(o.Client, o.Req); err != nil {
