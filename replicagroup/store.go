@@ -69,9 +69,15 @@ type memoryReplica struct {
 
 // NewMemoryStore makes an empty store with a fresh id.
 func NewMemoryStore() *MemoryStore {
-	d := &memoryDisk{replicas: make(map[order.GroupID]*memoryReplica)}
-	rand.Read(d.id[:])
-	return &MemoryStore{disk: d}
+	var id order.StoreID
+	rand.Read(id[:])
+	return NewMemoryStoreAs(id)
+}
+
+// NewMemoryStoreAs makes an empty store with a given id, which must be one that no store has borne: a founder's first store
+// has the id that the genesis document names.
+func NewMemoryStoreAs(id order.StoreID) *MemoryStore {
+	return &MemoryStore{disk: &memoryDisk{id: id, replicas: make(map[order.GroupID]*memoryReplica)}}
 }
 
 // Detach takes the disk away from whoever uses this or an earlier handle, in the midst of whatever they are doing, and
@@ -164,8 +170,6 @@ func (r *memoryReplica) put(rec order.Record) error {
 			r.entries = r.entries[:rec.Index-first]
 		}
 		r.entries = append(r.entries, rec)
-	case order.RecordReset:
-		r.entries = nil
 	case order.RecordSnapshot:
 		r.snapshot = &rec
 		keep := 0

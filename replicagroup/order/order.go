@@ -254,7 +254,6 @@ const (
 	RecordState    RecordKind = iota + 1 // replaces the former state
 	RecordEntry                          // entry Index; every stored entry at or above Index is void
 	RecordSnapshot                       // machine state as of Index; stored entries up to Index may go
-	RecordReset                          // every stored entry is void: the next record is a snapshot that replaces the log
 )
 
 // Record is one thing to be made durable. Data is the engine's own encoding.

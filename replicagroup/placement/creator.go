@@ -31,7 +31,7 @@ const (
 	retryPause  = 250 * time.Millisecond // before the next round, and before a dropped proposal is repeated
 	answerWait  = 3 * time.Second        // an Ensure is answered this long after the commit, members started or not
 	startFirst  = 500 * time.Millisecond // between Starts until a majority has reported in
-	startLast   = 30 * time.Second       // the longest pause between Starts to the rest
+	startLast   = 10 * time.Second       // the longest pause between Starts to the rest
 )
 
 // Rounds of look-up and asking when fewer than 2f+1 peers accept. A peer missed by one look-up or busy for a moment should

@@ -307,20 +307,21 @@ func decodeView(r *reader) order.View {
 
 const stateBytes = 1 + 3*8
 
-func encodeState(hs *pb.HardState) []byte {
+func encodeState(s state) []byte {
 	b := make([]byte, 0, stateBytes)
 	b = append(b, codecVersion)
-	b = binary.BigEndian.AppendUint64(b, hs.GetTerm())
-	b = binary.BigEndian.AppendUint64(b, hs.GetVote())
-	return binary.BigEndian.AppendUint64(b, hs.GetCommit())
+	b = binary.BigEndian.AppendUint64(b, s.term)
+	b = binary.BigEndian.AppendUint64(b, s.vote)
+	return binary.BigEndian.AppendUint64(b, s.commit)
 }
 
-func decodeState(b []byte) (*pb.HardState, error) {
+func decodeState(b []byte) (s state, err error) {
 	r := reader{b: b}
 	if v := r.byte(); len(b) != stateBytes || v != codecVersion {
-		return nil, malformed("state of %d bytes, version %d", len(b), v)
+		return s, malformed("state of %d bytes, version %d", len(b), v)
 	}
-	return &pb.HardState{Term: new(r.u64()), Vote: new(r.u64()), Commit: new(r.u64())}, nil
+	s.term, s.vote, s.commit = r.u64(), r.u64(), r.u64()
+	return s, nil
 }
 
 const entryHead = 1 + 8

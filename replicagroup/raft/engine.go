@@ -87,9 +87,10 @@ type Engine struct {
 	log    *memLog
 
 	// What the library said last. Exact between two steps, because every step drains it.
-	role               etcd.StateType
-	lead               order.ReplicaID
-	term, vote, commit uint64
+	role etcd.StateType
+	lead order.ReplicaID
+	state
+	saved state // what the last write left
 
 	started bool
 	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
@@ -119,6 +120,9 @@ type Engine struct {
 }
 
 var _ order.Orderer = (*Engine)(nil)
+
+// state is what a replica must remember of elections, and its commit index.
+type state struct{ term, vote, commit uint64 }
 
 // write is one Persist under way.
 type write struct {
@@ -176,10 +180,8 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 		return nil, fmt.Errorf("%w: %v", ErrConfig, err)
 	}
 	e := &Engine{
-		cfg: cfg, view: view, voters: view.Voters(), raft: rn, log: log,
-		role: etcd.StateFollower, term: log.state.GetTerm(), vote: log.state.GetVote(), commit: log.state.GetCommit(),
-		delivered: log.base, applied: log.base,
-		peers: make([]peer, len(view.Members)),
+		cfg: cfg, view: view, voters: view.Voters(), raft: rn, log: log, role: etcd.StateFollower, state: log.state, saved: log.state,
+		delivered: log.base, applied: log.base, peers: make([]peer, len(view.Members)),
 	}
 	if log.base > genesisIndex {
 		s, err := decodeSnapshot(log.snap.GetData())
@@ -200,7 +202,7 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 		s := snapshot{group: cfg.Group, index: genesisIndex, term: genesisTerm, view: cfg.View}
 		l := &memLog{conf: confOf(s.view)}
 		l.restore(s.message(encodeSnapshot(s)))
-		l.state = &pb.HardState{Term: new(l.baseTerm), Vote: new(uint64), Commit: new(l.base)}
+		l.state = state{term: l.baseTerm, commit: l.base}
 		return l, s.view, nil
 	}
 	if img.Snapshot == nil {
@@ -246,34 +248,29 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 // restoreState reads the vote, term and commit index that belong to a log. The state is the last record of each write, so
 // after a torn write it may be older than the log; then nothing of that write has been acknowledged, and the log's own term
 // is a term in which this replica has not voted.
-func restoreState(b []byte, l *memLog, v order.View) (*pb.HardState, error) {
-	hs := &pb.HardState{Term: new(uint64), Vote: new(uint64), Commit: new(uint64)}
+func restoreState(b []byte, l *memLog, v order.View) (s state, err error) {
 	switch {
 	case b != nil:
-		var err error
-		if hs, err = decodeState(b); err != nil {
-			return nil, err
+		if s, err = decodeState(b); err != nil {
+			return s, err
 		}
 	case l.base > genesisIndex || len(l.ents) > 0:
-		return nil, malformed("image without state")
+		return s, malformed("image without state")
 	}
-	m, known := v.Member(order.ReplicaID(hs.GetVote()))
-	switch {
-	case hs.GetVote() != 0 && (!known || m.Role != order.Voter):
-		return nil, malformed("vote for %d", hs.GetVote())
-	case hs.GetCommit() > l.last():
-		return nil, malformed("committed %d of %d", hs.GetCommit(), l.last())
-	case hs.GetTerm() > termMax:
-		return nil, malformed("term %d", hs.GetTerm())
+	if m, _ := v.Member(order.ReplicaID(s.vote)); s.vote != 0 && m.Role != order.Voter {
+		return s, malformed("vote for %d", s.vote)
 	}
-	if last, _ := l.term(l.last()); hs.GetTerm() < last {
-		if last > termMax {
-			return nil, malformed("term %d", last)
-		}
-		hs.Term, hs.Vote = new(last), new(uint64)
+	if s.commit > l.last() {
+		return s, malformed("committed %d of %d", s.commit, l.last())
 	}
-	hs.Commit = new(max(hs.GetCommit(), l.base))
-	return hs, nil
+	if last, _ := l.term(l.last()); s.term < last {
+		s.term, s.vote = last, 0
+	}
+	if s.term > termMax {
+		return s, malformed("term %d", s.term)
+	}
+	s.commit = max(s.commit, l.base)
+	return s, nil
 }
 
 // Step consumes one event; see [order.Orderer].
@@ -313,12 +310,12 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 // start makes a new group durable, hands the image's snapshot to the machine and sets the timer.
 func (e *Engine) start(out *order.Actions) {
 	e.started = true
-	if e.log.state.GetCommit() == genesisIndex && e.log.last() == genesisIndex && e.install == nil {
+	if e.log.last() == genesisIndex && e.install == nil {
 		// Also after a restart that found nothing but the beginning: a write cut short may have left half of it.
 		e.persist(out, []order.Record{
 			{Kind: order.RecordSnapshot, Index: genesisIndex, Data: e.log.snap.GetData()},
-			{Kind: order.RecordState, Data: encodeState(e.log.state)},
-		}, true)
+			{Kind: order.RecordState, Data: encodeState(e.saved)},
+		})
 	}
 	if e.install != nil {
 		out.Install = append(out.Install, *e.install)
@@ -328,10 +325,10 @@ func (e *Engine) start(out *order.Actions) {
 	e.drain(out)
 }
 
-// persist asks for a write.
-func (e *Engine) persist(out *order.Actions, recs []order.Record, sync bool) {
+// persist asks for a write. Each holds something that must be on the disk before what waits for it goes on.
+func (e *Engine) persist(out *order.Actions, recs []order.Record) {
 	e.seq++
-	out.Persist = append(out.Persist, order.Persist{Seq: e.seq, Records: recs, Sync: sync})
+	out.Persist = append(out.Persist, order.Persist{Seq: e.seq, Records: recs, Sync: true})
 	e.writes.push(write{seq: e.seq})
 }
 
@@ -352,7 +349,7 @@ func (e *Engine) drain(out *order.Actions) {
 		for _, m := range rd.Messages {
 			switch m.GetTo() {
 			case etcd.LocalAppendThread:
-				again = e.store(rd, m, out) || again
+				again = e.store(rd.MustSync, m, out) || again
 			case etcd.LocalApplyThread:
 				e.deliver(m.GetEntries(), out)
 			default:
@@ -379,7 +376,7 @@ func (e *Engine) noteState(rd etcd.Ready) {
 		if v := hs.GetVote(); v != e.vote && v != 0 && v != uint64(e.cfg.Self) {
 			e.clock.rest(e.cfg) // who has given its vote away waits for the winner
 		}
-		e.term, e.vote, e.commit = hs.GetTerm(), hs.GetVote(), hs.GetCommit()
+		e.state = state{hs.GetTerm(), hs.GetVote(), hs.GetCommit()}
 	}
 	if ss := rd.SoftState; ss != nil {
 		if e.role != ss.RaftState {
@@ -391,7 +388,7 @@ func (e *Engine) noteState(rd etcd.Ready) {
 
 // store performs a message to the library's append target: a write, and the responses it owes. It reports whether the
 // library was given something.
-func (e *Engine) store(rd etcd.Ready, m *pb.Message, out *order.Actions) (stepped bool) {
+func (e *Engine) store(sync bool, m *pb.Message, out *order.Actions) (stepped bool) {
 	// The state comes last: a write cut short then looks as if it had never been asked for (see restoreState).
 	var recs []order.Record
 	var install *order.Install
@@ -404,11 +401,13 @@ func (e *Engine) store(rd etcd.Ready, m *pb.Message, out *order.Actions) (steppe
 	}
 	recs = appendEntries(recs, m.GetEntries())
 	e.log.append(m.GetEntries())
-	if rd.HardState != nil {
-		recs = append(recs, order.Record{Kind: order.RecordState, Data: encodeState(rd.HardState)})
+	if now := (state{e.term, e.vote, e.commit}); now != e.saved && (sync || install != nil) {
+		// A new commit index alone is not worth a write: it is learned again, and goes along with the next.
+		recs = append(recs, order.Record{Kind: order.RecordState, Data: encodeState(now)})
+		e.saved = now
 	}
 	if len(recs) > 0 {
-		e.persist(out, recs, rd.MustSync || install != nil)
+		e.persist(out, recs)
 	}
 	// Responses that come with nothing to write wait for the writes under way, if any.
 	w := e.writes.last()
@@ -439,9 +438,11 @@ func (e *Engine) onStored(seq uint64, out *order.Actions) {
 		return
 	}
 	e.stored = seq
+	fed := false
 	for w := e.writes.first(); w != nil && w.seq <= seq; w = e.writes.first() {
 		for _, m := range w.self {
 			e.feed(m)
+			fed = true
 		}
 		if w.install != nil {
 			e.delivered = w.install.Index
@@ -449,7 +450,9 @@ func (e *Engine) onStored(seq uint64, out *order.Actions) {
 		}
 		e.writes.pop()
 	}
-	e.drain(out)
+	if fed {
+		e.drain(out)
+	}
 }
 
 // feed hands a message to the library. Its errors mean "not now" and need no answer here.
@@ -499,7 +502,9 @@ func (e *Engine) onApplied(index uint64, out *order.Actions) {
 			e.unapplied.pop()
 		}
 	}
-	e.drain(out)
+	if e.delivered < e.commit || len(e.waiting) > 0 {
+		e.drain(out) // more may be delivered now, and a leader that got ready answers reads
+	}
 }
 
 // leading reports whether this replica leads and has applied an entry of its own term.
@@ -592,7 +597,7 @@ func (e *Engine) compact(c order.Compact, out *order.Actions) {
 	s := snapshot{group: e.cfg.Group, index: c.Index, term: term, view: e.view, data: c.Data}
 	rec := encodeSnapshot(s)
 	e.log.compact(s.message(rec))
-	e.persist(out, []order.Record{{Kind: order.RecordSnapshot, Index: c.Index, Data: rec}}, true)
+	e.persist(out, []order.Record{{Kind: order.RecordSnapshot, Index: c.Index, Data: rec}})
 }
 
 // Leader returns who leads, as far as this replica knows; see [order.Orderer].

@@ -17,7 +17,7 @@ import (
 //
 // Invariants: ents[i] has index base+1+i; terms never fall from baseTerm on; snap covers an index in [base, last].
 type memLog struct {
-	state *pb.HardState
+	state state // at the start; not kept up to date
 	conf  *pb.ConfState
 	// snap is the newest snapshot, with its record as Data. Entries up to its index that are still in ents serve followers
 	// that are a little behind (trailingEntriesMax); a store has dropped them.
@@ -111,7 +111,9 @@ func (l *memLog) digest() [sha256.Size]byte {
 // The methods below are the library's Storage interface.
 
 // InitialState returns the vote, term and commit index, and the configuration.
-func (l *memLog) InitialState() (*pb.HardState, *pb.ConfState, error) { return l.state, l.conf, nil }
+func (l *memLog) InitialState() (*pb.HardState, *pb.ConfState, error) {
+	return &pb.HardState{Term: new(l.state.term), Vote: new(l.state.vote), Commit: new(l.state.commit)}, l.conf, nil
+}
 
 // FirstIndex returns the index of the first entry that is kept.
 func (l *memLog) FirstIndex() (uint64, error) { return l.first(), nil }

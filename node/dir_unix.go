@@ -1,0 +1,37 @@
+//go:build unix
+
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockPath takes an exclusive lock on a file that the system drops when the process ends, however it ends.
+func lockPath(path string) (unlock func() error, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: another daemon holds %s; stop it, or use another directory", ErrInUse, path)
+		}
+		return nil, fmt.Errorf("node: lock %s: %w", path, err)
+	}
+	return f.Close, nil
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) (err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return f.Sync()
+}

@@ -1,0 +1,300 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	kaddht "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/internal/driver"
+	"latchkey/lockservice"
+	"latchkey/node/api"
+	"latchkey/replicagroup"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+// Node is one peer. Its methods are safe for concurrent use.
+type Node struct {
+	host    host.Host
+	genesis placement.Genesis
+	overlay *dht.Overlay
+	groups  *replicagroup.Host
+	store   replicagroup.Store
+	clock   *driver.Clock
+	locks   *lockservice.Service
+
+	mu       sync.Mutex
+	closed   bool
+	sessions []*lockSession
+}
+
+// lockSession is one session of the lock service: its service and the client of replica groups under it.
+type lockSession struct {
+	service *lockservice.Service
+	client  *replicagroup.Client
+}
+
+type config struct {
+	genesis    placement.Genesis
+	hasGenesis bool
+	store      replicagroup.Store
+	bootstrap  []peer.AddrInfo
+	clientOnly bool
+	kad        *kaddht.IpfsDHT
+}
+
+// Option configures [New].
+type Option func(*config)
+
+// WithOverlay names the overlay by its genesis document. It is required.
+func WithOverlay(g placement.Genesis) Option {
+	return func(c *config) { c.genesis, c.hasGenesis = g, true }
+}
+
+// WithStore sets where the node keeps its replicas. Default: an empty store in memory.
+func WithStore(s replicagroup.Store) Option { return func(c *config) { c.store = s } }
+
+// WithBootstrap names peers to dial when the node knows nobody else. The founders, at the addresses that the genesis document
+// gives for them, are always among them.
+func WithBootstrap(peers ...peer.AddrInfo) Option {
+	return func(c *config) { c.bootstrap = append(c.bootstrap, peers...) }
+}
+
+// ClientOnly makes a node that uses the overlay and hosts nothing for it.
+func ClientOnly() Option { return func(c *config) { c.clientOnly = true } }
+
+// WithDHT hands over a Kademlia instance of the caller's, on the same host, all of whose peers speak latchkey in this overlay.
+// Without it the node runs one of its own beside whatever the host has.
+func WithDHT(d *kaddht.IpfsDHT) Option { return func(c *config) { c.kad = d } }
+
+// New makes a node on a libp2p host. It uses no network yet. The host must outlive the node.
+func New(h host.Host, opts ...Option) (*Node, error) {
+	var c config
+	for _, o := range opts {
+		o(&c)
+	}
+	switch {
+	case h == nil:
+		return nil, errors.New("node: no libp2p host")
+	case !c.hasGenesis:
+		return nil, errors.New("node: WithOverlay is missing: a node belongs to one overlay, named by its genesis document")
+	case c.clientOnly && c.store != nil:
+		return nil, errors.New("node: ClientOnly and WithStore exclude each other: a client hosts nothing that would need a store")
+	}
+	if err := c.genesis.Validate(); err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	if c.store == nil && !c.clientOnly {
+		c.store = replicagroup.NewMemoryStore()
+	}
+	id := c.genesis.ID()
+	overlayOpts := []dht.Option{dht.WithOverlayID(id), dht.WithBootstrap(append(founders(c.genesis, h.ID()), c.bootstrap...)...)}
+	if c.clientOnly {
+		overlayOpts = append(overlayOpts, dht.WithClientMode())
+	}
+	if c.kad != nil {
+		overlayOpts = append(overlayOpts, dht.WithDHT(c.kad))
+	}
+	overlay, err := dht.New(h, overlayOpts...)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{host: h, genesis: c.genesis, overlay: overlay, store: c.store, clock: driver.NewClock()}
+	n.groups, err = replicagroup.New(replicagroup.Config{
+		Genesis: c.genesis, Overlay: overlay, Store: c.store, Clock: n.clock,
+		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
+	})
+	if err != nil {
+		return nil, errors.Join(err, overlay.Close())
+	}
+	n.locks = n.NewLocks()
+	return n, nil
+}
+
+// founders are the peers that the genesis document says where to find.
+func founders(g placement.Genesis, self peer.ID) []peer.AddrInfo {
+	var infos []peer.AddrInfo
+	for _, f := range g.Founders {
+		info := peer.AddrInfo{ID: peer.ID(f.ID)}
+		for _, a := range f.Addrs {
+			if m, err := ma.NewMultiaddr(a); err == nil {
+				info.Addrs = append(info.Addrs, m)
+			}
+		}
+		if info.ID != self && len(info.Addrs) > 0 {
+			infos = append(infos, info)
+		}
+	}
+	return infos
+}
+
+func (n *Node) lockMachine(g order.GroupID) session.Machine {
+	return lockservice.NewMachine(lockservice.MachineConfig{Gen: g.Gen, TTLMax: n.genesis.TTLMax, Drift: n.genesis.Drift})
+}
+
+// Start joins the overlay and begins to serve. It returns once the node's own parts run; ctx bounds only that. An error that
+// matches [replicagroup.ErrRootLost] says that this peer alone founded the overlay, and what it founded is gone.
+func (n *Node) Start(ctx context.Context) error {
+	if err := n.groups.Start(ctx); err != nil {
+		return err
+	}
+	return n.overlay.Start(ctx)
+}
+
+// Close releases the locks that this node's services hold, stops them and the replicas, and leaves the overlay. It is
+// idempotent, and waits for everything it stops; releasing takes at most a few seconds when the groups do not answer. The
+// libp2p host stays open.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return nil
+	}
+	n.closed = true
+	sessions := n.sessions
+	n.mu.Unlock()
+	var errs []error
+	for _, s := range sessions {
+		errs = append(errs, s.service.Close(), s.client.Close())
+	}
+	return errors.Join(append(errs, n.groups.Close(), n.overlay.Close())...)
+}
+
+// Done is closed when the node's replicas have stopped: by Close, or because its store failed ([Node.Err]).
+func (n *Node) Done() <-chan struct{} { return n.groups.Done() }
+
+// Err returns why the node stopped by itself, or nil.
+func (n *Node) Err() error { return n.groups.Err() }
+
+// Locks returns the node's own session of the lock service.
+func (n *Node) Locks() *lockservice.Service { return n.locks }
+
+// NewLocks opens another session of the lock service: to the groups it is another client. It ends with the node.
+func (n *Node) NewLocks() *lockservice.Service {
+	c := n.groups.NewClient()
+	s := lockservice.New(n.backend(c), lockservice.WithClock(n.clock))
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sessions = append(n.sessions, &lockSession{s, c})
+	return s
+}
+
+// NewLockBackend opens another session of the lock service and returns it bare, for those who count leases themselves.
+func (n *Node) NewLockBackend() lockservice.Backend {
+	c := n.groups.NewClient()
+	b := n.backend(c)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sessions = append(n.sessions, &lockSession{lockservice.New(b, lockservice.WithClock(n.clock)), c})
+	return b
+}
+
+func (n *Node) backend(c *replicagroup.Client) lockservice.Backend {
+	return lockservice.NewGroupBackend(c, lockservice.GroupConfig{
+		Limits:   lockservice.LimitsOf(n.genesis.TTLMax, int64(n.genesis.Drift)),
+		PeerName: n.peerName,
+	})
+}
+
+func (n *Node) peerName(id keyspace.NodeID) (string, bool) {
+	p, ok := n.overlay.PeerOf(id)
+	return p.String(), ok
+}
+
+// ID returns the peer id of the node's host.
+func (n *Node) ID() peer.ID { return n.host.ID() }
+
+// Overlay returns the overlay layer below the node, for those who speak protocols of their own over it.
+func (n *Node) Overlay() *dht.Overlay { return n.overlay }
+
+// Groups returns the host of replica groups below the node.
+func (n *Node) Groups() *replicagroup.Host { return n.groups }
+
+// Genesis returns the document of the node's overlay.
+func (n *Node) Genesis() placement.Genesis { return n.genesis }
+
+// Version is what this build calls itself.
+func Version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// Info implements [api.Node]: who this peer is.
+func (n *Node) Info() api.Info {
+	info := api.Info{
+		Peer: n.host.ID().String(), Node: n.overlay.Node().String(), Overlay: fmt.Sprintf("%x", n.genesis.ID()),
+		OverlayName: n.genesis.Name, Version: Version(),
+	}
+	if n.store != nil {
+		info.Store = n.store.ID().String()
+	}
+	for _, a := range n.host.Addrs() {
+		info.Addrs = append(info.Addrs, a.String()+"/p2p/"+info.Peer)
+	}
+	return info
+}
+
+// Peers implements [api.Node]: the peers of the overlay that this one knows, by peer id.
+func (n *Node) Peers() []api.Peer {
+	var peers []api.Peer
+	for _, p := range n.overlay.Peers() {
+		q := api.Peer{Peer: p.ID.String(), Node: dht.NodeIDOf(p.ID).String(), Connected: p.Connected}
+		for _, a := range p.Addrs {
+			q.Addrs = append(q.Addrs, a.String())
+		}
+		peers = append(peers, q)
+	}
+	slices.SortFunc(peers, func(a, b api.Peer) int { return strings.Compare(a.Peer, b.Peer) })
+	return peers
+}
+
+// keyTimeout bounds the question who leads a group, in [Node.Key].
+const keyTimeout = 2 * time.Second
+
+// Key implements [api.Node]: where the lock of this name lives. It looks the key up and asks its group, which is created if it
+// does not exist yet; a group that does not answer in time is told without its leader.
+func (n *Node) Key(ctx context.Context, name string) (api.KeyInfo, error) {
+	if err := lockservice.CheckName(name); err != nil {
+		return api.KeyInfo{}, err
+	}
+	at := keyspace.Preimage(name)
+	info := api.KeyInfo{Name: name, Hash: at.Key().String()}
+	closest, err := n.overlay.ReplicaSet(ctx, at, 2*n.genesis.F+1)
+	if err != nil {
+		return api.KeyInfo{}, err
+	}
+	for _, p := range closest {
+		info.Closest = append(info.Closest, p.ID.String())
+	}
+	d, err := n.groups.Locate(ctx, at.Key())
+	if err != nil {
+		return api.KeyInfo{}, err
+	}
+	info.Group = &api.GroupInfo{ID: d.Group.String(), Generation: d.Group.Gen, View: d.View.Num}
+	for _, p := range d.Peers {
+		info.Group.Members = append(info.Group.Members, peer.ID(p.ID).String())
+	}
+	ask, cancel := context.WithTimeout(ctx, keyTimeout)
+	defer cancel()
+	if leader, err := n.groups.Leader(ask, at.Key()); err == nil {
+		info.Group.Leader = peer.ID(leader.ID).String()
+	} else if ctx.Err() != nil {
+		return api.KeyInfo{}, context.Cause(ctx)
+	}
+	return info, nil
+}

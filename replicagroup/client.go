@@ -1,0 +1,397 @@
+package replicagroup
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+// sessionTTL is how long a group keeps a session without hearing of it. Sessions of a client that is in use are kept alive.
+const sessionTTL = 15 * time.Second
+
+// Client is one client of replica groups: to each group it talks to, one session. Its commands take effect at most once,
+// also when they have to be repeated. Methods are safe for concurrent use.
+type Client struct {
+	host *Host
+
+	mu       sync.Mutex
+	closed   bool
+	sessions map[keyspace.Prefix]*groupSession
+	notifies map[string]func(group order.GroupID, data []byte)
+}
+
+// NewClient makes a client of the overlay's groups. It opens a session with a group on first use.
+func (h *Host) NewClient() *Client {
+	c := &Client{
+		host: h, sessions: make(map[keyspace.Prefix]*groupSession),
+		notifies: make(map[string]func(order.GroupID, []byte)),
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c.closed = h.closed
+	h.clients[c] = struct{}{}
+	return c
+}
+
+// Do has data executed once, in order, by the service of the group that owns key, and returns the result. The group is
+// created if there is none. It blocks until the answer is here or ctx ends. Errors: [ErrNoQuorum] when the command was not
+// even sent before ctx ended; [ErrOutcomeUnknown] when it was, or when the session was lost under it; [ErrRefused],
+// [ErrBusy], [ErrTooLarge], [ErrClosed]. Every error that ctx brought about also matches context.Cause(ctx).
+func (c *Client) Do(ctx context.Context, key keyspace.Key, service string, data []byte) ([]byte, error) {
+	return c.do(ctx, c.host.genesis.PrefixOf(key), service, data)
+}
+
+// Query reads from the service of the group that owns key, linearizably: it sees every command whose answer anybody had when
+// Query was called. It blocks until the answer is here or ctx ends ([ErrNoQuorum]).
+func (c *Client) Query(ctx context.Context, key keyspace.Key, service string, data []byte) ([]byte, error) {
+	return c.query(ctx, c.host.genesis.PrefixOf(key), service, data)
+}
+
+// Notify has fn called with what a service pushes to this client's sessions. fn must not block. Pushes may be lost, late or
+// repeated.
+func (c *Client) Notify(service string, fn func(group order.GroupID, data []byte)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.notifies[service] = fn
+}
+
+func (c *Client) notify(o output) {
+	c.mu.Lock()
+	fn := c.notifies[o.service]
+	c.mu.Unlock()
+	if fn != nil {
+		fn(o.group, o.data)
+	}
+}
+
+// Close ends the client's sessions: the groups are told, once and without waiting, and what waits for an answer gets
+// [ErrClosed] or [ErrOutcomeUnknown]. It is idempotent.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	sessions := c.sessions
+	c.sessions = nil
+	c.mu.Unlock()
+	for _, s := range sessions {
+		s.close()
+	}
+	c.host.mu.Lock()
+	delete(c.host.clients, c)
+	c.host.mu.Unlock()
+	return nil
+}
+
+func (c *Client) do(ctx context.Context, p keyspace.Prefix, service string, data []byte) ([]byte, error) {
+	if len(data) > order.DataBytesMax || len(service) > order.ServiceBytesMax {
+		return nil, fmt.Errorf("%w: command of %d bytes, at most %d", ErrTooLarge, len(data), order.DataBytesMax)
+	}
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, ErrClosed
+	}
+	s, ok := c.sessions[p]
+	if !ok {
+		s = newGroupSession(c, p)
+		c.sessions[p] = s
+	}
+	c.mu.Unlock()
+	return s.do(ctx, service, data)
+}
+
+func (c *Client) query(ctx context.Context, p keyspace.Prefix, service string, data []byte) ([]byte, error) {
+	h := c.host
+	d, err := h.locator.locate(ctx, p, false)
+	if err != nil {
+		return nil, noQuorum(err, order.GroupID{Prefix: p}, nil)
+	}
+	var result []byte
+	req := marshal(&pb.QueryRequest{Group: groupToPB(d.Group), View: d.View.Num, Service: service, Data: data})
+	err = h.askLeader(ctx, d, keyspace.Key{}, serviceQuery, req, func(r reply) (bool, error) {
+		switch r.status {
+		case pb.Status_OK:
+			result = r.data
+			return true, nil
+		case pb.Status_UNKNOWN_SERVICE, pb.Status_REFUSED, pb.Status_TOO_LARGE:
+			return true, fmt.Errorf("%w: query of %s in group %v: %v", ErrRefused, service, d.Group, r.status)
+		}
+		return false, nil
+	})
+	return result, err
+}
+
+// groupSession drives one session.Client: the session of one client with one prefix's group.
+//
+// Callers, replies, timers and searches all step the automaton themselves, one at a time under mu, and carry out its actions
+// after they have let go of it. A goroutine of its own would cost a command two more wake-ups, which is as much as a network
+// round trip on one machine.
+type groupSession struct {
+	client *Client
+	prefix keyspace.Prefix
+
+	mu         sync.Mutex
+	core       *session.Client
+	id         order.ClientID // as registered with the host
+	descriptor placement.Descriptor
+	waiting    map[uint64]chan<- session.Done
+	nextRef    uint64
+	keep       bool
+	used       automaton.Instant // last submit
+	timer      *time.Timer
+	closed     bool
+}
+
+func newGroupSession(c *Client, p keyspace.Prefix) *groupSession {
+	s := &groupSession{
+		client: c, prefix: p,
+		core:    session.NewClient(session.ClientConfig{TTL: sessionTTL, CallTimeout: commandTimeout}),
+		waiting: make(map[uint64]chan<- session.Done),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.identifyLocked()
+	return s
+}
+
+// identifyLocked gives the automaton a fresh id, under which outputs will find it.
+func (s *groupSession) identifyLocked() {
+	h := s.client.host
+	var id order.ClientID
+	rand.Read(id[:])
+	h.mu.Lock()
+	delete(h.sessions, s.id)
+	h.sessions[id] = s
+	h.mu.Unlock()
+	s.id = id
+	s.core.Step(session.Identity{ID: id}, h.clock.Now(), nil)
+}
+
+func (s *groupSession) do(ctx context.Context, service string, data []byte) ([]byte, error) {
+	done := make(chan session.Done, 1)
+	s.mu.Lock()
+	s.nextRef++
+	ref := s.nextRef
+	s.waiting[ref] = done
+	s.used = s.client.host.clock.Now()
+	var todo []func()
+	if !s.keep {
+		s.keep = true
+		todo = s.stepLocked(session.KeepAlive{On: true}, todo)
+	}
+	todo = s.stepLocked(session.Submit{Ref: ref, Service: service, Data: data}, todo)
+	s.mu.Unlock()
+	run(todo)
+	select {
+	case d := <-done:
+		return d.Data, s.failure(d.Err, nil)
+	case <-ctx.Done():
+		s.step(session.Abandon{Ref: ref})
+		d := <-done // Abandon answers at once, unless the answer was faster
+		return d.Data, s.failure(d.Err, context.Cause(ctx))
+	}
+}
+
+// failure turns an error of the automaton into one of this package. cause is why the caller left, if it did.
+func (s *groupSession) failure(err, cause error) error {
+	if err == nil {
+		return nil
+	}
+	for _, e := range []struct{ from, to error }{
+		{session.ErrAbandoned, ErrNoQuorum}, {session.ErrOutcomeUnknown, ErrOutcomeUnknown}, {session.ErrBusy, ErrBusy},
+		{session.ErrLimit, ErrRefused}, {session.ErrRefused, ErrRefused}, {session.ErrUnknownService, ErrRefused},
+		{session.ErrTooLarge, ErrTooLarge}, {session.ErrResultTooLarge, ErrTooLarge}, {session.ErrClosed, ErrClosed},
+	} {
+		if !errors.Is(err, e.from) {
+			continue
+		}
+		if cause != nil {
+			return fmt.Errorf("%w: group of prefix %v: %w", e.to, s.prefix, cause)
+		}
+		return fmt.Errorf("%w: group of prefix %v: %v", e.to, s.prefix, err)
+	}
+	return fmt.Errorf("replicagroup: group of prefix %v: %w", s.prefix, err)
+}
+
+// step feeds one event to the automaton and carries out what it asks for.
+func (s *groupSession) step(ev session.ClientEvent) {
+	s.mu.Lock()
+	todo := s.stepLocked(ev, nil)
+	s.mu.Unlock()
+	run(todo)
+}
+
+func run(todo []func()) {
+	for _, f := range todo {
+		f()
+	}
+}
+
+// stepLocked steps the automaton and appends to todo what has to be done after mu is free.
+func (s *groupSession) stepLocked(ev session.ClientEvent, todo []func()) []func() {
+	var space [4]session.ClientAction
+	for _, a := range s.core.Step(ev, s.client.host.clock.Now(), space[:0]) {
+		switch a := a.(type) {
+		case session.SendTo:
+			d := s.descriptor
+			todo = append(todo, func() { s.send(a, d) })
+		case session.Arm:
+			s.armLocked(a.At)
+		case session.Done:
+			s.waiting[a.Ref] <- a
+			delete(s.waiting, a.Ref)
+		case session.Relocate:
+			fresh := !s.descriptor.IsZero()
+			todo = append(todo, func() { s.locate(fresh) })
+		case session.Lost:
+			log.Debugw("session lost", "prefix", s.prefix, "client", s.id)
+			s.identifyLocked()
+			// The fresh identity lets the automaton go on with what it could take back.
+			todo = s.stepLocked(session.Timer{}, todo)
+		}
+	}
+	return todo
+}
+
+// armLocked sets the one timer.
+func (s *groupSession) armLocked(at automaton.Instant) {
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	if at == automaton.Never || s.closed {
+		return
+	}
+	wait := max(0, at.Sub(s.client.host.clock.Now()))
+	if s.timer == nil {
+		s.timer = time.AfterFunc(wait, s.expired)
+	} else {
+		s.timer.Reset(wait)
+	}
+}
+
+// expired steps the automaton when its time has come. A session that nobody has used for longer than any lease can last
+// holds nothing any more, and is let go.
+func (s *groupSession) expired() {
+	h := s.client.host
+	s.mu.Lock()
+	var todo []func()
+	if s.keep && h.clock.Now().Sub(s.used) > h.genesis.TTLMax+sessionTTL {
+		s.keep = false
+		todo = s.stepLocked(session.KeepAlive{On: false}, todo)
+	}
+	todo = s.stepLocked(session.Timer{}, todo)
+	s.mu.Unlock()
+	run(todo)
+}
+
+// send carries one call to a replica. Every call gets its answer, so the automaton's bound on calls holds.
+func (s *groupSession) send(a session.SendTo, d placement.Descriptor) {
+	h := s.client.host
+	m, ok := d.View.MemberAt(a.To)
+	if !ok { // a hint named a stranger
+		s.step(session.NotLeader{Call: a.Call})
+		return
+	}
+	p, _ := d.Peer(m.ID)
+	req := marshal(&pb.CommandRequest{
+		Group: groupToPB(d.Group), View: d.View.Num, Client: a.Cmd.Client[:], Seq: a.Cmd.Seq, Acked: a.Cmd.Acked,
+		Service: a.Cmd.Service, Data: a.Cmd.Data,
+	})
+	h.overlay.Go(peer.ID(p.ID), keyspace.Key{}, serviceCommand, req, a.Timeout, func(b []byte, err error) {
+		s.step(s.answered(a, d, b, err))
+	})
+}
+
+// answered turns the answer to a call into the automaton's event.
+func (s *groupSession) answered(a session.SendTo, d placement.Descriptor, b []byte, err error) session.ClientEvent {
+	h := s.client.host
+	var r reply
+	if err == nil {
+		r, err = h.decode.reply(b)
+	}
+	if err != nil {
+		log.Debugw("no answer", "group", d.Group, "node", a.To, "err", err)
+		return session.NoAnswer{Call: a.Call}
+	}
+	if !r.descriptor.IsZero() {
+		h.locator.put(r.descriptor)
+	}
+	if status, ok := statusFromPB(r.status); ok {
+		h.locator.led(d.Group, a.To)
+		return session.Answer{Call: a.Call, Status: status, Data: r.data}
+	}
+	switch r.status {
+	case pb.Status_NOT_LEADER, pb.Status_NOT_HERE, pb.Status_MOVED, pb.Status_BUSY:
+		return session.NotLeader{Call: a.Call, Hint: r.leader}
+	}
+	return session.NoAnswer{Call: a.Call}
+}
+
+// locate finds the group for the automaton; fresh when what was found before did not answer.
+func (s *groupSession) locate(fresh bool) {
+	h := s.client.host
+	if !fresh {
+		// The cache answers without waiting, most of the time.
+		if d, ok := h.locator.cached(s.prefix); ok {
+			s.located(d)
+			return
+		}
+	}
+	h.spawn(func() {
+		d, err := h.locator.locate(h.ctx, s.prefix, fresh)
+		if err != nil {
+			log.Debugw("group not found", "prefix", s.prefix, "err", err)
+		}
+		s.located(d)
+	})
+}
+
+func (s *groupSession) located(d placement.Descriptor) {
+	ev := session.Located{Leader: s.client.host.locator.leader(d.Group)}
+	for _, m := range d.View.Members {
+		if m.Role == order.Voter {
+			ev.Voters = append(ev.Voters, m.Peer)
+		}
+	}
+	s.mu.Lock()
+	if !d.IsZero() {
+		s.descriptor = d
+	}
+	todo := s.stepLocked(ev, nil)
+	s.mu.Unlock()
+	run(todo)
+}
+
+// takes reports whether an output of this group from this node is to be believed: it must come from a member.
+func (s *groupSession) takes(g order.GroupID, from keyspace.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, member := s.descriptor.View.MemberAt(from)
+	return member && s.descriptor.Group == g
+}
+
+func (s *groupSession) close() {
+	h := s.client.host
+	s.mu.Lock()
+	s.closed = true
+	todo := s.stepLocked(session.Close{}, nil)
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	h.mu.Lock()
+	delete(h.sessions, s.id)
+	h.mu.Unlock()
+	s.mu.Unlock()
+	run(todo)
+}

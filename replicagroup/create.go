@@ -1,0 +1,389 @@
+package replicagroup
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"google.golang.org/protobuf/proto"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/internal/driver"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/placement"
+)
+
+// creator drives the parent leader's side of creating groups: it carries out what placement.Creator asks for and feeds it
+// what comes of that. It idles on peers whose root replica does not lead.
+type creator struct {
+	host *Host
+	box  *driver.Mailbox[creatorEvent]
+
+	// The rest belongs to the goroutine of run.
+	core    *placement.Creator
+	ensures map[uint64]*dht.Request
+	nextRef uint64
+	wake    automaton.Instant
+}
+
+// creatorEvent is an event for the core; req is the request behind an Ensure.
+type creatorEvent struct {
+	ev  placement.CreatorEvent
+	req *dht.Request
+}
+
+// ensureEvent asks the root's replica for a prefix's group.
+type ensureEvent struct {
+	prefix keyspace.Prefix
+	req    *dht.Request
+}
+
+func newCreator(h *Host) *creator {
+	return &creator{
+		host: h, box: driver.NewMailbox[creatorEvent](mailboxMax),
+		core:    placement.NewCreator(h.genesis, h.genesis.RootDescriptor().Peers),
+		ensures: make(map[uint64]*dht.Request), wake: automaton.Never,
+	}
+}
+
+func (c *creator) start() {
+	c.host.wg.Go(c.run)
+	context.AfterFunc(c.host.ctx, c.box.Close)
+}
+
+func (c *creator) run() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var batch []creatorEvent
+	var out []placement.CreatorAction
+	for {
+		wait := time.Hour
+		if c.wake != automaton.Never {
+			wait = max(0, c.wake.Sub(c.host.clock.Now()))
+		}
+		timer.Reset(wait)
+		select {
+		case <-c.box.Wake():
+		case <-timer.C:
+		}
+		var closed bool
+		if batch, closed = c.box.Take(batch); closed {
+			return
+		}
+		now := c.host.clock.Now()
+		out = out[:0]
+		for _, e := range batch {
+			if en, ok := e.ev.(placement.Ensure); ok {
+				c.nextRef++
+				en.Ref = c.nextRef
+				c.ensures[en.Ref] = e.req
+				e.ev = en
+			}
+			out = c.core.Step(e.ev, now, out)
+		}
+		if c.wake <= now {
+			c.wake = automaton.Never
+			out = c.core.Step(placement.Wake{}, now, out)
+		}
+		for _, a := range out {
+			c.perform(a)
+		}
+		clear(out)
+	}
+}
+
+// feed gives the core an event that was asked for, so its number is bounded.
+func (c *creator) feed(ev placement.CreatorEvent) { c.box.Put(creatorEvent{ev: ev}) }
+
+func (c *creator) perform(a placement.CreatorAction) {
+	h := c.host
+	switch a := a.(type) {
+	case placement.LookUp:
+		h.spawn(func() { c.lookUp(a) })
+	case placement.AskHost:
+		msg := marshal(&pb.HostRequest{Prefix: groupToPB(order.GroupID{Prefix: a.Prefix}).Prefix})
+		node := a.Peer.Node()
+		h.learn(a.Peer)
+		h.overlay.Go(peer.ID(a.Peer.ID), keyspace.Key{}, serviceHost, msg, askTimeout, func(b []byte, err error) {
+			var m pb.HostReply
+			answer := placement.HostAnswer{Prefix: a.Prefix, Peer: node}
+			if err == nil {
+				err = proto.Unmarshal(b, &m)
+			}
+			if answer.OK = m.Ok; err == nil && m.Ok {
+				err = fixed(answer.Store[:], m.Store, "store id")
+			}
+			if err != nil {
+				c.feed(placement.NoAnswer{Prefix: a.Prefix, Peer: node})
+				return
+			}
+			c.feed(answer)
+		})
+	case placement.Propose:
+		h.spawn(func() { c.propose(a.Command) })
+	case placement.SendStart:
+		msg := marshal(&pb.StartRequest{Descriptor_: encodeDescriptor(a.Descriptor)})
+		h.overlay.Go(peer.ID(a.Peer.ID), keyspace.Key{}, serviceStart, msg, askTimeout, func(b []byte, err error) {
+			var m pb.StartReply
+			if err != nil || proto.Unmarshal(b, &m) != nil || !m.Started {
+				return // the core repeats it
+			}
+			if member, ok := a.Descriptor.View.MemberAt(a.Peer.Node()); ok {
+				c.feed(placement.Started{Group: a.Descriptor.Group, Peer: member.Peer, Replica: member.ID, Store: member.Store})
+			}
+		})
+	case placement.AnswerEnsure:
+		req := c.ensures[a.Ref]
+		delete(c.ensures, a.Ref)
+		req.Reply(marshal(c.ensured(a)))
+	case placement.Arm:
+		c.wake = a.At
+	}
+}
+
+func (c *creator) ensured(a placement.AnswerEnsure) *pb.Reply {
+	switch {
+	case a.Err == nil:
+		return &pb.Reply{Status: pb.Status_OK, Descriptor_: encodeDescriptor(a.Descriptor)}
+	case errors.Is(a.Err, placement.ErrNotLeader):
+		return &pb.Reply{Status: pb.Status_NOT_LEADER}
+	case errors.Is(a.Err, placement.ErrPrefix):
+		return &pb.Reply{Status: pb.Status_REFUSED}
+	case errors.Is(a.Err, placement.ErrUndecided):
+		return &pb.Reply{Status: pb.Status_DROPPED}
+	}
+	log.Infow("a group could not be created", "err", a.Err)
+	return &pb.Reply{Status: pb.Status_BUSY}
+}
+
+func (c *creator) lookUp(a placement.LookUp) {
+	ctx, cancel := context.WithTimeout(c.host.ctx, askTimeout)
+	defer cancel()
+	found := placement.Closest{Prefix: a.Prefix}
+	infos, err := c.host.overlay.ReplicaSet(ctx, a.Anchor, a.N)
+	if err != nil {
+		log.Debugw("look-up failed", "prefix", a.Prefix, "err", err)
+	}
+	for _, i := range infos {
+		found.Peers = append(found.Peers, peerOfInfo(i))
+	}
+	c.feed(found)
+}
+
+// peerOfInfo is a peer as descriptors name it.
+func peerOfInfo(i peer.AddrInfo) placement.Peer {
+	p := placement.Peer{ID: string(i.ID)}
+	for _, a := range i.Addrs[:min(len(i.Addrs), placement.AddrsMax)] {
+		if s := a.String(); len(s) <= placement.AddrBytesMax {
+			p.Addrs = append(p.Addrs, s)
+		}
+	}
+	return p
+}
+
+// propose has a command of the directory executed, in a session of this host like any other client's.
+func (c *creator) propose(cmd placement.Command) {
+	ctx, cancel := context.WithTimeout(c.host.ctx, locateTimeout)
+	defer cancel()
+	data, err := cmd.Encode()
+	var res placement.Result
+	if err == nil {
+		if data, err = c.host.internal.do(ctx, keyspace.Prefix{}, placement.Service, data); err == nil {
+			res, err = placement.DecodeResult(data)
+		}
+	}
+	if cmd.Kind != placement.Create {
+		return
+	}
+	switch {
+	case err != nil:
+		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Err: err})
+	case res.Status == placement.OK, res.Status == placement.Exists:
+		log.Infow("group created", "prefix", cmd.Prefix, "status", res.Status, "voters", len(res.Child.View.Members))
+		c.feed(placement.Committed{Child: res.Child})
+	default:
+		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Err: placement.ErrRefused})
+	}
+}
+
+// handleEnsure passes an Ensure to the root's replica, if it is here.
+func (c *creator) handleEnsure(req *dht.Request) error {
+	var m pb.EnsureRequest
+	if err := proto.Unmarshal(req.Data, &m); err != nil {
+		return malformed("ensure: %v", err)
+	}
+	p, err := decodePrefix(m.Prefix)
+	if err != nil {
+		return err
+	}
+	c.host.submit(c.host.root, ensureEvent{p, req}, req)
+	return nil
+}
+
+func (e ensureEvent) handle(s *shard) {
+	h := s.host
+	r, ok := s.replicas[h.root]
+	if !ok {
+		h.absent(h.root, e.req)
+		return
+	}
+	if !r.ready(r.view.Num, e.req) {
+		return
+	}
+	known, _ := r.directory().Lookup(e.prefix)
+	if !h.creator.box.TryPut(creatorEvent{ev: placement.Ensure{Prefix: e.prefix, Known: known}, req: e.req}) {
+		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY}))
+	}
+}
+
+// directory is the root replica's directory; only its shard's goroutine may touch it.
+func (r *replica) directory() *placement.Directory {
+	return r.machines[placement.Service].(directoryMachine).Directory
+}
+
+// hosting drives a member's side of creating groups.
+type hosting struct {
+	host *Host
+	box  *driver.Mailbox[hostingEvent]
+
+	// The rest belongs to the goroutine of run.
+	core    *placement.Hosting
+	waiting map[uint64]*dht.Request
+	nextRef uint64
+}
+
+type hostingEvent struct {
+	ev  placement.HostingEvent
+	req *dht.Request
+}
+
+func newHosting(h *Host) *hosting {
+	return &hosting{host: h, box: driver.NewMailbox[hostingEvent](mailboxMax), waiting: make(map[uint64]*dht.Request)}
+}
+
+// start begins with the replicas that the store holds.
+func (m *hosting) start(known []StoredReplica) {
+	cfg := placement.HostingConfig{Genesis: m.host.genesis, Self: m.host.overlay.Node(), Store: m.host.storeID, Declines: m.host.store == nil}
+	for _, r := range known {
+		cfg.Hosted = append(cfg.Hosted, placement.Hosted{Group: r.Group, Replica: r.Self})
+	}
+	m.core = placement.NewHosting(cfg)
+	m.host.wg.Go(m.run)
+	context.AfterFunc(m.host.ctx, m.box.Close)
+}
+
+func (m *hosting) run() {
+	var batch []hostingEvent
+	var out []placement.HostingAction
+	for {
+		<-m.box.Wake()
+		var closed bool
+		if batch, closed = m.box.Take(batch); closed {
+			return
+		}
+		out = out[:0]
+		for _, e := range batch {
+			if e.req != nil {
+				m.nextRef++
+				m.waiting[m.nextRef] = e.req
+			}
+			switch ev := e.ev.(type) {
+			case placement.WillYouHost:
+				ev.Ref = m.nextRef
+				e.ev = ev
+			case placement.StartReplica:
+				ev.Ref = m.nextRef
+				e.ev = ev
+			}
+			out = m.core.Step(e.ev, out)
+		}
+		for _, a := range out {
+			m.perform(a)
+		}
+		clear(out)
+	}
+}
+
+func (m *hosting) perform(a placement.HostingAction) {
+	switch a := a.(type) {
+	case placement.AnswerHost:
+		m.reply(a.Ref, marshal(&pb.HostReply{Ok: a.OK, Store: a.Store[:]}))
+	case placement.AnswerStart:
+		if a.Err != nil {
+			log.Infow("refused to start a replica", "err", a.Err)
+		}
+		m.reply(a.Ref, marshal(&pb.StartReply{Started: a.Err == nil}))
+	case placement.Confirm:
+		m.host.spawn(func() { m.confirm(a.Group) })
+	case placement.Run:
+		err := m.begin(a)
+		if err != nil {
+			log.Warnw("replica did not start", "group", a.Descriptor.Group, "err", err)
+		}
+		m.box.Put(hostingEvent{ev: placement.Running{Group: a.Descriptor.Group, Err: err}})
+	}
+}
+
+func (m *hosting) reply(ref uint64, data []byte) {
+	req := m.waiting[ref]
+	delete(m.waiting, ref)
+	req.Reply(data)
+}
+
+// begin puts a replica into the store, then runs it.
+func (m *hosting) begin(a placement.Run) error {
+	err := m.host.store.Create(Identity{Group: a.Descriptor.Group, Self: a.Replica, Descriptor: encodeDescriptor(a.Descriptor)})
+	if err != nil {
+		return err
+	}
+	return m.host.run(a.Descriptor, a.Replica, order.Image{})
+}
+
+// confirm reads linearizably what the parent's directory says of a group.
+func (m *hosting) confirm(g order.GroupID) {
+	ctx, cancel := context.WithTimeout(m.host.ctx, askTimeout)
+	defer cancel()
+	data, err := m.host.internal.query(ctx, keyspace.Prefix{}, placement.Service, placement.LookupQuery(g.Prefix))
+	var res placement.Result
+	if err == nil {
+		res, err = placement.DecodeResult(data)
+	}
+	m.box.Put(hostingEvent{ev: placement.Confirmed{Group: g, Child: res.Child, Err: err}})
+}
+
+func (m *hosting) handleHost(req *dht.Request) error {
+	var r pb.HostRequest
+	if err := proto.Unmarshal(req.Data, &r); err != nil {
+		return malformed("host: %v", err)
+	}
+	p, err := decodePrefix(r.Prefix)
+	if err != nil {
+		return err
+	}
+	m.submit(hostingEvent{placement.WillYouHost{Prefix: p}, req})
+	return nil
+}
+
+func (m *hosting) handleStart(req *dht.Request) error {
+	var r pb.StartRequest
+	if err := proto.Unmarshal(req.Data, &r); err != nil {
+		return malformed("start: %v", err)
+	}
+	d, err := m.host.decode.descriptor(r.Descriptor_)
+	if err != nil {
+		return err
+	}
+	m.submit(hostingEvent{placement.StartReplica{Descriptor: d}, req})
+	return nil
+}
+
+// submit takes a request of another peer, or says nothing when there is no room: the asker tries again.
+func (m *hosting) submit(e hostingEvent) {
+	if !m.box.TryPut(e) {
+		m.host.counters.busy.Add(1)
+	}
+}

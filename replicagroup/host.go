@@ -1,0 +1,487 @@
+package replicagroup
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	logging "github.com/ipfs/go-log/v2"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/internal/driver"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/raft"
+	"latchkey/replicagroup/session"
+)
+
+var log = logging.Logger("latchkey/group")
+
+// Overlay is what a host needs of the overlay; *dht.Overlay is one.
+type Overlay interface {
+	Self() peer.ID
+	Node() keyspace.NodeID
+	Handle(service string, h dht.Handler)
+	Send(to peer.ID, key keyspace.Key, service string, msg []byte) error
+	Call(ctx context.Context, to peer.ID, key keyspace.Key, service string, msg []byte) ([]byte, error)
+	Go(to peer.ID, key keyspace.Key, service string, msg []byte, timeout time.Duration, done func(reply []byte, err error))
+	ReplicaSet(ctx context.Context, at keyspace.Preimage, r int) ([]peer.AddrInfo, error)
+	OnLink(func(p peer.ID, up bool))
+	Learn(peer.AddrInfo)
+	PeerOf(keyspace.NodeID) (peer.ID, bool)
+}
+
+// MachineFactory makes one service's state machine for a group.
+type MachineFactory func(g order.GroupID) session.Machine
+
+// Config configures a [Host].
+type Config struct {
+	Genesis  placement.Genesis
+	Overlay  Overlay
+	Store    Store                     // nil: the host keeps no replicas, as a client does
+	Clock    *driver.Clock             // nil: a new one
+	Services map[string]MachineFactory // of every group but the root, by name
+}
+
+// Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
+// concurrent use.
+type Host struct {
+	overlay  Overlay
+	genesis  placement.Genesis
+	id       order.OverlayID
+	root     order.GroupID
+	store    Store
+	storeID  order.StoreID
+	clock    *driver.Clock
+	services map[string]MachineFactory
+	decode   decoder
+	shards   []*shard
+	locator  *locator
+	creator  *creator
+	hosting  *hosting
+	counters counters
+	internal *Client // of the host itself, for placement
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	started  bool
+	closed   bool
+	hosted   map[order.GroupID]bool
+	clients  map[*Client]struct{}
+	sessions map[order.ClientID]*groupSession // open sessions of this host's clients, for outputs
+	failed   error
+}
+
+type counters struct {
+	strayMessages atomic.Uint64 // engine messages for another replica, store or from another peer than they say
+	strayOutputs  atomic.Uint64
+	refused       atomic.Uint64 // malformed messages
+	busy          atomic.Uint64
+}
+
+// Counters are what a host has refused since it started.
+type Counters struct {
+	StrayMessages, StrayOutputs, Malformed, Busy uint64
+}
+
+// New makes a host. It uses neither network nor store before [Host.Start]. An invalid genesis is an error.
+func New(cfg Config) (*Host, error) {
+	if err := cfg.Genesis.Validate(); err != nil {
+		return nil, fmt.Errorf("replicagroup: %w", err)
+	}
+	h := &Host{
+		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(), root: cfg.Genesis.RootGroup(),
+		store: cfg.Store, clock: cfg.Clock, services: cfg.Services,
+		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
+	}
+	if h.clock == nil {
+		h.clock = driver.NewClock()
+	}
+	if h.store != nil {
+		h.storeID = h.store.ID()
+	}
+	h.decode = decoder{h.id}
+	h.ctx, h.cancel = context.WithCancelCause(context.Background())
+	for range runtime.GOMAXPROCS(0) {
+		h.shards = append(h.shards, newShard(h))
+	}
+	h.locator = newLocator(h)
+	h.internal = h.NewClient()
+	h.creator = newCreator(h)
+	h.hosting = newHosting(h)
+
+	h.overlay.Handle(serviceEngine, h.counted(h.handleEngine))
+	h.overlay.Handle(serviceCommand, h.counted(h.handleCommand))
+	h.overlay.Handle(serviceQuery, h.counted(h.handleQuery))
+	h.overlay.Handle(serviceOutput, h.counted(h.handleOutput))
+	h.overlay.Handle(serviceLocate, h.counted(h.locator.handleLocate))
+	h.overlay.Handle(serviceEnsure, h.counted(h.creator.handleEnsure))
+	h.overlay.Handle(serviceHost, h.counted(h.hosting.handleHost))
+	h.overlay.Handle(serviceStart, h.counted(h.hosting.handleStart))
+	h.overlay.OnLink(h.link)
+	return h, nil
+}
+
+// counted adapts a handler and counts what it refuses.
+func (h *Host) counted(fn func(req *dht.Request) error) dht.Handler {
+	return func(req *dht.Request) {
+		if err := fn(req); err != nil {
+			h.counters.refused.Add(1)
+			req.Misbehaved(err.Error())
+		}
+	}
+}
+
+// Start brings back the replicas that the store knows and begins to answer. The overlay may have been started before or is
+// started right after. It returns [ErrRootLost] when this peer alone founded the overlay and its store is not the founding
+// one any more: such a peer founds nothing, and nobody else has the root.
+func (h *Host) Start(ctx context.Context) error {
+	h.mu.Lock()
+	if h.started || h.closed {
+		h.mu.Unlock()
+		return fmt.Errorf("replicagroup: host started twice or after Close: %w", ErrClosed)
+	}
+	h.started = true
+	h.mu.Unlock()
+
+	var known []StoredReplica
+	if h.store != nil {
+		var err error
+		if known, err = h.store.Replicas(); err != nil {
+			return err
+		}
+		if err := h.checkFounding(known); err != nil {
+			return err
+		}
+	}
+	for _, s := range h.shards {
+		h.wg.Go(func() {
+			if err := s.run(); err != nil {
+				h.fail(err)
+			}
+		})
+	}
+	h.creator.start()
+	h.hosting.start(known)
+	for _, r := range known {
+		if r.Group.Overlay != h.id {
+			return fmt.Errorf("replicagroup: the store holds group %v of overlay %v, and this is overlay %v; "+
+				"use the directory of that overlay, or an empty one", r.Group, r.Group.Overlay, h.id)
+		}
+		d, err := placement.DecodeDescriptor(r.Descriptor)
+		if err != nil {
+			return fmt.Errorf("replicagroup: stored descriptor of group %v: %w", r.Group, err)
+		}
+		if err := h.run(d, r.Self, r.Image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkFounding refuses to go on when the overlay's root cannot exist any more.
+func (h *Host) checkFounding(known []StoredReplica) error {
+	if len(h.genesis.Founders) != 1 || h.genesis.Founders[0].Node() != h.overlay.Node() {
+		return nil
+	}
+	for _, r := range known {
+		if r.Group == h.root {
+			return nil
+		}
+	}
+	return ErrRootLost
+}
+
+// spawn runs fn on a goroutine that Close waits for. It answers false, and runs nothing, once the host is closed.
+func (h *Host) spawn(fn func()) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.wg.Go(fn)
+	return true
+}
+
+// fail stops the host after its store has failed.
+func (h *Host) fail(err error) {
+	h.mu.Lock()
+	first := h.failed == nil && !h.closed
+	if first {
+		h.failed = err
+	}
+	h.mu.Unlock()
+	if first {
+		log.Errorw("host stops: it cannot keep what it would have to promise", "err", err)
+		h.cancel(err)
+		for _, s := range h.shards {
+			s.box.Close()
+		}
+	}
+}
+
+// Close stops all replicas where they are and every client of the host. It is idempotent and waits for the host's
+// goroutines. It closes neither overlay nor store.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		h.wg.Wait()
+		return nil
+	}
+	h.closed = true
+	clients := slices.Collect(maps.Keys(h.clients))
+	h.mu.Unlock()
+	for _, c := range clients {
+		c.Close()
+	}
+	h.cancel(ErrClosed)
+	for _, s := range h.shards {
+		s.box.Close()
+	}
+	h.wg.Wait()
+	return nil
+}
+
+// Err returns why the host has stopped by itself, or nil.
+func (h *Host) Err() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.failed
+}
+
+// Done is closed when the host has stopped, by Close or by itself.
+func (h *Host) Done() <-chan struct{} { return h.ctx.Done() }
+
+// Found writes into an empty store that its peer is one of the overlay's founders, so that the peer's first start runs the
+// root group. It is the founding act of rule G1: whoever draws the genesis document calls it once for each founder, before
+// any peer runs. A store that is not the one the document names for this founder is refused.
+func Found(s Store, g placement.Genesis, self keyspace.NodeID) error {
+	m, ok := g.RootView().MemberAt(self)
+	if !ok {
+		return fmt.Errorf("replicagroup: %v is no founder of overlay %v", self, g.ID())
+	}
+	if m.Store != s.ID() {
+		return fmt.Errorf("replicagroup: founder %v has store %v, the genesis document names %v", self, s.ID(), m.Store)
+	}
+	desc, err := g.RootDescriptor().Encode()
+	if err != nil {
+		return err
+	}
+	return s.Create(Identity{Group: g.RootGroup(), Self: m.ID, Descriptor: desc})
+}
+
+// run starts the replica self of the group that d describes from what the store has of it.
+func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Image) error {
+	m, ok := d.View.Member(self)
+	if !ok || m.Peer != h.overlay.Node() || m.Store != h.storeID {
+		// The store knows better than a descriptor can: this life of the store never was that member.
+		return fmt.Errorf("replicagroup: replica %d of group %v is not at this peer and store", self, d.Group)
+	}
+	h.mu.Lock()
+	n, known := len(h.hosted), h.hosted[d.Group]
+	if !known && n < groupsMax {
+		h.hosted[d.Group] = true
+	}
+	h.mu.Unlock()
+	switch {
+	case known:
+		return nil
+	case n >= groupsMax:
+		return fmt.Errorf("replicagroup: this peer runs %d groups already, the most it takes", groupsMax)
+	}
+	engine, err := raft.New(raft.Config{Group: d.Group, Self: self, Store: h.storeID, View: d.View}, image)
+	if err != nil {
+		return fmt.Errorf("replicagroup: group %v: %w", d.Group, err)
+	}
+	h.locator.put(d)
+	h.shardOf(d.Group).box.Put(startEvent{newReplica(self, d, engine, h.machines(d.Group), h.genesis.Drift)})
+	log.Infow("replica started", "group", d.Group, "replica", self, "voters", len(d.View.Voters()))
+	return nil
+}
+
+// machines makes the state machines of a group: the root's directory, or the services of a prefix.
+func (h *Host) machines(g order.GroupID) map[string]session.Machine {
+	m := make(map[string]session.Machine)
+	if g == h.root {
+		m[placement.Service] = newDirectoryMachine(h.genesis)
+		return m
+	}
+	for name, factory := range h.services {
+		m[name] = factory(g)
+	}
+	return m
+}
+
+// learn remembers where a peer is.
+func (h *Host) learn(p placement.Peer) {
+	info := peer.AddrInfo{ID: peer.ID(p.ID)}
+	for _, a := range p.Addrs {
+		if m, err := ma.NewMultiaddr(a); err == nil {
+			info.Addrs = append(info.Addrs, m)
+		}
+	}
+	h.overlay.Learn(info)
+}
+
+// shardOf returns the shard that runs a group's replica.
+func (h *Host) shardOf(g order.GroupID) *shard {
+	x := binary.BigEndian.Uint64(g.Prefix.Bits[:8])>>(64-min(int(g.Prefix.Len), 16)) + uint64(g.Prefix.Len)
+	return h.shards[x%uint64(len(h.shards))]
+}
+
+// stamp reads the leader's clock for an entry's log time.
+func (h *Host) stamp() order.Stamp {
+	return order.Stamp{Boot: h.clock.Nonce(), At: time.Duration(h.clock.Now())}
+}
+
+// random draws bits for an engine.
+func (h *Host) random() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.BigEndian.Uint64(b[:])
+}
+
+func (h *Host) handleEngine(req *dht.Request) error {
+	events, err := h.decode.engineBatch(req.Data)
+	if err != nil {
+		return err
+	}
+	for _, e := range events {
+		e.from = req.From
+		h.shardOf(e.group).box.TryPut(e) // a full mailbox loses it, as a network may
+	}
+	return nil
+}
+
+func (h *Host) handleCommand(req *dht.Request) error {
+	e, err := h.decode.command(req.Data)
+	if err != nil {
+		return err
+	}
+	e.cmd.Author, e.call = dht.NodeIDOf(req.From), req
+	if e.cmd.Service == placement.Service && req.From != h.overlay.Self() {
+		return malformed("command for the directory, which only its leader's own host may give")
+	}
+	h.submit(e.group, e, req)
+	return nil
+}
+
+func (h *Host) handleQuery(req *dht.Request) error {
+	e, err := h.decode.query(req.Data)
+	if err != nil {
+		return err
+	}
+	e.author, e.call = dht.NodeIDOf(req.From), req
+	h.submit(e.group, e, req)
+	return nil
+}
+
+// submit hands a request to its shard, or answers that there is no room.
+func (h *Host) submit(g order.GroupID, e shardEvent, call caller) {
+	if !h.shardOf(g).box.TryPut(e) {
+		h.counters.busy.Add(1)
+		call.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY}))
+	}
+}
+
+// absent answers a request for a group that has no replica here, with the best hint this peer has.
+func (h *Host) absent(g order.GroupID, call caller) {
+	r := &pb.Reply{Status: pb.Status_NOT_HERE}
+	if d, ok := h.locator.cached(g.Prefix); ok {
+		r.Descriptor_ = encodeDescriptor(d)
+		if d.Group.Gen > g.Gen {
+			r.Status = pb.Status_MOVED
+		}
+	}
+	call.Reply(marshal(r))
+}
+
+// push sends outputs of machines to the peers whose sessions they are for. A lost one is sent again from state.
+func (h *Host) push(g order.GroupID, outs *session.Outputs) {
+	for _, o := range outs.List {
+		to, ok := h.overlay.PeerOf(o.Peer)
+		if !ok {
+			continue
+		}
+		msg := marshal(&pb.Output{Group: groupToPB(g), Client: o.Client[:], Service: o.Service, Data: o.Data})
+		if err := h.overlay.Send(to, keyspace.Key{}, serviceOutput, msg); err != nil {
+			log.Debugw("output dropped", "group", g, "peer", to, "err", err)
+		}
+	}
+}
+
+// handleOutput passes a push on to the client whose session it names. Only a member of the group, as this peer knows it, is
+// believed.
+func (h *Host) handleOutput(req *dht.Request) error {
+	o, err := h.decode.output(req.Data)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	s := h.sessions[o.client]
+	h.mu.Unlock()
+	if s == nil || !s.takes(o.group, dht.NodeIDOf(req.From)) {
+		h.counters.strayOutputs.Add(1)
+		return nil
+	}
+	s.client.notify(o)
+	return nil
+}
+
+// link tells every shard that a peer came or went.
+func (h *Host) link(p peer.ID, up bool) {
+	e := linkEvent{peer: dht.NodeIDOf(p), up: up}
+	for _, s := range h.shards {
+		s.box.Put(e)
+	}
+}
+
+// Counters returns what the host has refused so far.
+func (h *Host) Counters() Counters {
+	return Counters{
+		StrayMessages: h.counters.strayMessages.Load(), StrayOutputs: h.counters.strayOutputs.Load(),
+		Malformed: h.counters.refused.Load(), Busy: h.counters.busy.Load(),
+	}
+}
+
+// ReplicaStatus is the state of one replica on this host.
+type ReplicaStatus struct {
+	Group      order.GroupID
+	Descriptor placement.Descriptor
+	Status     order.Status
+}
+
+// Status returns the state of every replica on this host. It asks the goroutines that run them; ctx ends the wait.
+func (h *Host) Status(ctx context.Context) ([]ReplicaStatus, error) {
+	var all []ReplicaStatus
+	for _, s := range h.shards {
+		answer := make(chan []ReplicaStatus, 1)
+		if !s.box.Put(statusEvent{answer}) {
+			return nil, ErrClosed
+		}
+		select {
+		case part := <-answer:
+			all = append(all, part...)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-h.ctx.Done():
+			return nil, context.Cause(h.ctx)
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,285 @@
+package replicagroup
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/goleak"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/ipfs/go-log/writer.(*MirrorWriter).logRoutine"))
+}
+
+// counter is a machine that adds numbers, and pushes each sum to whoever asked for it.
+type counter struct{ sum uint64 }
+
+func (m *counter) Apply(c session.Context, data []byte) []byte {
+	if len(data) != 8 {
+		return nil
+	}
+	m.sum += binary.BigEndian.Uint64(data)
+	c.Emit(c.Client, m.Snapshot())
+	return m.Snapshot()
+}
+func (m *counter) Query(session.Context, []byte) []byte         { return m.Snapshot() }
+func (m *counter) Tick(session.Context)                         {}
+func (m *counter) SessionEnded(session.Context, order.ClientID) {}
+func (m *counter) Deadline() (time.Duration, bool)              { return 0, false }
+func (m *counter) Resend(session.Context)                       {}
+func (m *counter) Snapshot() []byte                             { return binary.BigEndian.AppendUint64(nil, m.sum) }
+func (m *counter) Restore(b []byte) error {
+	if len(b) != 8 {
+		return errors.New("counter: not eight bytes")
+	}
+	m.sum = binary.BigEndian.Uint64(b)
+	return nil
+}
+
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+// world is a small overlay on real hosts.
+type world struct {
+	genesis placement.Genesis
+	peers   []*testPeer
+}
+
+type testPeer struct {
+	host    host.Host
+	overlay *dht.Overlay
+	groups  *Host
+	store   *MemoryStore
+}
+
+func newWorld(t *testing.T, n, f int) *world {
+	t.Helper()
+	w := &world{genesis: placement.Defaults()}
+	w.genesis.Name, w.genesis.F, w.genesis.RootKey = t.Name(), f, make(ed25519.PublicKey, ed25519.PublicKeySize)
+	w.genesis.Nonce[0] = 1
+	var first []peer.AddrInfo
+	for i := range n {
+		h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { h.Close() })
+		p := &testPeer{host: h, store: NewMemoryStore()}
+		w.peers = append(w.peers, p)
+		info := peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()}
+		first = append(first, info)
+		if i < min(n, 2*f+1) {
+			w.genesis.Founders = append(w.genesis.Founders, placement.Host{Peer: peerOfInfo(info), Store: p.store.ID()})
+		}
+	}
+	if k := len(w.genesis.Founders); k%2 == 0 {
+		w.genesis.Founders = w.genesis.Founders[:k-1]
+	}
+	for i, p := range w.peers {
+		if i < len(w.genesis.Founders) {
+			if err := Found(p.store, w.genesis, dht.NodeIDOf(p.host.ID())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.start(t, p, first[:1])
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, p := range w.peers {
+		if err := p.overlay.WaitPeers(ctx, n-1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w
+}
+
+func (w *world) start(t *testing.T, p *testPeer, bootstrap []peer.AddrInfo) {
+	t.Helper()
+	var err error
+	p.overlay, err = dht.New(p.host, dht.WithOverlayID(w.genesis.ID()), dht.WithBootstrap(bootstrap...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.groups, err = New(Config{Genesis: w.genesis, Overlay: p.overlay, Store: p.store,
+		Services: map[string]MachineFactory{"count": func(order.GroupID) session.Machine { return new(counter) }}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.groups.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.overlay.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.groups.Close()
+		p.overlay.Close()
+	})
+}
+
+func deadline(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), d, fmt.Errorf("no answer in %v", d))
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestOneNodeOverlayServes(t *testing.T) {
+	w := newWorld(t, 1, 0)
+	c := w.peers[0].groups.NewClient()
+	key := keyspace.Preimage("k").Key()
+	for i := range uint64(3) {
+		got, err := c.Do(deadline(t, 10*time.Second), key, "count", number(5))
+		if err != nil || binary.BigEndian.Uint64(got) != 5*(i+1) {
+			t.Fatalf("command %d: %x, %v", i, got, err)
+		}
+	}
+}
+
+func TestCommandsFromEveryPeerTakeEffectOnce(t *testing.T) {
+	w := newWorld(t, 5, 1)
+	key := keyspace.Preimage("shared").Key()
+	ctx := deadline(t, 20*time.Second)
+	const each = 40
+	var wg sync.WaitGroup
+	for _, p := range w.peers {
+		c := p.groups.NewClient()
+		for range 4 {
+			wg.Go(func() {
+				for range each / 4 {
+					if _, err := c.Do(ctx, key, "count", number(1)); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	got, err := w.peers[4].groups.NewClient().Query(ctx, key, "count", nil)
+	if err != nil || binary.BigEndian.Uint64(got) != each*5 {
+		t.Errorf("sum %x, %v, want %d", got, err, each*5)
+	}
+	// Every peer was told of one and the same group: the first commit won.
+	var members []peer.ID
+	for i, p := range w.peers {
+		d, err := p.groups.Locate(ctx, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(d.Peers) != 3 {
+			t.Errorf("peer %d sees %d members", i, len(d.Peers))
+		}
+		for j, m := range d.Peers {
+			if i == 0 {
+				members = append(members, peer.ID(m.ID))
+			} else if members[j] != peer.ID(m.ID) {
+				t.Errorf("peer %d sees another group than peer 0", i)
+			}
+		}
+	}
+	hosting := 0
+	for _, p := range w.peers {
+		all, err := p.groups.Status(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range all {
+			if r.Group.Prefix == w.genesis.PrefixOf(key) {
+				hosting++
+			}
+		}
+	}
+	if hosting != 3 {
+		t.Errorf("%d replicas of the group exist, want 3", hosting)
+	}
+}
+
+func TestPushReachesTheSession(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	c := w.peers[2].groups.NewClient()
+	pushed := make(chan []byte, 8)
+	c.Notify("count", func(_ order.GroupID, data []byte) { pushed <- data })
+	ctx := deadline(t, 10*time.Second)
+	if _, err := c.Do(ctx, keyspace.Preimage("x").Key(), "count", number(7)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-pushed:
+		if binary.BigEndian.Uint64(got) != 7 {
+			t.Errorf("pushed %x", got)
+		}
+	case <-ctx.Done():
+		t.Error("nothing was pushed")
+	}
+}
+
+func TestLeaderLossCostsTimeOnly(t *testing.T) {
+	w := newWorld(t, 5, 1)
+	key := keyspace.Preimage("survivor").Key()
+	ctx := deadline(t, 25*time.Second)
+	c := w.peers[0].groups.NewClient()
+	if _, err := c.Do(ctx, key, "count", number(1)); err != nil {
+		t.Fatal(err)
+	}
+	leader, err := w.peers[0].groups.Leader(ctx, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var client *testPeer
+	for _, p := range w.peers {
+		if string(p.host.ID()) != leader.ID {
+			client = p
+		}
+	}
+	c = client.groups.NewClient()
+	if _, err := c.Do(ctx, key, "count", number(1)); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range w.peers {
+		if string(p.host.ID()) == leader.ID {
+			p.store.Detach()
+			p.host.Close()
+		}
+	}
+	start := time.Now()
+	got, err := c.Do(ctx, key, "count", number(1))
+	if err != nil || binary.BigEndian.Uint64(got) != 3 {
+		t.Fatalf("after the leader's death: %x, %v", got, err)
+	}
+	t.Logf("the group answered %v after its leader died", time.Since(start))
+}
+
+func TestCallerThatLeavesLearnsWhatItCanKnow(t *testing.T) {
+	w := newWorld(t, 1, 0)
+	c := w.peers[0].groups.NewClient()
+	cause := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	if _, err := c.Do(ctx, keyspace.Key{}, "count", number(1)); !errors.Is(err, cause) {
+		t.Errorf("Do under an ended context: %v", err)
+	}
+	if _, err := c.Do(deadline(t, time.Second), keyspace.Key{}, "nobody", number(1)); err == nil {
+		t.Error("unknown service was served")
+	}
+	if _, err := c.Do(t.Context(), keyspace.Key{}, "count", make([]byte, order.DataBytesMax+1)); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("too large a command: %v", err)
+	}
+	c.Close()
+	if _, err := c.Do(t.Context(), keyspace.Key{}, "count", number(1)); !errors.Is(err, ErrClosed) {
+		t.Errorf("Do after Close: %v", err)
+	}
+}

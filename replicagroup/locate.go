@@ -1,0 +1,424 @@
+package replicagroup
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"google.golang.org/protobuf/proto"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+// locator finds the group that owns a prefix (rule G4): its cache, then the peers closest to the prefix's anchor, then the
+// root, which creates the group if there is none. What it finds is a hint; replicas say when it is wrong.
+type locator struct {
+	host *Host
+
+	mu      sync.Mutex
+	known   map[keyspace.Prefix]*list.Element // of knownGroup
+	recent  list.List                         // most recently used first
+	flights map[keyspace.Prefix]*flight
+	anchors map[keyspace.Prefix]keyspace.Preimage
+}
+
+type knownGroup struct {
+	descriptor placement.Descriptor
+	leader     keyspace.NodeID // who answered last, or was named; zero when nobody was
+}
+
+// flight is one search, shared by all who want its prefix.
+type flight struct {
+	done chan struct{}
+	d    placement.Descriptor
+	err  error
+}
+
+func newLocator(h *Host) *locator {
+	l := &locator{
+		host:    h,
+		known:   make(map[keyspace.Prefix]*list.Element),
+		flights: make(map[keyspace.Prefix]*flight),
+		anchors: make(map[keyspace.Prefix]keyspace.Preimage),
+	}
+	l.put(h.genesis.RootDescriptor())
+	return l
+}
+
+// cached returns what is known of a prefix's group.
+func (l *locator) cached(p keyspace.Prefix) (placement.Descriptor, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e, ok := l.known[p]; ok {
+		return e.Value.(*knownGroup).descriptor, true
+	}
+	return placement.Descriptor{}, false
+}
+
+// put remembers a descriptor unless a newer one is known. Its peers become known to the overlay.
+func (l *locator) put(d placement.Descriptor) {
+	l.mu.Lock()
+	e, ok := l.known[d.Group.Prefix]
+	switch {
+	case !ok:
+		l.known[d.Group.Prefix] = l.recent.PushFront(&knownGroup{descriptor: d})
+		l.evictLocked()
+	case placement.Newer(d, e.Value.(*knownGroup).descriptor):
+		*e.Value.(*knownGroup) = knownGroup{descriptor: d}
+	default:
+		l.mu.Unlock()
+		return
+	}
+	l.mu.Unlock()
+	for _, p := range d.Peers {
+		l.host.learn(p)
+	}
+}
+
+// evictLocked drops the descriptor that was not used for longest, never the root's.
+func (l *locator) evictLocked() {
+	for len(l.known) > descriptorsMax {
+		e := l.recent.Back()
+		if e.Value.(*knownGroup).descriptor.Group == l.host.root {
+			l.recent.MoveToFront(e)
+			continue
+		}
+		l.recent.Remove(e)
+		delete(l.known, e.Value.(*knownGroup).descriptor.Group.Prefix)
+	}
+}
+
+// leader returns who is believed to lead a group.
+func (l *locator) leader(g order.GroupID) keyspace.NodeID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e, ok := l.known[g.Prefix]; ok && e.Value.(*knownGroup).descriptor.Group == g {
+		return e.Value.(*knownGroup).leader
+	}
+	return keyspace.NodeID{}
+}
+
+// led remembers who leads a group.
+func (l *locator) led(g order.GroupID, leader keyspace.NodeID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e, ok := l.known[g.Prefix]; ok && e.Value.(*knownGroup).descriptor.Group == g {
+		e.Value.(*knownGroup).leader = leader
+	}
+}
+
+// locate returns the descriptor of the group that owns a prefix. It answers from the cache unless fresh is set, which asks
+// the overlay again because the cached members did not answer.
+func (l *locator) locate(ctx context.Context, p keyspace.Prefix, fresh bool) (placement.Descriptor, error) {
+	l.mu.Lock()
+	if e, ok := l.known[p]; ok && (!fresh || p == keyspace.Prefix{}) {
+		l.recent.MoveToFront(e)
+		d := e.Value.(*knownGroup).descriptor
+		l.mu.Unlock()
+		return d, nil
+	}
+	f, ok := l.flights[p]
+	if !ok {
+		f = &flight{done: make(chan struct{})}
+		fly := func() {
+			f.d, f.err = l.search(p)
+			l.mu.Lock()
+			delete(l.flights, p)
+			l.mu.Unlock()
+			close(f.done)
+		}
+		if !l.host.spawn(fly) {
+			l.mu.Unlock()
+			return placement.Descriptor{}, ErrClosed
+		}
+		l.flights[p] = f
+	}
+	l.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.d, f.err
+	case <-ctx.Done():
+		return placement.Descriptor{}, context.Cause(ctx)
+	}
+}
+
+// search asks the overlay.
+func (l *locator) search(p keyspace.Prefix) (placement.Descriptor, error) {
+	ctx, cancel := context.WithTimeoutCause(l.host.ctx, locateTimeout,
+		fmt.Errorf("%w: the group of prefix %v was not found in %v", ErrNoQuorum, p, locateTimeout))
+	defer cancel()
+	if d, ok := l.askClosest(ctx, p); ok {
+		l.put(d)
+		return d, nil
+	}
+	d, err := l.ensure(ctx, p)
+	if err == nil {
+		l.put(d)
+	}
+	return d, err
+}
+
+// anchor returns the point at which a prefix's group should live.
+func (l *locator) anchor(p keyspace.Prefix) (keyspace.Preimage, error) {
+	l.mu.Lock()
+	a, ok := l.anchors[p]
+	l.mu.Unlock()
+	if ok {
+		return a, nil
+	}
+	a, err := placement.Anchor(l.host.id, p)
+	if err != nil {
+		return "", err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.anchors) >= descriptorsMax {
+		clear(l.anchors)
+	}
+	l.anchors[p] = a
+	return a, nil
+}
+
+// askClosest asks the peers closest to the prefix's anchor, who are its members unless peers came and went, and takes the
+// newest answer.
+func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest placement.Descriptor, ok bool) {
+	a, err := l.anchor(p)
+	if err != nil {
+		return newest, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	closest, err := l.host.overlay.ReplicaSet(ctx, a, 2*l.host.genesis.F+1)
+	if err != nil {
+		return newest, false
+	}
+	req := marshal(&pb.LocateRequest{Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix})
+	answers := make(chan placement.Descriptor, len(closest))
+	asked := 0
+	for _, c := range closest {
+		if c.ID == l.host.overlay.Self() {
+			continue
+		}
+		asked++
+		go func() {
+			var d placement.Descriptor
+			if b, err := l.host.overlay.Call(ctx, c.ID, keyspace.Key{}, serviceLocate, req); err == nil {
+				if r, err := l.host.decode.reply(b); err == nil && r.status == pb.Status_OK && r.descriptor.Group.Prefix == p {
+					d = r.descriptor
+				}
+			}
+			answers <- d
+		}()
+	}
+	for range asked {
+		if d := <-answers; placement.Newer(d, newest) {
+			newest = d
+		}
+	}
+	return newest, !newest.IsZero()
+}
+
+// ensure asks the root for the prefix's group.
+func (l *locator) ensure(ctx context.Context, p keyspace.Prefix) (placement.Descriptor, error) {
+	req := marshal(&pb.EnsureRequest{Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix})
+	root, _ := l.cached(keyspace.Prefix{})
+	var d placement.Descriptor
+	err := l.host.askLeader(ctx, root, keyspace.Key{}, serviceEnsure, req, func(r reply) (bool, error) {
+		if r.status != pb.Status_OK {
+			return false, nil
+		}
+		if r.descriptor.Group.Prefix != p {
+			return false, malformed("ensure %v was answered with group %v", p, r.descriptor.Group)
+		}
+		d = r.descriptor
+		return true, nil
+	})
+	return d, err
+}
+
+// handleLocate tells another peer what this one knows of a prefix.
+func (l *locator) handleLocate(req *dht.Request) error {
+	var m pb.LocateRequest
+	if err := proto.Unmarshal(req.Data, &m); err != nil {
+		return malformed("locate: %v", err)
+	}
+	p, err := decodePrefix(m.Prefix)
+	if err != nil {
+		return err
+	}
+	r := &pb.Reply{Status: pb.Status_NOT_HERE}
+	if d, ok := l.cached(p); ok {
+		r.Status, r.Descriptor_ = pb.Status_OK, encodeDescriptor(d)
+	}
+	req.Reply(marshal(r))
+	return nil
+}
+
+// askLeader puts one request to a group's leader, going round the voters until use accepts an answer or ctx ends. Requests
+// sent this way may arrive more than once.
+func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspace.Key, service string, req []byte,
+	use func(r reply) (done bool, err error)) error {
+	round := newRound(d, h.locator.leader(d.Group))
+	var last error
+	for {
+		member, ok := round.next()
+		if !ok {
+			if err := pause(ctx, retryPause); err != nil {
+				return noQuorum(err, d.Group, last)
+			}
+			continue
+		}
+		ask, cancel := context.WithTimeout(ctx, commandTimeout)
+		b, err := h.overlay.Call(ask, peer.ID(member.peer.ID), key, service, req)
+		cancel()
+		if err != nil {
+			if last = err; ctx.Err() != nil {
+				return noQuorum(context.Cause(ctx), d.Group, last)
+			}
+			continue
+		}
+		r, err := h.decode.reply(b)
+		if err != nil {
+			last = err
+			continue
+		}
+		if !r.descriptor.IsZero() {
+			h.locator.put(r.descriptor)
+		}
+		if r.status == pb.Status_NOT_LEADER {
+			last = fmt.Errorf("no leader known at %v", member.node)
+			round.hint(r.leader)
+			continue
+		}
+		done, err := use(r)
+		if err != nil {
+			return err
+		}
+		if done {
+			h.locator.led(d.Group, member.node)
+			return nil
+		}
+		last = fmt.Errorf("%v answered %v", member.node, r.status)
+	}
+}
+
+// pause waits unless ctx ends first.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// noQuorum says that a group did not answer before ctx ended.
+func noQuorum(cause error, g order.GroupID, last error) error {
+	if errors.Is(cause, ErrClosed) || errors.Is(cause, ErrNoQuorum) || errors.Is(cause, ErrStore) {
+		return cause
+	}
+	if last == nil {
+		return fmt.Errorf("%w: group %v: %w", ErrNoQuorum, g, cause)
+	}
+	return fmt.Errorf("%w: group %v: %w (last: %v)", ErrNoQuorum, g, cause, last)
+}
+
+// round goes round a group's voters: the believed leader first, then the others, and again after a pause. A hint comes next,
+// once per turn of the round, so that two peers naming each other do not keep anyone busy.
+type round struct {
+	voters []voter
+	left   []voter
+	hinted bool
+}
+
+type voter struct {
+	node keyspace.NodeID
+	peer placement.Peer
+}
+
+func newRound(d placement.Descriptor, leader keyspace.NodeID) *round {
+	r := new(round)
+	for i, m := range d.View.Members {
+		if m.Role == order.Voter {
+			r.voters = append(r.voters, voter{m.Peer, d.Peers[i]})
+		}
+	}
+	r.left = append(r.left, r.voters...)
+	r.first(leader)
+	return r
+}
+
+// first moves a voter to the front of what is left, adding it again if it was asked before.
+func (r *round) first(n keyspace.NodeID) bool {
+	for _, v := range r.voters {
+		if v.node != n {
+			continue
+		}
+		left := []voter{v}
+		for _, o := range r.left {
+			if o.node != n {
+				left = append(left, o)
+			}
+		}
+		r.left = left
+		return true
+	}
+	return false
+}
+
+func (r *round) hint(n keyspace.NodeID) {
+	if !r.hinted && r.first(n) {
+		r.hinted = true
+	}
+}
+
+// next returns whom to ask now. It answers false once at the end of each turn, where the caller pauses.
+func (r *round) next() (voter, bool) {
+	if len(r.left) == 0 {
+		r.left, r.hinted = append(r.left, r.voters...), false
+		return voter{}, false
+	}
+	v := r.left[0]
+	r.left = r.left[1:]
+	return v, true
+}
+
+// Locate returns the descriptor of the group that owns a key, creating the group if there is none. It is a hint: the group
+// may have moved on. It blocks on look-ups and the root group; ctx ends that.
+func (h *Host) Locate(ctx context.Context, key keyspace.Key) (placement.Descriptor, error) {
+	return h.locator.locate(ctx, h.genesis.PrefixOf(key), false)
+}
+
+// Leader asks the group that owns a key who leads it: the member that answers confirms by a round to a majority that it
+// does. It blocks until one does or ctx ends ([ErrNoQuorum]).
+func (h *Host) Leader(ctx context.Context, key keyspace.Key) (placement.Peer, error) {
+	d, err := h.Locate(ctx, key)
+	if err != nil {
+		return placement.Peer{}, err
+	}
+	// Any linearizable read will do; the session service has no state to read, and says so only after the round.
+	req := marshal(&pb.QueryRequest{Group: groupToPB(d.Group), View: d.View.Num, Service: session.Service})
+	err = h.askLeader(ctx, d, key, serviceQuery, req, func(r reply) (bool, error) {
+		_, fromTable := statusFromPB(r.status)
+		return fromTable, nil
+	})
+	if err != nil {
+		return placement.Peer{}, err
+	}
+	if m, ok := d.View.MemberAt(h.locator.leader(d.Group)); ok {
+		p, _ := d.Peer(m.ID)
+		return p, nil
+	}
+	return placement.Peer{}, fmt.Errorf("%w: the leader of group %v changed", ErrNoQuorum, d.Group)
+}

@@ -1,0 +1,17 @@
+// Package ordertest is the conformance suite of ordering engines (replica-groups.md section 8): [Run] puts any
+// [order.Orderer] under tests 1 to 8, 12 and 13, driven in internal/sim.
+//
+// A cluster is one group: members, each an engine with a simulated driver and disk, and clients that keep proposing under
+// one (client, seq) until they are answered. The driver keeps the rules of package order: messages wait for the persist
+// they depend on, persists are reported in order, an answer leaves only after its entry was executed. Its disk keeps what
+// was persisted and nothing else: a write that was not synced may be lost in a crash, a synced one may not. A driver may
+// be slow at anything, may report a stale timer, a link that is down or a suspicion that is wrong; it does all of that.
+//
+// The invariants of section 7 are checked at every step that could break them: I1 and I2 and I3 at each delivery, I4 at
+// each execution, I5 and I6 whenever a member begins to lead, I11 and I12 at each message that leaves, I9 on the recorded
+// history at the end of a run. I10 and I13 are trivial while the membership of a group is fixed: the suite checks that the
+// view stays the one it was given.
+//
+// Every test is a function that returns an error, so the package's own tests can plant mistakes into drivers and engines
+// and demand that the suite finds each.
+package ordertest

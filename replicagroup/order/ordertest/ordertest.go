@@ -1,0 +1,69 @@
+package ordertest
+
+import (
+	"testing"
+	"time"
+
+	"latchkey/replicagroup/order"
+)
+
+// Config says which replica an engine is to be.
+type Config struct {
+	Group order.GroupID
+	Self  order.ReplicaID
+	Store order.StoreID // of the disk the engine's image comes from
+	View  order.View
+}
+
+// Factory makes an engine that continues from an image; an empty image is a new replica. An error is right only where
+// the store is not the one that the view names for the replica.
+type Factory func(Config, order.Image) (order.Orderer, error)
+
+// patience is what engines under test wait before they replace a silent leader, and the unit of every length here.
+const patience = time.Second
+
+// A test is one conformance test.
+type test struct {
+	name string // number in replica-groups.md section 8, and the claim
+	run  func(s suite) error
+}
+
+// suite is what a test runs against.
+type suite struct {
+	factory  Factory
+	mistakes mistakes // planted into the driver; none but in the package's own tests
+	// effort scales the number of seeds and operations: 1 is what [Run] does without -short.
+	effort float64
+}
+
+// count scales n by the effort, but not below 1.
+func (s suite) count(n int) int { return max(1, int(float64(n)*s.effort)) }
+
+// tests lists the suite in the order of section 8.
+var tests = []test{
+	{"01SameSeedGivesTheSameSteps", determinism},
+	{"02OneOrderOnBadLinks", totalOrder},
+	{"03CommandSentThriceTakesEffectOnce", noDuplication},
+	{"04CrashAtEveryPoint", crashEverywhere},
+	{"05MajorityDownAcknowledgesNothing", majorityDown},
+	{"06RestartOfAllKeepsWhatWasAcknowledged", restartAll},
+	{"07LostDiskNeverCountsAgain", lostDisk},
+	{"08OnlyAMajoritySideAcknowledges", primaryOnly},
+	{"12PartitionedLeaderAnswersNoStaleRead", staleReads},
+	{"13HistoriesAreLinearizable", linearizability},
+}
+
+// Run puts the engine that f makes under the suite. With -short it does a tenth of the work.
+func Run(t *testing.T, f Factory) {
+	s := suite{factory: f, effort: 1}
+	if testing.Short() {
+		s.effort = 0.1
+	}
+	for _, c := range tests {
+		t.Run(c.name, func(t *testing.T) {
+			if err := c.run(s); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,446 @@
+package replicagroup
+
+import (
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/internal/invariant"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+// Timers of the host itself, beside those of the engine.
+const (
+	timerDeadline order.TimerKind = 0xf0 + iota // a machine has something to end by log time
+	timerResend                                 // repeat awaited outputs
+)
+
+// replica is one group's replica on this host: an engine that orders and a table of sessions and machines that executes.
+// It belongs to its shard's goroutine.
+type replica struct {
+	shard      *shard
+	group      order.GroupID
+	self       order.ReplicaID
+	view       order.View
+	descriptor placement.Descriptor
+	peers      map[order.ReplicaID]peer.ID
+	engine     order.Orderer
+	machines   map[string]session.Machine
+	table      *session.Table // of machines
+
+	events   []order.Event // to be stepped; see step
+	stepping bool
+	epochs   map[order.TimerKind]uint64
+	held     []order.Send // wait for their persist, by rising After
+	storedTo uint64       // every persist up to here is stored
+
+	applied   uint64
+	compacted uint64 // index of the last snapshot made or installed here
+
+	leading   bool
+	nextRef   uint64
+	waiting   map[commandKey][]caller // commands proposed here, by what names them
+	waiters   int                     // callers in waiting, reads and blocked
+	proposals map[uint64]commandKey   // by Ref
+	reads     map[uint64]queryEvent   // by Ref: wait for their read point
+	blocked   []blockedRead           // have their read point and wait for it to be applied
+	ticking   bool                    // a tick is proposed and not yet applied
+	halted    bool
+}
+
+// commandKey names a command. The author is part of it, so that nobody can wait for the answer to another's command; and so
+// is the data of commands about the session itself, which have no sequence number of their own.
+type commandKey struct {
+	client  order.ClientID
+	seq     uint64
+	author  keyspace.NodeID
+	session string
+}
+
+type blockedRead struct {
+	index uint64
+	query queryEvent
+}
+
+func keyOf(c order.Command) commandKey {
+	key := commandKey{client: c.Client, seq: c.Seq, author: c.Author}
+	if c.Service == session.Service {
+		key.session = string(c.Data)
+	}
+	return key
+}
+
+// start gives the engine its randomness, which sets its timers going.
+func (r *replica) start(s *shard) {
+	r.shard = s
+	r.step(order.Rand{Bits: s.host.random()})
+	r.afterStep()
+}
+
+// step feeds one event to the engine and carries out what it asks for, and so on with the events that come of that.
+func (r *replica) step(ev order.Event) {
+	r.events = append(r.events, ev)
+	if r.stepping || r.halted {
+		return
+	}
+	r.stepping = true
+	for i := 0; i < len(r.events); i++ {
+		a := &r.shard.actions
+		a.Reset()
+		r.engine.Step(r.events[i], a)
+		r.perform(a)
+	}
+	clear(r.events)
+	r.events = r.events[:0]
+	r.stepping = false
+	r.afterStep()
+}
+
+// perform carries out the actions of one step.
+func (r *replica) perform(a *order.Actions) {
+	s := r.shard
+	for _, p := range a.Persist {
+		s.writes = append(s.writes, Write{Group: r.group, Records: p.Records})
+		s.persists = append(s.persists, persist{replica: r, seq: p.Seq, sync: p.Sync})
+	}
+	for _, t := range a.Timers {
+		key := timerKey{r, t.Kind}
+		if t.After < 0 {
+			s.timers.Stop(key)
+			continue
+		}
+		r.epochs[t.Kind] = t.Epoch
+		s.timers.Set(key, s.now.Add(t.After))
+	}
+	for _, m := range a.Send {
+		if m.After > r.storedTo {
+			r.held = append(r.held, m)
+		} else {
+			r.send(m)
+		}
+	}
+	for _, in := range a.Install {
+		r.install(in)
+	}
+	if len(a.Deliver) > 0 {
+		r.deliver(a.Deliver)
+	}
+	for _, d := range a.Done {
+		r.done(d)
+	}
+	for _, p := range a.ReadOK {
+		r.readOK(p)
+	}
+	if a.Halt != nil {
+		r.halt(a.Halt.Reason)
+	}
+}
+
+// stored reports a persist to the engine and lets go of the messages that waited for it.
+func (r *replica) stored(seq uint64) {
+	invariant.Check(seq > r.storedTo, "persists are stored in order", seq)
+	r.storedTo = seq
+	n := 0
+	for n < len(r.held) && r.held[n].After <= seq {
+		r.send(r.held[n])
+		n++
+	}
+	r.held = append(r.held[:0], r.held[n:]...)
+	r.step(order.Stored{Seq: seq})
+}
+
+func (r *replica) send(m order.Send) {
+	to, ok := r.view.Member(m.To)
+	if !ok {
+		return
+	}
+	r.shard.send(r.peers[m.To], &pb.EngineMessage{
+		Group: groupToPB(r.group), From: uint64(r.self), To: uint64(m.To),
+		FromStore: r.shard.host.storeID[:], ToStore: to.Store[:], Data: m.Msg,
+	})
+}
+
+// install replaces the machines' state by the leader's snapshot.
+func (r *replica) install(in order.Install) {
+	if err := r.table.Restore(in.Data); err != nil {
+		r.halt("snapshot of the leader cannot be read: " + err.Error())
+		return
+	}
+	r.applied, r.compacted = in.Index, in.Index
+	r.step(order.Applied{Index: in.Index})
+}
+
+// deliver executes entries in order, answers who waits for them, and reports them applied.
+func (r *replica) deliver(entries []order.Entry) {
+	s := r.shard
+	_, leading := r.engine.Leader()
+	for _, e := range entries {
+		invariant.Check(e.Index == r.applied+1, "entries are delivered without gaps", e.Index)
+		s.outputs.Reset()
+		res := r.table.Apply(e, &s.outputs)
+		r.applied = e.Index
+		if e.Kind == order.Normal {
+			if e.Cmd.Client != (order.ClientID{}) {
+				r.answer(keyOf(e.Cmd), &pb.Reply{Status: statusToPB(res.Status), Data: res.Data})
+			} else if e.Stamp.Boot == s.host.clock.Nonce() {
+				r.ticking = false
+			}
+		}
+		if leading {
+			s.host.push(r.group, &s.outputs)
+		}
+	}
+	r.serveBlocked()
+	r.step(order.Applied{Index: r.applied})
+	if r.applied-r.compacted >= compactEvery {
+		r.compacted = r.applied
+		r.step(order.Compact{Index: r.applied, Data: r.table.Snapshot()})
+	}
+}
+
+// answer replies to everybody who waits for a command.
+func (r *replica) answer(key commandKey, reply *pb.Reply) {
+	calls, ok := r.waiting[key]
+	if !ok {
+		return
+	}
+	delete(r.waiting, key)
+	r.waiters -= len(calls)
+	data := marshal(reply)
+	for _, c := range calls {
+		c.Reply(data)
+	}
+}
+
+func (r *replica) done(d order.Outcome) {
+	if q, ok := r.reads[d.Ref]; ok {
+		delete(r.reads, d.Ref)
+		r.waiters--
+		q.call.Reply(marshal(r.failed(d.Err)))
+		return
+	}
+	key, ok := r.proposals[d.Ref]
+	if !ok {
+		r.ticking = false // a tick has no waiter
+		return
+	}
+	delete(r.proposals, d.Ref)
+	if d.Err != nil {
+		r.answer(key, r.failed(d.Err))
+	}
+}
+
+// failed is the answer to a command or query that the engine did not take through.
+func (r *replica) failed(err error) *pb.Reply {
+	switch err {
+	case order.ErrNotLeader:
+		return r.notLeader()
+	case order.ErrBusy:
+		return &pb.Reply{Status: pb.Status_BUSY}
+	}
+	reply := r.notLeader()
+	reply.Status = pb.Status_DROPPED
+	return reply
+}
+
+func (r *replica) notLeader() *pb.Reply {
+	reply := &pb.Reply{Status: pb.Status_NOT_LEADER}
+	leader, _ := r.engine.Leader()
+	if m, ok := r.view.Member(leader); ok && leader != r.self {
+		reply.Leader = m.Peer[:]
+	}
+	return reply
+}
+
+// ready says whether this replica can take a request for a view, and answers it when not.
+func (r *replica) ready(view uint64, call caller) bool {
+	switch {
+	case r.halted:
+		r.shard.host.absent(r.group, call)
+	case view != r.view.Num:
+		call.Reply(marshal(&pb.Reply{Status: pb.Status_MOVED, Descriptor_: encodeDescriptor(r.descriptor)}))
+	case !r.leading:
+		call.Reply(marshal(r.notLeader()))
+	case r.waiters >= waitersMax:
+		call.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY}))
+	default:
+		return true
+	}
+	return false
+}
+
+// command proposes a command, unless the same one is under way here, whose answer then serves both.
+func (r *replica) command(e commandEvent) {
+	if !r.ready(e.view, e.call) {
+		return
+	}
+	key := keyOf(e.cmd)
+	calls, under := r.waiting[key]
+	r.waiting[key] = append(calls, e.call)
+	r.waiters++
+	if under {
+		return
+	}
+	r.nextRef++
+	r.proposals[r.nextRef] = key
+	r.step(order.Propose{Ref: r.nextRef, Stamp: r.shard.host.stamp(), Cmd: e.cmd})
+}
+
+func (r *replica) query(e queryEvent) {
+	if !r.ready(e.view, e.call) {
+		return
+	}
+	r.nextRef++
+	r.reads[r.nextRef] = e
+	r.waiters++
+	r.step(order.Read{Ref: r.nextRef})
+}
+
+func (r *replica) readOK(p order.ReadPoint) {
+	q, ok := r.reads[p.Ref]
+	if !ok {
+		return
+	}
+	delete(r.reads, p.Ref)
+	if r.applied < p.Index {
+		r.blocked = append(r.blocked, blockedRead{p.Index, q})
+		return
+	}
+	r.serve(q)
+}
+
+func (r *replica) serveBlocked() {
+	keep := r.blocked[:0]
+	for _, b := range r.blocked {
+		if b.index <= r.applied {
+			r.serve(b.query)
+		} else {
+			keep = append(keep, b)
+		}
+	}
+	clear(r.blocked[len(keep):])
+	r.blocked = keep
+}
+
+func (r *replica) serve(q queryEvent) {
+	r.waiters--
+	status, data := r.table.Query(q.service, q.author, q.data)
+	q.call.Reply(marshal(&pb.Reply{Status: statusToPB(status), Data: data}))
+}
+
+// expired handles a timer that has run out.
+func (r *replica) expired(kind order.TimerKind) {
+	switch kind {
+	case timerDeadline:
+		r.tick()
+	case timerResend:
+		r.resend()
+	default:
+		r.step(order.Timer{Kind: kind, Epoch: r.epochs[kind]})
+	}
+	r.afterStep()
+}
+
+// afterStep notices a change of leadership and keeps the host's own timers in step with the machines.
+func (r *replica) afterStep() {
+	_, leading := r.engine.Leader()
+	leading = leading && !r.halted
+	if leading != r.leading {
+		r.leading = leading
+		r.ticking = false
+		if r.group == r.shard.host.root {
+			r.shard.host.creator.feed(placement.LeaderChange{Leading: leading, Unstarted: r.directory().Unstarted()})
+		}
+		if leading {
+			log.Debugw("leading", "group", r.group, "view", r.view.Num, "applied", r.applied)
+			// The first stamp of a new leader adds nothing to log time; what comes after it does.
+			r.tick()
+			r.resend()
+		} else {
+			r.shard.timers.Stop(timerKey{r, timerDeadline})
+			r.shard.timers.Stop(timerKey{r, timerResend})
+		}
+	}
+	if r.leading {
+		r.armDeadline()
+	}
+}
+
+// armDeadline keeps the timer at the moment an entry would have something to end.
+func (r *replica) armDeadline() {
+	key := timerKey{r, timerDeadline}
+	after, ok := r.table.NextTick(r.shard.host.stamp())
+	if !ok || r.ticking {
+		r.shard.timers.Stop(key)
+		return
+	}
+	r.shard.timers.Set(key, r.shard.now.Add(after))
+}
+
+// tick proposes an entry that carries nothing but the leader's time, so that what is over by now ends.
+func (r *replica) tick() {
+	if !r.leading || r.ticking {
+		return
+	}
+	r.ticking = true
+	r.nextRef++
+	r.step(order.Propose{Ref: r.nextRef, Stamp: r.shard.host.stamp(), Cmd: order.Command{Service: session.TickService}})
+}
+
+// resend pushes again what the machines still await an effect of: a new leader does so at once, since its predecessor may
+// have died before it sent, and every leader from time to time, since pushes may be lost.
+func (r *replica) resend() {
+	if !r.leading {
+		return
+	}
+	s := r.shard
+	s.outputs.Reset()
+	r.table.Resend(&s.outputs)
+	s.host.push(r.group, &s.outputs)
+	s.timers.Set(timerKey{r, timerResend}, s.now.Add(resendEvery))
+}
+
+// halt stops the replica for good; the rest of the host goes on.
+func (r *replica) halt(reason string) {
+	if r.halted {
+		return
+	}
+	r.halted = true
+	log.Errorw("replica halted; the group goes on without it", "group", r.group, "replica", r.self, "reason", reason)
+	for key := range r.waiting {
+		r.answer(key, &pb.Reply{Status: pb.Status_DROPPED})
+	}
+	for _, q := range r.reads {
+		q.call.Reply(marshal(&pb.Reply{Status: pb.Status_NOT_HERE}))
+	}
+	for _, b := range r.blocked {
+		b.query.call.Reply(marshal(&pb.Reply{Status: pb.Status_NOT_HERE}))
+	}
+	clear(r.reads)
+	r.blocked = nil
+	for _, kind := range []order.TimerKind{timerDeadline, timerResend} {
+		r.shard.timers.Stop(timerKey{r, kind})
+	}
+	for kind := range r.epochs {
+		r.shard.timers.Stop(timerKey{r, kind})
+	}
+}
+
+// newReplica makes a replica around an engine and machines of its own.
+func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Orderer, machines map[string]session.Machine, drift automaton.Drift) *replica {
+	peers := make(map[order.ReplicaID]peer.ID)
+	for i, m := range d.View.Members {
+		peers[m.ID] = peer.ID(d.Peers[i].ID)
+	}
+	applied := engine.Status().Applied // the log begins above this
+	return &replica{
+		applied: applied, compacted: applied,
+		group: d.Group, self: self, view: d.View, descriptor: d, peers: peers, engine: engine,
+		machines: machines, table: session.NewTable(d.Group, drift, machines),
+		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
+		proposals: make(map[uint64]commandKey), reads: make(map[uint64]queryEvent),
+	}
+}

@@ -1,0 +1,273 @@
+package replicagroup
+
+import (
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"google.golang.org/protobuf/proto"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/internal/driver"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/session"
+)
+
+// shard owns a share of the host's replicas. One goroutine runs them all, a turn at a time: it takes every event that has
+// arrived, steps the engines, writes what all of them want stored in one batch, and then lets go of the messages, one batch
+// per peer. Everybody else reaches the replicas through box.
+type shard struct {
+	host *Host
+	box  *driver.Mailbox[shardEvent]
+
+	// What follows belongs to the goroutine of run.
+	replicas map[order.GroupID]*replica
+	timers   driver.Timers[timerKey]
+	now      automaton.Instant // of this turn
+	actions  order.Actions
+	outputs  session.Outputs
+	persists []persist
+	writes   []Write
+	out      map[peer.ID]*outgoing
+	outOrder []peer.ID // peers of out that have messages, in the order of their first one
+}
+
+// outgoing gathers one turn's engine messages to one peer.
+type outgoing struct {
+	batch pb.EngineBatch
+	bytes int
+}
+
+// persist is an order.Persist of a replica that waits for this turn's write.
+type persist struct {
+	replica *replica
+	seq     uint64
+	sync    bool
+}
+
+type timerKey struct {
+	replica *replica
+	kind    order.TimerKind
+}
+
+// shardEvent is an event for a shard: exactly one of these.
+type shardEvent interface{ handle(s *shard) }
+
+type (
+	// startEvent starts a replica from what its store has of it.
+	startEvent struct{ replica *replica }
+	// engineEvent is a message of another replica's engine.
+	engineEvent struct {
+		from  peer.ID
+		group order.GroupID
+		to    order.ReplicaID
+		store order.StoreID // meant for
+		recv  order.Recv
+	}
+	// linkEvent says that a peer can be reached again, or no longer.
+	linkEvent struct {
+		peer keyspace.NodeID
+		up   bool
+	}
+	// commandEvent asks for a command to be executed.
+	commandEvent struct {
+		group order.GroupID
+		view  uint64
+		cmd   order.Command
+		call  caller
+	}
+	// queryEvent asks for a linearizable read.
+	queryEvent struct {
+		group   order.GroupID
+		view    uint64
+		author  keyspace.NodeID
+		service string
+		data    []byte
+		call    caller
+	}
+	// statusEvent asks for the state of one replica, or of all when group is nil.
+	statusEvent struct {
+		answer chan<- []ReplicaStatus
+	}
+)
+
+// caller is whoever waits for the answer to a command or query.
+type caller interface {
+	Reply(data []byte)
+}
+
+func newShard(h *Host) *shard {
+	return &shard{
+		host:     h,
+		box:      driver.NewMailbox[shardEvent](mailboxMax),
+		replicas: make(map[order.GroupID]*replica),
+		out:      make(map[peer.ID]*outgoing),
+	}
+}
+
+// run is the shard's goroutine. It ends when the mailbox is closed, or with an error when the store fails: a host that
+// cannot keep what it promises must not go on.
+func (s *shard) run() error {
+	wake := time.NewTimer(time.Hour)
+	defer wake.Stop()
+	var batch []shardEvent
+	for {
+		s.now = s.host.clock.Now()
+		wait := time.Hour
+		if next := s.timers.Next(); next != automaton.Never {
+			wait = min(wait, next.Sub(s.now))
+		}
+		wake.Reset(max(wait, 0))
+		select {
+		case <-s.box.Wake():
+		case <-wake.C:
+		}
+		var closed bool
+		batch, closed = s.box.Take(batch)
+		if closed {
+			return nil
+		}
+		if err := s.turn(batch); err != nil {
+			return err
+		}
+	}
+}
+
+// turn handles a batch of events and every timer that has run out, then stores, then sends.
+func (s *shard) turn(batch []shardEvent) error {
+	s.now = s.host.clock.Now()
+	for _, ev := range batch {
+		ev.handle(s)
+	}
+	for {
+		key, ok := s.timers.Expired(s.now)
+		if !ok {
+			break
+		}
+		key.replica.expired(key.kind)
+	}
+	for len(s.persists) > 0 {
+		if err := s.store(); err != nil {
+			return err
+		}
+	}
+	s.flush()
+	return nil
+}
+
+// store writes what all replicas of this turn want stored, at once, and tells them.
+func (s *shard) store() error {
+	stored, sync := s.persists, false
+	s.persists = nil
+	for _, p := range stored {
+		sync = sync || p.sync
+	}
+	err := s.host.store.Write(s.writes, sync)
+	clear(s.writes)
+	s.writes = s.writes[:0]
+	if err != nil {
+		return err
+	}
+	for _, p := range stored {
+		p.replica.stored(p.seq)
+	}
+	return nil
+}
+
+// send adds an engine message to what this turn sends to a peer.
+func (s *shard) send(to peer.ID, m *pb.EngineMessage) {
+	o, ok := s.out[to]
+	if !ok {
+		o = new(outgoing)
+		s.out[to] = o
+	}
+	if len(o.batch.Messages) == 0 {
+		s.outOrder = append(s.outOrder, to)
+	}
+	if n := len(m.Data); o.bytes+n > batchBytesMax && len(o.batch.Messages) > 0 {
+		s.sendBatch(to, o)
+	}
+	o.batch.Messages = append(o.batch.Messages, m)
+	o.bytes += len(m.Data)
+}
+
+func (s *shard) flush() {
+	for _, to := range s.outOrder {
+		s.sendBatch(to, s.out[to])
+	}
+	s.outOrder = s.outOrder[:0]
+}
+
+// sendBatch hands a batch to the overlay. A message that cannot leave is lost, which engines allow for.
+func (s *shard) sendBatch(to peer.ID, o *outgoing) {
+	if len(o.batch.Messages) == 0 {
+		return
+	}
+	data, err := proto.Marshal(&o.batch)
+	if err == nil {
+		err = s.host.overlay.Send(to, keyspace.Key{}, serviceEngine, data)
+	}
+	if err != nil {
+		log.Debugw("engine messages dropped", "peer", to, "messages", len(o.batch.Messages), "err", err)
+	}
+	clear(o.batch.Messages)
+	o.batch.Messages, o.bytes = o.batch.Messages[:0], 0
+}
+
+func (e startEvent) handle(s *shard) {
+	if _, ok := s.replicas[e.replica.group]; !ok {
+		s.replicas[e.replica.group] = e.replica
+		e.replica.start(s)
+	}
+}
+
+func (e engineEvent) handle(s *shard) {
+	r, ok := s.replicas[e.group]
+	if !ok || e.to != r.self || e.store != s.host.store.ID() {
+		s.host.counters.strayMessages.Add(1)
+		return
+	}
+	if r.peers[e.recv.From] != e.from { // an unknown member has no peer
+		s.host.counters.strayMessages.Add(1)
+		return
+	}
+	r.step(e.recv)
+}
+
+func (e linkEvent) handle(s *shard) {
+	for _, r := range s.replicas {
+		m, ok := r.view.MemberAt(e.peer)
+		if !ok || m.ID == r.self {
+			continue
+		}
+		r.step(order.Link{To: m.ID, Up: e.up})
+		if !e.up {
+			r.step(order.Suspect{Member: m.ID})
+		}
+	}
+}
+
+func (e commandEvent) handle(s *shard) {
+	if r, ok := s.replicas[e.group]; ok {
+		r.command(e)
+	} else {
+		s.host.absent(e.group, e.call)
+	}
+}
+
+func (e queryEvent) handle(s *shard) {
+	if r, ok := s.replicas[e.group]; ok {
+		r.query(e)
+	} else {
+		s.host.absent(e.group, e.call)
+	}
+}
+
+func (e statusEvent) handle(s *shard) {
+	all := make([]ReplicaStatus, 0, len(s.replicas))
+	for _, r := range s.replicas {
+		all = append(all, ReplicaStatus{Group: r.group, Descriptor: r.descriptor, Status: r.engine.Status()})
+	}
+	e.answer <- all
+}
