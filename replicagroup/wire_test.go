@@ -1,0 +1,198 @@
+package replicagroup
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+var testDecoder = decoder{order.OverlayID{1}}
+
+func testDescriptor() placement.Descriptor {
+	host := placement.Host{Peer: placement.Peer{ID: "peer"}, Store: order.StoreID{9}}
+	return placement.Descriptor{
+		Group:  order.GroupID{Overlay: testDecoder.overlay, Prefix: keyspace.PrefixOf(keyspace.Key{0xa3}, 8)},
+		View:   order.View{Next: 2, Members: []order.Member{{ID: 1, Peer: host.Node(), Store: host.Store, Role: order.Voter}}},
+		Peers:  []placement.Peer{host.Peer},
+		Engine: placement.EngineRaft,
+	}
+}
+
+// wellFormed is one good message for each decoder.
+func wellFormed() map[string][]byte {
+	g := groupToPB(testDescriptor().Group)
+	id := make([]byte, 16)
+	id[0] = 1
+	return map[string][]byte{
+		"engine": marshal(&pb.EngineBatch{Messages: []*pb.EngineMessage{
+			{Group: g, From: 1, To: 2, FromStore: id, ToStore: id, Data: []byte("m")}}}),
+		"command":    marshal(&pb.CommandRequest{Group: g, Client: id, Seq: 1, Service: "s", Data: []byte("d")}),
+		"query":      marshal(&pb.QueryRequest{Group: g, Service: "s"}),
+		"output":     marshal(&pb.Output{Group: g, Client: id, Service: "s"}),
+		"reply":      marshal(&pb.Reply{Status: pb.Status_OK, Leader: make([]byte, 32), Descriptor_: encodeDescriptor(testDescriptor())}),
+		"descriptor": encodeDescriptor(testDescriptor()),
+	}
+}
+
+func decodeAs(kind string, b []byte) error {
+	var err error
+	switch kind {
+	case "engine":
+		_, err = testDecoder.engineBatch(b)
+	case "command":
+		_, err = testDecoder.command(b)
+	case "query":
+		_, err = testDecoder.query(b)
+	case "output":
+		_, err = testDecoder.output(b)
+	case "reply":
+		_, err = testDecoder.reply(b)
+	case "descriptor":
+		_, err = testDecoder.descriptor(b)
+	}
+	return err
+}
+
+func TestDecodersTakeWhatHostsSend(t *testing.T) {
+	for kind, b := range wellFormed() {
+		if err := decodeAs(kind, b); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+}
+
+func TestDecodersRefuseWhatNoHostSends(t *testing.T) {
+	g := groupToPB(testDescriptor().Group)
+	id := make([]byte, 16)
+	id[0] = 1
+	foreign := testDescriptor()
+	foreign.Group.Overlay[0]++
+	for name, c := range map[string]struct {
+		kind string
+		msg  proto.Message
+	}{
+		"no group":                 {"command", &pb.CommandRequest{Client: id, Service: "s"}},
+		"stray prefix bytes":       {"query", &pb.QueryRequest{Group: &pb.Group{Prefix: append(bytes.Clone(g.Prefix), 0)}}},
+		"prefix bits past its end": {"query", &pb.QueryRequest{Group: &pb.Group{Prefix: []byte{0, 4, 0xff}}}},
+		"short client":             {"command", &pb.CommandRequest{Group: g, Client: id[:15], Service: "s"}},
+		"no client":                {"command", &pb.CommandRequest{Group: g, Client: make([]byte, 16), Service: "s"}},
+		"tick of a stranger":       {"command", &pb.CommandRequest{Group: g, Client: id, Service: session.TickService}},
+		"long service":             {"command", &pb.CommandRequest{Group: g, Client: id, Service: string(make([]byte, order.ServiceBytesMax+1))}},
+		"long data":                {"command", &pb.CommandRequest{Group: g, Client: id, Service: "s", Data: make([]byte, order.DataBytesMax+1)}},
+		"long query":               {"query", &pb.QueryRequest{Group: g, Service: "s", Data: make([]byte, order.DataBytesMax+1)}},
+		"short store":              {"engine", &pb.EngineBatch{Messages: []*pb.EngineMessage{{Group: g, FromStore: id[:3], ToStore: id}}}},
+		"no store":                 {"engine", &pb.EngineBatch{Messages: []*pb.EngineMessage{{Group: g, ToStore: id}}}},
+		"output to nobody":         {"output", &pb.Output{Group: g}},
+		"short leader":             {"reply", &pb.Reply{Leader: []byte{1}}},
+		"bad descriptor":           {"reply", &pb.Reply{Descriptor_: []byte{1}}},
+		"foreign overlay":          {"reply", &pb.Reply{Descriptor_: encodeDescriptor(foreign)}},
+	} {
+		if err := decodeAs(c.kind, marshal(c.msg)); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	for kind, b := range wellFormed() {
+		if err := decodeAs(kind, append(bytes.Clone(b), 0xff)); err == nil {
+			t.Errorf("%s with a stray byte: taken", kind)
+		}
+	}
+}
+
+func FuzzDecodeMessages(f *testing.F) {
+	for _, b := range wellFormed() {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for kind := range wellFormed() {
+			decodeAs(kind, b) // must not panic, whatever it says
+		}
+	})
+}
+
+func TestMalformedMessagesAreCountedAndHurtNobody(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	good, bad := w.peers[0], w.peers[1]
+	ctx := deadline(t, 20*time.Second)
+	key := keyspace.Preimage("k").Key()
+	if _, err := w.peers[2].groups.NewClient().Do(ctx, key, "count", number(1)); err != nil {
+		t.Fatal(err)
+	}
+	services := []string{serviceEngine, serviceCommand, serviceQuery, serviceOutput, serviceLocate, serviceEnsure, serviceHost, serviceStart}
+	for i, service := range services {
+		before := good.groups.Counters().Malformed
+		_, err := bad.overlay.Call(ctx, good.host.ID(), keyspace.Key{}, service, []byte{0xff, 0xff, 0xff})
+		if err == nil {
+			t.Errorf("%s: garbage was answered", service)
+		}
+		if got := good.groups.Counters().Malformed; got != before+1 {
+			t.Errorf("%s (%d): %d malformed messages counted, want one more than %d", service, i, got, before)
+		}
+	}
+	// A command for the directory from anybody but the leader's own host is one that speaks for another.
+	e := marshal(&pb.CommandRequest{Group: groupToPB(w.genesis.RootGroup()), Client: bytes.Repeat([]byte{7}, 16), Seq: 1, Service: placement.Service})
+	if _, err := bad.overlay.Call(ctx, good.host.ID(), keyspace.Key{}, serviceCommand, e); err == nil {
+		t.Error("a stranger commanded the directory")
+	}
+	if got, err := w.peers[2].groups.NewClient().Do(ctx, key, "count", number(1)); err != nil || got[7] != 2 {
+		t.Errorf("afterwards: %x, %v", got, err)
+	}
+}
+
+func TestEngineMessageThatSpeaksForAnotherIsDropped(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	ctx := deadline(t, 20*time.Second)
+	root := w.genesis.RootDescriptor()
+	from, to := w.peers[1], w.peers[0]
+	me, _ := root.View.MemberAt(to.overlay.Node())
+	other, _ := root.View.MemberAt(w.peers[2].overlay.Node())
+	for name, m := range map[string]*pb.EngineMessage{
+		"another member":  {From: uint64(other.ID), FromStore: other.Store[:], To: uint64(me.ID), ToStore: me.Store[:]},
+		"nobody":          {From: 99, FromStore: other.Store[:], To: uint64(me.ID), ToStore: me.Store[:]},
+		"a former store":  {From: uint64(other.ID), FromStore: other.Store[:], To: uint64(me.ID), ToStore: make([]byte, 16)},
+		"another replica": {From: uint64(other.ID), FromStore: other.Store[:], To: 99, ToStore: me.Store[:]},
+	} {
+		before := to.groups.Counters().StrayMessages
+		m.Group, m.Data = groupToPB(root.Group), []byte("m")
+		if err := from.overlay.Send(to.host.ID(), keyspace.Key{}, serviceEngine, marshal(&pb.EngineBatch{Messages: []*pb.EngineMessage{m}})); err != nil {
+			t.Fatal(err)
+		}
+		for to.groups.Counters().StrayMessages == before {
+			if err := pause(ctx, time.Millisecond); err != nil {
+				t.Fatalf("a message for %s was not counted as stray", name)
+			}
+		}
+	}
+}
+
+func TestSessionOfAnotherPeerIsRefused(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	ctx := deadline(t, 20*time.Second)
+	key := keyspace.Preimage("k").Key()
+	c := w.peers[0].groups.NewClient()
+	if _, err := c.Do(ctx, key, "count", number(1)); err != nil {
+		t.Fatal(err)
+	}
+	s := c.sessions[w.genesis.PrefixOf(key)]
+	req := marshal(&pb.CommandRequest{Group: groupToPB(s.descriptor.Group), View: s.descriptor.View.Num, Client: s.id[:], Seq: 1,
+		Service: "count", Data: number(1)})
+	var got reply
+	err := w.peers[1].groups.askLeader(ctx, s.descriptor, keyspace.Key{}, serviceCommand, req, func(r reply) (bool, error) {
+		got = r
+		return true, nil
+	})
+	if err != nil || got.status != pb.Status_REFUSED {
+		t.Errorf("another peer repeating a command was answered %v %x, %v", got.status, got.data, err)
+	}
+	if !errors.Is(noQuorum(ErrClosed, s.descriptor.Group, nil), ErrClosed) {
+		t.Error("a closed host is reported as a lost quorum")
+	}
+}
