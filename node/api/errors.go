@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -34,6 +35,9 @@ var reasons = []struct {
 	{latchkeyv1.Reason_REASON_WAIT, connect.CodeDeadlineExceeded, lockservice.ErrWait},
 	{latchkeyv1.Reason_REASON_CLOSED, connect.CodeUnavailable, lockservice.ErrClosed},
 }
+
+// deadlineSlack is how far apart both ends may see one deadline.
+const deadlineSlack = 100 * time.Millisecond
 
 // encodeError turns what a backend returned into what travels.
 func encodeError(err error) error {
@@ -96,6 +100,10 @@ func decodeError(ctx context.Context, addr string, err error, unsure bool) error
 				return s
 			}
 		}
+	}
+	// The daemon was told our deadline and may notice it a little earlier than we do.
+	if end, ok := ctx.Deadline(); ok && ce.Code() == connect.CodeDeadlineExceeded && time.Until(end) < deadlineSlack {
+		<-ctx.Done()
 	}
 	switch {
 	case ctx.Err() != nil:

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -38,8 +39,10 @@ const (
 	idleTimeout   = 5 * time.Minute
 	// giveBackTimeout bounds the attempt to release a lock that was granted to a client already gone.
 	giveBackTimeout = 5 * time.Second
-	// closeTimeout bounds how long Close waits for calls under way before it cuts their connections.
+	// closeTimeout bounds how long Close waits for calls under way before it cuts their connections, and flushTimeout for last
+	// answers to leave. The HTTP server's own Shutdown would give every HTTP/2 connection, idle or not, another second.
 	closeTimeout = 2 * time.Second
+	flushTimeout = 50 * time.Millisecond
 )
 
 // Node is what the server tells about.
@@ -111,6 +114,7 @@ type Server struct {
 
 	draining  context.Context // ends when the server drains
 	drain     context.CancelCauseFunc
+	underWay  atomic.Int64 // calls
 	closeOnce sync.Once
 }
 
@@ -125,13 +129,12 @@ func NewServer(cfg Config) (*Server, error) {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	s.http = &http.Server{
-		Handler:           s.Handler(),
+		Handler:           s.counted(s.Handler()),
 		Protocols:         &protocols,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: streamsMax},
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          nil,
 	}
 	return s, nil
 }
@@ -168,7 +171,12 @@ func (s *Server) Drain() { s.drain(lockservice.ErrClosed) }
 func (s *Server) Close() error {
 	s.closeOnce.Do(func() {
 		s.Drain()
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		poll := time.NewTicker(time.Millisecond)
+		defer poll.Stop()
+		for limit := time.Now().Add(closeTimeout); s.underWay.Load() > 0 && time.Now().Before(limit); {
+			<-poll.C
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 		defer cancel()
 		if s.http.Shutdown(ctx) != nil {
 			s.http.Close()
@@ -176,6 +184,15 @@ func (s *Server) Close() error {
 		s.grants.wait()
 	})
 	return nil
+}
+
+// counted counts the calls under way.
+func (s *Server) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.underWay.Add(1)
+		defer s.underWay.Add(-1)
+		h.ServeHTTP(w, r)
+	})
 }
 
 type nodeHandler struct{ s *Server }
@@ -252,6 +269,9 @@ func (h lockHandler) acquire(ctx context.Context, r *latchkeyv1.AcquireRequest, 
 		return err
 	}
 	defer h.s.grants.end()
+	if h.s.draining.Err() != nil {
+		return context.Cause(h.s.draining)
+	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -1,0 +1,285 @@
+// Package apitest has stand-ins for a peer and its locks, to test what is built on the daemon's API without an overlay.
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"latchkey/lockservice"
+	"latchkey/node/api"
+)
+
+// Limits are those of every [Backend].
+var Limits = lockservice.Limits{TTLMin: time.Second, TTLMax: time.Minute, TTLDefault: 15 * time.Second, DriftPPM: 10_000}
+
+// Call is one call that a [Backend] has answered.
+type Call struct {
+	Op    string // acquire, renew, release, info
+	Name  string
+	Token lockservice.Token
+	At    time.Time // when it was answered
+	Err   error
+}
+
+// Backend keeps locks in memory: first come, first served, leases ended by the machine's clock. Hooks, set before first use,
+// run before the call is carried out; the call fails with what they return.
+type Backend struct {
+	OnAcquire func(ctx context.Context, r lockservice.Request) error
+	OnRenew   func(ctx context.Context, g lockservice.Grant) error
+	OnRelease func(ctx context.Context, g lockservice.Grant) error
+	OnInfo    func(ctx context.Context, name string) error
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at every change
+	locks   map[string]*lock
+	token   lockservice.Token
+	req     uint64
+	calls   []Call
+}
+
+type lock struct {
+	holder *lockservice.Grant
+	end    time.Time
+	queue  []*waiter
+}
+
+type waiter struct {
+	req lockservice.Request
+	id  uint64
+}
+
+// NewBackend returns a backend whose first token is one above 2^60, which a float would round.
+func NewBackend() *Backend {
+	return &Backend{changed: make(chan struct{}), locks: make(map[string]*lock), token: 1 << 60}
+}
+
+func (b *Backend) lockLocked(name string) *lock {
+	l := b.locks[name]
+	if l == nil {
+		l = &lock{}
+		b.locks[name] = l
+	}
+	if l.holder != nil && !time.Now().Before(l.end) {
+		l.holder = nil
+	}
+	return l
+}
+
+func (b *Backend) changeLocked() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+func (b *Backend) note(op, name string, token lockservice.Token, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.calls = append(b.calls, Call{op, name, token, time.Now(), err})
+	b.changeLocked()
+}
+
+func (b *Backend) grantLocked(l *lock, r lockservice.Request, req uint64, waited bool) lockservice.Grant {
+	b.token++
+	g := lockservice.Grant{Name: r.Name, Token: b.token, TTL: r.TTL, Holder: fmt.Sprintf("session@%d", req), Req: req, Waited: waited}
+	l.holder, l.end = &g, time.Now().Add(r.TTL)
+	b.changeLocked()
+	return g
+}
+
+// Acquire implements [lockservice.Backend].
+func (b *Backend) Acquire(ctx context.Context, r lockservice.Request) (g lockservice.Grant, err error) {
+	defer func() { b.note("acquire", r.Name, g.Token, err) }()
+	if b.OnAcquire != nil {
+		if err := b.OnAcquire(ctx, r); err != nil {
+			return lockservice.Grant{}, err
+		}
+	}
+	if err := Limits.CheckTTL(r.TTL); err != nil {
+		return lockservice.Grant{}, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.req++
+	me := &waiter{r, b.req}
+	l := b.lockLocked(r.Name)
+	if l.holder == nil && len(l.queue) == 0 {
+		return b.grantLocked(l, r, me.id, false), nil
+	}
+	if r.Try {
+		e := &lockservice.LockedError{Name: r.Name, Waiting: len(l.queue)}
+		if l.holder != nil {
+			e.Holder = party(l.holder.Req)
+		}
+		return lockservice.Grant{}, e
+	}
+	l.queue = append(l.queue, me)
+	b.changeLocked()
+	told := 0
+	for {
+		place := 0
+		for i, w := range l.queue {
+			if w == me {
+				place = i + 1
+			}
+		}
+		if place == 1 && b.lockLocked(r.Name).holder == nil {
+			l.queue = l.queue[1:]
+			return b.grantLocked(l, r, me.id, true), nil
+		}
+		if place != told && r.Queued != nil {
+			r.Queued(place)
+			told = place
+		}
+		changed, lapse := b.changed, time.NewTimer(max(time.Until(l.end), time.Millisecond))
+		b.mu.Unlock()
+		select {
+		case <-changed:
+		case <-lapse.C:
+		case <-ctx.Done():
+		}
+		lapse.Stop()
+		b.mu.Lock()
+		if ctx.Err() != nil {
+			for i, w := range l.queue {
+				if w == me {
+					l.queue = append(l.queue[:i:i], l.queue[i+1:]...)
+				}
+			}
+			b.changeLocked()
+			return lockservice.Grant{}, context.Cause(ctx)
+		}
+	}
+}
+
+func party(req uint64) lockservice.Party {
+	return lockservice.Party{Session: fmt.Sprintf("s%d", req), Peer: "12D3KooWfake"}
+}
+
+// Renew implements [lockservice.Backend].
+func (b *Backend) Renew(ctx context.Context, g lockservice.Grant) (err error) {
+	defer func() { b.note("renew", g.Name, g.Token, err) }()
+	if b.OnRenew != nil {
+		if err := b.OnRenew(ctx, g); err != nil {
+			return err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.lockLocked(g.Name)
+	if l.holder == nil || l.holder.Token != g.Token {
+		return lockservice.ErrNotHeld
+	}
+	l.end = time.Now().Add(g.TTL)
+	return nil
+}
+
+// Release implements [lockservice.Backend].
+func (b *Backend) Release(ctx context.Context, g lockservice.Grant) (err error) {
+	defer func() { b.note("release", g.Name, g.Token, err) }()
+	if b.OnRelease != nil {
+		if err := b.OnRelease(ctx, g); err != nil {
+			return err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.lockLocked(g.Name)
+	if l.holder == nil || l.holder.Token != g.Token {
+		return lockservice.ErrNotHeld
+	}
+	l.holder = nil
+	return nil
+}
+
+// Info implements [lockservice.Backend].
+func (b *Backend) Info(ctx context.Context, name string) (i lockservice.Info, err error) {
+	defer func() { b.note("info", name, i.Token, err) }()
+	if b.OnInfo != nil {
+		if err := b.OnInfo(ctx, name); err != nil {
+			return lockservice.Info{}, err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.lockLocked(name)
+	i = lockservice.Info{Name: name, Waiting: len(l.queue), Confirmed: true}
+	if h := l.holder; h != nil {
+		i.Held, i.Holder, i.Token, i.TTL, i.LeaseLeft = true, party(h.Req), h.Token, h.TTL, time.Until(l.end)
+	}
+	for _, w := range l.queue {
+		i.Waiters = append(i.Waiters, lockservice.Waiter{Party: party(w.id), TTL: w.req.TTL})
+	}
+	return i, nil
+}
+
+// Limits implements [lockservice.Backend].
+func (b *Backend) Limits(context.Context) (lockservice.Limits, error) { return Limits, nil }
+
+// Calls returns what has been answered so far.
+func (b *Backend) Calls() []Call {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]Call(nil), b.calls...)
+}
+
+// State returns who holds the lock, and how many wait. The token is 0 when it is free.
+func (b *Backend) State(name string) (token lockservice.Token, waiting int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.lockLocked(name)
+	if l.holder != nil {
+		token = l.holder.Token
+	}
+	return token, len(l.queue)
+}
+
+// Until waits until ok, asked at every change and now and then, and reports whether it came to be so before ctx ended.
+func (b *Backend) Until(ctx context.Context, ok func() bool) bool {
+	for {
+		b.mu.Lock()
+		changed := b.changed
+		b.mu.Unlock()
+		if ok() {
+			return true
+		}
+		lapse := time.NewTimer(10 * time.Millisecond)
+		select {
+		case <-changed:
+		case <-lapse.C:
+		case <-ctx.Done():
+			return false
+		}
+		lapse.Stop()
+	}
+}
+
+// Node is a peer that knows two others.
+type Node struct{ KeyErr error }
+
+// Info implements [api.Node].
+func (Node) Info() api.Info {
+	return api.Info{
+		Peer: "12D3KooWfake", Node: "aa00", Overlay: "0badcafe", OverlayName: "fake", Addrs: []string{"/ip4/127.0.0.1/tcp/1/p2p/12D3KooWfake"},
+		Version: "v0", Store: "57",
+	}
+}
+
+// Peers implements [api.Node].
+func (Node) Peers() []api.Peer {
+	return []api.Peer{
+		{Peer: "12D3KooWone", Node: "01", Addrs: []string{"/ip4/127.0.0.1/tcp/2"}, Connected: true},
+		{Peer: "12D3KooWtwo", Node: "02"},
+	}
+}
+
+// Key implements [api.Node].
+func (n Node) Key(_ context.Context, name string) (api.KeyInfo, error) {
+	if n.KeyErr != nil {
+		return api.KeyInfo{}, n.KeyErr
+	}
+	return api.KeyInfo{
+		Name: name, Hash: "ff", Closest: []string{"12D3KooWone", "12D3KooWtwo"},
+		Group: &api.GroupInfo{ID: "f0/8", Generation: 1 << 60, View: 2, Leader: "12D3KooWone", Members: []string{"12D3KooWone", "12D3KooWtwo"}},
+	}, nil
+}
