@@ -66,7 +66,7 @@ type testPeer struct {
 	store   *MemoryStore
 }
 
-func newWorld(t *testing.T, n, f int) *world {
+func newWorld(t testing.TB, n, f int) *world {
 	t.Helper()
 	w := &world{genesis: placement.Defaults()}
 	w.genesis.Name, w.genesis.F, w.genesis.RootKey = t.Name(), f, make(ed25519.PublicKey, ed25519.PublicKeySize)
@@ -107,7 +107,7 @@ func newWorld(t *testing.T, n, f int) *world {
 	return w
 }
 
-func (w *world) start(t *testing.T, p *testPeer, bootstrap []peer.AddrInfo) {
+func (w *world) start(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo) {
 	t.Helper()
 	var err error
 	p.overlay, err = dht.New(p.host, dht.WithOverlayID(w.genesis.ID()), dht.WithBootstrap(bootstrap...))
@@ -131,7 +131,7 @@ func (w *world) start(t *testing.T, p *testPeer, bootstrap []peer.AddrInfo) {
 	})
 }
 
-func deadline(t *testing.T, d time.Duration) context.Context {
+func deadline(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), d, fmt.Errorf("no answer in %v", d))
 	t.Cleanup(cancel)
 	return ctx

@@ -149,7 +149,7 @@ func (cl *client) Receive(_ sim.NodeID, msg any) {
 	cl.busy = false
 	cl.answers++
 	cl.settle(r.answer)
-	cl.env.After(time.Microsecond, cl.begin)
+	cl.env.After(time.Duration(cl.env.Rand().ExpFloat64()*float64(cl.c.think)), cl.begin)
 }
 
 // settle records an answer and what follows from it.

@@ -38,6 +38,7 @@ type setup struct {
 	clients int
 	ops     int // each client's; 0 is without end, until halt
 	keys    int
+	think   time.Duration // mean time between an answer and the client's next operation
 	locks   bool // the workload uses locks beside registers
 	triple  bool // clients send each command through three members at once
 

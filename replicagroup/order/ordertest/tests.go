@@ -2,6 +2,7 @@ package ordertest
 
 import (
 	"fmt"
+	"math/bits"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -214,7 +215,7 @@ func (c *cluster) noAnswers(why string) error {
 // majorityDown is test 5: with f+1 members down nothing is acknowledged; one of them back with its disk makes progress.
 func majorityDown(s suite) error {
 	return parallel(s.count(20), func(i int) error {
-		u := setup{seed: 5_000 + uint64(i), members: 3 + 2*(i%2), clients: 3, keys: 3, faults: calm}
+		u := setup{seed: 5_000 + uint64(i), members: 3 + 2*(i%2), clients: 3, keys: 3, faults: calm, think: patience / 20}
 		c := newCluster(s, u)
 		if err := c.warm(3); err != nil {
 			return err
@@ -239,7 +240,7 @@ func majorityDown(s suite) error {
 // restartAll is test 6: all members crash at once, several times; what was acknowledged is there afterwards.
 func restartAll(s suite) error {
 	return parallel(s.count(30), func(i int) error {
-		u := setup{seed: 6_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 3, faults: calm}
+		u := setup{seed: 6_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 3, faults: calm, think: patience / 20}
 		c := newCluster(s, u)
 		for round := 1; round <= 4; round++ {
 			if err := c.warm(4 * round); err != nil {
@@ -263,7 +264,7 @@ func restartAll(s suite) error {
 // goes down: the follower that is left and the one that forgot would be a majority, if the new store counted as the old.
 func lostDisk(s suite) error {
 	return parallel(s.count(20), func(i int) error {
-		u := setup{seed: 7_000 + uint64(i), members: 3, clients: 3, keys: 3, faults: calm, impostor: i%2 == 0}
+		u := setup{seed: 7_000 + uint64(i), members: 3, clients: 3, keys: 3, faults: calm, think: patience / 20, impostor: i%2 == 0}
 		c := newCluster(s, u)
 		if err := c.warm(3); err != nil {
 			return err
@@ -307,56 +308,65 @@ func list(set map[sim.NodeID]bool) (nodes []sim.NodeID) {
 // two sides. Only a side with a majority answers what was asked after the cut; healed in any order, all goes on.
 func primaryOnly(s suite) error {
 	const n = 5
-	var cuts []func(c *cluster) error
-	for a := 1; a < 1<<n-1; a++ {
-		if a&1 == 1 { // each pair of sides once
-			cuts = append(cuts, func(c *cluster) error { return c.cutInto(a, 1<<n-1&^a) })
+	const all = 1<<n - 1
+	type trial struct {
+		name string
+		cut  func(c *cluster) error
+	}
+	var trials []trial
+	add := func(cut func(c *cluster) error, name string, args ...any) {
+		trials = append(trials, trial{fmt.Sprintf(name, args...), cut})
+	}
+	for a := 1; a < all; a++ {
+		rest := all &^ a
+		add(func(c *cluster) error { return c.cutOtherwise(sim.OneWay(list(c.side(a)), list(c.side(rest)))) },
+			"%05b cannot send to %05b", a, rest)
+		if a < rest {
+			add(func(c *cluster) error { return c.cutInto(a, rest) }, "%05b | %05b", a, rest)
 		}
-		cuts = append(cuts, func(c *cluster) error {
-			return c.cutOtherwise(sim.OneWay(list(c.side(a)), list(c.side(1<<n-1&^a))))
-		})
-		for bridge := range n {
-			if a>>bridge&1 == 1 || a&-a != a&(1<<n-1&^(1<<bridge))&-(a&(1<<n-1&^(1<<bridge))) {
+		for b := a + 1; b < all; b++ {
+			third := rest &^ b
+			if a&b != 0 || third == 0 {
 				continue
 			}
-			b := 1<<n - 1&^a&^(1<<bridge)
-			if b == 0 || a > b {
+			if third&(third-1) == 0 {
+				bridge := sim.NodeID(bits.TrailingZeros(uint(third)))
+				add(func(c *cluster) error {
+					return c.cutOtherwise(sim.Bridged(bridge, list(c.side(a)), list(c.side(b))))
+				}, "%05b | %05b, bridge %05b", a, b, third)
+			}
+			if third < b {
 				continue
 			}
-			cuts = append(cuts, func(c *cluster) error {
-				return c.cutOtherwise(sim.Bridged(sim.NodeID(bridge), list(c.side(a)), list(c.side(b))))
-			})
-		}
-		for b := a + 1; b < 1<<n-1; b++ {
-			third := 1<<n - 1&^a&^b
-			if a&b != 0 || third <= b {
-				continue
-			}
-			for _, order := range [][3]int{{a, b, third}, {a, third, b}, {b, third, a}} {
-				cuts = append(cuts, func(c *cluster) error {
+			for _, heal := range [][3]int{{a, b, third}, {a, third, b}, {b, third, a}} {
+				add(func(c *cluster) error {
 					if err := c.cutInto(a, b, third); err != nil {
 						return err
 					}
-					return c.cutInto(order[0]|order[1], order[2])
-				})
+					return c.cutInto(heal[0]|heal[1], heal[2])
+				}, "%05b | %05b | %05b, then %05b | %05b", a, b, third, heal[0]|heal[1], heal[2])
 			}
 		}
 	}
 	stride := max(1, int(1/s.effort))
-	return parallel(len(cuts)/stride, func(i int) error {
-		c := newCluster(s, setup{seed: 8_000 + uint64(i), members: n, clients: n, keys: 3, faults: calm})
-		if err := c.warm(2); err != nil {
-			return err
-		}
-		if err := cuts[i*stride](c); err != nil {
-			return err
+	return parallel(len(trials)/stride, func(i int) error {
+		c := newCluster(s, setup{seed: 8_000 + uint64(i), members: n, clients: n, keys: 3, faults: calm, think: patience / 20})
+		err := c.warm(2)
+		if err == nil {
+			err = trials[i*stride].cut(c)
 		}
 		c.world.SetCut(nil)
 		c.answers = nil
-		if err := c.progress(c.everyone()); err != nil {
-			return err
+		if err == nil {
+			err = c.progress(c.everyone())
 		}
-		return c.stopAndFinish()
+		if err == nil {
+			err = c.stopAndFinish()
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", trials[i*stride].name, err)
+		}
+		return nil
 	})
 }
 
@@ -408,7 +418,7 @@ func (c *cluster) cutOtherwise(cut sim.Cut) error {
 // the others go on and write. The history shows whether it ever answered with less than was acknowledged.
 func staleReads(s suite) error {
 	return parallel(s.count(40), func(i int) error {
-		u := setup{seed: 12_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 1, faults: calm}
+		u := setup{seed: 12_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 1, faults: calm, think: patience / 20}
 		u.faults.Drift = automaton.DriftDefault
 		if i%4 >= 2 {
 			u.faults.DelayMax = patience / 10
