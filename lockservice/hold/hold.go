@@ -295,15 +295,14 @@ func (h *Hold) due(out []Action) []Action {
 			}
 			out = h.call(Acquire, 0, out)
 		}
-	case StateWaiting:
-		if h.outstanding(Renew) < RenewalsMax {
-			out = h.call(Renew, 0, out)
-			h.next = h.now.Add(h.cfg.TTL / renewPart)
+	case StateWaiting, StateConfirming, StateHeld:
+		h.next = h.pause()
+		if h.outstanding(Renew) == RenewalsMax {
+			break
 		}
-	case StateConfirming, StateHeld:
-		if h.outstanding(Renew) < RenewalsMax {
-			out = h.call(Renew, h.token, out)
-			h.next = h.pause()
+		out = h.call(Renew, h.token, out)
+		if h.state == StateWaiting {
+			h.next = h.now.Add(h.cfg.TTL / renewPart)
 		}
 	case StateReleasing:
 		return h.giveBack(out)
