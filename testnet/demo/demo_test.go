@@ -1,0 +1,80 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// play runs a small demo with its story in the test's log.
+func play(t *testing.T, opts Options) *Report {
+	t.Helper()
+	opts.Each, opts.TTL = 10, time.Second
+	var story []string
+	opts.Story = func(line string) { story = append(story, line) }
+	r, err := Run(t.Context(), opts)
+	t.Log("\n" + strings.Join(story, "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table bytes.Buffer
+	if err := r.Table(&table); err != nil {
+		t.Fatal(err)
+	}
+	t.Log("\n" + table.String())
+	return r
+}
+
+func TestEveryIncrementSurvivesTheKills(t *testing.T) {
+	r := play(t, Options{})
+	for _, c := range r.Checks {
+		if !c.OK {
+			t.Errorf("%s: %v", c.Name, c.err)
+		}
+	}
+	if !r.OK || r.Peers != 7 || r.Increments != 80 || r.Kills != 2 || len(r.FailoverMS) != 2 || r.LockP50us <= 0 {
+		t.Errorf("report: %+v", r)
+	}
+}
+
+// A demo that cannot fail proves nothing.
+func TestWithoutTheLockTheDemoFails(t *testing.T) {
+	r := play(t, Options{Sabotage: SabotageNoLock})
+	var failed []string
+	for _, c := range r.Checks {
+		if !c.OK {
+			failed = append(failed, c.Name)
+		}
+	}
+	if r.OK || !slices.Contains(failed, "tokens of the writes strictly rising") || !slices.Contains(failed, "history of acquire and release linearizable") {
+		t.Errorf("ok is %v, failed: %q", r.OK, failed)
+	}
+}
+
+func TestReportHasTheShapeThatScriptsLeanOn(t *testing.T) {
+	b, err := json.Marshal(&Report{OK: true, Peers: 7, Increments: 400, Kills: 2, LockP50us: 5, FailoverMS: []int64{1, 2},
+		Checks: []Check{{Name: "x", OK: true}}, took: time.Second})
+	want := `{"ok":true,"peers":7,"increments":400,"kills":2,"lock_p50_us":5,"failover_ms":[1,2],"checks":[{"name":"x","ok":true}]}`
+	if err != nil || string(b) != want {
+		t.Errorf("%s, %v; want %s", b, err, want)
+	}
+}
+
+func TestUnknownSabotageAndACancelledRunAreErrors(t *testing.T) {
+	if _, err := Run(t.Context(), Options{Sabotage: "everything"}); err == nil || !strings.Contains(err.Error(), "no-lock") {
+		t.Errorf("unknown sabotage: %v", err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(context.Canceled)
+	if _, err := Run(ctx, Options{}); err == nil {
+		t.Error("a cancelled run returned a report")
+	}
+}

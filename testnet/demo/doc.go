@@ -1,0 +1,13 @@
+// Package demo is latchkey's main job shown on one machine, in a way that can fail: many clients increment one counter in an
+// ordinary file, guarded by a lock of the overlay and by nothing else, while peers are killed by role; then everything that
+// was recorded is judged.
+//
+// A client reads the file, adds one, and writes the file back with the lock's token ([lockservice.FileGuard]) and its own
+// last increment, in one atomic write. Reading and writing are two steps on purpose: without the lock, increments get lost
+// ([Options.Sabotage] shows it). Clients share nothing but the file. A client lives in its peer's process and dies with it
+// ([testnet.Peer.Do]): its goroutine sees and does nothing from the instant of the kill on. Later it is started anew at
+// another peer, and learns where it was from the file.
+//
+// The checks are functions of what the run left behind: the file with its journal of writes, the history of acquires and
+// releases, and the record of faults. Each has a test with one bad specimen of every kind it exists to catch.
+package demo

@@ -1,0 +1,113 @@
+package demo
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// Report is what a run came to. Its JSON form is part of the command line's contract.
+type Report struct {
+	OK         bool    `json:"ok"`    // every check passed
+	Peers      int     `json:"peers"` // of the testnet
+	Increments int     `json:"increments"`
+	Kills      int     `json:"kills"`
+	LockP50us  int64   `json:"lock_p50_us"` // from asking for the contended lock to holding it
+	FailoverMS []int64 `json:"failover_ms"` // by kill: the longest time in which nobody was granted the lock
+	Checks     []Check `json:"checks"`
+
+	clients, each, restarts int
+	acquires                int
+	lockP99, lockMax        time.Duration
+	took                    time.Duration
+}
+
+// Check is the verdict of one checker.
+type Check struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	err  error
+}
+
+// judge runs the checkers over what the run left behind. runErr is why the run was cut short, if it was.
+func (d *demo) judge(runErr error) (*Report, error) {
+	r := &Report{
+		Peers: d.net.N(), Kills: len(d.kills), FailoverMS: []int64{}, restarts: len(d.faults) - len(d.kills),
+		clients: d.opts.Clients, each: d.opts.Each, acquires: len(d.waits),
+		LockP50us: percentile(d.waits, 50).Microseconds(), lockP99: percentile(d.waits, 99), lockMax: percentile(d.waits, 100),
+		took: d.took,
+	}
+	for _, g := range d.gaps {
+		r.FailoverMS = append(r.FailoverMS, g.Milliseconds())
+	}
+	_, data, err := d.file.Read()
+	if err != nil {
+		return nil, err
+	}
+	c, err := parseCounter(data, d.opts.Clients)
+	if err != nil {
+		return nil, err
+	}
+	r.Increments = c.Value
+	check := func(name string, err error) { r.Checks = append(r.Checks, Check{Name: name, OK: err == nil, err: err}) }
+	check("run completed", runErr)
+	check("no increment lost or doubled", checkCounter(c, d.opts.Clients, d.opts.Each))
+	check("every client made its increments in order", checkClients(c, d.opts.Clients, d.opts.Each))
+	check("tokens of the writes strictly rising", checkTokens(c.Writes))
+	check("history of acquire and release linearizable", checkHistory(d.history, judgeMax))
+	check("faults by role, never more than f voters down", checkFaults(d.faults, d.net.F()))
+	r.OK = !slices.ContainsFunc(r.Checks, func(c Check) bool { return !c.OK })
+	return r, nil
+}
+
+// percentile returns the p-th percentile of ds, 0 when there are none.
+func percentile(ds []time.Duration, p int) time.Duration {
+	if len(ds) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(ds))
+	return sorted[(len(sorted)-1)*p/100]
+}
+
+// Table writes the report for people.
+func (r *Report) Table(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "increments\t%d of %d\t%d clients with %d each at %d peers\n", r.Increments, r.clients*r.each, r.clients, r.each, r.Peers)
+	fmt.Fprintf(w, "acquires\t%d\tp50 %s, p99 %s, longest %s (contended)\n", r.acquires,
+		short(time.Duration(r.LockP50us)*time.Microsecond), short(r.lockP99), short(r.lockMax))
+	fmt.Fprintf(w, "faults\t%d killed, %d restarted\t%s\n", r.Kills, r.restarts, r.gapsText())
+	fmt.Fprintf(w, "time\t%s\tup to the last increment\n", short(r.took))
+	for _, c := range r.Checks {
+		verdict, why := "ok", ""
+		if !c.OK {
+			verdict, why = "FAILED", strings.ReplaceAll(fmt.Sprint(c.err), "\n", "; ")
+		}
+		fmt.Fprintf(w, "check\t%s\t%s\n", verdict, strings.TrimSuffix(c.Name+": "+why, ": "))
+	}
+	return w.Flush()
+}
+
+func (r *Report) gapsText() string {
+	var gaps []string
+	for _, g := range r.FailoverMS {
+		gaps = append(gaps, short(time.Duration(g)*time.Millisecond))
+	}
+	if len(gaps) == 0 {
+		return ""
+	}
+	return "longest time without a grant after each kill: " + strings.Join(gaps, ", ")
+}
+
+// short prints a duration with three digits or so.
+func short(d time.Duration) string {
+	switch {
+	case d >= time.Second:
+		return d.Round(10 * time.Millisecond).String()
+	case d >= time.Millisecond:
+		return d.Round(10 * time.Microsecond).String()
+	}
+	return d.Round(time.Microsecond).String()
+}

@@ -1,0 +1,165 @@
+package testnet
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"latchkey/node"
+	"latchkey/node/api"
+	"latchkey/replicagroup"
+	"latchkey/testnet/wire"
+)
+
+// Peer is one life of one peer: from a start to a kill. Its methods are safe for concurrent use.
+type Peer struct {
+	index  int
+	wire   *wire.Wire
+	host   host.Host
+	node   *node.Node
+	server *api.Server // nil in a testnet without a directory
+	served sync.WaitGroup
+
+	// mu orders effects and the kill: effects hold it for reading, the kill for writing.
+	mu     sync.RWMutex
+	dead   bool
+	killed chan struct{} // closed at the kill
+}
+
+// Index returns the peer's number in its testnet, from 0.
+func (p *Peer) Index() int { return p.index }
+
+// Node returns the node. After the kill it is a ghost: it reaches nobody.
+func (p *Peer) Node() *node.Node { return p.node }
+
+// Killed is closed when this life ends.
+func (p *Peer) Killed() <-chan struct{} { return p.killed }
+
+// Do runs effect as something that the peer's process does to the world outside, and reports whether it ran: it does not once
+// the peer is killed. A kill waits for the effects under way, so each of them happened before the kill or not at all. A
+// goroutine that stands for a client in the peer's process does everything that others could see through Do, and ends when
+// Do returns false. effect must not block for long, and must not call Kill.
+func (p *Peer) Do(effect func()) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.dead {
+		return false
+	}
+	effect()
+	return true
+}
+
+// slot is a place for a peer: what stays the same through its lives.
+type slot struct {
+	index int
+	key   crypto.PrivKey
+	id    peer.ID
+	addr  ma.Multiaddr
+	dir   string // empty in a testnet without a directory
+
+	mu    sync.Mutex // held through a start or a kill
+	store *replicagroup.MemoryStore
+	life  *Peer // nil while down
+}
+
+func (s *slot) socket() string {
+	if s.dir == "" {
+		return ""
+	}
+	return filepath.Join(s.dir, "api.sock")
+}
+
+// bear starts a life. Called with s.mu held and s.life nil.
+func (s *slot) bear(ctx context.Context, opts ...node.Option) (err error) {
+	p := &Peer{index: s.index, wire: wire.New(), killed: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			p.wire.Cut()
+			p.bury()
+			err = fmt.Errorf("testnet: peer %d: %w", s.index, err)
+		}
+	}()
+	p.host, err = libp2p.New(
+		libp2p.Identity(s.key),
+		libp2p.Transport(p.wire.Transport), // the only way out
+		libp2p.ListenAddrs(s.addr),
+		libp2p.DisableRelay(),
+		libp2p.DisableMetrics(),
+		libp2p.DisableIdentifyAddressDiscovery(), // everybody is on loopback
+	)
+	if err != nil {
+		return err
+	}
+	if p.node, err = node.New(p.host, append(opts, node.WithStore(s.store))...); err != nil {
+		return err
+	}
+	if err := p.node.Start(ctx); err != nil {
+		return err
+	}
+	if s.dir != "" {
+		if err := p.serve(s.socket()); err != nil {
+			return err
+		}
+	}
+	s.life = p
+	return nil
+}
+
+// serve answers the node API at socket.
+func (p *Peer) serve(socket string) error {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
+		return err
+	}
+	l, err := api.Listen(socket)
+	if err != nil {
+		return err
+	}
+	if l, err = p.wire.Adopt(l); err != nil {
+		return err
+	}
+	p.server, err = api.NewServer(api.Config{Node: p.node, Locks: p.node.NewLockBackend(), Version: node.Version()})
+	if err != nil {
+		return err
+	}
+	p.served.Go(func() { _ = p.server.Serve(l) }) // ends with Close; a cut listener reports nothing before
+	return nil
+}
+
+// kill ends the life s has, and returns it for its burial. Called with s.mu held and s.life set.
+func (s *slot) kill(witness ...func()) *Peer {
+	p := s.life
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dead = true
+	for _, w := range witness {
+		w()
+	}
+	p.wire.Cut()
+	s.store = s.store.Detach()
+	s.life = nil
+	close(p.killed)
+	return p
+}
+
+// bury ends the goroutines of a peer whose wire is cut. It may take a few seconds, in which they try to reach somebody; what
+// they have to say about it is of no interest.
+func (p *Peer) bury() {
+	if p.server != nil {
+		p.server.Close()
+	}
+	if p.node != nil {
+		p.node.Close()
+	}
+	if p.host != nil {
+		p.host.Close()
+	}
+	p.served.Wait()
+}
