@@ -1,0 +1,216 @@
+package simworld
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"latchkey/internal/automaton"
+	"latchkey/lockservice/hold"
+	"latchkey/lockservice/table"
+	"latchkey/replicagroup/session"
+)
+
+// digestEvery is how many entries lie between two comparisons of whole states.
+const digestEvery = 64
+
+// checker knows true time and everybody's state. Whatever it finds ends the run.
+type checker struct {
+	w      *World
+	report Report
+
+	holders map[string][]*wish // acquired, and neither lost nor given back
+
+	frontier uint64            // highest entry that a replica has executed
+	entries  map[uint64]uint64 // index -> hash of what it did
+	states   map[uint64][32]byte
+	executed map[uint64]execution // uid -> where and with what answer
+	grants   map[string][]grant   // per lock, by rising index
+	queues   map[string][]waiting // per lock, as the log has it
+}
+
+type execution struct {
+	index uint64
+	ans   table.Answer
+}
+
+type grant struct {
+	index uint64
+	who   waiting
+	token table.Token
+}
+
+type waiting struct {
+	client table.Client
+	req    uint64
+}
+
+func newChecker(w *World) *checker {
+	return &checker{
+		w: w, holders: make(map[string][]*wish), entries: make(map[uint64]uint64), states: make(map[uint64][32]byte),
+		executed: make(map[uint64]execution), grants: make(map[string][]grant), queues: make(map[string][]waiting),
+	}
+}
+
+func (k *checker) fail(format string, args ...any) { k.w.sim.Fail(fmt.Errorf(format, args...)) }
+
+// acquired is told when a client begins to believe that it holds a lock.
+func (k *checker) acquired(x *wish) {
+	k.report.Acquired++
+	k.exclusive(x)
+	k.holders[x.name] = append(k.holders[x.name], x)
+}
+
+func (k *checker) renewed(x *wish) { k.exclusive(x) }
+
+// exclusive compares a belief with all others about the same lock, at this true time. It is enough to look when a belief
+// begins or is prolonged: time alone only ends them.
+func (k *checker) exclusive(x *wish) {
+	if !k.w.cfg.bounded() {
+		return
+	}
+	for _, y := range k.holders[x.name] {
+		if y == x {
+			continue
+		}
+		now := y.c.env.Now()
+		switch {
+		case y.hold.Valid(now):
+			k.fail("exclusion: clients %d (token %d, deadline in %v) and %d (token %d, deadline in %v) both hold %s",
+				y.c.env.ID(), y.hold.Token(), y.hold.Deadline().Sub(now), x.c.env.ID(), x.hold.Token(), x.hold.Deadline().Sub(x.c.env.Now()), x.name)
+		case y.hold.State() == hold.StateHeld && k.w.cfg.Faults.PauseEvery == 0:
+			k.fail("loss reported late: client %d acquired %s while %d, whose machine runs, had not been told", x.c.env.ID(), x.name, y.c.env.ID())
+		}
+	}
+}
+
+func (k *checker) lost(x *wish) {
+	k.report.Lost++
+	if d := x.hold.Deadline(); k.w.cfg.Faults.PauseEvery == 0 && x.c.env.Now() > d.Add(-hold.Guard(x.cfg.TTL)+time.Microsecond) {
+		k.fail("loss reported late: client %d at %v, deadline of %s at %v", x.c.env.ID(), x.c.env.Now(), x.name, automaton.Instant(d))
+	}
+	k.over(x)
+}
+
+// over ends a belief.
+func (k *checker) over(x *wish) {
+	k.holders[x.name] = slices.DeleteFunc(k.holders[x.name], func(y *wish) bool { return x == y })
+}
+
+// told compares what a client is told with what was executed.
+func (k *checker) told(uid uint64, d session.Done) {
+	e, ran := k.executed[uid]
+	switch d.Err {
+	case nil:
+		if r := decodeResult(d.Data); !ran || r.uid != uid || r.ans.Kind != e.ans.Kind || r.ans.Token != e.ans.Token {
+			k.fail("command %x executed %v as %+v, its client is told %+v", uid, ran, e, r)
+		}
+	case session.ErrOutcomeUnknown:
+	default:
+		if ran {
+			k.fail("command %x was executed at %d, its client is told %v", uid, e.index, d.Err)
+		}
+	}
+}
+
+// entry is told what a replica's machine did at an entry. The first replica's word is checked against the rules, the
+// others' against the first.
+func (k *checker) entry(index uint64, notes []note, res session.Result) {
+	h := digest(notes, res)
+	if index <= k.frontier {
+		if first, ok := k.entries[index]; ok && first != h {
+			k.fail("agreement: replicas did different things at entry %d", index)
+		}
+		return
+	}
+	k.frontier = index
+	k.entries[index] = h
+	for _, n := range notes {
+		switch n.kind {
+		case noteCommand:
+			k.command(index, n)
+		case noteGrant:
+			k.handed(index, n.grant)
+		case noteEnded:
+			for name, q := range k.queues {
+				k.queues[name] = slices.DeleteFunc(q, func(w waiting) bool { return w.client == n.client })
+			}
+		}
+	}
+}
+
+// digest hashes what an entry did, with FNV-1a.
+func digest(notes []note, res session.Result) uint64 {
+	h := uint64(14695981039346656037)
+	mix := func(b []byte) {
+		for _, c := range b {
+			h = (h ^ uint64(c)) * 1099511628211
+		}
+	}
+	for _, n := range notes {
+		mix([]byte{byte(n.kind)})
+		mix(n.client[:])
+		mix(result{n.cmd.uid, n.ans}.encode())
+		mix(encodeGrant(n.grant))
+	}
+	mix(binary.BigEndian.AppendUint64([]byte{byte(res.Status)}, res.Seq))
+	mix(res.Data)
+	return h
+}
+
+func (k *checker) command(index uint64, n note) {
+	if e, twice := k.executed[n.cmd.uid]; twice {
+		k.fail("once only: command %x executed at %d and at %d", n.cmd.uid, e.index, index)
+	}
+	k.executed[n.cmd.uid] = execution{index, n.ans}
+	switch c := n.cmd.cmd.(type) {
+	case table.Acquire:
+		who := waiting{n.client, c.Req}
+		switch n.ans.Kind {
+		case table.Granted:
+			k.granted(index, c.Name, who, n.ans.Token)
+		case table.Queued:
+			if !slices.Contains(k.queues[c.Name], who) {
+				k.queues[c.Name] = append(k.queues[c.Name], who)
+			}
+		}
+	case table.Release:
+		k.queues[c.Name] = slices.DeleteFunc(k.queues[c.Name], func(w waiting) bool { return w == waiting{n.client, c.Req} })
+	}
+}
+
+// handed is told of a grant out of a queue: it must be the turn of the first.
+func (k *checker) handed(index uint64, g table.Grant) {
+	k.report.Handed++
+	q := k.queues[g.Name]
+	who := waiting{g.Client, g.Req}
+	if len(q) == 0 || q[0] != who {
+		k.fail("order: entry %d grants %s to %v, the queue is %v", index, g.Name, who, q)
+		return
+	}
+	k.queues[g.Name] = q[1:]
+	k.granted(index, g.Name, who, g.Token)
+}
+
+// granted checks that tokens rise with the grants of a lock. A request may be told its token again.
+func (k *checker) granted(index uint64, name string, who waiting, token table.Token) {
+	gs := k.grants[name]
+	if len(gs) > 0 {
+		switch last := gs[len(gs)-1]; {
+		case last.who == who && last.token == token:
+			return
+		case token <= last.token:
+			k.fail("tokens: %s granted to %v with %d at entry %d, to %v with %d at %d", name, last.who, last.token, last.index, who, token, index)
+		}
+	}
+	k.grants[name] = append(gs, grant{index, who, token})
+}
+
+// state compares the whole state of replicas at one entry.
+func (k *checker) state(index uint64, d [32]byte) {
+	if first, ok := k.states[index]; ok && first != d {
+		k.fail("agreement: replicas differ in state after entry %d", index)
+	}
+	k.states[index] = d
+}
