@@ -71,7 +71,7 @@ type Info struct {
 	Token     Token         // of the present grant; zero when free
 	TTL       time.Duration // of the present grant
 	LeaseLeft time.Duration // by the group's clock: when the lock comes free unless renewed. Not for use by the holder
-	Confirmed bool          // the holder has taken up a grant that came out of the queue; true for others
+	Confirmed bool          // the holder holds; false while it has yet to take up a grant that came out of the queue
 	Waiters   []Waiter      // in the order they will be granted
 	Waiting   int           // how many wait; above len(Waiters) when the list was cut off
 }
@@ -79,7 +79,8 @@ type Info struct {
 // Waiter is a queued request.
 type Waiter struct {
 	Party
-	TTL time.Duration // the lease it asks for
+	TTL        time.Duration // the lease it asks for
+	WaitingFor time.Duration // how long it has waited, by the group's clock
 }
 
 // Limits are the bounds an overlay sets, the same at every peer.

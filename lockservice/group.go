@@ -2,19 +2,27 @@ package lockservice
 
 import (
 	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
 
 	"latchkey/dht/keyspace"
+	"latchkey/lockservice/pb"
+	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
 )
 
 // Groups is what the group backend needs of a client of replica groups; *replicagroup.Client is one. A Groups is one
-// session per group.
+// session with each group. Its errors are those of package replicagroup, or the cause of ctx.
 type Groups interface {
 	// Do has a command executed once, in order, by the group that owns key.
 	Do(ctx context.Context, key keyspace.Key, service string, data []byte) ([]byte, error)
 	// Query reads the group's state linearizably.
 	Query(ctx context.Context, key keyspace.Key, service string, data []byte) ([]byte, error)
-	// Notify has fn called with what the service pushes to this client. fn must not block.
+	// Notify has fn called with what the service pushes to this client. fn must not block. Pushes may be lost.
 	Notify(service string, fn func(group order.GroupID, data []byte))
 }
 
@@ -25,5 +33,374 @@ type GroupConfig struct {
 	PeerName func(keyspace.NodeID) (string, bool)
 }
 
-// NewGroupBackend returns the backend of protocol group: locks are commands of the log of the group that owns the key.
-func NewGroupBackend(g Groups, cfg GroupConfig) Backend { panic("not yet") }
+// Limits and periods of the group backend.
+const (
+	// pollMin and pollMax bound the period of [pollEvery].
+	pollMin = 200 * time.Millisecond
+	pollMax = 5 * time.Second
+	// leavingMax bounds the requests of one backend that are being taken back in the background. One more is not taken back:
+	// it keeps its place until its session ends, and a grant made to it costs the others one TTL.
+	leavingMax = 256
+	// leaveTimeout bounds the taking back of one request; past it the same holds.
+	leaveTimeout = 15 * time.Second
+	// sessionsPerAcquire is how often one acquire starts anew when its session with the group has ended before anything was
+	// run. A session lives for many round trips, so a third end in a row means that the group cannot keep one.
+	sessionsPerAcquire = 3
+)
+
+// pollEvery is how long a waiter listens for a pushed grant before it asks: a fifth of the TTL, so that a grant whose push
+// was lost is found while most of its lease is left, within pollMin and pollMax, so that a long queue does not keep the group
+// busy.
+func pollEvery(ttl time.Duration) time.Duration { return min(max(ttl/5, pollMin), pollMax) }
+
+// groupBackend takes locks by commands of the group that owns the name's key (lock-protocols.md section 3.1).
+type groupBackend struct {
+	groups Groups
+	cfg    GroupConfig
+	life   context.Context // ends with Close
+	end    context.CancelFunc
+
+	mu      sync.Mutex
+	lastReq uint64
+	waiting map[uint64]chan Token // by request; an element in it is the token of a pushed grant
+	leaving int                   // requests being taken back, at most leavingMax
+	idle    chan struct{}         // set by Close: closed when nothing is being taken back any more
+}
+
+// NewGroupBackend returns the backend of protocol group: locks are commands of the log of the group that owns the name's
+// key. It takes over g's notifications for [ServiceName]. It is an [io.Closer]: Close waits until the requests of callers that
+// gave up have been taken back, 5 s at most, and closes g if that is an io.Closer too.
+func NewGroupBackend(g Groups, cfg GroupConfig) Backend {
+	b := &groupBackend{
+		groups: g, cfg: cfg,
+		waiting: make(map[uint64]chan Token),
+	}
+	b.life, b.end = context.WithCancel(context.Background())
+	g.Notify(ServiceName, func(_ order.GroupID, data []byte) { b.pushed(data) })
+	return b
+}
+
+// enter gives a new request its number and its ear for pushed grants.
+func (b *groupBackend) enter() (req uint64, granted <-chan Token) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lastReq++
+	w := make(chan Token, 1)
+	b.waiting[b.lastReq] = w
+	return b.lastReq, w
+}
+
+func (b *groupBackend) exit(req uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.waiting, req)
+}
+
+// pushed wakes the waiter that an output names. What is pushed is only a hint: the waiter holds once a Renew has confirmed
+// the grant.
+func (b *groupBackend) pushed(data []byte) {
+	granted, err := decodeGranted(data)
+	if err != nil {
+		log.Debugw("dropped a malformed output", "err", err)
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case b.waiting[granted.Req] <- Token(granted.Token): // nil, so never ready, when nobody waits under this number
+	default:
+	}
+}
+
+// errGone tells Acquire that a request that was queued is in the table no more: its session has ended, or it was granted and
+// the grant has lapsed before anybody here heard of it.
+var errGone = errors.New("lockservice: the request is gone")
+
+func (b *groupBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
+	if err := errors.Join(CheckName(r.Name), b.cfg.Limits.CheckTTL(r.TTL)); err != nil {
+		return Grant{}, err
+	}
+	for ended := 0; ended < sessionsPerAcquire; {
+		g, err := b.acquireOnce(ctx, r)
+		switch {
+		case errors.Is(err, errGone):
+			ended = 0 // this session did serve
+		case errors.Is(err, errSession):
+			ended++
+		default:
+			return g, err
+		}
+	}
+	return Grant{}, fmt.Errorf("%w: %d sessions with the group have ended before they served", ErrNoQuorum, sessionsPerAcquire)
+}
+
+// acquireOnce makes one request and follows it to its end.
+func (b *groupBackend) acquireOnce(ctx context.Context, r Request) (Grant, error) {
+	req, granted := b.enter()
+	defer b.exit(req)
+	res, err := b.do(ctx, r.Name, &pb.Command{Op: &pb.Command_Acquire{
+		Acquire: &pb.Acquire{Name: r.Name, Req: req, TtlNs: int64(r.TTL), Try: r.Try}}})
+	if errors.Is(err, ErrOutcomeUnknown) {
+		b.leave(r.Name, req)
+	}
+	if err != nil {
+		return Grant{}, err
+	}
+	g := Grant{Name: r.Name, Token: Token(res.Token), TTL: r.TTL, Req: req, Holder: b.party(res.Holder).String()}
+	switch res.Status {
+	case pb.Status_STATUS_GRANTED:
+		g.Waited = res.Waited
+		return g, nil
+	case pb.Status_STATUS_LOCKED:
+		return Grant{}, &LockedError{Name: r.Name, Holder: b.party(res.Holder), Waiting: int(res.Position)}
+	case pb.Status_STATUS_QUEUED:
+		g.Waited = true
+		if g.Token, err = b.wait(ctx, r, req, granted, int(res.Position)); err == nil {
+			return g, nil
+		}
+		if !errors.Is(err, errGone) && !errors.Is(err, errSession) {
+			b.leave(r.Name, req)
+		}
+		return Grant{}, err
+	}
+	return Grant{}, unexpected("acquire", res.Status)
+}
+
+// wait follows a queued request until it is granted.
+func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted <-chan Token, position int) (Token, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil) // ends a poll that is under way
+	type answer struct {
+		res *pb.Result
+		err error
+	}
+	polled := make(chan answer, 1)
+	poll := time.NewTimer(pollEvery(r.TTL))
+	defer poll.Stop()
+	for {
+		if r.Queued != nil && position > 0 {
+			r.Queued(position)
+			position = 0
+		}
+		select {
+		case token := <-granted:
+			return token, nil
+		case <-ctx.Done():
+			return 0, fmt.Errorf("lockservice: wait for %q: %w", r.Name, context.Cause(ctx))
+		case <-poll.C:
+			go func() {
+				res, err := b.do(ctx, r.Name, &pb.Command{Op: &pb.Command_Renew{
+					Renew: &pb.Renew{Name: r.Name, Req: req, TtlNs: int64(r.TTL)}}})
+				polled <- answer{res, err}
+			}()
+			continue
+		case a := <-polled:
+			poll.Reset(pollEvery(r.TTL))
+			if a.err != nil {
+				if errors.Is(a.err, ErrNoQuorum) || errors.Is(a.err, ErrOutcomeUnknown) {
+					continue // the place in the queue lives in the group's log, and the group will be back
+				}
+				return 0, a.err
+			}
+			switch a.res.Status {
+			case pb.Status_STATUS_HELD:
+				return Token(a.res.Token), nil
+			case pb.Status_STATUS_QUEUED:
+				position = int(a.res.Position)
+			case pb.Status_STATUS_NOT_HELD:
+				return 0, errGone
+			default:
+				return 0, unexpected("wait", a.res.Status)
+			}
+		}
+	}
+}
+
+// leave takes a request back in the background, whatever has become of it.
+func (b *groupBackend) leave(name string, req uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.leaving >= leavingMax || b.idle != nil {
+		log.Warnw("a request is not taken back: it is left to its session and lease", "lock", name, "leaving", b.leaving)
+		return
+	}
+	b.leaving++
+	go func() {
+		ctx, cancel := context.WithTimeout(b.life, leaveTimeout)
+		defer cancel()
+		if err := b.release(ctx, name, req, 0); err != nil && !errors.Is(err, ErrNotHeld) {
+			log.Debugw("could not take a request back: it is left to its session and lease", "lock", name, "err", err)
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.leaving--; b.leaving == 0 && b.idle != nil {
+			close(b.idle)
+		}
+	}()
+}
+
+// Close ends the backend. It is idempotent.
+func (b *groupBackend) Close() error {
+	b.mu.Lock()
+	if b.idle == nil {
+		b.idle = make(chan struct{})
+		if b.leaving == 0 {
+			close(b.idle)
+		}
+	}
+	idle := b.idle
+	b.mu.Unlock()
+	timeout := time.NewTimer(closeTimeout)
+	defer timeout.Stop()
+	select {
+	case <-idle:
+	case <-timeout.C:
+		b.end()
+		<-idle
+	}
+	b.end()
+	if c, ok := b.groups.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+func (b *groupBackend) Renew(ctx context.Context, g Grant) error {
+	res, err := b.do(ctx, g.Name, &pb.Command{Op: &pb.Command_Renew{
+		Renew: &pb.Renew{Name: g.Name, Req: g.Req, Token: uint64(g.Token), TtlNs: int64(g.TTL)}}})
+	if err != nil {
+		return err
+	}
+	switch res.Status {
+	case pb.Status_STATUS_HELD:
+		return nil
+	case pb.Status_STATUS_NOT_HELD:
+		return ErrNotHeld
+	}
+	return unexpected("renew", res.Status)
+}
+
+func (b *groupBackend) Release(ctx context.Context, g Grant) error {
+	return b.release(ctx, g.Name, g.Req, g.Token)
+}
+
+// release ends a grant, or, with token 0, gives up whatever the request has.
+func (b *groupBackend) release(ctx context.Context, name string, req uint64, token Token) error {
+	res, err := b.do(ctx, name, &pb.Command{Op: &pb.Command_Release{
+		Release: &pb.Release{Name: name, Req: req, Token: uint64(token)}}})
+	if err != nil {
+		return err
+	}
+	switch res.Status {
+	case pb.Status_STATUS_RELEASED:
+		return nil
+	case pb.Status_STATUS_NOT_HELD:
+		return ErrNotHeld
+	}
+	return unexpected("release", res.Status)
+}
+
+func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
+	if err := CheckName(name); err != nil {
+		return Info{}, err
+	}
+	data, err := marshal(&pb.Query{Name: name})
+	if err != nil {
+		return Info{}, err
+	}
+	data, err = b.groups.Query(ctx, keyspace.Preimage(name).Key(), ServiceName, data)
+	if err != nil {
+		return Info{}, groupError(ctx, err)
+	}
+	m, err := decodeInfo(data)
+	if err != nil {
+		return Info{}, err
+	}
+	if err := refusal(m.Status, m.Detail); err != nil {
+		return Info{}, err
+	}
+	info := Info{
+		Name: name, Held: m.Status == pb.Status_STATUS_HELD, Token: Token(m.Token),
+		TTL: time.Duration(m.TtlNs), LeaseLeft: time.Duration(m.LeaseLeftNs), Confirmed: m.Confirmed, Waiting: int(m.Waiting),
+	}
+	if info.Held {
+		info.Holder = b.party(m.Holder)
+	}
+	for _, w := range m.Waiters {
+		info.Waiters = append(info.Waiters, Waiter{Party: b.party(w.Party), TTL: time.Duration(w.TtlNs), WaitingFor: time.Duration(w.WaitingForNs)})
+	}
+	return info, nil
+}
+
+func (b *groupBackend) Limits(context.Context) (Limits, error) { return b.cfg.Limits, nil }
+
+// do has one command executed. Refusals come back as errors.
+func (b *groupBackend) do(ctx context.Context, name string, c *pb.Command) (*pb.Result, error) {
+	data, err := marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	data, err = b.groups.Do(ctx, keyspace.Preimage(name).Key(), ServiceName, data)
+	if err != nil {
+		return nil, groupError(ctx, err)
+	}
+	res, err := decodeResult(data)
+	if err != nil {
+		return nil, err
+	}
+	return res, refusal(res.Status, res.Detail)
+}
+
+// party names a client for people.
+func (b *groupBackend) party(p *pb.Party) Party {
+	if p == nil {
+		return Party{}
+	}
+	out := Party{Session: hex.EncodeToString(p.GetClient())}
+	var node keyspace.NodeID
+	if copy(node[:], p.GetPeer()) != len(node) {
+		return out
+	}
+	out.Peer = hex.EncodeToString(node[:])
+	if b.cfg.PeerName != nil {
+		if name, ok := b.cfg.PeerName(node); ok {
+			out.Peer = name
+		}
+	}
+	return out
+}
+
+// errSession is matched when the session with the group was over before anything was run.
+var errSession = fmt.Errorf("%w: the session with the group has ended", ErrNotHeld)
+
+// groupError says in this package's words what a client of groups reported. The text of the original stays.
+func groupError(ctx context.Context, err error) error {
+	var kind error
+	switch {
+	case errors.Is(err, replicagroup.ErrSession):
+		kind = errSession
+	case errors.Is(err, replicagroup.ErrOutcomeUnknown):
+		kind = ErrOutcomeUnknown
+	case errors.Is(err, replicagroup.ErrNoQuorum):
+		kind = ErrNoQuorum
+	case errors.Is(err, replicagroup.ErrClosed):
+		kind = ErrClosed
+	case errors.Is(err, replicagroup.ErrBusy), errors.Is(err, replicagroup.ErrTooLarge), errors.Is(err, replicagroup.ErrRefused):
+		kind = ErrLimit
+	}
+	if kind == nil {
+		if ctx.Err() == nil {
+			return fmt.Errorf("lockservice: %w", err)
+		}
+		kind = ErrOutcomeUnknown // it does not say, so it may have been sent
+	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w: %w", kind, cause, err)
+	}
+	return fmt.Errorf("%w: %w", kind, err)
+}
+
+// unexpected is an answer that does not fit its question: a replica of another version.
+func unexpected(question string, s pb.Status) error {
+	return fmt.Errorf("%w: the group answered %v to %s; do its peers run another version?", ErrOutcomeUnknown, s, question)
+}

@@ -1,20 +1,146 @@
 package lockservice
 
 import (
+	"errors"
+	"fmt"
 	"time"
 
 	"latchkey/internal/automaton"
+	"latchkey/lockservice/pb"
+	"latchkey/lockservice/table"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/session"
 )
 
 // MachineConfig configures [NewMachine]. Every replica of a group must use the same.
 type MachineConfig struct {
-	Gen    uint64 // of the group: overlay generation << 32 | group generation
-	TTLMax time.Duration
+	Gen    uint64        // of the group: overlay generation << 32 | group generation
+	TTLMax time.Duration // longest lease, from the overlay's genesis
 	Drift  automaton.Drift
 }
 
-// Machine is the lock table as a state machine of a group.
-type Machine struct{}
+// Machine is the lock table as a state machine of a group: it turns bytes into the commands of package lockservice/table and
+// its answers into bytes. Like every [session.Machine] it is deterministic and belongs to one goroutine.
+type Machine struct {
+	cfg    table.Config
+	table  *table.Table
+	grants []table.Grant // storage of one step
+}
 
-// NewMachine returns an empty lock table.
-func NewMachine(cfg MachineConfig) *Machine { return &Machine{} }
+var _ session.Machine = (*Machine)(nil)
+
+// NewMachine returns an empty lock table. In a group that is not the first of its prefix it grants nothing before every lease
+// of an earlier one is over. It panics when TTLMax is below [TTLMin]; a genesis with such a maximum is not valid.
+func NewMachine(cfg MachineConfig) *Machine {
+	c := table.Config{
+		Drift:      cfg.Drift,
+		OverlayGen: uint8(cfg.Gen >> 32), GroupGen: uint16(cfg.Gen),
+		TTLMin: TTLMin, TTLMax: cfg.TTLMax,
+	}
+	if cfg.Gen != 0 {
+		c.Fresh = cfg.Drift.Stretch(cfg.TTLMax)
+	}
+	return &Machine{cfg: c, table: table.New(c)}
+}
+
+// Apply executes one command and returns a pb.Result.
+func (m *Machine) Apply(c session.Context, data []byte) []byte {
+	cmd, err := decodeCommand(data)
+	if err != nil {
+		res := new(pb.Result)
+		res.Status, res.Detail = refused(err)
+		return mustMarshal(res)
+	}
+	by := table.Caller{Client: table.Client(c.Client), Peer: c.Author}
+	var ans table.Answer
+	ans, m.grants = m.table.Step(c.Now, by, cmd, m.grants[:0])
+	m.emit(c)
+	return mustMarshal(m.result(by, ans))
+}
+
+func (m *Machine) result(by table.Caller, ans table.Answer) *pb.Result {
+	switch ans.Kind {
+	case table.Refused:
+		if ans.Reason == table.BadTTL {
+			return &pb.Result{Status: pb.Status_STATUS_BAD_TTL, Detail: fmt.Sprintf("this overlay allows %v to %v", m.cfg.TTLMin, m.cfg.TTLMax)}
+		}
+		return &pb.Result{Status: pb.Status_STATUS_LIMIT, Detail: ans.Reason.String()}
+	case table.Locked:
+		res := &pb.Result{Status: pb.Status_STATUS_LOCKED, Position: uint32(ans.Position)}
+		if h := ans.Holder; h != (table.Holder{}) {
+			res.Holder = partyOf(h.Client, h.Peer)
+		}
+		return res
+	}
+	res := &pb.Result{Status: statuses[ans.Kind], Token: uint64(ans.Token), Waited: ans.Waited, Holder: partyOf(by.Client, by.Peer)}
+	if ans.Kind == table.Queued {
+		res.Position = uint32(ans.Position) + 1
+	}
+	return res
+}
+
+// emit pushes the grants of one step to those who wait for them.
+func (m *Machine) emit(c session.Context) {
+	for _, g := range m.grants {
+		c.Emit(order.ClientID(g.Client), mustMarshal(&pb.Output{Output: &pb.Output_Granted{
+			Granted: &pb.Granted{Name: g.Name, Req: g.Req, Token: uint64(g.Token)}}}))
+	}
+}
+
+// Query answers a pb.Query with a pb.Info.
+func (m *Machine) Query(c session.Context, data []byte) []byte {
+	name, err := decodeQuery(data)
+	if err != nil {
+		res := new(pb.Info)
+		res.Status, res.Detail = refused(err)
+		return mustMarshal(res)
+	}
+	info := m.table.Info(c.Now, name)
+	res := &pb.Info{Status: pb.Status_STATUS_NOT_HELD, Waiting: uint32(len(info.Waiters))}
+	if h := info.Holder; info.Held {
+		res.Status, res.Holder = pb.Status_STATUS_HELD, partyOf(h.Client, h.Peer)
+		res.Token, res.TtlNs, res.LeaseLeftNs, res.Confirmed = uint64(h.Token), int64(h.TTL), int64(h.Left), h.Confirmed
+	}
+	for _, w := range info.Waiters[:min(len(info.Waiters), infoWaitersMax)] {
+		res.Waiters = append(res.Waiters, &pb.Waiter{Party: partyOf(w.Client, w.Peer), TtlNs: int64(w.TTL), WaitingForNs: int64(w.Since)})
+	}
+	return mustMarshal(res)
+}
+
+// Tick ends the leases that are over.
+func (m *Machine) Tick(c session.Context) {
+	m.grants = m.table.Tick(c.Now, m.grants[:0])
+	m.emit(c)
+}
+
+// SessionEnded takes a client out of all queues; its leases run out.
+func (m *Machine) SessionEnded(c session.Context, client order.ClientID) {
+	m.grants = m.table.SessionEnded(c.Now, table.Client(client), m.grants[:0])
+	m.emit(c)
+}
+
+// Deadline returns when Tick has something to do.
+func (m *Machine) Deadline() (time.Duration, bool) { return m.table.Deadline() }
+
+// Resend pushes every grant again that its waiter has not confirmed.
+func (m *Machine) Resend(c session.Context) {
+	m.grants = m.table.Resend(m.grants[:0])
+	m.emit(c)
+}
+
+// Snapshot returns the state as a pb.Snapshot.
+func (m *Machine) Snapshot() []byte { return encodeSnapshot(m.table.State()) }
+
+// Restore replaces the state by one that Snapshot encoded. It refuses anything else, and changes nothing then.
+func (m *Machine) Restore(b []byte) error {
+	s, err := decodeSnapshot(b)
+	if err != nil {
+		return err
+	}
+	t, err := table.Restore(m.cfg, s)
+	if err != nil {
+		return errors.Join(errMalformed, err)
+	}
+	m.table = t
+	return nil
+}

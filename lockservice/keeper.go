@@ -1,0 +1,287 @@
+package lockservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"latchkey/internal/automaton"
+	"latchkey/lockservice/hold"
+)
+
+// callPart bounds one renewal or release: it fails after TTL/3. The automaton repeats an unanswered one much sooner, but at
+// most [hold.RenewalsMax] are under way at a time.
+const callPart = 3
+
+var errNoAnswer = errors.New("no answer within a third of the TTL")
+
+// checkEvery is how often the keeper of a held lock looks at its clock even if no timer is due: Go's timers stand still while
+// the machine is suspended, and the lease does not. After a suspend the loss is noticed within this much running time.
+func checkEvery(ttl time.Duration) time.Duration {
+	return min(max(ttl/20, 50*time.Millisecond), 500*time.Millisecond)
+}
+
+// keeper drives the automaton of one hold. Its loop is the only goroutine that touches it; calls to the backend run in
+// goroutines of their own and come back as events.
+type keeper struct {
+	h       *Handle
+	backend Backend
+	clock   Clock
+	drift   automaton.Drift
+	try     bool
+	queued  func(int)
+	ask     context.Context // of the call of Lock: ends the wait, and means nothing once the lock is held
+
+	core  *hold.Hold
+	armed automaton.Instant // when core wants to be woken
+	timer *time.Timer
+	jumps uint64 // of the clock, as last seen
+	acts  []hold.Action
+
+	calls   context.Context // ends with the loop
+	running sync.WaitGroup  // of calls
+	results chan result
+
+	grant   Grant // of the present attempt
+	lastErr error // of the last renewal, nil when it was answered
+	told    bool  // ready is closed
+	over    bool
+}
+
+// result is the end of one call.
+type result struct {
+	event hold.Event
+	grant Grant // of an acquire that succeeded
+	kind  hold.CallKind
+	err   error
+}
+
+// newHandle prepares the wish for one lock. ctx ends the wait for it.
+func newHandle(ctx context.Context, s *Service, name string, c config) *Handle {
+	h := &Handle{
+		service: s, name: name, ttl: c.ttl, noRenew: c.noRenew, jumps: s.clock.Jumps(),
+		ready: make(chan struct{}), release: make(chan struct{}), ended: make(chan struct{}),
+	}
+	h.ctx, h.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	return h
+}
+
+// keep asks for the lock and keeps it until it is released or lost, or the service ends.
+func (h *Handle) keep(ask context.Context, c config, limits Limits) {
+	drift := automaton.Drift(limits.DriftPPM)
+	k := &keeper{
+		h: h, backend: h.service.backend, clock: h.service.clock, drift: drift, try: c.try, queued: c.queued, ask: ask,
+		core:  hold.New(hold.Config{TTL: h.ttl, Drift: drift, Try: c.try}),
+		armed: automaton.Never, timer: time.NewTimer(time.Hour), jumps: h.jumps,
+		results: make(chan result),
+	}
+	var cancel context.CancelFunc
+	k.calls, cancel = context.WithCancel(context.Background())
+	k.run()
+	k.timer.Stop()
+	cancel()
+	close(h.ended)
+	k.running.Wait()
+}
+
+func (k *keeper) run() {
+	asked, release := k.ask.Done(), k.h.release
+	k.step(hold.Begin{})
+	for !k.over {
+		if k.told {
+			asked = nil
+		}
+		select {
+		case r := <-k.results:
+			k.took(r)
+		case <-k.timer.C:
+			k.step(hold.Timer{})
+		case <-asked:
+			asked = nil
+		case <-release:
+			release = nil
+			k.h.cancel(errReleased)
+			k.step(hold.Release{})
+		case <-k.h.service.life.Done():
+			k.abandon()
+		}
+		k.giveUp()
+	}
+}
+
+// giveUp ends a wish whose caller has stopped waiting. A call of Acquire ends with its context by itself; what is left to
+// do is to give back a grant that is being confirmed.
+func (k *keeper) giveUp() {
+	if k.told || k.ask.Err() == nil || k.core.State() != hold.StateConfirming {
+		return
+	}
+	k.fail(fmt.Errorf("lockservice: lock %q: %w", k.h.name, context.Cause(k.ask)))
+	k.step(hold.Release{})
+}
+
+// took feeds the end of a call to the automaton.
+func (k *keeper) took(r result) {
+	switch r.kind {
+	case hold.Acquire:
+		k.grant = r.grant
+	case hold.Renew:
+		k.lastErr = r.err
+	}
+	k.step(r.event)
+}
+
+// step feeds one event. The clock is read first: calls that come out of it count as sent then.
+func (k *keeper) step(ev hold.Event) {
+	now := k.clock.Now()
+	k.acts = k.acts[:0]
+	if j := k.clock.Jumps(); j != k.jumps {
+		k.jumps = j
+		k.acts = k.core.Step(hold.Jump{}, now, k.acts)
+	}
+	k.acts = k.core.Step(ev, now, k.acts)
+	for _, a := range k.acts {
+		k.perform(a, now)
+	}
+	wake := k.armed.Sub(now)
+	if k.core.State() == hold.StateHeld {
+		wake = min(wake, checkEvery(k.h.ttl))
+	}
+	k.timer.Reset(max(0, wake))
+}
+
+func (k *keeper) perform(a hold.Action, now automaton.Instant) {
+	switch a := a.(type) {
+	case hold.Call:
+		k.call(a)
+	case hold.Arm:
+		k.armed = a.At
+	case hold.Acquired:
+		k.h.grant = k.grant
+		k.h.deadline.Store(int64(a.Deadline))
+		k.told = true
+		close(k.h.ready)
+	case hold.Renewed:
+		k.h.deadline.Store(int64(a.Deadline))
+	case hold.Lost:
+		k.lose(now, k.why(a.Cause))
+	case hold.Done:
+		k.done(a.Err)
+	}
+	// hold.Waiting and hold.Abandon do not occur: a backend's Acquire returns when it is granted, and it ends with its context.
+}
+
+// why tells the cause of a loss in this package's words.
+func (k *keeper) why(cause error) error {
+	switch {
+	case errors.Is(cause, hold.ErrNotHeld):
+		if errors.Is(k.lastErr, ErrNotHeld) {
+			return k.lastErr
+		}
+		return ErrNotHeld
+	case errors.Is(cause, hold.ErrExpired) && k.h.noRenew:
+		return errors.New("lockservice: taken for one TTL, without renewal")
+	case errors.Is(cause, hold.ErrExpired) && k.lastErr != nil:
+		return k.lastErr
+	}
+	return cause
+}
+
+func (k *keeper) lose(now automaton.Instant, cause error) {
+	since := now.Sub(k.core.Deadline()) + k.drift.Shrink(k.h.ttl) // D is that much after the sending
+	k.h.lost = &LostError{Name: k.h.name, Token: k.grant.Token, Since: since, Cause: cause}
+	log.Debugw("lost", "lock", k.h.name, "token", k.grant.Token, "err", cause)
+	k.h.cancel(k.h.lost)
+	k.over = true
+}
+
+// abandon stops when the service can wait no longer: what the group knows of this hold runs out.
+func (k *keeper) abandon() {
+	if k.core.State() == hold.StateHeld {
+		k.lose(k.clock.Now(), ErrClosed)
+		return
+	}
+	k.done(fmt.Errorf("%w: %w", ErrOutcomeUnknown, ErrClosed))
+}
+
+// done ends the loop after a release, or because there will be nothing to release.
+func (k *keeper) done(err error) {
+	switch {
+	case errors.Is(err, hold.ErrNotHeld):
+		err = fmt.Errorf("%w: release %q: the group had ended the grant", ErrNotHeld, k.h.name)
+	case errors.Is(err, hold.ErrOutcomeUnknown):
+		err = fmt.Errorf("%w: release %q: no answer", ErrOutcomeUnknown, k.h.name)
+	}
+	k.fail(err)
+	k.h.released = err
+	k.over = true
+}
+
+// fail tells the caller of Lock that there will be no lock, if it is still waiting.
+func (k *keeper) fail(err error) {
+	if !k.told {
+		k.told = true
+		k.h.err = err
+		k.h.cancel(err)
+		close(k.h.ready)
+	}
+}
+
+// call makes one call to the backend, in the background.
+func (k *keeper) call(c hold.Call) {
+	if c.Kind == hold.Renew && k.h.noRenew && k.core.State() == hold.StateHeld {
+		return // as if it were lost on the way: the hold ends with its lease
+	}
+	g := k.grant
+	k.running.Go(func() {
+		r := k.ended(c, g)
+		select {
+		case k.results <- r:
+		case <-k.calls.Done():
+		}
+	})
+}
+
+// ended makes the call and says in the automaton's words how it ended.
+func (k *keeper) ended(c hold.Call, g Grant) result {
+	r := result{kind: c.Kind}
+	ans := hold.Answer{Call: c.ID}
+	if c.Kind == hold.Acquire {
+		r.grant, r.err = k.backend.Acquire(k.ask, Request{Name: k.h.name, TTL: k.h.ttl, Try: k.try, Queued: k.inQueue})
+		if r.err == nil {
+			ans.Kind, ans.Token, ans.Waited = hold.Granted, uint64(r.grant.Token), r.grant.Waited
+		} else {
+			// The backend has done what can be done, and taken the request back if it had to: the caller decides.
+			ans.Kind, ans.Err = hold.Refused, r.err
+		}
+		r.event = ans
+		return r
+	}
+	ctx, cancel := context.WithTimeoutCause(k.calls, k.h.ttl/callPart, errNoAnswer)
+	defer cancel()
+	ans.Token = c.Token
+	if c.Kind == hold.Renew {
+		ans.Kind, r.err = hold.Held, k.backend.Renew(ctx, g)
+	} else {
+		ans.Kind, r.err = hold.Released, k.backend.Release(ctx, g)
+	}
+	switch {
+	case errors.Is(r.err, ErrNotHeld):
+		ans.Kind = hold.NotHeld
+	case errors.Is(r.err, ErrClosed) && c.Kind == hold.GiveBack:
+		ans.Kind, ans.Err = hold.Refused, r.err
+	case r.err != nil:
+		r.event = hold.Failed{Call: c.ID}
+		return r
+	}
+	r.event = ans
+	return r
+}
+
+func (k *keeper) inQueue(position int) {
+	k.h.queued.Store(true)
+	if k.queued != nil {
+		k.queued(position)
+	}
+}

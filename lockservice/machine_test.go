@@ -1,0 +1,260 @@
+package lockservice
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/lockservice/pb"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/session"
+)
+
+// call executes one command of client n at a log time and returns its result and what was pushed to whom.
+func call(t testing.TB, m *Machine, now time.Duration, n byte, data []byte) (*pb.Result, map[byte]*pb.Granted) {
+	t.Helper()
+	pushed := make(map[byte]*pb.Granted)
+	b := m.Apply(session.Context{
+		Now: now, Client: order.ClientID{n}, Author: keyspace.NodeID{n},
+		Emit: func(to order.ClientID, data []byte) {
+			g, err := decodeGranted(data)
+			if err != nil {
+				t.Errorf("output: %v", err)
+			}
+			pushed[to[0]] = g
+		},
+	}, data)
+	res, err := decodeResult(b)
+	if err != nil {
+		t.Fatalf("result: %v", err)
+	}
+	return res, pushed
+}
+
+func acquire(name string, req uint64, ttl time.Duration) []byte {
+	return mustMarshal(&pb.Command{Op: &pb.Command_Acquire{Acquire: &pb.Acquire{Name: name, Req: req, TtlNs: int64(ttl)}}})
+}
+
+func release(name string, req uint64, token uint64) []byte {
+	return mustMarshal(&pb.Command{Op: &pb.Command_Release{Release: &pb.Release{Name: name, Req: req, Token: token}}})
+}
+
+func query(t testing.TB, m *Machine, data []byte) *pb.Info {
+	t.Helper()
+	b := m.Query(session.Context{}, data)
+	if len(b) > session.ResultBytesMax {
+		t.Errorf("an answer of %d bytes", len(b))
+	}
+	info, err := decodeInfo(b)
+	if err != nil {
+		t.Fatalf("info: %v", err)
+	}
+	return info
+}
+
+func TestMachineRefusesWhatItCannotRead(t *testing.T) {
+	good := acquire("n", 1, time.Second)
+	for name, c := range map[string]struct {
+		data []byte
+		want pb.Status
+	}{
+		"nothing":           {nil, pb.Status_STATUS_MALFORMED},
+		"noise":             {[]byte("\xff\xff\xff\xff"), pb.Status_STATUS_MALFORMED},
+		"truncated":         {good[:len(good)-1], pb.Status_STATUS_MALFORMED},
+		"oversize":          {append(bytes.Clone(good), make([]byte, commandBytesMax)...), pb.Status_STATUS_MALFORMED},
+		"unknown kind":      {[]byte{0x7a, 0}, pb.Status_STATUS_MALFORMED},
+		"name not UTF-8":    {[]byte("\x0a\x03\x0a\x01\xff"), pb.Status_STATUS_MALFORMED},
+		"no name":           {acquire("", 1, time.Second), pb.Status_STATUS_BAD_NAME},
+		"name too long":     {acquire(strings.Repeat("x", 1025), 1, time.Second), pb.Status_STATUS_BAD_NAME},
+		"control in name":   {release("a\u0085b", 1, 1), pb.Status_STATUS_BAD_NAME},
+		"TTL too short":     {acquire("n", 1, time.Second-1), pb.Status_STATUS_BAD_TTL},
+		"TTL too long":      {acquire("n", 1, worldTTLMax+1), pb.Status_STATUS_BAD_TTL},
+		"TTL negative":      {acquire("n", 1, -time.Second), pb.Status_STATUS_BAD_TTL},
+		"as it ought to be": {good, pb.Status_STATUS_GRANTED},
+	} {
+		m := worldMachine()
+		before := m.Snapshot()
+		res, _ := call(t, m, 0, 1, c.data)
+		if res.Status != c.want {
+			t.Errorf("%s: %v", name, res)
+		}
+		if refusal(res.Status, "") != nil && (res.Detail == "" || !bytes.Equal(m.Snapshot(), before)) {
+			t.Errorf("%s: refused without a word, or the state changed: %v", name, res)
+		}
+	}
+	if i := query(t, worldMachine(), []byte("\xff")); i.Status != pb.Status_STATUS_MALFORMED {
+		t.Errorf("query: %v", i)
+	}
+	if i := query(t, worldMachine(), nil); i.Status != pb.Status_STATUS_BAD_NAME {
+		t.Errorf("query without a name: %v", i)
+	}
+}
+
+func TestMachinePushesTheGrantToTheWaiter(t *testing.T) {
+	m := worldMachine()
+	first, _ := call(t, m, 0, 1, acquire("n", 7, time.Second))
+	second, pushed := call(t, m, 0, 2, acquire("n", 8, time.Second))
+	if first.Status != pb.Status_STATUS_GRANTED || second.Status != pb.Status_STATUS_QUEUED || second.Position != 1 || len(pushed) != 0 {
+		t.Errorf("%v, then %v, pushed %v", first, second, pushed)
+	}
+	_, pushed = call(t, m, 0, 1, release("n", 7, first.Token))
+	if g := pushed[2]; len(pushed) != 1 || g == nil || g.Name != "n" || g.Req != 8 || g.Token <= first.Token {
+		t.Errorf("pushed %v", pushed)
+	}
+	resent := 0
+	m.Resend(session.Context{Emit: func(order.ClientID, []byte) { resent++ }})
+	if resent != 1 {
+		t.Errorf("resent %d outputs", resent)
+	}
+}
+
+func TestMachineOfALaterGenerationWaitsForFormerLeases(t *testing.T) {
+	cfg := MachineConfig{Gen: 3<<32 | 5, TTLMax: worldTTLMax, Drift: automaton.DriftDefault}
+	m := NewMachine(cfg)
+	if res, _ := call(t, m, 0, 1, acquire("n", 1, time.Second)); res.Status != pb.Status_STATUS_QUEUED {
+		t.Errorf("at the start: %v", res)
+	}
+	at, ok := m.Deadline()
+	if !ok || at != automaton.DriftDefault.Stretch(worldTTLMax) {
+		t.Errorf("deadline %v, %v", at, ok)
+	}
+	var g *pb.Granted
+	m.Tick(session.Context{Now: at, Emit: func(_ order.ClientID, b []byte) { g, _ = decodeGranted(b) }})
+	if want := uint64(3)<<56 | 5<<40 | 1; g == nil || g.Token != want {
+		t.Errorf("granted %v, want token %x", g, want)
+	}
+}
+
+func TestInfoListsABoundedPartOfALongQueue(t *testing.T) {
+	m := worldMachine()
+	const n = 1 + 500
+	for i := range n {
+		var client order.ClientID
+		binary.BigEndian.PutUint64(client[:], uint64(i)+1)
+		m.Apply(session.Context{Client: client, Author: keyspace.NodeID{1}}, acquire("n", 1, worldTTLMax))
+	}
+	info := query(t, m, mustMarshal(&pb.Query{Name: "n"}))
+	if info.Waiting != n-1 || len(info.Waiters) != infoWaitersMax {
+		t.Errorf("%d waiters of %d, %d listed", info.Waiting, n-1, len(info.Waiters))
+	}
+}
+
+// busy returns a machine with locks in every state.
+func busy(t testing.TB) *Machine {
+	m := worldMachine()
+	for n := range byte(4) {
+		for i := range 3 {
+			call(t, m, time.Duration(n)*time.Second, n+1, acquire(fmt.Sprint("lock ", i), uint64(i)+1, 10*time.Second))
+		}
+	}
+	call(t, m, 5*time.Second, 1, release("lock 1", 2, 0)) // granted to client 2, unconfirmed
+	call(t, m, 6*time.Second, 1, mustMarshal(&pb.Command{Op: &pb.Command_Renew{
+		Renew: &pb.Renew{Name: "lock 2", Req: 3, TtlNs: int64(20 * time.Second)}}}))
+	return m
+}
+
+func TestSnapshotCarriesTheWholeState(t *testing.T) {
+	a, b := busy(t), worldMachine()
+	if err := b.Restore(a.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	for step := range 40 { // what follows is the same at both
+		now := 6*time.Second + time.Duration(step)*time.Second
+		cmd := release(fmt.Sprint("lock ", step%3), uint64(step%3)+1, 0)
+		n := byte(step/6)%4 + 1
+		x, pushedX := call(t, a, now, n, cmd)
+		y, pushedY := call(t, b, now, n, cmd)
+		if !proto.Equal(x, y) || len(pushedX) != len(pushedY) || !bytes.Equal(a.Snapshot(), b.Snapshot()) {
+			t.Fatalf("step %d: %v and %v", step, x, y)
+		}
+	}
+}
+
+func TestRestoreRefusesWhatNoMachineCanBeIn(t *testing.T) {
+	whole := busy(t)
+	for name, change := range map[string]func(*pb.Snapshot){
+		"another version":       func(s *pb.Snapshot) { s.Version = 2 },
+		"no version":            func(s *pb.Snapshot) { s.Version = 0 },
+		"client id cut off":     func(s *pb.Snapshot) { s.Locks[0].Owner.Party.Client = []byte{1} },
+		"waiter without a peer": func(s *pb.Snapshot) { s.Locks[0].Queue[0].Party = nil },
+		"name with a control":   func(s *pb.Snapshot) { s.Locks[0].Name = "\x00" },
+		"locks out of order":    func(s *pb.Snapshot) { s.Locks[0], s.Locks[1] = s.Locks[1], s.Locks[0] },
+		"token of the future":   func(s *pb.Snapshot) { s.Counter = 0 },
+	} {
+		m := new(pb.Snapshot)
+		if err := proto.Unmarshal(whole.Snapshot(), m); err != nil {
+			t.Fatal(err)
+		}
+		change(m)
+		before := whole.Snapshot()
+		if err := whole.Restore(mustMarshal(m)); !errors.Is(err, errMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !bytes.Equal(whole.Snapshot(), before) {
+			t.Errorf("%s: refused, and yet the state has changed", name)
+		}
+	}
+	if err := whole.Restore([]byte("\xff")); !errors.Is(err, errMalformed) {
+		t.Errorf("noise: %v", err)
+	}
+}
+
+func FuzzDecodeCommand(f *testing.F) {
+	f.Add(acquire("n", 1, time.Second))
+	f.Add(release("lock 1", 2, 3))
+	f.Add(mustMarshal(&pb.Command{Op: &pb.Command_Renew{Renew: &pb.Renew{Name: "lock 2", Req: 3, Token: 4, TtlNs: -1}}}))
+	f.Add([]byte("\x0a\x03\x0a\x01\xff"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		x, y := busy(t), busy(t)
+		call(t, x, 7*time.Second, 1, b)
+		call(t, y, 7*time.Second, 1, b)
+		if !bytes.Equal(x.Snapshot(), y.Snapshot()) {
+			t.Errorf("%x does not do the same everywhere", b)
+		}
+		if err := y.Restore(x.Snapshot()); err != nil {
+			t.Errorf("%x leads to a state that cannot be restored: %v", b, err)
+		}
+		query(t, x, b)
+	})
+}
+
+func FuzzRestoreSnapshot(f *testing.F) {
+	f.Add(worldMachine().Snapshot())
+	f.Add(busy(f).Snapshot())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m := worldMachine()
+		if m.Restore(b) != nil {
+			return
+		}
+		again := worldMachine()
+		if err := again.Restore(m.Snapshot()); err != nil || !bytes.Equal(again.Snapshot(), m.Snapshot()) {
+			t.Errorf("a state that was taken is refused when it is written back: %v", err)
+		}
+		m.Tick(session.Context{Now: time.Hour, Emit: func(order.ClientID, []byte) {}})
+		call(t, m, 2*time.Hour, 1, acquire("n", 1, time.Second))
+	})
+}
+
+func FuzzDecodeAnswers(f *testing.F) {
+	f.Add(mustMarshal(&pb.Result{Status: pb.Status_STATUS_LOCKED, Holder: &pb.Party{Client: []byte{1}}}))
+	f.Add(mustMarshal(&pb.Info{Status: pb.Status_STATUS_HELD, Waiters: []*pb.Waiter{{}}}))
+	f.Add(mustMarshal(&pb.Output{Output: &pb.Output_Granted{Granted: &pb.Granted{Name: "n", Req: 1}}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g := NewGroupBackend(answers{b}, GroupConfig{Limits: LimitsOf(worldTTLMax, 0)}).(*groupBackend)
+		g.pushed(b)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond) // it may answer QUEUED for ever
+		defer cancel()
+		g.acquireOnce(ctx, Request{Name: "n", TTL: time.Second})
+		g.Renew(t.Context(), Grant{Name: "n"})
+		g.Info(t.Context(), "n")
+	})
+}
