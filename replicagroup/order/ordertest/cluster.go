@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ type mistakes struct {
 	storedEarly   bool // reports Stored before the disk has it
 	neverSyncs    bool // takes every persist for one that need not be synced
 	sendEarly     bool // messages do not wait for their persist
-	dropState     bool // the disk loses state records
+	dropState     bool // the disk keeps the first state record for ever
 	dropEntries   bool // the disk loses entry records
 	deliverTwice  bool // hands an entry to the machine twice, now and then
 	deliverSkips  bool // leaves an entry out, now and then
@@ -39,8 +40,8 @@ type setup struct {
 	ops     int // each client's; 0 is without end, until halt
 	keys    int
 	think   time.Duration // mean time between an answer and the client's next operation
-	locks   bool // the workload uses locks beside registers
-	triple  bool // clients send each command through three members at once
+	locks   bool          // the workload uses locks beside registers
+	triple  bool          // clients send each command through three members at once
 
 	faults     sim.Faults
 	crashLimit int
@@ -48,6 +49,9 @@ type setup struct {
 	crashAt []int
 
 	trace bool // keep the digest of every step
+	// fork: the first and the last member never reach each other, and at a crash whoever leads is cut off. The last
+	// member has then heard of no election: it may ask the one that crashed for the vote that it gave before.
+	fork bool
 	// impostor: a member that lost its disk starts an engine as if it had not; its frames still carry its new store id.
 	impostor bool
 
@@ -322,14 +326,30 @@ func (c *cluster) leads(m *member, ready bool) {
 
 // point is a place where a crash is interesting. It reports whether the member lives on.
 func (c *cluster) point(m *member) bool {
-	for _, at := range c.crashAt {
-		if at == c.points {
-			c.world.Crash(m.env.ID())
-			c.world.At(c.world.Now()+patience/4+time.Duration(c.rand.Int64N(int64(3*patience))), func() { c.world.Restart(m.env.ID()) })
+	if slices.Contains(c.crashAt, c.points) {
+		down := time.Duration(c.rand.Int64N(int64(3 * patience)))
+		if c.fork || c.rand.IntN(2) == 0 {
+			down = time.Duration(c.rand.Int64N(int64(patience / 100))) // it comes back before anybody noticed
 		}
+		if c.fork {
+			c.isolateLeader()
+		}
+		c.world.Crash(m.env.ID())
+		c.world.At(c.world.Now()+down, func() { c.world.Restart(m.env.ID()) })
 	}
 	c.points++
 	return m.env.Alive()
+}
+
+// isolateLeader cuts off whoever leads, if anybody does.
+func (c *cluster) isolateLeader() {
+	for _, m := range c.running {
+		if m != nil && m.leader == m.id {
+			others := c.everyone()
+			delete(others, m.env.ID())
+			c.world.SetCut(sim.Split([]sim.NodeID{m.env.ID()}, list(others)))
+		}
+	}
 }
 
 // loseDisk takes a member's disk away; it comes back at its next boot with an empty one under a new store id.

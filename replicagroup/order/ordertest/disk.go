@@ -16,11 +16,24 @@ type disk struct {
 	store   order.StoreID
 	durable order.Image
 	pending []order.Persist // written, not synced
+	stated  bool            // a state record was written once
 	through uint64          // this life's last persist that is stored, as far as the disk itself knows
 }
 
 // write takes a batch into the disk's cache.
 func (d *disk) write(p order.Persist) { d.pending = append(d.pending, p) }
+
+// keep leaves out the records that a planted mistake loses.
+func (d *disk) keep(records []order.Record, w mistakes) []order.Record {
+	if !w.dropState && !w.dropEntries {
+		return records
+	}
+	return slices.DeleteFunc(slices.Clone(records), func(r order.Record) bool {
+		lost := r.Kind == order.RecordEntry && w.dropEntries || r.Kind == order.RecordState && w.dropState && d.stated
+		d.stated = d.stated || r.Kind == order.RecordState
+		return lost
+	})
+}
 
 // stored makes the batches up to seq durable if sync is set, and remembers that they count as stored.
 func (d *disk) stored(seq uint64, sync bool) error {

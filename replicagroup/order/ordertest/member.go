@@ -262,9 +262,7 @@ func (m *member) persist(p order.Persist) bool {
 	if !m.c.point(m) {
 		return false
 	}
-	if m.c.mistakes.dropState || m.c.mistakes.dropEntries {
-		p.Records = keepRecords(p.Records, m.c.mistakes)
-	}
+	p.Records = m.disk.keep(p.Records, m.c.mistakes)
 	if m.c.mistakes.neverSyncs {
 		p.Sync = false
 	}
@@ -280,16 +278,6 @@ func (m *member) persist(p order.Persist) bool {
 		m.stored(p.Seq)
 	}
 	return m.c.point(m)
-}
-
-func keepRecords(records []order.Record, w mistakes) (kept []order.Record) {
-	for _, r := range records {
-		if r.Kind == order.RecordState && w.dropState || r.Kind == order.RecordEntry && w.dropEntries {
-			continue
-		}
-		kept = append(kept, r)
-	}
-	return kept
 }
 
 // written ends the oldest write under way.

@@ -127,7 +127,23 @@ func crashEverywhere(s suite) error {
 			return err
 		}
 	}
-	return nil
+	return forks(s)
+}
+
+// forks goes through the crash points of the first elections with a member that heard of none of them.
+func forks(s suite) error {
+	const points = 60
+	return parallel(s.count(8*points), func(i int) error {
+		u := setup{seed: 4_100 + uint64(i/points), members: 3, clients: 2, ops: 4, keys: 2, faults: calm, quiet: true}
+		u.fork, u.crashAt = true, []int{i % points}
+		c := newCluster(s, u)
+		c.world.SetCut(sim.Bridged(1, []sim.NodeID{0, 3}, []sim.NodeID{2, 4}))
+		if err := c.pass(6 * patience); err != nil {
+			return err
+		}
+		c.world.SetCut(nil)
+		return c.finish()
+	})
 }
 
 // warm runs the cluster until every client has had answers and a member leads.

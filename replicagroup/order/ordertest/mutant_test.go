@@ -1,0 +1,236 @@
+package ordertest
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"latchkey/replicagroup/order"
+)
+
+// bent is an engine with a mistake planted around it.
+type bent struct {
+	order.Orderer
+	self    order.ReplicaID
+	hasty   bool                                        // says that it is ready as soon as it leads
+	event   func(order.Event) order.Event               // changes what it hears
+	actions func(ev order.Event, a *order.Actions)      // changes what it asks for
+	status  func(order.Status) order.Status             // changes what it says
+	answers func(ev order.Event, a *order.Actions) bool // handles an event in its place
+}
+
+func (b *bent) Step(ev order.Event, a *order.Actions) {
+	if b.event != nil {
+		ev = b.event(ev)
+	}
+	if b.answers != nil && b.answers(ev, a) {
+		return
+	}
+	b.Orderer.Step(ev, a)
+	if b.actions != nil {
+		b.actions(ev, a)
+	}
+}
+
+func (b *bent) Leader() (order.ReplicaID, bool) {
+	leader, ready := b.Orderer.Leader()
+	if b.hasty {
+		ready = leader == b.self
+	}
+	return leader, ready
+}
+
+func (b *bent) Status() order.Status {
+	st := b.Orderer.Status()
+	if b.status != nil {
+		st = b.status(st)
+	}
+	return st
+}
+
+// bend returns a factory of engines with a mistake.
+func bend(plant func(c Config, e order.Orderer) *bent) Factory {
+	return func(c Config, img order.Image) (order.Orderer, error) {
+		e, err := raftFactory(c, img)
+		if err != nil {
+			return nil, err
+		}
+		b := plant(c, e)
+		b.self = c.Self
+		return b, nil
+	}
+}
+
+var mutants = []struct {
+	name    string
+	driver  mistakes
+	factory Factory // nil is raft
+	test    func(suite) error
+	effort  float64
+	finds   string // what the failure says
+}{
+	// Drivers and disks.
+	{name: "driver reports Stored before the disk has it", driver: mistakes{storedEarly: true}, test: crashEverywhere, effort: 1, finds: "I12"},
+	{name: "driver sends before Stored", driver: mistakes{sendEarly: true}, test: totalOrder, effort: .1, finds: "I12"},
+	{name: "driver never syncs", driver: mistakes{neverSyncs: true}, test: restartAll, effort: 1, finds: "I"},
+	{name: "disk keeps the first hard state", driver: mistakes{dropState: true}, test: restartAll, effort: 1, finds: ""},
+	{name: "disk loses entries", driver: mistakes{dropEntries: true}, test: restartAll, effort: 1, finds: ""},
+	{name: "driver delivers an entry twice", driver: mistakes{deliverTwice: true}, test: totalOrder, effort: .1, finds: "I2"},
+	{name: "driver leaves an entry out", driver: mistakes{deliverSkips: true}, test: totalOrder, effort: .1, finds: "I2"},
+	{name: "driver answers reads without a read point", driver: mistakes{readAtOnce: true}, test: staleReads, effort: 1, finds: "I9"},
+	{name: "minority answers reads without a read point", driver: mistakes{readAtOnce: true}, test: primaryOnly, effort: 1, finds: "minority"},
+	{name: "driver answers before its entry is delivered", driver: mistakes{answerEarly: true}, test: linearizability, effort: .1, finds: "I9"},
+	{name: "majority down, driver answers before delivery", driver: mistakes{answerEarly: true}, test: majorityDown, effort: 1, finds: "majority is down"},
+	{name: "machine executes repeats again", driver: mistakes{forgetful: true}, test: noDuplication, effort: .2, finds: "I4"},
+	{name: "member without its disk keeps the store id", driver: mistakes{keepStoreID: true}, test: lostDisk, effort: 1, finds: "I1"},
+	{name: "snapshot is labelled with another index", driver: mistakes{staleSnapshot: true}, test: restartAll, effort: 1, finds: "I2"},
+
+	// Engines.
+	{name: "engine draws its own randomness", test: determinism, effort: .05, finds: "differ at step",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
+				if _, ok := ev.(order.Rand); ok {
+					return order.Rand{Bits: rand.Uint64()}
+				}
+				return ev
+			}}
+		})},
+	{name: "engine does not wait for its persists", test: restartAll, effort: 1, finds: "I",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				for i := range a.Send {
+					a.Send[i].After = 0
+				}
+			}}
+		})},
+	{name: "engine counts a foreign store", test: lostDisk, effort: 1, finds: "I1",
+		factory: bend(func(c Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
+				if r, ok := ev.(order.Recv); ok {
+					m, _ := c.View.Member(r.From)
+					r.Store = m.Store
+					return r
+				}
+				return ev
+			}}
+		})},
+	{name: "engine gives read points at once", test: staleReads, effort: 1, finds: "I9",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {
+				r, ok := ev.(order.Read)
+				if ok {
+					a.ReadOK = append(a.ReadOK, order.ReadPoint{Ref: r.Ref})
+				}
+				return ok
+			}}
+		})},
+	{name: "one engine delivers another command", test: totalOrder, effort: .1, finds: "I1",
+		factory: bend(func(c Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				for i := range a.Deliver {
+					if d := &a.Deliver[i]; c.Self == 2 && d.Kind == order.Normal && d.Index%50 == 0 {
+						d.Stamp.At++
+					}
+				}
+			}}
+		})},
+	{name: "engines deliver a command that nobody issued", test: totalOrder, effort: .1, finds: "I3",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				for i := range a.Deliver {
+					if d := &a.Deliver[i]; d.Kind == order.Normal && d.Index%50 == 0 {
+						d.Cmd.Data = bytes.ToUpper(append([]byte(nil), d.Cmd.Data...))
+						d.Cmd.Seq++
+					}
+				}
+			}}
+		})},
+	{name: "engine answers a proposal twice", test: totalOrder, effort: .1, finds: "not open",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) { a.Done = append(a.Done, a.Done...) }}
+		})},
+	{name: "engine says done before it delivers", test: totalOrder, effort: .1, finds: "stands at",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {
+				p, ok := ev.(order.Propose)
+				if ok {
+					a.Done = append(a.Done, order.Outcome{Ref: p.Ref, Index: 1 << 40})
+				}
+				return ok
+			}}
+		})},
+	{name: "engine forgets a proposal's answer", test: totalOrder, effort: .1, finds: "no progress",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) { a.Done = a.Done[:0] }}
+		})},
+	{name: "engine hears no timer", test: majorityDown, effort: .1, finds: "no progress",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				_, ok := ev.(order.Timer)
+				return ok
+			}}
+		})},
+	{name: "engine panics", test: determinism, effort: .05, finds: "panic",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
+				if tm, ok := ev.(order.Timer); ok && tm.Epoch > 10 {
+					panic("cannot be")
+				}
+				return ev
+			}}
+		})},
+	{name: "engine halts", test: totalOrder, effort: .1, finds: "halted: tired",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(ev order.Event, a *order.Actions) {
+				if ap, ok := ev.(order.Applied); ok && ap.Index > 100 {
+					a.Halt = &order.Halt{Reason: "tired"}
+				}
+			}}
+		})},
+	{name: "engine sends in whatever order", test: determinism, effort: .05, finds: "differ at step",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				rand.Shuffle(len(a.Send), func(i, j int) { a.Send[i], a.Send[j] = a.Send[j], a.Send[i] })
+			}}
+		})},
+	{name: "leader serves before it is up to date", test: restartAll, effort: 1, finds: "I5",
+		factory: bend(func(_ Config, e order.Orderer) *bent { return &bent{Orderer: e, hasty: true} })},
+	{name: "engine speaks for a member from another's store", test: lostDisk, effort: 1, finds: "I11",
+		factory: func(c Config, img order.Image) (order.Orderer, error) {
+			m, _ := c.View.Member(c.Self)
+			c.Store = m.Store
+			return raftFactory(c, img)
+		}},
+	{name: "engine changes its view", test: totalOrder, effort: .1, finds: "I10",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, status: func(s order.Status) order.Status { s.View.Num++; return s }}
+		})},
+	{name: "engine does not start from its image", test: restartAll, effort: .1, finds: "own disk",
+		factory: func(c Config, img order.Image) (order.Orderer, error) {
+			if len(img.Entries) > 0 {
+				img.Entries = img.Entries[1:]
+			}
+			return raftFactory(c, img)
+		}},
+	{name: "engine starts empty", test: restartAll, effort: 1, finds: "",
+		factory: func(c Config, _ order.Image) (order.Orderer, error) { return raftFactory(c, order.Image{}) }},
+}
+
+func TestSuiteFindsEveryPlantedMistake(t *testing.T) {
+	for _, m := range mutants {
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
+			s := suite{factory: raftFactory, mistakes: m.driver, effort: m.effort}
+			if m.factory != nil {
+				s.factory = m.factory
+			}
+			err := m.test(s)
+			if err == nil {
+				t.Fatal("not found")
+			}
+			if t.Logf("%.300v", err); !strings.Contains(err.Error(), m.finds) {
+				t.Errorf("found for another reason than %q: %.600v", m.finds, err)
+			}
+		})
+	}
+}
