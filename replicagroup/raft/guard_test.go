@@ -122,6 +122,11 @@ var forbidden = []struct {
 		m.LogTerm, m.Index = new(uint64(5)), new(uint64(15))
 		return m
 	}},
+	{"context in a vote", etcd.StateFollower, false, func() *pb.Message {
+		m := message(pb.MsgVote, 3, 6)
+		m.Context = make([]byte, contextBytesMax)
+		return m
+	}},
 	{"no term", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgApp, 1, 0) }},
 	{"no term in a vote", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgVote, 1, 0) }},
 	{"term out of this world", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgVote, 1, math.MaxUint64) }},
