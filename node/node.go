@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -236,8 +237,9 @@ func Version() string {
 
 // Info implements [api.Node]: who this peer is.
 func (n *Node) Info() api.Info {
+	id := n.genesis.ID()
 	info := api.Info{
-		Peer: n.host.ID().String(), Node: n.overlay.Node().String(), Overlay: fmt.Sprintf("%x", n.genesis.ID()),
+		Peer: n.host.ID().String(), Node: n.overlay.Node().String(), Overlay: hex.EncodeToString(id[:]),
 		OverlayName: n.genesis.Name, Version: Version(),
 	}
 	if n.store != nil {
