@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -237,9 +236,8 @@ func Version() string {
 
 // Info implements [api.Node]: who this peer is.
 func (n *Node) Info() api.Info {
-	id := n.genesis.ID()
 	info := api.Info{
-		Peer: n.host.ID().String(), Node: n.overlay.Node().String(), Overlay: hex.EncodeToString(id[:]),
+		Peer: n.host.ID().String(), Node: n.overlay.Node().String(), Overlay: n.genesis.ID().Hex(),
 		OverlayName: n.genesis.Name, Version: Version(),
 	}
 	if n.store != nil {

@@ -17,6 +17,9 @@ type OverlayID [32]byte
 // String returns the first eight hexadecimal digits: the id8 of protocol ids and of messages to people.
 func (o OverlayID) String() string { return hex.EncodeToString(o[:4]) }
 
+// Hex returns the whole id in hexadecimal.
+func (o OverlayID) Hex() string { return hex.EncodeToString(o[:]) }
+
 // GroupID names one life of one group. Two groups with the same Prefix and different Gen are different groups. It is
 // comparable. The root group has the empty prefix.
 type GroupID struct {

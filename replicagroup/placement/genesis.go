@@ -208,8 +208,7 @@ func (g Genesis) Text() ([]byte, error) {
 		return nil, err
 	}
 	var b bytes.Buffer
-	id := g.ID()
-	fmt.Fprintf(&b, "# Overlay %q, id %s.\n", g.Name, hex.EncodeToString(id[:]))
+	fmt.Fprintf(&b, "# Overlay %q, id %s.\n", g.Name, g.ID().Hex())
 	fmt.Fprintf(&b, "# Give this file to every peer that shall join. Lines like this one do not count.\n")
 	for _, h := range g.Founders {
 		fmt.Fprintf(&b, "# Founder %s at %s\n", hex.EncodeToString([]byte(h.ID)), strings.Join(h.Addrs, " "))
