@@ -31,6 +31,10 @@ func TestGenesisRoundTrips(t *testing.T) {
 	if _, err := DecodeGenesis(append(b, 0)); !errors.Is(err, ErrMalformed) {
 		t.Fatalf("a byte too many: %v", err)
 	}
+	b[1+1+len(g.Name)+2+4*8] = 2 // OwnGroups: a second way to say yes
+	if _, err := DecodeGenesis(b); !errors.Is(err, ErrMalformed) {
+		t.Fatalf("a yes that is not 1: %v", err)
+	}
 }
 
 func TestEveryValueOfTheGenesisChangesTheOverlayID(t *testing.T) {
