@@ -13,8 +13,8 @@
 //
 // # From other processes
 //
-// With a directory, each peer answers the node API on DIR/<number>/api.sock, and [Serve] answers who controls the testnet on
-// DIR/control.sock: package cmd/latchkey is built on that.
+// With a directory, each peer answers the node API on DIR/<number>/api.sock, and a [Control] answers on DIR/control.sock who
+// wants to look at the testnet, kill or restart: "latchkey testnet" is built on that ([Remote]).
 //
 // Links have no delay of their own and cannot be partitioned yet.
 package testnet
