@@ -190,6 +190,34 @@ func TestEnsureRefusesForeignPrefixes(t *testing.T) {
 	}
 }
 
+func TestDroppedProposalsAreNotRepeatedForEver(t *testing.T) {
+	c := leading(peersOf(hosts(3))...)
+	now := automaton.Instant(0)
+	out := c.Step(Ensure{Prefix: prefix(1)}, now, nil)
+	for step := 0; c.Open() > 0; step++ {
+		if step > 10*roundsMax {
+			t.Fatal("it goes on and on")
+		}
+		var next []CreatorAction
+		for _, a := range out {
+			switch a := a.(type) {
+			case LookUp:
+				next = c.Step(Closest{Prefix: prefix(1)}, now, next)
+			case AskHost:
+				next = c.Step(HostAnswer{Prefix: prefix(1), Peer: a.Peer.Node(), Store: storeID(a.Peer.ID[6]), OK: true}, now, next)
+			case Propose:
+				next = c.Step(NotCommitted{Prefix: prefix(1), Err: order.ErrDropped}, now, next)
+			}
+		}
+		if len(next) == 0 {
+			now = now.Add(retryPause)
+			next = c.Step(Wake{}, now, next)
+		}
+		out = next
+	}
+	answers(t, out, ErrUndecided)
+}
+
 func TestALookUpCountsNoMoreThanItsLimit(t *testing.T) {
 	c := leading()
 	c.Step(Ensure{Prefix: prefix(1)}, 0, nil)
