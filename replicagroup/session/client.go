@@ -176,13 +176,12 @@ type Client struct {
 	seq    uint64     // last one given out
 	calls  map[uint64]wire
 	lastID uint64
-	fresh  int  // unanswered calls of this era
-	word   bool // one of them is about the session itself
+	fresh  int // unanswered calls of this era
 
 	voters   []keyspace.NodeID
 	target   keyspace.NodeID
 	sure     bool   // target has answered as leader
-	era      uint64 // changes with target: failures of an older era say nothing about it
+	era      uint64 // changes with target and session: failures of an older era say nothing about it
 	hinted   bool   // target came from a hint and was tried at once
 	failures int    // since the last answer
 	locating bool
@@ -322,7 +321,7 @@ func (c *Client) located(l Located) {
 
 // aim turns to another replica. What is unanswered at the former one may be sent again.
 func (c *Client) aim(to keyspace.NodeID) {
-	c.target, c.sure, c.fresh, c.word = to, false, 0, false
+	c.target, c.sure, c.fresh = to, false, 0
 	c.era++
 	for _, r := range c.flight {
 		if r.call != 0 {
@@ -337,7 +336,6 @@ func (c *Client) take(id uint64) (wire, bool) {
 	delete(c.calls, id)
 	if ok && w.era == c.era {
 		c.fresh--
-		c.word = c.word && w.req != nil
 	}
 	if ok && w.req != nil && w.req.call == id {
 		w.req.call = 0
@@ -395,22 +393,26 @@ func (c *Client) refusedBySession(r *request, out []ClientAction) []ClientAction
 func (c *Client) lose(out []ClientAction) []ClientAction {
 	flight := c.flight
 	c.drop()
-	for _, r := range slices.Backward(flight) {
+	var again []*request
+	for _, r := range flight {
 		switch {
 		case r.unknown:
 			out = c.finish(r, nil, ErrOutcomeUnknown, out)
 		case r.call == 0:
-			c.requeue(r)
+			again = append(again, r)
 		default:
 			r.limbo = true
 		}
 	}
+	c.requeue(again...)
 	return append(out, Lost{})
 }
 
 // drop forgets the session, and the calls about it.
 func (c *Client) drop() {
 	c.flight, c.seq, c.id, c.open = nil, 0, order.ClientID{}, false
+	c.era++ // what is still unanswered does not hold back the next session
+	c.fresh = 0
 	for id, w := range c.calls {
 		if w.req == nil {
 			c.take(id)
@@ -418,14 +420,13 @@ func (c *Client) drop() {
 	}
 }
 
-// requeue puts a command that has certainly not been executed in front of the queue.
-func (c *Client) requeue(r *request) {
-	if r.orphan {
-		r.done = true
-		return
+// requeue puts commands that have certainly not been executed in front of the queue, those that somebody waits for.
+func (c *Client) requeue(rs ...*request) {
+	rs = slices.DeleteFunc(rs, func(r *request) bool { return r.orphan })
+	for _, r := range rs {
+		r.seq, r.limbo = 0, false
 	}
-	r.seq, r.limbo = 0, false
-	c.queue = slices.Insert(c.queue, 0, r)
+	c.queue = slices.Insert(c.queue, 0, rs...)
 }
 
 func (c *Client) finish(r *request, data []byte, err error, out []ClientAction) []ClientAction {
@@ -462,7 +463,7 @@ func (c *Client) sessionAnswer(w wire, a Answer, out []ClientAction) []ClientAct
 
 // notProposed handles a call that changed nothing.
 func (c *Client) notProposed(w wire) {
-	if w.req != nil && w.req.limbo && !w.req.done {
+	if w.req != nil && w.req.limbo {
 		c.requeue(w.req)
 	}
 }
@@ -508,7 +509,7 @@ func (c *Client) wanted() bool {
 	return len(c.queue) > 0 || len(c.flight) > 0 || c.open && c.keep
 }
 
-// keepDue returns when the session needs a word of its own.
+// keepDue returns when the session needs a word of its own, unless a command is under way, which serves as well.
 func (c *Client) keepDue() automaton.Instant {
 	if !c.open || !c.keep && len(c.flight) == 0 {
 		return automaton.Never
@@ -526,7 +527,7 @@ func (c *Client) pump(out []ClientAction) []ClientAction {
 		return append(out, Relocate{})
 	}
 	if !c.open {
-		if !c.word && c.maySend() {
+		if c.fresh == 0 && c.maySend() {
 			out = c.send(nil, opOpen, out)
 		}
 		return out
@@ -544,7 +545,7 @@ func (c *Client) pump(out []ClientAction) []ClientAction {
 		c.flight = append(c.flight, r)
 		out = c.send(r, 0, out)
 	}
-	if c.now >= c.keepDue() && !c.word && c.maySend() {
+	if c.now >= c.keepDue() && c.fresh == 0 && c.maySend() {
 		out = c.send(nil, opKeepAlive, out)
 	}
 	return out
@@ -578,7 +579,6 @@ func (c *Client) send(r *request, op byte, out []ClientAction) []ClientAction {
 	}
 	c.calls[c.lastID] = wire{req: r, sent: c.now, era: c.era}
 	c.fresh++
-	c.word = c.word || r == nil
 	return append(out, SendTo{Call: c.lastID, To: c.target, Cmd: cmd, Timeout: c.cfg.CallTimeout})
 }
 
@@ -615,11 +615,11 @@ func (c *Client) close(out []ClientAction) []ClientAction {
 func (c *Client) arm(out []ClientAction) []ClientAction {
 	at := automaton.Never
 	if !c.closed && c.id != (order.ClientID{}) && !c.locating && c.wanted() {
-		at = c.keepDue()
-		if c.now < c.retry {
+		switch {
+		case c.now < c.retry:
 			at = c.retry
-		} else if c.word || c.now >= at {
-			at = automaton.Never // an answer will come first
+		case c.fresh == 0: // else an answer comes first
+			at = c.keepDue()
 		}
 	}
 	if at == c.armed {
