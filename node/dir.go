@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -48,17 +47,10 @@ var (
 	ErrDamaged = errors.New("node: damaged file")
 )
 
-// InitOptions say what overlay [InitDir] founds. The zero value takes the defaults of placement.Defaults.
-type InitOptions struct {
-	Name  string // of the overlay, for people; default "latchkey"
-	F     *int   // crashes a full group survives
-	Depth int    // of the prefixes; 0: default
-}
-
 // InitDir makes a peer in an empty or absent directory: an identity, and a new overlay that this peer founds. It is the
 // founding act: the directory's first daemon, and nobody after it, begins the root group. It never overwrites anything:
 // [ErrExists]. Files are durable when it returns.
-func InitDir(dir string, o InitOptions) (placement.Genesis, peer.ID, error) {
+func InitDir(dir string, o FoundOptions) (placement.Genesis, peer.ID, error) {
 	fail := func(err error) (placement.Genesis, peer.ID, error) { return placement.Genesis{}, "", err }
 	for _, name := range []string{identityFile, genesisFile, rootKeyFile, foundingFile} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
@@ -76,25 +68,10 @@ func InitDir(dir string, o InitOptions) (placement.Genesis, peer.ID, error) {
 	if err != nil {
 		return fail(fmt.Errorf("node: init: %w", err))
 	}
-	rootPublic, rootPrivate, err := ed25519.GenerateKey(rand.Reader)
+	g, rootKey, err := drawGenesis(placement.Peer{ID: string(id)}, o)
 	if err != nil {
-		return fail(fmt.Errorf("node: init: %w", err))
+		return fail(err)
 	}
-	g := placement.Defaults()
-	g.Name, g.RootKey = "latchkey", rootPublic
-	if o.Name != "" {
-		g.Name = o.Name
-	}
-	if o.F != nil {
-		g.F = *o.F
-	}
-	if o.Depth != 0 {
-		g.Depth = o.Depth
-	}
-	founder := placement.Host{Peer: placement.Peer{ID: string(id)}}
-	rand.Read(founder.Store[:])
-	rand.Read(g.Nonce[:])
-	g.Founders = []placement.Host{founder}
 	text, err := g.Text()
 	if err != nil {
 		return fail(err)
@@ -116,7 +93,7 @@ func InitDir(dir string, o InitOptions) (placement.Genesis, peer.ID, error) {
 		data []byte
 		mode fs.FileMode
 	}{
-		{rootKeyFile, rootPrivate.Seed(), 0o600},
+		{rootKeyFile, rootKey.Seed(), 0o600},
 		{genesisFile, text, 0o644},
 		{foundingFile, record.Encode(), 0o600},
 		{identityFile, identity, 0o600},

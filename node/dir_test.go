@@ -15,7 +15,7 @@ import (
 func initDir(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "peer")
-	if _, _, err := InitDir(dir, InitOptions{Name: "test"}); err != nil {
+	if _, _, err := InitDir(dir, FoundOptions{Name: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -24,7 +24,7 @@ func initDir(t *testing.T) string {
 func TestInitDirNeverOverwrites(t *testing.T) {
 	dir := initDir(t)
 	before := contents(t, dir)
-	_, _, err := InitDir(dir, InitOptions{Name: "other"})
+	_, _, err := InitDir(dir, FoundOptions{Name: "other"})
 	if !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("second init: %v", err)
 	}
@@ -43,7 +43,7 @@ func TestInitDirNeverOverwrites(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(half, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := InitDir(half, InitOptions{}); !errors.Is(err, ErrExists) {
+		if _, _, err := InitDir(half, FoundOptions{}); !errors.Is(err, ErrExists) {
 			t.Errorf("init beside %s: %v", name, err)
 		}
 	}
@@ -84,7 +84,7 @@ func TestSecretsAreReadableByTheirOwnerOnly(t *testing.T) {
 
 func TestInitRefusesWhatNoOverlayCanHave(t *testing.T) {
 	f := placement.FMax + 1
-	for name, o := range map[string]InitOptions{
+	for name, o := range map[string]FoundOptions{
 		"too many faults": {F: &f}, "too deep": {Depth: placement.DepthMax + 1}, "name": {Name: strings.Repeat("n", placement.NameBytesMax+1)},
 	} {
 		dir := filepath.Join(t.TempDir(), "peer")
