@@ -18,7 +18,7 @@ import (
 
 // verbs makes each verb of the command line. A new verb is a function here, in a file of its own.
 var verbs = []func(*app) *cobra.Command{
-	idVerb, peersVerb, keyVerb, lockVerb, shutdownVerb, versionVerb, completionVerb,
+	initVerb, daemonVerb, idVerb, peersVerb, keyVerb, lockVerb, shutdownVerb, versionVerb, completionVerb,
 }
 
 // app is what every verb shares: the global flags and where output goes. Its fields are set before a verb's RunE runs.
@@ -79,7 +79,7 @@ time, 76 lock lost while the command ran, 130/143 interrupted; lock otherwise en
 	f.StringVar(&a.apiAddr, "api", os.Getenv("LATCHKEY_API"), "unix socket of the daemon (LATCHKEY_API; default api.sock in --path)")
 	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long one call to the daemon may take; 0 is no limit")
 	f.StringVarP(&a.format, "output", "o", formatText, "text, json or jsonl")
-	f.StringVar(&a.logLevel, "log-level", "warn", "debug, info, warn or error")
+	f.StringVar(&a.logLevel, "log-level", "warn", "debug, info, warn or error; of libraries: GOLOG_LOG_LEVEL")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	for _, verb := range verbs {
 		root.AddCommand(verb(a))
@@ -127,7 +127,8 @@ func (a *app) prepare() error {
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, a.logLevel) {
 		return fmt.Errorf("--log-level %s: use debug, info, warn or error", a.logLevel)
 	}
-	if err := logging.SetLogLevel("*", a.logLevel); err != nil {
+	// The libraries below us log errors only, unless GOLOG_LOG_LEVEL says otherwise.
+	if err := logging.SetLogLevelRegex("^latchkey/", a.logLevel); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
 	a.parsed = true
@@ -179,12 +180,25 @@ func (a *app) explain(err error) error {
 	if exitCode(err) != exitUnreachable {
 		return err
 	}
-	start := "latchkey daemon"
-	if a.path != defaultPath() {
-		start += " --path " + a.path
-	}
+	start := "latchkey daemon" + a.pathFlag()
 	if _, statErr := os.Stat(a.path); statErr != nil && a.apiAddr == "" {
-		start = strings.Replace(start, " daemon", " init", 1) + " && " + start
+		start = "latchkey init" + a.pathFlag() + " && " + start
 	}
 	return fmt.Errorf("%w; start one with: %s (or name another by --api)", err, start)
+}
+
+// pathFlag is the --path that a command line needs to mean our directory.
+func (a *app) pathFlag() string {
+	if a.path == defaultPath() {
+		return ""
+	}
+	return " --path " + a.path
+}
+
+// absolute makes a path good in any working directory.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }

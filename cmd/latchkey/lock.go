@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -230,28 +229,29 @@ func (a *app) release(daemon *api.Client, held *lockservice.Handle) {
 // note tells the person at the terminal something that no program reads.
 func (a *app) note(text string) { fmt.Fprintf(a.err, "latchkey: %s\n", text) }
 
-// commandError gives the error of a command that did not start the code that shells give it.
+// commandError is the end of lock when its command did not start.
 func commandError(err error) error {
-	code := exitFailure
+	return exitf(commandCode(err), "lock: cannot run the command: %w", err)
+}
+
+// commandCode returns the exit code that shells give to a command that did not start because of err.
+func commandCode(err error) int {
 	switch {
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
-		code = exitNoCommand
+		return exitNoCommand
 	case errors.Is(err, os.ErrPermission), errors.Is(err, exec.ErrDot), errors.Is(err, syscall.ENOEXEC):
-		code = exitNotRunnable
+		return exitNotRunnable
 	}
-	return exitf(code, "lock: cannot run the command: %w", err)
+	return exitFailure
 }
 
 // childEnv is our environment with the lock in it.
 func childEnv(held *lockservice.Handle, socket string) []string {
-	if abs, err := filepath.Abs(socket); err == nil {
-		socket = abs
-	}
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
 		return slices.Contains([]string{"LATCHKEY_LOCK", "LATCHKEY_FENCE", "LATCHKEY_HOLDER", "LATCHKEY_API"}, name)
 	})
-	return append(env, "LATCHKEY_LOCK="+held.Name(), "LATCHKEY_FENCE="+held.Token().String(), "LATCHKEY_HOLDER="+held.Holder(), "LATCHKEY_API="+socket)
+	return append(env, "LATCHKEY_LOCK="+held.Name(), "LATCHKEY_FENCE="+held.Token().String(), "LATCHKEY_HOLDER="+held.Holder(), "LATCHKEY_API="+absolute(socket))
 }
 
 // announce prints the line of a lock that is held without a command, and returns a work that ends with standard input.

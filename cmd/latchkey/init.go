@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/node"
+)
+
+func initVerb(a *app) *cobra.Command {
+	var o node.FoundOptions
+	var f int
+	c := &cobra.Command{
+		Use:   "init",
+		Short: "make a peer and a new overlay in --path",
+		Long: `init makes an identity and founds a new overlay in --path. It never overwrites anything.
+
+This version keeps replicas in memory: the overlay lives as long as this first peer's daemon does.`,
+		Example: `  latchkey init
+  latchkey init --path /var/lib/latchkey --name build-farm --f 1`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if c.Flags().Changed("f") {
+				o.F = &f
+			}
+			if c.Flags().Changed("depth") && o.Depth <= 0 {
+				return usagef("init: --depth %d: it must be positive", o.Depth)
+			}
+			g, id, err := node.InitDir(a.path, o)
+			if err != nil {
+				return err
+			}
+			v := struct {
+				Path    string `json:"path"`
+				Peer    string `json:"peer"`
+				Overlay string `json:"overlay"`
+				Name    string `json:"overlay_name"`
+			}{a.path, id.String(), g.ID().Hex(), g.Name}
+			return a.value(v, func(w io.Writer) {
+				fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s\nnext\tlatchkey daemon%s\n", v.Path, v.Peer, v.Overlay, v.Name, a.pathFlag())
+			})
+		},
+	}
+	c.Flags().StringVar(&o.Name, "name", "", `name of the overlay, for people (default "latchkey")`)
+	c.Flags().IntVar(&f, "f", 0, "how many crashes a full group survives (default 1: groups of three)")
+	c.Flags().IntVar(&o.Depth, "depth", 0, "bits of a group's prefix: 2^depth groups share the key space (default by the overlay)")
+	return c
+}
