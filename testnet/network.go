@@ -65,6 +65,9 @@ type Options struct {
 	Seed uint64 // of the identities; 0 is SeedDefault
 	// Dir gets a socket of the node API for each peer. Empty: none.
 	Dir string
+	// Prepare, when set, is called for each life of each peer before it starts, to register services of the caller's own. Peers
+	// are prepared at the same time.
+	Prepare func(i int, n *node.Node)
 	// Progress, when set, is told of each step of Up, from one goroutine at a time. It must not block.
 	Progress func(Progress)
 }
@@ -196,7 +199,7 @@ func (n *Network) bearAll(ctx context.Context) error {
 		go func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			errs <- s.bear(ctx, node.WithOverlay(n.genesis))
+			errs <- s.bear(ctx, n.genesis, n.opts.Prepare)
 		}()
 	}
 	var all []error
@@ -372,7 +375,7 @@ func (n *Network) rebear(ctx context.Context, s *slot) error {
 	if closed {
 		return ErrClosed
 	}
-	return s.bear(ctx, node.WithOverlay(n.genesis))
+	return s.bear(ctx, n.genesis, n.opts.Prepare)
 }
 
 // Close kills all peers at once and waits for their goroutines. It is idempotent.

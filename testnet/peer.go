@@ -16,6 +16,7 @@ import (
 	"latchkey/node"
 	"latchkey/node/api"
 	"latchkey/replicagroup"
+	"latchkey/replicagroup/placement"
 	"latchkey/testnet/wire"
 )
 
@@ -39,6 +40,9 @@ func (p *Peer) Index() int { return p.index }
 
 // Node returns the node. After the kill it is a ghost: it reaches nobody.
 func (p *Peer) Node() *node.Node { return p.node }
+
+// Host returns the libp2p host below the node.
+func (p *Peer) Host() host.Host { return p.host }
 
 // Killed is closed when this life ends.
 func (p *Peer) Killed() <-chan struct{} { return p.killed }
@@ -78,7 +82,7 @@ func (s *slot) socket() string {
 }
 
 // bear starts a life. Called with s.mu held and s.life nil.
-func (s *slot) bear(ctx context.Context, opts ...node.Option) (err error) {
+func (s *slot) bear(ctx context.Context, g placement.Genesis, prepare func(i int, n *node.Node)) (err error) {
 	p := &Peer{index: s.index, wire: wire.New(), killed: make(chan struct{})}
 	defer func() {
 		if err != nil {
@@ -98,8 +102,11 @@ func (s *slot) bear(ctx context.Context, opts ...node.Option) (err error) {
 	if err != nil {
 		return err
 	}
-	if p.node, err = node.New(p.host, append(opts, node.WithStore(s.store))...); err != nil {
+	if p.node, err = node.New(p.host, node.WithOverlay(g), node.WithStore(s.store)); err != nil {
 		return err
+	}
+	if prepare != nil {
+		prepare(s.index, p.node)
 	}
 	if err := p.node.Start(ctx); err != nil {
 		return err
