@@ -227,10 +227,21 @@ func (h *Host) fail(err error) {
 	h.mu.Unlock()
 	if first {
 		log.Errorw("host stops: it cannot keep what it would have to promise", "err", err)
-		h.cancel(err)
-		for _, s := range h.shards {
-			s.box.Close()
-		}
+		h.stop(err)
+	}
+}
+
+// stop ends the host's clients and shards, without waiting for them.
+func (h *Host) stop(cause error) {
+	h.mu.Lock()
+	clients := slices.Collect(maps.Keys(h.clients))
+	h.mu.Unlock()
+	for _, c := range clients {
+		c.Close()
+	}
+	h.cancel(cause)
+	for _, s := range h.shards {
+		s.box.Close()
 	}
 }
 
@@ -244,15 +255,8 @@ func (h *Host) Close() error {
 		return nil
 	}
 	h.closed = true
-	clients := slices.Collect(maps.Keys(h.clients))
 	h.mu.Unlock()
-	for _, c := range clients {
-		c.Close()
-	}
-	h.cancel(ErrClosed)
-	for _, s := range h.shards {
-		s.box.Close()
-	}
+	h.stop(ErrClosed)
 	h.wg.Wait()
 	return nil
 }

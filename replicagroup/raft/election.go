@@ -42,16 +42,17 @@ func (c *electionClock) next() uint64 {
 	return z ^ z>>31
 }
 
-// draw chooses when to campaign. After a leader's silence that is between T+1 and 2T, when the others, whose patience ends at
-// T by clocks one heartbeat coarse, have forgotten it too. The first repetition comes sooner: a campaign fails mostly because
-// two met or because a voter had not lost patience yet, and both are over within a heartbeat or two. Later ones are slow
-// again, since where messages take long a repetition disturbs the campaign it repeats.
+// draw chooses when to campaign. After a leader's silence that is between T+1 and 2T-2: not before the others, whose patience
+// ends at T by clocks one heartbeat coarse, have forgotten it too, and early enough for a repetition within 2T. The first
+// repetition comes soon: a campaign fails mostly because two met or because a voter had not lost patience yet, and both are
+// over within a heartbeat or two. Later ones are slow again, since where messages take long a repetition disturbs the
+// campaign it repeats.
 func (c *electionClock) draw(cfg Config) {
 	t := cfg.ElectionTicks
 	if c.tries == 1 {
-		c.limit = 2 + int(c.next()%uint64(t/2))
+		c.limit = 2 + int(c.next()%uint64(max(t/3, 1)))
 	} else {
-		c.limit = t + 2 + int(c.next()%uint64(t-1))
+		c.limit = t + 2 + int(c.next()%uint64(max(t-3, 1)))
 	}
 	c.tail = 1 + time.Duration(c.next()%uint64(cfg.Heartbeat))
 }

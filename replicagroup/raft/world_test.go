@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/raft/v3/raftpb"
+
 	"latchkey/dht/keyspace"
 	"latchkey/internal/invariant"
 	"latchkey/replicagroup/order"
@@ -27,6 +29,7 @@ type world struct {
 
 	delay, jitter time.Duration // of a message; store takes half of it
 	loss, dup     float64
+	drop          func(*pb.Message) bool // loses what it says
 	log           map[uint64]order.Entry // what anybody delivered, by index: agreement
 	leaders       map[uint64]order.ReplicaID
 	trace         func(format string, args ...any)
@@ -355,7 +358,7 @@ func (w *world) carry(n *node, s order.Send) {
 	invariant.Check(err == nil, "own message can be read", err)
 	n.sent[m.GetType().String()]++
 	copies := 1
-	if w.rng.Float64() < w.loss {
+	if w.rng.Float64() < w.loss || w.drop != nil && w.drop(m) {
 		copies = 0
 	} else if w.rng.Float64() < w.dup {
 		copies = 2

@@ -138,6 +138,7 @@ func TestWindowIsCountedFromWhatIsAcknowledged(t *testing.T) {
 	g.want(g.do(alice, math.MaxUint64, 0, "x"), Window, "")
 	g.want(g.do(alice, WindowSize+1, 1, "x"), OK, "2")
 	g.want(g.do(alice, WindowSize+2, 0, "x"), Window, "") // an acknowledgement is never taken back
+	g.want(g.do(alice, math.MaxUint64, math.MaxUint64-1, "x"), OK, "3")
 }
 
 func TestCommandsWithoutTheirSessionAreNeverRun(t *testing.T) {
@@ -467,6 +468,36 @@ func TestRestoreRefusesWhatNoTableWrites(t *testing.T) {
 	for _, names := range [][]string{{}, {"rope"}, {"tape", "zebra"}} {
 		if err := fresh(names...).Restore(good); !errors.Is(err, ErrMalformed) {
 			t.Errorf("services %q: %v", names, err)
+		}
+	}
+	for name, spoil := range map[string]func(*Table, *entry){
+		"result outside the window": func(_ *Table, s *entry) { s.results[s.acked+WindowSize+1] = stored{} },
+		"result acknowledged":       func(_ *Table, s *entry) { s.acked = 1 },
+		"unknown status":            func(_ *Table, s *entry) { s.results[2] = stored{status: statusEnd} },
+		"result too long":           func(_ *Table, s *entry) { s.results[2] = stored{data: make([]byte, ResultBytesMax+1)} },
+		"TTL too long":              func(_ *Table, s *entry) { s.ttl = TTLMax + 1 },
+		"time below zero":           func(_ *Table, s *entry) { s.ends = -1 },
+		"an open session has ended": func(t *Table, s *entry) { t.ended = append(t.ended, s.id) },
+		"a session has ended twice": func(t *Table, _ *entry) { t.ended = append(t.ended, bob) },
+		"a session of no client":    func(t *Table, s *entry) { t.sessions[order.ClientID{}] = s },
+		"too many sessions have ended": func(t *Table, _ *entry) {
+			for i := range EndedMax {
+				t.ended = append(t.ended, order.ClientID{7, byte(i), byte(i >> 8)})
+			}
+		},
+		"too many results of one session": func(_ *Table, s *entry) {
+			for seq := range uint64(6) {
+				s.results[seq+2] = stored{data: make([]byte, ResultBytesMax)}
+			}
+		},
+	} {
+		bad := fresh("tape")
+		if err := bad.Restore(good); err != nil {
+			t.Fatal(err)
+		}
+		spoil(bad, bad.sessions[alice])
+		if err := fresh("tape").Restore(bad.Snapshot()); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	g.do(alice, 2, 0, "poison")
