@@ -288,17 +288,15 @@ func TestNextTickWaitsForTheDeadlineByTheLeadersClock(t *testing.T) {
 }
 
 func TestLimitsHoldAtTheirEdge(t *testing.T) {
-	g := newGroup(t)
 	for _, c := range []struct {
 		ttl  time.Duration
 		want Status
 	}{{TTLMin, OK}, {TTLMin - 1, Limit}, {TTLMax, OK}, {TTLMax + 1, Limit}, {-1, Limit}, {0, Limit}} {
-		g = newGroup(t)
-		if s := g.session(alice, peerA, OpenData(c.ttl)); s != c.want {
+		if s := newGroup(t).session(alice, peerA, OpenData(c.ttl)); s != c.want {
 			t.Errorf("TTL %v: %v, want %v", c.ttl, s, c.want)
 		}
 	}
-	g = newGroup(t)
+	g := newGroup(t)
 	for i := range SessionsMax {
 		var id order.ClientID
 		binary.BigEndian.PutUint32(id[:], uint32(i+1))
