@@ -66,6 +66,7 @@ var packages = map[string]int{
 	"testnet/wire":                           tools,
 	"testnet":                                nets,
 	"testnet/demo":                           show,
+	"testnet/bench":                          show,
 	"cmd/latchkey":                           command,
 
 	"internal/sim":                 support,
