@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"runtime"
@@ -225,10 +226,15 @@ func (h *Host) fail(err error) {
 		h.failed = err
 	}
 	h.mu.Unlock()
-	if first {
-		log.Errorw("host stops: it cannot keep what it would have to promise", "err", err)
-		h.stop(err)
+	if !first {
+		return
 	}
+	if errors.Is(err, errTakenOver) {
+		log.Infow("host stops: its store has another user now", "err", err)
+	} else {
+		log.Errorw("host stops: it cannot keep what it would have to promise", "err", err)
+	}
+	h.stop(err)
 }
 
 // stop ends the host's clients and shards, without waiting for them.

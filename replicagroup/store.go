@@ -93,12 +93,15 @@ func (s *MemoryStore) Detach() *MemoryStore {
 // ID implements [Store].
 func (s *MemoryStore) ID() order.StoreID { return s.disk.id }
 
+// errTakenOver says that a store has another user now: this process is the dead one of the two.
+var errTakenOver = errors.New("taken over")
+
 // lockDisk locks the disk for this handle; the caller unlocks it when there was no error.
 func (s *MemoryStore) lockDisk() error {
 	s.disk.mu.Lock()
 	if s.lease != s.disk.attached {
 		s.disk.mu.Unlock()
-		return fmt.Errorf("%w: store %v was taken over by a later start", ErrStore, s.disk.id)
+		return fmt.Errorf("%w: %w by a later start of its peer: store %v", ErrStore, errTakenOver, s.disk.id)
 	}
 	return nil
 }
