@@ -264,27 +264,32 @@ func (a *assembler) drop() {
 }
 
 // encodeHello returns the body of the first frame.
-func encodeHello(overlay [32]byte, application []byte) ([]byte, error) {
-	return proto.Marshal(&pb.Frame{Hello: &pb.Hello{Version: protocolVersion, Overlay: overlay[:], Application: application}})
+func encodeHello(overlay [32]byte, session uint64, application []byte) ([]byte, error) {
+	return proto.Marshal(&pb.Frame{Hello: &pb.Hello{
+		Version: protocolVersion, Overlay: overlay[:], Session: session, Application: application,
+	}})
 }
 
-// decodeHello checks the body of the first frame of a stream and returns the application's part. Errors are *badFrame.
-func decodeHello(b []byte, overlay [32]byte) ([]byte, error) {
+// decodeHello checks the body of the first frame of a stream and returns the peer's session and the application's part. Errors
+// are *badFrame.
+func decodeHello(b []byte, overlay [32]byte) (session uint64, application []byte, err error) {
 	var f pb.Frame
 	if err := proto.Unmarshal(b, &f); err != nil {
-		return nil, malformed("hello: %v", err)
+		return 0, nil, malformed("hello: %v", err)
 	}
 	switch h := f.GetHello(); {
 	case h == nil, len(f.GetItems()) > 0:
-		return nil, &badFrame{ReasonNoHello, "in the first frame"}
+		return 0, nil, &badFrame{ReasonNoHello, "in the first frame"}
 	case h.GetVersion() != protocolVersion:
-		return nil, &badFrame{ReasonVersion, fmt.Sprint(h.GetVersion())}
+		return 0, nil, &badFrame{ReasonVersion, fmt.Sprint(h.GetVersion())}
 	case string(h.GetOverlay()) != string(overlay[:]):
-		return nil, &badFrame{ReasonOverlay, fmt.Sprintf("%x", h.GetOverlay())}
+		return 0, nil, &badFrame{ReasonOverlay, fmt.Sprintf("%x", h.GetOverlay())}
+	case h.GetSession() == 0:
+		return 0, nil, malformed("hello without a session")
 	case len(h.GetApplication()) > HelloBytesMax:
-		return nil, &badFrame{ReasonOversize, fmt.Sprintf("application hello of %d bytes", len(h.GetApplication()))}
+		return 0, nil, &badFrame{ReasonOversize, fmt.Sprintf("application hello of %d bytes", len(h.GetApplication()))}
 	default:
-		return h.GetApplication(), nil
+		return h.GetSession(), h.GetApplication(), nil
 	}
 }
 

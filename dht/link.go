@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,11 @@ import (
 var errGone = errors.New("dht: link forgotten")
 
 // link is all there is between us and one peer: the calls awaiting its answers and a lane for each class.
+//
+// Its streams share one fate: when one is lost, the others are reset and all calls fail. Otherwise an answer could be written to
+// a stream that its asker has already lost, and the asker would wait for its whole timeout. The two ends may see a
+// loss at different times, so a hello carries a session number that each side draws anew after a loss; a stream with
+// another session than the attached ones tells that they are lost at the other end.
 type link struct {
 	o       *Overlay
 	peer    peer.ID
@@ -31,18 +37,20 @@ type link struct {
 	gone    bool // no longer in links
 	calls   map[uint64]*call
 	lanes   [classes]lane
-	streams int // attached, of both lanes
+	streams int    // attached, of both lanes
+	session uint64 // ours
+	theirs  uint64 // of the attached streams
 }
 
 // lane is one class of a link.
 //
 //  1. While writer is set, frames are taken by its write loop; while opening, they wait for it. Otherwise there are none.
-//  2. writer is opened or accepted, and stays the same until it is detached.
+//  2. writer is opened or accepted, whichever came first.
 //  3. messages and bytes count what is in frames or in the hands of the writer.
 type lane struct {
 	frames           []*frame
 	messages, bytes  int
-	opened, accepted *stream // by us, by the peer; hellos exchanged. The newest of each.
+	opened, accepted *stream // by us, by the peer; hellos exchanged
 	writer           *stream
 	opening          bool
 	pause            time.Duration // after a failed attempt
@@ -118,8 +126,10 @@ func (b *budget) take(n int64) bool {
 func (b *budget) give(n int64) { b.used.Add(-n) }
 
 func newLink(o *Overlay, p peer.ID) *link {
-	return &link{o: o, peer: p, calls: make(map[uint64]*call)}
+	return &link{o: o, peer: p, calls: make(map[uint64]*call), session: newSession()}
 }
+
+func newSession() uint64 { return max(rand.Uint64(), 1) }
 
 // link returns the link to p, making one if there is none.
 func (o *Overlay) link(p peer.ID) *link {
@@ -181,8 +191,12 @@ func (l *link) post(it *item, c *call) error {
 	}
 	ln := &l.lanes[class]
 	size := len(it.payload) + itemOverheadMax
+	messagesMax, bytesMax := outboxMessagesMax[class], outboxBytesMax[class]
+	if it.kind == pb.Kind_KIND_REPLY || it.kind == pb.Kind_KIND_ERROR {
+		messagesMax, bytesMax = messagesMax+requestsMax, 2*bytesMax
+	}
 	switch {
-	case ln.messages >= outboxMessagesMax[class], ln.bytes+size > outboxBytesMax[class]:
+	case ln.messages >= messagesMax, ln.bytes+size > bytesMax:
 		return fmt.Errorf("%w: %s, %v: %d messages, %d bytes", ErrOutboxFull, l.peer, class, ln.messages, ln.bytes)
 	case c != nil && len(l.calls) >= callsMax:
 		return fmt.Errorf("%w: %s: %d calls await an answer", ErrOutboxFull, l.peer, len(l.calls))
@@ -280,15 +294,24 @@ func (l *link) complete(it *item, data []byte) {
 
 // open opens a stream, exchanges hellos and reads the stream to its end.
 func (l *link) open(class Class) {
-	s, err := l.dial(class)
-	if err != nil {
-		l.openFailed(class, fmt.Errorf("%w: %s: %w", ErrUnreachable, l.peer, err))
-		return
-	}
-	if s != nil {
-		s.read()
+	for {
+		s, err := l.dial(class)
+		switch {
+		case err == errStale:
+		case err != nil:
+			l.openFailed(class, fmt.Errorf("%w: %s: %w", ErrUnreachable, l.peer, err))
+			return
+		case s == nil:
+			return
+		default:
+			s.read()
+			return
+		}
 	}
 }
+
+// errStale says that another stream of the peer was lost while this one was opened.
+var errStale = errors.New("dht: session over")
 
 // dial returns a stream that is attached, or nil if the peer's own came first.
 func (l *link) dial(class Class) (*stream, error) {
@@ -311,9 +334,9 @@ func (l *link) dial(class Class) (*stream, error) {
 	if err := s.greet(); err != nil {
 		return nil, err
 	}
-	if !l.attach(s) {
+	if err := l.attach(s); err != nil {
 		ns.Reset()
-		return nil, ErrClosed
+		return nil, err
 	}
 	return s, nil
 }
@@ -341,101 +364,87 @@ func (l *link) openFailed(class Class, err error) {
 	endAll(calls, err)
 }
 
-// attach puts a greeted stream to use. A former stream from the same side is given up: its end is no longer there. It
-// returns false when the link was forgotten or the overlay closed.
-func (l *link) attach(s *stream) bool {
+// attach puts a greeted stream to use, in place of those the peer has lost. It returns errStale when we have lost one while this
+// was greeted, errGone when the link was forgotten, and ErrClosed.
+func (l *link) attach(s *stream) error {
 	l.mu.Lock()
-	if l.gone || !l.o.up.Load() {
-		l.mu.Unlock()
-		return false
-	}
 	ln := &l.lanes[s.class]
 	slot := &ln.accepted
 	if s.mine {
-		slot, ln.opening = &ln.opened, false
+		slot = &ln.opened
 	}
-	old := *slot
+	switch {
+	case !l.o.up.Load():
+		l.mu.Unlock()
+		return ErrClosed
+	case l.gone:
+		l.mu.Unlock()
+		return errGone
+	case s.ours != l.session:
+		l.mu.Unlock()
+		return errStale
+	}
+	var lost []*stream
 	var calls []*call
-	if old != nil {
-		calls = l.detachLocked(old)
+	if l.streams > 0 && (l.theirs != s.theirs || *slot != nil) {
+		lost, calls = l.loseLocked()
 	}
-	*slot = s
+	*slot, l.theirs = s, s.theirs
+	if s.mine {
+		ln.opening = false
+	}
 	if l.streams++; l.streams == 1 {
 		l.o.host.ConnManager().Protect(l.peer, l.o.connTag)
 	}
 	for i := range l.lanes {
 		l.lanes[i].pause, l.lanes[i].retryAt = 0, time.Time{}
 	}
-	if ln.writer == nil {
-		l.writeByLocked(ln, s)
-	}
-	l.mu.Unlock()
-	if old != nil {
-		old.net.ResetWithError(network.StreamSupplanted)
-		endAll(calls, fmt.Errorf("%w: %s: a newer stream came", ErrLinkLost, l.peer))
-	}
-	l.o.nodes.add(l.peer)
-	return true
-}
-
-func (l *link) writeByLocked(ln *lane, s *stream) {
-	if l.o.spawn(s.write) {
+	if ln.writer == nil && l.o.spawn(s.write) {
 		ln.writer = s
 	}
+	l.mu.Unlock()
+	for _, old := range lost {
+		old.net.ResetWithError(network.StreamSupplanted)
+	}
+	if len(calls) > 0 {
+		endAll(calls, fmt.Errorf("%w: %s: it has lost our streams", ErrLinkLost, l.peer))
+	}
+	l.o.nodes.add(l.peer)
+	return nil
 }
 
-// detachLocked takes a stream out of use and returns the calls that fail with it: all of the peer's, since the answer to any
-// of them may have been on its way by this stream. It returns nil if the stream was not attached.
-func (l *link) detachLocked(s *stream) []*call {
-	if s.detached.Swap(true) {
-		return nil
-	}
-	close(s.done)
-	ln := &l.lanes[s.class]
-	other := ln.accepted
-	if s.mine {
-		ln.opened = nil
-	} else {
-		ln.accepted, other = nil, ln.opened
-	}
-	if ln.writer == s {
-		ln.drop()
-		ln.writer = nil
-		if other != nil {
-			l.writeByLocked(ln, other)
+// loseLocked takes all streams out of use, with what waits to be written, and returns them for resetting, and the calls, which fail.
+func (l *link) loseLocked() (lost []*stream, calls []*call) {
+	for i := range l.lanes {
+		ln := &l.lanes[i]
+		for _, s := range []*stream{ln.opened, ln.accepted} {
+			if s != nil {
+				s.detached.Store(true)
+				close(s.done)
+				lost = append(lost, s)
+			}
 		}
+		ln.opened, ln.accepted, ln.writer = nil, nil, nil
+		ln.drop()
 	}
-	if l.streams--; l.streams == 0 {
+	if l.streams > 0 {
 		l.o.host.ConnManager().Unprotect(l.peer, l.o.connTag)
 	}
-	return l.takeAllLocked()
-}
-
-func (l *link) takeAllLocked() []*call {
-	calls := make([]*call, 0, len(l.calls))
+	l.streams = 0
 	for _, c := range l.calls {
 		calls = append(calls, c)
 	}
 	clear(l.calls)
-	return calls
+	return lost, calls
 }
 
 // shut resets everything for Close, after which nothing can be added.
 func (l *link) shut() {
 	l.mu.Lock()
 	l.gone = true
-	var streams []*stream
-	calls := l.takeAllLocked()
-	for i := range l.lanes {
-		for _, s := range []*stream{l.lanes[i].opened, l.lanes[i].accepted} {
-			if s != nil {
-				l.detachLocked(s)
-				streams = append(streams, s)
-			}
-		}
-	}
+	lost, calls := l.loseLocked()
 	l.mu.Unlock()
-	for _, s := range streams {
+	for _, s := range lost {
 		s.net.ResetWithError(network.StreamShutdown)
 	}
 	endAll(calls, ErrClosed)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	logging "github.com/ipfs/go-log/v2"
@@ -86,6 +87,8 @@ type Overlay struct {
 	ctx    context.Context // ends on Close; set by New
 	cancel context.CancelCauseFunc
 	up     atomic.Bool
+	hello  time.Duration // openTimeout, and
+	stall  time.Duration // writeStallMax, but for tests
 	events event.Subscription
 
 	// life guards the fields below. It is taken after linksMu and after any link's mu.
@@ -115,6 +118,8 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 		sets:     newSets(),
 		kick:     make(chan struct{}, 1),
 		links:    make(map[peer.ID]*link),
+		hello:    openTimeout,
+		stall:    writeStallMax,
 	}
 	for _, opt := range opts {
 		opt(&o.config)

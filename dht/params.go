@@ -46,8 +46,10 @@ const (
 )
 
 // outboxMessagesMax and outboxBytesMax bound what waits to be written to one peer, per class. A full outbox refuses the
-// message with [ErrOutboxFull] and keeps what it has: the caller knows which of its messages are worth repeating. A reply that
-// finds it full is dropped and counted, and its asker times out. One largest message always fits an empty bulk outbox.
+// message with [ErrOutboxFull] and keeps what it has: the caller knows which of its messages are worth repeating. Answers may
+// take [requestsMax] messages and as many bytes more, so that a flood of messages does not starve those who wait for an answer;
+// one that finds even that full is dropped and counted, and its asker times out. One largest message always fits an empty bulk
+// outbox.
 var (
 	outboxMessagesMax = [classes]int{Control: 4096, Bulk: 256}
 	outboxBytesMax    = [classes]int{Control: 4 << 20, Bulk: MessageBytesMax + 1<<20}

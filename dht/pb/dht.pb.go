@@ -200,7 +200,10 @@ type Hello struct {
 	// overlay is the full overlay id, 32 bytes.
 	Overlay []byte `protobuf:"bytes,2,opt,name=overlay,proto3" json:"overlay,omitempty"`
 	// application is opaque to the message layer.
-	Application   []byte `protobuf:"bytes,3,opt,name=application,proto3" json:"application,omitempty"`
+	Application []byte `protobuf:"bytes,3,opt,name=application,proto3" json:"application,omitempty"`
+	// session is a number the sender draws anew, never 0, whenever it has lost a stream to this peer. All streams of a peer with
+	// another session are lost to it.
+	Session       uint64 `protobuf:"fixed64,4,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -254,6 +257,13 @@ func (x *Hello) GetApplication() []byte {
 		return x.Application
 	}
 	return nil
+}
+
+func (x *Hello) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
 }
 
 // Item is one message, or one piece of a message larger than a frame. A field that its kind does not use is absent.
@@ -360,11 +370,12 @@ const file_dht_proto_rawDesc = "" +
 	"\tdht.proto\x12\flatchkey.dht\"\\\n" +
 	"\x05Frame\x12)\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.latchkey.dht.HelloR\x05hello\x12(\n" +
-	"\x05items\x18\x02 \x03(\v2\x12.latchkey.dht.ItemR\x05items\"]\n" +
+	"\x05items\x18\x02 \x03(\v2\x12.latchkey.dht.ItemR\x05items\"w\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\aoverlay\x18\x02 \x01(\fR\aoverlay\x12 \n" +
-	"\vapplication\x18\x03 \x01(\fR\vapplication\"\xc5\x01\n" +
+	"\vapplication\x18\x03 \x01(\fR\vapplication\x12\x18\n" +
+	"\asession\x18\x04 \x01(\x06R\asession\"\xc5\x01\n" +
 	"\x04Item\x12&\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x12.latchkey.dht.KindR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x18\n" +

@@ -1,0 +1,558 @@
+package dht
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"latchkey/dht/keyspace"
+	"latchkey/dht/pb"
+)
+
+func errorHas(err error, text string) bool { return err != nil && strings.Contains(err.Error(), text) }
+
+func TestCallReachesKeyAndServiceAndComesBack(t *testing.T) {
+	a, b := pair(t, func(o *Overlay) {
+		o.Handle("where", func(r *Request) {
+			go r.Reply(append([]byte(r.Service+" "+string(r.From)+" "), r.Key[:]...)) // later, elsewhere
+		})
+	})
+	key := keyspace.Preimage("a lock").Key()
+	for name, from := range map[string]*Overlay{"remote": a, "local": b} {
+		reply, err := from.Call(within(t), b.Self(), key, "where", nil)
+		if want := "where " + string(from.Self()) + " " + string(key[:]); err != nil || string(reply) != want {
+			t.Errorf("%s: %q, %v", name, reply, err)
+		}
+	}
+}
+
+func TestMessagesAreCopiedWhenTaken(t *testing.T) {
+	got := make(chan []byte, 2)
+	a, b := pair(t, func(o *Overlay) { o.Handle("note", func(r *Request) { got <- r.Data }) })
+	for _, to := range []*Overlay{a, b} {
+		msg := []byte("as it was")
+		if err := a.Send(to.Self(), keyspace.Key{}, "note", msg); err != nil {
+			t.Fatal(err)
+		}
+		copy(msg, "changed!!")
+		if data := <-got; string(data) != "as it was" {
+			t.Errorf("arrived as %q", data)
+		}
+	}
+}
+
+func TestOneWayMessagesArriveInOrder(t *testing.T) {
+	const n = 20_000
+	done := make(chan error, 2)
+	next := make(map[string]uint64)
+	var mu sync.Mutex
+	a, b := pair(t, func(o *Overlay) {
+		o.Handle("count", func(r *Request) {
+			r.Reply(nil) // of no effect
+			mu.Lock()
+			defer mu.Unlock()
+			want := next[string(r.From)]
+			if got := binary.BigEndian.Uint64(r.Data); got != want || !r.OneWay() {
+				done <- errors.New("out of order")
+				want = n
+			}
+			if next[string(r.From)] = want + 1; want == n-1 {
+				done <- nil
+			}
+		})
+	})
+	// Both sides begin at the same moment, so that both may open a stream.
+	for _, pair := range [][2]*Overlay{{a, b}, {b, a}} {
+		go func() {
+			for i := uint64(0); i < n; {
+				switch err := pair[0].Send(pair[1].Self(), keyspace.Key{}, "count", binary.BigEndian.AppendUint64(nil, i)); {
+				case err == nil:
+					i++
+				case !errors.Is(err, ErrOutboxFull):
+					done <- err
+					return
+				default:
+					// The outbox is full: a call is answered after what is before it.
+					pair[0].Call(t.Context(), pair[1].Self(), keyspace.Key{}, "echo", nil)
+				}
+			}
+		}()
+	}
+	for range 2 {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-within(t).Done():
+			t.Fatal("messages are missing")
+		}
+	}
+	for _, o := range []*Overlay{a, b} {
+		if st := o.Stats(); st.StreamsOpened > 1 || st.FramesSent >= st.MessagesSent || len(st.StreamsReset) > 0 {
+			t.Errorf("%d streams opened, %d messages in %d frames, resets %v", st.StreamsOpened, st.MessagesSent, st.FramesSent, st.StreamsReset)
+		}
+	}
+}
+
+func TestBothStreamsOpenedAtOnceStay(t *testing.T) {
+	a, b := pair(t, nil)
+	// Each side is made to open one by taking the way on which the other's would come first.
+	s := stranger(t, a.host, b, Control, true) // a's: now b writes on it
+	link := a.link(b.Self())
+	read := newStream(link, Control, s, true)
+	if reply, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", []byte("own")); err != nil || string(reply) != "own" {
+		// a opens another, which replaces the first at b: one from each side.
+		t.Fatalf("%q, %v", reply, err)
+	}
+	wasReset(t, read.net)
+	// b opens one of its own while a's is there.
+	own, err := b.link(a.Self()).dialRegardless(Control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !b.spawn(own.read) {
+		t.Fatal("closed")
+	}
+	eventually(t, "a has both", func() bool {
+		link.mu.Lock()
+		defer link.mu.Unlock()
+		return link.streams == 2 && link.lanes[Control].accepted != nil && link.lanes[Control].writer == link.lanes[Control].opened
+	})
+	for range 10 {
+		for _, p := range [][2]*Overlay{{a, b}, {b, a}} {
+			if reply, err := p[0].Call(within(t), p[1].Self(), keyspace.Key{}, "echo", []byte("both")); err != nil || string(reply) != "both" {
+				t.Fatalf("%q, %v", reply, err)
+			}
+		}
+	}
+}
+
+// dialRegardless opens a stream as if the peer's had not come.
+func (l *link) dialRegardless(class Class) (*stream, error) {
+	ns, err := l.o.host.NewStream(context.Background(), l.peer, l.o.protocols[class])
+	if err != nil {
+		return nil, err
+	}
+	s := newStream(l, class, ns, true)
+	if err := s.greet(); err != nil {
+		return nil, err
+	}
+	return s, l.attach(s)
+}
+
+// The two ends see the loss of a stream at different times, and with two streams the other end may answer on the lost one.
+func TestCallRightAfterALossIsAnsweredOrFailsAtOnce(t *testing.T) {
+	a, b := pair(t, nil)
+	rounds, answered := 30, 0
+	for i := range rounds {
+		// One stream from each side, in either order.
+		first, second := []*Overlay{a, b}[i%2], []*Overlay{a, b}[1-i%2]
+		if _, err := first.Call(within(t), second.Self(), keyspace.Key{}, "echo", nil); err != nil && !errors.Is(err, ErrLinkLost) {
+			t.Fatal(err)
+		}
+		if s, err := second.link(first.Self()).dialRegardless(Control); err == nil && !second.spawn(s.read) {
+			t.Fatal("closed")
+		}
+		l := a.link(b.Self())
+		l.mu.Lock()
+		lose := []*stream{l.lanes[Control].opened, l.lanes[Control].accepted}[i/2%2]
+		l.mu.Unlock()
+		if lose != nil {
+			lose.close(errors.New("test"))
+		}
+		for _, size := range []int{1, ControlBytesMax + 1} {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			_, err := a.Call(ctx, b.Self(), keyspace.Key{}, "echo", make([]byte, size))
+			cancel()
+			switch {
+			case err == nil:
+				answered++
+			case !errors.Is(err, ErrLinkLost) && !errors.Is(err, ErrUnreachable):
+				t.Fatalf("round %d: %v", i, err)
+			}
+		}
+	}
+	if answered < rounds {
+		t.Errorf("%d of %d calls were answered", answered, 2*rounds)
+	}
+}
+
+func TestRepeatedOperationsOpenNothing(t *testing.T) {
+	os := mesh(t, 3, nil)
+	op := func() {
+		t.Helper()
+		for _, o := range os {
+			if _, err := o.Route(within(t), "lock", "echo", []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := o.RouteReplica(within(t), 3, "lock", "echo", make([]byte, ControlBytesMax+1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	op()
+	for _, o := range os { // RouteReplica does not wait for all
+		for _, p := range os {
+			if _, err := o.Call(within(t), p.Self(), keyspace.Key{}, "echo", make([]byte, ControlBytesMax+1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	count := func() (lookups, streams uint64) {
+		for _, o := range os {
+			st := o.Stats()
+			lookups, streams = lookups+st.Lookups, streams+st.StreamsOpened+st.StreamsAccepted
+		}
+		return lookups, streams
+	}
+	lookups, streams := count()
+	if lookups == 0 || streams == 0 {
+		t.Fatalf("%d look-ups, %d streams: nothing is counted", lookups, streams)
+	}
+	for range 20 {
+		op()
+	}
+	if l, s := count(); l != lookups || s != streams {
+		t.Errorf("repeating it took %d look-ups and %d streams more", l-lookups, s-streams)
+	}
+}
+
+func TestLargeMessagesGoByBulk(t *testing.T) {
+	a, b := pair(t, nil)
+	for _, n := range []int{0, ControlBytesMax, ControlBytesMax + 1, pieceBytesMax + 1, MessageBytesMax} {
+		msg := bytes.Repeat([]byte("0123456789abcdef"), n/16+1)[:n]
+		reply, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", msg)
+		if err != nil || !bytes.Equal(reply, msg) {
+			t.Fatalf("%d bytes: %d came back, %v", n, len(reply), err)
+		}
+		st := a.Stats()
+		if want := uint64(1); n > ControlBytesMax {
+			want = 2
+			if st.StreamsOpened != want {
+				t.Errorf("%d bytes: %d streams, want %d", n, st.StreamsOpened, want)
+			}
+		} else if st.StreamsOpened != want {
+			t.Errorf("%d bytes: %d streams, want %d", n, st.StreamsOpened, want)
+		}
+	}
+	if st := a.Stats(); st.MessagesSent != 5 || st.MessagesReceived != 5 {
+		t.Errorf("%d sent, %d received: a message in pieces counts once", st.MessagesSent, st.MessagesReceived)
+	}
+	_, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", make([]byte, MessageBytesMax+1))
+	if !errors.Is(err, ErrTooLarge) {
+		t.Errorf("one byte more: %v", err)
+	}
+}
+
+func TestServiceErrorsComeBack(t *testing.T) {
+	a, b := pair(t, func(o *Overlay) {
+		o.Handle("no", func(r *Request) {
+			r.Fail(errors.New("table full" + strings.Repeat("é", errorTextBytesMax)))
+			r.Reply([]byte("a second answer"))
+		})
+	})
+	for _, to := range []*Overlay{a, b} {
+		_, err := a.Call(within(t), to.Self(), keyspace.Key{}, "no", nil)
+		var remote *RemoteError
+		if !errors.As(err, &remote) || remote.Peer != to.Self() || remote.Service != "no" || !strings.HasPrefix(remote.Text, "table fullé") ||
+			len(remote.Text) > errorTextBytesMax {
+			t.Errorf("%v", err)
+		}
+	}
+	if n := a.Stats().LateReplies; n != 0 {
+		t.Errorf("%d second answers travelled", n)
+	}
+	if _, err := a.Call(within(t), b.Self(), keyspace.Key{}, strings.Repeat("x", ServiceNameBytesMax+1), nil); !errors.Is(err, ErrService) {
+		t.Errorf("a long service name: %v", err)
+	}
+}
+
+func TestCallsEndWithTheirTime(t *testing.T) {
+	asked := make(chan *Request, 4)
+	a, b := pair(t, func(o *Overlay) { o.Handle("later", func(r *Request) { asked <- r }) })
+	for _, to := range []*Overlay{b, a} {
+		cause := errors.New("changed my mind")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() { r := <-asked; cancel(cause); asked <- r }()
+		if _, err := a.Call(ctx, to.Self(), keyspace.Key{}, "later", nil); err != cause {
+			t.Errorf("cancelled: %v", err)
+		}
+		(<-asked).Reply([]byte("too late"))
+
+		done := make(chan error, 1)
+		a.Go(to.Self(), keyspace.Key{}, "later", nil, time.Millisecond, func(_ []byte, err error) { done <- err })
+		if err := <-done; !errors.Is(err, ErrTimeout) {
+			t.Errorf("timed out: %v", err)
+		}
+		(<-asked).Reply([]byte("too late"))
+	}
+	eventually(t, "four late replies counted", func() bool { return a.Stats().LateReplies == 4 })
+}
+
+func TestGoTellsOffTheCallersStack(t *testing.T) {
+	a, b := pair(t, nil)
+	var mu sync.Mutex // held while calling: done would wait for ever if it ran here
+	for name, call := range map[string]func(done func([]byte, error)){
+		"answered":     func(d func([]byte, error)) { a.Go(b.Self(), keyspace.Key{}, "echo", nil, 0, d) },
+		"to ourselves": func(d func([]byte, error)) { a.Go(a.Self(), keyspace.Key{}, "echo", nil, 0, d) },
+		"refused":      func(d func([]byte, error)) { a.Go(b.Self(), keyspace.Key{}, "", nil, 0, d) },
+	} {
+		done := make(chan error, 2)
+		mu.Lock()
+		call(func(_ []byte, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			done <- err
+		})
+		mu.Unlock()
+		if err := <-done; (err != nil) != (name == "refused") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestLostLinkFailsCallsAtOnce(t *testing.T) {
+	asked := make(chan *Request, 2)
+	a, b := pair(t, func(o *Overlay) { o.Handle("later", func(r *Request) { asked <- r }) })
+	done := make(chan error, 1)
+	a.Go(b.Self(), keyspace.Key{}, "later", nil, time.Hour, func(_ []byte, err error) { done <- err })
+	r := <-asked
+	start := time.Now()
+	b.host.Close()
+	if err := <-done; !errors.Is(err, ErrLinkLost) {
+		t.Errorf("%v", err)
+	}
+	if d := time.Since(start); d > 2*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	r.Reply(nil) // goes nowhere, and breaks nothing
+	if _, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", nil); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("a dead peer: %v", err)
+	}
+	if err := a.Send(b.Self(), keyspace.Key{}, "echo", nil); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("a moment later: %v", err)
+	}
+}
+
+func TestRestartedPeerIsReachedAtOnce(t *testing.T) {
+	a := newOverlay(t, newHost(t, 1), nil)
+	for range 3 {
+		h := newHost(t, 2) // the same identity, another port
+		b := newOverlay(t, h, nil)
+		a.Learn(infoOf(h))
+		eventually(t, "answered", func() bool { // a short pause after the failed attempt is in order
+			reply, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", []byte("x"))
+			return err == nil && string(reply) == "x"
+		})
+		b.Close()
+		h.Close()
+		if _, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", nil); err == nil {
+			t.Fatal("a dead peer answered")
+		}
+	}
+}
+
+func TestOutboxRefusesWhatIsBeyondItsBound(t *testing.T) {
+	a, b := pair(t, nil)
+	fill := func(class Class, size int) (n int, err error) {
+		l := a.link(b.Self())
+		l.mu.Lock()
+		l.lanes[class].opening = true // so that everything stays in the outbox
+		l.mu.Unlock()
+		defer func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.lanes[class].opening = false
+			l.lanes[class].drop()
+		}()
+		for ; err == nil; n++ {
+			err = a.Send(b.Self(), keyspace.Key{}, "echo", make([]byte, size))
+		}
+		return n - 1, err
+	}
+	if n, err := fill(Control, 0); n != outboxMessagesMax[Control] || !errors.Is(err, ErrOutboxFull) {
+		t.Errorf("%d small messages, then %v", n, err)
+	}
+	if n, err := fill(Control, 100_000); n != outboxBytesMax[Control]/(100_000+itemOverheadMax) || !errors.Is(err, ErrOutboxFull) {
+		t.Errorf("%d larger messages, then %v", n, err)
+	}
+	if n, err := fill(Bulk, MessageBytesMax); n != 1 || !errors.Is(err, ErrOutboxFull) {
+		t.Errorf("%d of the largest messages, then %v", n, err)
+	}
+	if n := a.Stats().OutboxFull; n != 3 {
+		t.Errorf("%d refusals counted", n)
+	}
+	if _, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", nil); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestAnswersHaveRoomBeyondTheMessages(t *testing.T) {
+	a, b := pair(t, nil)
+	l := a.link(b.Self())
+	l.lanes[Control].opening = true // so that everything stays in the outbox
+	for range outboxMessagesMax[Control] {
+		if err := a.Send(b.Self(), keyspace.Key{}, "echo", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := 0
+	for ; l.post(&item{kind: pb.Kind_KIND_REPLY, id: 1}, nil) == nil; n++ {
+	}
+	if n != requestsMax {
+		t.Errorf("room for %d answers", n)
+	}
+	l.lanes[Control].opening = false
+}
+
+func TestSlowPeerBlocksNobody(t *testing.T) {
+	release := make(chan struct{})
+	slow := func(o *Overlay) { o.Handle("slow", func(r *Request) { <-release }) }
+	a, b := pair(t, slow)
+	c := newOverlay(t, newHost(t, 3), nil)
+	a.Learn(infoOf(c.host))
+	sent := 0
+	start := time.Now()
+	for ; ; sent++ { // the stream's window fills, then the outbox
+		if err := a.Send(b.Self(), keyspace.Key{}, "slow", make([]byte, 10_000)); errors.Is(err, ErrOutboxFull) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(start) > waitMax {
+			t.Fatal("never full")
+		}
+	}
+	if _, err := a.Call(within(t), c.Self(), keyspace.Key{}, "echo", nil); err != nil {
+		t.Errorf("another peer: %v", err)
+	}
+	close(release)
+	eventually(t, "all that was taken has arrived", func() bool { return b.Stats().MessagesReceived == uint64(sent) })
+}
+
+func TestRequestsInServiceAreBoundedPerPeer(t *testing.T) {
+	var mu sync.Mutex
+	var held []*Request
+	a, b := pair(t, func(o *Overlay) {
+		o.Handle("hold", func(r *Request) { mu.Lock(); held = append(held, r); mu.Unlock() })
+	})
+	for _, to := range []*Overlay{b, a} {
+		held = nil
+		answers := make(chan error, requestsMax)
+		for range requestsMax {
+			a.Go(to.Self(), keyspace.Key{}, "hold", nil, time.Hour, func(_ []byte, err error) { answers <- err })
+		}
+		if _, err := a.Call(within(t), to.Self(), keyspace.Key{}, "hold", nil); !errors.Is(err, ErrBusy) {
+			t.Errorf("one more: %v", err)
+		}
+		if n := to.Stats().Busy; n != 1 {
+			t.Errorf("counted %d times", n)
+		}
+		mu.Lock()
+		all := held
+		mu.Unlock()
+		for _, r := range all {
+			r.Reply(nil)
+		}
+		for range requestsMax {
+			if err := <-answers; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := a.Call(within(t), to.Self(), keyspace.Key{}, "echo", nil); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	}
+}
+
+func TestCallsAwaitingAnAnswerAreBounded(t *testing.T) {
+	a, b := pair(t, nil)
+	for _, l := range []*link{a.link(b.Self()), a.local.link} {
+		l.mu.Lock()
+		for id := range uint64(callsMax) {
+			l.calls[id] = callPool.New().(*call)
+		}
+		l.mu.Unlock()
+		if _, err := a.Call(within(t), l.peer, keyspace.Key{}, "echo", nil); !errors.Is(err, ErrOutboxFull) {
+			t.Errorf("%v", err)
+		}
+		l.take(0)
+		if _, err := a.Call(within(t), l.peer, keyspace.Key{}, "echo", nil); err != nil {
+			t.Errorf("with room for one: %v", err)
+		}
+	}
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	a, b := pair(t, func(o *Overlay) { o.Handle("later", func(*Request) {}) })
+	errs := make(chan error, 2)
+	for _, to := range []*Overlay{a, b} {
+		a.Go(to.Self(), keyspace.Key{}, "later", nil, time.Hour, func(_ []byte, err error) { errs <- err })
+	}
+	eventually(t, "both asked", func() bool { return b.Stats().MessagesReceived == 1 && a.local.link.serving.Load() == 1 })
+	for range 2 { // the second does nothing
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := <-errs; !errors.Is(err, ErrClosed) {
+			t.Errorf("a waiting call: %v", err)
+		}
+	}
+	for _, to := range []*Overlay{a, b} {
+		if err := a.Send(to.Self(), keyspace.Key{}, "echo", nil); !errors.Is(err, ErrClosed) {
+			t.Errorf("send: %v", err)
+		}
+	}
+	if _, err := a.ReplicaSet(t.Context(), "x", 1); !errors.Is(err, ErrClosed) {
+		t.Errorf("look-up: %v", err)
+	}
+	if err := a.Start(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("start: %v", err)
+	}
+	if err := a.WaitPeers(t.Context(), 9); !errors.Is(err, ErrClosed) {
+		t.Errorf("wait: %v", err)
+	}
+	if b.host.Network().Connectedness(a.Self()).String() != "Connected" {
+		t.Error("the host was closed, but it is the caller's")
+	}
+}
+
+func TestCloseWhileEverybodyCalls(t *testing.T) {
+	a, b := pair(t, nil)
+	var callers sync.WaitGroup
+	for i := range 8 {
+		callers.Go(func() {
+			to := []*Overlay{a, b}[i%2].Self()
+			for {
+				if _, err := a.Call(within(t), to, keyspace.Key{}, "echo", nil); errors.Is(err, ErrClosed) {
+					return
+				}
+			}
+		})
+	}
+	eventually(t, "calls go through", func() bool { return a.Stats().MessagesReceived > 100 })
+	a.Close()
+	callers.Wait()
+}
+
+func TestAnswerToAFormerLifeMatchesNothing(t *testing.T) {
+	a, b := pair(t, nil)
+	if a.ids.Load() == b.ids.Load() || a.ids.Load() < 1<<20 {
+		t.Errorf("request ids start at %d and %d", a.ids.Load(), b.ids.Load())
+	}
+	r := &Request{id: 7, From: a.Self(), link: b.link(a.Self()), stream: newStream(b.link(a.Self()), Control, nil, false)}
+	r.stream.detached.Store(true)
+	r.link.serving.Add(1)
+	r.answer(&item{kind: pb.Kind_KIND_REPLY})
+	if st := b.Stats(); st.MessagesSent != 0 || r.link.serving.Load() != 0 {
+		t.Error("it was sent on another stream")
+	}
+}
