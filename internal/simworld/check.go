@@ -176,6 +176,9 @@ func (k *checker) command(index uint64, n note) {
 			}
 		}
 	case table.Release:
+		if n.ans.Kind != table.Released {
+			return
+		}
 		k.queues[c.Name] = slices.DeleteFunc(k.queues[c.Name], func(w waiting) bool { return w == waiting{n.client, c.Req} })
 	}
 }

@@ -46,12 +46,24 @@ func (l *idealLog) elect() {
 		}
 	}
 	l.leader = idealNoLeader
-	if len(up) > 0 {
-		e := up[l.w.rand.IntN(len(up))]
-		l.leader = e.s.env.ID()
-		e.catchUp(uint64(len(l.entries)))
-		e.s.after()
+	if len(up) == 0 {
+		l.electSoon()
+		return
 	}
+	e := up[l.w.rand.IntN(len(up))]
+	l.leader = e.s.env.ID()
+	e.catchUp(uint64(len(l.entries)))
+	e.s.after()
+}
+
+// electSoon leaves the group without a leader for a while.
+func (l *idealLog) electSoon() {
+	l.leader = idealNoLeader
+	l.w.sim.At(l.w.sim.Now()+l.w.cfg.Election, func() {
+		if l.leader == idealNoLeader {
+			l.elect()
+		}
+	})
 }
 
 // idealEngine is one replica's view of the log.
@@ -83,18 +95,10 @@ func (e *idealEngine) hint() keyspace.NodeID {
 	return e.s.w.peer(e.log.leader)
 }
 
-// killed leaves the group without a leader for a while if that was the leader.
 func (e *idealEngine) killed() {
-	l := e.log
-	if l.leader != e.s.env.ID() {
-		return
+	if e.log.leader == e.s.env.ID() {
+		e.log.electSoon()
 	}
-	l.leader = idealNoLeader
-	l.w.sim.At(l.w.sim.Now()+l.w.cfg.Election, func() {
-		if l.leader == idealNoLeader {
-			l.elect()
-		}
-	})
 }
 
 // propose gives the command its place at once; the answer follows when the disk and the other voters would have it.

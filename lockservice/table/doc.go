@@ -31,6 +31,6 @@
 // # Departures
 //
 // Release with token 0 gives up whatever its request has, also a confirmed grant: a client sends it only when it has given up
-// that request for good, and it may not know that its last poll confirmed a grant. Requests are named, so it can never touch
-// another one.
+// that request for good, and it may not know that its last poll confirmed a grant. Likewise any Release takes its request out
+// of the queue, where a late copy of an acquire may have put it again. Requests are named, so no other one is ever touched.
 package table

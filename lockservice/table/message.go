@@ -49,8 +49,8 @@ type (
 		Token Token
 		TTL   time.Duration
 	}
-	// Release gives a lock back. With Token 0 it gives up whatever the request has, a place in the queue or a grant. Answers:
-	// Released, NotHeld.
+	// Release gives up what a request has: its place in the queue, or its grant, if that is the one named; Token 0 names any.
+	// Answers: Released, NotHeld.
 	Release struct {
 		Name  string
 		Req   uint64

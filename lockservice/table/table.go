@@ -211,7 +211,7 @@ func (t *Table) release(c Client, r Release, out []Grant) (Answer, []Grant) {
 	switch {
 	case t.owns(l, c, r.Req, r.Token):
 		return Answer{Kind: Released}, t.free(l, out)
-	case l != nil && r.Token == 0 && l.place(c, r.Req) >= 0:
+	case l != nil && l.place(c, r.Req) >= 0:
 		t.leave(l, l.place(c, r.Req))
 		return Answer{Kind: Released}, out
 	}

@@ -1,0 +1,488 @@
+package table
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+	"pgregory.net/rapid"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+)
+
+var testConfig = Config{TTLMin: time.Second, TTLMax: time.Minute}
+
+// by is the caller of a one-letter client.
+func by(name byte) Caller { return Caller{Client: Client{name}, Peer: keyspace.NodeID{name}} }
+
+// step runs a command and tests every invariant after it.
+func step(tb testing.TB, t *Table, now time.Duration, client byte, cmd Command) (Answer, []Grant) {
+	tb.Helper()
+	ans, out := t.Step(now, by(client), cmd, nil)
+	if err := t.check(); err != nil {
+		tb.Fatalf("after %#v of %c: %v", cmd, client, err)
+	}
+	return ans, out
+}
+
+func printAnswer(a Answer) string {
+	s := a.Kind.String()
+	switch a.Kind {
+	case Granted, Held:
+		s += fmt.Sprintf(" token=%d", a.Token)
+		if a.Waited {
+			s += " waited"
+		}
+	case Queued:
+		s += fmt.Sprintf(" position=%d", a.Position)
+	case Locked:
+		s += fmt.Sprintf(" waiting=%d", a.Position)
+		if a.Holder != (Holder{}) {
+			s += fmt.Sprintf(" holder=%c left=%v", a.Holder.Client[0], a.Holder.Left)
+		}
+	case Refused:
+		s += ": " + a.Reason.String()
+	}
+	return s + "\n"
+}
+
+func printGrants(gs []Grant) string {
+	var b strings.Builder
+	for _, g := range gs {
+		fmt.Fprintf(&b, "->%c granted %s req=%d token=%d\n", g.Client[0], g.Name, g.Req, g.Token)
+	}
+	return b.String()
+}
+
+// TestTraces replays the stories in testdata/traces. Every directive may say its log time with at=, and its client with by=.
+func TestTraces(t *testing.T) {
+	datadriven.Walk(t, "testdata/traces", func(t *testing.T, path string) {
+		table := New(testConfig)
+		now := time.Duration(0)
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			arg := func(key, def string) string {
+				for _, a := range d.CmdArgs {
+					if a.Key == key && len(a.Vals) > 0 {
+						return a.Vals[0]
+					}
+				}
+				return def
+			}
+			span := func(key, def string) time.Duration {
+				v, err := time.ParseDuration(arg(key, def))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return v
+			}
+			num := func(key string) (n uint64) {
+				fmt.Sscan(arg(key, "0"), &n)
+				return n
+			}
+			now = span("at", now.String())
+			name, ttl, client := arg("lock", "a"), span("ttl", "10s"), arg("by", "X")[0]
+			run := func(c Command) string {
+				ans, out := step(t, table, now, client, c)
+				return printGrants(out) + printAnswer(ans)
+			}
+			switch d.Cmd {
+			case "config":
+				cfg := testConfig
+				cfg.Drift = automaton.Drift(num("drift"))
+				cfg.OverlayGen, cfg.GroupGen, cfg.Fresh = uint8(num("overlay")), uint16(num("group")), span("fresh", "0s")
+				table = New(cfg)
+				table.counter = num("counter")
+				return ""
+			case "acquire", "try":
+				return run(Acquire{Name: name, Req: num("req"), TTL: ttl, Try: d.Cmd == "try"})
+			case "renew":
+				return run(Renew{Name: name, Req: num("req"), Token: Token(num("token")), TTL: ttl})
+			case "release":
+				return run(Release{Name: name, Req: num("req"), Token: Token(num("token"))})
+			case "tick":
+				return printGrants(table.Tick(now, nil))
+			case "ended":
+				return printGrants(table.SessionEnded(now, by(client).Client, nil))
+			case "resend":
+				return printGrants(table.Resend(nil))
+			case "deadline":
+				at, ok := table.Deadline()
+				if !ok {
+					return "none\n"
+				}
+				return fmt.Sprintln(at)
+			case "restart":
+				again, err := Restore(table.cfg, table.State())
+				if err != nil {
+					t.Fatal(err)
+				}
+				table = again
+				return ""
+			case "info":
+				info := table.Info(now, name)
+				var b strings.Builder
+				if h := info.Holder; info.Held {
+					fmt.Fprintf(&b, "%c req=%d token=%d ttl=%v left=%v confirmed=%v\n", h.Client[0], h.Req, h.Token, h.TTL, h.Left, h.Confirmed)
+				}
+				for i, w := range info.Waiters {
+					fmt.Fprintf(&b, "%d: %c req=%d ttl=%v since %v\n", i, w.Client[0], w.Req, w.TTL, w.Since)
+				}
+				fmt.Fprintf(&b, "%d locks, %d waiters in all\n", info.Locks, info.Waiting)
+				return b.String()
+			}
+			t.Fatalf("unknown directive %q", d.Cmd)
+			return ""
+		})
+		if err := table.check(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// naive is the lock table written without regard for cost, to hold the real one against.
+type naive struct {
+	cfg     Config
+	counter uint64
+	locks   map[string][]naiveRequest // the first one owns the lock if it has a token
+}
+
+type naiveRequest struct {
+	client Client
+	req    uint64
+	ttl    time.Duration
+	token  uint64
+	ends   time.Duration
+	known  bool // granted at once, or confirmed
+}
+
+func (n *naive) find(name string, c Client, req uint64) int {
+	return slices.IndexFunc(n.locks[name], func(r naiveRequest) bool { return r.client == c && r.req == req })
+}
+
+// settle grants every lock that can be granted. waited says whether what is granted has been in the queue.
+func (n *naive) settle(now time.Duration, waited bool) {
+	for _, name := range slices.Sorted(maps.Keys(n.locks)) {
+		q := n.locks[name]
+		if len(q) > 0 && q[0].token == 0 && now >= n.cfg.Fresh {
+			n.counter++
+			q[0].token, q[0].ends, q[0].known = n.counter, now+n.cfg.Drift.Stretch(q[0].ttl), !waited
+		}
+	}
+}
+
+func (n *naive) drop(name string, i int) {
+	n.locks[name] = slices.Delete(n.locks[name], i, i+1)
+	if len(n.locks[name]) == 0 {
+		delete(n.locks, name)
+	}
+}
+
+func (n *naive) tick(now time.Duration) {
+	n.settle(now, true)
+	for { // ends the leases by rising (end, name), since the order decides who gets which token
+		first, over := "", false
+		for name, q := range n.locks {
+			if q[0].token == 0 || q[0].ends > now {
+				continue
+			}
+			if f := n.locks[first]; !over || q[0].ends < f[0].ends || q[0].ends == f[0].ends && name < first {
+				first, over = name, true
+			}
+		}
+		if !over {
+			return
+		}
+		n.drop(first, 0)
+		n.settle(now, true)
+	}
+}
+
+func (n *naive) step(now time.Duration, c Client, cmd Command) string {
+	n.tick(now)
+	answer := func(name string, i int, kind string) string {
+		r := n.locks[name][i]
+		switch {
+		case r.token == 0:
+			return fmt.Sprintf("queued position=%d\n", i-min(1, int(n.locks[name][0].token)))
+		case kind == "granted" && !r.known:
+			return fmt.Sprintf("granted token=%d waited\n", r.token)
+		}
+		return fmt.Sprintf("%s token=%d\n", kind, r.token)
+	}
+	switch x := cmd.(type) {
+	case Acquire:
+		i := n.find(x.Name, c, x.Req)
+		if i < 0 && x.Try && (len(n.locks[x.Name]) > 0 || now < n.cfg.Fresh) {
+			return "locked"
+		}
+		if i < 0 {
+			i = len(n.locks[x.Name])
+			n.locks[x.Name] = append(n.locks[x.Name], naiveRequest{client: c, req: x.Req, ttl: x.TTL})
+			n.settle(now, false)
+		}
+		return answer(x.Name, i, "granted")
+	case Renew:
+		i := n.find(x.Name, c, x.Req)
+		if i < 0 || uint64(x.Token) != 0 && uint64(x.Token) != n.locks[x.Name][i].token {
+			return "not-held\n"
+		}
+		r := &n.locks[x.Name][i]
+		if r.ttl = x.TTL; r.token > 0 {
+			r.ends, r.known = max(r.ends, now+n.cfg.Drift.Stretch(x.TTL)), true
+		}
+		return answer(x.Name, i, "held")
+	case Release:
+		i := n.find(x.Name, c, x.Req)
+		if i < 0 || n.locks[x.Name][i].token > 0 && x.Token != 0 && uint64(x.Token) != n.locks[x.Name][i].token {
+			return "not-held\n"
+		}
+		n.drop(x.Name, i)
+		n.settle(now, true)
+		return "released\n"
+	}
+	return ""
+}
+
+// TestTableAgreesWithTheNaiveOne draws commands of a few clients on a few locks, with time that passes in steps, sessions that
+// end and snapshots in between, and compares every answer. Tokens of one lock must rise with its grants, whoever gets it.
+func TestTableAgreesWithTheNaiveOne(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := testConfig
+		cfg.Drift = automaton.Drift(rapid.SampledFrom([]int{0, 10_000, 200_000}).Draw(t, "drift"))
+		cfg.Fresh = time.Duration(rapid.SampledFrom([]int{0, 0, 30}).Draw(t, "fresh")) * time.Second
+		table := New(cfg)
+		model := &naive{cfg: cfg, locks: make(map[string][]naiveRequest)}
+		now := time.Duration(0)
+		last := make(map[string]Grant)
+		for range rapid.IntRange(1, 100).Draw(t, "steps") {
+			now += time.Duration(rapid.SampledFrom([]int{0, 0, 0, 1, 5, 40}).Draw(t, "pass")) * time.Second
+			c := by("XYZ"[rapid.IntRange(0, 2).Draw(t, "client")])
+			name := rapid.SampledFrom([]string{"a", "b", ""}).Draw(t, "lock")
+			req := rapid.Uint64Range(1, 3).Draw(t, "req")
+			ttl := time.Duration(rapid.IntRange(1, 20).Draw(t, "ttl")) * time.Second
+			tok := Token(rapid.Uint64Range(max(model.counter, 3)-3, model.counter+1).Draw(t, "token"))
+			if rapid.Bool().Draw(t, "any") {
+				tok = 0
+			}
+			var cmd Command
+			var out []Grant
+			switch rapid.IntRange(0, 8).Draw(t, "what") {
+			case 0, 1, 2:
+				cmd = Acquire{Name: name, Req: req, TTL: ttl, Try: rapid.IntRange(0, 4).Draw(t, "try") == 0}
+			case 3, 4:
+				cmd = Renew{Name: name, Req: req, Token: tok, TTL: ttl}
+			case 5, 6:
+				cmd = Release{Name: name, Req: req, Token: tok}
+			case 7:
+				out = table.SessionEnded(now, c.Client, nil)
+				for _, name := range slices.Sorted(maps.Keys(model.locks)) {
+					for i := len(model.locks[name]) - 1; i >= 0; i-- {
+						if r := model.locks[name][i]; r.client == c.Client && r.token == 0 {
+							model.drop(name, i)
+						}
+					}
+				}
+				out = table.Tick(now, out)
+				model.tick(now)
+			case 8:
+				again, err := Restore(cfg, table.State())
+				if err != nil {
+					t.Fatalf("restore: %v", err)
+				}
+				if table = again; !reflect.DeepEqual(again.State(), table.State()) {
+					t.Fatal("a restored table has another state")
+				}
+			}
+			if cmd != nil {
+				var ans Answer
+				ans, out = table.Step(now, c, cmd, nil)
+				got, want := printAnswer(ans), model.step(now, c.Client, cmd)
+				if ans.Kind == Locked {
+					got = "locked"
+				}
+				if got != want {
+					t.Fatalf("%v, %#v of %v: got %s, want %s", now, cmd, c.Client, got, want)
+				}
+				if a, ok := cmd.(Acquire); ok && ans.Kind == Granted {
+					out = append(out, Grant{c.Client, a.Name, a.Req, ans.Token})
+				}
+			}
+			for _, g := range out {
+				if was, ok := last[g.Name]; ok && g.Token <= was.Token && g != was {
+					t.Fatalf("%v granted after %v", g, was)
+				}
+				last[g.Name] = g
+			}
+			if err := table.check(); err != nil {
+				t.Fatalf("%v, after %#v of %v: %v", now, cmd, c.Client, err)
+			}
+			if table.counter != model.counter {
+				t.Fatalf("%d tokens given out, want %d", table.counter, model.counter)
+			}
+		}
+	})
+}
+
+func TestLimitsHoldAtTheirEdge(t *testing.T) {
+	t.Run("waiters of one lock", func(t *testing.T) {
+		table := New(testConfig)
+		ask := func(i int) Answer {
+			c := Caller{Client: Client{1, byte(i), byte(i >> 8)}}
+			ans, _ := table.Step(0, c, Acquire{Name: "a", Req: 1, TTL: time.Second}, nil)
+			return ans
+		}
+		for i := range WaitersPerLockMax + 1 {
+			if ans := ask(i); ans.Kind == Refused {
+				t.Fatalf("request %d: %v", i, ans.Reason)
+			}
+		}
+		if ans := ask(WaitersPerLockMax + 1); ans.Reason != TooManyWaiters {
+			t.Errorf("one more: %+v", ans)
+		}
+		if ans := ask(7); ans.Kind != Queued || ans.Position != 6 {
+			t.Errorf("a live one asks again: %+v", ans)
+		}
+		if _, err := Restore(testConfig, table.State()); err != nil {
+			t.Errorf("full, restored: %v", err)
+		}
+	})
+	t.Run("requests of one session", func(t *testing.T) {
+		table := New(testConfig)
+		for i := range RequestsPerSessionMax {
+			if ans, _ := table.Step(0, by('X'), Acquire{Name: fmt.Sprint(i % 600), Req: uint64(i), TTL: time.Second}, nil); ans.Kind == Refused {
+				t.Fatalf("request %d: %v", i, ans.Reason)
+			}
+		}
+		if ans, _ := table.Step(0, by('X'), Acquire{Name: "new", Req: 9999, TTL: time.Second}, nil); ans.Reason != TooManyRequests {
+			t.Errorf("one more: %+v", ans)
+		}
+		if ans, _ := step(t, table, 0, 'Y', Acquire{Name: "new", Req: 1, TTL: time.Second}); ans.Kind != Granted {
+			t.Errorf("another session: %+v", ans)
+		}
+	})
+	t.Run("locks", func(t *testing.T) {
+		table := New(testConfig)
+		for i := range LocksMax {
+			c := Caller{Client: Client{1, byte(i >> 10)}}
+			if ans, _ := table.Step(0, c, Acquire{Name: fmt.Sprint(i), Req: uint64(i), TTL: time.Second}, nil); ans.Kind != Granted {
+				t.Fatalf("lock %d: %+v", i, ans)
+			}
+		}
+		if ans, _ := table.Step(0, by('X'), Acquire{Name: "new", TTL: time.Second}, nil); ans.Reason != TooManyLocks {
+			t.Errorf("one more: %+v", ans)
+		}
+		if ans, _ := table.Step(0, by('X'), Acquire{Name: "7", TTL: time.Second}, nil); ans.Kind != Queued {
+			t.Errorf("a lock that exists: %+v", ans)
+		}
+		if err := table.check(); err != nil {
+			t.Error(err)
+		}
+		table.Tick(time.Hour, nil)
+		if table.Tick(2*time.Hour, nil); len(table.locks) != 0 || len(table.requests) != 0 {
+			t.Errorf("%d locks, %d clients remembered when nobody wants any", len(table.locks), len(table.requests))
+		}
+	})
+	t.Run("TTL", func(t *testing.T) {
+		for _, c := range []struct {
+			ttl  time.Duration
+			want Reason
+		}{{time.Second, 0}, {time.Second - 1, BadTTL}, {time.Minute, 0}, {time.Minute + 1, BadTTL}, {-1, BadTTL}, {math.MaxInt64, BadTTL}} {
+			table := New(testConfig)
+			if ans, _ := step(t, table, 0, 'X', Acquire{Name: "a", Req: 1, TTL: c.ttl}); ans.Reason != c.want {
+				t.Errorf("acquire for %v: %+v", c.ttl, ans)
+			}
+			step(t, table, 0, 'X', Acquire{Name: "a", Req: 1, TTL: time.Second})
+			if ans, _ := step(t, table, 0, 'X', Renew{Name: "a", Req: 1, TTL: c.ttl}); ans.Reason != c.want {
+				t.Errorf("renew for %v: %+v", c.ttl, ans)
+			}
+		}
+	})
+}
+
+func TestRestoreRefusesImpossibleStates(t *testing.T) {
+	good := func() State {
+		table := New(testConfig)
+		step(t, table, time.Second, 'X', Acquire{Name: "a", Req: 1, TTL: time.Second})
+		step(t, table, time.Second, 'Y', Acquire{Name: "a", Req: 1, TTL: time.Second})
+		step(t, table, time.Second, 'Y', Acquire{Name: "b", Req: 2, TTL: time.Second})
+		return table.State()
+	}
+	if _, err := Restore(testConfig, good()); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(*State){
+		"log time below zero":       func(s *State) { s.Now = -1 },
+		"counter above its end":     func(s *State) { s.Counter = CounterMax + 1 },
+		"locks out of order":        func(s *State) { s.Locks[0], s.Locks[1] = s.Locks[1], s.Locks[0] },
+		"one lock twice":            func(s *State) { s.Locks[1].Name = "a" },
+		"waiters without an owner":  func(s *State) { s.Locks[0].Owner = nil },
+		"a lock of nobody":          func(s *State) { s.Locks[1].Owner = nil },
+		"token above the counter":   func(s *State) { s.Locks[0].Owner.Counter = s.Counter + 1 },
+		"no token":                  func(s *State) { s.Locks[0].Owner.Counter = 0 },
+		"one token twice":           func(s *State) { s.Locks[1].Owner.Counter = s.Locks[0].Owner.Counter },
+		"lease over already":        func(s *State) { s.Locks[0].Owner.Ends = s.Now },
+		"owner's TTL out of bounds": func(s *State) { s.Locks[0].Owner.TTL = 0 },
+		"owner in the queue":        func(s *State) { s.Locks[0].Queue[0].Client = s.Locks[0].Owner.Client },
+		"waiter twice":              func(s *State) { s.Locks[0].Queue = append(s.Locks[0].Queue, s.Locks[0].Queue[0]) },
+		"waiter's TTL":              func(s *State) { s.Locks[0].Queue[0].TTL = time.Hour },
+		"waiter from the future":    func(s *State) { s.Locks[0].Queue[0].Since = s.Now + 1 },
+		"too many waiters":          func(s *State) { s.Locks[0].Queue = make([]WaiterState, WaitersPerLockMax+1) },
+		"too many locks":            func(s *State) { s.Locks = make([]LockState, LocksMax+1) },
+	} {
+		s := good()
+		spoil(&s)
+		if _, err := Restore(testConfig, s); !errors.Is(err, ErrState) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestStateSharesNothingWithTheTable(t *testing.T) {
+	table := New(testConfig)
+	step(t, table, 0, 'X', Acquire{Name: "a", Req: 1, TTL: time.Second})
+	step(t, table, 0, 'Y', Acquire{Name: "a", Req: 1, TTL: time.Second})
+	s := table.State()
+	s.Locks[0].Owner.Ends, s.Locks[0].Queue[0].Req = 0, 99
+	again, err := Restore(testConfig, table.State())
+	if err != nil {
+		t.Fatal(err)
+	}
+	step(t, again, 0, 'X', Renew{Name: "a", Req: 1, TTL: time.Minute})
+	if got := table.Info(0, "a"); got.Holder.Left != time.Second || got.Waiters[0].Req != 1 {
+		t.Errorf("changed through its state: %+v", got)
+	}
+}
+
+func BenchmarkStep(b *testing.B) {
+	b.Run("acquire and release", func(b *testing.B) {
+		table := New(testConfig)
+		var ans Answer
+		var out []Grant
+		b.ReportAllocs()
+		for req := uint64(1); b.Loop(); req++ {
+			ans, out = table.Step(0, by('X'), Acquire{Name: "a", Req: req, TTL: time.Second}, out[:0])
+			_, out = table.Step(0, by('X'), Release{Name: "a", Req: req, Token: ans.Token}, out[:0])
+		}
+	})
+	b.Run("renew among 10,000 locks", func(b *testing.B) {
+		table := New(testConfig)
+		for i := range 10_000 {
+			table.Step(0, Caller{Client: Client{byte(i), byte(i >> 8)}}, Acquire{Name: fmt.Sprint(i), Req: 1, TTL: time.Minute}, nil)
+		}
+		var out []Grant
+		now := time.Duration(0)
+		b.ReportAllocs()
+		for b.Loop() {
+			now++
+			_, out = table.Step(now, Caller{Client: Client{7}}, Renew{Name: "7", Req: 1, TTL: time.Minute}, out[:0])
+		}
+	})
+}
