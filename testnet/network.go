@@ -11,6 +11,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -397,5 +398,10 @@ func (n *Network) Close() error {
 	}
 	wg.Wait()
 	n.burials.Wait()
+	for _, s := range n.slots {
+		if s.dir != "" {
+			_ = os.Remove(s.dir) // not if somebody else has put something there
+		}
+	}
 	return nil
 }

@@ -52,7 +52,12 @@ func (d *demo) judge(runErr error) (*Report, error) {
 		return nil, err
 	}
 	r.Increments = c.Value
-	check := func(name string, err error) { r.Checks = append(r.Checks, Check{Name: name, OK: err == nil, err: err}) }
+	check := func(name string, err error) {
+		r.Checks = append(r.Checks, Check{Name: name, OK: err == nil, err: err})
+		if err != nil {
+			d.tell("check FAILED: %s: %s", name, oneLine(err))
+		}
+	}
 	check("run completed", runErr)
 	check("no increment lost or doubled", checkCounter(c, d.opts.Clients, d.opts.Each))
 	check("every client made its increments in order", checkClients(c, d.opts.Clients, d.opts.Each))
@@ -83,12 +88,15 @@ func (r *Report) Table(out io.Writer) error {
 	for _, c := range r.Checks {
 		verdict, why := "ok", ""
 		if !c.OK {
-			verdict, why = "FAILED", strings.ReplaceAll(fmt.Sprint(c.err), "\n", "; ")
+			verdict, why = "FAILED", oneLine(c.err)
 		}
 		fmt.Fprintf(w, "check\t%s\t%s\n", verdict, strings.TrimSuffix(c.Name+": "+why, ": "))
 	}
 	return w.Flush()
 }
+
+// oneLine prints an error, which may be several, on one line.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func (r *Report) gapsText() string {
 	var gaps []string

@@ -145,7 +145,8 @@ type listener struct {
 	once   sync.Once
 }
 
-// Accept does not return after the cut until the owner closes the listener: a host that is dead has nothing to report.
+// Accept does not return after the cut until the owner closes the listener, and then says only that: a host that is dead has
+// nothing to report.
 func (l *listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err == nil {
@@ -153,6 +154,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	if l.w.cut.Load() {
 		<-l.closed
+		return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
 	}
 	return c, err
 }
