@@ -152,6 +152,7 @@ func TestFileGuardNeverOverwritesWhatItCannotRead(t *testing.T) {
 		"token padded":     strings.Replace(good, "token=17", "token=017", 1),
 		"token too large":  strings.Replace(good, "token=17", "token=18446744073709551616", 1),
 		"size absurd":      strings.Replace(good, "bytes=5", "bytes=9999999999", 1),
+		"size wrong":       strings.Replace(good, "bytes=5", "bytes=6", 1),
 		"field missing":    strings.Replace(good, "bytes=5 ", "", 1),
 		"field twice":      strings.Replace(good, "bytes=5 ", "bytes=5 bytes=5 ", 1),
 	} {

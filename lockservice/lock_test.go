@@ -319,6 +319,36 @@ func TestLeavingDuringTheHandOverGivesTheLockBack(t *testing.T) {
 	}
 }
 
+// The group falls silent after it has pushed the grant and before it has confirmed it: the caller need not wait for it.
+func TestEndOfContextEndsTheConfirmationToo(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b, c := w.peer(1), w.peer(2), w.peer(3)
+		h := mustLock(t, a, "n", WithTTL(5*time.Second))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := b.Lock(ctx, "n", WithTTL(5*time.Second))
+			done <- err
+		}()
+		time.Sleep(time.Second)
+		time.AfterFunc(2*w.delay+w.delay/2, func() { b.client.set(func() { b.client.cut = true }) })
+		mustRelease(t, h)
+		time.Sleep(time.Second)
+		cancel()
+		synctest.Wait()
+		select {
+		case err := <-done:
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+		default:
+			t.Error("still waiting")
+		}
+		b.client.set(func() { b.client.cut = false })
+		mustRelease(t, mustLock(t, c, "n"))
+	})
+}
+
 func TestWaitLimitIsToldApart(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b := w.peer(1), w.peer(2)

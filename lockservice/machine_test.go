@@ -157,7 +157,8 @@ func busy(t testing.TB) *Machine {
 		}
 	}
 	call(t, m, 5*time.Second, 1, release("lock 1", 2, 0)) // granted to client 2, unconfirmed
-	call(t, m, 6*time.Second, 1, mustMarshal(&pb.Command{Op: &pb.Command_Renew{
+	call(t, m, 5*time.Second, 1, release("lock 2", 3, 0)) // the same, and confirmed
+	call(t, m, 6*time.Second, 2, mustMarshal(&pb.Command{Op: &pb.Command_Renew{
 		Renew: &pb.Renew{Name: "lock 2", Req: 3, TtlNs: int64(20 * time.Second)}}}))
 	return m
 }
@@ -166,6 +167,13 @@ func TestSnapshotCarriesTheWholeState(t *testing.T) {
 	a, b := busy(t), worldMachine()
 	if err := b.Restore(a.Snapshot()); err != nil {
 		t.Fatal(err)
+	}
+	unconfirmed := func(m *Machine) (n int) {
+		m.Resend(session.Context{Emit: func(order.ClientID, []byte) { n++ }})
+		return n
+	}
+	if x, y := unconfirmed(a), unconfirmed(b); x != 1 || y != 1 {
+		t.Errorf("%d and %d unconfirmed grants, want 1", x, y)
 	}
 	for step := range 40 { // what follows is the same at both
 		now := 6*time.Second + time.Duration(step)*time.Second

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	logging "github.com/ipfs/go-log/v2"
@@ -38,6 +39,7 @@ func WithClock(c Clock) ServiceOption { return func(s *Service) { s.clock = c } 
 type Service struct {
 	backend Backend
 	clock   Clock
+	limits  atomic.Pointer[Limits] // nil until the backend has told them
 
 	closing context.Context // ends first at Close: nobody waits for a lock any longer
 	close   context.CancelFunc
@@ -140,7 +142,7 @@ func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, err
 		ctx, stop = context.WithTimeoutCause(ctx, c.wait, fmt.Errorf("%w of %v", ErrWait, c.wait))
 		defer stop()
 	}
-	limits, err := s.backend.Limits(ctx)
+	limits, err := s.overlayLimits(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +164,18 @@ func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, err
 		return nil, h.err
 	}
 	return h, nil
+}
+
+// overlayLimits asks the backend once: an overlay never changes them.
+func (s *Service) overlayLimits(ctx context.Context) (Limits, error) {
+	if l := s.limits.Load(); l != nil {
+		return *l, nil
+	}
+	l, err := s.backend.Limits(ctx)
+	if err == nil {
+		s.limits.Store(&l)
+	}
+	return l, err
 }
 
 // start runs a handle's loop, unless the service is closed.
