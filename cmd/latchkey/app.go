@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,12 +14,13 @@ import (
 	logging "github.com/ipfs/go-log/v2"
 	"github.com/spf13/cobra"
 
+	"latchkey/lockservice"
 	"latchkey/node/api"
 )
 
 // verbs makes each verb of the command line. A new verb is a function here, in a file of its own.
 var verbs = []func(*app) *cobra.Command{
-	initVerb, daemonVerb, idVerb, peersVerb, keyVerb, lockVerb, shutdownVerb, versionVerb, completionVerb,
+	initVerb, daemonVerb, idVerb, peersVerb, keyVerb, lockVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
 }
 
 // app is what every verb shares: the global flags and where output goes. Its fields are set before a verb's RunE runs.
@@ -89,7 +91,7 @@ time, 76 lock lost while the command ran, 130/143 interrupted; lock otherwise en
 
 // group completes a verb that has subverbs: an unknown one, or none, is wrong usage.
 func group(c *cobra.Command) *cobra.Command {
-	c.DisableSuggestions = true
+	c.SuggestionsMinimumDistance = 2
 	c.Args = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return nil
@@ -183,6 +185,9 @@ func (a *app) explain(err error) error {
 	start := "latchkey daemon" + a.pathFlag()
 	if _, statErr := os.Stat(a.path); statErr != nil && a.apiAddr == "" {
 		start = "latchkey init" + a.pathFlag() + " && " + start
+	}
+	if errors.Is(err, lockservice.ErrClosed) {
+		err = fmt.Errorf("the daemon at %s is stopping: %w", a.socket(), err)
 	}
 	return fmt.Errorf("%w; start one with: %s (or name another by --api)", err, start)
 }

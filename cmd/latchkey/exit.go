@@ -70,7 +70,7 @@ func exitCode(err error) int {
 		return exitSignal + int(interrupt.sig)
 	case errors.Is(err, lockservice.ErrName), errors.Is(err, lockservice.ErrTTL), errors.Is(err, api.ErrAddr):
 		return exitUsage
-	case errors.Is(err, api.ErrUnreachable):
+	case errors.Is(err, api.ErrUnreachable), errors.Is(err, lockservice.ErrClosed):
 		return exitUnreachable
 	case errors.Is(err, lockservice.ErrLocked), errors.Is(err, lockservice.ErrWait):
 		return exitNotAcquired

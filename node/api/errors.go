@@ -107,7 +107,7 @@ func decodeError(ctx context.Context, addr string, err error, unsure bool) error
 	}
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("api: %w", context.Cause(ctx))
+		return context.Cause(ctx)
 	case connect.IsWireError(err):
 		return &remoteError{wire: ce}
 	case unsure && !neverSent(err):

@@ -1,0 +1,383 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"latchkey/lockservice"
+	"latchkey/node/api"
+	"latchkey/node/api/apitest"
+)
+
+// childMain is what this test's program does when it is run as the command of a lock. Systems on which that is tested set it.
+var childMain func(mode string)
+
+// binary is the program under test, built once.
+var binary string
+
+func TestMain(m *testing.M) {
+	if mode := os.Getenv("LATCHKEY_TEST_CHILD"); mode != "" {
+		childMain(mode)
+		return
+	}
+	dir, err := os.MkdirTemp("", "latchkey-cli")
+	if err != nil {
+		panic(err)
+	}
+	binary = filepath.Join(dir, "latchkey")
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// hold takes a lock for as long as the test runs.
+func (d *daemon) hold(name string) lockservice.Grant {
+	d.t.Helper()
+	g, err := d.Acquire(context.Background(), lockservice.Request{Name: name, TTL: 15 * time.Second})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return g
+}
+
+// waitMax bounds every wait of these tests.
+const waitMax = 20 * time.Second
+
+// daemon is an API server in this process, over locks that the test controls.
+type daemon struct {
+	*apitest.Backend
+	t      testing.TB
+	dir    string // short, so that sockets fit
+	socket string
+	server *api.Server
+	stops  chan struct{} // one for each shutdown asked for
+}
+
+func newDaemon(t testing.TB, hook func(*apitest.Backend)) *daemon {
+	t.Helper()
+	d := &daemon{Backend: apitest.NewBackend(), t: t, dir: shortDir(t), stops: make(chan struct{}, 1)}
+	d.socket = filepath.Join(d.dir, "api.sock")
+	if hook != nil {
+		hook(d.Backend)
+	}
+	l, err := api.Listen(d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.server, err = api.NewServer(api.Config{Node: apitest.Node{}, Locks: d.Backend, Shutdown: func() { d.stops <- struct{}{} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- d.server.Serve(l) }()
+	t.Cleanup(func() {
+		d.server.Close()
+		<-done
+	})
+	return d
+}
+
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "lk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func (d *daemon) until(what string, ok func() bool) {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), waitMax)
+	defer cancel()
+	if !d.Until(ctx, ok) {
+		d.t.Fatalf("never: %s", what)
+	}
+}
+
+// process is a started latchkey.
+type process struct {
+	*exec.Cmd
+	t        testing.TB
+	out, err bytes.Buffer
+	ended    chan struct{}
+	code     int
+}
+
+// command prepares latchkey with these arguments, with nothing of ours in its environment but env.
+func command(t testing.TB, env []string, args ...string) *process {
+	p := &process{Cmd: exec.Command(binary, args...), t: t, ended: make(chan struct{})}
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "LATCHKEY_") && !strings.HasPrefix(kv, "NOTIFY_SOCKET=") {
+			p.Env = append(p.Env, kv)
+		}
+	}
+	p.Env = append(p.Env, env...)
+	p.Stdout, p.Stderr = &p.out, &p.err
+	return p
+}
+
+func (p *process) start() *process {
+	p.t.Helper()
+	if err := p.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	go func() {
+		err := p.Wait()
+		var exit *exec.ExitError
+		switch {
+		case errors.As(err, &exit):
+			p.code = exit.ExitCode()
+		case err != nil:
+			p.code = -2
+		}
+		close(p.ended)
+	}()
+	p.t.Cleanup(func() {
+		p.Process.Kill()
+		<-p.ended
+	})
+	return p
+}
+
+// wait returns the exit code; -1 is death by a signal.
+func (p *process) wait() int {
+	p.t.Helper()
+	select {
+	case <-p.ended:
+		return p.code
+	case <-time.After(waitMax):
+		p.t.Fatalf("%v does not end; it wrote %q and %q", p.Args, p.out.String(), p.err.String())
+		return 0
+	}
+}
+
+// run runs latchkey to its end beside d.
+func (d *daemon) run(args ...string) *process {
+	d.t.Helper()
+	p := command(d.t, []string{"LATCHKEY_API=" + d.socket}, args...).start()
+	p.wait()
+	return p
+}
+
+// lines is what p wrote to stderr; all of its errors are one line.
+func (p *process) oneLine() string {
+	p.t.Helper()
+	s := strings.TrimSuffix(p.err.String(), "\n")
+	if strings.Contains(s, "\n") || strings.Contains(s, "goroutine ") || strings.Contains(s, "Usage:") {
+		p.t.Errorf("%v: more than one line: %q", p.Args[1:], s)
+	}
+	return s
+}
+
+func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	long := strings.Repeat("x", 1025)
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"frobnicate"}, `unknown verb "frobnicate"`},
+		{[]string{"lokc"}, "did you mean lock"},
+		{[]string{"--frob"}, "unknown flag: --frob"},
+		{[]string{"lock", "n", "--frob"}, "unknown flag: --frob"},
+		{[]string{"id", "extra"}, "usage: latchkey id"},
+		{[]string{"key"}, "usage: latchkey key NAME"},
+		{[]string{"-o", "yaml", "id"}, "text, json or jsonl"},
+		{[]string{"--log-level", "loud", "id"}, "debug, info, warn or error"},
+		{[]string{"--timeout", "-1s", "id"}, "--timeout"},
+		{[]string{"--timeout", "soon", "id"}, "--timeout"},
+		{[]string{"help", "lokc"}, "unknown verb"},
+		{[]string{"completion", "tcsh"}, "bash, zsh or fish"},
+		{[]string{"completion"}, "usage:"},
+		{[]string{"lock"}, "which lock?"},
+		{[]string{"lock", "n", "cmd"}, "put -- before a command: latchkey lock n -- cmd"},
+		{[]string{"lock", "n", "cmd", "--", "x"}, "put -- before a command"},
+		{[]string{"lock", "ls"}, "latchkey lock -- ls"},
+		{[]string{"lock", "info"}, "usage: latchkey lock info NAME"},
+		{[]string{"lock", "n", "--try", "--wait", "1s"}, "exclude each other"},
+		{[]string{"lock", "n", "--wait", "-1s"}, "--wait"},
+		{[]string{"lock", "n", "--ttl", "0s"}, "--ttl"},
+		{[]string{"lock", "n", "--ttl", "900ms"}, "1s to 1m0s"},
+		{[]string{"lock", "n", "--ttl", "61s"}, "1s to 1m0s"},
+		{[]string{"lock", "n", "-E", "256"}, "0 to 255"},
+		{[]string{"lock", "n", "--protocol", "sigma"}, "not there yet"},
+		{[]string{"lock", "n", "--protocol", "backoff"}, "not there yet"},
+		{[]string{"lock", "n", "--protocol", "x"}, "use group"},
+		{[]string{"lock", "", "--", "true"}, "empty"},
+		{[]string{"lock", long, "--", "true"}, "1025 bytes"},
+		{[]string{"lock", "a\nb", "--", "true"}, "control character"},
+		{[]string{"lock", "a\xffb", "--", "true"}, "not UTF-8"},
+		{[]string{"lock", "info", "a\tb"}, "control character"},
+		{[]string{"key", long}, "1025 bytes"},
+		{[]string{"--api", "http://127.0.0.1:1", "id"}, "only unix sockets"},
+		{[]string{"--api", "/" + strings.Repeat("d", 200), "id"}, "this system allows"},
+		{[]string{"daemon", "--listen", "here"}, "--listen here"},
+		{[]string{"daemon", "--bootstrap", "/ip4/127.0.0.1/tcp/1"}, "--bootstrap"},
+		{[]string{"init", "--depth", "0"}, "--depth"},
+	} {
+		p := d.run(c.args...)
+		if says := p.oneLine(); p.code != exitUsage || !strings.Contains(says, c.says) || p.out.Len() != 0 {
+			t.Errorf("latchkey %.60q: exit %d, stdout %q, stderr %q; want 2 and %q", c.args, p.code, p.out.String(), says, c.says)
+		}
+	}
+	for _, call := range d.Calls() {
+		t.Errorf("wrong usage reached the daemon: %+v", call)
+	}
+}
+
+func TestEveryVerbHasAnExample(t *testing.T) {
+	t.Parallel()
+	root := (&app{printer: printer{out: io.Discard, err: io.Discard}}).root()
+	for _, c := range root.Commands() {
+		for _, v := range append(c.Commands(), c) {
+			if v.Example == "" && !v.Hidden {
+				t.Errorf("%s has no example", v.CommandPath())
+			}
+		}
+	}
+	p := command(t, nil, "lock", "--help").start()
+	if p.wait() != 0 || !strings.Contains(p.out.String(), "Examples:") || !strings.Contains(p.out.String(), "latchkey lock -- info") {
+		t.Errorf("lock --help: exit %d, %s", p.code, p.out.String())
+	}
+}
+
+func TestNoDaemonIsExit3AndSaysHowToStartOne(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	absent := filepath.Join(dir, "absent")
+	for _, c := range []struct {
+		path string
+		args []string
+		says string
+	}{
+		{dir, []string{"id"}, "latchkey daemon --path " + dir},
+		{dir, []string{"peers"}, "latchkey daemon"},
+		{dir, []string{"key", "n"}, "latchkey daemon"},
+		{dir, []string{"lock", "n", "--", "true"}, "latchkey daemon"},
+		{dir, []string{"lock", "n"}, "latchkey daemon"},
+		{dir, []string{"lock", "n", "--try"}, "latchkey daemon"},
+		{dir, []string{"lock", "info", "n"}, "latchkey daemon"},
+		{dir, []string{"shutdown"}, "latchkey daemon"},
+		{absent, []string{"id"}, "latchkey init --path " + absent + " && latchkey daemon --path " + absent},
+	} {
+		p := command(t, nil, append([]string{"--path", c.path}, c.args...)...).start()
+		if code, says := p.wait(), p.oneLine(); code != exitUnreachable || !strings.Contains(says, c.says) || !strings.Contains(says, "api.sock") {
+			t.Errorf("%v: exit %d, %q; want 3 and %q", c.args, code, says, c.says)
+		}
+	}
+}
+
+func TestDaemonThatDoesNotAnswerInTime(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, func(b *apitest.Backend) {
+		b.OnInfo = func(ctx context.Context, _ string) error { <-ctx.Done(); return context.Cause(ctx) }
+	})
+	p := d.run("--timeout", "200ms", "lock", "info", "n")
+	if says := p.oneLine(); p.code != exitFailure || !strings.Contains(says, "did not answer within 200ms") {
+		t.Errorf("exit %d, %q", p.code, says)
+	}
+}
+
+func TestInformationInEachFormat(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	d.hold("held")
+	for _, c := range []struct {
+		args string
+		want []string
+	}{
+		{"id", []string{"peer     12D3KooWfake\n", "overlay  0badcafe fake\n", "listens  /ip4/127.0.0.1/tcp/1/p2p/12D3KooWfake\n"}},
+		{"id -o json", []string{"{\n  \"peer\": \"12D3KooWfake\"", `"overlay_name": "fake"`, `"store": "57"`}},
+		{"id -o jsonl", []string{`{"peer":"12D3KooWfake",`}},
+		{"peers", []string{"12D3KooWone  connected  /ip4/127.0.0.1/tcp/2\n", "12D3KooWtwo  away"}},
+		{"peers -o json", []string{`"peers": [`, `"connected": true`}},
+		{"peers -o jsonl", []string{`{"peer":"12D3KooWone","node":"01","addrs":["/ip4/127.0.0.1/tcp/2"],"connected":true}` + "\n" + `{"peer":"12D3KooWtwo"`}},
+		{"key n", []string{"hash       ff\n", "closest 2  12D3KooWtwo\n", "leader     12D3KooWone\n", "member     12D3KooWtwo\n"}},
+		{"key n -o json", []string{`"generation": "1152921504606846976"`, `"view": "2"`}},
+		{"lock info held", []string{"state   held\n", "token   1152921504606846977\n", "left of 15s"}},
+		{"lock info held -o json", []string{`"token": "1152921504606846977"`, `"ttl_ms": 15000`, `"waiters": []`, `"held": true`, `"peer": "12D3KooWfake"`}},
+		{"lock info free", []string{"state  free\n"}},
+		{"lock info free -o jsonl", []string{`"held":false,"holder":null,"token":"0"`}},
+		{"version", []string{"latchkey ", runtime.Version()}},
+		{"version -o json", []string{`"platform": "` + runtime.GOOS + "/" + runtime.GOARCH + `"`}},
+		{"completion bash", []string{"__start_latchkey"}},
+		{"completion zsh", []string{"#compdef latchkey"}},
+		{"completion fish", []string{"complete -c latchkey"}},
+		{"__complete lo", []string{"lock\t"}},
+		{"__complete completion z", []string{"zsh"}},
+		{"help key", []string{"latchkey key nightly"}},
+	} {
+		p := d.run(strings.Fields(c.args)...)
+		if p.code != 0 {
+			t.Errorf("%s: exit %d, %s", c.args, p.code, p.err.String())
+		}
+		for _, want := range c.want {
+			if !strings.Contains(p.out.String(), want) {
+				t.Errorf("%s: no %q in\n%s", c.args, want, p.out.String())
+			}
+		}
+	}
+}
+
+func TestShutdownWaitsUntilTheSocketIsGone(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	p := command(t, []string{"LATCHKEY_API=" + d.socket}, "shutdown").start()
+	<-d.stops
+	select {
+	case <-p.ended:
+		t.Fatal("shutdown ended while the daemon still answered")
+	case <-time.After(100 * time.Millisecond): // enough for a few of its looks
+	}
+	d.server.Close()
+	if p.wait() != 0 {
+		t.Errorf("exit %d, %s", p.code, p.err.String())
+	}
+}
+
+func TestArgumentsOfLock(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		args []string
+		dash int
+		name string
+		argv string
+		ok   bool
+	}{
+		{[]string{"n"}, -1, "n", "", true},
+		{[]string{"n", "a", "b"}, 1, "n", "a b", true},
+		{[]string{"n", "a", "--", "b"}, 1, "n", "a -- b", true},
+		{[]string{"n"}, 1, "n", "", true},
+		{[]string{"info", "a"}, 0, "info", "a", true},
+		{[]string{"info", "--", "a"}, 0, "info", "a", true},
+		{[]string{"-n"}, 0, "-n", "", true},
+		{[]string{"watch", "a"}, 0, "watch", "a", true},
+		{[]string{"watch", "a"}, 1, "", "", false},
+		{[]string{"n", "a"}, -1, "", "", false},
+		{[]string{"n", "a", "b"}, 2, "", "", false},
+		{nil, -1, "", "", false},
+		{nil, 0, "", "", false},
+	} {
+		name, argv, err := lockArgs(c.args, c.dash)
+		if (err == nil) != c.ok || name != c.name || strings.Join(argv, " ") != c.argv {
+			t.Errorf("lockArgs(%q, %d) = %q, %q, %v", c.args, c.dash, name, argv, err)
+		}
+	}
+}
