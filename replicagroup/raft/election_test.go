@@ -159,6 +159,21 @@ func TestSuspectingEverybodyAllTheTimeDoesNotStopAGroup(t *testing.T) {
 	w.agree(electionTimeout)
 }
 
+func TestARestartedLeaderDoesNotWaitForItsFollowersPatience(t *testing.T) {
+	w := newWorld(t, 5, 3, 0)
+	w.startAll()
+	old := w.awaitLeader(electionTimeout)
+	w.commit(old, 1, 3)
+	w.pass(electionTimeout)
+	w.crash(old.id)
+	w.start(old.id)
+	from := w.now
+	w.awaitLeader(2 * electionTimeout)
+	if took := w.now - from; took > 3*HeartbeatDefault {
+		t.Errorf("it took %v", took)
+	}
+}
+
 func TestALoneVoterLeadsAtOnce(t *testing.T) {
 	w := newWorld(t, 5, 1, 0)
 	w.startAll()

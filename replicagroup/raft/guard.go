@@ -25,6 +25,10 @@ func (e *Engine) recv(r order.Recv, out *order.Actions) {
 		e.dropped++
 		return
 	}
+	if t := m.GetType(); (t == pb.MsgPreVote || t == pb.MsgVote) && r.From == e.lead && m.GetTerm() > e.term {
+		// A leader does not campaign: it has restarted, and there is nobody left to be loyal to.
+		_ = e.raft.ForgetLeader()
+	}
 	e.noteAck(m)
 	e.feed(m)
 	e.drain(out)
