@@ -74,7 +74,7 @@ var mutants = []struct {
 	{name: "driver reports Stored before the disk has it", driver: mistakes{storedEarly: true}, test: crashEverywhere, effort: 1, finds: "I12"},
 	{name: "driver sends before Stored", driver: mistakes{sendEarly: true}, test: totalOrder, effort: .1, finds: "I12"},
 	{name: "driver never syncs", driver: mistakes{neverSyncs: true}, test: restartAll, effort: 1, finds: "I"},
-	{name: "disk keeps the first hard state", driver: mistakes{dropState: true}, test: restartAll, effort: 1, finds: ""},
+	{name: "disk keeps the first hard state", driver: mistakes{dropState: true}, test: forks, effort: 1, finds: "I6"},
 	{name: "disk loses entries", driver: mistakes{dropEntries: true}, test: restartAll, effort: 1, finds: ""},
 	{name: "driver delivers an entry twice", driver: mistakes{deliverTwice: true}, test: totalOrder, effort: .1, finds: "I2"},
 	{name: "driver leaves an entry out", driver: mistakes{deliverSkips: true}, test: totalOrder, effort: .1, finds: "I2"},
