@@ -255,8 +255,6 @@ func (h *Hold) wait(position int, out []Action) []Action {
 
 func (h *Hold) renewAnswer(c call, a Answer, out []Action) []Action {
 	switch {
-	case h.state == StateLost:
-		return out // never un-lost
 	case a.Kind == Held && (h.token == 0 || h.token == a.Token):
 		h.token = a.Token
 		return h.hold(c.sent, out)
@@ -310,7 +308,8 @@ func (h *Hold) due(out []Action) []Action {
 	return out
 }
 
-// lose ends the hold. The lock is not given back: the holder's work may go on for a while.
+// lose ends the hold, for good: no call is waited for any more. The lock is not given back, since the holder's work may go on
+// for a while.
 func (h *Hold) lose(cause error, out []Action) []Action {
 	h.state, h.next = StateLost, automaton.Never
 	h.calls = h.calls[:0]
@@ -340,9 +339,8 @@ func (h *Hold) release(out []Action) []Action {
 	h.next = h.now
 	h.calls = slices.DeleteFunc(h.calls, func(c call) bool { return c.kind != Acquire })
 	for _, c := range h.calls {
-		// The release must come after the acquire, which would leave a grant behind that nobody wants.
+		// giveBack waits for it: a release that overtakes the acquire would leave a grant behind that nobody wants.
 		out = append(out, Abandon{Call: c.id})
-		h.next = h.giveUp
 	}
 	return out
 }
