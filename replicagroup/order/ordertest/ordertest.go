@@ -1,6 +1,7 @@
 package ordertest
 
 import (
+	"flag"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ type test struct {
 type suite struct {
 	factory  Factory
 	mistakes mistakes // planted into the driver; none but in the package's own tests
+	seed     uint64   // added to every seed
 	// effort scales the number of seeds and operations: 1 is what [Run] does without -short.
 	effort float64
 }
@@ -53,16 +55,27 @@ var tests = []test{
 	{"13HistoriesAreLinearizable", linearizability},
 }
 
-// Run puts the engine that f makes under the suite. With -short it does a tenth of the work.
+// The seeds of the tests are fixed, so that what passed once passes again. These flags look further.
+var (
+	seedFlag   = flag.Uint64("ordertest.seed", 0, "conformance suite: first seed; 0 is what every run tests")
+	effortFlag = flag.Float64("ordertest.effort", 0, "conformance suite: how much to do; 1 is a usual run, 0.1 one with -short")
+)
+
+// Run puts the engine that f makes under the suite. With -short it does a tenth of the work; the flags -ordertest.seed and
+// -ordertest.effort choose other seeds and more of them.
 func Run(t *testing.T, f Factory) {
-	s := suite{factory: f, effort: 1}
-	if testing.Short() {
+	s := suite{factory: f, seed: *seedFlag, effort: *effortFlag}
+	switch {
+	case s.effort > 0:
+	case testing.Short():
 		s.effort = 0.1
+	default:
+		s.effort = 1
 	}
 	for _, c := range tests {
 		t.Run(c.name, func(t *testing.T) {
 			if err := c.run(s); err != nil {
-				t.Fatal(err)
+				t.Fatalf("%v\nagain: go test -run '^%s$' -ordertest.seed=%d -ordertest.effort=%g", err, t.Name(), s.seed, s.effort)
 			}
 		})
 	}

@@ -56,7 +56,7 @@ func minority(n int) int { return (n - 1) / 2 }
 func determinism(s suite) error {
 	const steps = 300
 	return parallel(s.count(1000), func(i int) error {
-		u := setup{seed: uint64(i), members: 3 + 2*(i%2), clients: 2, ops: 1000, keys: 2, trace: true}
+		u := setup{seed: s.seed + uint64(i), members: 3 + 2*(i%2), clients: 2, ops: 1000, keys: 2, trace: true}
 		u.faults, u.crashLimit = drawn(u.seed, 10*patience), u.members
 		var runs [2]*cluster
 		for k := range runs {
@@ -82,7 +82,7 @@ func determinism(s suite) error {
 func totalOrder(s suite) error {
 	const each = 140 // 4 clients x 18 worlds x 140 are 10,080 commands
 	return parallel(s.count(18), func(i int) error {
-		u := setup{seed: 2_000 + uint64(i), members: 3 + 2*(i%3), clients: 4, ops: each, keys: 5}
+		u := setup{seed: s.seed + 2_000 + uint64(i), members: 3 + 2*(i%3), clients: 4, ops: each, keys: 5}
 		u.faults = drawn(u.seed, 20*patience)
 		u.faults.Loss, u.faults.Duplicate = max(u.faults.Loss, .02), max(u.faults.Duplicate, .02)
 		u.faults.Reorder, u.faults.ReorderBy = max(u.faults.Reorder, .02), max(u.faults.ReorderBy, patience/2)
@@ -94,7 +94,7 @@ func totalOrder(s suite) error {
 // noDuplication is test 3: every command goes through three members at once and is repeated over changes of the leader.
 func noDuplication(s suite) error {
 	return parallel(s.count(24), func(i int) error {
-		u := setup{seed: 3_000 + uint64(i), members: 3 + 2*(i%2), clients: 3, ops: 40, keys: 2, triple: true}
+		u := setup{seed: s.seed + 3_000 + uint64(i), members: 3 + 2*(i%2), clients: 3, ops: 40, keys: 2, triple: true}
 		u.faults = drawn(u.seed, 20*patience)
 		u.faults.CrashEvery, u.faults.CrashFor = 2*patience, patience
 		u.crashLimit = minority(u.members)
@@ -106,8 +106,8 @@ func noDuplication(s suite) error {
 // persist and each send; with five members, a second crash follows the first.
 func crashEverywhere(s suite) error {
 	for _, u := range []setup{
-		{seed: 4_001, members: 3, clients: 2, ops: 8, keys: 2, faults: calm, quiet: true},
-		{seed: 4_002, members: 5, clients: 2, ops: 6, keys: 2, faults: calm, quiet: true},
+		{seed: s.seed + 4_001, members: 3, clients: 2, ops: 8, keys: 2, faults: calm, quiet: true},
+		{seed: s.seed + 4_002, members: 5, clients: 2, ops: 6, keys: 2, faults: calm, quiet: true},
 	} {
 		whole := newCluster(s, u)
 		if err := whole.finish(); err != nil {
@@ -134,7 +134,7 @@ func crashEverywhere(s suite) error {
 func forks(s suite) error {
 	const points = 60
 	return parallel(s.count(8*points), func(i int) error {
-		u := setup{seed: 4_100 + uint64(i/points), members: 3, clients: 2, ops: 4, keys: 2, faults: calm, quiet: true}
+		u := setup{seed: s.seed + 4_100 + uint64(i/points), members: 3, clients: 2, ops: 4, keys: 2, faults: calm, quiet: true}
 		u.fork, u.crashAt = true, []int{i % points}
 		c := newCluster(s, u)
 		c.world.SetCut(sim.Bridged(1, []sim.NodeID{0, 3}, []sim.NodeID{2, 4}))
@@ -231,7 +231,7 @@ func (c *cluster) noAnswers(why string) error {
 // majorityDown is test 5: with f+1 members down nothing is acknowledged; one of them back with its disk makes progress.
 func majorityDown(s suite) error {
 	return parallel(s.count(20), func(i int) error {
-		u := setup{seed: 5_000 + uint64(i), members: 3 + 2*(i%2), clients: 3, keys: 3, faults: calm, think: patience / 20}
+		u := setup{seed: s.seed + 5_000 + uint64(i), members: 3 + 2*(i%2), clients: 3, keys: 3, faults: calm, think: patience / 20}
 		c := newCluster(s, u)
 		if err := c.warm(3); err != nil {
 			return err
@@ -256,7 +256,7 @@ func majorityDown(s suite) error {
 // restartAll is test 6: all members crash at once, several times; what was acknowledged is there afterwards.
 func restartAll(s suite) error {
 	return parallel(s.count(30), func(i int) error {
-		u := setup{seed: 6_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 3, faults: calm, think: patience / 20}
+		u := setup{seed: s.seed + 6_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 3, faults: calm, think: patience / 20}
 		c := newCluster(s, u)
 		for round := 1; round <= 4; round++ {
 			if err := c.warm(4 * round); err != nil {
@@ -280,7 +280,7 @@ func restartAll(s suite) error {
 // goes down: the follower that is left and the one that forgot would be a majority, if the new store counted as the old.
 func lostDisk(s suite) error {
 	return parallel(s.count(20), func(i int) error {
-		u := setup{seed: 7_000 + uint64(i), members: 3, clients: 3, keys: 3, faults: calm, think: patience / 20, impostor: i%2 == 0}
+		u := setup{seed: s.seed + 7_000 + uint64(i), members: 3, clients: 3, keys: 3, faults: calm, think: patience / 20, impostor: i%2 == 0}
 		c := newCluster(s, u)
 		if err := c.warm(3); err != nil {
 			return err
@@ -366,7 +366,7 @@ func primaryOnly(s suite) error {
 	}
 	stride := max(1, int(1/s.effort))
 	return parallel(len(trials)/stride, func(i int) error {
-		c := newCluster(s, setup{seed: 8_000 + uint64(i), members: n, clients: n, keys: 3, faults: calm, think: patience / 20})
+		c := newCluster(s, setup{seed: s.seed + 8_000 + uint64(i), members: n, clients: n, keys: 3, faults: calm, think: patience / 20})
 		err := c.warm(2)
 		if err == nil {
 			err = trials[i*stride].cut(c)
@@ -434,7 +434,7 @@ func (c *cluster) cutOtherwise(cut sim.Cut) error {
 // the others go on and write. The history shows whether it ever answered with less than was acknowledged.
 func staleReads(s suite) error {
 	return parallel(s.count(40), func(i int) error {
-		u := setup{seed: 12_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 1, faults: calm, think: patience / 20}
+		u := setup{seed: s.seed + 12_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 1, faults: calm, think: patience / 20}
 		u.faults.Drift = automaton.DriftDefault
 		if i%4 >= 2 {
 			u.faults.DelayMax = patience / 10
@@ -479,10 +479,10 @@ func staleReads(s suite) error {
 
 // linearizability is test 13: histories of 10^5 operations on registers and locks with faults of every kind.
 func linearizability(s suite) error {
-	const worlds, clients, ops = 10, 16, 625
-	each := max(20, int(ops*s.effort))
-	return parallel(worlds, func(i int) error {
-		u := setup{seed: 13_000 + uint64(i), members: 3 + 2*(i%2), clients: clients, ops: each, keys: 24, locks: true}
+	const clients, ops = 16, 625 // 10 worlds of 10,000 operations
+	each := max(20, int(ops*min(1, s.effort)))
+	return parallel(max(10, s.count(10)), func(i int) error {
+		u := setup{seed: s.seed + 13_000 + uint64(i), members: 3 + 2*(i%2), clients: clients, ops: each, keys: 24, locks: true}
 		u.faults = drawn(u.seed, 60*patience)
 		u.crashLimit = u.members // with their disks all may be down
 		return newCluster(s, u).finish()
