@@ -26,13 +26,18 @@ const waitMax = 20 * time.Second // for what takes milliseconds on an idle machi
 // newHost returns a host on a loopback port of its own. Hosts made with equal seeds have equal ids.
 func newHost(t testing.TB, seed uint64) host.Host {
 	t.Helper()
+	return newHostAt(t, seed, "/ip4/127.0.0.1/tcp/0")
+}
+
+func newHostAt(t testing.TB, seed uint64, addr string) host.Host {
+	t.Helper()
 	var s [ed25519.SeedSize]byte
 	binary.BigEndian.PutUint64(s[:], seed)
 	key, err := crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(s[:]))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := libp2p.New(libp2p.Identity(key), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(),
+	h, err := libp2p.New(libp2p.Identity(key), libp2p.ListenAddrStrings(addr), libp2p.DisableRelay(),
 		libp2p.DisableMetrics(), libp2p.ResourceManager(&network.NullResourceManager{}))
 	if err != nil {
 		t.Fatal(err)

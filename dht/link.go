@@ -180,27 +180,21 @@ func (o *Overlay) forgetIdleLocked(l *link, paused bool) {
 // post queues it, opening a stream if none is there. c, if any, will be ended exactly once if and only if the error is nil.
 func (l *link) post(it *item, c *call) error {
 	class := classOf(len(it.payload))
-	var frames []*frame
-	if class == Bulk {
-		frames = pieces(it) // copies before the lock
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gone {
-		return errGone
+	if err := l.admitLocked(it, c); err != nil {
+		return err
+	}
+	var frames []*frame
+	if class == Bulk {
+		l.mu.Unlock()
+		frames = pieces(it) // copies
+		l.mu.Lock()
+		if err := l.admitLocked(it, c); err != nil {
+			return err
+		}
 	}
 	ln := &l.lanes[class]
-	size := len(it.payload) + itemOverheadMax
-	messagesMax, bytesMax := outboxMessagesMax[class], outboxBytesMax[class]
-	if it.kind == pb.Kind_KIND_REPLY || it.kind == pb.Kind_KIND_ERROR {
-		messagesMax, bytesMax = messagesMax+requestsMax, 2*bytesMax
-	}
-	switch {
-	case ln.messages >= messagesMax, ln.bytes+size > bytesMax:
-		return fmt.Errorf("%w: %s, %v: %d messages, %d bytes", ErrOutboxFull, l.peer, class, ln.messages, ln.bytes)
-	case c != nil && len(l.calls) >= callsMax:
-		return fmt.Errorf("%w: %s: %d calls await an answer", ErrOutboxFull, l.peer, len(l.calls))
-	}
 	if ln.writer == nil && !ln.opening {
 		if wait := time.Until(ln.retryAt); wait > 0 {
 			return fmt.Errorf("%w: %s: no attempt for another %v", ErrUnreachable, l.peer, wait)
@@ -214,7 +208,7 @@ func (l *link) post(it *item, c *call) error {
 		l.awaitLocked(it.id, c)
 	}
 	ln.messages++
-	ln.bytes += size
+	ln.bytes += len(it.payload) + itemOverheadMax
 	if class == Bulk {
 		ln.frames = append(ln.frames, frames...)
 	} else {
@@ -223,6 +217,26 @@ func (l *link) post(it *item, c *call) error {
 	if w := ln.writer; w != nil && w.idle {
 		w.idle = false
 		w.wake <- struct{}{} // has room: the writer sleeps
+	}
+	return nil
+}
+
+// admitLocked reports why it cannot be queued.
+func (l *link) admitLocked(it *item, c *call) error {
+	if l.gone {
+		return errGone
+	}
+	class := classOf(len(it.payload))
+	ln := &l.lanes[class]
+	messagesMax, bytesMax := outboxMessagesMax[class], outboxBytesMax[class]
+	if it.kind == pb.Kind_KIND_REPLY || it.kind == pb.Kind_KIND_ERROR {
+		messagesMax, bytesMax = messagesMax+requestsMax, 2*bytesMax
+	}
+	switch {
+	case ln.messages >= messagesMax, ln.bytes+len(it.payload)+itemOverheadMax > bytesMax:
+		return fmt.Errorf("%w: %s, %v: %d messages, %d bytes", ErrOutboxFull, l.peer, class, ln.messages, ln.bytes)
+	case c != nil && len(l.calls) >= callsMax:
+		return fmt.Errorf("%w: %s: %d calls await an answer", ErrOutboxFull, l.peer, len(l.calls))
 	}
 	return nil
 }

@@ -225,7 +225,7 @@ func TestRepeatedOperationsOpenNothing(t *testing.T) {
 
 func TestLargeMessagesGoByBulk(t *testing.T) {
 	a, b := pair(t, nil)
-	for _, n := range []int{0, ControlBytesMax, ControlBytesMax + 1, pieceBytesMax + 1, MessageBytesMax} {
+	for _, n := range []int{0, ControlBytesMax, ControlBytesMax + 1, pieceBytesMax + 1, 3 * pieceBytesMax} {
 		msg := bytes.Repeat([]byte("0123456789abcdef"), n/16+1)[:n]
 		reply, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", msg)
 		if err != nil || !bytes.Equal(reply, msg) {
@@ -371,8 +371,9 @@ func TestOutboxRefusesWhatIsBeyondItsBound(t *testing.T) {
 			l.lanes[class].opening = false
 			l.lanes[class].drop()
 		}()
+		msg := make([]byte, size)
 		for ; err == nil; n++ {
-			err = a.Send(b.Self(), keyspace.Key{}, "echo", make([]byte, size))
+			err = a.Send(b.Self(), keyspace.Key{}, "echo", msg)
 		}
 		return n - 1, err
 	}
