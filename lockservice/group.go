@@ -158,7 +158,7 @@ func (b *groupBackend) acquireOnce(ctx context.Context, r Request) (Grant, error
 		if g.Token, err = b.wait(ctx, r, req, granted, int(res.Position)); err == nil {
 			return g, nil
 		}
-		if !errors.Is(err, errGone) && !errors.Is(err, errSession) {
+		if !errors.Is(err, errGone) {
 			b.leave(r.Name, req)
 		}
 		return Grant{}, err
@@ -199,6 +199,9 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 			if a.err != nil {
 				if errors.Is(a.err, ErrNoQuorum) || errors.Is(a.err, ErrOutcomeUnknown) {
 					continue // the place in the queue lives in the group's log, and the group will be back
+				}
+				if errors.Is(a.err, errSession) {
+					return 0, errGone
 				}
 				return 0, a.err
 			}

@@ -316,3 +316,14 @@ func (a answers) Query(context.Context, keyspace.Key, string, []byte) ([]byte, e
 	return a.b, nil
 }
 func (a answers) Notify(string, func(order.GroupID, []byte)) {}
+
+// forgetful is a group whose sessions end before they have served.
+type forgetful struct {
+	answers
+	asked int
+}
+
+func (f *forgetful) Do(context.Context, keyspace.Key, string, []byte) ([]byte, error) {
+	f.asked++
+	return nil, replicagroup.ErrSession
+}
