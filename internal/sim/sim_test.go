@@ -14,7 +14,6 @@ import (
 // recorder is a process that writes down what reaches it.
 type recorder struct {
 	env    *Env
-	onBoot func(*recorder)
 	on     func(r *recorder, from NodeID, msg any)
 	killed *int
 }
