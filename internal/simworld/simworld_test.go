@@ -34,6 +34,9 @@ func TestLocksKeepTheirPromises(t *testing.T) {
 	for _, e := range []Engine{Ideal, Raft} {
 		t.Run(e.String(), func(t *testing.T) {
 			n := *seedsFlag
+			if testing.Short() {
+				n /= 10
+			}
 			if e == Raft {
 				n /= 10
 			}
@@ -54,8 +57,12 @@ func TestEveryMutantIsCaught(t *testing.T) {
 		ForgetResults: "once only", ForeignStamps: "exclusion", SameToken: "tokens", StaleRelease: "exclusion",
 	}
 	const seedsMax = 5000
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	for _, m := range Mutants() {
 		t.Run(m.String(), func(t *testing.T) {
+			t.Parallel()
 			for seed := uint64(0); seed < seedsMax; seed++ {
 				_, err := Run(Draw(seed, Ideal, m))
 				if err != nil && strings.Contains(err.Error(), checks[m]+":") {

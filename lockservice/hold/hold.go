@@ -39,9 +39,9 @@ type Hold struct {
 	token   uint64
 	// asked is the first sending of an acquire of this attempt. [void] after a jump.
 	asked automaton.Instant
-	// sent is the sending of the last confirmed call, deadline its D. Both only grow within a hold.
-	sent, deadline automaton.Instant
-	position       int // last reported, -1 before
+	// deadline is the D of the last confirmed call. It only grows within a hold.
+	deadline automaton.Instant
+	position int // last reported, -1 before
 
 	calls  []call // unanswered, oldest first; at most RenewalsMax and one more
 	lastID uint64
@@ -195,7 +195,7 @@ func (h *Hold) hold(sent automaton.Instant, out []Action) []Action {
 	d := h.lease(sent)
 	if h.state == StateHeld {
 		if d > h.deadline {
-			h.sent, h.deadline = sent, d
+			h.deadline = d
 			h.next = max(h.now, sent.Add(h.cfg.TTL/renewPart))
 			out = append(out, Renewed{Deadline: d})
 		}
@@ -204,7 +204,7 @@ func (h *Hold) hold(sent automaton.Instant, out []Action) []Action {
 	if h.now >= d.Add(-Guard(h.cfg.TTL)) {
 		return h.offered(h.token, out)
 	}
-	h.state, h.sent, h.deadline = StateHeld, sent, d
+	h.state, h.deadline = StateHeld, d
 	h.next = max(h.now, sent.Add(h.cfg.TTL/renewPart))
 	return append(out, Acquired{Token: h.token, Deadline: d})
 }
