@@ -77,7 +77,7 @@ func TestEveryMutantIsCaught(t *testing.T) {
 
 func TestEqualSeedsMakeEqualWorlds(t *testing.T) {
 	for _, e := range []Engine{Ideal, Raft} {
-		for seed := range uint64(10) {
+		for seed := range uint64(5) {
 			a, errA := Run(Draw(seed, e, None))
 			b, errB := Run(Draw(seed, e, None))
 			if a != b || errA != nil || errB != nil {
