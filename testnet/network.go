@@ -79,6 +79,12 @@ type Progress struct {
 	Done, Total int    // peers
 }
 
+// Validate reports whether [Up] would take these options. The error matches [ErrOptions].
+func (o Options) Validate() error {
+	_, err := o.withDefaults()
+	return err
+}
+
 // withDefaults fills in what is not set, and says what cannot be.
 func (o Options) withDefaults() (Options, error) {
 	o.N, o.F, o.Seed = cmp.Or(o.N, PeersDefault), cmp.Or(o.F, FDefault), cmp.Or(o.Seed, SeedDefault)

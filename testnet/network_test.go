@@ -205,7 +205,7 @@ func TestEffectsOfAPeerEndWithItsKillWhichWaitsForThoseUnderWay(t *testing.T) {
 
 func TestUnusableOptionsAndNumbersAreRefused(t *testing.T) {
 	for _, o := range []Options{{N: 2}, {N: -1}, {N: PeersMax + 1}, {N: 4, F: 2}, {F: -1}, {F: 4, N: 9}} {
-		if n, err := Up(t.Context(), o); !errors.Is(err, ErrOptions) {
+		if n, err := Up(t.Context(), o); !errors.Is(err, ErrOptions) || !errors.Is(o.Validate(), ErrOptions) {
 			t.Errorf("%+v: %v, %v", o, n, err)
 		}
 	}

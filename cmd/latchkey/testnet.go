@@ -53,8 +53,11 @@ func testnetUpVerb(a *app, dir *string) *cobra.Command {
   latchkey testnet up -n 9 --f 2`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if c.Flags().Changed("n") && o.N == 0 || c.Flags().Changed("f") && o.F == 0 {
-				return usagef("testnet up: -n and --f must be positive")
+			if o.N <= 0 || o.F <= 0 {
+				return usagef("testnet up: -n %d, --f %d: both must be positive", o.N, o.F)
+			}
+			if err := o.Validate(); err != nil {
+				return usagef("%w", err)
 			}
 			o.Dir = testnetDir(*dir)
 			return a.testnetUp(c.Context(), o)
@@ -89,9 +92,6 @@ func (a *app) testnetUp(ctx context.Context, o testnet.Options) (err error) {
 	o.Progress = a.progressBar()
 	start := time.Now()
 	n, err := testnet.Up(ctx, o)
-	if errors.Is(err, testnet.ErrOptions) {
-		return usagef("%w", err)
-	}
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"latchkey/testnet"
+)
+
+// typed runs a command line and returns what it printed and its exit code.
+func typed(args ...string) (out, errs string, code int) {
+	var o, e bytes.Buffer
+	code = run(args, &o, &e)
+	return o.String(), e.String(), code
+}
+
+// socketDir returns a directory that is not there yet, with a path short enough for sockets.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "lk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return filepath.Join(dir, "net")
+}
+
+func TestTestnetVerbsRefuseWhatMakesNoSense(t *testing.T) {
+	for line, tc := range map[string]struct {
+		code int
+		want string
+	}{
+		"testnet":                                   {exitUsage, "which verb"},
+		"testnet upp":                               {exitUsage, "upp"},
+		"testnet up -n 2":                           {exitUsage, "at least 3"},
+		"testnet up -n 0":                           {exitUsage, "positive"},
+		"testnet up -n 51":                          {exitUsage, "50 are the most"},
+		"testnet up --f -1":                         {exitUsage, "must be positive"},
+		"testnet up now":                            {exitUsage, "arguments"},
+		"testnet demo --sabotage all":               {exitUsage, "no-lock"},
+		"testnet kill":                              {exitUsage, "arguments"},
+		"testnet kill x":                            {exitUsage, "no peer"},
+		"testnet kill -- -1":                        {exitUsage, "no peer"},
+		"testnet restart 1x":                        {exitUsage, "no peer"},
+		"testnet env":                               {exitUsage, "arguments"},
+		"testnet run":                               {exitUsage, "like: latchkey testnet run"},
+		"testnet run 0 true":                        {exitUsage, "like: latchkey testnet run"},
+		"testnet run 0 --":                          {exitUsage, "like: latchkey testnet run"},
+		"testnet run 0 1 -- true":                   {exitUsage, "like: latchkey testnet run"},
+		"testnet run 4-0 -- true":                   {exitUsage, "4-0"},
+		"testnet run 0- -- true":                    {exitUsage, "0-"},
+		"bench":                                     {exitUsage, "which verb"},
+		"bench route -n 0":                          {exitUsage, "positive"},
+		"bench route -n 2":                          {exitUsage, "at least 3"},
+		"bench route --for 0s":                      {exitUsage, "--for"},
+		"bench lock --protocol sigma":               {exitUsage, "use group"},
+		"testnet ls --dir /nowhere/at/all":          {exitUnreachable, "latchkey testnet up --dir /nowhere/at/all"},
+		"testnet kill 0 --dir /nowhere/at/all":      {exitUnreachable, "start one with"},
+		"testnet run --dir /nowhere/at/all -- true": {exitUnreachable, "start one with"},
+		"testnet up --dir /tmp/" + strings.Repeat("x", 200):  {exitUsage, "bytes"},
+		"testnet ls --dir /tmp/" + strings.Repeat("x", 200):  {exitUsage, "bytes"},
+		"testnet env 0 -o json --dir " + os.DevNull:          {exitUnreachable, "none is running"},
+		"testnet up --dir " + filepath.Join(os.DevNull, "x"): {exitFailure, "directory"},
+	} {
+		out, errs, code := typed(strings.Fields(line)...)
+		if code != tc.code || !strings.Contains(errs, tc.want) || strings.Count(errs, "\n") != 1 || out != "" {
+			t.Errorf("%s: exit %d, %q, %q; want exit %d and one line with %q", line, code, out, errs, tc.code, tc.want)
+		}
+	}
+}
+
+func TestATestnetIsUsedKilledAndRestartedFromTheCommandLine(t *testing.T) {
+	dir := socketDir(t)
+	control, err := testnet.Claim(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	n, err := testnet.Up(t.Context(), testnet.Options{N: 3, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	control.Serve(n)
+
+	out, _, code := typed("testnet", "ls", "--dir", dir, "-o", "json")
+	var ls struct{ Peers []testnet.PeerStatus }
+	if err := json.Unmarshal([]byte(out), &ls); err != nil || code != exitOK || len(ls.Peers) != 3 || !ls.Peers[2].Up {
+		t.Errorf("ls: exit %d, %v: %s", code, err, out)
+	}
+	out, _, code = typed("testnet", "env", "1", "--dir", dir)
+	want := fmt.Sprintf("export LATCHKEY_API='%s'\nexport LATCHKEY_PATH='%s'\n", ls.Peers[1].API, ls.Peers[1].Path)
+	if out != want || code != exitOK {
+		t.Errorf("env: exit %d: %s", code, out)
+	}
+	for line, want := range map[string]int{
+		"testnet run 0 -- true":           exitOK,
+		"testnet run 0-2 -- true":         exitOK,
+		"testnet run [0-2] -- true":       exitOK,
+		"testnet run -- true":             exitOK,
+		"testnet run 0 -- no-such-binary": exitNoCommand,
+		"testnet run 3 -- true":           exitUsage,
+		"testnet run 0-3 -- true":         exitUsage,
+		"testnet env 3":                   exitUsage,
+		"testnet kill 3":                  exitUsage,
+		"testnet restart 0":               exitFailure,
+		"testnet up":                      exitFailure, // the directory is taken
+	} {
+		verb, command, isRun := strings.Cut(line, " -- ")
+		args := append(strings.Fields(verb), "--dir", dir)
+		if isRun {
+			args = append(args, "--", command)
+		}
+		if _, errs, code := typed(args...); code != want {
+			t.Errorf("%s: exit %d, want %d: %s", line, code, want, errs)
+		}
+	}
+	if _, _, code := typed("testnet", "run", "2", "--dir", dir, "--", "sh", "-c", `test "$LATCHKEY_API" = "$1" && exit 9`, "sh", ls.Peers[2].API); code != 9 {
+		t.Errorf("run: exit %d; the command should have found its peer's socket and exited with 9", code)
+	}
+	if _, _, code := typed("testnet", "run", "2", "--dir", dir, "--", "sh", "-c", "kill -TERM $$"); code != exitSignal+15 {
+		t.Errorf("run of a command that a signal ends: exit %d", code)
+	}
+
+	if out, errs, code := typed("testnet", "kill", "2", "--dir", dir); code != exitOK || out != "peer 2 killed\n" {
+		t.Errorf("kill: exit %d: %q, %s", code, out, errs)
+	}
+	for _, peers := range []string{"2", "0-2"} {
+		if _, errs, code := typed("testnet", "run", peers, "--dir", dir, "--", "true"); code != exitUnreachable || !strings.Contains(errs, "peer 2 is down") {
+			t.Errorf("run at %s after the kill: exit %d: %s", peers, code, errs)
+		}
+	}
+	if _, _, code := typed("testnet", "run", "--dir", dir, "--", "true"); code != exitOK {
+		t.Errorf("run at those that are up: exit %d", code)
+	}
+	if _, _, code := typed("testnet", "kill", "2", "--dir", dir); code != exitFailure {
+		t.Errorf("second kill: exit %d", code)
+	}
+	if out, errs, code := typed("testnet", "restart", "2", "--dir", dir, "-o", "jsonl"); code != exitOK || out != "{\"n\":2,\"done\":\"restarted\"}\n" {
+		t.Errorf("restart: exit %d: %q, %s", code, out, errs)
+	}
+	if _, _, code := typed("testnet", "run", "2", "--dir", dir, "--", "true"); code != exitOK {
+		t.Errorf("run after the restart: exit %d", code)
+	}
+}
+
+// lines hands over what is written, line by line.
+type lines struct{ c chan string }
+
+func (l lines) Write(b []byte) (int, error) {
+	for line := range strings.Lines(string(b)) {
+		l.c <- line
+	}
+	return len(b), nil
+}
+
+func TestUpShowsItsPeersAndGivesTheDirectoryBackWhenItEnds(t *testing.T) {
+	dir := socketDir(t)
+	ctx, interrupt := context.WithCancel(t.Context())
+	out := lines{make(chan string, 100)}
+	a := &app{printer: printer{out: out, err: out, format: formatText}, timeout: 5 * time.Second}
+	ended := make(chan error, 1)
+	go func() { ended <- a.testnetUp(ctx, testnet.Options{N: 3, Dir: dir}) }()
+	var banner string
+	for !strings.Contains(banner, "Ctrl-C") {
+		select {
+		case line := <-out.c:
+			banner += line
+		case err := <-ended:
+			t.Fatal(err)
+		case <-time.After(20 * time.Second):
+			t.Fatalf("no banner: %s", banner)
+		}
+	}
+	st, err := testnet.Dial(dir).Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range st.Peers {
+		if !strings.Contains(banner, p.Addr) || !strings.Contains(banner, p.API) {
+			t.Errorf("the banner lacks peer %d: %s", p.N, banner)
+		}
+	}
+	interrupt()
+	if err := <-ended; err != nil {
+		t.Errorf("interrupted: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
