@@ -189,7 +189,7 @@ func (h *History) Killed(client int) {
 		switch {
 		case o.Op.Kind == KindAcquire && !o.open() && !o.NoEffect:
 			held = append(held, hold{o.Op.Key, o.Answer.Token})
-		case o.Op.Kind == KindRelease && !o.open(), o.Op.Kind == KindLost:
+		case o.Op.Kind == KindRelease, o.Op.Kind == KindLost:
 			released[hold{o.Op.Key, o.Op.Token}] = true
 		}
 	}

@@ -339,6 +339,62 @@ func TestRunUntilStopsWhenItIsDone(t *testing.T) {
 	}
 }
 
+func TestTimersThatWaitedForAPauseFireInTheirOrder(t *testing.T) {
+	w, envs, _ := collect(Config{Nodes: 1})
+	run(t, w, 0)
+	w.Pause(0, time.Minute)
+	var got []int
+	(*envs)[0].After(50*time.Second, func() { got = append(got, 50) })
+	(*envs)[0].After(40*time.Second, func() { got = append(got, 40) })
+	run(t, w, time.Minute)
+	if !slices.Equal(got, []int{40, 50}) {
+		t.Errorf("order %v", got)
+	}
+}
+
+func TestRestartedNodeIsNotPausedAndHasNoOldTimers(t *testing.T) {
+	w, envs, _ := collect(Config{Nodes: 1})
+	run(t, w, 0)
+	(*envs)[0].After(time.Second, func() { t.Error("a timer of the dead run fired in the next") })
+	w.Pause(0, time.Hour)
+	w.Crash(0)
+	w.Restart(0)
+	fired := false
+	(*envs)[0].After(time.Minute, func() { fired = true })
+	run(t, w, 2*time.Minute)
+	if !fired {
+		t.Error("the new run is paused")
+	}
+}
+
+func TestEachLifeDrawsAnew(t *testing.T) {
+	w, envs, _ := collect(Config{Nodes: 2})
+	run(t, w, 0)
+	drawn := map[uint64]bool{}
+	for range 3 {
+		drawn[(*envs)[0].Rand().Uint64()], drawn[(*envs)[1].Rand().Uint64()] = true, true
+		for id := range NodeID(2) {
+			w.Crash(id)
+			w.Restart(id)
+		}
+	}
+	if len(drawn) != 6 {
+		t.Errorf("%d different draws of 6", len(drawn))
+	}
+}
+
+func TestCutLosesWhatIsSentThoughItHealsBeforeTheArrival(t *testing.T) {
+	w, envs, got := collect(Config{Nodes: 2, Faults: Faults{DelayMin: time.Second, DelayMax: time.Second}})
+	run(t, w, 0)
+	w.SetCut(Split([]NodeID{0}, []NodeID{1}))
+	(*envs)[0].Send(1, "m")
+	w.SetCut(nil)
+	run(t, w, 2*time.Second)
+	if len((*got)[1]) != 0 {
+		t.Error("what was sent into a cut arrived")
+	}
+}
+
 // gossip is a busy workload for the tests below: every node forwards a counter to a node of its choice, with timers.
 func gossip(seed uint64, nodes int, f Faults) *World {
 	return New(Config{Seed: seed, Nodes: nodes, Faults: f, CrashLimit: nodes / 2}, func(e *Env) Process {

@@ -181,8 +181,8 @@ func (w *World) step() {
 	case ev.kind == timerEvent && n.env != ev.env:
 		return // the run that armed it is over
 	case n.paused > w.now:
-		ev.at = n.paused // keeps its sequence number, so order survives the pause
-		w.queue.push(ev)
+		ev.at = n.paused
+		w.push(ev) // behind what reached the node before
 		return
 	}
 	w.count(ev)
