@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
+	"slices"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 
@@ -81,19 +83,20 @@ func (r *reader) bytes(n uint64) []byte {
 	return v
 }
 
+// numbers returns the fields of a message that are encoded as numbers, in their order.
+func numbers(m *pb.Message) [7]uint64 {
+	return [...]uint64{
+		m.GetFrom(), m.GetTo(), m.GetTerm(), m.GetLogTerm(), m.GetIndex(), m.GetCommit(), m.GetRejectHint(),
+	}
+}
+
 // appendMessage appends the encoding of a message to another member.
 func appendMessage(b []byte, m *pb.Message) []byte {
 	b = append(b, codecVersion, byte(m.GetType()))
-	for _, v := range [...]uint64{
-		m.GetFrom(), m.GetTo(), m.GetTerm(), m.GetLogTerm(), m.GetIndex(), m.GetCommit(), m.GetRejectHint(),
-	} {
+	for _, v := range numbers(m) {
 		b = binary.AppendUvarint(b, v)
 	}
-	reject := byte(0)
-	if m.GetReject() {
-		reject = 1
-	}
-	b = append(b, reject, byte(len(m.GetContext())))
+	b = append(b, byte(flag(m.GetReject())), byte(len(m.GetContext())))
 	b = append(b, m.GetContext()...)
 	switch m.GetType() {
 	case pb.MsgApp:
@@ -109,9 +112,15 @@ func appendMessage(b []byte, m *pb.Message) []byte {
 	return b
 }
 
-// messageSize returns a bound on what [appendMessage] writes.
+// messageSize returns how much [appendMessage] writes, or a little more.
 func messageSize(m *pb.Message) int {
-	n := 2 + 7*binary.MaxVarintLen64 + 2 + len(m.GetContext()) + len(m.GetSnapshot().GetData())
+	n := 2 + 2 + len(m.GetContext()) + len(m.GetSnapshot().GetData())
+	for _, v := range numbers(m) {
+		n += (bits.Len64(v|1) + 6) / 7
+	}
+	if m.GetType() == pb.MsgApp {
+		n += binary.MaxVarintLen32
+	}
 	for _, e := range m.GetEntries() {
 		n += entryOverhead + len(e.GetData())
 	}
@@ -328,6 +337,10 @@ const entryHead = 1 + 8
 
 // appendEntries appends a record for each entry. They share one buffer.
 func appendEntries(recs []order.Record, ents []*pb.Entry) []order.Record {
+	if len(ents) == 0 {
+		return recs
+	}
+	recs = slices.Grow(recs, len(ents)+1) // the state may follow
 	size := 0
 	for _, e := range ents {
 		size += entryHead + len(e.GetData())

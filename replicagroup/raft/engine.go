@@ -104,6 +104,7 @@ type Engine struct {
 	// (also by Install), applied the newest it reported.
 	unapplied          fifo[*pb.Entry]
 	delivered, applied uint64
+	applyResp          *pb.Message // tells the library of them
 
 	// The rest is used by leaders only and empty otherwise.
 
@@ -182,6 +183,9 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 	e := &Engine{
 		cfg: cfg, view: view, voters: view.Voters(), raft: rn, log: log, role: etcd.StateFollower, state: log.state, saved: log.state,
 		delivered: log.base, applied: log.base, peers: make([]peer, len(view.Members)),
+		applyResp: &pb.Message{
+			Type: pb.MsgStorageApplyResp.Enum(), To: new(uint64(cfg.Self)), From: new(etcd.LocalApplyThread), Term: new(uint64),
+		},
 	}
 	if log.base > genesisIndex {
 		s, err := decodeSnapshot(log.snap.GetData())
@@ -494,10 +498,9 @@ func (e *Engine) onApplied(index uint64, out *order.Actions) {
 	for ents := e.unapplied.all(); n < len(ents) && ents[n].GetIndex() <= index; n++ {
 	}
 	if n > 0 {
-		e.feed(&pb.Message{
-			Type: pb.MsgStorageApplyResp.Enum(), To: new(uint64(e.cfg.Self)), From: new(etcd.LocalApplyThread),
-			Term: new(uint64), Entries: e.unapplied.all()[:n],
-		})
+		e.applyResp.Entries = e.unapplied.all()[:n]
+		e.feed(e.applyResp) // the library reads it and does not keep it
+		e.applyResp.Entries = nil
 		for range n {
 			e.unapplied.pop()
 		}
@@ -516,7 +519,7 @@ func (e *Engine) propose(p order.Propose, out *order.Actions) {
 		refuse(order.ErrNotLeader)
 		return
 	}
-	data, err := order.AppendCommand(nil, p.Stamp, p.Cmd)
+	data, err := order.AppendCommand(make([]byte, 0, commandOverhead+len(p.Cmd.Data)), p.Stamp, p.Cmd)
 	if err == nil {
 		// What the log holds must be readable at delivery.
 		_, _, err = order.DecodeCommand(data)

@@ -84,7 +84,7 @@ func (w *world) mishaps(d time.Duration) {
 }
 
 func TestGroupsSurviveMishaps(t *testing.T) {
-	seeds := 80
+	seeds := 60
 	if testing.Short() {
 		seeds = 20
 	}

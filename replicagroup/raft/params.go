@@ -47,6 +47,7 @@ const (
 	viewMembersMax  = 64
 	contextBytesMax = 8                    // the library puts 8 bytes into heartbeats while reads wait
 	messageBytesMax = 2*appendBytesMax + 1 // of everything but snapshots
+	commandOverhead = 128                  // room for what an encoded command has beside its data, as a guess for buffers
 	entryOverhead   = 24                   // of one entry beside its data, at most, in this encoding and in the library's count
 )
 
