@@ -12,5 +12,7 @@
 //     lost, duplicated or reordered.
 //   - Deliver is gap-free: entry i+1 follows entry i, or a snapshot at j > i is announced by [Actions.Install].
 //   - A driver reports [Applied] after the machine has executed a delivered entry.
+//   - A store keeps entries above a snapshot, also those that a snapshot installed from the leader has made void. An engine
+//     must tell them from its own when it starts again (engine raft does by their terms).
 //   - Slices inside events and actions belong to the receiver from then on; nobody changes them afterwards.
 package order
