@@ -101,9 +101,9 @@ func (e *Engine) tick() {
 	}
 }
 
-// campaign asks the voters for leadership. A learner only forgets its leader.
+// campaign asks the voters for leadership; a learner only waits on. No leader is known at this point: either the time-out has
+// passed, or a suspicion or campaign has made the engine forget it, and hearing of one puts the campaign off.
 func (e *Engine) campaign() {
-	_ = e.raft.ForgetLeader()
 	e.clearBallots()
 	e.clock.elapsed = 0
 	e.clock.tries = min(e.clock.tries+1, 2)

@@ -340,6 +340,23 @@ func TestTheTrailingLogIsBounded(t *testing.T) {
 	}
 }
 
+func TestEntriesHandedOutOutliveATruncation(t *testing.T) {
+	l := &memLog{}
+	l.restore(testSnapshot(10, 1, ""))
+	l.append([]*pb.Entry{testEntry(1, 11, 1), testEntry(1, 12, 2), testEntry(1, 13, 3)})
+	got, err := l.Entries(11, 14, 1<<20)
+	if err != nil || len(got) != 3 {
+		t.Fatal(got, err)
+	}
+	l.append([]*pb.Entry{testEntry(2, 12, 4)})
+	if got[1].GetTerm() != 1 || l.last() != 12 {
+		t.Errorf("an entry that a message refers to became one of term %d", got[1].GetTerm())
+	}
+	if got, err := l.Entries(11, 13, 0); err != nil || len(got) != 1 {
+		t.Errorf("at least one entry: %v, %v", got, err)
+	}
+}
+
 // Lost without a word from the links, a snapshot is sent again after a while; the library itself would wait for ever.
 func TestALostSnapshotIsSentAgain(t *testing.T) {
 	for _, told := range []bool{false, true} {
