@@ -21,8 +21,8 @@
 //	asking     2f+1 accepted                           proposing  Propose Create
 //	asking     nobody left, fewer than 2f+1 accepted   pausing    (then LookUp again; settles after some rounds)
 //	proposing  Committed (ours or an earlier one)      starting   SendStart to the members that have not reported in
-//	starting   Started                                 starting   AnswerEnsure once a majority has reported in
-//	starting   Started by the last member              -          Propose Reported
+//	starting   Started                                 starting   Propose Reported; AnswerEnsure once a majority has reported in
+//	starting   Started by the last member              -          the same; the creation is forgotten
 //	any        LeaderChange, not leading               -          AnswerEnsure with ErrNotLeader
 //
 // # Departures from the design text
