@@ -164,8 +164,8 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 	}
 	lost := supervise(held, work, signals)
 	a.release(daemon, held)
-	if lost != nil {
-		return fmt.Errorf("lock %q may be lost, so its work was stopped: %w", name, lost)
+	if lost != nil { // whatever the reason, be it a daemon that is not reachable
+		return exitf(exitLost, "lock %q may be lost, so its work was stopped: %w", name, lost)
 	}
 	return work.result()
 }

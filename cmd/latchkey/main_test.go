@@ -308,7 +308,7 @@ func TestInformationInEachFormat(t *testing.T) {
 		{"id -o jsonl", []string{`{"peer":"12D3KooWfake",`}},
 		{"peers", []string{"12D3KooWone  connected  /ip4/127.0.0.1/tcp/2\n", "12D3KooWtwo  away"}},
 		{"peers -o json", []string{`"peers": [`, `"connected": true`}},
-		{"peers -o jsonl", []string{`{"peer":"12D3KooWone","node":"01","addrs":["/ip4/127.0.0.1/tcp/2"],"connected":true}` + "\n" + `{"peer":"12D3KooWtwo"`}},
+		{"peers -o jsonl", []string{`{"peer":"12D3KooWone","node":"01","addrs":["/ip4/127.0.0.1/tcp/2"],"connected":true}` + "\n" + `{"peer":"12D3KooWtwo","node":"02","addrs":[],"connected":false}`}},
 		{"key n", []string{"hash       ff\n", "closest 2  12D3KooWtwo\n", "leader     12D3KooWone\n", "member     12D3KooWtwo\n"}},
 		{"key n -o json", []string{`"generation": "1152921504606846976"`, `"view": "2"`}},
 		{"lock info held", []string{"state   held\n", "token   1152921504606846977\n", "left of 15s"}},

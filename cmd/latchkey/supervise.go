@@ -60,9 +60,10 @@ func supervise(l lease, w work, signals <-chan os.Signal) (lost error) {
 		case <-tick.C:
 			w.tend()
 		}
-		now := clock.Now()
+		now, left := clock.Now(), l.Remaining()
+		// In this order, since a lock that is lost has nothing remaining, and that is not when its lease ends.
 		if lost == nil && l.Context().Err() == nil {
-			end = now.Add(l.Remaining())
+			end = now.Add(left)
 			if end.Sub(now) <= ttl/termAtTTL {
 				lose(&lapseError{end.Sub(now)})
 			}

@@ -75,7 +75,7 @@ func (c *Client) ID(ctx context.Context) (Info, error) {
 		return Info{}, decodeError(ctx, c.addr, err, false)
 	}
 	return Info{
-		Peer: r.Peer, Node: r.Node, Overlay: r.Overlay, OverlayName: r.OverlayName, Addrs: r.Addrs, Version: r.Version, Store: r.Store,
+		Peer: r.Peer, Node: r.Node, Overlay: r.Overlay, OverlayName: r.OverlayName, Addrs: list(r.Addrs), Version: r.Version, Store: r.Store,
 	}, nil
 }
 
@@ -87,7 +87,7 @@ func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
 	}
 	peers := make([]Peer, len(r.Peers))
 	for i, p := range r.Peers {
-		peers[i] = Peer{Peer: p.Peer, Node: p.Node, Addrs: p.Addrs, Connected: p.Connected}
+		peers[i] = Peer{Peer: p.Peer, Node: p.Node, Addrs: list(p.Addrs), Connected: p.Connected}
 	}
 	return peers, nil
 }
@@ -101,9 +101,9 @@ func (c *Client) Key(ctx context.Context, name string) (KeyInfo, error) {
 	if err != nil {
 		return KeyInfo{}, decodeError(ctx, c.addr, err, false)
 	}
-	k := KeyInfo{Name: r.Name, Hash: r.Hash, Closest: r.Closest}
+	k := KeyInfo{Name: r.Name, Hash: r.Hash, Closest: list(r.Closest)}
 	if g := r.Group; g != nil {
-		k.Group = &GroupInfo{ID: g.Id, Generation: g.Generation, View: g.View, Leader: g.Leader, Members: g.Members}
+		k.Group = &GroupInfo{ID: g.Id, Generation: g.Generation, View: g.View, Leader: g.Leader, Members: list(g.Members)}
 	}
 	return k, nil
 }
@@ -201,6 +201,14 @@ func (b *backend) Limits(ctx context.Context) (lockservice.Limits, error) {
 	return lockservice.Limits{
 		TTLMin: r.TtlMin.AsDuration(), TTLMax: r.TtlMax.AsDuration(), TTLDefault: r.TtlDefault.AsDuration(), DriftPPM: r.DriftPpm,
 	}, nil
+}
+
+// list keeps an empty list from showing as null in JSON.
+func list(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
 }
 
 // neverSent reports whether a call failed before anything left this process.
