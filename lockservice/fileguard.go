@@ -67,6 +67,20 @@ func (g *FileGuard) Read() (Token, []byte, error) {
 	return token, data, nil
 }
 
+// Claim makes token the file's, if it is not stale, and returns the data: from then on no older token writes. Who reads, works
+// and writes back must begin with it. After a mere Read, a former holder's late write could still land, and the write that
+// follows from what was read would undo it.
+func (g *FileGuard) Claim(token Token) (data []byte, err error) {
+	err = g.Update(token, func(old []byte) ([]byte, error) {
+		data = old
+		return bytes.Clone(old), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return data, nil
+}
+
 // Write replaces the data if token is not stale, else returns [ErrStaleToken] and changes nothing. When it returns nil the
 // data is durable.
 func (g *FileGuard) Write(token Token, data []byte) error {

@@ -99,6 +99,32 @@ func TestFileGuardKeepsTokenAndDataTogether(t *testing.T) {
 	mustRead(t, g, 3, "")
 }
 
+// A former holder's write that was held up at the disk lands after its successor has read: a plain read would let it, and the
+// successor's write would undo it.
+func TestClaimShutsOutLateWrites(t *testing.T) {
+	g, _ := tempGuard(t)
+	if data, err := g.Claim(3); err != nil || data != nil {
+		t.Fatalf("claim of a missing file: %q, %v", data, err)
+	}
+	if err := g.Write(3, []byte("three")); err != nil {
+		t.Fatal(err)
+	}
+	data, err := g.Claim(5)
+	if err != nil || string(data) != "three" {
+		t.Fatalf("claim: %q, %v", data, err)
+	}
+	if err := g.Write(3, []byte("late")); !errors.Is(err, ErrStaleToken) {
+		t.Errorf("late write: %v", err)
+	}
+	if _, err := g.Claim(4); !errors.Is(err, ErrStaleToken) {
+		t.Errorf("late claim: %v", err)
+	}
+	mustRead(t, g, 5, "three")
+	if data, err = g.Claim(5); err != nil || string(data) != "three" {
+		t.Errorf("second claim of one holder: %q, %v", data, err)
+	}
+}
+
 func TestFileGuardKeepsTheModeOfTheFile(t *testing.T) {
 	g, path := tempGuard(t)
 	if err := g.Write(1, nil); err != nil {

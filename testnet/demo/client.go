@@ -19,9 +19,16 @@ type client struct {
 	d    *demo
 	id   int // which client
 	name int // in the history: each life is another party
-	peer *testnet.Peer
+	peer process
 	take func(ctx context.Context) (hold, error)
 	next int // its next increment; 0: unknown, the file says
+}
+
+// process is the process that a client lives in; *testnet.Peer is one.
+type process interface {
+	Index() int
+	Do(effect func()) bool
+	Killed() <-chan struct{}
 }
 
 // hold is a lock that is held; *lockservice.Handle is one.
@@ -101,10 +108,17 @@ func (c *client) turn(ctx context.Context) (done bool, err error) {
 	}); err != nil {
 		return false, err
 	}
+	// A hold can end while the client waits for the disk: it is over when the client is told, not when it looks.
+	lost := context.AfterFunc(h.Context(), func() {
+		if errors.Is(context.Cause(h.Context()), lockservice.ErrLost) {
+			c.do(func() { c.d.history.Lost(c.name, LockName, token) })
+		}
+	})
+	defer lost()
 	done, err = c.critical(h)
 	if errors.Is(err, lockservice.ErrLost) {
 		return false, c.do(func() {
-			c.d.history.Lost(c.name, LockName, token)
+			c.d.history.Lost(c.name, LockName, token) // a stale token says so before the clock does
 			c.d.tell("client %d at peer %d lost the lock and asks again: %v", c.id, c.peer.Index(), err)
 		})
 	}
@@ -129,7 +143,13 @@ func (c *client) turn(ctx context.Context) (done bool, err error) {
 // critical is what the client does while it holds the lock. An error that matches [lockservice.ErrLost] says that it must not
 // go on; nothing was written then.
 func (c *client) critical(h hold) (done bool, err error) {
-	_, data, err := c.d.file.Read()
+	var data []byte
+	if killed := c.do(func() { data, err = c.d.file.Claim(h.Token()) }); killed != nil {
+		return false, killed
+	}
+	if errors.Is(err, lockservice.ErrStaleToken) {
+		return false, errors.Join(lockservice.ErrLost, err)
+	}
 	if err != nil {
 		return false, err
 	}

@@ -95,10 +95,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		return nil, fmt.Errorf("demo: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	d := &demo{
-		opts: opts, file: lockservice.NewFileGuard(filepath.Join(dir, "counter")), history: history.New(), start: time.Now(),
-		running: map[*client]bool{}, changed: make(chan struct{}),
-	}
+	d := newDemo(opts, filepath.Join(dir, "counter"))
 	run, cancel := context.WithTimeoutCause(ctx, timeMax, fmt.Errorf("demo: not done within %v", timeMax))
 	defer cancel()
 	d.net, err = testnet.Up(run, testnet.Options{Seed: opts.Seed})
@@ -121,6 +118,14 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		return nil, closeErr
 	}
 	return d.judge(runErr)
+}
+
+// newDemo returns a run that has no testnet yet, with the counter at path.
+func newDemo(opts Options, path string) *demo {
+	return &demo{
+		opts: opts, file: lockservice.NewFileGuard(path), history: history.New(), start: time.Now(),
+		running: map[*client]bool{}, changed: make(chan struct{}),
+	}
 }
 
 // tell adds a line to the story.
