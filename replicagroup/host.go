@@ -385,7 +385,10 @@ func (h *Host) handleCommand(req *dht.Request) error {
 	}
 	e.cmd.Author, e.call = dht.NodeIDOf(req.From), req
 	if e.cmd.Service == placement.Service && req.From != h.overlay.Self() {
-		return malformed("command for the directory, which only its leader's own host may give")
+		// Only a leader's own host commands the directory. One that was deposed a moment ago may still try: it is no
+		// misbehaviour, and its creation is taken up by whoever asked for it.
+		req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED}))
+		return nil
 	}
 	h.submit(e.group, e, req)
 	return nil

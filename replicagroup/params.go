@@ -17,8 +17,6 @@ const (
 	batchBytesMax = 64 << 10
 	// descriptorsMax bounds the descriptor cache of a host. The one not used for longest goes first.
 	descriptorsMax = 4096
-	// resultBytesMax bounds an answer of a machine that a client takes.
-	resultBytesMax = 64 << 10
 
 	// compactEvery is how many applied entries a replica lets gather before it takes a snapshot and drops them.
 	compactEvery = 8192

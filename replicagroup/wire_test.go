@@ -139,8 +139,9 @@ func TestMalformedMessagesAreCountedAndHurtNobody(t *testing.T) {
 	}
 	// A command for the directory from anybody but the leader's own host is one that speaks for another.
 	e := marshal(&pb.CommandRequest{Group: groupToPB(w.genesis.RootGroup()), Client: bytes.Repeat([]byte{7}, 16), Seq: 1, Service: placement.Service})
-	if _, err := bad.overlay.Call(ctx, good.host.ID(), keyspace.Key{}, serviceCommand, e); err == nil {
-		t.Error("a stranger commanded the directory")
+	b, err := bad.overlay.Call(ctx, good.host.ID(), keyspace.Key{}, serviceCommand, e)
+	if r, _ := testDecoder.reply(b); err != nil || r.status != pb.Status_REFUSED {
+		t.Errorf("a stranger's command for the directory was answered %v, %v", r.status, err)
 	}
 	if got, err := w.peers[2].groups.NewClient().Do(ctx, key, "count", number(1)); err != nil || got[7] != 2 {
 		t.Errorf("afterwards: %x, %v", got, err)
