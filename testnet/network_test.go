@@ -13,6 +13,8 @@ import (
 	"go.uber.org/goleak"
 
 	"latchkey/lockservice"
+	"latchkey/replicagroup"
+	"latchkey/testnet/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -200,6 +202,24 @@ func TestEffectsOfAPeerEndWithItsKillWhichWaitsForThoseUnderWay(t *testing.T) {
 	}
 	if p.Do(func() { t.Error("an effect of a dead peer ran") }) {
 		t.Error("an effect of a dead peer says that it ran")
+	}
+}
+
+func TestAKilledPeersProcessReachesNobodyAndWritesNoMore(t *testing.T) {
+	n := up(t, Options{N: 3})
+	s, ghost := n.slots[1], peerAt(t, n, 1)
+	handle := s.store // the one that the peer's process has
+	if err := n.Kill(1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ghost.wire.Dial(t.Context(), "tcp", "127.0.0.1:1"); !errors.Is(err, wire.ErrCut) || ghost.wire.Conns() != 0 {
+		t.Errorf("the dead process has %d connections; a dial of it: %v", ghost.wire.Conns(), err)
+	}
+	if err := handle.Write(nil, true); !errors.Is(err, replicagroup.ErrStore) {
+		t.Errorf("the dead process can write: %v", err)
+	}
+	if rs, err := s.store.Replicas(); err != nil || len(rs) == 0 || s.store.ID() != handle.ID() {
+		t.Errorf("the next life finds %d replicas, %v, in store %v; the killed one had %v", len(rs), err, s.store.ID(), handle.ID())
 	}
 }
 

@@ -62,6 +62,8 @@ type Result struct {
 	RawCPUusOp  float64 `json:"raw_cpu_us_per_op"`
 	IdleMessage float64 `json:"idle_messages_per_s"` // of the whole testnet; not in messages_per_op
 	Load        float64 `json:"load"`                // average of the last minute, at the end; -1 where the system does not tell
+
+	lookups, streams uint64 // that were begun and opened during the measurement; repeated operations need none
 }
 
 // Text writes the result for people, in columns separated by tabs.
@@ -228,21 +230,21 @@ func (s *subject) measure(ctx context.Context, n *testnet.Network, d time.Durati
 		return nil, err
 	}
 	var us, them rawbench.Result
-	messages := uint64(0)
+	messages, start := uint64(0), count(n)
 	for range max(1, int(d/(2*turn))) {
-		before := sent(n)
+		before := count(n)
 		r, err := rawbench.Measure(ctx, turn, ours)
 		if err != nil {
 			return nil, err
 		}
-		messages += sent(n) - before
+		messages += count(n).messages - before.messages
 		us.Add(r)
 		if r, err = rawbench.Measure(ctx, turn, raw); err != nil {
 			return nil, err
 		}
 		them.Add(r)
 	}
-	ops := float64(len(us.Samples))
+	ops, end := float64(len(us.Samples)), count(n)
 	return &Result{
 		Bench: s.name, Operation: s.operation, Peers: n.N(), Operations: len(us.Samples),
 		P50us: micros(latencies.Quantile(0.5)), P99us: micros(latencies.Quantile(0.99)), OpsPerS: us.OpsPerSecond(),
@@ -251,28 +253,33 @@ func (s *subject) measure(ctx context.Context, n *testnet.Network, d time.Durati
 		AllocsOp:   us.AllocsPerOp(), CPUusOp: micros(us.CPUPerOp()),
 		RawP50us: micros(them.Quantile(0.5)), RawCPUusOp: micros(them.CPUPerOp()),
 		IdleMessage: idle, Load: loadAverage(),
+		lookups: end.lookups - start.lookups, streams: end.streams - start.streams,
 	}, nil
 }
 
-// sent returns how many messages all peers have sent.
-func sent(n *testnet.Network) uint64 {
-	sum := uint64(0)
+// counts are what all peers together have done.
+type counts struct{ messages, lookups, streams uint64 }
+
+func count(n *testnet.Network) (c counts) {
 	for i := range n.N() {
 		if p, err := n.Peer(i); err == nil {
-			sum += p.Node().Overlay().Stats().MessagesSent
+			st := p.Node().Overlay().Stats()
+			c.messages += st.MessagesSent
+			c.lookups += st.Lookups
+			c.streams += st.StreamsOpened
 		}
 	}
-	return sum
+	return c
 }
 
 // idleMessages returns how many messages a second the testnet sends when nobody asks for anything.
 func idleMessages(ctx context.Context, n *testnet.Network) (float64, error) {
-	before, start := sent(n), time.Now()
+	before, start := count(n), time.Now()
 	t := time.NewTimer(idleTime)
 	defer t.Stop()
 	select {
 	case <-t.C:
-		return float64(sent(n)-before) / time.Since(start).Seconds(), nil
+		return float64(count(n).messages-before.messages) / time.Since(start).Seconds(), nil
 	case <-ctx.Done():
 		return 0, context.Cause(ctx)
 	}

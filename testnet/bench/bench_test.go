@@ -28,6 +28,9 @@ func TestBenchesFillInEveryFigure(t *testing.T) {
 				r.RatioToRaw <= 0 || r.MessagesOp <= 0 || r.AllocsOp <= 0 || r.RawP50us <= 0 || r.RawCPUusOp < 0 {
 				t.Errorf("%+v", r)
 			}
+			if r.lookups > 0 || r.streams > 0 {
+				t.Errorf("%d look-ups and %d new streams in %d repeated operations", r.lookups, r.streams, r.Operations)
+			}
 			b, err := json.Marshal(r)
 			if err != nil {
 				t.Fatal(err)
