@@ -108,6 +108,7 @@ var badFrames = []struct {
 	{"a hello", Control, mustHello(testOverlay), ReasonSecondHello},
 	{"no kind", Control, frameOf(&pb.Item{Service: "echo"}), ReasonKind},
 	{"kind 6", Control, frameOf(&pb.Item{Kind: 6, Service: "echo"}), ReasonKind},
+	{"kind 1 and 2^32", Control, append([]byte{0x12, 12, 0x08}, append(protowire.AppendVarint(nil, 1<<32|1), 0x1a, 4, 'e', 'c', 'h', 'o')...), ReasonKind},
 	{"no service", Control, frameOf(&pb.Item{Kind: 1}), ReasonMalformed},
 	{"long service name", Control, frameOf(&pb.Item{Kind: 1, Service: strings.Repeat("s", ServiceNameBytesMax+1)}), ReasonMalformed},
 	{"service name not UTF-8", Control, []byte{0x12, 5, 0x08, 1, 0x1a, 1, 0xff}, ReasonMalformed},

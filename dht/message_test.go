@@ -5,10 +5,13 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
 
 	"latchkey/dht/keyspace"
 	"latchkey/dht/pb"
@@ -40,8 +43,13 @@ func TestMessagesAreCopiedWhenTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		copy(msg, "changed!!")
-		if data := <-got; string(data) != "as it was" {
-			t.Errorf("arrived as %q", data)
+		data := <-got
+		if err := a.Send(to.Self(), keyspace.Key{}, "note", []byte("in place?")); err != nil {
+			t.Fatal(err)
+		}
+		<-got // Data belongs to the handler, whatever comes after it
+		if string(data) != "as it was" {
+			t.Errorf("arrived as, or became, %q", data)
 		}
 	}
 }
@@ -144,6 +152,40 @@ func (l *link) dialRegardless(class Class) (*stream, error) {
 		return nil, err
 	}
 	return s, l.attach(s)
+}
+
+func TestStreamOfAnotherSessionReplacesTheOthers(t *testing.T) {
+	o := newOverlay(t, newHost(t, 1), nil)
+	h := newHost(t, 2)
+	first := stranger(t, h, o, Control, true)
+	done := make(chan error, 1)
+	o.Go(h.ID(), keyspace.Key{}, "echo", nil, time.Hour, func(_ []byte, err error) { done <- err })
+	same := stranger(t, h, o, Bulk, true)
+	l := o.link(h.ID())
+	eventually(t, "both are in use", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.streams == 2 })
+	l.mu.Lock()
+	l.theirs++ // as if both had come from a session before
+	l.mu.Unlock()
+	stranger(t, h, o, Control, true)
+	if err := <-done; !errors.Is(err, ErrLinkLost) {
+		t.Errorf("a call of the former session: %v", err)
+	}
+	for _, s := range []network.Stream{first, same} {
+		s.SetReadDeadline(time.Now().Add(waitMax))
+		if _, err := io.Copy(io.Discard, s); !errors.Is(err, network.ErrReset) {
+			t.Errorf("a stream of the former session: %v", err)
+		}
+	}
+	l.mu.Lock()
+	ln := &l.lanes[Control]
+	if l.streams != 1 || ln.accepted == nil || ln.writer != ln.accepted {
+		t.Errorf("%d streams, lane %+v", l.streams, ln)
+	}
+	stale := &stream{link: l, ours: l.session + 1, theirs: l.theirs, mine: true}
+	l.mu.Unlock()
+	if err := l.attach(stale); err != errStale {
+		t.Errorf("a stream greeted in a session of ours that is over: %v", err)
+	}
 }
 
 // The two ends see the loss of a stream at different times, and with two streams the other end may answer on the lost one.
@@ -342,8 +384,10 @@ func TestLostLinkFailsCallsAtOnce(t *testing.T) {
 
 func TestRestartedPeerIsReachedAtOnce(t *testing.T) {
 	a := newOverlay(t, newHost(t, 1), nil)
+	addr := "/ip4/127.0.0.1/tcp/0"
 	for range 3 {
-		h := newHost(t, 2) // the same identity, another port
+		h := newHostAt(t, 2, addr)
+		addr = h.Addrs()[0].String()
 		b := newOverlay(t, h, nil)
 		a.Learn(infoOf(h))
 		eventually(t, "answered", func() bool { // a short pause after the failed attempt is in order
@@ -352,8 +396,14 @@ func TestRestartedPeerIsReachedAtOnce(t *testing.T) {
 		})
 		b.Close()
 		h.Close()
-		if _, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", nil); err == nil {
-			t.Fatal("a dead peer answered")
+		for tried := 0; tried < 3; { // the host would stop trying for 5 s after the first
+			_, err := a.Call(within(t), b.Self(), keyspace.Key{}, "echo", nil)
+			if err == nil || errorHas(err, "backoff") {
+				t.Fatalf("a dead peer: %v", err)
+			}
+			if !errorHas(err, "no attempt for another") {
+				tried++
+			}
 		}
 	}
 }
@@ -526,14 +576,35 @@ func TestCloseEndsEverything(t *testing.T) {
 	}
 }
 
+func TestCloseDoesNotWaitForASilentStream(t *testing.T) {
+	o, err := New(newHost(t, 1), WithOverlayID(testOverlay))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.hello = time.Hour
+	if err := o.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, 2)
+	write(t, stranger(t, h, o, Control, false), []byte{200})
+	eventually(t, "its hello is awaited", func() bool { return o.link(h.ID()).greeted.Load() == 1 })
+	o.Close()
+}
+
 func TestCloseWhileEverybodyCalls(t *testing.T) {
 	a, b := pair(t, nil)
 	var callers sync.WaitGroup
 	for i := range 8 {
 		callers.Go(func() {
 			to := []*Overlay{a, b}[i%2].Self()
-			for {
-				if _, err := a.Call(within(t), to, keyspace.Key{}, "echo", nil); errors.Is(err, ErrClosed) {
+			for n := uint64(i); ; n += 8 {
+				msg := binary.BigEndian.AppendUint64(nil, n)
+				reply, err := a.Call(within(t), to, keyspace.Key{}, "echo", msg)
+				switch {
+				case errors.Is(err, ErrClosed):
+					return
+				case err == nil && !bytes.Equal(reply, msg):
+					t.Errorf("caller %d got another's answer", i)
 					return
 				}
 			}
@@ -553,7 +624,12 @@ func TestAnswerToAFormerLifeMatchesNothing(t *testing.T) {
 	r.stream.detached.Store(true)
 	r.link.serving.Add(1)
 	r.answer(&item{kind: pb.Kind_KIND_REPLY})
-	if st := b.Stats(); st.MessagesSent != 0 || r.link.serving.Load() != 0 {
-		t.Error("it was sent on another stream")
+	if r.link.serving.Load() != 0 {
+		t.Error("the request is still in service")
+	}
+	r.link.mu.Lock()
+	defer r.link.mu.Unlock()
+	if ln := &r.link.lanes[Control]; ln.messages != 0 || ln.opening {
+		t.Error("the answer was queued for another stream")
 	}
 }

@@ -68,15 +68,49 @@ func (o *Overlay) accept(ns network.Stream, class Class) {
 // the peer's fault.
 func (s *stream) greet() (err error) {
 	o := s.link.o
+	defer context.AfterFunc(o.ctx, func() { s.net.Reset() })()
 	defer func() {
 		if err != nil {
 			s.refuse(err)
 		}
 	}()
-	defer context.AfterFunc(o.ctx, func() { s.net.Reset() })()
+	if err := s.net.SetDeadline(time.Now().Add(o.hello)); err != nil {
+		return err
+	}
+	if s.mine {
+		if err := s.sendHello(); err != nil {
+			return err
+		}
+	}
+	body, err := readFrame(s.reader, helloFrameBytesMax, nil)
+	if err != nil {
+		return err
+	}
+	session, application, err := decodeHello(body, o.id)
+	if err != nil {
+		return err
+	}
+	s.theirs = session
+	if o.helloCheck != nil {
+		if err := o.helloCheck(s.link.peer, application); err != nil {
+			return &badFrame{ReasonRefused, err.Error()}
+		}
+	}
+	if s.mine {
+		o.count.streamsOpened.Add(1)
+	} else {
+		if err := s.sendHello(); err != nil {
+			return err
+		}
+		o.count.streamsAccepted.Add(1)
+	}
+	return s.net.SetDeadline(time.Time{})
+}
+
+func (s *stream) sendHello() error {
 	var application []byte
-	if o.helloMake != nil {
-		application = o.helloMake()
+	if make := s.link.o.helloMake; make != nil {
+		application = make()
 	}
 	if len(application) > HelloBytesMax {
 		return fmt.Errorf("our hello: %w: %d bytes", ErrTooLarge, len(application))
@@ -84,40 +118,12 @@ func (s *stream) greet() (err error) {
 	s.link.mu.Lock()
 	s.ours = s.link.session
 	s.link.mu.Unlock()
-	body, err := encodeHello(o.id, s.ours, application)
+	body, err := encodeHello(s.link.o.id, s.ours, application)
 	if err != nil {
 		return err
 	}
-	hello := append(protowire.AppendVarint(nil, uint64(len(body))), body...)
-	if err := s.net.SetDeadline(time.Now().Add(o.hello)); err != nil {
-		return err
-	}
-	if s.mine {
-		if _, err := s.net.Write(hello); err != nil {
-			return err
-		}
-	}
-	body, err = readFrame(s.reader, helloFrameBytesMax, nil)
-	if err != nil {
-		return err
-	}
-	if s.theirs, application, err = decodeHello(body, o.id); err != nil {
-		return err
-	}
-	if o.helloCheck != nil {
-		if err := o.helloCheck(s.link.peer, application); err != nil {
-			return &badFrame{ReasonRefused, err.Error()}
-		}
-	}
-	if !s.mine {
-		if _, err := s.net.Write(hello); err != nil {
-			return err
-		}
-		o.count.streamsAccepted.Add(1)
-	} else {
-		o.count.streamsOpened.Add(1)
-	}
-	return s.net.SetDeadline(time.Time{})
+	_, err = s.net.Write(append(protowire.AppendVarint(nil, uint64(len(body))), body...))
+	return err
 }
 
 // refuse resets a stream that is not attached.
