@@ -84,7 +84,8 @@ func TestSuspicionReplacesADeadLeaderInAFewHeartbeats(t *testing.T) {
 			w := newWorld(t, seed, voters, 0)
 			w.startAll()
 			old := w.awaitLeader(electionTimeout)
-			w.pass(w.some(electionTimeout))
+			// Everybody has heard of it: a member that knows no leader has nobody to suspect, and waits for its time-out.
+			w.pass(2*HeartbeatDefault + w.some(electionTimeout))
 			w.crash(old.id)
 			from := w.now
 			for _, id := range w.ids() {

@@ -93,6 +93,7 @@ type Engine struct {
 	saved state // what the last write left
 
 	started bool
+	probing bool           // within a step: a member answers a heartbeat, and may have to be probed
 	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
 	clock   electionClock
 
@@ -357,7 +358,9 @@ func (e *Engine) drain(out *order.Actions) {
 			case etcd.LocalApplyThread:
 				e.deliver(m.GetEntries(), out)
 			default:
-				e.send(out, m, 0)
+				if !e.tellsCommitOnly(m) {
+					e.send(out, m, 0)
+				}
 			}
 		}
 		for _, rs := range rd.ReadStates {
@@ -372,6 +375,14 @@ func (e *Engine) drain(out *order.Actions) {
 		}
 		again = e.beginRound() || again
 	}
+}
+
+// tellsCommitOnly reports whether m does nothing but tell a member that was sent everything how far the log is committed. The
+// next append says so too, and the next heartbeat at the latest; until then the member only applies later. Left unsent, a
+// command costs four messages among three members instead of eight. An empty append that answers a heartbeat's answer is
+// another matter: it finds out what a member has whose acknowledgement was lost.
+func (e *Engine) tellsCommitOnly(m *pb.Message) bool {
+	return m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 && m.GetIndex() == e.log.last() && !e.probing
 }
 
 // noteState takes over what a Ready says of role, leader, term, vote and commit index.

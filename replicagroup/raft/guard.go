@@ -30,8 +30,10 @@ func (e *Engine) recv(r order.Recv, out *order.Actions) {
 		_ = e.raft.ForgetLeader()
 	}
 	e.noteAck(m)
+	e.probing = m.GetType() == pb.MsgHeartbeatResp
 	e.feed(m)
 	e.drain(out)
+	e.probing = false
 	switch m.GetType() {
 	case pb.MsgApp, pb.MsgHeartbeat, pb.MsgSnap:
 		if e.role == etcd.StateFollower && e.lead == r.From && e.term == m.GetTerm() {

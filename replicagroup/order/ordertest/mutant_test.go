@@ -96,7 +96,7 @@ var mutants = []struct {
 				return ev
 			}}
 		})},
-	{name: "engine does not wait for its persists", test: restartAll, effort: 1, finds: "I",
+	{name: "engine does not wait for its persists", test: restartAll, effort: 4, finds: "I",
 		factory: bend(func(_ Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
 				for i := range a.Send {
