@@ -331,8 +331,8 @@ var errStale = errors.New("dht: session over")
 func (l *link) dial(class Class) (*stream, error) {
 	ctx, cancel := context.WithTimeout(l.o.ctx, openTimeout)
 	defer cancel()
-	// The host's own pause after a failed dial is longer than we can wait for a restarted peer; ours replaces it.
-	ns, err := l.o.host.NewStream(network.WithForceDirectDial(ctx, "latchkey"), l.peer, l.o.protocols[class])
+	l.o.endPause(l.peer)
+	ns, err := l.o.host.NewStream(ctx, l.peer, l.o.protocols[class])
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
 
@@ -202,9 +203,9 @@ func (o *Overlay) lookUpSelf() {
 func (o *Overlay) dialBootstrap() {
 	ctx, cancel := context.WithTimeout(o.ctx, dialTimeout)
 	defer cancel()
-	ctx = network.WithForceDirectDial(ctx, "latchkey bootstrap") // our own pause instead of the host's
 	var dials sync.WaitGroup
 	for _, p := range o.bootstrap {
+		o.endPause(p.ID)
 		dials.Go(func() {
 			if err := o.host.Connect(ctx, p); err != nil {
 				log.Debugw("bootstrap", "peer", p.ID, "err", err)
@@ -212,6 +213,15 @@ func (o *Overlay) dialBootstrap() {
 		})
 	}
 	dials.Wait()
+}
+
+// endPause lets the host dial a peer at once. Its own pause after a failed dial is longer than we can wait for a restarted
+// peer; ours replaces it. (Forcing a direct dial would skip the pause too, but crashes a host that is being closed in go-libp2p
+// v0.51, and would keep relays out.)
+func (o *Overlay) endPause(p peer.ID) {
+	if s, ok := o.host.Network().(*swarm.Swarm); ok {
+		s.Backoff().Clear(p)
+	}
 }
 
 // WaitPeers waits until the routing table holds at least n peers. In an overlay of up to 20 nodes, once every node's holds all
