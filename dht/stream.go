@@ -186,6 +186,7 @@ func (s *stream) write() {
 	defer stall.Stop()
 	var batch []*frame
 	var messages, size int // of the batch, as the lane counts them
+	crowded := false       // the last batch held several messages
 	for {
 		l.mu.Lock()
 		if ln.writer != s {
@@ -202,13 +203,16 @@ func (s *stream) write() {
 			select {
 			case <-s.wake:
 				// Others who are about to send get in before the batch is taken: with many callers this makes one frame
-				// of a score of messages and quadruples throughput; a lone caller does not notice.
-				runtime.Gosched()
+				// of a score of messages and quadruples throughput. A lone caller would only wait for strangers' work.
+				if crowded {
+					runtime.Gosched()
+				}
 			case <-s.done:
 				return
 			}
 			continue
 		}
+		crowded = messages > 1
 		stall.Reset(o.stall)
 		for i, f := range batch {
 			b := f.bytes()

@@ -23,8 +23,8 @@ func checkEvery(ttl time.Duration) time.Duration {
 	return min(max(ttl/20, 50*time.Millisecond), 500*time.Millisecond)
 }
 
-// keeper drives the automaton of one hold. Its loop is the only goroutine that touches it; calls to the backend run in
-// goroutines of their own and come back as events.
+// keeper drives the automaton of one hold. One goroutine at a time touches it: that of Lock's caller until the first answer,
+// then its loop. Calls to the backend run in goroutines of their own and come back as events.
 type keeper struct {
 	h       *Handle
 	backend Backend
@@ -36,12 +36,14 @@ type keeper struct {
 
 	core  *hold.Hold
 	armed automaton.Instant // when core wants to be woken
-	timer *time.Timer
-	jumps uint64 // of the clock, as last seen
+	timer *time.Timer       // of the loop; nil before it runs
+	jumps uint64            // of the clock, as last seen
 	acts  []hold.Action
 
+	asking  *hold.Call      // an acquire that the caller of Lock makes itself, before the loop runs
 	calls   context.Context // ends with the loop
-	running sync.WaitGroup  // of calls
+	cancel  context.CancelFunc
+	running sync.WaitGroup // of calls
 	results chan result
 
 	grant   Grant // of the present attempt
@@ -68,27 +70,46 @@ func newHandle(ctx context.Context, s *Service, name string, c config) *Handle {
 	return h
 }
 
-// keep asks for the lock and keeps it until it is released or lost, or the service ends.
-func (h *Handle) keep(ask context.Context, c config, limits Limits) {
+// keep asks for the lock, on the goroutine of the caller, who waits for the answer anyway: a lock that is free is then held
+// without waking anybody. What comes after that it leaves to a goroutine, which keeps the lock until it is released or lost,
+// or the service ends, and then calls over.
+func (h *Handle) keep(ask context.Context, c config, limits Limits, over func()) {
 	drift := automaton.Drift(limits.DriftPPM)
 	k := &keeper{
 		h: h, backend: h.service.backend, clock: h.service.clock, drift: drift, try: c.try, queued: c.queued, ask: ask,
 		core:  hold.New(hold.Config{TTL: h.ttl, Drift: drift, Try: c.try}),
-		armed: automaton.Never, timer: time.NewTimer(time.Hour), jumps: h.jumps,
-		results: make(chan result),
+		armed: automaton.Never, jumps: h.jumps, results: make(chan result),
 	}
-	var cancel context.CancelFunc
-	k.calls, cancel = context.WithCancel(context.Background())
-	k.run()
-	k.timer.Stop()
-	cancel()
-	close(h.ended)
+	k.calls, k.cancel = context.WithCancel(context.Background())
+	k.step(hold.Begin{})
+	for k.asking != nil {
+		c := *k.asking
+		k.asking = nil
+		k.took(k.ended(c, k.grant))
+	}
+	if k.over {
+		k.end()
+		over()
+		return
+	}
+	go func() {
+		k.run()
+		k.end()
+		over()
+	}()
+}
+
+// end lets go of whatever is still under way.
+func (k *keeper) end() {
+	k.cancel()
+	close(k.h.ended)
 	k.running.Wait()
 }
 
 func (k *keeper) run() {
 	asked, release := k.ask.Done(), k.h.release
-	k.step(hold.Begin{})
+	k.timer = time.NewTimer(k.wait(k.clock.Now()))
+	defer k.timer.Stop()
 	for !k.over {
 		if k.told {
 			asked = nil
@@ -144,11 +165,18 @@ func (k *keeper) step(ev hold.Event) {
 	for _, a := range k.acts {
 		k.perform(a, now)
 	}
+	if k.timer != nil {
+		k.timer.Reset(k.wait(now))
+	}
+}
+
+// wait is how long the loop may sleep.
+func (k *keeper) wait(now automaton.Instant) time.Duration {
 	wake := k.armed.Sub(now)
 	if k.core.State() == hold.StateHeld {
 		wake = min(wake, checkEvery(k.h.ttl))
 	}
-	k.timer.Reset(max(0, wake))
+	return max(0, wake)
 }
 
 func (k *keeper) perform(a hold.Action, now automaton.Instant) {
@@ -228,8 +256,12 @@ func (k *keeper) fail(err error) {
 	}
 }
 
-// call makes one call to the backend, in the background.
+// call makes one call to the backend: an acquire before the loop runs on the caller's goroutine, any other in the background.
 func (k *keeper) call(c hold.Call) {
+	if c.Kind == hold.Acquire && k.timer == nil {
+		k.asking = &c
+		return
+	}
 	if c.Kind == hold.Renew && k.h.noRenew && k.core.State() == hold.StateHeld {
 		return // as if it were lost on the way: the hold ends with its lease
 	}

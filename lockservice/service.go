@@ -153,9 +153,10 @@ func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, err
 		return nil, err
 	}
 	h := newHandle(ctx, s, name, c)
-	if !s.start(h, func() { h.keep(ctx, c, limits) }) {
+	if !s.enter(h) {
 		return nil, ErrClosed
 	}
+	h.keep(ctx, c, limits, func() { s.leave(h) })
 	<-h.ready
 	if errors.Is(h.err, ErrWait) && h.queued.Load() {
 		return nil, fmt.Errorf("%w: %w", h.err, ErrLocked)
@@ -178,21 +179,23 @@ func (s *Service) overlayLimits(ctx context.Context) (Limits, error) {
 	return l, err
 }
 
-// start runs a handle's loop, unless the service is closed.
-func (s *Service) start(h *Handle, loop func()) bool {
+// enter counts a handle in, unless the service is closed. Close waits until it has left.
+func (s *Service) enter(h *Handle) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return false
 	}
 	s.handles[h] = struct{}{}
-	s.loops.Go(func() {
-		loop()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.handles, h)
-	})
+	s.loops.Add(1)
 	return true
+}
+
+func (s *Service) leave(h *Handle) {
+	s.mu.Lock()
+	delete(s.handles, h)
+	s.mu.Unlock()
+	s.loops.Done()
 }
 
 // Info tells who holds a lock and who waits for it. A lock nobody has asked for is free. It blocks for a round trip to the
