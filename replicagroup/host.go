@@ -354,11 +354,6 @@ func (h *Host) shardOf(g order.GroupID) *shard {
 	return h.shards[x%uint64(len(h.shards))]
 }
 
-// stamp reads the leader's clock for an entry's log time.
-func (h *Host) stamp() order.Stamp {
-	return order.Stamp{Boot: h.clock.Nonce(), At: time.Duration(h.clock.Now())}
-}
-
 // random draws bits for an engine.
 func (h *Host) random() uint64 {
 	var b [8]byte

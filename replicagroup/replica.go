@@ -286,7 +286,7 @@ func (r *replica) command(e commandEvent) {
 	}
 	r.nextRef++
 	r.proposals[r.nextRef] = key
-	r.step(order.Propose{Ref: r.nextRef, Stamp: r.shard.host.stamp(), Cmd: e.cmd})
+	r.step(order.Propose{Ref: r.nextRef, Stamp: r.shard.stamp(), Cmd: e.cmd})
 }
 
 func (r *replica) query(e queryEvent) {
@@ -372,7 +372,7 @@ func (r *replica) afterStep() {
 // armDeadline keeps the timer at the moment an entry would have something to end.
 func (r *replica) armDeadline() {
 	key := timerKey{r, timerDeadline}
-	after, ok := r.table.NextTick(r.shard.host.stamp())
+	after, ok := r.table.NextTick(r.shard.stamp())
 	if !ok || r.ticking {
 		r.shard.timers.Stop(key)
 		return
@@ -387,7 +387,7 @@ func (r *replica) tick() {
 	}
 	r.ticking = true
 	r.nextRef++
-	r.step(order.Propose{Ref: r.nextRef, Stamp: r.shard.host.stamp(), Cmd: order.Command{Service: session.TickService}})
+	r.step(order.Propose{Ref: r.nextRef, Stamp: r.shard.stamp(), Cmd: order.Command{Service: session.TickService}})
 }
 
 // resend pushes again what the machines still await an effect of: a new leader does so at once, since its predecessor may

@@ -113,10 +113,9 @@ func (s *shard) run() error {
 	defer wake.Stop()
 	var batch []shardEvent
 	for {
-		s.now = s.host.clock.Now()
 		wait := time.Hour
 		if next := s.timers.Next(); next != automaton.Never {
-			wait = min(wait, next.Sub(s.now))
+			wait = min(wait, next.Sub(s.host.clock.Now()))
 		}
 		wake.Reset(max(wait, 0))
 		select {
@@ -148,12 +147,18 @@ func (s *shard) turn(batch []shardEvent) error {
 		key.replica.expired(key.kind)
 	}
 	for len(s.persists) > 0 {
+		s.flush() // what need not wait for the store is on its way meanwhile
 		if err := s.store(); err != nil {
 			return err
 		}
 	}
 	s.flush()
 	return nil
+}
+
+// stamp is this turn's reading of the host's clock, for the log time of entries proposed in it.
+func (s *shard) stamp() order.Stamp {
+	return order.Stamp{Boot: s.host.clock.Nonce(), At: time.Duration(s.now)}
 }
 
 // store writes what all replicas of this turn want stored, at once, and tells them.
