@@ -237,7 +237,7 @@ func Version() string {
 // Info implements [api.Node]: who this peer is.
 func (n *Node) Info() api.Info {
 	info := api.Info{
-		Peer: n.host.ID().String(), Node: n.overlay.Node().String(), Overlay: n.genesis.ID().Hex(),
+		Peer: n.host.ID().String(), Node: n.overlay.Node().Hex(), Overlay: n.genesis.ID().Hex(),
 		OverlayName: n.genesis.Name, Version: Version(),
 	}
 	if n.store != nil {
@@ -253,7 +253,7 @@ func (n *Node) Info() api.Info {
 func (n *Node) Peers() []api.Peer {
 	var peers []api.Peer
 	for _, p := range n.overlay.Peers() {
-		q := api.Peer{Peer: p.ID.String(), Node: dht.NodeIDOf(p.ID).String(), Connected: p.Connected}
+		q := api.Peer{Peer: p.ID.String(), Node: dht.NodeIDOf(p.ID).Hex(), Connected: p.Connected}
 		for _, a := range p.Addrs {
 			q.Addrs = append(q.Addrs, a.String())
 		}

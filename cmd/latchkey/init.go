@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
 
 	"latchkey/node"
+	"latchkey/replicagroup/placement"
 )
 
 func initVerb(a *app) *cobra.Command {
@@ -29,6 +31,9 @@ This version keeps replicas in memory: the overlay lives as long as this first p
 				return usagef("init: --depth %d: it must be positive", o.Depth)
 			}
 			g, id, err := node.InitDir(a.path, o)
+			if errors.Is(err, placement.ErrGenesis) {
+				return usagef("init: %w", err)
+			}
 			if err != nil {
 				return err
 			}
@@ -44,7 +49,7 @@ This version keeps replicas in memory: the overlay lives as long as this first p
 		},
 	}
 	c.Flags().StringVar(&o.Name, "name", "", `name of the overlay, for people (default "latchkey")`)
-	c.Flags().IntVar(&f, "f", 0, "how many crashes a full group survives (default 1: groups of three)")
+	c.Flags().IntVar(&f, "f", 0, "how many crashes a full group survives (default 2: groups of five, where there are five peers)")
 	c.Flags().IntVar(&o.Depth, "depth", 0, "bits of a group's prefix: 2^depth groups share the key space (default by the overlay)")
 	return c
 }

@@ -231,6 +231,9 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"daemon", "--listen", "here"}, "--listen here"},
 		{[]string{"daemon", "--bootstrap", "/ip4/127.0.0.1/tcp/1"}, "--bootstrap"},
 		{[]string{"init", "--depth", "0"}, "--depth"},
+		{[]string{"init", "--depth", "13"}, "depth 13"},
+		{[]string{"init", "--f", "4"}, "f is 4"},
+		{[]string{"init", "--name", strings.Repeat("n", 65)}, "65 bytes"},
 	} {
 		p := d.run(c.args...)
 		if says := p.oneLine(); p.code != exitUsage || !strings.Contains(says, c.says) || p.out.Len() != 0 {

@@ -49,6 +49,9 @@ func (k Key) String() string { return hex.EncodeToString(k[:]) }
 // String returns the first eight hexadecimal digits, which is what people compare.
 func (n NodeID) String() string { return hex.EncodeToString(n[:4]) }
 
+// Hex returns the whole id in hexadecimal.
+func (n NodeID) Hex() string { return hex.EncodeToString(n[:]) }
+
 // IsZero reports whether n stands for no node.
 func (n NodeID) IsZero() bool { return n == NodeID{} }
 
