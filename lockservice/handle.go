@@ -25,6 +25,7 @@ type Handle struct {
 	ready chan struct{} // closed once the lock is held, or never will be; what follows is set before
 	err   error         // why it never will be
 	grant Grant
+	loop  func() // keeps the lock until it is released or lost; returns at once when that is done or under way
 	jumps uint64 // of the clock, when the lock was asked for
 
 	deadline atomic.Int64 // D, an automaton.Instant
@@ -83,7 +84,10 @@ func (h *Handle) Context() context.Context { return h.ctx }
 // ended first: the release is then repeated in the background until the lease is over. After any of them the lock is not
 // held any more, or will not be once its TTL has passed.
 func (h *Handle) Release(ctx context.Context) error {
-	h.releaseOnce.Do(func() { close(h.release) })
+	h.releaseOnce.Do(func() {
+		close(h.release)
+		go h.loop()
+	})
 	select {
 	case <-h.ended:
 	case <-ctx.Done():

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"latchkey/internal/automaton"
@@ -81,22 +82,31 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits, over func())
 		armed: automaton.Never, jumps: h.jumps, results: make(chan result),
 	}
 	k.calls, k.cancel = context.WithCancel(context.Background())
+	var looping atomic.Bool
+	h.loop = func() {
+		if looping.CompareAndSwap(false, true) {
+			k.run()
+			k.end()
+			over()
+		}
+	}
 	k.step(hold.Begin{})
 	for k.asking != nil {
 		c := *k.asking
 		k.asking = nil
 		k.took(k.ended(c, k.grant))
 	}
-	if k.over {
+	switch {
+	case k.over:
+		looping.Store(true)
 		k.end()
 		over()
-		return
+	case k.told:
+		// Nothing has to be done for a while, and a short hold is over by then: the loop need not run before.
+		time.AfterFunc(k.wait(k.clock.Now()), h.loop)
+	default:
+		go h.loop()
 	}
-	go func() {
-		k.run()
-		k.end()
-		over()
-	}()
 }
 
 // end lets go of whatever is still under way.
@@ -108,7 +118,7 @@ func (k *keeper) end() {
 
 func (k *keeper) run() {
 	asked, release := k.ask.Done(), k.h.release
-	k.timer = time.NewTimer(k.wait(k.clock.Now()))
+	k.timer = time.NewTimer(0) // look at the clock at once: the loop may have been started by its first timer
 	defer k.timer.Stop()
 	for !k.over {
 		if k.told {
