@@ -23,6 +23,7 @@ const (
 type replica struct {
 	shard      *shard
 	group      order.GroupID
+	groupPB    *pb.Group // the same, as messages name it
 	self       order.ReplicaID
 	view       order.View
 	descriptor placement.Descriptor
@@ -158,7 +159,7 @@ func (r *replica) send(m order.Send) {
 		return
 	}
 	r.shard.send(r.peers[m.To], &pb.EngineMessage{
-		Group: groupToPB(r.group), From: uint64(r.self), To: uint64(m.To),
+		Group: r.groupPB, From: uint64(r.self), To: uint64(m.To),
 		FromStore: r.shard.host.storeID[:], ToStore: to.Store[:], Data: m.Msg,
 	})
 }
@@ -438,7 +439,7 @@ func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Order
 	applied := engine.Status().Applied // the log begins above this
 	return &replica{
 		applied: applied, compacted: applied,
-		group: d.Group, self: self, view: d.View, descriptor: d, peers: peers, engine: engine,
+		group: d.Group, groupPB: groupToPB(d.Group), self: self, view: d.View, descriptor: d, peers: peers, engine: engine,
 		machines: machines, table: session.NewTable(d.Group, drift, machines),
 		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
 		proposals: make(map[uint64]commandKey), reads: make(map[uint64]queryEvent),
