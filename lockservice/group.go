@@ -197,8 +197,8 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 		case a := <-polled:
 			poll.Reset(pollEvery(r.TTL))
 			if a.err != nil {
-				if errors.Is(a.err, ErrNoQuorum) || errors.Is(a.err, ErrOutcomeUnknown) {
-					continue // the place in the queue lives in the group's log, and the group will be back
+				if errors.Is(a.err, ErrNoQuorum) || errors.Is(a.err, ErrOutcomeUnknown) || errors.Is(a.err, replicagroup.ErrBusy) {
+					continue // the place in the queue lives in the group's log, and group and session will have time again
 				}
 				if errors.Is(a.err, errSession) {
 					return 0, errGone

@@ -821,14 +821,18 @@ func TestTakingBackIsBounded(t *testing.T) {
 		for req := range uint64(leavingMax + 10) {
 			b.leave("n", req)
 		}
-		synctest.Wait()
-		if b.leaving != leavingMax {
-			t.Errorf("%d requests are being taken back, at most %d may be", b.leaving, leavingMax)
+		leaving := func() int {
+			synctest.Wait()
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.leaving
+		}
+		if n := leaving(); n != leavingMax {
+			t.Errorf("%d requests are being taken back, at most %d may be", n, leavingMax)
 		}
 		time.Sleep(leaveTimeout)
-		synctest.Wait()
-		if b.leaving != 0 {
-			t.Errorf("%d are left after %v", b.leaving, leaveTimeout)
+		if n := leaving(); n != 0 {
+			t.Errorf("%d are left after %v", n, leaveTimeout)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -94,8 +95,8 @@ func (c *Client) Close() error {
 }
 
 func (c *Client) do(ctx context.Context, p keyspace.Prefix, service string, data []byte) ([]byte, error) {
-	if len(data) > order.DataBytesMax || len(service) > order.ServiceBytesMax {
-		return nil, fmt.Errorf("%w: command of %d bytes, at most %d", ErrTooLarge, len(data), order.DataBytesMax)
+	if err := checkRequest(service, data); err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	if c.closed {
@@ -111,7 +112,21 @@ func (c *Client) do(ctx context.Context, p keyspace.Prefix, service string, data
 	return s.do(ctx, service, data)
 }
 
+// checkRequest refuses what the other side would take for garbage.
+func checkRequest(service string, data []byte) error {
+	switch {
+	case len(data) > order.DataBytesMax:
+		return fmt.Errorf("%w: %d bytes of data, at most %d", ErrTooLarge, len(data), order.DataBytesMax)
+	case service == "" || len(service) > order.ServiceBytesMax || !utf8.ValidString(service):
+		return fmt.Errorf("%w: %q is no name of a service (1 to %d bytes of UTF-8)", ErrRefused, service, order.ServiceBytesMax)
+	}
+	return nil
+}
+
 func (c *Client) query(ctx context.Context, p keyspace.Prefix, service string, data []byte) ([]byte, error) {
+	if err := checkRequest(service, data); err != nil {
+		return nil, err
+	}
 	h := c.host
 	d, err := h.locator.locate(ctx, p, false)
 	if err != nil {

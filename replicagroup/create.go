@@ -381,9 +381,10 @@ func (m *hosting) handleStart(req *dht.Request) error {
 	return nil
 }
 
-// submit takes a request of another peer, or says nothing when there is no room: the asker tries again.
+// submit takes a request of another peer, or declines when there is no room: the asker tries again, or another.
 func (m *hosting) submit(e hostingEvent) {
 	if !m.box.TryPut(e) {
 		m.host.counters.busy.Add(1)
+		e.req.Reply(nil) // an empty HostReply or StartReply: no
 	}
 }

@@ -278,6 +278,22 @@ func TestCallerThatLeavesLearnsWhatItCanKnow(t *testing.T) {
 	if _, err := c.Do(t.Context(), keyspace.Key{}, "count", make([]byte, order.DataBytesMax+1)); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("too large a command: %v", err)
 	}
+	// What the other side would take for garbage never leaves.
+	before := w.peers[0].overlay.Stats()
+	for _, service := range []string{"", "\xff", string(make([]byte, order.ServiceBytesMax+1))} {
+		if _, err := c.Do(t.Context(), keyspace.Key{}, service, nil); !errors.Is(err, ErrRefused) {
+			t.Errorf("command for service %q: %v", service, err)
+		}
+		if _, err := c.Query(t.Context(), keyspace.Key{}, service, nil); !errors.Is(err, ErrRefused) {
+			t.Errorf("query of service %q: %v", service, err)
+		}
+	}
+	if _, err := c.Query(t.Context(), keyspace.Key{}, "count", make([]byte, order.DataBytesMax+1)); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("too large a query: %v", err)
+	}
+	if after := w.peers[0].overlay.Stats(); len(after.StreamsReset) != len(before.StreamsReset) {
+		t.Errorf("streams were reset: %v", after.StreamsReset)
+	}
 	c.Close()
 	if _, err := c.Do(t.Context(), keyspace.Key{}, "count", number(1)); !errors.Is(err, ErrClosed) {
 		t.Errorf("Do after Close: %v", err)

@@ -69,6 +69,10 @@ func (l *locator) put(d placement.Descriptor) {
 	l.mu.Lock()
 	e, ok := l.known[d.Group.Prefix]
 	switch {
+	case ok && d.Group.Prefix == keyspace.Prefix{}:
+		// The root's members are those of the genesis document, whatever anybody says: membership is fixed.
+		l.mu.Unlock()
+		return
 	case !ok:
 		l.known[d.Group.Prefix] = l.recent.PushFront(&knownGroup{descriptor: d})
 		l.evictLocked()
@@ -161,10 +165,15 @@ func (l *locator) search(p keyspace.Prefix) (placement.Descriptor, error) {
 		return d, nil
 	}
 	d, err := l.ensure(ctx, p)
-	if err == nil {
-		l.put(d)
+	if err != nil {
+		// What was known may still be right, and its members back by now; whoever asks them finds out.
+		if known, ok := l.cached(p); ok {
+			return known, nil
+		}
+		return d, err
 	}
-	return d, err
+	l.put(d)
+	return d, nil
 }
 
 // anchor returns the point at which a prefix's group should live.
@@ -188,8 +197,8 @@ func (l *locator) anchor(p keyspace.Prefix) (keyspace.Preimage, error) {
 	return a, nil
 }
 
-// askClosest asks the peers closest to the prefix's anchor, who are its members unless peers came and went, and takes the
-// newest answer.
+// askClosest asks the peers closest to the prefix's anchor, who are its members unless peers came and went, and the members
+// this peer has heard of, and takes the newest answer.
 func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest placement.Descriptor, ok bool) {
 	a, err := l.anchor(p)
 	if err != nil {
@@ -201,17 +210,21 @@ func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest pla
 	if err != nil {
 		return newest, false
 	}
-	req := marshal(&pb.LocateRequest{Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix})
-	answers := make(chan placement.Descriptor, len(closest))
-	asked := 0
+	ask := make(map[peer.ID]bool)
 	for _, c := range closest {
-		if c.ID == l.host.overlay.Self() {
-			continue
-		}
-		asked++
+		ask[c.ID] = true
+	}
+	known, _ := l.cached(p)
+	for _, m := range known.Peers {
+		ask[peer.ID(m.ID)] = true
+	}
+	delete(ask, l.host.overlay.Self())
+	req := marshal(&pb.LocateRequest{Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix})
+	answers := make(chan placement.Descriptor, len(ask))
+	for id := range ask {
 		go func() {
 			var d placement.Descriptor
-			if b, err := l.host.overlay.Call(ctx, c.ID, keyspace.Key{}, serviceLocate, req); err == nil {
+			if b, err := l.host.overlay.Call(ctx, id, keyspace.Key{}, serviceLocate, req); err == nil {
 				if r, err := l.host.decode.reply(b); err == nil && r.status == pb.Status_OK && r.descriptor.Group.Prefix == p {
 					d = r.descriptor
 				}
@@ -219,7 +232,7 @@ func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest pla
 			answers <- d
 		}()
 	}
-	for range asked {
+	for range ask {
 		if d := <-answers; placement.Newer(d, newest) {
 			newest = d
 		}

@@ -10,6 +10,9 @@ const (
 	// mailboxMax bounds the events that wait for one shard. Engine messages beyond it are dropped, which engines allow for;
 	// commands and queries are answered BUSY.
 	mailboxMax = 16 << 10
+	// sliceMax is how many events a shard handles before it stores and sends: a group takes no more commands than that at once,
+	// however many have come.
+	sliceMax = 256
 	// waitersMax bounds the commands and queries one replica has taken and not yet answered. More are answered BUSY.
 	waitersMax = 8192
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
@@ -28,6 +31,9 @@ const (
 	locateTimeout = 5 * time.Second
 	// askTimeout bounds one question about placement (host, start, locate, confirm).
 	askTimeout = 2 * time.Second
+	// tickPause is the shortest time between two ticks of one group, so that one the engine has no room for is not repeated
+	// before there may be.
+	tickPause = time.Millisecond
 	// resendEvery is how often a leader repeats the outputs its machines still await an effect of.
 	resendEvery = time.Second
 	// retryPause is how long a query waits before it goes round the voters again.

@@ -83,12 +83,15 @@ func (r *replica) start(s *shard) {
 
 // step feeds one event to the engine and carries out what it asks for, and so on with the events that come of that.
 func (r *replica) step(ev order.Event) {
+	if r.halted {
+		return
+	}
 	r.events = append(r.events, ev)
-	if r.stepping || r.halted {
+	if r.stepping {
 		return
 	}
 	r.stepping = true
-	for i := 0; i < len(r.events); i++ {
+	for i := 0; i < len(r.events) && !r.halted; i++ {
 		a := &r.shard.actions
 		a.Reset()
 		r.engine.Step(r.events[i], a)
@@ -378,7 +381,7 @@ func (r *replica) armDeadline() {
 		r.shard.timers.Stop(key)
 		return
 	}
-	r.shard.timers.Set(key, r.shard.now.Add(after))
+	r.shard.timers.Set(key, r.shard.now.Add(max(after, tickPause)))
 }
 
 // tick proposes an entry that carries nothing but the leader's time, so that what is over by now ends.
@@ -421,7 +424,7 @@ func (r *replica) halt(reason string) {
 		b.query.call.Reply(marshal(&pb.Reply{Status: pb.Status_NOT_HERE}))
 	}
 	clear(r.reads)
-	r.blocked = nil
+	r.blocked, r.held = nil, nil
 	for _, kind := range []order.TimerKind{timerDeadline, timerResend} {
 		r.shard.timers.Stop(timerKey{r, kind})
 	}

@@ -136,8 +136,12 @@ func (s *shard) run() error {
 // turn handles a batch of events and every timer that has run out, then stores, then sends.
 func (s *shard) turn(batch []shardEvent) error {
 	s.now = s.host.clock.Now()
-	for _, ev := range batch {
-		ev.handle(s)
+	for i, ev := range batch {
+		if ev.handle(s); i%sliceMax == sliceMax-1 {
+			if err := s.settle(); err != nil {
+				return err
+			}
+		}
 	}
 	for {
 		key, ok := s.timers.Expired(s.now)
@@ -146,6 +150,11 @@ func (s *shard) turn(batch []shardEvent) error {
 		}
 		key.replica.expired(key.kind)
 	}
+	return s.settle()
+}
+
+// settle stores what the replicas want stored and sends what they want sent, until they want nothing more.
+func (s *shard) settle() error {
 	for len(s.persists) > 0 {
 		s.flush() // what need not wait for the store is on its way meanwhile
 		if err := s.store(); err != nil {

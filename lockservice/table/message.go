@@ -91,7 +91,7 @@ type Reason uint8
 // The reasons.
 const (
 	BadTTL          Reason = iota + 1 // outside the bounds of the configuration
-	TooManyLocks                      // [LocksMax]
+	TooManyLocks                      // [LocksMax], [NameBytesTotalMax]
 	TooManyWaiters                    // [WaitersPerLockMax]
 	TooManyRequests                   // [RequestsPerSessionMax]
 	TokensExhausted                   // the generation has given out its last token

@@ -368,6 +368,47 @@ func TestLimitsHoldAtTheirEdge(t *testing.T) {
 			t.Errorf("another session: %+v", ans)
 		}
 	})
+	t.Run("name bytes", func(t *testing.T) {
+		table := New(testConfig)
+		long := strings.Repeat("n", 1<<10)
+		for i := range NameBytesTotalMax >> 10 {
+			c := Caller{Client: Client{2, byte(i >> 10)}}
+			if ans, _ := table.Step(0, c, Acquire{Name: fmt.Sprintf("%08d", i) + long[8:], Req: uint64(i), TTL: time.Second}, nil); ans.Kind != Granted {
+				t.Fatalf("lock %d: %+v", i, ans)
+			}
+		}
+		if ans, _ := table.Step(0, by('X'), Acquire{Name: "x", TTL: time.Second}, nil); ans.Reason != TooManyLocks {
+			t.Errorf("a byte more: %+v", ans)
+		}
+		first := Caller{Client: Client{2, 0}}
+		if ans, _ := table.Step(0, first, Release{Name: fmt.Sprintf("%08d", 7) + long[8:], Req: 7}, nil); ans.Kind != Released {
+			t.Fatalf("release: %+v", ans)
+		}
+		if ans, _ := table.Step(0, by('X'), Acquire{Name: "x", TTL: time.Second}, nil); ans.Kind != Granted {
+			t.Errorf("after a release: %+v", ans)
+		}
+		if _, err := Restore(testConfig, table.State()); err != nil {
+			t.Errorf("its own state: %v", err)
+		}
+	})
+	t.Run("waiters", func(t *testing.T) {
+		table := New(testConfig)
+		ask := func(i int) Answer {
+			name := fmt.Sprint(i / WaitersPerLockMax)
+			ans, _ := table.Step(0, Caller{Client: Client{3, byte(i), byte(i >> 8)}}, Acquire{Name: name, Req: uint64(i), TTL: time.Second}, nil)
+			return ans
+		}
+		// One request of each lock is granted, all others wait.
+		i := 0
+		for ; table.waiting < WaitersMax; i++ {
+			if ans := ask(i); ans.Kind == Refused {
+				t.Fatalf("request %d: %+v", i, ans)
+			}
+		}
+		if ans, _ := table.Step(0, by('X'), Acquire{Name: "0", Req: 1, TTL: time.Second}, nil); ans.Reason != TooManyWaiters {
+			t.Errorf("one more: %+v", ans)
+		}
+	})
 	t.Run("locks", func(t *testing.T) {
 		table := New(testConfig)
 		for i := range LocksMax {

@@ -1,0 +1,108 @@
+package replicagroup
+
+import (
+	"testing"
+	"time"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/driver"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/session"
+)
+
+// busyEngine leads and has no room for anything.
+type busyEngine struct{ asked int }
+
+func (e *busyEngine) Step(ev order.Event, out *order.Actions) {
+	if p, ok := ev.(order.Propose); ok {
+		e.asked++
+		out.Done = append(out.Done, order.Outcome{Ref: p.Ref, Err: order.ErrBusy})
+	}
+}
+func (e *busyEngine) Hash() [32]byte                  { return [32]byte{} }
+func (e *busyEngine) Status() order.Status            { return order.Status{} }
+func (e *busyEngine) Leader() (order.ReplicaID, bool) { return 1, true }
+
+// overdue is a machine that always has something to end.
+type overdue struct{ counter }
+
+func (*overdue) Deadline() (time.Duration, bool) { return 0, true }
+
+// A tick that is due and finds no room is repeated after a pause. Repeated at once, it kept the turn from ever ending, and so
+// from making room.
+func TestRefusedTickDoesNotKeepATurnFromEnding(t *testing.T) {
+	d := testDescriptor()
+	h := &Host{clock: driver.NewClock(), root: order.GroupID{Overlay: d.Group.Overlay}}
+	s := newShard(h)
+	engine := new(busyEngine)
+	r := newReplica(1, d, engine, map[string]session.Machine{"count": new(overdue)}, 1)
+	s.now = h.clock.Now()
+	startEvent{r}.handle(s)
+	if engine.asked == 0 {
+		t.Fatal("a new leader proposed no tick")
+	}
+	for before := engine.asked; engine.asked == before; {
+		done := make(chan error, 1)
+		go func() { done <- s.turn(nil) }()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the turn does not end")
+		}
+	}
+}
+
+// A group is asked for more commands at once than its engine takes in one go, and gets them all in.
+func TestATurnOfManyCommandsIsTakenInSlices(t *testing.T) {
+	w := newWorld(t, 1, 0)
+	ctx := deadline(t, 20*time.Second)
+	key := keyspace.Preimage("k").Key()
+	p := w.peers[0]
+	if _, err := p.groups.NewClient().Do(ctx, key, "count", number(1)); err != nil {
+		t.Fatal(err)
+	}
+	const clients, each = 24, 64
+	answers := make(chan error, clients*each)
+	for range clients {
+		c := p.groups.NewClient()
+		for range each {
+			go func() {
+				_, err := c.Do(ctx, key, "count", number(1))
+				answers <- err
+			}()
+		}
+	}
+	for range clients * each {
+		if err := <-answers; err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := p.groups.NewClient().Query(ctx, key, "count", nil)
+	if err != nil || string(got) != string(number(clients*each+1)) {
+		t.Errorf("sum %x, %v", got, err)
+	}
+}
+
+func TestKnownGroupIsNotForgottenWhileNobodyCanBeAsked(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	w.peers[1].kill()
+	w.peers[2].kill()
+	l := w.peers[0].groups.locator
+	d := w.genesis.RootDescriptor()
+	d.Group.Prefix = keyspace.PrefixOf(keyspace.Preimage("k").Key(), w.genesis.Depth)
+	l.put(d)
+	got, err := l.locate(deadline(t, 20*time.Second), d.Group.Prefix, true)
+	if err != nil || got.Group != d.Group {
+		t.Errorf("searched again, the group is %v, %v", got.Group, err)
+	}
+	// What is said of the root is not believed: its members are those of the genesis document.
+	forged := w.genesis.RootDescriptor()
+	forged.View.Num++
+	l.put(forged)
+	if root, _ := l.cached(keyspace.Prefix{}); root.View.Num != 0 {
+		t.Error("a descriptor of the root from elsewhere was taken")
+	}
+}
