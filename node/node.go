@@ -148,7 +148,10 @@ func (n *Node) lockMachine(g order.GroupID) session.Machine {
 // Start joins the overlay and begins to serve. It returns once the node's own parts run; ctx bounds only that. An error that
 // matches [replicagroup.ErrRootLost] says that this peer alone founded the overlay, and what it founded is gone.
 func (n *Node) Start(ctx context.Context) error {
-	if err := n.groups.Start(ctx); err != nil {
+	if err := n.groups.Start(ctx); errors.Is(err, replicagroup.ErrRootLost) {
+		return fmt.Errorf("%w: this peer founded overlay %v, and its store is not the one it founded it with; "+
+			"make the founder's node with WithStore and the store that Found returned", err, n.genesis.ID())
+	} else if err != nil {
 		return err
 	}
 	return n.overlay.Start(ctx)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/spf13/cobra"
 
@@ -17,7 +16,7 @@ import (
 )
 
 func daemonVerb(a *app) *cobra.Command {
-	var listen, bootstrap []string
+	var listen []string
 	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "run the peer of --path in the foreground",
@@ -27,8 +26,7 @@ When it serves, it prints a line that starts with READY, and tells systemd so.
 INT, TERM and "latchkey shutdown" stop it gracefully; a second signal stops it at once. Locks taken through it are
 never released by its end: their leases run out.`,
 		Example: `  latchkey daemon
-  latchkey daemon --listen /ip4/0.0.0.0/tcp/4701
-  latchkey --path /tmp/second daemon --bootstrap /ip4/192.0.2.7/tcp/4701/p2p/12D3KooW...`,
+  latchkey daemon --listen /ip4/127.0.0.1/tcp/4701`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			for _, addr := range listen {
@@ -36,24 +34,15 @@ never released by its end: their leases run out.`,
 					return usagef("daemon: --listen %s: want a multiaddr like /ip4/0.0.0.0/tcp/4701: %v", addr, err)
 				}
 			}
-			var peers []peer.AddrInfo
-			for _, addr := range bootstrap {
-				info, err := peer.AddrInfoFromString(addr)
-				if err != nil {
-					return usagef("daemon: --bootstrap %s: want a multiaddr that ends in /p2p/PEER, as latchkey id shows them: %v", addr, err)
-				}
-				peers = append(peers, *info)
-			}
-			return a.daemon(c.Context(), listen, peers)
+			return a.daemon(c.Context(), listen)
 		},
 	}
 	c.Flags().StringArrayVar(&listen, "listen", nil, "multiaddr to listen at, repeatable (default "+node.DefaultListen+")")
-	c.Flags().StringArrayVar(&bootstrap, "bootstrap", nil, "multiaddr of a peer to join through, repeatable")
 	return c
 }
 
 // daemon runs the peer until it is told to stop.
-func (a *app) daemon(ctx context.Context, listen []string, bootstrap []peer.AddrInfo) (err error) {
+func (a *app) daemon(ctx context.Context, listen []string) (err error) {
 	ctx, release := interruptible(ctx)
 	defer release()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -69,7 +58,7 @@ func (a *app) daemon(ctx context.Context, listen []string, bootstrap []peer.Addr
 		return err
 	}
 	defer socket.Close()
-	n, host, err := dir.Run(ctx, listen, node.WithBootstrap(bootstrap...))
+	n, host, err := dir.Run(ctx, listen)
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,9 @@ func peersVerb(a *app) *cobra.Command {
 					return err
 				}
 				return a.list("peers", anys(peers), func(w io.Writer) {
+					if len(peers) == 0 {
+						fmt.Fprintln(w, "no other peers")
+					}
 					for _, p := range peers {
 						state := "away"
 						if p.Connected {

@@ -49,7 +49,7 @@ This version keeps replicas in memory: the overlay lives as long as this first p
 		},
 	}
 	c.Flags().StringVar(&o.Name, "name", "", `name of the overlay, for people (default "latchkey")`)
-	c.Flags().IntVar(&f, "f", 0, "how many crashes a full group survives (default 2: groups of five, where there are five peers)")
-	c.Flags().IntVar(&o.Depth, "depth", 0, "bits of a group's prefix: 2^depth groups share the key space (default by the overlay)")
+	c.Flags().IntVar(&f, "f", 0, "0 to 3: how many crashes a full group survives (default 2: groups of five, where there are five peers)")
+	c.Flags().IntVar(&o.Depth, "depth", 0, "1 to 12: 2^depth groups share the key space (default 8)")
 	return c
 }

@@ -35,8 +35,9 @@ var laterVerbs = []string{"ls", "watch", "release"}
 func lockVerb(a *app) *cobra.Command {
 	var f lockFlags
 	c := &cobra.Command{
-		Use:   "lock NAME [-- CMD ARG...]",
-		Short: "hold a lock, for as long as a command runs or until interrupted",
+		Use:                   "lock [flags] NAME [-- CMD ARG...]",
+		DisableFlagsInUseLine: true,
+		Short:                 "hold a lock, for as long as a command runs or until interrupted",
 		Long: `lock waits for the lock NAME, in order of arrival, and holds it while CMD runs.
 
 CMD runs without a shell, in a process group of its own, with this terminal, and finds in its environment
@@ -79,7 +80,7 @@ A lock that is called like a verb below (info), or starts with a dash, is named 
 			return a.lock(c.Context(), name, argv, f)
 		},
 	}
-	c.Flags().DurationVar(&f.ttl, "ttl", 0, "how long the lock survives us when we stop (default 15s, within the overlay's bounds)")
+	c.Flags().DurationVar(&f.ttl, "ttl", 0, "how long the lock survives us when we stop: 1s to the overlay's longest, which is 1m, in testnets 10s (default 15s, or the longest)")
 	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for the lock (default without limit; 0 is --try)")
 	c.Flags().BoolVar(&f.try, "try", false, "do not wait")
 	c.Flags().StringVar(&f.protocol, "protocol", "group", "how the lock is kept: group")
@@ -93,6 +94,8 @@ func lockArgs(args []string, dash int) (name string, argv []string, err error) {
 	switch {
 	case len(args) == 0:
 		return "", nil, usagef("lock: which lock? usage: latchkey lock NAME [-- CMD ARG...]")
+	case dash == 1 && len(args) == 1:
+		return "", nil, usagef("lock: there is no command after --; leave the -- out to hold the lock without one")
 	case dash == 0: // lock -- NAME [--] [CMD ARG...]
 		name, argv = args[0], args[1:]
 		if len(argv) > 0 && argv[0] == "--" {
@@ -163,10 +166,14 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 		return commandError(err)
 	}
 	lost := supervise(held, work, signals)
-	a.release(daemon, held)
 	if lost != nil { // whatever the reason, be it a daemon that is not reachable
+		// Others need not wait for the lease to end if it can be helped; that it cannot is no news.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		held.Release(ctx)
 		return exitf(exitLost, "lock %q may be lost, so its work was stopped: %w", name, lost)
 	}
+	a.release(daemon, held)
 	return work.result()
 }
 
@@ -184,6 +191,11 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		}
 	}()
 
+	if f.try && a.timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeoutCause(ctx, a.timeout, errSilent)
+		defer stop()
+	}
 	var opts []lockservice.Option
 	if f.ttl != 0 {
 		opts = append(opts, lockservice.WithTTL(f.ttl))
@@ -203,6 +215,10 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 	close(acquired)
 	<-watched
 	switch code := exitCode(err); {
+	case err != nil && errors.Is(context.Cause(ctx), errSilent):
+		return nil, silentGroup(name, a.timeout)
+	case errors.Is(err, lockservice.ErrWait) && !errors.Is(err, lockservice.ErrLocked):
+		return nil, silentGroup(name, f.wait)
 	case ctx.Err() != nil: // interrupted, and what Lock says of it adds nothing
 		if err == nil {
 			a.release(daemon, held)
@@ -214,6 +230,14 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		return nil, a.explain(err)
 	}
 	return held, nil
+}
+
+var errSilent = errors.New("no answer")
+
+// silentGroup is the end of a lock whose group never even said that it is taken: that is no conflict, and scripts that allow
+// for one must not take it for one.
+func silentGroup(name string, d time.Duration) error {
+	return exitf(exitFailure, "lock %q: the group that keeps it gave no answer within %v; more of its members may be down than it bears", name, d)
 }
 
 // release gives the lock back. Failure is told and changes no exit code: the work is done, and the lease runs out by itself.
@@ -274,7 +298,12 @@ func lockInfoVerb(a *app) *cobra.Command {
 		Short: "tell who holds a lock and who waits for it",
 		Example: `  latchkey lock info nightly
   latchkey lock info nightly -o json | jq -r .token`,
-		Args: exactly(1),
+		Args: func(c *cobra.Command, args []string) error {
+			if c.ArgsLenAtDash() >= 0 {
+				return usagef("lock info: runs no command; for a lock called info: latchkey lock -- info -- CMD")
+			}
+			return exactly(1)(c, args)
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
 				i, err := daemon.Locks().Info(ctx, args[0])
@@ -332,7 +361,7 @@ func writeLockInfo(w io.Writer, i lockservice.Info) {
 		if !i.Confirmed {
 			state = "granted, not yet taken up"
 		}
-		fmt.Fprintf(w, "state\t%s\nholder\t%s\ntoken\t%v\nlease\t%v left of %v\n", state, i.Holder, i.Token, i.LeaseLeft.Round(time.Millisecond), i.TTL)
+		fmt.Fprintf(w, "state\t%s\nholder\t%s\ntoken\t%v\nlease\t%v, free in %v unless renewed\n", state, i.Holder, i.Token, i.TTL, i.LeaseLeft.Round(time.Millisecond))
 	}
 	for n, p := range i.Waiters {
 		fmt.Fprintf(w, "waiter %d\t%s\n", n+1, p.Party)

@@ -229,7 +229,8 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"--api", "http://127.0.0.1:1", "id"}, "only unix sockets"},
 		{[]string{"--api", "/" + strings.Repeat("d", 200), "id"}, "this system allows"},
 		{[]string{"daemon", "--listen", "here"}, "--listen here"},
-		{[]string{"daemon", "--bootstrap", "/ip4/127.0.0.1/tcp/1"}, "--bootstrap"},
+		{[]string{"lock", "n", "--"}, "no command after --"},
+		{[]string{"lock", "info", "--", "true"}, "lock -- info -- CMD"},
 		{[]string{"init", "--depth", "0"}, "--depth"},
 		{[]string{"init", "--depth", "13"}, "depth 13"},
 		{[]string{"init", "--f", "4"}, "f is 4"},
@@ -314,7 +315,7 @@ func TestInformationInEachFormat(t *testing.T) {
 		{"peers -o jsonl", []string{`{"peer":"12D3KooWone","node":"01","addrs":["/ip4/127.0.0.1/tcp/2"],"connected":true}` + "\n" + `{"peer":"12D3KooWtwo","node":"02","addrs":[],"connected":false}`}},
 		{"key n", []string{"hash       ff\n", "closest 2  12D3KooWtwo\n", "leader     12D3KooWone\n", "member     12D3KooWtwo\n"}},
 		{"key n -o json", []string{`"generation": "1152921504606846976"`, `"view": "2"`}},
-		{"lock info held", []string{"state   held\n", "token   1152921504606846977\n", "left of 15s"}},
+		{"lock info held", []string{"state   held\n", "token   1152921504606846977\n", "lease   15s, free in"}},
 		{"lock info held -o json", []string{`"token": "1152921504606846977"`, `"ttl_ms": 15000`, `"waiters": []`, `"held": true`, `"peer": "12D3KooWfake"`}},
 		{"lock info free", []string{"state  free\n"}},
 		{"lock info free -o jsonl", []string{`"held":false,"holder":null,"token":"0"`}},
@@ -367,7 +368,7 @@ func TestArgumentsOfLock(t *testing.T) {
 		{[]string{"n"}, -1, "n", "", true},
 		{[]string{"n", "a", "b"}, 1, "n", "a b", true},
 		{[]string{"n", "a", "--", "b"}, 1, "n", "a -- b", true},
-		{[]string{"n"}, 1, "n", "", true},
+		{[]string{"n"}, 1, "", "", false}, // as of a script whose command is an empty variable
 		{[]string{"info", "a"}, 0, "info", "a", true},
 		{[]string{"info", "--", "a"}, 0, "info", "a", true},
 		{[]string{"-n"}, 0, "-n", "", true},
@@ -381,6 +382,27 @@ func TestArgumentsOfLock(t *testing.T) {
 		name, argv, err := lockArgs(c.args, c.dash)
 		if (err == nil) != c.ok || name != c.name || strings.Join(argv, " ") != c.argv {
 			t.Errorf("lockArgs(%q, %d) = %q, %q, %v", c.args, c.dash, name, argv, err)
+		}
+	}
+}
+
+// A group that has lost too many members answers nobody. That is neither a lock held by somebody else nor a reason to wait for
+// ever when one was told not to.
+func TestSilentGroupIsNoConflict(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, func(b *apitest.Backend) {
+		b.OnAcquire = func(ctx context.Context, _ lockservice.Request) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+	})
+	for _, args := range [][]string{
+		{"--timeout", "300ms", "lock", "n", "--try", "--", "true"},
+		{"lock", "n", "--wait", "300ms", "-E", "0", "--", "true"},
+	} {
+		p := d.run(args...)
+		if says := p.oneLine(); p.code != exitFailure || !strings.Contains(says, "gave no answer within 300ms") {
+			t.Errorf("latchkey %q: exit %d, %s", args, p.code, says)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"connectrpc.com/connect"
@@ -111,9 +112,20 @@ func decodeError(ctx context.Context, addr string, err error, unsure bool) error
 	case connect.IsWireError(err):
 		return &remoteError{wire: ce}
 	case unsure && !neverSent(err):
-		return fmt.Errorf("%w at %s: %w: %v", ErrUnreachable, addr, lockservice.ErrOutcomeUnknown, ce.Unwrap())
+		return fmt.Errorf("%w at %s: %w: it went away during the call", ErrUnreachable, addr, lockservice.ErrOutcomeUnknown)
+	case neverSent(err):
+		return fmt.Errorf("%w at %s: %v", ErrUnreachable, addr, reason(ce.Unwrap()))
 	}
-	return fmt.Errorf("%w at %s: %v", ErrUnreachable, addr, ce.Unwrap())
+	return fmt.Errorf("%w at %s: it went away during the call", ErrUnreachable, addr)
+}
+
+// reason is what the system said, without the address that the message names already.
+func reason(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
 }
 
 // sentinelOf returns the error that the daemon's reason stands for, or nil when there is none.
