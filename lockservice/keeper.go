@@ -83,8 +83,10 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits, over func())
 	}
 	k.calls, k.cancel = context.WithCancel(context.Background())
 	var looping atomic.Bool
+	mine := make(chan struct{}) // closed when the caller is through: whoever closes the service may release before that
+	defer close(mine)
 	h.loop = func() {
-		if looping.CompareAndSwap(false, true) {
+		if <-mine; looping.CompareAndSwap(false, true) {
 			k.run()
 			k.end()
 			over()

@@ -853,3 +853,25 @@ func BenchmarkAcquireRelease(b *testing.B) {
 		}
 	}
 }
+
+// A service may be closed at the very moment at which a lock is granted: one goroutine at a time touches the hold all the same.
+// The race detector is the judge.
+func TestCloseMayMeetAGrant(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for i := range 50 {
+			p := w.peer(byte(i + 1))
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				if h, err := p.Lock(t.Context(), fmt.Sprint(i)); err == nil {
+					<-h.Context().Done()
+				} else if !errors.Is(err, ErrClosed) {
+					t.Errorf("lock %d: %v", i, err)
+				}
+			}()
+			time.Sleep(2 * w.delay)
+			p.Close()
+			<-done
+		}
+	})
+}

@@ -187,11 +187,7 @@ func (r *replica) deliver(entries []order.Entry) {
 		res := r.table.Apply(e, &s.outputs)
 		r.applied = e.Index
 		if e.Kind == order.Normal {
-			if e.Cmd.Client != (order.ClientID{}) {
-				r.answer(keyOf(e.Cmd), &pb.Reply{Status: statusToPB(res.Status), Data: res.Data})
-			} else if e.Stamp.Boot == s.host.clock.Nonce() {
-				r.ticking = false
-			}
+			r.answer(keyOf(e.Cmd), &pb.Reply{Status: statusToPB(res.Status), Data: res.Data})
 		}
 		if leading {
 			s.host.push(r.group, &s.outputs)
@@ -228,7 +224,7 @@ func (r *replica) done(d order.Outcome) {
 	}
 	key, ok := r.proposals[d.Ref]
 	if !ok {
-		r.ticking = false // a tick has no waiter
+		r.ticking = false // a tick has no waiter, and its outcome comes with its delivery
 		return
 	}
 	delete(r.proposals, d.Ref)
