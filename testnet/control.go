@@ -51,40 +51,6 @@ func DefaultDir() string {
 
 func controlSocket(dir string) string { return filepath.Join(dir, "control.sock") }
 
-// Status is the state of a testnet.
-type Status struct {
-	Overlay string       `json:"overlay"`
-	Seed    uint64       `json:"seed,string"`
-	F       int          `json:"f"`
-	Peers   []PeerStatus `json:"peers"`
-}
-
-// PeerStatus is the state of one peer.
-type PeerStatus struct {
-	N       int    `json:"n"`
-	Peer    string `json:"peer"`
-	Addr    string `json:"addr"`
-	API     string `json:"api"`  // socket of the node API; empty in a testnet without a directory
-	Path    string `json:"path"` // the peer's directory; likewise
-	Up      bool   `json:"up"`
-	Founder bool   `json:"founder"` // votes in the root group
-}
-
-// Status returns the network's state.
-func (n *Network) Status() Status {
-	st := Status{Overlay: n.genesis.ID().Hex(), Seed: n.opts.Seed, F: n.opts.F}
-	for _, s := range n.slots {
-		s.mu.Lock()
-		up := s.life != nil
-		s.mu.Unlock()
-		st.Peers = append(st.Peers, PeerStatus{
-			N: s.index, Peer: s.id.String(), Addr: s.addr.String() + "/p2p/" + s.id.String(),
-			API: s.socket(), Path: s.dir, Up: up, Founder: s.index < len(n.genesis.Founders),
-		})
-	}
-	return st
-}
-
 // Control answers other processes of the same user about one testnet, in JSON over HTTP on a unix socket: GET /status, POST
 // /kill/N, POST /restart/N. It also keeps a second testnet out of the directory.
 type Control struct {

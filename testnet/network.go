@@ -308,6 +308,21 @@ func (n *Network) IndexOf(id string) int {
 	return slices.IndexFunc(n.slots, func(s *slot) bool { return s.id.String() == id })
 }
 
+// Status returns the network's state.
+func (n *Network) Status() Status {
+	st := Status{Overlay: n.genesis.ID().Hex(), Seed: n.opts.Seed, F: n.opts.F, Mode: ModeInProcess}
+	for _, s := range n.slots {
+		s.mu.Lock()
+		up := s.life != nil
+		s.mu.Unlock()
+		st.Peers = append(st.Peers, PeerStatus{
+			N: s.index, Peer: s.id.String(), Addr: s.addr.String() + "/p2p/" + s.id.String(),
+			API: s.socket(), Path: s.dir, Up: up, Founder: s.index < len(n.genesis.Founders),
+		})
+	}
+	return st
+}
+
 // slot returns peer i's place, or [ErrNoPeer].
 func (n *Network) slot(i int) (*slot, error) {
 	if i < 0 || i >= len(n.slots) {
