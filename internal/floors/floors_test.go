@@ -54,10 +54,11 @@ var packages = map[string]int{
 	"replicagroup/pb": tools,
 	"lockservice/pb":  tools,
 
-	"dht":          overlay,
-	"replicagroup": groups,
-	"lockservice":  services,
-	"coherence":    services,
+	"dht":               overlay,
+	"replicagroup":      groups,
+	"replicagroup/disk": services, // implements what replicagroup keeps its replicas in
+	"lockservice":       services,
+	"coherence":         services,
 
 	"node/api/latchkey/v1":                   tools,
 	"node/api/latchkey/v1/latchkeyv1connect": overlay, // above the messages it carries; beside our own overlay it imports nothing of it
