@@ -1,7 +1,6 @@
 package testnet
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,7 +22,7 @@ const (
 	requestBytesMax = 4 << 10
 	answerBytesMax  = 1 << 20
 	headerTimeout   = 5 * time.Second
-	restartTimeout  = 30 * time.Second
+	answerTimeout   = 30 * time.Second // of a request that waits for peers
 	closeTimeout    = time.Second
 )
 
@@ -32,6 +31,8 @@ var (
 	ErrRunning = errors.New("testnet: one is running already")
 	// ErrNotRunning is matched when no testnet answers in the directory.
 	ErrNotRunning = errors.New("testnet: none is running")
+	// ErrPaused is matched when a peer cannot do what was asked for because it is paused, or is not paused and should be.
+	ErrPaused = errors.New("testnet: peer is paused")
 	// ErrStarting is matched while a testnet's peers are not up yet.
 	ErrStarting = errors.New("testnet: still starting")
 )
@@ -51,12 +52,13 @@ func DefaultDir() string {
 
 func controlSocket(dir string) string { return filepath.Join(dir, "control.sock") }
 
-// Control answers other processes of the same user about one testnet, in JSON over HTTP on a unix socket: GET /status, POST
-// /kill/N, POST /restart/N. It also keeps a second testnet out of the directory.
+// Control answers other processes of the same user about one testnet, in JSON over HTTP on a unix socket: GET /status, GET
+// /logs/N, and POST /kill/N, /restart/N, /pause/N, /resume/N, /leave/N, /join, /partition, /heal and /latency. It also keeps a
+// second testnet out of the directory.
 type Control struct {
 	listener net.Listener
 	server   *http.Server
-	network  atomic.Pointer[Network] // nil until it is up
+	testnet  atomic.Pointer[Testnet] // nil until it is up
 	done     chan struct{}
 }
 
@@ -78,10 +80,38 @@ func Claim(dir string) (*Control, error) {
 	}
 	c := &Control{listener: l, done: make(chan struct{})}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", c.handle(func(_ context.Context, n *Network, _ int) (any, error) { return n.Status(), nil }))
-	mux.HandleFunc("POST /kill/{n}", c.handle(func(_ context.Context, n *Network, i int) (any, error) { return struct{}{}, n.Kill(i) }))
-	mux.HandleFunc("POST /restart/{n}", c.handle(func(ctx context.Context, n *Network, i int) (any, error) {
-		return struct{}{}, n.Restart(ctx, i)
+	mux.HandleFunc("GET /status", c.handle(func(_ *http.Request, t Testnet) (any, error) { return t.Status(), nil }))
+	mux.HandleFunc("GET /logs/{n}", c.handle(func(r *http.Request, t Testnet) (any, error) {
+		path, err := t.Logs(numberIn(r))
+		return logsAnswer{path}, err
+	}))
+	mux.HandleFunc("POST /kill/{n}", c.handle(func(r *http.Request, t Testnet) (any, error) { return nothing, t.Kill(numberIn(r)) }))
+	mux.HandleFunc("POST /pause/{n}", c.handle(func(r *http.Request, t Testnet) (any, error) { return nothing, t.Pause(numberIn(r)) }))
+	mux.HandleFunc("POST /resume/{n}", c.handle(func(r *http.Request, t Testnet) (any, error) { return nothing, t.Resume(numberIn(r)) }))
+	mux.HandleFunc("POST /restart/{n}", c.handle(func(r *http.Request, t Testnet) (any, error) {
+		return nothing, t.Restart(r.Context(), numberIn(r))
+	}))
+	mux.HandleFunc("POST /leave/{n}", c.handle(func(r *http.Request, t Testnet) (any, error) {
+		return nothing, t.Leave(r.Context(), numberIn(r))
+	}))
+	mux.HandleFunc("POST /join", c.handle(func(r *http.Request, t Testnet) (any, error) {
+		i, err := t.Join(r.Context())
+		return joinAnswer{i}, err
+	}))
+	mux.HandleFunc("POST /partition", c.handle(func(r *http.Request, t Testnet) (any, error) {
+		var q partitionRequest
+		if err := decodeRequest(r.Body, &q); err != nil {
+			return nil, err
+		}
+		return nothing, t.Partition(r.Context(), q.Sides...)
+	}))
+	mux.HandleFunc("POST /heal", c.handle(func(r *http.Request, t Testnet) (any, error) { return nothing, t.Heal(r.Context()) }))
+	mux.HandleFunc("POST /latency", c.handle(func(r *http.Request, t Testnet) (any, error) {
+		var q latencyRequest
+		if err := decodeRequest(r.Body, &q); err != nil {
+			return nil, err
+		}
+		return nothing, t.Latency(r.Context(), q.Latency)
 	}))
 	c.server = &http.Server{
 		Handler: http.MaxBytesHandler(mux, requestBytesMax), ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: requestBytesMax,
@@ -93,10 +123,30 @@ func Claim(dir string) (*Control, error) {
 	return c, nil
 }
 
-// Serve lets c answer for n, which is up.
-func (c *Control) Serve(n *Network) { c.network.Store(n) }
+// Serve lets c answer for t, which is up.
+func (c *Control) Serve(t any) {
+	switch t := t.(type) {
+	case Testnet:
+		c.testnet.Store(&t)
+	case *Network:
+		var n Testnet = half{t}
+		c.testnet.Store(&n)
+	}
+}
 
-// Close stops answering and gives the directory up. It does not close the network.
+// half is a Network until it is a Testnet.
+type half struct{ *Network }
+
+func (half) Pause(int) error                              { return ErrMode }
+func (half) Resume(int) error                             { return ErrMode }
+func (half) Join(context.Context) (int, error)            { return 0, ErrMode }
+func (half) Leave(context.Context, int) error             { return ErrMode }
+func (half) Partition(context.Context, ...[]int) error    { return ErrMode }
+func (half) Heal(context.Context) error                   { return ErrMode }
+func (half) Latency(context.Context, time.Duration) error { return ErrMode }
+func (half) Logs(int) (string, error)                     { return "", ErrMode }
+
+// Close stops answering and gives the directory up. It does not close the testnet.
 func (c *Control) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -108,38 +158,76 @@ func (c *Control) Close() error {
 	return err
 }
 
-// failure is the answer to a request that failed.
-type failure struct {
-	Reason string `json:"reason"`
-	Error  string `json:"error"`
+// What goes over the socket beside [Status].
+type (
+	// failure is the answer to a request that failed.
+	failure struct {
+		Reason string `json:"reason"`
+		Error  string `json:"error"`
+	}
+	partitionRequest struct {
+		Sides [][]int `json:"sides"`
+	}
+	latencyRequest struct {
+		Latency time.Duration `json:"latency_ns"`
+	}
+	joinAnswer struct {
+		N int `json:"n"`
+	}
+	logsAnswer struct {
+		Path string `json:"path"`
+	}
+)
+
+// nothing is the answer to a request that asks for nothing but to be done.
+var nothing = struct{}{}
+
+// reasons name the errors that a client can match. The first that matches is told.
+var reasons = []struct {
+	name     string
+	sentinel error
+}{
+	{"no_peer", ErrNoPeer}, {"down", ErrDown}, {"up", ErrUp}, {"paused", ErrPaused}, {"mode", ErrMode}, {"full", ErrFull},
+	{"options", ErrOptions}, {"starting", ErrStarting}, {"closed", ErrClosed},
 }
 
-// reasons name the errors that a client can match.
-var reasons = map[string]error{"no_peer": ErrNoPeer, "down": ErrDown, "up": ErrUp, "starting": ErrStarting, "closed": ErrClosed}
-
 func reasonOf(err error) (reason string, code int) {
-	for name, sentinel := range reasons {
-		if errors.Is(err, sentinel) {
-			return name, http.StatusConflict
+	for _, r := range reasons {
+		if errors.Is(err, r.sentinel) {
+			return r.name, http.StatusConflict
 		}
 	}
 	return "failed", http.StatusInternalServerError
 }
 
-// handle adapts fn, which gets the number in the request's path, or -1.
-func (c *Control) handle(fn func(ctx context.Context, n *Network, i int) (any, error)) http.HandlerFunc {
+// numberIn returns the peer's number in the request's path, or -1.
+func numberIn(r *http.Request) int {
+	i, err := strconv.Atoi(r.PathValue("n"))
+	if err != nil {
+		return -1
+	}
+	return i
+}
+
+// decodeRequest reads the body of a request, which is bounded by requestBytesMax, into into.
+func decodeRequest(body io.Reader, into any) error {
+	d := json.NewDecoder(body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("%w: the request makes no sense: %w", ErrOptions, err)
+	}
+	return nil
+}
+
+// handle adapts fn, whose request's context ends after answerTimeout.
+func (c *Control) handle(fn func(r *http.Request, t Testnet) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		i, err := strconv.Atoi(r.PathValue("n"))
-		if err != nil {
-			i = -1
-		}
-		n := c.network.Load()
 		var answer any
-		err = ErrStarting
-		if n != nil {
-			ctx, cancel := context.WithTimeout(r.Context(), restartTimeout)
+		err := ErrStarting
+		if t := c.testnet.Load(); t != nil {
+			ctx, cancel := context.WithTimeoutCause(r.Context(), answerTimeout, fmt.Errorf("testnet: it took longer than %v", answerTimeout))
 			defer cancel()
-			answer, err = fn(ctx, n, i)
+			answer, err = fn(r.WithContext(ctx), *t)
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if err != nil {
@@ -150,93 +238,3 @@ func (c *Control) handle(fn func(ctx context.Context, n *Network, i int) (any, e
 		_ = json.NewEncoder(w).Encode(answer) // the client may have gone
 	}
 }
-
-// Remote speaks to the testnet that has a directory, usually in another process. Its methods are safe for concurrent use;
-// errors match those of [Network], [ErrNotRunning], or context.Cause(ctx).
-type Remote struct {
-	dir  string
-	http http.Client
-}
-
-// Dial returns a client of the testnet in dir. Nothing is sent yet.
-func Dial(dir string) *Remote {
-	var d net.Dialer
-	return &Remote{dir: dir, http: http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, "unix", controlSocket(dir))
-		},
-	}}}
-}
-
-// Status returns the testnet's state.
-func (r *Remote) Status(ctx context.Context) (Status, error) {
-	var st Status
-	return st, r.call(ctx, http.MethodGet, "/status", &st)
-}
-
-// Kill kills peer i. See [Network.Kill].
-func (r *Remote) Kill(ctx context.Context, i int) error {
-	return r.call(ctx, http.MethodPost, "/kill/"+strconv.Itoa(i), nil)
-}
-
-// Restart starts peer i again and waits until it is back. See [Network.Restart].
-func (r *Remote) Restart(ctx context.Context, i int) error {
-	return r.call(ctx, http.MethodPost, "/restart/"+strconv.Itoa(i), nil)
-}
-
-func (r *Remote) call(ctx context.Context, method, path string, into any) error {
-	if _, err := api.ParseAddr(controlSocket(r.dir)); err != nil {
-		return fmt.Errorf("testnet: %w", err)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://testnet"+path, nil)
-	if err != nil {
-		return fmt.Errorf("testnet: %w", err)
-	}
-	resp, err := r.http.Do(req)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
-		return fmt.Errorf("%w in %s", ErrNotRunning, r.dir)
-	}
-	if err != nil {
-		return fmt.Errorf("testnet: no answer from the one in %s: %w", r.dir, err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, answerBytesMax))
-	if err != nil {
-		return fmt.Errorf("testnet: answer cut off: %w", err)
-	}
-	return decodeAnswer(resp.StatusCode, body, into)
-}
-
-// decodeAnswer reads the body of an answer into what was asked for, or into the error it stands for.
-func decodeAnswer(code int, body []byte, into any) error {
-	if code == http.StatusOK {
-		if into == nil {
-			return nil
-		}
-		if err := json.Unmarshal(body, into); err != nil {
-			return fmt.Errorf("testnet: answer makes no sense: %w", err)
-		}
-		return nil
-	}
-	var f failure
-	if err := json.Unmarshal(body, &f); err != nil || f.Error == "" {
-		return fmt.Errorf("testnet: answered %d: %q", code, bytes.TrimSpace(body[:min(len(body), 200)]))
-	}
-	if sentinel, ok := reasons[f.Reason]; ok {
-		return &remoteError{f.Error, sentinel}
-	}
-	return errors.New(f.Error)
-}
-
-// remoteError is an error of the other process, told in its words.
-type remoteError struct {
-	text     string
-	sentinel error
-}
-
-func (e *remoteError) Error() string { return e.text }
-func (e *remoteError) Unwrap() error { return e.sentinel }

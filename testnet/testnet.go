@@ -78,4 +78,5 @@ type PeerStatus struct {
 	Left    bool   `json:"left,omitempty"`   // down because it left, not because it was killed
 	Side    int    `json:"side"`             // of the partition, from 0 in the order given, those named in none last; 0 without a partition
 	PID     int    `json:"pid,omitempty"`    // of the peer's process; process mode only
+	Fault   string `json:"fault,omitempty"`  // why it is down though nobody took it down: how its process ended, and the last line of its log
 }
