@@ -49,10 +49,11 @@ var packages = map[string]int{
 	"lockservice/table":      automata,
 	"lockservice/hold":       automata,
 
-	"internal/driver": tools,
-	"dht/pb":          tools,
-	"replicagroup/pb": tools,
-	"lockservice/pb":  tools,
+	"internal/driver":      tools,
+	"internal/durablefile": tools,
+	"dht/pb":               tools,
+	"replicagroup/pb":      tools,
+	"lockservice/pb":       tools,
 
 	"dht":               overlay,
 	"replicagroup":      groups,
@@ -64,6 +65,7 @@ var packages = map[string]int{
 	"node/api/latchkey/v1/latchkeyv1connect": overlay, // above the messages it carries; beside our own overlay it imports nothing of it
 	"node/api":                               api,
 	"node":                                   peer,
+	"node/config":                            overlay, // above the files it writes; it imports nothing of the overlay
 	"testnet/wire":                           tools,
 	"testnet":                                nets,
 	"testnet/demo":                           show,

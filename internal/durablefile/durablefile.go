@@ -1,0 +1,76 @@
+// Package durablefile writes files that are whole after a crash: either as they were or as they were to become.
+package durablefile
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// staleAfter is how old a temporary file must be to be taken for one that a killed process left.
+const staleAfter = time.Minute
+
+// Create writes a new file and waits until its content is on the disk; its name is once [SyncDir] has returned too. It
+// fails if the file exists, with an error that matches [fs.ErrExist]. After any other error the file may exist in part.
+func Create(path string, data []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	return write(f, data)
+}
+
+func write(f *os.File, data []byte) (err error) {
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// Replace puts data in place of a file, or makes it: whoever opens the file sees what it held before or data, also after a
+// crash. The file is data's for good when Replace returns. It gets this mode, whatever it had. After an error it holds what
+// it held, unless the error came from the last step, the wait for the directory.
+func Replace(path string, data []byte, mode fs.FileMode) error {
+	dir, name := filepath.Split(path)
+	if dir == "" {
+		dir = "."
+	}
+	sweep(dir, name)
+	f, err := os.CreateTemp(dir, "."+name+".*.tmp")
+	if err != nil {
+		return err
+	}
+	if err = errors.Join(f.Chmod(mode), write(f, data)); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return SyncDir(dir)
+}
+
+// sweep removes what killed calls of Replace left beside a file.
+func sweep(dir, name string) {
+	old, _ := filepath.Glob(filepath.Join(escape(dir), "."+escape(name)+".*.tmp"))
+	for _, path := range old {
+		if info, err := os.Lstat(path); err == nil && time.Since(info.ModTime()) > staleAfter {
+			os.Remove(path)
+		}
+	}
+}
+
+// escape makes a path a pattern that matches itself only.
+func escape(path string) string {
+	var b []byte
+	for i := range len(path) {
+		if c := path[i]; c == '*' || c == '?' || c == '[' {
+			b = append(b, '[', c, ']')
+		} else {
+			b = append(b, c)
+		}
+	}
+	return string(b)
+}

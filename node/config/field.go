@@ -1,0 +1,216 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Field is one value of the configuration.
+type Field struct {
+	Name string // as the file nests it: "network.listen"
+	Doc  string // what it is, in one line
+	Want string // the values it takes, in a few words
+
+	at    func(*Config) any     // where its value is: *bool, *int, *string or *[]string
+	check func(value any) error // whether a value of its type is in range; nil: any is
+}
+
+// Fields returns every field, in the order of the file. The caller may change the slice.
+func Fields() []Field { return slices.Clone(fields) }
+
+var fields = []Field{
+	{
+		Name: "profile", Doc: "kind of peer; every other field that is not set has this profile's default", Want: oneOf(Profiles()),
+		at:    func(c *Config) any { return (*string)(&c.Profile) },
+		check: among(Profiles()),
+	},
+	{
+		Name: "network.listen", Doc: "addresses to listen at; with port 0 it is another port at each start", Want: fmt.Sprintf("1 to %d multiaddrs", AddrsMax),
+		at:    func(c *Config) any { return &c.Network.Listen },
+		check: listCheck(1, AddrsMax, checkListen),
+	},
+	{
+		Name: "network.announce", Doc: "addresses to tell other peers in place of those listened at", Want: fmt.Sprintf("up to %d multiaddrs", AddrsMax),
+		at:    func(c *Config) any { return &c.Network.Announce },
+		check: listCheck(0, AddrsMax, checkAddr),
+	},
+	{
+		Name: "network.bootstrap", Doc: "peers to dial when nobody else is known", Want: fmt.Sprintf("up to %d multiaddrs that end in /p2p/ and a peer id", BootstrapMax),
+		at:    func(c *Config) any { return &c.Network.Bootstrap },
+		check: listCheck(0, BootstrapMax, checkBootstrap),
+	},
+	{
+		Name: "network.mdns", Doc: "look for peers of the overlay on the local network", Want: "true or false",
+		at: func(c *Config) any { return &c.Network.MDNS },
+	},
+	{
+		Name: "network.mode", Doc: "server hosts replicas, client hosts none, auto is a client until it has been reached from outside",
+		Want:  oneOf([]Mode{ModeServer, ModeClient, ModeAuto}),
+		at:    func(c *Config) any { return (*string)(&c.Network.Mode) },
+		check: among([]Mode{ModeServer, ModeClient, ModeAuto}),
+	},
+	{
+		Name: "network.nat", Doc: "cross NATs: map ports, ask others whether they reach this peer, relay, punch holes", Want: "true or false",
+		at: func(c *Config) any { return &c.Network.NAT },
+	},
+	{
+		Name: "network.conns_low", Doc: "how many connections are kept when idle ones are closed", Want: fmt.Sprintf("1 to %d", int(ConnsMax)),
+		at:    func(c *Config) any { return &c.Network.ConnsLow },
+		check: within(1, ConnsMax),
+	},
+	{
+		Name: "network.conns_high", Doc: "how many connections there may be before idle ones are closed", Want: fmt.Sprintf("1 to %d, not below conns_low", int(ConnsMax)),
+		at:    func(c *Config) any { return &c.Network.ConnsHigh },
+		check: within(1, ConnsMax),
+	},
+}
+
+// lookup finds a field by its name.
+func lookup(name string) (Field, error) {
+	for _, f := range fields {
+		if f.Name == name {
+			return f, nil
+		}
+	}
+	return Field{}, unknown(name)
+}
+
+// unknown is the error for a field that does not exist.
+func unknown(name string) error {
+	names := make([]string, len(fields))
+	for i, f := range fields {
+		names[i] = f.Name
+		if last := name[strings.LastIndexByte(name, '.')+1:]; f.Name == name || strings.EqualFold(f.Name[strings.LastIndexByte(f.Name, '.')+1:], last) {
+			return invalid("%s: no such field; did you mean %s?", excerpt(name), f.Name)
+		}
+	}
+	return invalid("%s: no such field; there are %s", excerpt(name), strings.Join(names, ", "))
+}
+
+// Get returns a field's value as text, lists joined by commas. Errors match [ErrInvalid].
+func Get(c Config, name string) (string, error) {
+	f, err := lookup(name)
+	if err != nil {
+		return "", err
+	}
+	return text(f.Value(c)), nil
+}
+
+// Set returns c with a field set from text, lists separated by commas, and every field in its range; what the fields are to
+// each other is for [Config.Validate]. Setting the profile changes that field alone. Errors match [ErrInvalid].
+func Set(c Config, name, value string) (Config, error) {
+	f, err := lookup(name)
+	if err != nil {
+		return Config{}, err
+	}
+	v, err := f.parse(value)
+	if err == nil {
+		err = f.inRange(v)
+	}
+	if err != nil {
+		return Config{}, invalid("%s: %s: %v", name, excerpt(value), err)
+	}
+	c = c.Clone()
+	f.put(&c, v)
+	return c, nil
+}
+
+// Value returns the field's value in c: a bool, an int, a string, or a []string that the caller may keep.
+func (f Field) Value(c Config) any {
+	switch p := f.at(&c).(type) {
+	case *bool:
+		return *p
+	case *int:
+		return *p
+	case *string:
+		return *p
+	case *[]string:
+		return append([]string{}, *p...)
+	default:
+		panic(fmt.Sprintf("config: field %s has no type", f.Name))
+	}
+}
+
+// put sets the field's value to one of its type.
+func (f Field) put(c *Config, v any) {
+	switch p := f.at(c).(type) {
+	case *bool:
+		*p = v.(bool)
+	case *int:
+		*p = v.(int)
+	case *string:
+		*p = v.(string)
+	case *[]string:
+		*p = v.([]string)
+	}
+}
+
+// parse reads a value of the field's type from text.
+func (f Field) parse(s string) (any, error) {
+	switch f.at(new(Config)).(type) {
+	case *bool:
+		switch s {
+		case "true":
+			return true, nil
+		case "false":
+			return false, nil
+		}
+		return nil, f.wants()
+	case *int:
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return nil, f.wants()
+		}
+		return n, nil
+	case *[]string:
+		list := []string{}
+		for item := range strings.SplitSeq(s, ",") {
+			if item = strings.TrimSpace(item); item != "" {
+				list = append(list, item)
+			}
+		}
+		return list, nil
+	}
+	return s, nil
+}
+
+func (f Field) wants() error { return fmt.Errorf("want %s", f.Want) }
+
+// inRange tells what is wrong with a value of the field's type.
+func (f Field) inRange(v any) error {
+	if f.check == nil {
+		return nil
+	}
+	if err := f.check(v); err != nil {
+		return err
+	}
+	return nil
+}
+
+// text writes a value as Set reads it.
+func text(v any) string {
+	if list, ok := v.([]string); ok {
+		return strings.Join(list, ",")
+	}
+	return fmt.Sprint(v)
+}
+
+// excerpt shortens a value for an error message.
+func excerpt(s string) string {
+	const most = 80
+	if len(s) > most {
+		return strconv.Quote(s[:most]) + "..."
+	}
+	return strconv.Quote(s)
+}
+
+func oneOf[S ~string](values []S) string {
+	names := make([]string, len(values))
+	for i, v := range values {
+		names[i] = string(v)
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
+}
