@@ -64,6 +64,8 @@ var packages = map[string]int{
 	"node/api/latchkey/v1":                   tools,
 	"node/api/latchkey/v1/latchkeyv1connect": overlay, // above the messages it carries; beside our own overlay it imports nothing of it
 	"node/api":                               api,
+	"node/invite/pb":                         tools,
+	"node/invite":                            api,
 	"node":                                   peer,
 	"node/config":                            overlay, // above the files it writes; it imports nothing of the overlay
 	"testnet/wire":                           tools,
