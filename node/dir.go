@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,11 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/pnet"
+	ma "github.com/multiformats/go-multiaddr"
 
+	"latchkey/internal/durablefile"
+	"latchkey/node/config"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
@@ -22,137 +25,66 @@ import (
 
 // Files of a peer's directory.
 const (
-	identityFile = "identity.key" // the peer's private key, as libp2p marshals it
-	genesisFile  = "genesis"      // the overlay's genesis document, in text
-	rootKeyFile  = "root.key"     // the overlay's root key; only where the overlay was founded
-	foundingFile = "founding"     // the right to begin the root group, once
-	lockFile     = "daemon.lock"  // locked while a daemon runs
+	identityFile   = "identity.key" // the peer's private key, as libp2p marshals it
+	genesisFile    = "genesis"      // the overlay's genesis document, in text
+	swarmKeyFile   = "swarm.key"    // the overlay's pre-shared key; not in a public overlay
+	configFile     = "config.yaml"  // the peer's configuration
+	rootKeyFile    = "root.key"     // the overlay's root key; only where the overlay was founded
+	foundingFile   = "founding"     // a founder's right to begin the root group, once
+	peersFile      = "peers.json"   // peers that were met
+	lockFile       = "daemon.lock"  // locked while a daemon runs, or somebody makes the directory
+	unfinishedFile = "unfinished"   // there while init or join writes the others
 )
 
 // fileBytesMax bounds every file that is read from a directory.
 const fileBytesMax = 64 << 10
-
-// DefaultListen is where a peer listens that was told nothing else. Nobody else can join before there are invitations, so
-// it is the loopback.
-const DefaultListen = "/ip4/127.0.0.1/tcp/0"
 
 var (
 	// ErrExists: there is a peer in the directory already.
 	ErrExists = errors.New("node: directory is initialised already")
 	// ErrNotInitialised: there is no peer in the directory.
 	ErrNotInitialised = errors.New("node: directory is not initialised")
-	// ErrInUse: a daemon runs on the directory.
+	// ErrUnfinished: init or join was interrupted in the directory, or is at work there.
+	ErrUnfinished = errors.New("node: directory is unfinished")
+	// ErrInUse: a daemon runs on the directory, or somebody is making it.
 	ErrInUse = errors.New("node: directory is in use")
 	// ErrDamaged: a file of the directory cannot be what this program wrote.
 	ErrDamaged = errors.New("node: damaged file")
 )
 
-// InitDir makes a peer in an empty or absent directory: an identity, and a new overlay that this peer founds. It is the
-// founding act: the directory's first daemon, and nobody after it, begins the root group. It never overwrites anything:
-// [ErrExists]. Files are durable when it returns.
-func InitDir(dir string, o FoundOptions) (placement.Genesis, peer.ID, error) {
-	fail := func(err error) (placement.Genesis, peer.ID, error) { return placement.Genesis{}, "", err }
-	for _, name := range []string{identityFile, genesisFile, rootKeyFile, foundingFile} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return fail(fmt.Errorf("%w: %s has %s; use another directory, or remove this one to give up its identity and overlay",
-				ErrExists, dir, name))
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return fail(fmt.Errorf("node: init: %w", err))
-		}
-	}
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		return fail(fmt.Errorf("node: init: %w", err))
-	}
-	id, err := peer.IDFromPrivateKey(key)
-	if err != nil {
-		return fail(fmt.Errorf("node: init: %w", err))
-	}
-	g, rootKey, err := drawGenesis(placement.Peer{ID: string(id)}, o)
-	if err != nil {
-		return fail(err)
-	}
-	text, err := g.Text()
-	if err != nil {
-		return fail(err)
-	}
-	record, err := g.FoundingRecord(0)
-	if err != nil {
-		return fail(err)
-	}
-	identity, err := crypto.MarshalPrivateKey(key)
-	if err != nil {
-		return fail(fmt.Errorf("node: init: %w", err))
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fail(fmt.Errorf("node: init: %w", err))
-	}
-	// The identity comes last: a directory without one is not initialised, so an interrupted init can be seen for what it is.
-	for _, f := range []struct {
-		name string
-		data []byte
-		mode fs.FileMode
-	}{
-		{rootKeyFile, rootKey.Seed(), 0o600},
-		{genesisFile, text, 0o644},
-		{foundingFile, record.Encode(), 0o600},
-		{identityFile, identity, 0o600},
-	} {
-		if err := createFile(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
-			return fail(fmt.Errorf("node: init: %w", err))
-		}
-	}
-	return g, id, syncDir(dir)
+// DirInfo is what a peer's directory says about the peer.
+type DirInfo struct {
+	ID       peer.ID
+	Genesis  placement.Genesis
+	SwarmKey pnet.PSK      // nil in a public overlay; a secret
+	Config   config.Config // of the file alone: neither environment nor flags are in it
 }
 
-// createFile writes a new file durably. It fails if there is one.
-func createFile(path string, data []byte, mode fs.FileMode) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+// PeekDir reads a directory without locking it, so that it works beside a running daemon. Errors: [ErrNotInitialised],
+// [ErrUnfinished], [ErrDamaged], and config.ErrInvalid.
+func PeekDir(dir string) (*DirInfo, error) {
+	d, err := readDir(dir)
 	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-// Dir is an opened directory. It is locked against a second daemon until Close.
-type Dir struct {
-	path    string
-	key     crypto.PrivKey
-	id      peer.ID
-	genesis placement.Genesis
-	record  *placement.FoundingRecord
-	unlock  func() error
-}
-
-// OpenDir reads and locks a directory that InitDir made. Errors: [ErrNotInitialised], [ErrInUse], [ErrDamaged].
-func OpenDir(dir string) (*Dir, error) {
-	identity, err := readFile(dir, identityFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s has no %s; run: latchkey init --path %s", ErrNotInitialised, dir, identityFile, dir)
-	} else if err != nil {
 		return nil, err
 	}
-	d := &Dir{path: dir}
-	damaged := func(name string, err error) (*Dir, error) {
-		return nil, fmt.Errorf("%w: %s: %w; restore it from a copy, or init another directory", ErrDamaged, filepath.Join(dir, name), err)
-	}
-	if d.key, err = crypto.UnmarshalPrivateKey(identity); err != nil {
-		return damaged(identityFile, err)
-	}
-	if d.id, err = peer.IDFromPrivateKey(d.key); err != nil {
-		return damaged(identityFile, err)
-	}
-	f, err := os.Open(filepath.Join(dir, genesisFile))
+	return &d.info, nil
+}
+
+// Dir is an opened directory. It is locked against a second daemon until Close. Its methods are not safe for concurrent use.
+type Dir struct {
+	path   string
+	key    crypto.PrivKey
+	info   DirInfo
+	record *placement.FoundingRecord
+	unlock func() error
+}
+
+// OpenDir reads and locks a directory that InitDir or CreateDir made. Errors: [ErrNotInitialised], [ErrUnfinished],
+// [ErrInUse], [ErrDamaged], and config.ErrInvalid.
+func OpenDir(dir string) (*Dir, error) {
+	d, err := readDir(dir)
 	if err != nil {
-		return damaged(genesisFile, err)
-	}
-	defer f.Close()
-	if d.genesis, err = placement.ReadGenesis(f); err != nil {
-		return damaged(genesisFile, err)
+		return nil, err
 	}
 	if d.unlock, err = lockPath(filepath.Join(dir, lockFile)); err != nil {
 		return nil, err
@@ -165,12 +97,47 @@ func OpenDir(dir string) (*Dir, error) {
 	default:
 		r, err := placement.DecodeFoundingRecord(b)
 		if err != nil {
-			d.Close()
-			return damaged(foundingFile, err)
+			return nil, errors.Join(damaged(dir, foundingFile, err), d.Close())
 		}
 		d.record = &r
 	}
 	return d, nil
+}
+
+// readDir reads what does not change while a daemon runs.
+func readDir(dir string) (*Dir, error) {
+	if _, err := os.Lstat(filepath.Join(dir, unfinishedFile)); err == nil {
+		return nil, fmt.Errorf("%w: init or join was interrupted in %s; run it again, it starts over", ErrUnfinished, dir)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	identity, err := readFile(dir, identityFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s has no %s; run: latchkey init --path %s", ErrNotInitialised, dir, identityFile, dir)
+	} else if err != nil {
+		return nil, err
+	}
+	d := &Dir{path: dir}
+	if d.key, err = crypto.UnmarshalPrivateKey(identity); err != nil {
+		return nil, damaged(dir, identityFile, err)
+	}
+	if d.info.ID, err = peer.IDFromPrivateKey(d.key); err != nil {
+		return nil, damaged(dir, identityFile, err)
+	}
+	f, err := os.Open(filepath.Join(dir, genesisFile))
+	if err != nil {
+		return nil, damaged(dir, genesisFile, err)
+	}
+	defer f.Close()
+	if d.info.Genesis, err = placement.ReadGenesis(f); err != nil {
+		return nil, damaged(dir, genesisFile, err)
+	}
+	if d.info.SwarmKey, err = readSwarmKey(dir); err != nil {
+		return nil, err
+	}
+	c, err := d.LoadConfig(nil, nil)
+	d.info.Config = c.Config
+	return d, err
 }
 
 func readFile(dir, name string) ([]byte, error) {
@@ -189,22 +156,46 @@ func readFile(dir, name string) ([]byte, error) {
 	return b, nil
 }
 
+func damaged(dir, name string, err error) error {
+	return fmt.Errorf("%w: %s: %w; restore it from a copy, or init another directory", ErrDamaged, filepath.Join(dir, name), err)
+}
+
 // ID returns the directory's peer id.
-func (d *Dir) ID() peer.ID { return d.id }
+func (d *Dir) ID() peer.ID { return d.info.ID }
 
 // Genesis returns the document of the directory's overlay.
-func (d *Dir) Genesis() placement.Genesis { return d.genesis }
+func (d *Dir) Genesis() placement.Genesis { return d.info.Genesis }
 
-// NewHost makes a libp2p host with the directory's identity that listens at these addresses, [DefaultListen] when there are
-// none.
-func (d *Dir) NewHost(listen ...string) (host.Host, error) {
-	if len(listen) == 0 {
-		listen = []string{DefaultListen}
+// SwarmKey returns the overlay's pre-shared key, nil in a public overlay.
+func (d *Dir) SwarmKey() pnet.PSK { return d.info.SwarmKey }
+
+// Config returns the configuration in the directory's file, or the defaults where it has none. For the environment and the
+// command line see [Dir.LoadConfig].
+func (d *Dir) Config() config.Config { return d.info.Config.Clone() }
+
+// ConfigFile returns the path of a directory's configuration file.
+func ConfigFile(dir string) string { return filepath.Join(dir, configFile) }
+
+// LoadConfig merges the directory's configuration file with the environment and the command line, as config.Load does, and
+// checks that the directory's peer can run with the result. Errors match config.ErrInvalid, but for those of reading the file.
+func (d *Dir) LoadConfig(environ []string, flags map[string]any) (config.Loaded, error) {
+	c, err := config.Load(ConfigFile(d.path), environ, flags)
+	if err == nil {
+		err = c.Validate(d.info.SwarmKey != nil)
 	}
-	h, err := libp2p.New(libp2p.Identity(d.key), libp2p.ListenAddrStrings(listen...), libp2p.DisableRelay(),
-		libp2p.DisableMetrics(), libp2p.UserAgent("latchkey/"+Version()))
+	return c, err
+}
+
+// NewHost makes a libp2p host with the directory's identity and swarm key, as c says.
+func (d *Dir) NewHost(c config.Config, extra ...libp2p.Option) (host.Host, error) {
+	opts := []libp2p.Option{libp2p.Identity(d.key), libp2p.ListenAddrStrings(c.Network.Listen...), libp2p.DisableRelay(),
+		libp2p.DisableMetrics(), libp2p.UserAgent("latchkey/" + Version())}
+	if d.info.SwarmKey != nil {
+		opts = append(opts, libp2p.PrivateNetwork(d.info.SwarmKey))
+	}
+	h, err := libp2p.New(append(opts, extra...)...)
 	if err != nil {
-		return nil, fmt.Errorf("node: cannot listen at %v: %w", listen, err)
+		return nil, fmt.Errorf("node: cannot listen at %v: %w", c.Network.Listen, err)
 	}
 	return h, nil
 }
@@ -212,35 +203,51 @@ func (d *Dir) NewHost(listen ...string) (host.Host, error) {
 // NewNode makes the directory's node on a host from NewHost. It consumes the founding record, if there is one: whatever
 // becomes of the node from here on, no later start founds. An error that matches [replicagroup.ErrRootLost] says that an
 // earlier start has consumed it.
-func (d *Dir) NewNode(h host.Host, opts ...Option) (*Node, error) {
+func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, error) {
+	bootstrap, err := addrInfos(c.Network.Bootstrap)
+	if err != nil {
+		return nil, err
+	}
+	opts = append([]Option{WithOverlay(d.info.Genesis), WithBootstrap(bootstrap...)}, opts...)
 	store := replicagroup.NewMemoryStore()
-	start := placement.Start{PeerID: string(d.id), Store: store.ID(), Record: d.record}
+	start := placement.Start{PeerID: string(d.info.ID), Store: store.ID(), Record: d.record}
 	if d.record != nil {
 		store = replicagroup.NewMemoryStoreAs(d.record.Store)
 		start.Store = store.ID()
 	}
-	act, err := placement.Decide(d.genesis, start)
+	act, err := placement.Decide(d.info.Genesis, start)
 	if err != nil {
 		return nil, fmt.Errorf("node: %s: %w", filepath.Join(d.path, foundingFile), err)
 	}
-	switch act {
-	case placement.Found:
-		// The store lives no longer than this process, so the record goes first: a crash in between loses the overlay, and
-		// the other order might found it twice.
-		if err := os.Remove(filepath.Join(d.path, foundingFile)); err != nil {
-			return nil, fmt.Errorf("node: cannot consume the founding record: %w", err)
+	if act == placement.RootLost {
+		return nil, rootLost(d.info.Genesis.ID(), d.path)
+	}
+	if c.Network.Mode == config.ModeClient {
+		if act == placement.Found {
+			return nil, fmt.Errorf("%w: network.mode: client: this peer founds the overlay, so it must host replicas at its first start; use server", config.ErrInvalid)
 		}
-		if err := syncDir(d.path); err != nil {
-			return nil, fmt.Errorf("node: cannot consume the founding record: %w", err)
-		}
-		d.record = nil
-		if err := replicagroup.Found(store, d.genesis, placement.Peer{ID: string(d.id)}.Node()); err != nil {
+		return New(h, append(opts, ClientOnly())...)
+	}
+	if act == placement.Found {
+		if err := d.found(store); err != nil {
 			return nil, err
 		}
-	case placement.RootLost:
-		return nil, rootLost(d.genesis.ID(), d.path)
 	}
-	return New(h, append([]Option{WithOverlay(d.genesis), WithStore(store)}, opts...)...)
+	return New(h, append(opts, WithStore(store))...)
+}
+
+// found consumes the founding record and begins the root group in the store.
+func (d *Dir) found(store *replicagroup.MemoryStore) error {
+	// The store lives no longer than this process, so the record goes first: a crash in between loses the overlay, and
+	// the other order might found it twice.
+	if err := os.Remove(filepath.Join(d.path, foundingFile)); err != nil {
+		return fmt.Errorf("node: cannot consume the founding record: %w", err)
+	}
+	if err := durablefile.SyncDir(d.path); err != nil {
+		return fmt.Errorf("node: cannot consume the founding record: %w", err)
+	}
+	d.record = nil
+	return replicagroup.Found(store, d.info.Genesis, placement.Peer{ID: string(d.info.ID)}.Node())
 }
 
 // rootLost says what a founder's user is to do when the root is gone.
@@ -260,14 +267,17 @@ func (d *Dir) Close() error {
 	return u()
 }
 
-// Run is what a daemon does with a directory: it makes host and node and starts them. The caller closes all three, the node
-// first.
-func (d *Dir) Run(ctx context.Context, listen []string, opts ...Option) (*Node, host.Host, error) {
-	h, err := d.NewHost(listen...)
+// Run is what a daemon does with a directory: it makes host and node and starts them, as c says. The caller closes all three,
+// the node first.
+func (d *Dir) Run(ctx context.Context, c config.Config, hostOpts []libp2p.Option, opts ...Option) (*Node, host.Host, error) {
+	if err := c.Validate(d.info.SwarmKey != nil); err != nil {
+		return nil, nil, err
+	}
+	h, err := d.NewHost(c, hostOpts...)
 	if err != nil {
 		return nil, nil, err
 	}
-	n, err := d.NewNode(h, opts...)
+	n, err := d.NewNode(h, c, opts...)
 	if err == nil {
 		if err = n.Start(ctx); err == nil {
 			return n, h, nil
@@ -275,4 +285,21 @@ func (d *Dir) Run(ctx context.Context, listen []string, opts ...Option) (*Node, 
 		err = errors.Join(err, n.Close())
 	}
 	return nil, nil, errors.Join(err, h.Close())
+}
+
+// addrInfos reads multiaddrs that end in a peer id.
+func addrInfos(addrs []string) ([]peer.AddrInfo, error) {
+	all := make([]ma.Multiaddr, len(addrs))
+	for i, s := range addrs {
+		a, err := ma.NewMultiaddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("%w: network.bootstrap: %s: %v", config.ErrInvalid, s, err)
+		}
+		all[i] = a
+	}
+	infos, err := peer.AddrInfosFromP2pAddrs(all...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: network.bootstrap: %v", config.ErrInvalid, err)
+	}
+	return infos, nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"latchkey/node/config"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/placement"
 )
@@ -15,7 +16,7 @@ import (
 func initDir(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "peer")
-	if _, _, err := InitDir(dir, FoundOptions{Name: "test"}); err != nil {
+	if _, _, err := InitDir(dir, InitOptions{FoundOptions: FoundOptions{Name: "test"}, Profile: config.Test}); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -24,7 +25,7 @@ func initDir(t *testing.T) string {
 func TestInitDirNeverOverwrites(t *testing.T) {
 	dir := initDir(t)
 	before := contents(t, dir)
-	_, _, err := InitDir(dir, FoundOptions{Name: "other"})
+	_, _, err := InitDir(dir, InitOptions{FoundOptions: FoundOptions{Name: "other"}})
 	if !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("second init: %v", err)
 	}
@@ -43,7 +44,7 @@ func TestInitDirNeverOverwrites(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(half, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := InitDir(half, FoundOptions{}); !errors.Is(err, ErrExists) {
+		if _, _, err := InitDir(half, InitOptions{}); !errors.Is(err, ErrExists) {
 			t.Errorf("init beside %s: %v", name, err)
 		}
 	}
@@ -88,7 +89,7 @@ func TestInitRefusesWhatNoOverlayCanHave(t *testing.T) {
 		"too many faults": {F: &f}, "too deep": {Depth: placement.DepthMax + 1}, "name": {Name: strings.Repeat("n", placement.NameBytesMax+1)},
 	} {
 		dir := filepath.Join(t.TempDir(), "peer")
-		if _, _, err := InitDir(dir, o); !errors.Is(err, placement.ErrGenesis) {
+		if _, _, err := InitDir(dir, InitOptions{FoundOptions: o}); !errors.Is(err, placement.ErrGenesis) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := os.Stat(dir); err == nil {
@@ -139,7 +140,7 @@ func TestFounderFoundsOnceOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, h, err := d.Run(t.Context(), nil)
+	n, h, err := d.Run(t.Context(), d.Config(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +154,7 @@ func TestFounderFoundsOnceOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	_, _, err = d.Run(t.Context(), nil)
+	_, _, err = d.Run(t.Context(), d.Config(), nil)
 	if !errors.Is(err, replicagroup.ErrRootLost) || !strings.Contains(err.Error(), "latchkey init") {
 		t.Errorf("second start of the founder: %v", err)
 	}
@@ -173,7 +174,7 @@ func TestFoundingRecordOfAnotherOverlayIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if _, _, err := d.Run(t.Context(), nil); !errors.Is(err, placement.ErrFounding) {
+	if _, _, err := d.Run(t.Context(), d.Config(), nil); !errors.Is(err, placement.ErrFounding) {
 		t.Errorf("founding with another overlay's record: %v", err)
 	}
 }

@@ -24,6 +24,3 @@ func lockPath(path string) (unlock func() error, err error) {
 	}
 	return f.Close, nil
 }
-
-// syncDir does nothing: the system has no such operation.
-func syncDir(string) error { return nil }

@@ -47,7 +47,7 @@ type lockSession struct {
 	client  *replicagroup.Client
 }
 
-type config struct {
+type options struct {
 	genesis    placement.Genesis
 	hasGenesis bool
 	store      replicagroup.Store
@@ -57,32 +57,32 @@ type config struct {
 }
 
 // Option configures [New].
-type Option func(*config)
+type Option func(*options)
 
 // WithOverlay names the overlay by its genesis document. It is required.
 func WithOverlay(g placement.Genesis) Option {
-	return func(c *config) { c.genesis, c.hasGenesis = g, true }
+	return func(c *options) { c.genesis, c.hasGenesis = g, true }
 }
 
 // WithStore sets where the node keeps its replicas. Default: an empty store in memory.
-func WithStore(s replicagroup.Store) Option { return func(c *config) { c.store = s } }
+func WithStore(s replicagroup.Store) Option { return func(c *options) { c.store = s } }
 
 // WithBootstrap names peers to dial when the node knows nobody else. The founders, at the addresses that the genesis document
 // gives for them, are always among them.
 func WithBootstrap(peers ...peer.AddrInfo) Option {
-	return func(c *config) { c.bootstrap = append(c.bootstrap, peers...) }
+	return func(c *options) { c.bootstrap = append(c.bootstrap, peers...) }
 }
 
 // ClientOnly makes a node that uses the overlay and hosts nothing for it.
-func ClientOnly() Option { return func(c *config) { c.clientOnly = true } }
+func ClientOnly() Option { return func(c *options) { c.clientOnly = true } }
 
 // WithDHT hands over a Kademlia instance of the caller's, on the same host, all of whose peers speak latchkey in this overlay.
 // Without it the node runs one of its own beside whatever the host has.
-func WithDHT(d *kaddht.IpfsDHT) Option { return func(c *config) { c.kad = d } }
+func WithDHT(d *kaddht.IpfsDHT) Option { return func(c *options) { c.kad = d } }
 
 // New makes a node on a libp2p host. It uses no network yet. The host must outlive the node.
 func New(h host.Host, opts ...Option) (*Node, error) {
-	var c config
+	var c options
 	for _, o := range opts {
 		o(&c)
 	}

@@ -37,7 +37,7 @@ never released by its end: their leases run out.`,
 			return a.daemon(c.Context(), listen)
 		},
 	}
-	c.Flags().StringArrayVar(&listen, "listen", nil, "multiaddr to listen at, repeatable (default "+node.DefaultListen+")")
+	c.Flags().StringArrayVar(&listen, "listen", nil, "multiaddr to listen at, repeatable (default: as the configuration says)")
 	return c
 }
 
@@ -52,13 +52,21 @@ func (a *app) daemon(ctx context.Context, listen []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
+	flags := map[string]any{}
+	if len(listen) > 0 {
+		flags["network.listen"] = listen
+	}
+	conf, err := dir.LoadConfig(os.Environ(), flags)
+	if err != nil {
+		return err
+	}
 	// The socket comes before the node, whose first start consumes the founding record: trouble here must not cost that.
 	socket, err := api.Listen(a.socket())
 	if err != nil {
 		return err
 	}
 	defer socket.Close()
-	n, host, err := dir.Run(ctx, listen)
+	n, host, err := dir.Run(ctx, conf.Config, nil)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 func initVerb(a *app) *cobra.Command {
-	var o node.FoundOptions
+	var o node.InitOptions
 	var f int
 	c := &cobra.Command{
 		Use:   "init",
