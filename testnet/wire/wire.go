@@ -2,14 +2,21 @@
 // [Wire], so that a kill can be what a kill is. [Wire.Cut] pulls the cable: no shutdown code of any layer above (a
 // yamux GoAway, a libp2p or HTTP farewell, a release of a lock) gets a byte out any more, as if the process had been
 // shot. The sockets are real ones and the remote end sees what it would see of a shot process: a reset.
+//
+// [Wire.SetRules] makes the cable a bad one: addresses that are cut off in silence, and latency. Of two connected wires the one
+// that dialled acts, for both directions, so partitions must be set on both. [Serve] takes rules from another process.
+//
+// One thing gets through a partition: the end of a peer that had dialled is a reset, and its kernel, not its wire, sends it.
 package wire
 
 import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // ErrCut is returned by everything that uses a wire after it was cut.
@@ -25,26 +32,34 @@ type Wire struct {
 	life context.Context
 	end  context.CancelFunc
 
+	// ruling is held while rules are put into effect. It is taken before mu. No lock of a connection is held where mu is taken.
+	ruling sync.Mutex
+
 	mu        sync.Mutex
-	conns     map[*conn]struct{}     // open connections, dialled and accepted
+	rules     ruleset
+	ruled     chan struct{}          // closed when rules change
+	conns     map[*conn]*dialled     // open connections; those accepted have none
 	listeners map[*listener]struct{} // open listeners
 	dials     sync.WaitGroup         // dials under way; none is added once cut is set
+	pumps     sync.WaitGroup         // of connections; likewise
 }
 
-// New returns a whole wire without connections.
+// New returns a whole wire without connections or rules.
 func New() *Wire {
-	w := &Wire{conns: map[*conn]struct{}{}, listeners: map[*listener]struct{}{}}
+	w := &Wire{ruled: make(chan struct{}), conns: make(map[*conn]*dialled), listeners: make(map[*listener]struct{})}
 	w.life, w.end = context.WithCancel(context.Background())
 	return w
 }
 
 // Cut pulls the cable. When it returns, every connection has been reset (its unsent bytes are gone), every listener is
-// closed, no dial is under way, and nothing written from now on leaves; bytes that the remote end had already been
-// handed stay with it. It waits for no remote end. Further calls do nothing.
+// closed, no dial is under way, no goroutine of the wire runs, and nothing written from now on leaves; bytes that the remote
+// end had already been handed stay with it. It waits for no remote end. Further calls do nothing.
 func (w *Wire) Cut() {
+	w.ruling.Lock()
 	w.mu.Lock()
 	first := !w.cut.Swap(true)
 	w.mu.Unlock()
+	w.ruling.Unlock()
 	if !first {
 		return
 	}
@@ -52,16 +67,86 @@ func (w *Wire) Cut() {
 	w.dials.Wait()
 	// Nothing is added to the two sets from here on: track looks at cut under mu.
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	for l := range w.listeners {
 		l.Listener.Close()
 	}
-	for c := range w.conns {
+	var shaped []*dialled
+	for c, d := range w.conns {
 		// net.Conn.Close returns when the descriptor is closed and no call is left inside it.
 		c.Conn.Close()
+		if d != nil {
+			shaped = append(shaped, d)
+		}
 	}
 	clear(w.listeners)
 	clear(w.conns)
+	w.mu.Unlock()
+	for _, d := range shaped {
+		d.wake()
+	}
+	w.pumps.Wait()
+}
+
+// SetRules replaces the rules, for the connections there are as for those to come. When it returns, nothing moves that they
+// forbid. It waits for no remote end. Errors: [ErrRules], and then the former rules stay; [ErrCut].
+func (w *Wire) SetRules(r Rules) error {
+	rules, err := r.compile()
+	if err != nil {
+		return err
+	}
+	w.ruling.Lock()
+	defer w.ruling.Unlock()
+	w.mu.Lock()
+	if w.cut.Load() {
+		w.mu.Unlock()
+		return ErrCut
+	}
+	w.rules = rules
+	close(w.ruled)
+	w.ruled = make(chan struct{})
+	var all []*dialled
+	for _, d := range w.conns {
+		if d != nil {
+			all = append(all, d)
+		}
+	}
+	w.mu.Unlock()
+	for _, d := range all {
+		d.apply(rules.on(d.address))
+	}
+	return nil
+}
+
+// passage waits until the rules let something through to address, and returns how long it takes one way.
+func (w *Wire) passage(ctx context.Context, address netip.AddrPort) (time.Duration, error) {
+	for {
+		w.mu.Lock()
+		r, changed := w.rules.on(address), w.ruled
+		w.mu.Unlock()
+		if !r.blocked {
+			return r.latency, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// travel waits for d.
+func travel(ctx context.Context, d time.Duration) error {
+	if d == 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Conns returns how many connections are open.
@@ -71,7 +156,8 @@ func (w *Wire) Conns() int {
 	return len(w.conns)
 }
 
-// Dial connects to address as [net.Dialer.DialContext] does. It fails with [ErrCut] after the cut.
+// Dial connects to address as [net.Dialer.DialContext] does, under the wire's rules: it hangs until ctx ends while they block
+// address. It fails with [ErrCut] after the cut.
 func (w *Wire) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	w.mu.Lock()
 	if w.cut.Load() {
@@ -85,15 +171,39 @@ func (w *Wire) Dial(ctx context.Context, network, address string) (net.Conn, err
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(w.life, cancel)()
+	c, err := w.dial(ctx, network, address)
+	if err != nil && w.cut.Load() {
+		return nil, ErrCut
+	}
+	return c, err
+}
+
+func (w *Wire) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	ap := addrPort(address)
+	late := func(err error) error {
+		return &net.OpError{Op: "dial", Net: network, Err: err}
+	}
+	latency, err := w.passage(ctx, ap)
+	if err != nil {
+		return nil, late(err)
+	}
+	if err := travel(ctx, latency); err != nil {
+		return nil, late(err)
+	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, network, address)
 	if err != nil {
-		if w.cut.Load() {
-			return nil, ErrCut
-		}
 		return nil, err
 	}
-	return w.track(c)
+	tc, err := w.trackDialled(c, ap)
+	if err != nil {
+		return nil, err
+	}
+	if err := travel(ctx, latency); err != nil {
+		tc.Close()
+		return nil, late(err)
+	}
+	return tc, nil
 }
 
 // Listen listens on address as [net.Listen] does. It fails with [ErrCut] after the cut.
@@ -119,22 +229,46 @@ func (w *Wire) Adopt(nl net.Listener) (net.Listener, error) {
 	return l, nil
 }
 
-// track takes c into the wire. On a cut wire it closes c instead.
+// track takes an accepted connection into the wire. On a cut wire it closes c instead.
 func (w *Wire) track(c net.Conn) (net.Conn, error) {
-	if t, ok := c.(interface{ SetLinger(int) error }); ok {
-		// A close resets the connection and drops what is unsent, and leaves no TIME-WAIT behind, so that a restarted
-		// peer finds its port free. libp2p's own transport does the same.
-		_ = t.SetLinger(0)
-	}
-	tc := &conn{Conn: c, w: w}
+	tc := w.whole(c)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.cut.Load() {
 		c.Close()
 		return nil, ErrCut
 	}
-	w.conns[tc] = struct{}{}
+	w.conns[tc] = nil
 	return tc, nil
+}
+
+// trackDialled does for a dialled connection what track does, and puts the rules into effect for it.
+func (w *Wire) trackDialled(c net.Conn, address netip.AddrPort) (net.Conn, error) {
+	tc := w.whole(c)
+	d := newDialled(tc, address)
+	w.ruling.Lock()
+	defer w.ruling.Unlock()
+	w.mu.Lock()
+	if w.cut.Load() {
+		w.mu.Unlock()
+		c.Close()
+		return nil, ErrCut
+	}
+	w.conns[tc] = d
+	r := w.rules.on(address)
+	w.mu.Unlock()
+	d.apply(r)
+	return d, nil
+}
+
+// whole makes c one that is reset by its end.
+func (w *Wire) whole(c net.Conn) *conn {
+	if t, ok := c.(interface{ SetLinger(int) error }); ok {
+		// A close resets the connection and drops what is unsent, and leaves no TIME-WAIT behind, so that a restarted
+		// peer finds its port free. libp2p's own transport does the same.
+		_ = t.SetLinger(0)
+	}
+	return &conn{Conn: c, w: w}
 }
 
 // listener hands accepted connections to the wire.

@@ -1,0 +1,86 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Bounds of [Rules].
+const (
+	// BlockedMax is how many addresses can be blocked.
+	BlockedMax = 1024
+	// LatencyMax is the longest latency, one way.
+	LatencyMax = 10 * time.Second
+)
+
+// ErrRules is matched when rules are refused.
+var ErrRules = errors.New("wire: rules")
+
+// Rules say what happens to the connections that a wire's owner dials. Connections that it accepts are the business of the
+// wire at their other end, so between two peers one wire acts, and each peer must be known by one listening address. The zero
+// value is a perfect network.
+type Rules struct {
+	// Blocked are the addresses, IP:port, that nothing gets to or comes from. It is silence, not an error: connections stay
+	// open, what is under way is held, and dials hang. Once unblocked everything goes on in its order.
+	Blocked []string `json:"blocked,omitempty"`
+	// Latency is how long everything takes, each way: 0 to [LatencyMax]. A new connection takes a round trip. Throughput is
+	// bounded: [LineBytesMax] of each direction can be under way.
+	Latency time.Duration `json:"latency_ns,omitempty"`
+}
+
+// Validate reports whether [Wire.SetRules] would take the rules. The error matches [ErrRules].
+func (r Rules) Validate() error {
+	_, err := r.compile()
+	return err
+}
+
+// rule is what rules mean for one connection.
+type rule struct {
+	blocked bool
+	latency time.Duration
+}
+
+// ruleset is rules in the form they are applied in.
+type ruleset struct {
+	blocked []netip.AddrPort // sorted
+	latency time.Duration
+}
+
+func (r Rules) compile() (ruleset, error) {
+	s := ruleset{latency: r.Latency}
+	if r.Latency < 0 || r.Latency > LatencyMax {
+		return s, fmt.Errorf("%w: latency is %v; it can be 0 to %v", ErrRules, r.Latency, LatencyMax)
+	}
+	if len(r.Blocked) > BlockedMax {
+		return s, fmt.Errorf("%w: %d addresses blocked; %d are the most", ErrRules, len(r.Blocked), BlockedMax)
+	}
+	for _, a := range r.Blocked {
+		ap, err := netip.ParseAddrPort(a)
+		if err != nil {
+			return s, fmt.Errorf("%w: %q is not IP:port", ErrRules, a)
+		}
+		s.blocked = append(s.blocked, unmapped(ap))
+	}
+	slices.SortFunc(s.blocked, netip.AddrPort.Compare)
+	return s, nil
+}
+
+// on returns the rule for a connection that was dialled to address.
+func (s ruleset) on(address netip.AddrPort) rule {
+	_, blocked := slices.BinarySearchFunc(s.blocked, address, netip.AddrPort.Compare)
+	return rule{blocked, s.latency}
+}
+
+// addrPort reads a dialled address. One that names no IP address becomes one that no rule blocks.
+func addrPort(address string) netip.AddrPort {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return unmapped(ap)
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
