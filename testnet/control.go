@@ -31,8 +31,9 @@ var (
 	ErrRunning = errors.New("testnet: one is running already")
 	// ErrNotRunning is matched when no testnet answers in the directory.
 	ErrNotRunning = errors.New("testnet: none is running")
-	// ErrPaused is matched when a peer cannot do what was asked for because it is paused, or is not paused and should be.
-	ErrPaused = errors.New("testnet: peer is paused")
+	// ErrPaused and ErrNotPaused are matched when a peer cannot do what was asked for because it is paused, or is not.
+	ErrPaused    = errors.New("testnet: peer is paused")
+	ErrNotPaused = errors.New("testnet: peer is not paused")
 	// ErrStarting is matched while a testnet's peers are not up yet.
 	ErrStarting = errors.New("testnet: still starting")
 )
@@ -62,8 +63,8 @@ type Control struct {
 	done     chan struct{}
 }
 
-// Claim takes dir for a testnet, makes it if needed, and begins to answer that the testnet is starting. Errors: [ErrRunning],
-// [api.ErrAddr] when the socket's path is too long.
+// Claim takes dir for a testnet, makes it if needed, removes what a testnet left there that was killed, and begins to answer that
+// the testnet is starting. Errors: [ErrRunning], [api.ErrAddr] when the socket's path is too long.
 func Claim(dir string) (*Control, error) {
 	if _, err := api.ParseAddr(controlSocket(dir)); err != nil {
 		return nil, fmt.Errorf("testnet: %w", err)
@@ -77,6 +78,9 @@ func Claim(dir string) (*Control, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("testnet: %w", err)
+	}
+	if err := sweep(dir); err != nil {
+		return nil, errors.Join(err, l.Close())
 	}
 	c := &Control{listener: l, done: make(chan struct{})}
 	mux := http.NewServeMux()
@@ -187,8 +191,8 @@ var reasons = []struct {
 	name     string
 	sentinel error
 }{
-	{"no_peer", ErrNoPeer}, {"down", ErrDown}, {"up", ErrUp}, {"paused", ErrPaused}, {"mode", ErrMode}, {"full", ErrFull},
-	{"options", ErrOptions}, {"starting", ErrStarting}, {"closed", ErrClosed},
+	{"no_peer", ErrNoPeer}, {"down", ErrDown}, {"up", ErrUp}, {"paused", ErrPaused}, {"not_paused", ErrNotPaused}, {"mode", ErrMode}, {"full", ErrFull},
+	{"options", ErrOptions}, {"starting", ErrStarting}, {"closed", ErrClosed}, {"foreign", ErrForeign},
 }
 
 func reasonOf(err error) (reason string, code int) {

@@ -17,6 +17,7 @@ import (
 
 func daemonVerb(a *app) *cobra.Command {
 	var listen []string
+	var wireSocket *string
 	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "run the peer of --path in the foreground",
@@ -34,15 +35,16 @@ never released by its end: their leases run out.`,
 					return usagef("daemon: --listen %s: want a multiaddr like /ip4/0.0.0.0/tcp/4701: %v", addr, err)
 				}
 			}
-			return a.daemon(c.Context(), listen)
+			return a.daemon(c.Context(), listen, *wireSocket)
 		},
 	}
 	c.Flags().StringArrayVar(&listen, "listen", nil, "multiaddr to listen at, repeatable (default: as the configuration says)")
+	wireSocket = wireFlag(c)
 	return c
 }
 
-// daemon runs the peer until it is told to stop.
-func (a *app) daemon(ctx context.Context, listen []string) (err error) {
+// daemon runs the peer until it is told to stop. wireSocket is empty but in testnets ([onWire]).
+func (a *app) daemon(ctx context.Context, listen []string, wireSocket string) (err error) {
 	ctx, release := interruptible(ctx)
 	defer release()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -66,7 +68,12 @@ func (a *app) daemon(ctx context.Context, listen []string) (err error) {
 		return err
 	}
 	defer socket.Close()
-	n, host, err := dir.Run(ctx, conf.Config, nil)
+	hostOpts, offWire, err := onWire(wireSocket, os.Stdin)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, offWire()) }()
+	n, host, err := dir.Run(ctx, conf.Config, hostOpts)
 	if err != nil {
 		return err
 	}

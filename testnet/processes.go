@@ -1,0 +1,292 @@
+package testnet
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/pnet"
+
+	"latchkey/node"
+	"latchkey/node/config"
+	"latchkey/replicagroup/placement"
+)
+
+// ProcessOptions configures [UpProcesses].
+type ProcessOptions struct {
+	// Options are those of any testnet. Dir is required; Prepare must be nil, since the peers are not in this process.
+	Options
+	// Program is the latchkey binary that becomes each peer, and Args what its command line begins with: global flags.
+	Program string
+	Args    []string
+}
+
+// Processes is a running testnet, each of whose peers is a process of its own: "latchkey daemon" on a directory of its own, DIR/N.
+// Its methods are safe for concurrent use. On Linux the peers die with this process, however it ends; elsewhere only Close ends
+// them.
+//
+// A kill is SIGKILL, a pause SIGSTOP, a leave SIGTERM. Partitions and latency are rules of the peers' wires (package wire),
+// told over DIR/N/wire.sock. A starting peer has them before it sends a byte; a paused one cannot be told, and learns them a
+// moment after it goes on.
+//
+// Replicas are in the memory of their process: a peer that comes back has forgotten its own, and is a newcomer to its groups.
+type Processes struct {
+	opts     ProcessOptions
+	genesis  placement.Genesis
+	psk      pnet.PSK
+	nursery  *nursery
+	life     context.Context // ends with Close
+	end      context.CancelCauseFunc
+	clean    func() error // closes once
+	watchers sync.WaitGroup
+	joining  sync.Mutex // held through a Join
+	nextPort func() (int, error)
+	starting sync.RWMutex // rules do not change while somebody who has read them is not yet told of changes; before mu
+	mu       sync.Mutex
+	closed   bool
+	places   []*place
+	standing faults
+}
+
+// place is a peer of [Processes] through its lives. What is not fixed is guarded by Processes.mu.
+type place struct {
+	index int
+	key   crypto.PrivKey
+	id    peer.ID
+	port  int
+	dir   string
+
+	child  *child // nil while down
+	ready  bool   // the child has said that it serves
+	paused bool
+	left   bool
+	fault  string // how the last child ended, when nobody had asked it to
+}
+
+func (s *place) hostPort() string   { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+func (s *place) addr() string       { return "/ip4/127.0.0.1/tcp/" + strconv.Itoa(s.port) }
+func (s *place) apiSocket() string  { return filepath.Join(s.dir, apiSocketFile) }
+func (s *place) wireSocket() string { return filepath.Join(s.dir, wireSocketFile) }
+func (s *place) log() string        { return filepath.Join(s.dir, logFile) }
+
+// UpProcesses founds an overlay and starts its peers as processes. It returns when each of them is connected to all others; ctx
+// bounds that and nothing else. The caller closes the testnet, and has claimed its directory before ([Claim]).
+func UpProcesses(ctx context.Context, o ProcessOptions) (*Processes, error) {
+	var err error
+	if o.Options, err = o.Options.withDefaults(); err != nil {
+		return nil, err
+	}
+	switch {
+	case o.Dir == "" || o.Program == "":
+		return nil, fmt.Errorf("%w: peers of their own processes need a directory and a program", ErrOptions)
+	case o.Prepare != nil:
+		return nil, fmt.Errorf("%w: Prepare: the peers are not in this process", ErrOptions)
+	}
+	p := &Processes{opts: o, nextPort: portsFrom(portFirst + mathrand.IntN(portLast-portFirst+1))}
+	p.life, p.end = context.WithCancelCause(context.Background())
+	p.clean = sync.OnceValue(p.takeDown)
+	p.nursery = newNursery()
+	if err := p.found(); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	if err := p.startAll(ctx); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	if err := p.awaitMesh(ctx, func(done int) { p.progress("peers finding each other", done) }); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// found makes the peers' directories, with the founding record in those of the founders.
+func (p *Processes) found() error {
+	p.psk = make(pnet.PSK, 32)
+	rand.Read(p.psk)
+	for range p.opts.N {
+		s, err := p.newPlace()
+		if err != nil {
+			return err
+		}
+		p.places = append(p.places, s)
+	}
+	hosts := make([]placement.Host, 2*p.opts.F+1)
+	for i := range hosts {
+		hosts[i].Peer = placement.Peer{ID: string(p.places[i].id), Addrs: []string{p.places[i].addr()}}
+		rand.Read(hosts[i].Store[:])
+	}
+	p.genesis = newGenesis(p.opts.Options, hosts)
+	for i, s := range p.places {
+		var record *placement.FoundingRecord
+		if i < len(hosts) {
+			r, err := p.genesis.FoundingRecord(i)
+			if err != nil {
+				return fmt.Errorf("testnet: %w", err)
+			}
+			record = &r
+		}
+		if err := p.furnish(s, record); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newPlace makes a place for one more peer, which must not become one of p.places before its number is taken.
+func (p *Processes) newPlace() (*place, error) {
+	i := len(p.places)
+	s := &place{index: i, key: identity(p.opts.Seed, i), dir: filepath.Join(p.opts.Dir, strconv.Itoa(i))}
+	var err error
+	if s.id, err = peer.IDFromPrivateKey(s.key); err != nil {
+		return nil, fmt.Errorf("testnet: identity of peer %d: %w", i, err)
+	}
+	s.port, err = p.nextPort()
+	return s, err
+}
+
+// furnish makes the directory of a peer.
+func (p *Processes) furnish(s *place, record *placement.FoundingRecord) error {
+	c, err := config.Default(config.Test)
+	if err != nil {
+		return fmt.Errorf("testnet: %w", err)
+	}
+	c.Network.Listen = []string{s.addr()}
+	if err := markDir(s.dir); err != nil {
+		return err
+	}
+	err = node.CreateDir(s.dir, node.DirSpec{Key: s.key, Genesis: p.genesis, Record: record, SwarmKey: p.psk, Config: c})
+	if err != nil {
+		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
+	}
+	return nil
+}
+
+// newGenesis draws the document of a testnet's overlay.
+func newGenesis(o Options, founders []placement.Host) placement.Genesis {
+	g := placement.Defaults()
+	g.Name, g.Founders = "testnet", founders
+	g.F, g.TTLMax, g.DeadAfter = o.F, TTLMax, 0
+	g.RootKey = secret(o.Seed, "root").Public().(ed25519.PublicKey)
+	rand.Read(g.Nonce[:])
+	return g
+}
+
+// startAll starts every peer at once.
+func (p *Processes) startAll(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	errs := make(chan error)
+	for _, s := range p.places {
+		go func() { errs <- p.start(ctx, s) }()
+	}
+	p.progress("starting peers", 0)
+	var first error
+	for done := range p.places {
+		if err := <-errs; err != nil && first == nil {
+			first = err
+			cancel(err) // the others need not go on
+		}
+		if first == nil {
+			p.progress("starting peers", done+1)
+		}
+	}
+	return first
+}
+
+func (p *Processes) progress(stage string, done int) {
+	if p.opts.Progress != nil {
+		p.opts.Progress(Progress{Stage: stage, Done: done, Total: p.opts.N})
+	}
+}
+
+// placeLocked returns peer i's place, or [ErrNoPeer]. Called with p.mu held.
+func (p *Processes) placeLocked(i int) (*place, error) {
+	if err := checkNumber(i, len(p.places)); err != nil {
+		return nil, err
+	}
+	return p.places[i], nil
+}
+
+// Status returns the testnet's state.
+func (p *Processes) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st := Status{
+		Overlay: p.genesis.ID().Hex(), Seed: p.opts.Seed, F: p.opts.F, Mode: ModeProcess,
+		Latency: p.standing.latency, Partitioned: p.standing.partitioned(),
+	}
+	for _, s := range p.places {
+		q := PeerStatus{
+			N: s.index, Peer: s.id.String(), Addr: s.addr() + "/p2p/" + s.id.String(), API: s.apiSocket(), Path: s.dir,
+			Up: s.child != nil && s.ready, Founder: s.index < len(p.genesis.Founders), Paused: s.paused, Left: s.left,
+			Side: p.standing.sideOf(s.index), Fault: s.fault,
+		}
+		if s.child != nil {
+			q.PID = s.child.pid()
+		}
+		st.Peers = append(st.Peers, q)
+	}
+	return st
+}
+
+// CPU returns the processor time that the peers' present processes have used so far; 0 where the system does not tell.
+func (p *Processes) CPU() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var sum time.Duration
+	for _, s := range p.places {
+		if s.child != nil {
+			sum += cpuOf(s.child.pid())
+		}
+	}
+	return sum
+}
+
+// Logs returns the file that peer i's output goes to. Errors: [ErrNoPeer].
+func (p *Processes) Logs(i int) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, err := p.placeLocked(i)
+	if err != nil {
+		return "", err
+	}
+	return s.log(), nil
+}
+
+// Close kills all peers at once, waits for the ends of their processes and removes what is theirs in the directory. It is
+// idempotent.
+func (p *Processes) Close() error { return p.clean() }
+
+func (p *Processes) takeDown() error {
+	p.mu.Lock()
+	p.closed = true
+	for _, s := range p.places {
+		if s.child != nil {
+			s.child.expected = true
+			_ = s.child.kill() // it may just have ended
+		}
+	}
+	p.mu.Unlock()
+	p.end(ErrClosed)
+	p.joining.Lock() // whoever joins has seen that now, and has removed what is not among the places
+	places := p.places
+	p.joining.Unlock()
+	p.watchers.Wait()
+	p.nursery.close()
+	var errs []error
+	for _, s := range places {
+		errs = append(errs, removePeer(s.dir))
+	}
+	return errors.Join(errs...)
+}
+
+var _ Testnet = (*Processes)(nil)

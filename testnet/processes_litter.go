@@ -1,0 +1,152 @@
+package testnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Files of a peer's directory DIR/N that are not the daemon's own.
+const (
+	markFile       = "testnet.peer" // a testnet of processes made this directory; there first, gone last
+	apiSocketFile  = "api.sock"
+	wireSocketFile = "wire.sock"
+	logFile        = "daemon.log"
+)
+
+const markText = "A testnet made this directory and removes it, with the files it knows, when it ends.\n"
+
+// ErrForeign is matched when something is where a peer's directory would be that no testnet has put there.
+var ErrForeign = errors.New("testnet: directory holds what is not a testnet's")
+
+// peerFile reports whether a testnet puts files of this name into a peer's directory: its own, those of node.CreateDir and of the
+// daemon, and what these leave when they are killed while they write.
+func peerFile(name string) bool {
+	for _, own := range []string{
+		apiSocketFile, wireSocketFile, logFile,
+		"identity.key", "genesis", "root.key", "founding", "swarm.key", "config.yaml", "peers.json", "daemon.lock", "unfinished",
+	} {
+		rest, ok := strings.CutPrefix(strings.TrimPrefix(name, "."), own)
+		if ok && (rest == "" || rest[0] == '.' || rest[0] == '-') {
+			return true
+		}
+	}
+	return false
+}
+
+// markDir makes a peer's directory and marks it. One that is there must be empty, or be marked and hold no peer.
+func markDir(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("testnet: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w; choose another --dir", ErrForeign, err)
+	}
+	if !marked(entries) && len(entries) > 0 {
+		return fmt.Errorf("%w: %s has %s; choose another --dir", ErrForeign, dir, entries[0].Name())
+	}
+	if err := os.WriteFile(filepath.Join(dir, markFile), []byte(markText), 0o600); err != nil {
+		return fmt.Errorf("testnet: %w", err)
+	}
+	return nil
+}
+
+func marked(entries []fs.DirEntry) bool {
+	for _, e := range entries {
+		if e.Name() == markFile && e.Type().IsRegular() {
+			return true
+		}
+	}
+	return false
+}
+
+// removePeer removes a marked directory with the files that it knows. Others stay, and keep the directory and its mark. A
+// directory without a mark is none of its business.
+func removePeer(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || !marked(entries) {
+		return nil
+	}
+	var errs []error
+	others := false
+	for _, e := range entries {
+		switch {
+		case e.Name() == markFile:
+		case peerFile(e.Name()) && !e.IsDir():
+			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+		default:
+			others = true
+		}
+	}
+	if err := errors.Join(errs...); err != nil || others {
+		return err
+	}
+	return errors.Join(os.Remove(filepath.Join(dir, markFile)), os.Remove(dir))
+}
+
+// sweep removes from a testnet's directory what one left there that was killed itself. The caller holds the directory.
+func sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("testnet: %w", err)
+	}
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err != nil || n < 0 || strconv.Itoa(n) != e.Name() || !e.IsDir() {
+			continue
+		}
+		if err := sweepPeer(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sweepPeer(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // not ours, then
+	}
+	socket := filepath.Join(dir, apiSocketFile)
+	// Peers that share a process leave a socket and nothing else.
+	alone := len(entries) == 1 && entries[0].Name() == apiSocketFile && entries[0].Type()&fs.ModeSocket != 0
+	if !alone && !marked(entries) {
+		return nil
+	}
+	if !falls(socket) {
+		return fmt.Errorf("%w in %s: a peer of a former one still answers at %s; stop it with: latchkey shutdown --api %s",
+			ErrRunning, filepath.Dir(dir), socket, socket)
+	}
+	if alone {
+		return errors.Join(os.Remove(socket), os.Remove(dir))
+	}
+	return removePeer(dir)
+}
+
+// fallMax is how long the peers of a testnet that was killed may take to die after it.
+const fallMax = 2 * time.Second
+
+// falls reports whether nobody answers at a socket, or soon nobody does.
+func falls(socket string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), fallMax)
+	defer cancel()
+	for {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			return true
+		}
+		conn.Close()
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
