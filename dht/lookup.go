@@ -180,11 +180,12 @@ func (o *Overlay) fly(at keyspace.Preimage, f *flight) {
 
 // lookUp fills set and reports whether it is worth keeping.
 func (o *Overlay) lookUp(at keyspace.Preimage, set *replicaSet) (keep bool, err error) {
-	if !o.client {
+	hosting := o.hosting.Load()
+	if hosting {
 		set.insert(member{o.self, o.node})
 	}
 	if o.kad.RoutingTable().Size() == 0 {
-		if o.client {
+		if !hosting {
 			return false, fmt.Errorf("%w: no other peer of the overlay is known", ErrLookup)
 		}
 		return false, nil // alone, as far as we know

@@ -289,14 +289,14 @@ func TestApplicationsOwnDHT(t *testing.T) {
 		t.Error("the application's DHT did not survive the overlay")
 	}
 
-	auto, err := kaddht.New(os[0].host, kaddht.Mode(kaddht.ModeAuto), kaddht.ProtocolPrefix("/other"), kaddht.DisableValues(), kaddht.DisableProviders())
+	auto, err := kaddht.New(os[0].host, kaddht.Mode(kaddht.ModeAutoServer), kaddht.ProtocolPrefix("/other"), kaddht.DisableValues(), kaddht.DisableProviders())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer auto.Close()
 	for name, opts := range map[string][]Option{
 		"no overlay id":   {},
-		"changing mode":   {WithOverlayID(testOverlay), WithDHT(auto)},
+		"unknowable mode": {WithOverlayID(testOverlay), WithDHT(auto)},
 		"of another host": {WithOverlayID(testOverlay), WithDHT(os[1].kad)},
 		"nameless seed":   {WithOverlayID(testOverlay), WithBootstrap(peer.AddrInfo{})},
 	} {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -89,6 +88,9 @@ func (o *Overlay) watch() {
 				o.speaks(e.Peer, e.Protocols)
 			case event.EvtPeerProtocolsUpdated:
 				o.speaks(e.Peer, e.Added)
+				o.speaksNoMore(e.Peer, e.Removed)
+			case event.EvtLocalReachabilityChanged:
+				o.reached(e.Reachability)
 			}
 		}
 	}
@@ -100,6 +102,7 @@ func (o *Overlay) linkChanged(p peer.ID, up bool) {
 	case up:
 		o.linkUp(p)
 	case o.host.Network().Connectedness(p) != network.Connected: // it may be back already
+		o.lost(p)
 		o.unreachable(p)
 		o.changed()
 	default:
@@ -107,6 +110,21 @@ func (o *Overlay) linkChanged(p peer.ID, up bool) {
 	}
 	for _, f := range o.onLink {
 		f(p, up)
+	}
+}
+
+// lost remembers where a peer of the overlay was, for the case that we lose all.
+func (o *Overlay) lost(p peer.ID) {
+	protocols, err := o.host.Peerstore().GetProtocols(p)
+	if err != nil {
+		return
+	}
+	if may, _ := o.hosts(protocols); !may {
+		return
+	}
+	if info := o.host.Peerstore().PeerInfo(p); len(info.Addrs) > 0 {
+		info.Addrs = info.Addrs[:min(len(info.Addrs), learnAddrsMax)]
+		o.boot.remember(info)
 	}
 }
 
@@ -122,6 +140,15 @@ func (o *Overlay) speaks(p peer.ID, protocols []protocol.ID) {
 	} else {
 		o.sets.mayHaveJoined(m)
 	}
+	o.changed()
+}
+
+// speaksNoMore takes note of the protocols that a connected peer has given up, as one does that goes into client mode.
+func (o *Overlay) speaksNoMore(p peer.ID, protocols []protocol.ID) {
+	if might, _ := o.hosts(protocols); !might || p == o.self {
+		return
+	}
+	o.sets.left(p) // Kademlia has an eye on its own protocol, and drops p from its table
 	o.changed()
 }
 
@@ -147,45 +174,6 @@ func (o *Overlay) changed() {
 	}
 }
 
-// maintain keeps the node in the overlay: it dials the bootstrap peers while it knows nobody, and otherwise looks itself up at
-// growing intervals. Kademlia's own refresh is not enough: two nodes that join at the same moment can each look themselves
-// up just before the other is known, and would miss each other until the next refresh, ten minutes later.
-func (o *Overlay) maintain() {
-	gap, pause := settleMin, bootstrapMin
-	var last, due time.Time
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-o.ctx.Done():
-			return
-		case <-o.kick:
-			if time.Since(last) > quietMin {
-				gap = settleMin
-			}
-			gap = min(gap, settleBusy)
-			if at := time.Now().Add(gap); at.Before(due) {
-				due = at
-				timer.Reset(gap)
-			}
-			continue
-		case <-timer.C:
-		}
-		var wait time.Duration
-		if o.kad.RoutingTable().Size() > 0 {
-			o.lookUpSelf()
-			last = time.Now()
-			wait, gap, pause = gap, min(2*gap, settleMax), bootstrapMin
-		} else {
-			o.dialBootstrap()
-			wait, pause = pause, min(2*pause, bootstrapMax)
-		}
-		wait = time.Duration(float64(wait) * (0.75 + rand.Float64()/2)) // so that nodes started together drift apart
-		due = time.Now().Add(wait)
-		timer.Reset(wait)
-	}
-}
-
 func (o *Overlay) lookUpSelf() {
 	o.count.selfLookups.Add(1)
 	ctx, cancel := context.WithTimeout(o.ctx, lookupTimeout)
@@ -197,22 +185,6 @@ func (o *Overlay) lookUpSelf() {
 	for _, p := range peers {
 		o.nodes.add(p)
 	}
-}
-
-// dialBootstrap connects to the bootstrap peers, all at once, and returns when each attempt has ended.
-func (o *Overlay) dialBootstrap() {
-	ctx, cancel := context.WithTimeout(o.ctx, dialTimeout)
-	defer cancel()
-	var dials sync.WaitGroup
-	for _, p := range o.bootstrap {
-		o.endPause(p.ID)
-		dials.Go(func() {
-			if err := o.host.Connect(ctx, p); err != nil {
-				log.Debugw("bootstrap", "peer", p.ID, "err", err)
-			}
-		})
-	}
-	dials.Wait()
 }
 
 // endPause lets the host dial a peer at once. Its own pause after a failed dial is longer than we can wait for a restarted

@@ -32,6 +32,7 @@ type config struct {
 	id         [32]byte
 	bootstrap  []peer.AddrInfo
 	client     bool
+	auto       bool
 	kad        *kaddht.IpfsDHT
 	helloMake  func() []byte
 	helloCheck func(peer.ID, []byte) error
@@ -53,9 +54,13 @@ func WithBootstrap(peers ...peer.AddrInfo) Option {
 // WithClientMode makes a node that is in nobody's replica set: it uses the overlay and hosts nothing.
 func WithClientMode() Option { return func(c *config) { c.client = true } }
 
+// WithAutoMode makes a node that is in client mode until the host is publicly reachable, as its AutoNAT finds, and from then on while it
+// is; see [Overlay.OnMode]. It gives way to [WithClientMode].
+func WithAutoMode() Option { return func(c *config) { c.auto = true } }
+
 // WithDHT uses d for look-ups instead of a Kademlia network of the overlay's own. It must belong to the same host and be in
-// ModeServer or in ModeClient (which implies [WithClientMode]); every server in it should run this overlay, since any of
-// them may be found. The caller closes it, after the overlay.
+// ModeServer, in ModeClient (which implies [WithClientMode]) or in ModeAuto (which implies [WithAutoMode]); every server in it should
+// run this overlay, since any of them may be found. The caller closes it, after the overlay.
 func WithDHT(d *kaddht.IpfsDHT) Option { return func(c *config) { c.kad = d } }
 
 // WithHello exchanges bytes with a peer before anything else is. make returns ours, at most [HelloBytesMax]; check sees the
@@ -77,11 +82,15 @@ type Overlay struct {
 	connTag   string
 	handlers  map[string]*service // fixed by Start
 	onLink    []func(peer.ID, bool)
+	onMode    []func(hosting bool)
+	hosting   atomic.Bool  // we may be in replica sets; changed by watch
+	reach     atomic.Int32 // network.Reachability, as the host sees it; changed by watch
 	count     counters
 	ids       atomic.Uint64 // of requests; starts at random, so answers meant for a former life match nothing
 	local     *local
 	nodes     *nodeMap
 	sets      *sets
+	boot      *bootstrap
 	kick      chan struct{} // something changed: look for neighbours soon
 
 	ctx    context.Context // ends on Close; set by New
@@ -127,6 +136,7 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
+	o.boot = newBootstrap(o.bootstrap)
 	prefix := "/latchkey/" + hex.EncodeToString(o.id[:4])
 	o.protocols = [classes]protocol.ID{Control: protocol.ID(prefix + "/control/1.0.0"), Bulk: protocol.ID(prefix + "/bulk/1.0.0")}
 	o.connTag = prefix
@@ -151,17 +161,20 @@ func (o *Overlay) validate() error {
 			return fmt.Errorf("%w: WithBootstrap: %v", ErrOption, err)
 		}
 	}
-	if o.kad == nil {
-		return nil
+	if o.kad != nil {
+		switch mode := o.kad.Mode(); {
+		case o.kad.PeerID() != o.self:
+			return fmt.Errorf("%w: WithDHT: it belongs to another host", ErrOption)
+		case mode == kaddht.ModeClient:
+			o.client = true
+		case mode == kaddht.ModeAuto:
+			o.auto = true
+		case mode != kaddht.ModeServer:
+			return fmt.Errorf("%w: WithDHT: use ModeServer, ModeClient or ModeAuto", ErrOption)
+		}
 	}
-	switch {
-	case o.kad.PeerID() != o.self:
-		return fmt.Errorf("%w: WithDHT: it belongs to another host", ErrOption)
-	case o.kad.Mode() == kaddht.ModeClient:
-		o.client = true
-	case o.kad.Mode() != kaddht.ModeServer:
-		return fmt.Errorf("%w: WithDHT: its mode may change; use ModeServer or ModeClient", ErrOption)
-	}
+	o.auto = o.auto && !o.client
+	o.hosting.Store(!o.client && !o.auto)
 	return nil
 }
 
@@ -204,14 +217,18 @@ func (o *Overlay) Start(ctx context.Context) error {
 		new(event.EvtPeerConnectednessChanged),
 		new(event.EvtPeerIdentificationCompleted),
 		new(event.EvtPeerProtocolsUpdated),
+		new(event.EvtLocalReachabilityChanged),
 	}, eventbus.BufSize(eventsMax), eventbus.Name("latchkey/dht"))
 	if err != nil {
 		return fmt.Errorf("dht: subscribing: %w", err)
 	}
 	if o.kad == nil {
 		mode := kaddht.ModeServer
-		if o.client {
+		switch {
+		case o.client:
 			mode = kaddht.ModeClient
+		case o.auto: // it follows the same event as we do
+			mode = kaddht.ModeAuto
 		}
 		o.kad, err = kaddht.New(o.host, kaddht.Mode(mode), kaddht.ProtocolPrefix(protocol.ID(o.connTag)),
 			kaddht.DisableValues(), kaddht.DisableProviders())

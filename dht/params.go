@@ -122,10 +122,18 @@ const (
 	quietMin   = 10 * time.Second
 
 	// The bootstrap peers are dialled while the routing table is empty, at intervals doubling from bootstrapMin to
-	// bootstrapMax; dialTimeout bounds one dial.
+	// bootstrapMax; dialTimeout bounds one dial. So a node joins within ten seconds after one of them comes up.
 	bootstrapMin = 100 * time.Millisecond
-	bootstrapMax = 10 * time.Second
+	bootstrapMax = 4 * time.Second
 	dialTimeout  = 5 * time.Second
+
+	// seenMax is how many other peers are remembered to be dialled then.
+	seenMax = 64
+
+	// A node that knows at most islandMax others and is connected to none of its bootstrap peers dials these too, every
+	// islandInterval.
+	islandMax      = 20
+	islandInterval = time.Minute
 
 	// waitInterval is how often [Overlay.WaitPeers] looks at the routing table, which announces nothing.
 	waitInterval = 5 * time.Millisecond

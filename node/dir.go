@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -77,6 +78,8 @@ type Dir struct {
 	info   DirInfo
 	record *placement.FoundingRecord
 	unlock func() error
+
+	refusals Refusals // of the host and the node made here
 }
 
 // OpenDir reads and locks a directory that InitDir or CreateDir made. Errors: [ErrNotInitialised], [ErrUnfinished],
@@ -186,14 +189,14 @@ func (d *Dir) LoadConfig(environ []string, flags map[string]any) (config.Loaded,
 	return c, err
 }
 
-// NewHost makes a libp2p host with the directory's identity and swarm key, as c says.
+// NewHost makes a libp2p host with the directory's identity and swarm key, as c says ([HostOptions]). Extra options come before those,
+// and win where that says so.
 func (d *Dir) NewHost(c config.Config, extra ...libp2p.Option) (host.Host, error) {
-	opts := []libp2p.Option{libp2p.Identity(d.key), libp2p.ListenAddrStrings(c.Network.Listen...), libp2p.DisableRelay(),
-		libp2p.DisableMetrics(), libp2p.UserAgent("latchkey/" + Version())}
-	if d.info.SwarmKey != nil {
-		opts = append(opts, libp2p.PrivateNetwork(d.info.SwarmKey))
+	opts, err := HostOptions(c, d.key, d.info.SwarmKey, &d.refusals)
+	if err != nil {
+		return nil, err
 	}
-	h, err := libp2p.New(append(opts, extra...)...)
+	h, err := libp2p.New(append(slices.Clone(extra), opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("node: cannot listen at %v: %w", c.Network.Listen, err)
 	}
@@ -208,7 +211,13 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	if err != nil {
 		return nil, err
 	}
-	opts = append([]Option{WithOverlay(d.info.Genesis), WithBootstrap(bootstrap...)}, opts...)
+	opts = append([]Option{WithOverlay(d.info.Genesis), WithBootstrap(bootstrap...), WithRefusals(&d.refusals)}, opts...)
+	if c.Network.MDNS {
+		opts = append(opts, WithMDNS())
+	}
+	if c.Network.Mode == config.ModeAuto {
+		opts = append(opts, WithAutoMode())
+	}
 	store := replicagroup.NewMemoryStore()
 	start := placement.Start{PeerID: string(d.info.ID), Store: store.ID(), Record: d.record}
 	if d.record != nil {

@@ -36,6 +36,9 @@ type Node struct {
 	clock   *driver.Clock
 	locks   *lockservice.Service
 
+	refusals *Refusals
+	ownHost  bool // the host is the node's own: it may close connections
+
 	mu       sync.Mutex
 	closed   bool
 	sessions []*lockSession
@@ -53,7 +56,10 @@ type options struct {
 	store      replicagroup.Store
 	bootstrap  []peer.AddrInfo
 	clientOnly bool
+	auto       bool
+	mdns       bool
 	kad        *kaddht.IpfsDHT
+	refusals   *Refusals
 }
 
 // Option configures [New].
@@ -75,6 +81,18 @@ func WithBootstrap(peers ...peer.AddrInfo) Option {
 
 // ClientOnly makes a node that uses the overlay and hosts nothing for it.
 func ClientOnly() Option { return func(c *options) { c.clientOnly = true } }
+
+// WithAutoMode makes a node that hosts nothing until its host is publicly reachable, and something from then on while it is: for peers
+// of a public overlay, some of which are behind a NAT. What it hosts already stays when it is not reachable any more.
+func WithAutoMode() Option { return func(c *options) { c.auto = true } }
+
+// WithMDNS makes the node look for peers of its overlay on the local network, and show itself there.
+func WithMDNS() Option { return func(c *options) { c.mdns = true } }
+
+// WithRefusals says that the host is the node's own, made with [HostOptions] and the same r: those whom the node turns away are
+// counted there, and peers of other overlays are disconnected. Without it the node counts for itself and leaves the host's
+// connections alone.
+func WithRefusals(r *Refusals) Option { return func(c *options) { c.refusals = r } }
 
 // WithDHT hands over a Kademlia instance of the caller's, on the same host, all of whose peers speak latchkey in this overlay.
 // Without it the node runs one of its own beside whatever the host has.
@@ -105,6 +123,9 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	if c.clientOnly {
 		overlayOpts = append(overlayOpts, dht.WithClientMode())
 	}
+	if c.auto {
+		overlayOpts = append(overlayOpts, dht.WithAutoMode())
+	}
 	if c.kad != nil {
 		overlayOpts = append(overlayOpts, dht.WithDHT(c.kad))
 	}
@@ -113,6 +134,10 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{host: h, genesis: c.genesis, overlay: overlay, store: c.store, clock: driver.NewClock()}
+	n.refusals, n.ownHost = c.refusals, c.refusals != nil
+	if n.refusals == nil {
+		n.refusals = new(Refusals)
+	}
 	n.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: c.genesis, Overlay: overlay, Store: c.store, Clock: n.clock,
 		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
