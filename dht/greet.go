@@ -38,7 +38,7 @@ func (e *HelloError) Error() string {
 
 // Greet exchanges hellos with p, over a stream that it closes, and tells by a nil error that p is a running peer of the
 // overlay. It is for a host that does not run the overlay: one that does would lose its own streams to p, since a hello with
-// another session says that they are gone. Errors: [*HelloError], [ErrUnreachable], context.Cause(ctx).
+// another session says that they are gone. For the same reason one Greet of a peer ends before the next begins. Errors: [*HelloError], [ErrUnreachable], context.Cause(ctx).
 func Greet(ctx context.Context, h host.Host, overlay [32]byte, p peer.ID) error {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
