@@ -72,12 +72,6 @@ const (
 	addrBytesMax = 256
 )
 
-// The ports from which one is drawn for a new peer.
-const (
-	PortMin = 20000
-	PortMax = 31999
-)
-
 // ErrInvalid is matched by every error about a value, a field or a file that cannot be.
 var ErrInvalid = errors.New("config: invalid")
 

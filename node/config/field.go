@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,17 +30,17 @@ var fields = []Field{
 	{
 		Name: "network.listen", Doc: "addresses to listen at; with port 0 it is another port at each start", Want: fmt.Sprintf("1 to %d multiaddrs", AddrsMax),
 		at:    func(c *Config) any { return &c.Network.Listen },
-		check: listCheck(1, AddrsMax, checkListen),
+		check: addrList(1, AddrsMax, checkListen),
 	},
 	{
 		Name: "network.announce", Doc: "addresses to tell other peers in place of those listened at", Want: fmt.Sprintf("up to %d multiaddrs", AddrsMax),
 		at:    func(c *Config) any { return &c.Network.Announce },
-		check: listCheck(0, AddrsMax, checkAddr),
+		check: addrList(0, AddrsMax, checkAnnounce),
 	},
 	{
 		Name: "network.bootstrap", Doc: "peers to dial when nobody else is known", Want: fmt.Sprintf("up to %d multiaddrs that end in /p2p/ and a peer id", BootstrapMax),
 		at:    func(c *Config) any { return &c.Network.Bootstrap },
-		check: listCheck(0, BootstrapMax, checkBootstrap),
+		check: addrList(0, BootstrapMax, checkBootstrap),
 	},
 	{
 		Name: "network.mdns", Doc: "look for peers of the overlay on the local network", Want: "true or false",
@@ -74,26 +75,23 @@ func lookup(name string) (Field, error) {
 			return f, nil
 		}
 	}
-	return Field{}, unknown(name)
+	return Field{}, fmt.Errorf("%s: no such field; there are %s", excerpt(name), known)
 }
 
-// unknown is the error for a field that does not exist.
-func unknown(name string) error {
+// known lists the fields' names.
+var known = func() string {
 	names := make([]string, len(fields))
 	for i, f := range fields {
 		names[i] = f.Name
-		if last := name[strings.LastIndexByte(name, '.')+1:]; f.Name == name || strings.EqualFold(f.Name[strings.LastIndexByte(f.Name, '.')+1:], last) {
-			return invalid("%s: no such field; did you mean %s?", excerpt(name), f.Name)
-		}
 	}
-	return invalid("%s: no such field; there are %s", excerpt(name), strings.Join(names, ", "))
-}
+	return strings.Join(names, ", ")
+}()
 
 // Get returns a field's value as text, lists joined by commas. Errors match [ErrInvalid].
 func Get(c Config, name string) (string, error) {
 	f, err := lookup(name)
 	if err != nil {
-		return "", err
+		return "", invalid("%w", err)
 	}
 	return text(f.Value(c)), nil
 }
@@ -103,14 +101,14 @@ func Get(c Config, name string) (string, error) {
 func Set(c Config, name, value string) (Config, error) {
 	f, err := lookup(name)
 	if err != nil {
-		return Config{}, err
+		return Config{}, invalid("%w", err)
 	}
 	v, err := f.parse(value)
 	if err == nil {
 		err = f.inRange(v)
 	}
 	if err != nil {
-		return Config{}, invalid("%s: %s: %v", name, excerpt(value), err)
+		return Config{}, invalid("%s: %s: %w", name, excerpt(value), err)
 	}
 	c = c.Clone()
 	f.put(&c, v)
@@ -176,6 +174,17 @@ func (f Field) parse(s string) (any, error) {
 	return s, nil
 }
 
+// convert makes a value of the field's type from one of that type, or from text.
+func (f Field) convert(v any) (any, error) {
+	if s, ok := v.(string); ok {
+		return f.parse(s)
+	}
+	if reflect.TypeOf(v) == reflect.TypeOf(f.at(new(Config))).Elem() {
+		return v, nil
+	}
+	return nil, f.wants()
+}
+
 func (f Field) wants() error { return fmt.Errorf("want %s", f.Want) }
 
 // inRange tells what is wrong with a value of the field's type.
@@ -183,10 +192,7 @@ func (f Field) inRange(v any) error {
 	if f.check == nil {
 		return nil
 	}
-	if err := f.check(v); err != nil {
-		return err
-	}
-	return nil
+	return f.check(v)
 }
 
 // text writes a value as Set reads it.
