@@ -141,10 +141,12 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	n.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: c.genesis, Overlay: overlay, Store: c.store, Clock: n.clock,
 		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
+		Declines: !overlay.Hosting(),
 	})
 	if err != nil {
 		return nil, errors.Join(err, overlay.Close())
 	}
+	overlay.OnMode(n.groups.SetHosting)
 	n.locks = n.NewLocks()
 	return n, nil
 }

@@ -267,7 +267,7 @@ func newHosting(h *Host) *hosting {
 
 // start begins with the replicas that the store holds.
 func (m *hosting) start(known []StoredReplica) {
-	cfg := placement.HostingConfig{Genesis: m.host.genesis, Self: m.host.overlay.Node(), Store: m.host.storeID, Declines: m.host.store == nil}
+	cfg := placement.HostingConfig{Genesis: m.host.genesis, Self: m.host.overlay.Node(), Store: m.host.storeID, Declines: m.host.declines || m.host.store == nil}
 	for _, r := range known {
 		cfg.Hosted = append(cfg.Hosted, placement.Hosted{Group: r.Group, Replica: r.Self})
 	}

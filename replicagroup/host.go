@@ -53,6 +53,7 @@ type Config struct {
 	Store    Store                     // nil: the host keeps no replicas, as a client does
 	Clock    *driver.Clock             // nil: a new one
 	Services map[string]MachineFactory // of every group but the root, by name
+	Declines bool                      // start as after SetHosting(false)
 }
 
 // Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
@@ -66,6 +67,7 @@ type Host struct {
 	storeID  order.StoreID
 	clock    *driver.Clock
 	services map[string]MachineFactory
+	declines bool // at the start
 	decode   decoder
 	shards   []*shard
 	locator  *locator
@@ -106,7 +108,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(), root: cfg.Genesis.RootGroup(),
-		store: cfg.Store, clock: cfg.Clock, services: cfg.Services,
+		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
 	}
 	if h.clock == nil {
@@ -205,6 +207,14 @@ func (h *Host) checkFounding(known []StoredReplica) error {
 		}
 	}
 	return ErrRootLost
+}
+
+// SetHosting says whether this peer takes part in groups that it is asked to join from now on; a peer without a store never does.
+// The replicas it has stay. It does not block.
+func (h *Host) SetHosting(on bool) {
+	if h.store != nil {
+		h.hosting.box.Put(hostingEvent{ev: placement.Declining{On: !on}})
+	}
 }
 
 // spawn runs fn on a goroutine that Close waits for. It answers false, and runs nothing, once the host is closed.

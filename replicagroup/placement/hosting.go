@@ -56,6 +56,8 @@ type (
 	}
 	// Retired reports that a replica of this peer was removed from its group. It never runs again.
 	Retired struct{ Tombstone Tombstone }
+	// Declining says that this peer hosts nothing more from now on, or does again. The replicas it runs or is starting stay.
+	Declining struct{ On bool }
 )
 
 func (WillYouHost) isHostingEvent()  {}
@@ -63,6 +65,7 @@ func (StartReplica) isHostingEvent() {}
 func (Confirmed) isHostingEvent()    {}
 func (Running) isHostingEvent()      {}
 func (Retired) isHostingEvent()      {}
+func (Declining) isHostingEvent()    {}
 
 // HostingAction is an output of a [Hosting].
 type HostingAction interface{ isHostingAction() }
@@ -113,7 +116,7 @@ type HostingConfig struct {
 	Genesis    Genesis
 	Self       keyspace.NodeID
 	Store      order.StoreID
-	Declines   bool        // a client-only peer: hosts nothing
+	Declines   bool        // a peer that is in client mode: hosts nothing
 	Hosted     []Hosted    // the replicas in the store
 	Tombstones []Tombstone // likewise
 }
@@ -178,6 +181,8 @@ func (h *Hosting) Step(ev HostingEvent, out []HostingAction) []HostingAction {
 		return h.finish(ev.Group, s, err, out)
 	case Retired:
 		h.retire(ev.Tombstone)
+	case Declining:
+		h.declines = ev.On
 	}
 	return out
 }
@@ -201,10 +206,12 @@ func (h *Hosting) buried(g order.GroupID, id order.ReplicaID) bool {
 // mine returns the replica that d gives to this peer, or why it must not run.
 func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
 	m, ok := d.View.MemberAt(h.self)
+	_, taken := h.hosted[d.Group]
+	taken = taken || h.starts[d.Group] != nil
 	switch {
 	case d.Group.Overlay != h.overlay || int(d.Group.Prefix.Len) != h.depth:
 		return 0, fmt.Errorf("%w: %v of overlay %v", ErrOverlay, d.Group, d.Group.Overlay)
-	case h.declines:
+	case h.declines && !taken:
 		return 0, ErrNotHosting
 	case !ok:
 		return 0, ErrNotMember

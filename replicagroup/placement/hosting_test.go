@@ -216,3 +216,31 @@ func TestWhoHostsSaysWhere(t *testing.T) {
 		t.Error("a full peer accepts")
 	}
 }
+
+func TestAPeerThatDeclinesKeepsWhatItRunsAndTakesNothingMore(t *testing.T) {
+	running, starting, later := child(t, 1), child(t, 2), child(t, 3)
+	h := memberOne(func(c *HostingConfig) { c.Hosted = []Hosted{{Group: running.Group, Replica: 2}} })
+	one[Confirm](t, h, StartReplica{Ref: 1, Descriptor: starting.Descriptor})
+	h.Step(Declining{On: true}, nil)
+
+	if a := one[AnswerStart](t, h, StartReplica{Descriptor: running.Descriptor}); a.Err != nil || a.Replica != 2 {
+		t.Errorf("a replica that runs: %+v", a)
+	}
+	if r := one[Run](t, h, Confirmed{Group: starting.Group, Child: starting}); r.Replica != 2 {
+		t.Errorf("a replica that is being started: %+v", r)
+	}
+	if a := one[AnswerStart](t, h, StartReplica{Descriptor: later.Descriptor}); !errors.Is(a.Err, ErrNotHosting) {
+		t.Errorf("another Start: %+v", a)
+	}
+	if a := one[AnswerHost](t, h, WillYouHost{Prefix: prefix(3)}); a.OK {
+		t.Errorf("asked to host: %+v", a)
+	}
+
+	h.Step(Declining{On: false}, nil)
+	if a := one[AnswerHost](t, h, WillYouHost{Prefix: prefix(3)}); !a.OK {
+		t.Errorf("asked to host when it takes replicas again: %+v", a)
+	}
+	if c := one[Confirm](t, h, StartReplica{Descriptor: later.Descriptor}); c.Group != later.Group {
+		t.Errorf("and started: %+v", c)
+	}
+}

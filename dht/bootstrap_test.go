@@ -1,0 +1,151 @@
+package dht
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+// deadPeer returns the address of nobody: a port that was free a moment ago.
+func deadPeer(t *testing.T, seed uint64) peer.AddrInfo {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ma.StringCast(fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", l.Addr().(*net.TCPAddr).Port))
+	l.Close()
+	return peer.AddrInfo{ID: newHost(t, seed).ID(), Addrs: []ma.Multiaddr{addr}}
+}
+
+// silentPeer returns the address of somebody who accepts and says nothing.
+func silentPeer(t *testing.T, seed uint64) peer.AddrInfo {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	addr := ma.StringCast(fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", l.Addr().(*net.TCPAddr).Port))
+	return peer.AddrInfo{ID: newHost(t, seed).ID(), Addrs: []ma.Multiaddr{addr}}
+}
+
+func TestBootstrapTellsHowItWent(t *testing.T) {
+	seed := newOverlay(t, newHost(t, 1), nil)
+	dead := deadPeer(t, 2)
+	began := time.Now()
+	// The seed is named twice, as a configuration with two addresses of one peer does.
+	o := newOverlay(t, newHost(t, 3), nil, WithBootstrap(dead, infoOf(seed.host), infoOf(seed.host)))
+	eventually(t, "both attempts have ended", func() bool {
+		all := o.Bootstrap()
+		return len(all) == 2 && !all[0].At.IsZero() && !all[1].At.IsZero()
+	})
+	for _, p := range o.Bootstrap() {
+		if failed := p.Err != nil; failed != (p.Info.ID == dead.ID) || p.At.Before(began) || len(p.Info.Addrs) != 1 {
+			t.Errorf("%+v", p)
+		}
+	}
+}
+
+func TestASilentBootstrapPeerHoldsUpNobody(t *testing.T) {
+	seed := newOverlay(t, newHost(t, 1), nil)
+	o := newOverlay(t, newHost(t, 2), nil, WithBootstrap(silentPeer(t, 3), infoOf(seed.host)))
+	began := time.Now()
+	if err := o.WaitPeers(within(t), 1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has looked itself up", func() bool { return o.Stats().SelfLookups > 0 })
+	if d := time.Since(began); d > dialTimeout/2 {
+		t.Errorf("in the overlay after %v, though one bootstrap peer was there at once", d)
+	}
+}
+
+// dropAll closes o's connections and waits until it knows nobody.
+func dropAll(t *testing.T, o *Overlay) {
+	t.Helper()
+	for _, p := range o.host.Network().Peers() {
+		o.host.Network().ClosePeer(p)
+	}
+}
+
+func TestANodeThatLostEverybodyBootstrapsAgain(t *testing.T) {
+	os := mesh(t, 3, nil)
+	o, seed := os[2], os[0]
+	selfLookups := o.Stats().SelfLookups
+	dropAll(t, o)
+	if err := o.WaitPeers(within(t), 2); err != nil {
+		t.Fatalf("all connections died: %v", err)
+	}
+	eventually(t, "it looks around again", func() bool { return o.Stats().SelfLookups > selfLookups })
+
+	// The table alone is lost, the connections live.
+	for _, p := range o.kad.RoutingTable().ListPeers() {
+		o.kad.RoutingTable().RemovePeer(p)
+	}
+	if err := o.WaitPeers(within(t), 2); err != nil {
+		t.Fatalf("the routing table was emptied: %v", err)
+	}
+
+	// The only peer it was told of has gone for good, so others that it has met must do.
+	seed.Close()
+	seed.host.Close()
+	eventually(t, "the seed is forgotten", func() bool { return o.kad.RoutingTable().Size() == 1 })
+	dropAll(t, o)
+	if err := o.WaitPeers(within(t), 1); err != nil {
+		t.Fatalf("all connections died after the seed did: %v", err)
+	}
+}
+
+func TestIslandsFindEachOtherByThePeerTheyWereToldOf(t *testing.T) {
+	seedHost := newHost(t, 1)
+	info := infoOf(seedHost)
+	seedHost.Close()
+	// Two who find each other while the seed is away.
+	a := newOverlay(t, newHost(t, 2), nil, WithBootstrap(info))
+	b := newOverlay(t, newHost(t, 3), nil, WithBootstrap(info, infoOf(a.host)))
+	a.Discovered(infoOf(b.host))
+	for _, o := range []*Overlay{a, b} {
+		if err := o.WaitPeers(within(t), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seed := newOverlay(t, newHostAt(t, 1, info.Addrs[0].String()), nil)
+	if seed.kad.RoutingTable().Size() != 0 {
+		t.Fatal("the seed is in the island already")
+	}
+	a.boot.mu.Lock()
+	a.boot.checked = time.Now().Add(-islandInterval) // as if it had been a minute ago
+	a.boot.mu.Unlock()
+	a.changed()
+	for _, o := range []*Overlay{a, b, seed} {
+		if err := o.WaitPeers(within(t), 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDiscoveredPeersAreDialledAndRemembered(t *testing.T) {
+	a, b := newOverlay(t, newHost(t, 1), nil), newOverlay(t, newHost(t, 2), nil)
+	a.Discovered(peer.AddrInfo{})
+	a.Discovered(infoOf(a.host))              // oneself
+	a.Discovered(peer.AddrInfo{ID: b.Self()}) // nowhere
+	for i := range uint64(seenMax + 8) {
+		a.Discovered(peer.AddrInfo{ID: peer.ID(fmt.Sprintf("nobody %d", i)), Addrs: a.host.Addrs()})
+	}
+	if n := len(a.boot.seen.entries); n != seenMax {
+		t.Errorf("%d peers remembered, at most %d may be", n, seenMax)
+	}
+	a.Discovered(infoOf(b.host))
+	for _, o := range []*Overlay{a, b} {
+		if err := o.WaitPeers(within(t), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if told := a.Bootstrap(); len(told) != 0 {
+		t.Errorf("told of %v", told)
+	}
+}
