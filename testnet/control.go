@@ -138,6 +138,14 @@ func (c *Control) Serve(t any) {
 	}
 }
 
+// AsTestnet is for as long as half is there.
+func AsTestnet(n *Network) Testnet {
+	if t, ok := any(n).(Testnet); ok {
+		return t
+	}
+	return half{n}
+}
+
 // half is a Network until it is a Testnet.
 type half struct{ *Network }
 

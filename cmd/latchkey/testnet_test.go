@@ -167,7 +167,7 @@ func TestUpShowsItsPeersAndGivesTheDirectoryBackWhenItEnds(t *testing.T) {
 	out := lines{make(chan string, 100)}
 	a := &app{printer: printer{out: out, err: out, format: formatText}, timeout: 5 * time.Second}
 	ended := make(chan error, 1)
-	go func() { ended <- a.testnetUp(ctx, testnet.Options{N: 3, Dir: dir}) }()
+	go func() { ended <- a.testnetUp(ctx, upOptions{Options: testnet.Options{N: 3, Dir: dir}}) }()
 	var banner string
 	for !strings.Contains(banner, "Ctrl-C") {
 		select {

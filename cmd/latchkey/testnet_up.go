@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/testnet"
+)
+
+// upOptions configure "testnet up".
+type upOptions struct {
+	testnet.Options
+	mode    testnet.Mode
+	latency time.Duration
+}
+
+func testnetUpVerb(a *app, dir *string) *cobra.Command {
+	o := upOptions{}
+	mode := ""
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "run a testnet in the foreground, until Ctrl-C",
+		Long: `up runs a testnet until Ctrl-C, and then leaves nothing behind. What one that was killed has left, the next "up" in the
+directory removes.
+
+With --mode process each peer is a daemon of its own, with the directory N and the output in N/daemon.log. Such peers
+can also be paused. They keep replicas in memory, so one that was killed and restarted has forgotten its own: it comes
+back under a new store id, and up to f founders may do so. On Linux the peers die with "up", however that ends.`,
+		Example: `  latchkey testnet up
+  latchkey testnet up -n 9 --f 2
+  latchkey testnet up --mode process --latency 20ms`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if o.N <= 0 || o.F <= 0 {
+				return usagef("testnet up: -n %d, --f %d: both must be positive", o.N, o.F)
+			}
+			if err := o.Validate(); err != nil {
+				return usagef("%w", err)
+			}
+			if o.latency < 0 || o.latency > testnet.LatencyMax {
+				return usagef("testnet up: --latency %v: it can be 0 to %v", o.latency, testnet.LatencyMax)
+			}
+			switch o.mode = testnet.Mode(mode); o.mode {
+			case testnet.ModeInProcess, testnet.ModeProcess:
+			default:
+				return usagef("testnet up: --mode %s: use %s or %s", mode, testnet.ModeInProcess, testnet.ModeProcess)
+			}
+			o.Dir = testnetDir(*dir)
+			return a.testnetUp(c.Context(), o)
+		},
+	}
+	c.Flags().IntVarP(&o.N, "nodes", "n", testnet.PeersDefault, fmt.Sprintf("how many peers, %d at most", testnet.PeersMax))
+	c.Flags().IntVar(&o.F, "f", testnet.FDefault, "how many crashes a group survives: its groups have 2f+1 voters")
+	c.Flags().Uint64Var(&o.Seed, "seed", testnet.SeedDefault, "what the peers' identities come from")
+	c.Flags().StringVar(&mode, "mode", string(testnet.ModeInProcess), "inproc: all peers in this process; process: each in its own")
+	c.Flags().DurationVar(&o.latency, "latency", 0, fmt.Sprintf("delay between two peers, each way, at most %v", testnet.LatencyMax))
+	return c
+}
+
+// testnetUp runs a testnet until a signal comes.
+func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
+	ctx, release := interruptible(ctx)
+	defer release()
+	if !signal.Ignored(syscall.SIGHUP) { // a terminal that closes is no reason to leave anything behind
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP)
+		defer stop()
+	}
+	control, err := testnet.Claim(o.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, control.Close()) }()
+	start := time.Now()
+	t, err := a.bringUp(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	control.Serve(t)
+	v := struct {
+		testnet.Status
+		WallMS int64 `json:"wall_ms"`
+		CPUMS  int64 `json:"cpu_ms"` // of all processes; 0 where the system does not tell
+	}{t.Status(), time.Since(start).Milliseconds(), testnetCPU(t).Milliseconds()}
+	if err := a.value(v, func(w io.Writer) {
+		writePeers(w, v.Status)
+		fmt.Fprintf(w, "\n%d peers are up and see each other after %.2fs", len(v.Peers), float64(v.WallMS)/1000)
+		if v.CPUMS > 0 {
+			fmt.Fprintf(w, " and %.2fs of CPU time", float64(v.CPUMS)/1000)
+		}
+		fmt.Fprintf(w, "; %s, seed %d, overlay %.8s\n", standing(v.Status), v.Seed, v.Overlay)
+		fmt.Fprintf(w, "From another terminal: latchkey testnet run 0%s -- latchkey lock NAME. Ctrl-C ends it.\n", dirFlag(o.Dir))
+	}); err != nil {
+		return err
+	}
+	<-ctx.Done() // the way it is meant to end
+	if isTerminal(os.Stderr) {
+		fmt.Fprintln(a.err, "\ntaking the testnet down")
+	}
+	return nil
+}
+
+// bringUp starts a testnet.
+func (a *app) bringUp(ctx context.Context, o upOptions) (t testnet.Testnet, err error) {
+	o.Progress = a.progressBar()
+	if o.mode == testnet.ModeProcess {
+		program, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("testnet: which program the peers are to run: %w", err)
+		}
+		t, err = testnet.UpProcesses(ctx, testnet.ProcessOptions{Options: o.Options, Program: program, Args: []string{"--log-level", a.logLevel}})
+		if err != nil {
+			return nil, err
+		}
+	} else {
+		n, err := testnet.Up(ctx, o.Options)
+		if err != nil {
+			return nil, err
+		}
+		t = testnet.AsTestnet(n)
+	}
+	if o.latency > 0 {
+		if err := t.Latency(ctx, o.latency); err != nil {
+			return nil, errors.Join(err, t.Close())
+		}
+	}
+	return t, nil
+}
+
+// testnetCPU returns the processor time that a testnet has used, with that of this process.
+func testnetCPU(t testnet.Testnet) time.Duration {
+	own := cpuTime()
+	if p, ok := t.(*testnet.Processes); ok {
+		peers := p.CPU()
+		if peers == 0 {
+			return 0 // it cannot be told, and half of it would mislead
+		}
+		return own + peers
+	}
+	return own
+}
+
+// progressBar returns what draws a bar for the person at the terminal; nil when there is none.
+func (a *app) progressBar() func(testnet.Progress) {
+	if !isTerminal(os.Stderr) {
+		return nil
+	}
+	const width = 24
+	return func(p testnet.Progress) {
+		full := width * p.Done / p.Total
+		fmt.Fprintf(a.err, "\r\x1b[K%-24s [%s%s] %d/%d", p.Stage, strings.Repeat("#", full), strings.Repeat(".", width-full), p.Done, p.Total)
+		if p.Done == p.Total {
+			fmt.Fprint(a.err, "\r\x1b[K")
+		}
+	}
+}
