@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 
+	logging "github.com/ipfs/go-log/v2"
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
-	ma "github.com/multiformats/go-multiaddr"
 
 	"latchkey/internal/durablefile"
 	"latchkey/node/config"
@@ -23,6 +23,8 @@ import (
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
 )
+
+var log = logging.Logger("latchkey/node")
 
 // Files of a peer's directory.
 const (
@@ -37,7 +39,7 @@ const (
 	unfinishedFile = "unfinished"   // there while init or join writes the others
 )
 
-// fileBytesMax bounds every file that is read from a directory.
+// fileBytesMax bounds each of the files that are read from a directory, known peers aside.
 const fileBytesMax = 64 << 10
 
 var (
@@ -92,6 +94,12 @@ func OpenDir(dir string) (*Dir, error) {
 	if d.unlock, err = lockPath(filepath.Join(dir, lockFile)); err != nil {
 		return nil, err
 	}
+	for _, name := range []string{identityFile, swarmKeyFile, rootKeyFile} {
+		warnIfShared(filepath.Join(dir, name))
+	}
+	if _, err := os.Stat(ConfigFile(dir)); errors.Is(err, fs.ErrNotExist) {
+		log.Warnw("no configuration: the peer listens on the loopback only; latchkey config set writes one", "file", ConfigFile(dir))
+	}
 	// Only behind the lock: another daemon may have been about to consume the record.
 	switch b, err := readFile(dir, foundingFile); {
 	case errors.Is(err, fs.ErrNotExist):
@@ -109,14 +117,15 @@ func OpenDir(dir string) (*Dir, error) {
 
 // readDir reads what does not change while a daemon runs.
 func readDir(dir string) (*Dir, error) {
-	if _, err := os.Lstat(filepath.Join(dir, unfinishedFile)); err == nil {
-		return nil, fmt.Errorf("%w: init or join was interrupted in %s; run it again, it starts over", ErrUnfinished, dir)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("node: %w", err)
+	if unfinished, err := isUnfinished(dir); unfinished {
+		return nil, fmt.Errorf("%w: latchkey init or join was interrupted in %s (or is at work there now); run it again, and it starts over",
+			ErrUnfinished, dir)
+	} else if err != nil {
+		return nil, err
 	}
 	identity, err := readFile(dir, identityFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s has no %s; run: latchkey init --path %s", ErrNotInitialised, dir, identityFile, dir)
+		return nil, fmt.Errorf("%w: %s has no %s; run latchkey init or latchkey join, with --path %s", ErrNotInitialised, dir, identityFile, dir)
 	} else if err != nil {
 		return nil, err
 	}
@@ -135,26 +144,31 @@ func readDir(dir string) (*Dir, error) {
 	if d.info.Genesis, err = placement.ReadGenesis(f); err != nil {
 		return nil, damaged(dir, genesisFile, err)
 	}
-	if d.info.SwarmKey, err = readSwarmKey(dir); err != nil {
+	if d.info.SwarmKey, err = ReadSwarmKey(dir); err != nil {
 		return nil, err
 	}
 	c, err := d.LoadConfig(nil, nil)
+	if err != nil {
+		return nil, err
+	}
 	d.info.Config = c.Config
-	return d, err
+	return d, nil
 }
 
-func readFile(dir, name string) ([]byte, error) {
+func readFile(dir, name string) ([]byte, error) { return readFileMax(dir, name, fileBytesMax) }
+
+func readFileMax(dir, name string, most int64) ([]byte, error) {
 	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, fileBytesMax+1))
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
-	if len(b) > fileBytesMax {
-		return nil, fmt.Errorf("%w: %s has more than %d bytes", ErrDamaged, filepath.Join(dir, name), fileBytesMax)
+	if int64(len(b)) > most {
+		return nil, fmt.Errorf("%w: %s has more than %d bytes", ErrDamaged, filepath.Join(dir, name), most)
 	}
 	return b, nil
 }
@@ -207,11 +221,12 @@ func (d *Dir) NewHost(c config.Config, extra ...libp2p.Option) (host.Host, error
 // becomes of the node from here on, no later start founds. An error that matches [replicagroup.ErrRootLost] says that an
 // earlier start has consumed it.
 func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, error) {
-	bootstrap, err := addrInfos(c.Network.Bootstrap)
+	bootstrap, err := bootstrapPeers(c)
 	if err != nil {
 		return nil, err
 	}
-	opts = append([]Option{WithOverlay(d.info.Genesis), WithBootstrap(bootstrap...), WithRefusals(&d.refusals)}, opts...)
+	opts = append([]Option{WithOverlay(d.info.Genesis), WithBootstrap(bootstrap...), WithRefusals(&d.refusals),
+		withKnownPeers(filepath.Join(d.path, peersFile))}, opts...)
 	if c.Network.MDNS {
 		opts = append(opts, WithMDNS())
 	}
@@ -231,10 +246,10 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	if act == placement.RootLost {
 		return nil, rootLost(d.info.Genesis.ID(), d.path)
 	}
+	if act == placement.Found && c.Network.Mode != config.ModeServer {
+		return nil, fmt.Errorf("%w: network.mode: %q: this peer's first start founds the overlay, whose first replicas it hosts; use server", config.ErrInvalid, c.Network.Mode)
+	}
 	if c.Network.Mode == config.ModeClient {
-		if act == placement.Found {
-			return nil, fmt.Errorf("%w: network.mode: client: this peer founds the overlay, so it must host replicas at its first start; use server", config.ErrInvalid)
-		}
 		return New(h, append(opts, ClientOnly())...)
 	}
 	if act == placement.Found {
@@ -296,19 +311,15 @@ func (d *Dir) Run(ctx context.Context, c config.Config, hostOpts []libp2p.Option
 	return nil, nil, errors.Join(err, h.Close())
 }
 
-// addrInfos reads multiaddrs that end in a peer id.
-func addrInfos(addrs []string) ([]peer.AddrInfo, error) {
-	all := make([]ma.Multiaddr, len(addrs))
-	for i, s := range addrs {
-		a, err := ma.NewMultiaddr(s)
-		if err != nil {
-			return nil, fmt.Errorf("%w: network.bootstrap: %s: %v", config.ErrInvalid, s, err)
-		}
-		all[i] = a
-	}
-	infos, err := peer.AddrInfosFromP2pAddrs(all...)
+// bootstrapPeers reads network.bootstrap, one entry for each peer.
+func bootstrapPeers(c config.Config) ([]peer.AddrInfo, error) {
+	addrs, err := multiaddrs("bootstrap", c.Network.Bootstrap)
 	if err != nil {
-		return nil, fmt.Errorf("%w: network.bootstrap: %v", config.ErrInvalid, err)
+		return nil, err
+	}
+	infos, err := peer.AddrInfosFromP2pAddrs(addrs...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: network.bootstrap: %w", config.ErrInvalid, err)
 	}
 	return infos, nil
 }

@@ -38,8 +38,8 @@ func TestInitDirNeverOverwrites(t *testing.T) {
 			}
 		}
 	}
-	// What an interrupted init left behind is not built upon either.
-	for name := range before {
+	// A file of a former peer is not built upon either.
+	for _, name := range madeFiles {
 		half := t.TempDir()
 		if err := os.WriteFile(filepath.Join(half, name), nil, 0o600); err != nil {
 			t.Fatal(err)

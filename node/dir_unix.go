@@ -19,7 +19,7 @@ func lockPath(path string) (unlock func() error, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: another daemon holds %s; stop it, or use another directory", ErrInUse, path)
+			return nil, fmt.Errorf("%w: another daemon, or latchkey init or join, holds %s; stop it, or use another directory", ErrInUse, path)
 		}
 		return nil, fmt.Errorf("node: lock %s: %w", path, err)
 	}

@@ -18,7 +18,7 @@ func lockPath(path string) (unlock func() error, err error) {
 	if err := windows.LockFileEx(windows.Handle(f.Fd()), flags, 0, 1, 0, new(windows.Overlapped)); err != nil {
 		f.Close()
 		if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
-			return nil, fmt.Errorf("%w: another daemon holds %s; stop it, or use another directory", ErrInUse, path)
+			return nil, fmt.Errorf("%w: another daemon, or latchkey init or join, holds %s; stop it, or use another directory", ErrInUse, path)
 		}
 		return nil, fmt.Errorf("node: lock %s: %w", path, err)
 	}

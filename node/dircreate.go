@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -102,14 +103,19 @@ type DirSpec struct {
 
 // CreateDir writes a peer's directory, which must be empty or absent: init, join and testnets all come here. It never
 // overwrites anything: [ErrExists]; while somebody else is at it, or a daemon runs: [ErrInUse]. When it returns, the
-// directory is complete on the disk. When it fails, it removes again what it wrote, and where that is not possible, because
-// the process was killed, say, it leaves a mark: [OpenDir] refuses with [ErrUnfinished], and the next CreateDir removes what
-// is there of its own files and starts over.
+// directory is complete on the disk. When it fails, it removes again what it wrote; where that is not possible, because
+// the process was killed, say, it leaves a mark, by which [OpenDir] refuses with [ErrUnfinished], and the next CreateDir
+// removes what is there of these files and starts over.
 func CreateDir(dir string, s DirSpec) error {
-	return createDir(dir, s)
+	return createDir(dir, s, func(string) error { return nil })
 }
 
-func createDir(dir string, s DirSpec) error {
+// createDir does what CreateDir does and calls step, which says what comes next, before each change to the disk; an error of
+// step is that of the change.
+//
+// The mark is the first file and goes last. So without it the directory has all files or none of them, and with it nobody has
+// used them yet: there is nothing to lose in removing them.
+func createDir(dir string, s DirSpec, step func(string) error) (err error) {
 	files, err := s.files()
 	if err != nil {
 		return err
@@ -117,18 +123,86 @@ func createDir(dir string, s DirSpec) error {
 	if err := checkVacant(dir); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("node: %w", err)
-	}
-	for _, f := range files {
-		if err := durablefile.Create(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
-			return fmt.Errorf("node: %w", err)
+	do := func(what string, f func() error) {
+		if err != nil {
+			return
+		}
+		if err = step(what); err == nil {
+			err = f()
+		}
+		if err != nil {
+			err = fmt.Errorf("node: %s: %s: %w", dir, what, err)
 		}
 	}
-	if err := config.Write(filepath.Join(dir, configFile), s.Config); err != nil {
+	do("make the directory", func() error { return makeDir(dir) })
+	if err != nil {
 		return err
 	}
-	return durablefile.SyncDir(dir)
+	unlock, err := lockPath(filepath.Join(dir, lockFile))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	// Again, now that nobody else is at it.
+	if err := checkVacant(dir); err != nil {
+		return err
+	}
+	do("mark it as unfinished", func() error { return mark(dir) })
+	do("sync the mark", func() error { return durablefile.SyncDir(dir) })
+	for _, name := range madeFiles {
+		do("clear "+name, func() error { return removeIfThere(filepath.Join(dir, name)) })
+	}
+	for _, f := range files {
+		do("write "+f.name, func() error { return durablefile.Create(filepath.Join(dir, f.name), f.data, f.mode) })
+	}
+	do("sync the files", func() error { return durablefile.SyncDir(dir) })
+	do("remove the mark", func() error { return os.Remove(filepath.Join(dir, unfinishedFile)) })
+	if err != nil {
+		return errors.Join(err, undo(dir))
+	}
+	do("sync the end of it", func() error { return durablefile.SyncDir(dir) })
+	if err != nil {
+		return fmt.Errorf("%w; the directory is complete, but may not outlive a power cut", err)
+	}
+	return nil
+}
+
+// makeDir makes a directory and its name durable.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	parent := filepath.Dir(filepath.Clean(dir))
+	if err := durablefile.SyncDir(parent); err != nil && !errors.Is(err, fs.ErrPermission) { // we may enter it, not list it
+		return err
+	}
+	return nil
+}
+
+// mark makes the file that says that the directory is unfinished. It may be there from the last time.
+func mark(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, unfinishedFile), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// undo removes what an unfinished directory has, the mark last. Where it fails the mark stays.
+func undo(dir string) error {
+	for _, name := range append(slices.Clone(madeFiles), unfinishedFile) {
+		if err := removeIfThere(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("node: %s is left unfinished: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 type newFile struct {
@@ -153,7 +227,11 @@ func (s DirSpec) files() ([]newFile, error) {
 	if err := s.Config.Validate(s.SwarmKey != nil); err != nil {
 		return nil, err
 	}
-	files := []newFile{{genesisFile, text, 0o644}}
+	conf, err := config.Encode(s.Config)
+	if err != nil {
+		return nil, err
+	}
+	files := []newFile{{genesisFile, text, 0o644}, {configFile, conf, 0o600}}
 	if s.RootKey != nil {
 		files = append(files, newFile{rootKeyFile, s.RootKey.Seed(), 0o600})
 	}
@@ -166,10 +244,10 @@ func (s DirSpec) files() ([]newFile, error) {
 	return append(files, newFile{identityFile, identity, 0o600}), nil
 }
 
-// checkVacant refuses a directory that holds a peer.
+// checkVacant refuses a directory that holds a peer. One that is marked as unfinished does not.
 func checkVacant(dir string) error {
-	if _, err := os.Lstat(filepath.Join(dir, unfinishedFile)); err == nil {
-		return nil
+	if unfinished, err := isUnfinished(dir); unfinished || err != nil {
+		return err
 	}
 	for _, name := range madeFiles {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
@@ -180,4 +258,15 @@ func checkVacant(dir string) error {
 		}
 	}
 	return nil
+}
+
+func isUnfinished(dir string) (bool, error) {
+	switch _, err := os.Lstat(filepath.Join(dir, unfinishedFile)); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	default:
+		return false, fmt.Errorf("node: %w", err)
+	}
 }

@@ -37,7 +37,8 @@ type Node struct {
 	locks   *lockservice.Service
 
 	refusals *Refusals
-	ownHost  bool // the host is the node's own: it may close connections
+	ownHost  bool        // the host is the node's own: it may close connections
+	known    *knownPeers // nil: none are kept
 
 	mu       sync.Mutex
 	closed   bool
@@ -60,6 +61,7 @@ type options struct {
 	mdns       bool
 	kad        *kaddht.IpfsDHT
 	refusals   *Refusals
+	knownPeers string // file; empty: none are kept
 }
 
 // Option configures [New].
@@ -147,6 +149,12 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		return nil, errors.Join(err, overlay.Close())
 	}
 	overlay.OnMode(n.groups.SetHosting)
+	if c.knownPeers != "" {
+		n.known = openKnownPeers(c.knownPeers, overlay.Peers)
+		for _, p := range slices.Backward(n.known.infos()) { // the overlay forgets the first ones first
+			overlay.Discovered(p)
+		}
+	}
 	n.locks = n.NewLocks()
 	return n, nil
 }
@@ -181,7 +189,11 @@ func (n *Node) Start(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	return n.overlay.Start(ctx)
+	if err := n.overlay.Start(ctx); err != nil {
+		return err
+	}
+	n.known.start()
+	return nil
 }
 
 // Close releases the locks that this node's services hold, stops them and the replicas, and leaves the overlay. It is
@@ -196,6 +208,7 @@ func (n *Node) Close() error {
 	n.closed = true
 	sessions := n.sessions
 	n.mu.Unlock()
+	n.known.close() // while the overlay still knows its peers
 	var errs []error
 	for _, s := range sessions {
 		errs = append(errs, s.service.Close(), s.client.Close())
