@@ -1,6 +1,7 @@
 package lockservice
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -11,6 +12,7 @@ import (
 
 	"latchkey/dht/keyspace"
 	"latchkey/lockservice/pb"
+	"latchkey/lockservice/table"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
 )
@@ -64,7 +66,11 @@ type groupBackend struct {
 	lastReq uint64
 	waiting map[uint64]chan Token // by request; an element in it is the token of a pushed grant
 	leaving int                   // requests being taken back, at most leavingMax
-	idle    chan struct{}         // set by Close: closed when nothing is being taken back any more
+	named   struct {              // what holder said last
+		party party
+		name  string
+	}
+	idle chan struct{} // set by Close: closed when nothing is being taken back any more
 }
 
 // NewGroupBackend returns the backend of protocol group: locks are commands of the log of the group that owns the name's
@@ -138,24 +144,23 @@ func (b *groupBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 func (b *groupBackend) acquireOnce(ctx context.Context, r Request) (Grant, error) {
 	req, granted := b.enter()
 	defer b.exit(req)
-	res, err := b.do(ctx, r.Name, &pb.Command{Op: &pb.Command_Acquire{
-		Acquire: &pb.Acquire{Name: r.Name, Req: req, TtlNs: int64(r.TTL), Try: r.Try}}})
+	res, err := b.do(ctx, r.Name, encodeAcquire(table.Acquire{Name: r.Name, Req: req, TTL: r.TTL, Try: r.Try}))
 	if errors.Is(err, ErrOutcomeUnknown) {
 		b.leave(r.Name, req)
 	}
 	if err != nil {
 		return Grant{}, err
 	}
-	g := Grant{Name: r.Name, Token: Token(res.Token), TTL: r.TTL, Req: req, Holder: b.party(res.Holder).String()}
-	switch res.Status {
+	g := Grant{Name: r.Name, Token: res.token, TTL: r.TTL, Req: req, Holder: b.holder(res.holder)}
+	switch res.status {
 	case pb.Status_STATUS_GRANTED:
-		g.Waited = res.Waited
+		g.Waited = res.waited
 		return g, nil
 	case pb.Status_STATUS_LOCKED:
-		return Grant{}, &LockedError{Name: r.Name, Holder: b.party(res.Holder), Waiting: int(res.Position)}
+		return Grant{}, &LockedError{Name: r.Name, Holder: b.party(res.holder), Waiting: int(res.position)}
 	case pb.Status_STATUS_QUEUED:
 		g.Waited = true
-		if g.Token, err = b.wait(ctx, r, req, granted, int(res.Position)); err == nil {
+		if g.Token, err = b.wait(ctx, r, req, granted, int(res.position)); err == nil {
 			return g, nil
 		}
 		if !errors.Is(err, errGone) {
@@ -163,7 +168,7 @@ func (b *groupBackend) acquireOnce(ctx context.Context, r Request) (Grant, error
 		}
 		return Grant{}, err
 	}
-	return Grant{}, unexpected("acquire", res.Status)
+	return Grant{}, unexpected("acquire", res.status)
 }
 
 // wait follows a queued request until it is granted.
@@ -171,7 +176,7 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil) // ends a poll that is under way
 	type answer struct {
-		res *pb.Result
+		res groupResult
 		err error
 	}
 	polled := make(chan answer, 1)
@@ -189,8 +194,7 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 			return 0, fmt.Errorf("lockservice: wait for %q: %w", r.Name, context.Cause(ctx))
 		case <-poll.C:
 			go func() {
-				res, err := b.do(ctx, r.Name, &pb.Command{Op: &pb.Command_Renew{
-					Renew: &pb.Renew{Name: r.Name, Req: req, TtlNs: int64(r.TTL)}}})
+				res, err := b.do(ctx, r.Name, encodeRenew(table.Renew{Name: r.Name, Req: req, TTL: r.TTL}))
 				polled <- answer{res, err}
 			}()
 			continue
@@ -205,15 +209,15 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 				}
 				return 0, a.err
 			}
-			switch a.res.Status {
+			switch a.res.status {
 			case pb.Status_STATUS_HELD:
-				return Token(a.res.Token), nil
+				return a.res.token, nil
 			case pb.Status_STATUS_QUEUED:
-				position = int(a.res.Position)
+				position = int(a.res.position)
 			case pb.Status_STATUS_NOT_HELD:
 				return 0, errGone
 			default:
-				return 0, unexpected("wait", a.res.Status)
+				return 0, unexpected("wait", a.res.status)
 			}
 		}
 	}
@@ -269,18 +273,17 @@ func (b *groupBackend) Close() error {
 }
 
 func (b *groupBackend) Renew(ctx context.Context, g Grant) error {
-	res, err := b.do(ctx, g.Name, &pb.Command{Op: &pb.Command_Renew{
-		Renew: &pb.Renew{Name: g.Name, Req: g.Req, Token: uint64(g.Token), TtlNs: int64(g.TTL)}}})
+	res, err := b.do(ctx, g.Name, encodeRenew(table.Renew{Name: g.Name, Req: g.Req, Token: table.Token(g.Token), TTL: g.TTL}))
 	if err != nil {
 		return err
 	}
-	switch res.Status {
+	switch res.status {
 	case pb.Status_STATUS_HELD:
 		return nil
 	case pb.Status_STATUS_NOT_HELD:
 		return ErrNotHeld
 	}
-	return unexpected("renew", res.Status)
+	return unexpected("renew", res.status)
 }
 
 func (b *groupBackend) Release(ctx context.Context, g Grant) error {
@@ -289,18 +292,17 @@ func (b *groupBackend) Release(ctx context.Context, g Grant) error {
 
 // release ends a grant, or, with token 0, gives up whatever the request has.
 func (b *groupBackend) release(ctx context.Context, name string, req uint64, token Token) error {
-	res, err := b.do(ctx, name, &pb.Command{Op: &pb.Command_Release{
-		Release: &pb.Release{Name: name, Req: req, Token: uint64(token)}}})
+	res, err := b.do(ctx, name, encodeRelease(table.Release{Name: name, Req: req, Token: table.Token(token)}))
 	if err != nil {
 		return err
 	}
-	switch res.Status {
+	switch res.status {
 	case pb.Status_STATUS_RELEASED:
 		return nil
 	case pb.Status_STATUS_NOT_HELD:
 		return ErrNotHeld
 	}
-	return unexpected("release", res.Status)
+	return unexpected("release", res.status)
 }
 
 func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
@@ -327,10 +329,10 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 		TTL: time.Duration(m.TtlNs), LeaseLeft: time.Duration(m.LeaseLeftNs), Confirmed: m.Confirmed, Waiting: int(m.Waiting),
 	}
 	if info.Held {
-		info.Holder = b.party(m.Holder)
+		info.Holder = b.party(partyFromPB(m.Holder))
 	}
 	for _, w := range m.Waiters {
-		info.Waiters = append(info.Waiters, Waiter{Party: b.party(w.Party), TTL: time.Duration(w.TtlNs), WaitingFor: time.Duration(w.WaitingForNs)})
+		info.Waiters = append(info.Waiters, Waiter{Party: b.party(partyFromPB(w.Party)), TTL: time.Duration(w.TtlNs), WaitingFor: time.Duration(w.WaitingForNs)})
 	}
 	return info, nil
 }
@@ -338,38 +340,48 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 func (b *groupBackend) Limits(context.Context) (Limits, error) { return b.cfg.Limits, nil }
 
 // do has one command executed. Refusals come back as errors.
-func (b *groupBackend) do(ctx context.Context, name string, c *pb.Command) (*pb.Result, error) {
-	data, err := marshal(c)
+func (b *groupBackend) do(ctx context.Context, name string, command []byte) (groupResult, error) {
+	data, err := b.groups.Do(ctx, keyspace.Preimage(name).Key(), ServiceName, command)
 	if err != nil {
-		return nil, err
-	}
-	data, err = b.groups.Do(ctx, keyspace.Preimage(name).Key(), ServiceName, data)
-	if err != nil {
-		return nil, groupError(ctx, err)
+		return groupResult{}, groupError(ctx, err)
 	}
 	res, err := decodeResult(data)
 	if err != nil {
-		return nil, err
+		return res, err
 	}
-	return res, refusal(res.Status, res.Detail)
+	return res, refusal(res.status, res.detail)
 }
 
+// holder names for people who has been granted a lock. That is this backend's own session with the group every time, so the
+// last answer is kept.
+func (b *groupBackend) holder(p party) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if k := &b.named; k.name == "" || !bytes.Equal(k.party.client, p.client) || !bytes.Equal(k.party.peer, p.peer) {
+		k.party, k.name = party{bytes.Clone(p.client), bytes.Clone(p.peer)}, b.party(p).String()
+	}
+	return b.named.name
+}
+
+func partyFromPB(p *pb.Party) party { return party{p.GetClient(), p.GetPeer()} }
+
 // party names a client for people.
-func (b *groupBackend) party(p *pb.Party) Party {
-	if p == nil {
+func (b *groupBackend) party(p party) Party {
+	if len(p.client) == 0 {
 		return Party{}
 	}
-	out := Party{Session: hex.EncodeToString(p.GetClient())}
+	out := Party{Session: hex.EncodeToString(p.client)}
 	var node keyspace.NodeID
-	if copy(node[:], p.GetPeer()) != len(node) {
+	if copy(node[:], p.peer) != len(node) {
 		return out
 	}
-	out.Peer = hex.EncodeToString(node[:])
 	if b.cfg.PeerName != nil {
 		if name, ok := b.cfg.PeerName(node); ok {
 			out.Peer = name
+			return out
 		}
 	}
+	out.Peer = hex.EncodeToString(node[:])
 	return out
 }
 

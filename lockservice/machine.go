@@ -47,34 +47,34 @@ func NewMachine(cfg MachineConfig) *Machine {
 func (m *Machine) Apply(c session.Context, data []byte) []byte {
 	cmd, err := decodeCommand(data)
 	if err != nil {
-		res := new(pb.Result)
-		res.Status, res.Detail = refused(err)
-		return mustMarshal(res)
+		var res groupResult
+		res.status, res.detail = refused(err)
+		return res.encode()
 	}
 	by := table.Caller{Client: table.Client(c.Client), Peer: c.Author}
 	var ans table.Answer
 	ans, m.grants = m.table.Step(c.Now, by, cmd, m.grants[:0])
 	m.emit(c)
-	return mustMarshal(m.result(by, ans))
+	return m.result(by, ans).encode()
 }
 
-func (m *Machine) result(by table.Caller, ans table.Answer) *pb.Result {
+func (m *Machine) result(by table.Caller, ans table.Answer) groupResult {
 	switch ans.Kind {
 	case table.Refused:
 		if ans.Reason == table.BadTTL {
-			return &pb.Result{Status: pb.Status_STATUS_BAD_TTL, Detail: fmt.Sprintf("this overlay allows %v to %v", m.cfg.TTLMin, m.cfg.TTLMax)}
+			return groupResult{status: pb.Status_STATUS_BAD_TTL, detail: fmt.Sprintf("this overlay allows %v to %v", m.cfg.TTLMin, m.cfg.TTLMax)}
 		}
-		return &pb.Result{Status: pb.Status_STATUS_LIMIT, Detail: ans.Reason.String()}
+		return groupResult{status: pb.Status_STATUS_LIMIT, detail: ans.Reason.String()}
 	case table.Locked:
-		res := &pb.Result{Status: pb.Status_STATUS_LOCKED, Position: uint32(ans.Position)}
+		res := groupResult{status: pb.Status_STATUS_LOCKED, position: uint32(ans.Position)}
 		if h := ans.Holder; h != (table.Holder{}) {
-			res.Holder = partyOf(h.Client, h.Peer)
+			res.holder = party{h.Client[:], h.Peer[:]}
 		}
 		return res
 	}
-	res := &pb.Result{Status: statuses[ans.Kind], Token: uint64(ans.Token), Waited: ans.Waited, Holder: partyOf(by.Client, by.Peer)}
+	res := groupResult{status: statuses[ans.Kind], token: Token(ans.Token), waited: ans.Waited, holder: party{by.Client[:], by.Peer[:]}}
 	if ans.Kind == table.Queued {
-		res.Position = uint32(ans.Position) + 1
+		res.position = uint32(ans.Position) + 1
 	}
 	return res
 }

@@ -33,8 +33,8 @@ func call(t testing.TB, m *Machine, now time.Duration, n byte, data []byte) (*pb
 			pushed[to[0]] = g
 		},
 	}, data)
-	res, err := decodeResult(b)
-	if err != nil {
+	res := new(pb.Result)
+	if err := proto.Unmarshal(b, res); err != nil {
 		t.Fatalf("result: %v", err)
 	}
 	return res, pushed

@@ -55,41 +55,12 @@ func unmarshal(b []byte, max int, m proto.Message) error {
 	return nil
 }
 
-// decodeCommand reads a command of a client. Its error matches errMalformed or [ErrName].
-func decodeCommand(b []byte) (table.Command, error) {
-	m := new(pb.Command)
-	if err := unmarshal(b, commandBytesMax, m); err != nil {
-		return nil, err
-	}
-	var name string
-	var c table.Command
-	switch op := m.Op.(type) {
-	case *pb.Command_Acquire:
-		a := op.Acquire
-		name, c = a.Name, table.Acquire{Name: a.Name, Req: a.Req, TTL: time.Duration(a.TtlNs), Try: a.Try}
-	case *pb.Command_Renew:
-		r := op.Renew
-		name, c = r.Name, table.Renew{Name: r.Name, Req: r.Req, Token: table.Token(r.Token), TTL: time.Duration(r.TtlNs)}
-	case *pb.Command_Release:
-		r := op.Release
-		name, c = r.Name, table.Release{Name: r.Name, Req: r.Req, Token: table.Token(r.Token)}
-	default:
-		return nil, fmt.Errorf("%w: command of an unknown kind", errMalformed)
-	}
-	return c, CheckName(name)
-}
-
 func decodeQuery(b []byte) (name string, err error) {
 	m := new(pb.Query)
 	if err := unmarshal(b, commandBytesMax, m); err != nil {
 		return "", err
 	}
 	return m.Name, CheckName(m.Name)
-}
-
-func decodeResult(b []byte) (*pb.Result, error) {
-	m := new(pb.Result)
-	return m, unmarshal(b, resultBytesMax, m)
 }
 
 func decodeInfo(b []byte) (*pb.Info, error) {

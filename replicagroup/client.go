@@ -319,10 +319,7 @@ func (s *groupSession) send(a session.SendTo, d placement.Descriptor) {
 		return
 	}
 	p, _ := d.Peer(m.ID)
-	req := marshal(&pb.CommandRequest{
-		Group: groupToPB(d.Group), View: d.View.Num, Client: a.Cmd.Client[:], Seq: a.Cmd.Seq, Acked: a.Cmd.Acked,
-		Service: a.Cmd.Service, Data: a.Cmd.Data,
-	})
+	req := encodeCommand(d.Group, d.View.Num, a.Cmd)
 	h.overlay.Go(peer.ID(p.ID), keyspace.Key{}, serviceCommand, req, a.Timeout, func(b []byte, err error) {
 		s.step(s.answered(a, d, b, err))
 	})

@@ -376,7 +376,8 @@ func (h *Host) handleEngine(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	for _, e := range events {
+	for i := range events {
+		e := &events[i]
 		e.from = req.From
 		h.shardOf(e.group).box.TryPut(e) // a full mailbox loses it, as a network may
 	}

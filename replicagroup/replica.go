@@ -23,7 +23,6 @@ const (
 type replica struct {
 	shard      *shard
 	group      order.GroupID
-	groupPB    *pb.Group // the same, as messages name it
 	self       order.ReplicaID
 	view       order.View
 	descriptor placement.Descriptor
@@ -161,10 +160,7 @@ func (r *replica) send(m order.Send) {
 	if !ok {
 		return
 	}
-	r.shard.send(r.peers[m.To], &pb.EngineMessage{
-		Group: r.groupPB, From: uint64(r.self), To: uint64(m.To),
-		FromStore: r.shard.host.storeID[:], ToStore: to.Store[:], Data: m.Msg,
-	})
+	r.shard.send(r.peers[m.To], r, m, to.Store)
 }
 
 // install replaces the machines' state by the leader's snapshot.
@@ -187,7 +183,7 @@ func (r *replica) deliver(entries []order.Entry) {
 		res := r.table.Apply(e, &s.outputs)
 		r.applied = e.Index
 		if e.Kind == order.Normal {
-			r.answer(keyOf(e.Cmd), &pb.Reply{Status: statusToPB(res.Status), Data: res.Data})
+			r.result(keyOf(e.Cmd), statusToPB(res.Status), res.Data)
 		}
 		if leading {
 			s.host.push(r.group, &s.outputs)
@@ -201,17 +197,21 @@ func (r *replica) deliver(entries []order.Entry) {
 	}
 }
 
-// answer replies to everybody who waits for a command.
-func (r *replica) answer(key commandKey, reply *pb.Reply) {
-	calls, ok := r.waiting[key]
-	if !ok {
-		return
+// result answers everybody who waits for a command that was executed.
+func (r *replica) result(key commandKey, status pb.Status, data []byte) {
+	if _, ok := r.waiting[key]; ok {
+		r.shard.reply = appendResult(r.shard.reply[:0], status, data)
+		r.answer(key, r.shard.reply)
 	}
+}
+
+// answer replies to everybody who waits for a command. Callers copy the reply.
+func (r *replica) answer(key commandKey, reply []byte) {
+	calls := r.waiting[key]
 	delete(r.waiting, key)
 	r.waiters -= len(calls)
-	data := marshal(reply)
 	for _, c := range calls {
-		c.Reply(data)
+		c.Reply(reply)
 	}
 }
 
@@ -229,7 +229,7 @@ func (r *replica) done(d order.Outcome) {
 	}
 	delete(r.proposals, d.Ref)
 	if d.Err != nil {
-		r.answer(key, r.failed(d.Err))
+		r.answer(key, marshal(r.failed(d.Err)))
 	}
 }
 
@@ -411,7 +411,7 @@ func (r *replica) halt(reason string) {
 	r.halted = true
 	log.Errorw("replica halted; the group goes on without it", "group", r.group, "replica", r.self, "reason", reason)
 	for key := range r.waiting {
-		r.answer(key, &pb.Reply{Status: pb.Status_DROPPED})
+		r.answer(key, marshal(&pb.Reply{Status: pb.Status_DROPPED}))
 	}
 	for _, q := range r.reads {
 		q.call.Reply(marshal(&pb.Reply{Status: pb.Status_NOT_HERE}))
@@ -438,7 +438,7 @@ func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Order
 	applied := engine.Status().Applied // the log begins above this
 	return &replica{
 		applied: applied, compacted: applied,
-		group: d.Group, groupPB: groupToPB(d.Group), self: self, view: d.View, descriptor: d, peers: peers, engine: engine,
+		group: d.Group, self: self, view: d.View, descriptor: d, peers: peers, engine: engine,
 		machines: machines, table: session.NewTable(d.Group, drift, machines),
 		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
 		proposals: make(map[uint64]commandKey), reads: make(map[uint64]queryEvent),

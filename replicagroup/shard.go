@@ -4,13 +4,11 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	"google.golang.org/protobuf/proto"
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
-	"latchkey/replicagroup/pb"
 	"latchkey/replicagroup/session"
 )
 
@@ -28,16 +26,15 @@ type shard struct {
 	actions  order.Actions
 	outputs  session.Outputs
 	persists []persist
+	storing  []persist // storage of those that are being stored
 	writes   []Write
 	out      map[peer.ID]*outgoing
 	outOrder []peer.ID // peers of out that have messages, in the order of their first one
+	reply    []byte    // storage of one reply
 }
 
-// outgoing gathers one turn's engine messages to one peer.
-type outgoing struct {
-	batch pb.EngineBatch
-	bytes int
-}
+// outgoing gathers one turn's engine messages to one peer: a pb.EngineBatch under way.
+type outgoing struct{ batch []byte }
 
 // persist is an order.Persist of a replica that waits for this turn's write.
 type persist struct {
@@ -111,16 +108,22 @@ func newShard(h *Host) *shard {
 func (s *shard) run() error {
 	wake := time.NewTimer(time.Hour)
 	defer wake.Stop()
+	wakes := automaton.Never // when wake does, if ever
 	var batch []shardEvent
 	for {
-		wait := time.Hour
-		if next := s.timers.Next(); next != automaton.Never {
-			wait = min(wait, next.Sub(s.host.clock.Now()))
+		// Most turns leave the next timer as it was.
+		if next := s.timers.Next(); next != wakes {
+			wait := time.Hour
+			if next != automaton.Never {
+				wait = next.Sub(s.host.clock.Now())
+			}
+			wake.Reset(max(wait, 0))
+			wakes = next
 		}
-		wake.Reset(max(wait, 0))
 		select {
 		case <-s.box.Wake():
 		case <-wake.C:
+			wakes = automaton.Never
 		}
 		var closed bool
 		batch, closed = s.box.Take(batch)
@@ -173,7 +176,7 @@ func (s *shard) stamp() order.Stamp {
 // store writes what all replicas of this turn want stored, at once, and tells them.
 func (s *shard) store() error {
 	stored, sync := s.persists, false
-	s.persists = nil
+	s.persists, s.storing = s.storing[:0], stored
 	for _, p := range stored {
 		sync = sync || p.sync
 	}
@@ -189,21 +192,19 @@ func (s *shard) store() error {
 	return nil
 }
 
-// send adds an engine message to what this turn sends to a peer.
-func (s *shard) send(to peer.ID, m *pb.EngineMessage) {
+// send adds a message of a replica's engine to what this turn sends to a peer, whose store is the one it is meant for.
+func (s *shard) send(to peer.ID, r *replica, m order.Send, store order.StoreID) {
 	o, ok := s.out[to]
 	if !ok {
 		o = new(outgoing)
 		s.out[to] = o
 	}
-	if len(o.batch.Messages) == 0 {
+	if len(o.batch) == 0 {
 		s.outOrder = append(s.outOrder, to)
-	}
-	if n := len(m.Data); o.bytes+n > batchBytesMax && len(o.batch.Messages) > 0 {
+	} else if len(o.batch)+len(m.Msg) > batchBytesMax {
 		s.sendBatch(to, o)
 	}
-	o.batch.Messages = append(o.batch.Messages, m)
-	o.bytes += len(m.Data)
+	o.batch = appendEngineMessage(o.batch, r.group, r.self, m.To, s.host.storeID, store, m.Msg)
 }
 
 func (s *shard) flush() {
@@ -213,20 +214,17 @@ func (s *shard) flush() {
 	s.outOrder = s.outOrder[:0]
 }
 
-// sendBatch hands a batch to the overlay. A message that cannot leave is lost, which engines allow for.
+// sendBatch hands a batch to the overlay, which copies it. A message that cannot leave is lost, which engines allow for.
 func (s *shard) sendBatch(to peer.ID, o *outgoing) {
-	if len(o.batch.Messages) == 0 {
+	if len(o.batch) == 0 {
 		return
 	}
-	data, err := proto.Marshal(&o.batch)
-	if err == nil {
-		err = s.host.overlay.Send(to, keyspace.Key{}, serviceEngine, data)
+	if err := s.host.overlay.Send(to, keyspace.Key{}, serviceEngine, o.batch); err != nil {
+		log.Debugw("engine messages dropped", "peer", to, "bytes", len(o.batch), "err", err)
 	}
-	if err != nil {
-		log.Debugw("engine messages dropped", "peer", to, "messages", len(o.batch.Messages), "err", err)
+	if o.batch = o.batch[:0]; cap(o.batch) > 2*batchBytesMax {
+		o.batch = nil // it held a snapshot
 	}
-	clear(o.batch.Messages)
-	o.batch.Messages, o.bytes = o.batch.Messages[:0], 0
 }
 
 func (e startEvent) handle(s *shard) {
@@ -236,7 +234,7 @@ func (e startEvent) handle(s *shard) {
 	}
 }
 
-func (e engineEvent) handle(s *shard) {
+func (e *engineEvent) handle(s *shard) {
 	r, ok := s.replicas[e.group]
 	if !ok || e.to != r.self || e.store != s.host.store.ID() {
 		s.host.counters.strayMessages.Add(1)

@@ -174,7 +174,7 @@ func (r *memoryReplica) put(rec order.Record) error {
 		}
 		r.entries = append(r.entries, rec)
 	case order.RecordSnapshot:
-		r.snapshot = &rec
+		r.snapshot = &order.Record{Kind: rec.Kind, Index: rec.Index, Data: rec.Data}
 		keep := 0
 		for keep < len(r.entries) && r.entries[keep].Index <= rec.Index {
 			keep++

@@ -65,52 +65,6 @@ func fixed(dst, b []byte, what string) error {
 	return nil
 }
 
-// engineBatch decodes a batch of engine messages into events for shards. From and Store are what the sender claims.
-func (d decoder) engineBatch(data []byte) ([]engineEvent, error) {
-	var batch pb.EngineBatch
-	if err := proto.Unmarshal(data, &batch); err != nil {
-		return nil, malformed("engine batch: %v", err)
-	}
-	if len(batch.Messages) > engineMessagesMax {
-		return nil, malformed("%d engine messages in one batch, at most %d", len(batch.Messages), engineMessagesMax)
-	}
-	events := make([]engineEvent, len(batch.Messages))
-	for i, m := range batch.Messages {
-		e := &events[i]
-		var err error
-		if e.group, err = d.group(m.Group); err != nil {
-			return nil, err
-		}
-		if err := errors.Join(fixed(e.recv.Store[:], m.FromStore, "store id"), fixed(e.store[:], m.ToStore, "store id")); err != nil {
-			return nil, err
-		}
-		e.to, e.recv.From, e.recv.Msg = order.ReplicaID(m.To), order.ReplicaID(m.From), m.Data
-	}
-	return events, nil
-}
-
-func (d decoder) command(data []byte) (commandEvent, error) {
-	var m pb.CommandRequest
-	if err := proto.Unmarshal(data, &m); err != nil {
-		return commandEvent{}, malformed("command: %v", err)
-	}
-	g, err := d.group(m.Group)
-	if err != nil {
-		return commandEvent{}, err
-	}
-	e := commandEvent{group: g, view: m.View, cmd: order.Command{Seq: m.Seq, Acked: m.Acked, Service: m.Service, Data: m.Data}}
-	if err := fixed(e.cmd.Client[:], m.Client, "client id"); err != nil {
-		return commandEvent{}, err
-	}
-	switch {
-	case e.cmd.Client == order.ClientID{}, e.cmd.Service == session.TickService:
-		return commandEvent{}, malformed("command that only a leader's own host may give")
-	case len(m.Service) > order.ServiceBytesMax, len(m.Data) > order.DataBytesMax:
-		return commandEvent{}, malformed("command over its limits: service of %d bytes, data of %d", len(m.Service), len(m.Data))
-	}
-	return e, nil
-}
-
 func (d decoder) query(data []byte) (queryEvent, error) {
 	var m pb.QueryRequest
 	if err := proto.Unmarshal(data, &m); err != nil {
@@ -145,34 +99,6 @@ func (d decoder) output(data []byte) (output, error) {
 	}
 	o := output{group: g, service: m.Service, data: m.Data}
 	return o, fixed(o.client[:], m.Client, "client id")
-}
-
-// reply is an answer to a command or query, decoded.
-type reply struct {
-	status     pb.Status
-	data       []byte
-	leader     keyspace.NodeID // zero when the answer names none
-	descriptor placement.Descriptor
-}
-
-func (d decoder) reply(data []byte) (reply, error) {
-	var m pb.Reply
-	if err := proto.Unmarshal(data, &m); err != nil {
-		return reply{}, malformed("reply: %v", err)
-	}
-	r := reply{status: m.Status, data: m.Data}
-	if len(m.Leader) > 0 {
-		if err := fixed(r.leader[:], m.Leader, "leader"); err != nil {
-			return reply{}, err
-		}
-	}
-	if len(m.Descriptor_) > 0 {
-		var err error
-		if r.descriptor, err = d.descriptor(m.Descriptor_); err != nil {
-			return reply{}, err
-		}
-	}
-	return r, nil
 }
 
 // descriptor decodes a descriptor of this overlay.

@@ -51,6 +51,7 @@ var packages = map[string]int{
 
 	"internal/driver":      tools,
 	"internal/durablefile": tools,
+	"internal/protofield":  tools,
 	"dht/pb":               tools,
 	"replicagroup/pb":      tools,
 	"lockservice/pb":       tools,

@@ -46,12 +46,25 @@ func AppendCommand(b []byte, s Stamp, c Command) ([]byte, error) {
 }
 
 // DecodeCommand reads what [AppendCommand] wrote. Data aliases b. Errors match [ErrMalformed].
-func DecodeCommand(b []byte) (s Stamp, c Command, err error) {
+func DecodeCommand(b []byte) (Stamp, Command, error) {
+	s, c, service, err := decode(b)
+	c.Service = string(service)
+	return s, c, err
+}
+
+// CheckCommand returns the error that [DecodeCommand] has for b, if any. It allocates nothing when there is none.
+func CheckCommand(b []byte) error {
+	_, _, _, err := decode(b)
+	return err
+}
+
+// decode reads a command but for its service's name, which aliases b.
+func decode(b []byte) (s Stamp, c Command, service []byte, err error) {
 	if len(b) < codecFixed || len(b) > codecBytesMax {
-		return s, c, fmt.Errorf("%w: %d bytes", ErrMalformed, len(b))
+		return s, c, nil, fmt.Errorf("%w: %d bytes", ErrMalformed, len(b))
 	}
 	if b[0] != codecVersion {
-		return s, c, fmt.Errorf("%w: version %d, this program reads %d", ErrMalformed, b[0], codecVersion)
+		return s, c, nil, fmt.Errorf("%w: version %d, this program reads %d", ErrMalformed, b[0], codecVersion)
 	}
 	b = b[1:]
 	u64 := func() uint64 { v := binary.BigEndian.Uint64(b); b = b[8:]; return v }
@@ -61,15 +74,15 @@ func DecodeCommand(b []byte) (s Stamp, c Command, err error) {
 	b = b[copy(c.Author[:], b):]
 	n := int(b[0])
 	if b = b[1:]; n > ServiceBytesMax || n > len(b) {
-		return s, c, fmt.Errorf("%w: service name of %d bytes with %d left", ErrMalformed, n, len(b))
+		return s, c, nil, fmt.Errorf("%w: service name of %d bytes with %d left", ErrMalformed, n, len(b))
 	}
-	c.Service = string(b[:n])
+	service = b[:n]
 	if b = b[n:]; len(b) > DataBytesMax {
-		return s, c, fmt.Errorf("%w: data of %d bytes", ErrMalformed, len(b))
+		return s, c, nil, fmt.Errorf("%w: data of %d bytes", ErrMalformed, len(b))
 	}
 	if s.At < 0 {
-		return s, c, fmt.Errorf("%w: stamp before its boot", ErrMalformed)
+		return s, c, nil, fmt.Errorf("%w: stamp before its boot", ErrMalformed)
 	}
 	c.Data = b
-	return s, c, nil
+	return s, c, service, nil
 }

@@ -198,7 +198,17 @@ func decodeEntries(r *reader, prev uint64) []*pb.Entry {
 	if n == 0 {
 		return nil
 	}
-	boxes, ents := make([]entryBox, n), make([]*pb.Entry, n)
+	var boxes []entryBox
+	var ents []*pb.Entry
+	if n == 1 { // as in most appends
+		lone := new(struct {
+			box [1]entryBox
+			ent [1]*pb.Entry
+		})
+		boxes, ents = lone.box[:], lone.ent[:]
+	} else {
+		boxes, ents = make([]entryBox, n), make([]*pb.Entry, n)
+	}
 	for i := range boxes {
 		e := &boxes[i]
 		e.term, e.idx = r.uvarint(), prev+1+uint64(i)
@@ -372,7 +382,7 @@ func checkEntry(e *pb.Entry) error {
 	if len(e.GetData()) == 0 {
 		return nil
 	}
-	if _, _, err := order.DecodeCommand(e.GetData()); err != nil {
+	if err := order.CheckCommand(e.GetData()); err != nil {
 		return malformed("entry %d: %v", e.GetIndex(), err)
 	}
 	return nil

@@ -346,35 +346,40 @@ func (e *Engine) send(out *order.Actions, m *pb.Message, after uint64) {
 // drain performs what the library has ready (replica-groups.md section 3.2), until nothing is. One turn takes everything;
 // another is needed only where the turn itself gave the library something.
 func (e *Engine) drain(out *order.Actions) {
-	for again := true; again; {
-		rd := e.raft.Ready()
-		wasLeader, wasTerm := e.role == etcd.StateLeader, e.term
-		e.noteState(rd)
-		again = false
-		for _, m := range rd.Messages {
-			switch m.GetTo() {
-			case etcd.LocalAppendThread:
-				again = e.store(rd.MustSync, m, out) || again
-			case etcd.LocalApplyThread:
-				e.deliver(m.GetEntries(), out)
-			default:
-				if !e.tellsCommitOnly(m) {
-					e.send(out, m, 0)
-				}
+	for again := true; again; again = e.beginRound() || again {
+		if again = e.raft.HasReady(); again { // asking is cheap, and half the time there is nothing
+			again = e.perform(e.raft.Ready(), out)
+		}
+	}
+}
+
+// perform carries out one Ready. It reports whether the library was given something.
+func (e *Engine) perform(rd etcd.Ready, out *order.Actions) (stepped bool) {
+	wasLeader, wasTerm := e.role == etcd.StateLeader, e.term
+	e.noteState(rd)
+	for _, m := range rd.Messages {
+		switch m.GetTo() {
+		case etcd.LocalAppendThread:
+			stepped = e.store(rd.MustSync, m, out) || stepped
+		case etcd.LocalApplyThread:
+			e.deliver(m.GetEntries(), out)
+		default:
+			if !e.tellsCommitOnly(m) {
+				e.send(out, m, 0)
 			}
 		}
-		for _, rs := range rd.ReadStates {
-			e.answerRound(rs, out)
-		}
-		if wasLeader && (e.role != etcd.StateLeader || e.term != wasTerm) {
-			e.stepDown(out)
-		}
-		if e.role == etcd.StateLeader && (!wasLeader || e.term != wasTerm) {
-			// The first thing a leader does is to append an empty entry of its term.
-			e.ready = rd.Entries[0].GetIndex()
-		}
-		again = e.beginRound() || again
 	}
+	for _, rs := range rd.ReadStates {
+		e.answerRound(rs, out)
+	}
+	if wasLeader && (e.role != etcd.StateLeader || e.term != wasTerm) {
+		e.stepDown(out)
+	}
+	if e.role == etcd.StateLeader && (!wasLeader || e.term != wasTerm) {
+		// The first thing a leader does is to append an empty entry of its term.
+		e.ready = rd.Entries[0].GetIndex()
+	}
+	return stepped
 }
 
 // tellsCommitOnly reports whether m does nothing but tell a member that was sent everything how far the log is committed. The
@@ -533,7 +538,7 @@ func (e *Engine) propose(p order.Propose, out *order.Actions) {
 	data, err := order.AppendCommand(make([]byte, 0, commandOverhead+len(p.Cmd.Data)), p.Stamp, p.Cmd)
 	if err == nil {
 		// What the log holds must be readable at delivery.
-		_, _, err = order.DecodeCommand(data)
+		err = order.CheckCommand(data)
 	}
 	if err != nil {
 		refuse(err)
