@@ -1,0 +1,257 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/pnet"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/core/sec"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"latchkey/dht"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
+)
+
+// Verdicts of [Diagnose], from the one that says least to the one that says most. All but the first are definite: trying again
+// without changing anything ends the same.
+var (
+	// ErrUnreachable: nobody answered, or not in time.
+	ErrUnreachable = errors.New("node: peer not reachable")
+	// ErrNotLatchkey: something answers, and it is no latchkey peer.
+	ErrNotLatchkey = errors.New("node: not a latchkey peer")
+	// ErrOtherPeer: a libp2p peer answers, and it is not the one that was expected.
+	ErrOtherPeer = errors.New("node: another peer answers")
+	// ErrSwarmKey: a libp2p peer answers, and one of us has no swarm key, or each another one.
+	ErrSwarmKey = errors.New("node: swarm key does not fit")
+	// ErrOtherOverlay: the peer belongs to another overlay.
+	ErrOtherOverlay = errors.New("node: peer of another overlay")
+	// ErrVersion: the peer is of our overlay, and no version of the protocol is known to both.
+	ErrVersion = errors.New("node: peer of another version")
+	// ErrRefused: the peer is of our overlay and does not let us in.
+	ErrRefused = errors.New("node: peer refuses us")
+)
+
+// verdicts lists them in that order.
+var verdicts = []error{ErrUnreachable, ErrNotLatchkey, ErrOtherPeer, ErrSwarmKey, ErrOtherOverlay, ErrVersion, ErrRefused}
+
+// tells says how much a verdict tells.
+func tells(verdict error) int {
+	return slices.IndexFunc(verdicts, func(v error) bool { return errors.Is(verdict, v) })
+}
+
+// Times of a diagnosis.
+const (
+	// diagnoseMax bounds one, whatever ctx says.
+	diagnoseMax = 10 * time.Second
+	// announceMax is how long a connected peer may take to say that it speaks our protocol: a daemon that is starting opens
+	// its port first.
+	announceMax  = 500 * time.Millisecond
+	announcePoll = 10 * time.Millisecond
+	// meetingsMax is how often a peer may hang up before it has said what it speaks.
+	meetingsMax = 3
+)
+
+// Diagnose tells whether p is a running peer of the overlay that g founds, and why not if it is not: nil, or an error that
+// matches one of the verdicts, reads as one line and names address and peer. psk is the overlay's swarm key, nil for a public
+// one; h must have been made with the same. Where p answers but libp2p cannot say why the two do not understand each other,
+// it looks at the first bytes that p sends over TCP. It blocks until it knows, at most until ctx ends or for ten seconds.
+//
+// A host that runs the overlay itself need not be in it yet; it then takes p's word, and exchanges no hello of its own.
+func Diagnose(ctx context.Context, h host.Host, g placement.Genesis, psk pnet.PSK, p peer.AddrInfo) error {
+	if len(p.Addrs) == 0 {
+		return fmt.Errorf("%w: no address of %s is known", ErrUnreachable, p.ID)
+	}
+	ctx, cancel := context.WithTimeout(ctx, diagnoseMax)
+	defer cancel()
+	d := diagnosis{host: h, overlay: g.ID(), psk: psk, peer: p}
+	// A third of the time is kept for a look at what answers.
+	end, _ := ctx.Deadline()
+	dial, stop := context.WithDeadline(ctx, end.Add(-time.Until(end)/3))
+	defer stop()
+	for range meetingsMax {
+		if s, ok := h.Network().(*swarm.Swarm); ok {
+			s.Backoff().Clear(p.ID) // it would make us repeat the last failure without trying
+		}
+		if err := h.Connect(dial, p); err != nil {
+			return d.unmet(ctx, err)
+		}
+		protocols := d.announced(ctx)
+		if len(protocols) > 0 {
+			return d.met(ctx, protocols)
+		}
+		if h.Network().Connectedness(p.ID) == network.Connected {
+			return fmt.Errorf("%w: %s at %s is connected and does not say what it speaks", ErrUnreachable, p.ID, p.Addrs[0])
+		}
+	}
+	return fmt.Errorf("%w: %s at %s hangs up before it says what it speaks", ErrUnreachable, p.ID, p.Addrs[0])
+}
+
+type diagnosis struct {
+	host    host.Host
+	overlay order.OverlayID
+	psk     pnet.PSK
+	peer    peer.AddrInfo
+}
+
+// announced waits until the connected peer has said that it speaks our control protocol, or for long enough, and returns what
+// it speaks.
+func (d *diagnosis) announced(ctx context.Context) []protocol.ID {
+	poll := time.NewTicker(announcePoll)
+	defer poll.Stop()
+	for start := time.Now(); ; {
+		protocols, err := d.host.Peerstore().GetProtocols(d.peer.ID)
+		switch {
+		case err == nil && slices.Contains(protocols, dht.ControlProtocol(d.overlay)),
+			time.Since(start) > announceMax,
+			d.host.Network().Connectedness(d.peer.ID) != network.Connected:
+			return protocols
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return protocols
+		}
+	}
+}
+
+// met judges a peer we have been connected to by what it speaks.
+func (d *diagnosis) met(ctx context.Context, speaks []protocol.ID) error {
+	at := d.peer.Addrs[0]
+	for _, c := range d.host.Network().ConnsToPeer(d.peer.ID) {
+		at = c.RemoteMultiaddr()
+	}
+	control := dht.ControlProtocol(d.overlay)
+	if !slices.Contains(speaks, control) {
+		return d.stranger(at, speaks)
+	}
+	if slices.Contains(d.host.Mux().Protocols(), control) {
+		return nil
+	}
+	err := dht.Greet(ctx, d.host, d.overlay, d.peer.ID)
+	var hello *dht.HelloError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &hello):
+		return fmt.Errorf("%w: %s at %s speaks latchkey and does not answer: %v", ErrUnreachable, d.peer.ID, at, err)
+	case hello.Reason == dht.ReasonRefused:
+		return fmt.Errorf("%w: %s at %s", ErrRefused, d.peer.ID, at)
+	case hello.Reason == dht.ReasonOverlay:
+		return fmt.Errorf("%w: %s at %s is in one whose id only begins like ours, %v", ErrOtherOverlay, d.peer.ID, at, d.overlay)
+	}
+	return fmt.Errorf("%w: %s at %s does not understand our hello, or we not its; run the same latchkey on both", ErrVersion, d.peer.ID, at)
+}
+
+// stranger judges a peer that does not speak our control protocol.
+func (d *diagnosis) stranger(at ma.Multiaddr, speaks []protocol.ID) error {
+	ours := strings.TrimPrefix(string(dht.ControlProtocol(d.overlay)), dht.ProtocolFamily)
+	ours, _, _ = strings.Cut(ours, "/")
+	var theirs []string
+	for _, p := range speaks {
+		rest, ok := strings.CutPrefix(string(p), dht.ProtocolFamily)
+		id, _, more := strings.Cut(rest, "/")
+		switch {
+		case !ok || !more:
+		case id == ours:
+			return fmt.Errorf("%w: %s at %s speaks %s and not %s; run the same latchkey on both", ErrVersion, d.peer.ID, at, p, dht.ControlProtocol(d.overlay))
+		case len(id) == len(ours) && !slices.Contains(theirs, id):
+			theirs = append(theirs, id)
+		}
+	}
+	if len(theirs) == 0 {
+		return fmt.Errorf("%w: %s at %s is a libp2p peer that speaks no latchkey", ErrNotLatchkey, d.peer.ID, at)
+	}
+	slices.Sort(theirs)
+	theirs = theirs[:min(len(theirs), 3)]
+	return fmt.Errorf("%w: %s at %s is in overlay %s…, we are in %s…", ErrOtherOverlay, d.peer.ID, at, strings.Join(theirs, "…, "), ours)
+}
+
+// unmet judges a peer that we could not connect to because of err: the address that tells most decides.
+func (d *diagnosis) unmet(ctx context.Context, err error) error {
+	causes := make(map[string]error)
+	var dialled *swarm.DialError
+	if errors.As(err, &dialled) {
+		for _, e := range dialled.DialErrors {
+			causes[e.Address.String()] = e.Cause
+		}
+	}
+	found := make([]error, len(d.peer.Addrs))
+	var looks sync.WaitGroup
+	for i, a := range d.peer.Addrs {
+		looks.Go(func() { found[i] = d.unmetAt(ctx, a, causes[a.String()]) })
+	}
+	looks.Wait()
+	most := slices.MaxFunc(found, func(a, b error) int { return tells(a) - tells(b) })
+	if n := len(found) - 1; n > 0 && errors.Is(most, ErrUnreachable) {
+		return fmt.Errorf("%w (nor at %d more addresses)", most, n)
+	}
+	return most
+}
+
+// unmetAt judges one address. cause is why it failed; nil when it was not tried to its end.
+func (d *diagnosis) unmetAt(ctx context.Context, at ma.Multiaddr, cause error) error {
+	unreachable := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %s at %s: %s", ErrUnreachable, d.peer.ID, at, fmt.Sprintf(format, args...))
+	}
+	var mismatch sec.ErrPeerIDMismatch
+	var op *net.OpError
+	switch {
+	case errors.As(cause, &mismatch):
+		return fmt.Errorf("%w: at %s is %s where %s was expected", ErrOtherPeer, at, mismatch.Actual, d.peer.ID)
+	case errors.As(cause, &op) && op.Op == "dial":
+		return unreachable("%s", plainly(cause))
+	case errors.Is(cause, swarm.ErrNoTransport):
+		return unreachable("we have no transport for it")
+	}
+	switch a, err := lookAt(ctx, at, d.psk); {
+	case errors.Is(err, errNoLook) && cause != nil:
+		return unreachable("%s", plainly(cause))
+	case errors.Is(err, errNoLook):
+		return unreachable("no answer in time")
+	case err != nil:
+		return unreachable("%s", plainly(err))
+	case a == silent:
+		return unreachable("it takes connections and says nothing")
+	case a == hangsUp:
+		return unreachable("it takes connections and ends them at once")
+	case a == foreign:
+		return fmt.Errorf("%w: what answers at %s does not speak libp2p", ErrNotLatchkey, at)
+	case a == open && d.psk != nil:
+		return fmt.Errorf("%w: what answers at %s uses no swarm key, and our overlay has one", ErrSwarmKey, at)
+	case (a == keyed || a == perhaps) && d.psk == nil:
+		return fmt.Errorf("%w: what answers at %s asks for a swarm key, and we have none", ErrSwarmKey, at)
+	case a == keyed, a == perhaps && cause != nil && !errors.Is(cause, os.ErrDeadlineExceeded) && !errors.Is(cause, context.DeadlineExceeded):
+		return fmt.Errorf("%w: what answers at %s uses another one than ours", ErrSwarmKey, at)
+	case cause != nil:
+		return unreachable("it answers and did not get to say who it is: %s", plainly(cause))
+	}
+	return unreachable("it answers and did not get to say who it is in time")
+}
+
+// plainly says why something failed without what the reader knows from the line already.
+func plainly(err error) string {
+	var op *net.OpError
+	var call *os.SyscallError
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return "no answer in time"
+	case errors.As(err, &call):
+		return call.Err.Error()
+	case errors.As(err, &op):
+		return plainly(op.Err)
+	}
+	return strings.ReplaceAll(err.Error(), "\n", "; ")
+}

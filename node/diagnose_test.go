@@ -1,0 +1,287 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/pnet"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"latchkey/dht"
+	"latchkey/replicagroup/placement"
+)
+
+var keyA, keyB = pnet.PSK(bytes.Repeat([]byte("a"), 32)), pnet.PSK(bytes.Repeat([]byte("b"), 32))
+
+// keyedHost returns a host on a loopback port, under a swarm key unless that is nil.
+func keyedHost(t *testing.T, psk pnet.PSK) host.Host {
+	t.Helper()
+	opts := []libp2p.Option{libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics()}
+	if psk != nil {
+		opts = append(opts, libp2p.PrivateNetwork(psk))
+	}
+	h, err := libp2p.New(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+// founded starts a node that founds an overlay on h.
+func founded(t *testing.T, h host.Host) *Node {
+	t.Helper()
+	g, store, err := Found(h, FoundOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := New(h, WithOverlay(g), WithStore(store))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// answering returns the address of a TCP server that is no libp2p peer.
+func answering(t *testing.T, serve func(net.Conn)) ma.Multiaddr {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var open []net.Conn
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				for _, c := range open {
+					c.Close()
+				}
+				return
+			}
+			open = append(open, c)
+			serve(c)
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return addrOf(t, l)
+}
+
+func addrOf(t *testing.T, l net.Listener) ma.Multiaddr {
+	t.Helper()
+	a, err := manet.FromNetAddr(l.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// webserver returns the address of one.
+func webserver(t *testing.T) ma.Multiaddr {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{}
+	done := make(chan struct{})
+	go func() { defer close(done); s.Serve(l) }()
+	t.Cleanup(func() { s.Close(); <-done })
+	return addrOf(t, l)
+}
+
+func TestDiagnoseTellsWhyNot(t *testing.T) {
+	private, public, other := founded(t, keyedHost(t, keyA)), founded(t, keyedHost(t, nil)), founded(t, keyedHost(t, keyA))
+	bare, closed := keyedHost(t, keyA), keyedHost(t, keyA)
+	away := closed.Addrs()
+	closed.Close()
+	next := keyedHost(t, keyA)
+	id := private.Genesis().ID()
+	v2 := strings.Replace(string(dht.ControlProtocol(id)), "1.0.0", "2.0.0", 1)
+	next.SetStreamHandler(protocol.ID(v2), func(s network.Stream) { s.Reset() })
+	guarded := keyedHost(t, keyA)
+	picky, err := dht.New(guarded, dht.WithOverlayID(id), dht.WithHello(nil, func(peer.ID, []byte) error { return errors.New("not on the list") }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := picky.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { picky.Close() })
+
+	at := func(id peer.ID, addrs ...ma.Multiaddr) peer.AddrInfo { return peer.AddrInfo{ID: id, Addrs: addrs} }
+	self := func(n *Node) peer.AddrInfo { return at(n.ID(), n.host.Addrs()...) }
+	port := func(a ma.Multiaddr) string { p, _ := a.ValueForProtocol(ma.P_TCP); return "/tcp/" + p }
+	silence := answering(t, func(net.Conn) {})
+	quic := ma.StringCast("/ip4/127.0.0.1/udp/1/quic-v1")
+
+	cases := []struct {
+		name    string
+		psk     pnet.PSK
+		genesis placement.Genesis
+		who     peer.AddrInfo
+		want    error
+		says    []string
+	}{
+		{"right key", keyA, private.Genesis(), self(private), nil, nil},
+		{"public overlay", nil, public.Genesis(), self(public), nil, nil},
+		{"wrong key", keyB, private.Genesis(), self(private), ErrSwarmKey, []string{"another one than ours", port(private.host.Addrs()[0])}},
+		{"a key where there is none", keyA, private.Genesis(), self(public), ErrSwarmKey, []string{"uses no swarm key"}},
+		{"no key where there is one", nil, private.Genesis(), self(private), ErrSwarmKey, []string{"asks for a swarm key, and we have none"}},
+		{"another overlay", keyA, private.Genesis(), self(other), ErrOtherOverlay,
+			[]string{hex.EncodeToString(id[:4]), other.Genesis().ID().Hex()[:8], other.ID().String()}},
+		{"another peer", keyA, private.Genesis(), at(bare.ID(), private.host.Addrs()...), ErrOtherPeer, []string{private.ID().String(), bare.ID().String()}},
+		{"another peer, public", nil, public.Genesis(), at(bare.ID(), public.host.Addrs()...), ErrOtherPeer, []string{public.ID().String()}},
+		{"no latchkey", keyA, private.Genesis(), at(bare.ID(), bare.Addrs()...), ErrNotLatchkey, []string{"speaks no latchkey"}},
+		{"another protocol version", keyA, private.Genesis(), at(next.ID(), next.Addrs()...), ErrVersion, []string{"control/2.0.0"}},
+		{"a peer that refuses us", keyA, private.Genesis(), at(guarded.ID(), guarded.Addrs()...), ErrRefused, []string{guarded.ID().String()}},
+		{"a web server", keyA, private.Genesis(), at(bare.ID(), webserver(t)), ErrNotLatchkey, []string{"does not speak libp2p"}},
+		{"a web server, without a key", nil, public.Genesis(), at(bare.ID(), webserver(t)), ErrNotLatchkey, []string{"does not speak libp2p"}},
+		{"silence", keyA, private.Genesis(), at(bare.ID(), silence), ErrUnreachable, []string{"says nothing"}},
+		{"silence, without a key", nil, public.Genesis(), at(bare.ID(), silence), ErrUnreachable, []string{"says nothing"}},
+		{"hanging up", keyA, private.Genesis(), at(bare.ID(), answering(t, func(c net.Conn) { c.Close() })), ErrUnreachable, []string{"ends them at once"}},
+		{"nobody", keyA, private.Genesis(), at(closed.ID(), away...), ErrUnreachable, []string{"connection refused", port(away[0])}},
+		{"nowhere", keyA, private.Genesis(), at(closed.ID()), ErrUnreachable, []string{"no address"}},
+		{"a transport that keys exclude", keyA, private.Genesis(), at(closed.ID(), quic), ErrUnreachable, []string{"no transport"}},
+		{"several addresses", keyB, private.Genesis(), at(private.ID(), away[0], silence, private.host.Addrs()[0], quic), ErrSwarmKey, []string{"another one than ours"}},
+		{"several of nobody", keyA, private.Genesis(), at(closed.ID(), away[0], quic), ErrUnreachable, []string{"nor at 1 more"}},
+	}
+	t.Run("each", func(t *testing.T) {
+		for _, c := range cases {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				h := keyedHost(t, c.psk)
+				before := h.Mux().Protocols()
+				err := Diagnose(within(t, 3*time.Second), h, c.genesis, c.psk, c.who)
+				if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+					t.Fatalf("%v; want %v", err, c.want)
+				}
+				for _, v := range verdicts {
+					if v != c.want && errors.Is(err, v) {
+						t.Errorf("%v is %v too", err, v)
+					}
+				}
+				for _, s := range c.says {
+					if !strings.Contains(err.Error(), s) {
+						t.Errorf("%v: nothing of %q", err, s)
+					}
+				}
+				if text := fmt.Sprint(err); strings.ContainsAny(text, "\r\n") || strings.Contains(text, "aaaaaaaa") || strings.Contains(text, "bbbbbbbb") {
+					t.Errorf("not one line, or with a key: %q", text)
+				}
+				if after := h.Mux().Protocols(); len(after) != len(before) {
+					t.Errorf("it leaves %v", after)
+				}
+			})
+		}
+	})
+	// Those who were turned away never got to the overlay's protocols; those who were let in said hello and no more.
+	for name, n := range map[string]*Node{"private": private, "public": public, "other": other} {
+		s := n.Overlay().Stats()
+		if want := map[string]uint64{"private": 1, "public": 1}[name]; s.StreamsAccepted != want || len(s.StreamsReset) != 0 || s.MessagesReceived != 0 {
+			t.Errorf("%s: %d hellos accepted, want %d; %d messages; resets %v", name, s.StreamsAccepted, want, s.MessagesReceived, s.StreamsReset)
+		}
+	}
+}
+
+// A host that runs the overlay is not made to lose its streams by a second hello.
+func TestDiagnoseOnTheNodesOwnHostDisturbsNothing(t *testing.T) {
+	nodes := overlay(t, []host.Host{newHost(t), newHost(t), newHost(t)}, nil)
+	lock, err := nodes[1].Locks().Lock(within(t, 20*time.Second), "held")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Release(context.Background())
+	before := nodes[1].Overlay().Stats()
+	for range 5 {
+		if err := Diagnose(within(t, 3*time.Second), nodes[1].host, nodes[1].Genesis(), nil, peer.AddrInfo{ID: nodes[0].ID(), Addrs: nodes[0].host.Addrs()}); err != nil {
+			t.Error(err)
+		}
+	}
+	if after := nodes[1].Overlay().Stats(); after.StreamsOpened != before.StreamsOpened || after.StreamsAccepted != before.StreamsAccepted || len(after.StreamsReset) > 0 {
+		t.Errorf("streams opened %d, accepted %d, were %d and %d", after.StreamsOpened, after.StreamsAccepted, before.StreamsOpened, before.StreamsAccepted)
+	}
+	if lock.Context().Err() != nil {
+		t.Error("the lock is lost")
+	}
+}
+
+// A daemon that is starting listens before it speaks latchkey.
+func TestDiagnoseWaitsForAPeerThatIsStarting(t *testing.T) {
+	founder, asker := keyedHost(t, keyA), keyedHost(t, keyA)
+	g, store, err := Found(founder, FoundOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := New(founder, WithOverlay(g), WithStore(store))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	met := make(chan error, 1)
+	founder.Network().Notify(&network.NotifyBundle{ConnectedF: func(network.Network, network.Conn) {
+		select {
+		case met <- n.Start(t.Context()):
+		default:
+		}
+	}})
+	if err := Diagnose(within(t, 5*time.Second), asker, g, keyA, peer.AddrInfo{ID: founder.ID(), Addrs: founder.Addrs()}); err != nil {
+		t.Errorf("%v; the node: %v", err, <-met)
+	}
+}
+
+func TestDiagnoseEndsWithItsContext(t *testing.T) {
+	silence := answering(t, func(net.Conn) {})
+	h := keyedHost(t, keyA)
+	n := founded(t, keyedHost(t, keyA))
+	ctx, cancel := context.WithCancel(within(t, 20*time.Second))
+	cancel()
+	start := time.Now()
+	if err := Diagnose(ctx, h, n.Genesis(), keyA, peer.AddrInfo{ID: h.ID(), Addrs: []ma.Multiaddr{silence}}); !errors.Is(err, ErrUnreachable) {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestFirstBytesAreJudged(t *testing.T) {
+	nonce := bytes.Repeat([]byte{0x91}, nonceBytes)
+	for name, c := range map[string]struct {
+		bytes []byte
+		want  answer
+	}{
+		"plain":          {[]byte(greeting), open},
+		"plain and more": {[]byte(greeting + "\x13/noise"), open},
+		"a nonce":        {nonce, perhaps},
+		"under some key": {append(bytes.Clone(nonce), bytes.Repeat([]byte{0x80}, len(greeting))...), keyed},
+		"text":           {[]byte("SSH-2.0-OpenSSH_9.6\r\n"), foreign},
+		"text, 44 bytes": {[]byte("220 mail.example.org ESMTP ready to serve.\r\n"), foreign},
+		"a TLS alert":    {[]byte{0x15, 3, 1, 0, 2, 2, 70}, foreign},
+		"too many":       {bytes.Repeat([]byte{0x91}, lookBytesMax), foreign},
+	} {
+		if got := judge(c.bytes, keyA); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}
