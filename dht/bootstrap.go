@@ -147,12 +147,12 @@ func (o *Overlay) dialIfIsland() {
 	}
 }
 
-// dial begins to connect to p, unless that is under way.
+// dial begins to connect to p, unless that is under way or too many others are.
 func (o *Overlay) dial(p peer.AddrInfo) {
 	b := o.boot
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.dialled[p.ID]; ok || !o.spawn(func() { o.connect(p) }) {
+	if _, ok := b.dialled[p.ID]; ok || len(b.dialled) >= dialsMax || !o.spawn(func() { o.connect(p) }) {
 		return
 	}
 	b.dialled[p.ID] = struct{}{}

@@ -127,8 +127,9 @@ const (
 	bootstrapMax = 4 * time.Second
 	dialTimeout  = 5 * time.Second
 
-	// seenMax is how many other peers are remembered to be dialled then.
-	seenMax = 64
+	// seenMax is how many other peers are remembered to be dialled then, and dialsMax how many of all are dialled at once.
+	seenMax  = 64
+	dialsMax = 256
 
 	// A node that knows at most islandMax others and is connected to none of its bootstrap peers dials these too, every
 	// islandInterval.

@@ -23,6 +23,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/fx"
 
+	"latchkey/dht"
 	"latchkey/node/config"
 )
 
@@ -197,4 +198,4 @@ func (r *relayCandidates) find(_ context.Context, n int) <-chan peer.AddrInfo {
 }
 
 // isLatchkey reports whether a protocol is one of some overlay's.
-func isLatchkey(p protocol.ID) bool { return strings.HasPrefix(string(p), "/latchkey/") }
+func isLatchkey(p protocol.ID) bool { return strings.HasPrefix(string(p), dht.ProtocolFamily) }

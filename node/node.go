@@ -36,9 +36,11 @@ type Node struct {
 	clock   *driver.Clock
 	locks   *lockservice.Service
 
-	refusals *Refusals
-	ownHost  bool        // the host is the node's own: it may close connections
-	known    *knownPeers // nil: none are kept
+	refusals   *Refusals
+	strangers  *strangers
+	neighbours *neighbours // nil without mDNS
+	started    time.Time
+	known      *knownPeers // nil: none are kept
 
 	mu       sync.Mutex
 	closed   bool
@@ -135,10 +137,17 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{host: h, genesis: c.genesis, overlay: overlay, store: c.store, clock: driver.NewClock()}
-	n.refusals, n.ownHost = c.refusals, c.refusals != nil
-	if n.refusals == nil {
+	n := &Node{host: h, genesis: c.genesis, overlay: overlay, store: c.store, clock: driver.NewClock(), started: time.Now()}
+	if n.refusals = c.refusals; n.refusals == nil {
 		n.refusals = new(Refusals)
+	}
+	control := dht.ControlProtocol(id)
+	n.strangers = &strangers{
+		host: h, control: control, prefix: strings.TrimSuffix(string(control), "control/1.0.0"),
+		refusals: n.refusals, close: c.refusals != nil,
+	}
+	if c.mdns {
+		n.neighbours = &neighbours{host: h, name: mdnsName(id), found: overlay.Discovered}
 	}
 	n.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: c.genesis, Overlay: overlay, Store: c.store, Clock: n.clock,

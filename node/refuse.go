@@ -1,11 +1,19 @@
 package node
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/libp2p/go-libp2p/core/event"
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	ma "github.com/multiformats/go-multiaddr"
 )
 
@@ -108,4 +116,114 @@ func (s *inboundScope) Done() {
 		}
 	})
 	s.ConnManagementScope.Done()
+}
+
+// strangers follows what the host's peers say they speak, and refuses those that are of another overlay.
+type strangers struct {
+	host     host.Host
+	prefix   string      // of our overlay's protocols
+	control  protocol.ID // ours
+	refusals *Refusals
+	close    bool // end the connections
+	events   event.Subscription
+	wg       sync.WaitGroup
+}
+
+// strangerGrace is how long a peer of another overlay stays connected, so that it learns from our protocols whom it has met. It never
+// reaches a handler of ours.
+const strangerGrace = 500 * time.Millisecond
+
+// strangersMax is how many peers are waiting for that to pass; more are disconnected at once.
+const strangersMax = 256
+
+// start begins to follow.
+func (s *strangers) start() error {
+	var err error
+	s.events, err = s.host.EventBus().Subscribe([]any{new(event.EvtPeerIdentificationCompleted), new(event.EvtPeerProtocolsUpdated)},
+		eventbus.BufSize(1024), eventbus.Name("latchkey/node"))
+	if err != nil {
+		return fmt.Errorf("node: subscribing: %w", err)
+	}
+	s.wg.Go(s.run)
+	return nil
+}
+
+// stop ends that. It is idempotent, and of no effect before start.
+func (s *strangers) stop() {
+	if s.events != nil {
+		s.events.Close()
+		s.wg.Wait()
+	}
+}
+
+func (s *strangers) run() {
+	type leaving struct {
+		peer peer.ID
+		at   time.Time
+	}
+	var queue []leaving // in the order of their times
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case e, ok := <-s.events.Out():
+			if !ok {
+				return
+			}
+			var p peer.ID
+			switch e := e.(type) {
+			case event.EvtPeerIdentificationCompleted:
+				p = e.Peer
+			case event.EvtPeerProtocolsUpdated:
+				p = e.Peer
+			}
+			_, refuse := s.judge(p)
+			switch {
+			case !refuse || slices.ContainsFunc(queue, func(l leaving) bool { return l.peer == p }):
+			case len(queue) >= strangersMax:
+				s.refuse(p)
+			default:
+				queue = append(queue, leaving{p, time.Now().Add(strangerGrace)})
+				timer.Reset(time.Until(queue[0].at))
+			}
+		case <-timer.C:
+			for len(queue) > 0 && time.Until(queue[0].at) <= 0 {
+				s.refuse(queue[0].peer)
+				queue = queue[1:]
+			}
+			if len(queue) > 0 {
+				timer.Reset(time.Until(queue[0].at))
+			}
+		}
+	}
+}
+
+// judge tells whether a peer is to be refused for what it speaks. One that speaks no latchkey at all is not: it may be a tool that
+// looks at us, or somebody about to join.
+func (s *strangers) judge(p peer.ID) (why Refusal, refuse bool) {
+	protocols, err := s.host.Peerstore().GetProtocols(p)
+	if err != nil || !slices.ContainsFunc(protocols, isLatchkey) || slices.Contains(protocols, s.control) {
+		return "", false
+	}
+	if slices.ContainsFunc(protocols, func(id protocol.ID) bool { return strings.HasPrefix(string(id), s.prefix) }) {
+		return RefusedVersion, true
+	}
+	return RefusedOverlay, true
+}
+
+// refuse counts p and ends its connections, unless it has come to speak our protocol: one that is starting opens its protocols one
+// after another.
+func (s *strangers) refuse(p peer.ID) {
+	why, refuse := s.judge(p)
+	if !refuse {
+		return
+	}
+	s.refusals.add(why)
+	log.Debugw("refused", "peer", p, "reason", why)
+	if !s.close {
+		return
+	}
+	for _, c := range s.host.Network().ConnsToPeer(p) {
+		c.CloseWithError(network.ConnGated)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -403,6 +404,10 @@ func TestNodeCalls(t *testing.T) {
 	}
 	if got, err := w.client.Peers(ctx); err != nil || fmt.Sprint(got) != fmt.Sprint(want.Peers()) {
 		t.Errorf("peers %+v, %v", got, err)
+	}
+	wantStatus, _ := want.Status(ctx)
+	if got, err := w.client.Status(ctx); err != nil || !reflect.DeepEqual(got, wantStatus) {
+		t.Errorf("status %+v, %v", got, err)
 	}
 	wantKey, _ := want.Key(ctx, "n")
 	got, err := w.client.Key(ctx, "n")

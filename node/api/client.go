@@ -92,6 +92,15 @@ func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
 	return peers, nil
 }
 
+// Status tells how the daemon's peer is doing.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	r, err := c.node.Status(ctx, &latchkeyv1.StatusRequest{})
+	if err != nil {
+		return Status{}, decodeError(ctx, c.addr, err, false)
+	}
+	return decodeStatus(r), nil
+}
+
 // Key tells where the lock named name lives.
 func (c *Client) Key(ctx context.Context, name string) (KeyInfo, error) {
 	if err := lockservice.CheckName(name); err != nil {

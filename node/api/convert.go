@@ -1,7 +1,10 @@
 package api
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"latchkey/lockservice"
 	latchkeyv1 "latchkey/node/api/latchkey/v1"
@@ -49,4 +52,54 @@ func decodeInfo(r *latchkeyv1.InfoResponse) lockservice.Info {
 		i.Waiters = append(i.Waiters, lockservice.Waiter{Party: decodeParty(w.Party), TTL: w.Ttl.AsDuration()})
 	}
 	return i
+}
+
+// encodeTime returns nil for no time at all.
+func encodeTime(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func decodeTime(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
+
+func encodeStatus(s Status) *latchkeyv1.StatusResponse {
+	res := &latchkeyv1.StatusResponse{
+		Peer: s.Peer, Overlay: s.Overlay, OverlayName: s.OverlayName, Version: s.Version, Started: encodeTime(s.Started),
+		Mode: s.Mode, Hosting: s.Hosting, Reachability: s.Reachability,
+		PeersConnected: uint32(s.PeersConnected), PeersKnown: uint32(s.PeersKnown),
+		Groups: uint32(s.Groups), GroupsLeaderless: uint32(s.GroupsLeaderless),
+	}
+	for _, b := range s.Bootstrap {
+		res.Bootstrap = append(res.Bootstrap, &latchkeyv1.BootstrapPeer{
+			Peer: b.Peer, Addrs: b.Addrs, Connected: b.Connected, Tried: encodeTime(b.Tried), Error: b.Error,
+		})
+	}
+	for _, r := range s.Refused {
+		res.Refused = append(res.Refused, &latchkeyv1.Refused{Reason: r.Reason, Count: r.Count})
+	}
+	return res
+}
+
+func decodeStatus(r *latchkeyv1.StatusResponse) Status {
+	s := Status{
+		Peer: r.Peer, Overlay: r.Overlay, OverlayName: r.OverlayName, Version: r.Version, Started: decodeTime(r.Started),
+		Mode: r.Mode, Hosting: r.Hosting, Reachability: r.Reachability,
+		PeersConnected: int(r.PeersConnected), PeersKnown: int(r.PeersKnown),
+		Groups: int(r.Groups), GroupsLeaderless: int(r.GroupsLeaderless),
+		Bootstrap: make([]BootstrapPeer, len(r.Bootstrap)), Refused: make([]Refused, len(r.Refused)), // empty, not null, in JSON
+	}
+	for i, b := range r.Bootstrap {
+		s.Bootstrap[i] = BootstrapPeer{Peer: b.Peer, Addrs: list(b.Addrs), Connected: b.Connected, Tried: decodeTime(b.Tried), Error: b.Error}
+	}
+	for i, f := range r.Refused {
+		s.Refused[i] = Refused{Reason: f.Reason, Count: f.Count}
+	}
+	return s
 }

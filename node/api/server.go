@@ -50,6 +50,8 @@ type Node interface {
 	Info() Info
 	// Peers lists the known peers in the order of their ids.
 	Peers() []Peer
+	// Status tells how the peer is doing. ctx ends the question to its replica groups.
+	Status(ctx context.Context) (Status, error)
 	// Key tells where the lock named name lives.
 	Key(ctx context.Context, name string) (KeyInfo, error)
 }
@@ -71,6 +73,39 @@ type Peer struct {
 	Node      string   `json:"node"`
 	Addrs     []string `json:"addrs"`
 	Connected bool     `json:"connected"`
+}
+
+// Status tells how a peer is doing.
+type Status struct {
+	Peer             string          `json:"peer"`
+	Overlay          string          `json:"overlay"`
+	OverlayName      string          `json:"overlay_name"`
+	Version          string          `json:"version"`
+	Started          time.Time       `json:"started"`
+	Mode             string          `json:"mode"`         // as configured: server, client or auto
+	Hosting          bool            `json:"hosting"`      // takes part in replica groups that ask for it now
+	Reachability     string          `json:"reachability"` // from the public internet: public, private or unknown
+	PeersConnected   int             `json:"peers_connected"`
+	PeersKnown       int             `json:"peers_known"` // connected or not
+	Groups           int             `json:"groups"`
+	GroupsLeaderless int             `json:"groups_leaderless"` // of those
+	Bootstrap        []BootstrapPeer `json:"bootstrap"`
+	Refused          []Refused       `json:"refused"` // in the order of the reasons
+}
+
+// BootstrapPeer is a peer to join the overlay by.
+type BootstrapPeer struct {
+	Peer      string    `json:"peer"`
+	Addrs     []string  `json:"addrs"`
+	Connected bool      `json:"connected"`
+	Tried     time.Time `json:"tried,omitzero"` // when the last attempt ended; zero: there was none
+	Error     string    `json:"error"`          // why it failed, on one line; empty: it did not
+}
+
+// Refused counts those who were turned away for one reason.
+type Refused struct {
+	Reason string `json:"reason"`
+	Count  uint64 `json:"count,string"`
 }
 
 // KeyInfo tells where a key lives.
@@ -210,6 +245,14 @@ func (h nodeHandler) Peers(context.Context, *latchkeyv1.PeersRequest) (*latchkey
 		res.Peers = append(res.Peers, &latchkeyv1.Peer{Peer: p.Peer, Node: p.Node, Addrs: p.Addrs, Connected: p.Connected})
 	}
 	return res, nil
+}
+
+func (h nodeHandler) Status(ctx context.Context, _ *latchkeyv1.StatusRequest) (*latchkeyv1.StatusResponse, error) {
+	s, err := h.s.cfg.Node.Status(ctx)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return encodeStatus(s), nil
 }
 
 func (h nodeHandler) Key(ctx context.Context, r *latchkeyv1.KeyRequest) (*latchkeyv1.KeyResponse, error) {

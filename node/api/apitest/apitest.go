@@ -273,6 +273,20 @@ func (Node) Peers() []api.Peer {
 	}
 }
 
+// Status implements [api.Node].
+func (Node) Status(context.Context) (api.Status, error) {
+	at := time.Date(2001, 2, 3, 4, 5, 6, 789, time.UTC)
+	return api.Status{
+		Peer: "12D3KooWfake", Overlay: "0badcafe", OverlayName: "fake", Version: "v0", Started: at,
+		Mode: "auto", Hosting: true, Reachability: "public", PeersConnected: 1, PeersKnown: 2, Groups: 4, GroupsLeaderless: 3,
+		Bootstrap: []api.BootstrapPeer{
+			{Peer: "12D3KooWone", Addrs: []string{"/ip4/127.0.0.1/tcp/2"}, Connected: true},
+			{Peer: "12D3KooWtwo", Addrs: []string{}, Tried: at.Add(time.Minute), Error: "connection refused"},
+		},
+		Refused: []api.Refused{{Reason: "handshake", Count: 1 << 60}},
+	}, nil
+}
+
 // Key implements [api.Node].
 func (n Node) Key(_ context.Context, name string) (api.KeyInfo, error) {
 	if n.KeyErr != nil {

@@ -17,6 +17,7 @@ package latchkeyv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -305,6 +306,320 @@ func (x *PeersResponse) GetPeers() []*Peer {
 	return nil
 }
 
+type StatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusRequest) Reset() {
+	*x = StatusRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusRequest) ProtoMessage() {}
+
+func (x *StatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
+func (*StatusRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+type StatusResponse struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Peer             string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Overlay          string                 `protobuf:"bytes,2,opt,name=overlay,proto3" json:"overlay,omitempty"`
+	OverlayName      string                 `protobuf:"bytes,3,opt,name=overlay_name,json=overlayName,proto3" json:"overlay_name,omitempty"`
+	Version          string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	Started          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
+	Mode             string                 `protobuf:"bytes,6,opt,name=mode,proto3" json:"mode,omitempty"`                                                   // as configured: server, client or auto
+	Hosting          bool                   `protobuf:"varint,7,opt,name=hosting,proto3" json:"hosting,omitempty"`                                            // whether it takes part in replica groups that ask for it now
+	Reachability     string                 `protobuf:"bytes,8,opt,name=reachability,proto3" json:"reachability,omitempty"`                                   // from the public internet, as far as it knows: public, private or unknown
+	PeersConnected   uint32                 `protobuf:"varint,9,opt,name=peers_connected,json=peersConnected,proto3" json:"peers_connected,omitempty"`        // peers of the overlay
+	PeersKnown       uint32                 `protobuf:"varint,10,opt,name=peers_known,json=peersKnown,proto3" json:"peers_known,omitempty"`                   // those, and the ones that are known to be away
+	Groups           uint32                 `protobuf:"varint,11,opt,name=groups,proto3" json:"groups,omitempty"`                                             // replica groups it takes part in
+	GroupsLeaderless uint32                 `protobuf:"varint,12,opt,name=groups_leaderless,json=groupsLeaderless,proto3" json:"groups_leaderless,omitempty"` // those of them that have no leader now, so they serve nobody
+	Bootstrap        []*BootstrapPeer       `protobuf:"bytes,13,rep,name=bootstrap,proto3" json:"bootstrap,omitempty"`
+	Refused          []*Refused             `protobuf:"bytes,14,rep,name=refused,proto3" json:"refused,omitempty"` // by reason, in the order of the reasons
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *StatusResponse) Reset() {
+	*x = StatusResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse) ProtoMessage() {}
+
+func (x *StatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
+func (*StatusResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StatusResponse) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetOverlay() string {
+	if x != nil {
+		return x.Overlay
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetOverlayName() string {
+	if x != nil {
+		return x.OverlayName
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetHosting() bool {
+	if x != nil {
+		return x.Hosting
+	}
+	return false
+}
+
+func (x *StatusResponse) GetReachability() string {
+	if x != nil {
+		return x.Reachability
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetPeersConnected() uint32 {
+	if x != nil {
+		return x.PeersConnected
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetPeersKnown() uint32 {
+	if x != nil {
+		return x.PeersKnown
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetGroups() uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetGroupsLeaderless() uint32 {
+	if x != nil {
+		return x.GroupsLeaderless
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetBootstrap() []*BootstrapPeer {
+	if x != nil {
+		return x.Bootstrap
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetRefused() []*Refused {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+// BootstrapPeer is a peer to join the overlay by, from the configuration, the genesis document or an earlier meeting. It is dialled
+// only while too few others are known.
+type BootstrapPeer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Addrs         []string               `protobuf:"bytes,2,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	Tried         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=tried,proto3" json:"tried,omitempty"` // when the last attempt ended; absent: there was none
+	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"` // why it failed, on one line; empty: it did not
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BootstrapPeer) Reset() {
+	*x = BootstrapPeer{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BootstrapPeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BootstrapPeer) ProtoMessage() {}
+
+func (x *BootstrapPeer) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BootstrapPeer.ProtoReflect.Descriptor instead.
+func (*BootstrapPeer) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *BootstrapPeer) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *BootstrapPeer) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
+func (x *BootstrapPeer) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *BootstrapPeer) GetTried() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Tried
+	}
+	return nil
+}
+
+func (x *BootstrapPeer) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type Refused struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // handshake, limits, other overlay, other version, hello refused
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`  // since the start
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refused) Reset() {
+	*x = Refused{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refused) ProtoMessage() {}
+
+func (x *Refused) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refused.ProtoReflect.Descriptor instead.
+func (*Refused) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Refused) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refused) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type KeyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // a lock's name
@@ -314,7 +629,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[5]
+	mi := &file_latchkey_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +641,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[5]
+	mi := &file_latchkey_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +654,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *KeyRequest) GetName() string {
@@ -361,7 +676,7 @@ type KeyResponse struct {
 
 func (x *KeyResponse) Reset() {
 	*x = KeyResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[6]
+	mi := &file_latchkey_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +688,7 @@ func (x *KeyResponse) String() string {
 func (*KeyResponse) ProtoMessage() {}
 
 func (x *KeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[6]
+	mi := &file_latchkey_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +701,7 @@ func (x *KeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyResponse.ProtoReflect.Descriptor instead.
 func (*KeyResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *KeyResponse) GetName() string {
@@ -430,7 +745,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	mi := &file_latchkey_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +757,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	mi := &file_latchkey_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +770,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Group) GetId() string {
@@ -501,7 +816,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[8]
+	mi := &file_latchkey_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +828,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[8]
+	mi := &file_latchkey_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +841,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 type ShutdownResponse struct {
@@ -537,7 +852,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[9]
+	mi := &file_latchkey_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +864,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[9]
+	mi := &file_latchkey_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +877,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 type VersionRequest struct {
@@ -573,7 +888,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[10]
+	mi := &file_latchkey_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +900,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[10]
+	mi := &file_latchkey_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +913,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 type VersionResponse struct {
@@ -612,7 +927,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[11]
+	mi := &file_latchkey_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +939,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[11]
+	mi := &file_latchkey_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +952,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -665,7 +980,7 @@ var File_latchkey_v1_node_proto protoreflect.FileDescriptor
 
 const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16latchkey/v1/node.proto\x12\vlatchkey.v1\"\v\n" +
+	"\x16latchkey/v1/node.proto\x12\vlatchkey.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\v\n" +
 	"\tIdRequest\"\xb7\x01\n" +
 	"\n" +
 	"IdResponse\x12\x12\n" +
@@ -683,7 +998,34 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\x05addrs\x18\x03 \x03(\tR\x05addrs\x12\x1c\n" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\"8\n" +
 	"\rPeersResponse\x12'\n" +
-	"\x05peers\x18\x01 \x03(\v2\x11.latchkey.v1.PeerR\x05peers\" \n" +
+	"\x05peers\x18\x01 \x03(\v2\x11.latchkey.v1.PeerR\x05peers\"\x0f\n" +
+	"\rStatusRequest\"\xfc\x03\n" +
+	"\x0eStatusResponse\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x18\n" +
+	"\aoverlay\x18\x02 \x01(\tR\aoverlay\x12!\n" +
+	"\foverlay_name\x18\x03 \x01(\tR\voverlayName\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x124\n" +
+	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x12\n" +
+	"\x04mode\x18\x06 \x01(\tR\x04mode\x12\x18\n" +
+	"\ahosting\x18\a \x01(\bR\ahosting\x12\"\n" +
+	"\freachability\x18\b \x01(\tR\freachability\x12'\n" +
+	"\x0fpeers_connected\x18\t \x01(\rR\x0epeersConnected\x12\x1f\n" +
+	"\vpeers_known\x18\n" +
+	" \x01(\rR\n" +
+	"peersKnown\x12\x16\n" +
+	"\x06groups\x18\v \x01(\rR\x06groups\x12+\n" +
+	"\x11groups_leaderless\x18\f \x01(\rR\x10groupsLeaderless\x128\n" +
+	"\tbootstrap\x18\r \x03(\v2\x1a.latchkey.v1.BootstrapPeerR\tbootstrap\x12.\n" +
+	"\arefused\x18\x0e \x03(\v2\x14.latchkey.v1.RefusedR\arefused\"\x9f\x01\n" +
+	"\rBootstrapPeer\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
+	"\x05addrs\x18\x02 \x03(\tR\x05addrs\x12\x1c\n" +
+	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
+	"\x05tried\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05tried\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"7\n" +
+	"\aRefused\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\" \n" +
 	"\n" +
 	"KeyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"y\n" +
@@ -706,10 +1048,11 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x0e\n" +
 	"\x02go\x18\x02 \x01(\tR\x02go\x12\x1a\n" +
-	"\bplatform\x18\x03 \x01(\tR\bplatform2\xcd\x02\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform2\x90\x03\n" +
 	"\vNodeService\x125\n" +
 	"\x02Id\x12\x16.latchkey.v1.IdRequest\x1a\x17.latchkey.v1.IdResponse\x12>\n" +
-	"\x05Peers\x12\x19.latchkey.v1.PeersRequest\x1a\x1a.latchkey.v1.PeersResponse\x128\n" +
+	"\x05Peers\x12\x19.latchkey.v1.PeersRequest\x1a\x1a.latchkey.v1.PeersResponse\x12A\n" +
+	"\x06Status\x12\x1a.latchkey.v1.StatusRequest\x1a\x1b.latchkey.v1.StatusResponse\x128\n" +
 	"\x03Key\x12\x17.latchkey.v1.KeyRequest\x1a\x18.latchkey.v1.KeyResponse\x12G\n" +
 	"\bShutdown\x12\x1c.latchkey.v1.ShutdownRequest\x1a\x1d.latchkey.v1.ShutdownResponse\x12D\n" +
 	"\aVersion\x12\x1b.latchkey.v1.VersionRequest\x1a\x1c.latchkey.v1.VersionResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
@@ -726,39 +1069,50 @@ func file_latchkey_v1_node_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_node_proto_rawDescData
 }
 
-var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_latchkey_v1_node_proto_goTypes = []any{
-	(*IdRequest)(nil),        // 0: latchkey.v1.IdRequest
-	(*IdResponse)(nil),       // 1: latchkey.v1.IdResponse
-	(*PeersRequest)(nil),     // 2: latchkey.v1.PeersRequest
-	(*Peer)(nil),             // 3: latchkey.v1.Peer
-	(*PeersResponse)(nil),    // 4: latchkey.v1.PeersResponse
-	(*KeyRequest)(nil),       // 5: latchkey.v1.KeyRequest
-	(*KeyResponse)(nil),      // 6: latchkey.v1.KeyResponse
-	(*Group)(nil),            // 7: latchkey.v1.Group
-	(*ShutdownRequest)(nil),  // 8: latchkey.v1.ShutdownRequest
-	(*ShutdownResponse)(nil), // 9: latchkey.v1.ShutdownResponse
-	(*VersionRequest)(nil),   // 10: latchkey.v1.VersionRequest
-	(*VersionResponse)(nil),  // 11: latchkey.v1.VersionResponse
+	(*IdRequest)(nil),             // 0: latchkey.v1.IdRequest
+	(*IdResponse)(nil),            // 1: latchkey.v1.IdResponse
+	(*PeersRequest)(nil),          // 2: latchkey.v1.PeersRequest
+	(*Peer)(nil),                  // 3: latchkey.v1.Peer
+	(*PeersResponse)(nil),         // 4: latchkey.v1.PeersResponse
+	(*StatusRequest)(nil),         // 5: latchkey.v1.StatusRequest
+	(*StatusResponse)(nil),        // 6: latchkey.v1.StatusResponse
+	(*BootstrapPeer)(nil),         // 7: latchkey.v1.BootstrapPeer
+	(*Refused)(nil),               // 8: latchkey.v1.Refused
+	(*KeyRequest)(nil),            // 9: latchkey.v1.KeyRequest
+	(*KeyResponse)(nil),           // 10: latchkey.v1.KeyResponse
+	(*Group)(nil),                 // 11: latchkey.v1.Group
+	(*ShutdownRequest)(nil),       // 12: latchkey.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 13: latchkey.v1.ShutdownResponse
+	(*VersionRequest)(nil),        // 14: latchkey.v1.VersionRequest
+	(*VersionResponse)(nil),       // 15: latchkey.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_latchkey_v1_node_proto_depIdxs = []int32{
 	3,  // 0: latchkey.v1.PeersResponse.peers:type_name -> latchkey.v1.Peer
-	7,  // 1: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
-	0,  // 2: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
-	2,  // 3: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
-	5,  // 4: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
-	8,  // 5: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
-	10, // 6: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
-	1,  // 7: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
-	4,  // 8: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
-	6,  // 9: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
-	9,  // 10: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
-	11, // 11: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
-	7,  // [7:12] is the sub-list for method output_type
-	2,  // [2:7] is the sub-list for method input_type
-	2,  // [2:2] is the sub-list for extension type_name
-	2,  // [2:2] is the sub-list for extension extendee
-	0,  // [0:2] is the sub-list for field type_name
+	16, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	7,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
+	8,  // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
+	16, // 4: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
+	11, // 5: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
+	0,  // 6: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
+	2,  // 7: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
+	5,  // 8: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
+	9,  // 9: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
+	12, // 10: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
+	14, // 11: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
+	1,  // 12: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
+	4,  // 13: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
+	6,  // 14: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
+	10, // 15: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
+	13, // 16: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
+	15, // 17: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_node_proto_init() }
@@ -772,7 +1126,7 @@ func file_latchkey_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_node_proto_rawDesc), len(file_latchkey_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,8 @@ const (
 	NodeServiceIdProcedure = "/latchkey.v1.NodeService/Id"
 	// NodeServicePeersProcedure is the fully-qualified name of the NodeService's Peers RPC.
 	NodeServicePeersProcedure = "/latchkey.v1.NodeService/Peers"
+	// NodeServiceStatusProcedure is the fully-qualified name of the NodeService's Status RPC.
+	NodeServiceStatusProcedure = "/latchkey.v1.NodeService/Status"
 	// NodeServiceKeyProcedure is the fully-qualified name of the NodeService's Key RPC.
 	NodeServiceKeyProcedure = "/latchkey.v1.NodeService/Key"
 	// NodeServiceShutdownProcedure is the fully-qualified name of the NodeService's Shutdown RPC.
@@ -58,6 +60,8 @@ type NodeServiceClient interface {
 	Id(context.Context, *v1.IdRequest) (*v1.IdResponse, error)
 	// Peers lists the peers it knows, in the order of their ids.
 	Peers(context.Context, *v1.PeersRequest) (*v1.PeersResponse, error)
+	// Status tells how it is doing: its mode, its connections, and whom it turned away.
+	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
 	// Key tells where a key lives: its hash, the peers closest to it, and the group that owns it.
 	Key(context.Context, *v1.KeyRequest) (*v1.KeyResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
@@ -90,6 +94,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Peers")),
 			connect.WithClientOptions(opts...),
 		),
+		status: connect.NewClient[v1.StatusRequest, v1.StatusResponse](
+			httpClient,
+			baseURL+NodeServiceStatusProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Status")),
+			connect.WithClientOptions(opts...),
+		),
 		key: connect.NewClient[v1.KeyRequest, v1.KeyResponse](
 			httpClient,
 			baseURL+NodeServiceKeyProcedure,
@@ -115,6 +125,7 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type nodeServiceClient struct {
 	id       *connect.Client[v1.IdRequest, v1.IdResponse]
 	peers    *connect.Client[v1.PeersRequest, v1.PeersResponse]
+	status   *connect.Client[v1.StatusRequest, v1.StatusResponse]
 	key      *connect.Client[v1.KeyRequest, v1.KeyResponse]
 	shutdown *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
 	version  *connect.Client[v1.VersionRequest, v1.VersionResponse]
@@ -132,6 +143,15 @@ func (c *nodeServiceClient) Id(ctx context.Context, req *v1.IdRequest) (*v1.IdRe
 // Peers calls latchkey.v1.NodeService.Peers.
 func (c *nodeServiceClient) Peers(ctx context.Context, req *v1.PeersRequest) (*v1.PeersResponse, error) {
 	response, err := c.peers.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Status calls latchkey.v1.NodeService.Status.
+func (c *nodeServiceClient) Status(ctx context.Context, req *v1.StatusRequest) (*v1.StatusResponse, error) {
+	response, err := c.status.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -171,6 +191,8 @@ type NodeServiceHandler interface {
 	Id(context.Context, *v1.IdRequest) (*v1.IdResponse, error)
 	// Peers lists the peers it knows, in the order of their ids.
 	Peers(context.Context, *v1.PeersRequest) (*v1.PeersResponse, error)
+	// Status tells how it is doing: its mode, its connections, and whom it turned away.
+	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
 	// Key tells where a key lives: its hash, the peers closest to it, and the group that owns it.
 	Key(context.Context, *v1.KeyRequest) (*v1.KeyResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
@@ -199,6 +221,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Peers")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceStatusHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceStatusProcedure,
+		svc.Status,
+		connect.WithSchema(nodeServiceMethods.ByName("Status")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceKeyHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceKeyProcedure,
 		svc.Key,
@@ -223,6 +251,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceIdHandler.ServeHTTP(w, r)
 		case NodeServicePeersProcedure:
 			nodeServicePeersHandler.ServeHTTP(w, r)
+		case NodeServiceStatusProcedure:
+			nodeServiceStatusHandler.ServeHTTP(w, r)
 		case NodeServiceKeyProcedure:
 			nodeServiceKeyHandler.ServeHTTP(w, r)
 		case NodeServiceShutdownProcedure:
@@ -244,6 +274,10 @@ func (UnimplementedNodeServiceHandler) Id(context.Context, *v1.IdRequest) (*v1.I
 
 func (UnimplementedNodeServiceHandler) Peers(context.Context, *v1.PeersRequest) (*v1.PeersResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Peers is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Status is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Key(context.Context, *v1.KeyRequest) (*v1.KeyResponse, error) {

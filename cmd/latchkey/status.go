@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/node/api"
+)
+
+func statusVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "tell how this peer is doing: its mode, its connections, whom it turned away",
+		Long: `status tells how the peer is doing.
+
+A peer hosts replicas in mode server, none in mode client, and in mode auto while others reach it from the public
+internet. A group without a leader serves nobody until a majority of its members is connected again. Bootstrap peers
+are dialled only while too few others are known, so an old error is no trouble when there are peers.
+
+Turned away, since the daemon started: "handshake" is a connection that never showed who it is, for the most part for
+want of the swarm key; "limits" one too many; "other overlay" and "other version" are peers that speak another one's
+protocols; "hello refused" those whose greeting was not accepted.`,
+		Example: `  latchkey status
+  latchkey status -o json | jq .peers_connected`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+				s, err := daemon.Status(ctx)
+				if err != nil {
+					return err
+				}
+				return a.value(s, func(w io.Writer) { printStatus(w, s, time.Now()) })
+			})
+		},
+	}
+}
+
+func printStatus(w io.Writer, s api.Status, now time.Time) {
+	mode := s.Mode
+	if mode == "auto" {
+		mode += ", now a client"
+		if s.Hosting {
+			mode = "auto, now a server"
+		}
+	}
+	fmt.Fprintf(w, "peer\t%s\noverlay\t%s %s\nup\t%s, version %s\n", s.Peer, s.Overlay, s.OverlayName, ago(now, s.Started), s.Version)
+	fmt.Fprintf(w, "mode\t%s\nreachability\t%s\npeers\t%d connected, %d known\n", mode, s.Reachability, s.PeersConnected, s.PeersKnown)
+	groups := fmt.Sprintf("%d hosted", s.Groups)
+	if s.GroupsLeaderless > 0 {
+		groups += fmt.Sprintf(", %d of them without a leader", s.GroupsLeaderless)
+	}
+	fmt.Fprintf(w, "groups\t%s\n", groups)
+	for _, b := range s.Bootstrap {
+		state := "not tried yet"
+		switch {
+		case b.Connected:
+			state = "connected"
+		case b.Error != "":
+			state = fmt.Sprintf("failed %s ago: %s", ago(now, b.Tried), b.Error)
+		case !b.Tried.IsZero():
+			state = fmt.Sprintf("reached %s ago, away now", ago(now, b.Tried))
+		}
+		fmt.Fprintf(w, "bootstrap\t%s %s\n", b.Peer, state)
+	}
+	refused := "nobody"
+	if len(s.Refused) > 0 {
+		var parts []string
+		for _, r := range s.Refused {
+			parts = append(parts, fmt.Sprintf("%d %s", r.Count, r.Reason))
+		}
+		refused = strings.Join(parts, ", ")
+	}
+	fmt.Fprintf(w, "turned away\t%s\n", refused)
+}
+
+// ago tells a past time to the second.
+func ago(now, then time.Time) string { return max(0, now.Sub(then)).Round(time.Second).String() }

@@ -1,0 +1,81 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/libp2p/go-libp2p/core/network"
+
+	"latchkey/dht"
+	"latchkey/node/api"
+	"latchkey/node/config"
+)
+
+// Refused returns how many this node has turned away since its host or itself was made, by reason; reasons without any are absent.
+func (n *Node) Refused() map[Refusal]uint64 {
+	counts := n.refusals.Counts()
+	resets := n.overlay.Stats().StreamsReset
+	for why, reason := range map[Refusal]dht.Reason{
+		RefusedOverlay: dht.ReasonOverlay, RefusedVersion: dht.ReasonVersion, RefusedHello: dht.ReasonRefused,
+	} {
+		if resets[reason] > 0 {
+			counts[why] += resets[reason]
+		}
+	}
+	return counts
+}
+
+// Status implements [api.Node]: how this peer is doing. It asks its replicas, which answer at once unless they are overloaded; ctx ends
+// the wait.
+func (n *Node) Status(ctx context.Context) (api.Status, error) {
+	s := api.Status{
+		Peer: n.host.ID().String(), Overlay: n.genesis.ID().Hex(), OverlayName: n.genesis.Name, Version: Version(), Started: n.started,
+		Mode: string(n.mode()), Hosting: n.overlay.Hosting(), Reachability: strings.ToLower(n.overlay.Reachability().String()),
+		Bootstrap: []api.BootstrapPeer{}, Refused: []api.Refused{},
+	}
+	for _, p := range n.overlay.Peers() {
+		s.PeersKnown++
+		if p.Connected {
+			s.PeersConnected++
+		}
+	}
+	groups, err := n.groups.Status(ctx)
+	if err != nil {
+		return api.Status{}, err
+	}
+	s.Groups = len(groups)
+	for _, g := range groups {
+		if g.Status.Leader == 0 {
+			s.GroupsLeaderless++
+		}
+	}
+	for _, b := range n.overlay.Bootstrap() {
+		p := api.BootstrapPeer{
+			Peer: b.Info.ID.String(), Connected: n.host.Network().Connectedness(b.Info.ID) == network.Connected, Tried: b.At,
+		}
+		for _, a := range b.Info.Addrs {
+			p.Addrs = append(p.Addrs, a.String())
+		}
+		if b.Err != nil {
+			p.Error = strings.Join(strings.Fields(b.Err.Error()), " ")
+		}
+		s.Bootstrap = append(s.Bootstrap, p)
+	}
+	for why, count := range n.Refused() {
+		s.Refused = append(s.Refused, api.Refused{Reason: string(why), Count: count})
+	}
+	slices.SortFunc(s.Refused, func(a, b api.Refused) int { return strings.Compare(a.Reason, b.Reason) })
+	return s, nil
+}
+
+// mode is what the node was made to be.
+func (n *Node) mode() config.Mode {
+	switch {
+	case n.overlay.Auto():
+		return config.ModeAuto
+	case n.overlay.Hosting():
+		return config.ModeServer
+	}
+	return config.ModeClient
+}
