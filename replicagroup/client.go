@@ -336,9 +336,7 @@ func (s *groupSession) answered(a session.SendTo, d placement.Descriptor, b []by
 		log.Debugw("no answer", "group", d.Group, "node", a.To, "err", err)
 		return session.NoAnswer{Call: a.Call}
 	}
-	if !r.descriptor.IsZero() {
-		h.locator.put(r.descriptor)
-	}
+	h.corrected(d, r)
 	if status, ok := statusFromPB(r.status); ok {
 		h.locator.led(d.Group, a.To)
 		return session.Answer{Call: a.Call, Status: status, Data: r.data}

@@ -26,6 +26,7 @@ type creator struct {
 	// The rest belongs to the goroutine of run.
 	core    *placement.Creator
 	ensures map[uint64]*dht.Request
+	asking  map[peer.ID]int // how many of ensures are whose
 	nextRef uint64
 	wake    automaton.Instant
 }
@@ -46,7 +47,7 @@ func newCreator(h *Host) *creator {
 	return &creator{
 		host: h, box: driver.NewMailbox[creatorEvent](mailboxMax),
 		core:    placement.NewCreator(h.genesis, h.genesis.RootDescriptor().Peers),
-		ensures: make(map[uint64]*dht.Request), wake: automaton.Never,
+		ensures: make(map[uint64]*dht.Request), asking: make(map[peer.ID]int), wake: automaton.Never,
 	}
 }
 
@@ -78,6 +79,9 @@ func (c *creator) run() {
 		out = out[:0]
 		for _, e := range batch {
 			if en, ok := e.ev.(placement.Ensure); ok {
+				if !c.admit(e.req) {
+					continue
+				}
 				c.nextRef++
 				en.Ref = c.nextRef
 				c.ensures[en.Ref] = e.req
@@ -94,6 +98,17 @@ func (c *creator) run() {
 		}
 		clear(out)
 	}
+}
+
+// admit counts an Ensure of a peer in, or answers that it has too many under way.
+func (c *creator) admit(req *dht.Request) bool {
+	if c.asking[req.From] >= ensuresPerPeerMax {
+		c.host.counters.busy.Add(1)
+		req.Reply(marshal(busy()))
+		return false
+	}
+	c.asking[req.From]++
+	return true
 }
 
 // feed gives the core an event that was asked for, so its number is bounded.
@@ -139,6 +154,9 @@ func (c *creator) perform(a placement.CreatorAction) {
 	case placement.AnswerEnsure:
 		req := c.ensures[a.Ref]
 		delete(c.ensures, a.Ref)
+		if c.asking[req.From]--; c.asking[req.From] == 0 {
+			delete(c.asking, req.From)
+		}
 		req.Reply(marshal(c.ensured(a)))
 	case placement.Arm:
 		c.wake = a.At
@@ -381,9 +399,10 @@ func (m *hosting) handleStart(req *dht.Request) error {
 	return nil
 }
 
-// submit takes a request of another peer, or declines when there is no room: the asker tries again, or another.
+// submit takes a request of the parent, or declines when there is no room: the asker tries again, or another. Whoever does not
+// belong to the parent is declined too: each Start costs a question to the parent, and few are under way at a time.
 func (m *hosting) submit(e hostingEvent) {
-	if !m.box.TryPut(e) {
+	if !m.host.fromParent(e.req.From) || !m.box.TryPut(e) {
 		m.host.counters.busy.Add(1)
 		e.req.Reply(nil) // an empty HostReply or StartReply: no
 	}

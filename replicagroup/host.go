@@ -80,6 +80,8 @@ type Host struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
+	fellows atomic.Pointer[map[peer.ID]bool] // the peers of all groups hosted here; replaced, never changed
+
 	mu       sync.Mutex
 	started  bool
 	closed   bool
@@ -90,7 +92,7 @@ type Host struct {
 }
 
 type counters struct {
-	strayMessages atomic.Uint64 // engine messages for another replica, store or from another peer than they say
+	strayMessages atomic.Uint64 // engine messages for another replica, store or from another peer than they say, and batches of strangers
 	strayOutputs  atomic.Uint64
 	refused       atomic.Uint64 // malformed messages
 	busy          atomic.Uint64
@@ -316,6 +318,7 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	n, known := len(h.hosted), h.hosted[d.Group]
 	if !known && n < groupsMax {
 		h.hosted[d.Group] = true
+		h.meetLocked(d)
 	}
 	h.mu.Unlock()
 	switch {
@@ -332,6 +335,25 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	h.shardOf(d.Group).box.Put(startEvent{newReplica(self, d, engine, h.machines(d.Group), h.genesis.Drift)})
 	log.Infow("replica started", "group", d.Group, "replica", self, "voters", len(d.View.Voters()))
 	return nil
+}
+
+// meetLocked remembers the peers of a group as such that engine messages are taken from.
+func (h *Host) meetLocked(d placement.Descriptor) {
+	fellows := make(map[peer.ID]bool)
+	if known := h.fellows.Load(); known != nil {
+		maps.Copy(fellows, *known)
+	}
+	for _, p := range d.Peers {
+		fellows[peer.ID(p.ID)] = true
+	}
+	h.fellows.Store(&fellows)
+}
+
+// fromParent reports whether a peer is a member of the group that creates groups. Only its leader asks others to host.
+func (h *Host) fromParent(p peer.ID) bool {
+	root, _ := h.locator.cached(keyspace.Prefix{})
+	_, member := root.View.MemberAt(dht.NodeIDOf(p))
+	return member
 }
 
 // machines makes the state machines of a group: the root's directory, or the services of a prefix.
@@ -371,7 +393,13 @@ func (h *Host) random() uint64 {
 	return binary.BigEndian.Uint64(b[:])
 }
 
+// handleEngine takes engine messages of peers that share a group with this one. Others have nothing to say to an engine here;
+// what they send is not even looked at, since it comes without being asked for, and would take the room of what must come.
 func (h *Host) handleEngine(req *dht.Request) error {
+	if fellows := h.fellows.Load(); fellows == nil || !(*fellows)[req.From] {
+		h.counters.strayMessages.Add(1)
+		return nil
+	}
 	events, err := h.decode.engineBatch(req.Data)
 	if err != nil {
 		return err
@@ -379,7 +407,7 @@ func (h *Host) handleEngine(req *dht.Request) error {
 	for i := range events {
 		e := &events[i]
 		e.from = req.From
-		h.shardOf(e.group).box.TryPut(e) // a full mailbox loses it, as a network may
+		h.shardOf(e.group).tryPutEngine(e) // a full mailbox loses it, as a network may
 	}
 	return nil
 }
@@ -405,7 +433,7 @@ func (h *Host) handleQuery(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	e.author, e.call = dht.NodeIDOf(req.From), req
+	e.from, e.call = dht.NodeIDOf(req.From), req
 	h.submit(e.group, e, req)
 	return nil
 }

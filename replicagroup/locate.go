@@ -276,6 +276,14 @@ func (l *locator) handleLocate(req *dht.Request) error {
 	return nil
 }
 
+// corrected remembers the descriptor that came with an answer of a member of d's group, if it is of the same prefix: nobody is
+// believed about the groups of others.
+func (h *Host) corrected(d placement.Descriptor, r reply) {
+	if !r.descriptor.IsZero() && r.descriptor.Group.Prefix == d.Group.Prefix {
+		h.locator.put(r.descriptor)
+	}
+}
+
 // askLeader puts one request to a group's leader, going round the voters until use accepts an answer or ctx ends. Requests
 // sent this way may arrive more than once.
 func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspace.Key, service string, req []byte,
@@ -304,9 +312,7 @@ func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspa
 			last = err
 			continue
 		}
-		if !r.descriptor.IsZero() {
-			h.locator.put(r.descriptor)
-		}
+		h.corrected(d, r)
 		if r.status == pb.Status_NOT_LEADER {
 			last = fmt.Errorf("no leader known at %v", member.node)
 			round.hint(r.leader)

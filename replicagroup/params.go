@@ -10,11 +10,16 @@ const (
 	// mailboxMax bounds the events that wait for one shard. Engine messages beyond it are dropped, which engines allow for;
 	// commands and queries are answered BUSY.
 	mailboxMax = 16 << 10
+	// engineBytesMax bounds the engine messages that wait for one shard, besides their number; more are dropped.
+	engineBytesMax = 64 << 20
 	// sliceMax is how many events a shard handles before it stores and sends: a group takes no more commands than that at once,
 	// however many have come.
 	sliceMax = 256
-	// waitersMax bounds the commands and queries one replica has taken and not yet answered. More are answered BUSY.
+	// waitersMax bounds the commands and queries one replica has taken and not yet answered. More are answered BUSY, but for
+	// the first [assuredMax] of each peer.
 	waitersMax = 8192
+	// ensuresPerPeerMax bounds the groups that one peer has asked the root for and that are not ready yet. More are answered BUSY.
+	ensuresPerPeerMax = 32
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
 	// still goes alone.
 	batchBytesMax = 64 << 10

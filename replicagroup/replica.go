@@ -43,12 +43,13 @@ type replica struct {
 	leading   bool
 	nextRef   uint64
 	waiting   map[commandKey][]caller // commands proposed here, by what names them
-	waiters   int                     // callers in waiting, reads and blocked
+	waiters   int                     // callers in waiting, reads, blocked and lines
 	proposals map[uint64]commandKey   // by Ref
 	reads     map[uint64]queryEvent   // by Ref: wait for their read point
 	blocked   []blockedRead           // have their read point and wait for it to be applied
 	ticking   bool                    // a tick is proposed and not yet applied
 	halted    bool
+	contention
 }
 
 // commandKey names a command. The author is part of it, so that nobody can wait for the answer to another's command; and so
@@ -207,12 +208,17 @@ func (r *replica) result(key commandKey, status pb.Status, data []byte) {
 
 // answer replies to everybody who waits for a command. Callers copy the reply.
 func (r *replica) answer(key commandKey, reply []byte) {
-	calls := r.waiting[key]
+	calls, ok := r.waiting[key]
+	if !ok {
+		return
+	}
 	delete(r.waiting, key)
 	r.waiters -= len(calls)
+	r.took(key)
 	for _, c := range calls {
 		c.Reply(reply)
 	}
+	r.over(key.author)
 }
 
 func (r *replica) done(d order.Outcome) {
@@ -220,6 +226,7 @@ func (r *replica) done(d order.Outcome) {
 		delete(r.reads, d.Ref)
 		r.waiters--
 		q.call.Reply(marshal(r.failed(d.Err)))
+		r.over(q.from)
 		return
 	}
 	key, ok := r.proposals[d.Ref]
@@ -239,7 +246,7 @@ func (r *replica) failed(err error) *pb.Reply {
 	case order.ErrNotLeader:
 		return r.notLeader()
 	case order.ErrBusy:
-		return &pb.Reply{Status: pb.Status_BUSY}
+		return busy()
 	}
 	reply := r.notLeader()
 	reply.Status = pb.Status_DROPPED
@@ -264,39 +271,34 @@ func (r *replica) ready(view uint64, call caller) bool {
 		call.Reply(marshal(&pb.Reply{Status: pb.Status_MOVED, Descriptor_: encodeDescriptor(r.descriptor)}))
 	case !r.leading:
 		call.Reply(marshal(r.notLeader()))
-	case r.waiters >= waitersMax:
-		call.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY}))
 	default:
 		return true
 	}
 	return false
 }
 
-// command proposes a command, unless the same one is under way here, whose answer then serves both.
-func (r *replica) command(e commandEvent) {
-	if !r.ready(e.view, e.call) {
-		return
-	}
+func busy() *pb.Reply { return &pb.Reply{Status: pb.Status_BUSY} }
+
+// propose proposes a command, unless the same one is under way here, whose answer then serves both.
+func (r *replica) propose(e commandEvent) bool {
 	key := keyOf(e.cmd)
 	calls, under := r.waiting[key]
 	r.waiting[key] = append(calls, e.call)
-	r.waiters++
 	if under {
-		return
+		return false
 	}
 	r.nextRef++
 	r.proposals[r.nextRef] = key
+	r.sample(key)
 	r.step(order.Propose{Ref: r.nextRef, Stamp: r.shard.stamp(), Cmd: e.cmd})
+	return true
 }
 
-func (r *replica) query(e queryEvent) {
-	if !r.ready(e.view, e.call) {
-		return
-	}
+func (r *replica) read(e queryEvent) bool {
 	r.nextRef++
 	r.reads[r.nextRef] = e
-	r.waiters++
 	r.step(order.Read{Ref: r.nextRef})
+	return true
 }
 
 func (r *replica) readOK(p order.ReadPoint) {
@@ -327,8 +329,9 @@ func (r *replica) serveBlocked() {
 
 func (r *replica) serve(q queryEvent) {
 	r.waiters--
-	status, data := r.table.Query(q.service, q.author, q.data)
+	status, data := r.table.Query(q.service, q.from, q.data)
 	q.call.Reply(marshal(&pb.Reply{Status: statusToPB(status), Data: data}))
+	r.over(q.from)
 }
 
 // expired handles a timer that has run out.
@@ -421,6 +424,10 @@ func (r *replica) halt(reason string) {
 	}
 	clear(r.reads)
 	r.blocked, r.held = nil, nil
+	for author, s := range r.shares {
+		s.running = 0
+		r.serveLine(author, s) // nobody's turn comes: each is told
+	}
 	for _, kind := range []order.TimerKind{timerDeadline, timerResend} {
 		r.shard.timers.Stop(timerKey{r, kind})
 	}
@@ -442,5 +449,6 @@ func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Order
 		machines: machines, table: session.NewTable(d.Group, drift, machines),
 		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
 		proposals: make(map[uint64]commandKey), reads: make(map[uint64]queryEvent),
+		contention: contention{shares: make(map[keyspace.NodeID]*share), window: windowFirst},
 	}
 }

@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -18,6 +19,8 @@ import (
 type shard struct {
 	host *Host
 	box  *driver.Mailbox[shardEvent]
+	// engineBytes counts the engine messages in box. (Those of commands and queries are counted by the overlay, per peer.)
+	engineBytes atomic.Int64
 
 	// What follows belongs to the goroutine of run.
 	replicas map[order.GroupID]*replica
@@ -78,7 +81,7 @@ type (
 	queryEvent struct {
 		group   order.GroupID
 		view    uint64
-		author  keyspace.NodeID
+		from    keyspace.NodeID
 		service string
 		data    []byte
 		call    caller
@@ -100,6 +103,14 @@ func newShard(h *Host) *shard {
 		box:      driver.NewMailbox[shardEvent](mailboxMax),
 		replicas: make(map[order.GroupID]*replica),
 		out:      make(map[peer.ID]*outgoing),
+	}
+}
+
+// tryPutEngine adds an engine message, unless there is no room.
+func (s *shard) tryPutEngine(e *engineEvent) {
+	n := int64(len(e.recv.Msg))
+	if s.engineBytes.Add(n) > engineBytesMax || !s.box.TryPut(e) {
+		s.engineBytes.Add(-n)
 	}
 }
 
@@ -235,6 +246,7 @@ func (e startEvent) handle(s *shard) {
 }
 
 func (e *engineEvent) handle(s *shard) {
+	s.engineBytes.Add(-int64(len(e.recv.Msg)))
 	r, ok := s.replicas[e.group]
 	if !ok || e.to != r.self || e.store != s.host.store.ID() {
 		s.host.counters.strayMessages.Add(1)
@@ -262,7 +274,7 @@ func (e linkEvent) handle(s *shard) {
 
 func (e commandEvent) handle(s *shard) {
 	if r, ok := s.replicas[e.group]; ok {
-		r.command(e)
+		r.ask(e)
 	} else {
 		s.host.absent(e.group, e.call)
 	}
@@ -270,7 +282,7 @@ func (e commandEvent) handle(s *shard) {
 
 func (e queryEvent) handle(s *shard) {
 	if r, ok := s.replicas[e.group]; ok {
-		r.query(e)
+		r.ask(e)
 	} else {
 		s.host.absent(e.group, e.call)
 	}

@@ -1,0 +1,252 @@
+package replicagroup
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/internal/driver"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+// slowEngine leads, and orders what was proposed when it is told to.
+type slowEngine struct {
+	refs []uint64
+	cmds []order.Command
+	next uint64 // index of the next entry
+	due  int
+	halt bool
+}
+
+func (e *slowEngine) Step(ev order.Event, out *order.Actions) {
+	switch ev := ev.(type) {
+	case order.Propose:
+		e.refs, e.cmds = append(e.refs, ev.Ref), append(e.cmds, ev.Cmd)
+	case order.Timer:
+		if e.halt {
+			out.Halt = &order.Halt{Reason: "told to"}
+			return
+		}
+		for ; e.due > 0; e.due-- {
+			e.next++
+			out.Deliver = append(out.Deliver, order.Entry{Index: e.next, Kind: order.Normal, Cmd: e.cmds[0]})
+			out.Done = append(out.Done, order.Outcome{Ref: e.refs[0]})
+			e.refs, e.cmds = e.refs[1:], e.cmds[1:]
+		}
+	}
+}
+func (e *slowEngine) Hash() [32]byte                  { return [32]byte{} }
+func (e *slowEngine) Status() order.Status            { return order.Status{} }
+func (e *slowEngine) Leader() (order.ReplicaID, bool) { return 1, true }
+
+// asker is a peer that asks a replica.
+type asker struct {
+	t       *testing.T
+	node    keyspace.NodeID
+	sent    uint64
+	answers []pb.Status
+}
+
+func (a *asker) Reply(data []byte) {
+	var r pb.Reply
+	if err := proto.Unmarshal(data, &r); err != nil {
+		a.t.Error(err)
+	}
+	a.answers = append(a.answers, r.Status)
+}
+
+func (a *asker) ask(s *shard, r *replica, n int) {
+	for range n {
+		a.sent++
+		commandEvent{group: r.group, cmd: order.Command{
+			Client: order.ClientID{1: a.node[0]}, Seq: a.sent, Author: a.node, Service: "count",
+		}, call: a}.handle(s)
+	}
+}
+
+// asked returns a leading replica whose engine orders when told, and peers that can ask it.
+func newAsked(t *testing.T) (s *shard, r *replica, e *slowEngine, peers []*asker) {
+	d := testDescriptor()
+	h := &Host{clock: driver.NewClock(), root: order.GroupID{Overlay: d.Group.Overlay}}
+	h.locator = &locator{}
+	s, e = newShard(h), new(slowEngine)
+	r = newReplica(1, d, e, map[string]session.Machine{"count": new(counter)}, 1)
+	s.now = h.clock.Now()
+	startEvent{r}.handle(s)
+	e.refs, e.cmds = nil, nil // the first tick
+	for i := range 2 {
+		peers = append(peers, &asker{t: t, node: keyspace.NodeID{byte(i + 1)}})
+	}
+	return s, r, e, peers
+}
+
+// order has the engine order n commands.
+func (e *slowEngine) order(r *replica, n int) {
+	e.due = n
+	r.step(order.Timer{})
+}
+
+func TestAPeerAloneIsNotHeldBack(t *testing.T) {
+	s, r, e, peers := newAsked(t)
+	peers[0].ask(s, r, 1000)
+	if len(e.cmds) != 1000 {
+		t.Errorf("%d of 1000 commands under way", len(e.cmds))
+	}
+}
+
+func TestAPeersCommandsWaitInItsOwnLine(t *testing.T) {
+	s, r, e, peers := newAsked(t)
+	flood, honest := peers[0], peers[1]
+	honest.ask(s, r, 1)
+	flood.ask(s, r, 500)
+	running := len(e.cmds) - 1
+	if running > windowFirst || running == 0 {
+		t.Fatalf("%d commands of one peer under way while another asks", running)
+	}
+	for i := range 20 {
+		e.order(r, 1+len(e.cmds)-1) // what is under way, the honest one among it
+		if len(honest.answers) != i+1 {
+			t.Fatalf("round %d: %d answers", i, len(honest.answers))
+		}
+		before := len(e.cmds)
+		honest.ask(s, r, 1)
+		if len(e.cmds) != before+1 {
+			t.Fatalf("round %d: the honest command waits behind %d others", i, before)
+		}
+		r.window = windowFirst // its growth is another test's
+	}
+	for len(e.cmds) > 0 {
+		e.order(r, len(e.cmds))
+	}
+	if len(flood.answers) != 500 || r.waiters != 0 || len(r.shares) != 0 {
+		t.Errorf("%d of 500 answered, %d waiters and %d shares left", len(flood.answers), r.waiters, len(r.shares))
+	}
+}
+
+func TestAFullReplicaStillTakesAFewOfEachPeer(t *testing.T) {
+	s, r, _, peers := newAsked(t)
+	r.waiters = waitersMax
+	peers[0].ask(s, r, assuredMax+1)
+	if len(peers[0].answers) != 1 || peers[0].answers[0] != pb.Status_BUSY {
+		t.Errorf("the one above what is assured was answered %v", peers[0].answers)
+	}
+	peers[1].ask(s, r, 1)
+	if len(peers[1].answers) != 0 {
+		t.Errorf("another peer's first was answered %v", peers[1].answers)
+	}
+}
+
+func TestWindowFollowsHowLongACommandTakes(t *testing.T) {
+	s, r, e, peers := newAsked(t)
+	one := func(took time.Duration) {
+		peers[0].ask(s, r, 1)
+		r.began = r.began.Add(-took)
+		e.order(r, 1)
+	}
+	one(time.Millisecond)
+	for range 100 {
+		one(time.Millisecond)
+	}
+	wide := r.window
+	if wide < 100*windowFirst {
+		t.Errorf("window %d after a hundred commands of one duration", wide)
+	}
+	for range 100 {
+		one(10 * time.Millisecond)
+	}
+	if r.window != 1 {
+		t.Errorf("window %d after a hundred slow commands", r.window)
+	}
+}
+
+func TestHaltAnswersWhoStandsInLine(t *testing.T) {
+	s, r, e, peers := newAsked(t)
+	peers[1].ask(s, r, 1)
+	peers[0].ask(s, r, 100)
+	e.halt = true
+	r.step(order.Timer{})
+	if len(peers[0].answers) != 100 || len(peers[1].answers) != 1 || r.waiters != 0 || len(r.shares) != 0 {
+		t.Errorf("%d and %d answered, %d waiters and %d shares left", len(peers[0].answers), len(peers[1].answers), r.waiters, len(r.shares))
+	}
+}
+
+func TestStrangersHaveNothingToSayToEngines(t *testing.T) {
+	w := newWorld(t, 3, 0) // the first peer alone is the root group
+	ctx := deadline(t, 20*time.Second)
+	p, stranger := w.peers[0], w.peers[1]
+	batch := marshal(&pb.EngineBatch{Messages: []*pb.EngineMessage{{
+		Group: groupToPB(p.groups.root), To: 1, From: 1, FromStore: make([]byte, 16), ToStore: make([]byte, 16),
+	}}})
+	if err := stranger.overlay.Send(p.overlay.Self(), keyspace.Key{}, serviceEngine, batch); err != nil {
+		t.Fatal(err)
+	}
+	for p.groups.Counters().StrayMessages == 0 {
+		if err := pause(ctx, time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := p.groups.shardOf(p.groups.root).engineBytes.Load(); n != 0 {
+		t.Errorf("%d bytes counted", n)
+	}
+}
+
+func TestOnlyTheParentAsksToHost(t *testing.T) {
+	w := newWorld(t, 3, 0)
+	ctx := deadline(t, 20*time.Second)
+	prefix := keyspace.PrefixOf(keyspace.Preimage("k").Key(), w.genesis.Depth)
+	req := marshal(&pb.HostRequest{Prefix: groupToPB(order.GroupID{Prefix: prefix}).Prefix})
+	for i, want := range []bool{true, false} { // the founder, and another
+		var m pb.HostReply
+		b, err := w.peers[i].overlay.Call(ctx, w.peers[2].overlay.Self(), keyspace.Key{}, serviceHost, req)
+		if err == nil {
+			err = proto.Unmarshal(b, &m)
+		}
+		if err != nil || m.Ok != want {
+			t.Errorf("peer %d: %v, %v", i, m.Ok, err)
+		}
+	}
+}
+
+func TestOnePeersNewGroupsAreBounded(t *testing.T) {
+	w := newWorld(t, 1, 0)
+	h := w.peers[0].groups
+	c := newCreator(h) // of its own, whose goroutine does not run
+	var from dht.Request
+	c.asking[from.From] = ensuresPerPeerMax
+	if c.admit(&from) {
+		t.Error("one more was taken")
+	}
+	if n := h.Counters().Busy; n != 1 {
+		t.Errorf("counted %d times", n)
+	}
+	c.asking[from.From]--
+	if !c.admit(&from) || c.asking[from.From] != ensuresPerPeerMax {
+		t.Error("the last one was refused")
+	}
+}
+
+func TestNobodyIsBelievedAboutOthersGroups(t *testing.T) {
+	w := newWorld(t, 1, 0)
+	h := w.peers[0].groups
+	asked := w.genesis.RootDescriptor()
+	asked.Group.Prefix = keyspace.PrefixOf(keyspace.Preimage("a").Key(), w.genesis.Depth)
+	other := asked
+	for name := "b"; other.Group.Prefix == asked.Group.Prefix; name += "b" {
+		other.Group.Prefix = keyspace.PrefixOf(keyspace.Preimage(name).Key(), w.genesis.Depth)
+	}
+	for _, c := range []struct {
+		about placement.Descriptor
+		taken bool
+	}{{other, false}, {asked, true}} {
+		h.corrected(asked, reply{descriptor: c.about})
+		if _, ok := h.locator.cached(c.about.Group.Prefix); ok != c.taken {
+			t.Errorf("%v: remembered: %v", c.about.Group, ok)
+		}
+	}
+}
