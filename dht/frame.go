@@ -221,6 +221,7 @@ func (it *item) validate(class Class) error {
 // assembler joins the pieces of the messages that arrive on one stream, one message at a time. The zero value is ready.
 type assembler struct {
 	budget *budget // what all streams of the peer may announce together
+	stream *stream // whose messages these are; nil: nobody's, and not counted among all peers'
 	begun  item    // kind, id, service, key and total of the message under way; kind 0: none
 	buf    []byte
 }
@@ -245,7 +246,12 @@ func (a *assembler) add(it *item) (whole bool, err error) {
 		a.begun.service = append([]byte(nil), it.service...)
 		a.begun.payload = nil
 	}
-	a.buf = append(a.buf, it.payload...)
+	a.take(it.payload)
+	if a.stream != nil {
+		if err := a.stream.link.o.half.grow(a, len(it.payload)); err != nil {
+			return false, err
+		}
+	}
 	if uint64(len(a.buf)) < a.begun.total {
 		return false, nil
 	}
@@ -255,10 +261,23 @@ func (a *assembler) add(it *item) (whole bool, err error) {
 	return true, nil
 }
 
+// take appends a piece. Room is made as pieces come, at most twice what they hold, and never more than the total.
+func (a *assembler) take(piece []byte) {
+	if need := len(a.buf) + len(piece); need > cap(a.buf) {
+		larger := make([]byte, len(a.buf), min(uint64(max(need, 2*cap(a.buf))), a.begun.total))
+		copy(larger, a.buf)
+		a.buf = larger
+	}
+	a.buf = append(a.buf, piece...)
+}
+
 // drop forgets the message under way and gives back what it had announced.
 func (a *assembler) drop() {
 	if a.begun.kind != 0 {
 		a.budget.give(int64(a.begun.total))
+		if a.stream != nil {
+			a.stream.link.o.half.forget(a)
+		}
 	}
 	a.begun, a.buf = item{}, nil
 }

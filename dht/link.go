@@ -32,6 +32,8 @@ type link struct {
 	serving atomic.Int32 // its requests in service here
 	greeted atomic.Int32 // streams it opened that have not said hello yet
 
+	servingBytes atomic.Int64 // of the requests in service
+
 	// mu guards the fields below and all of the lanes. It is taken after linksMu and before life.
 	mu      sync.Mutex
 	gone    bool // no longer in links

@@ -55,6 +55,7 @@ type Request struct {
 	Data    []byte // belongs to the handler
 
 	id       uint64 // 0: one-way
+	size     int    // of Data, which the handler may change
 	link     *link
 	stream   *stream // nil: from ourselves
 	answered atomic.Bool
@@ -87,7 +88,7 @@ func (r *Request) answer(it *item) {
 	if r.id == 0 || r.answered.Swap(true) {
 		return
 	}
-	r.link.serving.Add(-1)
+	r.link.served(r.size)
 	it.id = r.id
 	o := r.link.o
 	switch {
@@ -109,7 +110,7 @@ func (r *Request) answer(it *item) {
 // the stream it came by is reset; nothing else happens. The request needs no answer after this.
 func (r *Request) Misbehaved(reason string) {
 	if r.id != 0 && !r.answered.Swap(true) {
-		r.link.serving.Add(-1)
+		r.link.served(r.size)
 	}
 	if r.stream == nil {
 		r.link.o.count.reset(Reason(reason))
@@ -245,21 +246,28 @@ func (o *Overlay) serve(l *link, s *stream, it *item, svc *service, data []byte)
 		o.count.unknownService.Add(1)
 		log.Debugw("unknown service", "peer", l.peer, "service", string(it.service))
 	}
-	inService := int32(0)
-	if it.id != 0 {
-		inService = l.serving.Add(1) // until the answer
+	inService, bytes := int32(0), int64(0)
+	if it.id != 0 { // until the answer
+		r.size = len(data)
+		inService, bytes = l.serving.Add(1), l.servingBytes.Add(int64(len(data)))
 	}
 	if svc == nil {
 		r.answer(&item{kind: pb.Kind_KIND_ERROR, cause: pb.Cause_CAUSE_UNKNOWN_SERVICE})
 		return
 	}
 	r.Service = svc.name
-	if inService > requestsMax {
+	if inService > requestsMax || inService > 1 && bytes > requestBytesMax {
 		o.count.busy.Add(1)
 		r.answer(&item{kind: pb.Kind_KIND_ERROR, cause: pb.Cause_CAUSE_BUSY})
 		return
 	}
 	svc.handler(r)
+}
+
+// served counts a request of the peer out.
+func (l *link) served(bytes int) {
+	l.serving.Add(-1)
+	l.servingBytes.Add(-int64(bytes))
 }
 
 // answerError turns an error item into the caller's error.

@@ -98,7 +98,10 @@ type Overlay struct {
 	up     atomic.Bool
 	hello  time.Duration // openTimeout, and
 	stall  time.Duration // writeStallMax, but for tests
-	events event.Subscription
+	// unfinished is unfinishedMax, but for tests; half is what half-received messages hold.
+	unfinished time.Duration
+	half       reassembly
+	events     event.Subscription
 
 	// life guards the fields below. It is taken after linksMu and after any link's mu.
 	life    sync.Mutex
@@ -129,6 +132,8 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 		links:    make(map[peer.ID]*link),
 		hello:    openTimeout,
 		stall:    writeStallMax,
+
+		unfinished: unfinishedMax,
 	}
 	for _, opt := range opts {
 		opt(&o.config)
@@ -230,7 +235,7 @@ func (o *Overlay) Start(ctx context.Context) error {
 		case o.auto: // it follows the same event as we do
 			mode = kaddht.ModeAuto
 		}
-		o.kad, err = kaddht.New(o.host, kaddht.Mode(mode), kaddht.ProtocolPrefix(protocol.ID(o.connTag)),
+		o.kad, err = kaddht.New(guardedHost{o.host, o}, kaddht.Mode(mode), kaddht.ProtocolPrefix(protocol.ID(o.connTag)),
 			kaddht.DisableValues(), kaddht.DisableProviders())
 		if err != nil {
 			events.Close()

@@ -63,6 +63,10 @@ const (
 	// requestsMax bounds the requests of one peer that are in service here; one more is answered with [ErrBusy].
 	requestsMax = 1024
 
+	// requestBytesMax bounds what they weigh together; a request beyond it is answered with [ErrBusy] too. One alone may have any
+	// size.
+	requestBytesMax = 16 << 20
+
 	// greetedMax bounds the streams of one peer that have not exchanged hellos yet; one more is reset. Of the others there is
 	// one from each side and class, since a new one replaces the former.
 	greetedMax = 8

@@ -24,6 +24,7 @@ const (
 	ReasonRefused     Reason = "hello refused"
 	ReasonStreams     Reason = "too many streams"
 	ReasonStalled     Reason = "reads nothing"
+	ReasonUnfinished  Reason = "unfinished message"
 	reasonOther       Reason = "other"
 )
 

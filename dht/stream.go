@@ -241,14 +241,14 @@ func (s *stream) readAll() error {
 	if s.class == Bulk {
 		frameMax = bulkFrameBytesMax
 	}
-	joined := assembler{budget: &s.link.budget}
+	joined := assembler{budget: &s.link.budget, stream: s}
 	defer joined.drop()
 	var buf []byte
 	var items []item
 	for {
 		var err error
 		if buf, err = readFrame(s.reader, frameMax, buf); err != nil {
-			return err
+			return joined.late(err)
 		}
 		if items, err = decodeFrame(buf, s.class, items); err != nil {
 			return err
@@ -257,7 +257,11 @@ func (s *stream) readAll() error {
 		o.count.bytesReceived.Add(uint64(len(buf)))
 		for i := range items {
 			it := &items[i]
+			under := joined.begun.kind != 0
 			whole, err := joined.add(it)
+			if err == nil && under != (joined.begun.kind != 0) {
+				err = joined.limit(o.unfinished)
+			}
 			if err != nil {
 				return err
 			}
