@@ -1,12 +1,17 @@
 package testnet
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"latchkey/node/api"
 )
@@ -97,6 +102,88 @@ func TestATestnetIsControlledFromAnotherProcess(t *testing.T) {
 	}
 	if _, err := remote.Status(short(t)); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("after it ended: %v", err)
+	}
+}
+
+// recorder is a testnet that notes what it is asked for, and answers everything with one error.
+type recorder struct {
+	Testnet
+	asked []string
+	err   error
+}
+
+func (r *recorder) note(format string, args ...any) error {
+	r.asked = append(r.asked, fmt.Sprintf(format, args...))
+	return r.err
+}
+
+func (r *recorder) Kill(i int, _ ...func()) error          { return r.note("kill %d", i) }
+func (r *recorder) Restart(_ context.Context, i int) error { return r.note("restart %d", i) }
+func (r *recorder) Pause(i int) error                      { return r.note("pause %d", i) }
+func (r *recorder) Resume(i int) error                     { return r.note("resume %d", i) }
+func (r *recorder) Join(context.Context) (int, error)      { return 7, r.note("join") }
+func (r *recorder) Leave(_ context.Context, i int) error   { return r.note("leave %d", i) }
+func (r *recorder) Heal(context.Context) error             { return r.note("heal") }
+func (r *recorder) Logs(i int) (string, error)             { return "a path", r.note("logs %d", i) }
+func (r *recorder) Partition(_ context.Context, sides ...[]int) error {
+	return r.note("partition %v", sides)
+}
+func (r *recorder) Latency(_ context.Context, d time.Duration) error { return r.note("latency %v", d) }
+
+func TestEveryRequestAndItsErrorGoThroughTheSocket(t *testing.T) {
+	dir := shortDir(t)
+	c, net, remote := claim(t, dir), &recorder{}, Dial(dir)
+	c.Serve(net)
+	ctx := short(t)
+	all := func() (errs []error) {
+		n, err := remote.Join(ctx)
+		path, err2 := remote.Logs(ctx, 6)
+		if net.err == nil && (n != 7 || path != "a path") {
+			t.Errorf("joined as %d, logs in %q", n, path)
+		}
+		return append(errs, err, err2, remote.Kill(ctx, 1), remote.Restart(ctx, 2), remote.Pause(ctx, 3), remote.Resume(ctx, 4),
+			remote.Leave(ctx, 5), remote.Partition(ctx, []int{0, 1}, []int{2}), remote.Heal(ctx), remote.Latency(ctx, 20*time.Millisecond))
+	}
+	for _, err := range all() {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	want := []string{"join", "logs 6", "kill 1", "restart 2", "pause 3", "resume 4", "leave 5", "partition [[0 1] [2]]", "heal", "latency 20ms"}
+	if !slices.Equal(net.asked, want) {
+		t.Errorf("asked for %q, want %q", net.asked, want)
+	}
+	for _, sentinel := range []error{ErrNoPeer, ErrDown, ErrUp, ErrPaused, ErrNotPaused, ErrMode, ErrFull, ErrOptions, ErrClosed, ErrStarting} {
+		net.err = fmt.Errorf("%w: and why", sentinel)
+		for _, err := range all() {
+			if !errors.Is(err, sentinel) || err.Error() != net.err.Error() {
+				t.Errorf("%v came through as %v", net.err, err)
+			}
+		}
+	}
+}
+
+func TestRequestsThatMakeNoSenseAreRefused(t *testing.T) {
+	dir := shortDir(t)
+	c, net := claim(t, dir), &recorder{}
+	c.Serve(net)
+	client := Dial(dir).http
+	for _, tc := range []struct{ path, body string }{
+		{"partition", ""}, {"partition", "[]"}, {"partition", `{"side":[[0]]}`}, {"partition", `{"sides":[["x"]]}`},
+		{"partition", `{"sides":[[0` + strings.Repeat(",1", requestBytesMax) + `]]}`}, {"latency", `{"latency_ns":"1s"}`},
+	} {
+		resp, err := client.Post("http://testnet/"+tc.path, "application/json", strings.NewReader(tc.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err := decodeAnswer(resp.StatusCode, body, nil); !errors.Is(err, ErrOptions) {
+			t.Errorf("%s %.40q: %v", tc.path, tc.body, err)
+		}
+	}
+	if len(net.asked) > 0 {
+		t.Errorf("asked for %v", net.asked)
 	}
 }
 

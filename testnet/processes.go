@@ -108,10 +108,9 @@ func UpProcesses(ctx context.Context, o ProcessOptions) (*Processes, error) {
 	return p, nil
 }
 
-// found makes the peers' directories, with the founding record in those of the founders.
+// found draws the overlay and makes the peers' directories.
 func (p *Processes) found() error {
-	p.psk = make(pnet.PSK, 32)
-	rand.Read(p.psk)
+	p.psk = node.NewSwarmKey()
 	for range p.opts.N {
 		s, err := p.newPlace()
 		if err != nil {
@@ -125,20 +124,13 @@ func (p *Processes) found() error {
 		rand.Read(hosts[i].Store[:])
 	}
 	p.genesis = newGenesis(p.opts.Options, hosts)
+	errs := make([]error, len(p.places))
+	var wg sync.WaitGroup // each waits for the disk
 	for i, s := range p.places {
-		var record *placement.FoundingRecord
-		if i < len(hosts) {
-			r, err := p.genesis.FoundingRecord(i)
-			if err != nil {
-				return fmt.Errorf("testnet: %w", err)
-			}
-			record = &r
-		}
-		if err := p.furnish(s, record); err != nil {
-			return err
-		}
+		wg.Go(func() { errs[i] = p.furnish(s, nil) })
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // newPlace makes a place for one more peer, which must not become one of p.places before its number is taken.
@@ -153,21 +145,26 @@ func (p *Processes) newPlace() (*place, error) {
 	return s, err
 }
 
-// furnish makes the directory of a peer.
-func (p *Processes) furnish(s *place, record *placement.FoundingRecord) error {
+// furnish makes the directory of a peer, with the founding record in that of a founder. bootstrap are peers to dial beside the
+// founders when nobody is known.
+func (p *Processes) furnish(s *place, bootstrap []string) error {
 	c, err := config.Default(config.Test)
 	if err != nil {
 		return fmt.Errorf("testnet: %w", err)
 	}
-	c.Network.Listen = []string{s.addr()}
+	c.Network.Listen, c.Network.Bootstrap = []string{s.addr()}, bootstrap
+	spec := node.DirSpec{Key: s.key, Genesis: p.genesis, SwarmKey: p.psk, Config: c}
+	if s.index < len(p.genesis.Founders) {
+		r, err := p.genesis.FoundingRecord(s.index)
+		if err != nil {
+			return fmt.Errorf("testnet: %w", err)
+		}
+		spec.Record = &r
+	}
 	if err := markDir(s.dir); err != nil {
 		return err
 	}
-	err = node.CreateDir(s.dir, node.DirSpec{Key: s.key, Genesis: p.genesis, Record: record, SwarmKey: p.psk, Config: c})
-	if err != nil {
-		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
-	}
-	return nil
+	return describe(s, node.CreateDir(s.dir, spec))
 }
 
 // newGenesis draws the document of a testnet's overlay.

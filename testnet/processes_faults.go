@@ -92,6 +92,8 @@ func (p *Processes) livedLocked(i int) (*place, *child, error) {
 	return s, s.child, nil
 }
 
+func stillStarting(i int) error { return fmt.Errorf("%w: %d is still starting", ErrDown, i) }
+
 // Kill ends peer i by SIGKILL and waits until its process is gone. witness, when given, runs just before the signal. Errors:
 // [ErrNoPeer], [ErrDown].
 func (p *Processes) Kill(i int, witness ...func()) error {
@@ -123,7 +125,9 @@ func (p *Processes) Pause(i int) error {
 	case err != nil:
 		return err
 	case s.paused:
-		return fmt.Errorf("%w already: %d", ErrPaused, i)
+		return fmt.Errorf("%w: %d, already", ErrPaused, i)
+	case !s.ready:
+		return stillStarting(i)
 	}
 	if err := freeze(c.process); err != nil {
 		return describe(s, err)
@@ -191,7 +195,11 @@ func (p *Processes) Join(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := p.furnish(s, nil); err != nil {
+	var everybody []string // the founders may be on another side of a partition
+	for _, q := range p.Status().Peers {
+		everybody = append(everybody, q.Addr)
+	}
+	if err := p.furnish(s, everybody); err != nil {
 		return 0, errors.Join(err, removePeer(s.dir))
 	}
 	// Rules that name the newcomer must reach the others before it does.
@@ -216,6 +224,8 @@ func (p *Processes) Leave(ctx context.Context, i int) error {
 	case err != nil:
 	case s.paused:
 		err = fmt.Errorf("%w: %d; it cannot leave before it is resumed", ErrPaused, i)
+	case !s.ready:
+		err = stillStarting(i)
 	default:
 		if err = describe(s, dismiss(c.process)); err == nil {
 			c.expected, s.left = true, true

@@ -131,7 +131,7 @@ func sweepPeer(dir string) error {
 }
 
 // fallMax is how long the peers of a testnet that was killed may take to die after it.
-const fallMax = 2 * time.Second
+const fallMax = time.Second
 
 // falls reports whether nobody answers at a socket, or soon nobody does.
 func falls(socket string) bool {
