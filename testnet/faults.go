@@ -2,13 +2,14 @@ package testnet
 
 import (
 	"fmt"
+	"maps"
 	"time"
 
 	"latchkey/testnet/wire"
 )
 
-// LatencyMax is the longest latency of a testnet, one way.
-const LatencyMax = wire.LatencyMax
+// LatencyMax is the longest latency of a testnet, one way. With more, peers give a dial up before its handshakes are through.
+const LatencyMax = 500 * time.Millisecond
 
 // faults is what stands between the peers of a testnet: a partition and a latency. The zero value is nothing.
 type faults struct {
@@ -60,6 +61,11 @@ func (f faults) sideOf(i int) int {
 		return s
 	}
 	return f.sides
+}
+
+// samePartition reports whether f and g divide the peers in the same way.
+func (f faults) samePartition(g faults) bool {
+	return f.partitioned() == g.partitioned() && f.sides == g.sides && maps.Equal(f.side, g.side)
 }
 
 // rules returns those of peer i's wire. addrs are all peers' listening addresses as host:port, by number.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 
@@ -27,6 +28,7 @@ import (
 	"latchkey/node"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/placement"
+	"latchkey/testnet/wire"
 )
 
 // Parameters of a testnet.
@@ -47,6 +49,10 @@ const (
 	portLast  = 31_999
 )
 
+// closeMax is how many of the peers closest to it in the key space a peer must be connected to for being ready: those that its
+// look-up of itself finds. Farther ones it gets to know when it has to do with them.
+const closeMax = 20
+
 // readyPoll is the pause between two looks at a condition that peers report no event for.
 const readyPoll = 5 * time.Millisecond
 
@@ -64,6 +70,8 @@ type Options struct {
 	N    int    // peers; 0 is PeersDefault, PeersMax the most
 	F    int    // crashes a group survives; 0 is FDefault. The first 2F+1 peers found the overlay
 	Seed uint64 // of the identities; 0 is SeedDefault
+	// Latency delays everything between two peers, each way; at most [LatencyMax]. See [Network.Latency].
+	Latency time.Duration
 	// Dir gets a socket of the node API for each peer. Empty: none.
 	Dir string
 	// Prepare, when set, is called for each life of each peer before it starts, to register services of the caller's own. Peers
@@ -94,19 +102,29 @@ func (o Options) withDefaults() (Options, error) {
 	case o.N < 2*o.F+1 || o.N > PeersMax:
 		return o, fmt.Errorf("%w: %d peers with f = %d; at least %d are needed, and %d are the most", ErrOptions, o.N, o.F, 2*o.F+1, PeersMax)
 	}
-	return o, nil
+	_, err := faults{}.delay(o.Latency)
+	return o, err
 }
 
 // Network is a running testnet. Its methods are safe for concurrent use.
 type Network struct {
-	opts    Options
-	genesis placement.Genesis
-	slots   []*slot
-	burials sync.WaitGroup
+	opts     Options
+	genesis  placement.Genesis
+	ports    func() (int, error) // gives free ports; not for two at a time
+	progress func(Progress)      // of Up
 
-	mu     sync.Mutex
-	closed bool // no peer is born any more, and Close waits for burials
+	// changing is held while faults or the number of peers change, and wires with them. It is taken after a slot's turn and
+	// before a slot's mu, and that before mu.
+	changing sync.Mutex
+
+	mu      sync.Mutex
+	slots   []*slot // by number; only ever appended to
+	faults  faults
+	closed  bool           // no peer is born any more, and Close waits for burials
+	burials sync.WaitGroup // none is added once closed is set
 }
+
+var _ Testnet = (*Network)(nil)
 
 // Up founds an overlay and starts its peers. It returns when each of them sees all others and knows who owns a key; ctx bounds
 // that and nothing else. The caller closes the network.
@@ -115,35 +133,31 @@ func Up(ctx context.Context, opts Options) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{opts: opts}
+	n := &Network{
+		opts: opts, faults: faults{latency: opts.Latency}, progress: func(Progress) {},
+		ports: portsFrom(portFirst + mathrand.IntN(portLast-portFirst+1)),
+	}
+	if opts.Progress != nil {
+		n.progress = opts.Progress
+	}
 	if err := n.found(); err != nil {
 		return nil, err
 	}
 	if err := n.bearAll(ctx); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
-	if err := n.WaitReady(ctx); err != nil {
+	if err := n.waitReady(ctx, n.progress); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
 }
 
-// found makes identities, stores, ports and the genesis document, and writes the founding record into the founders' stores.
+// found makes the peers' places and the genesis document, and writes the founding record into the founders' stores.
 func (n *Network) found() error {
-	ports := portsFrom(portFirst + mathrand.IntN(portLast-portFirst+1))
 	for i := range n.opts.N {
-		s := &slot{index: i, key: identity(n.opts.Seed, i), store: replicagroup.NewMemoryStore()}
-		var err error
-		if s.id, err = peer.IDFromPrivateKey(s.key); err != nil {
-			return fmt.Errorf("testnet: identity of peer %d: %w", i, err)
-		}
-		port, err := ports()
+		s, err := n.newSlot(i)
 		if err != nil {
 			return err
-		}
-		s.addr = ma.StringCast("/ip4/127.0.0.1/tcp/" + strconv.Itoa(port))
-		if n.opts.Dir != "" {
-			s.dir = filepath.Join(n.opts.Dir, strconv.Itoa(i))
 		}
 		n.slots = append(n.slots, s)
 	}
@@ -166,6 +180,25 @@ func (n *Network) found() error {
 		}
 	}
 	return nil
+}
+
+// newSlot makes the place of peer i: identity, port and store.
+func (n *Network) newSlot(i int) (*slot, error) {
+	s := &slot{index: i, key: identity(n.opts.Seed, i), store: replicagroup.NewMemoryStore()}
+	var err error
+	if s.id, err = peer.IDFromPrivateKey(s.key); err != nil {
+		return nil, fmt.Errorf("testnet: identity of peer %d: %w", i, err)
+	}
+	port, err := n.ports()
+	if err != nil {
+		return nil, err
+	}
+	s.hostPort = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	s.addr = ma.StringCast("/ip4/127.0.0.1/tcp/" + strconv.Itoa(port))
+	if n.opts.Dir != "" {
+		s.dir = filepath.Join(n.opts.Dir, strconv.Itoa(i))
+	}
+	return s, nil
 }
 
 // secret derives an ed25519 key from the seed. Testnets only: whoever knows the seed has the key.
@@ -203,41 +236,83 @@ func portsFrom(start int) func() (int, error) {
 func (n *Network) bearAll(ctx context.Context) error {
 	errs := make(chan error)
 	for _, s := range n.slots {
-		go func() {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			errs <- s.bear(ctx, n.genesis, n.opts.Prepare)
-		}()
+		go func() { errs <- n.bear(ctx, s) }()
 	}
 	var all []error
-	n.progress("starting peers", 0)
 	for done := range n.slots {
+		n.progress(Progress{"starting peers", done, len(n.slots)})
 		all = append(all, <-errs)
-		n.progress("starting peers", done+1)
 	}
+	n.progress(Progress{"starting peers", len(n.slots), len(n.slots)})
 	return errors.Join(all...)
 }
 
-func (n *Network) progress(stage string, done int) {
-	if n.opts.Progress != nil {
-		n.opts.Progress(Progress{Stage: stage, Done: done, Total: len(n.slots)})
+// bear starts a peer that is down. It is told of the founders, and of those it knows. Errors: [ErrUp], [ErrClosed].
+func (n *Network) bear(ctx context.Context, s *slot, knows ...*slot) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if s.present() != nil {
+		return fmt.Errorf("%w: %d; kill it first", ErrUp, s.index)
 	}
+	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(s.store)}
+	for _, k := range knows {
+		if k != s {
+			opts = append(opts, node.WithBootstrap(peer.AddrInfo{ID: k.id, Addrs: []ma.Multiaddr{k.addr}}))
+		}
+	}
+	w, err := n.wireFor(s)
+	if err != nil {
+		return err
+	}
+	p, err := s.bear(ctx, w, n.opts.Prepare, opts)
+	if err != nil {
+		s.end()
+		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
+	}
+	s.begin(p)
+	return nil
 }
 
-// WaitReady waits until every peer that is up sees all others that are, and names the right owners of a key when asked. It
+// wireFor makes a wire for the next life of a peer, under the rules that stand and those to come.
+func (n *Network) wireFor(s *slot) (*wire.Wire, error) {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	n.mu.Lock()
+	closed, rules := n.closed, n.faults.rules(s.index, addrs(n.slots))
+	n.mu.Unlock()
+	if closed {
+		return nil, ErrClosed
+	}
+	w := wire.New()
+	s.connect(w)
+	return w, w.SetRules(rules)
+}
+
+// WaitReady waits until every peer that is up sees the others that are: it is connected to the 20 closest to it in the key space,
+// in a testnet of up to 21 peers thus to all, and names the right owners of a key when asked. While a partition stands, only
+// those of its own side count, and nobody is asked for owners: who is across is away, but need not be known to be yet. It
 // returns ctx's cause when that ends first, with who is not ready.
-func (n *Network) WaitReady(ctx context.Context) error {
+func (n *Network) WaitReady(ctx context.Context) error { return n.waitReady(ctx, func(Progress) {}) }
+
+func (n *Network) waitReady(ctx context.Context, progress func(Progress)) error {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
+	var live []*Peer
+	var standing faults
+	ready := make(map[*Peer]bool) // as long as nothing changes
 	for {
-		live := n.live()
+		nowLive, nowStanding := n.live()
+		if !slices.Equal(live, nowLive) || !standing.samePartition(nowStanding) {
+			clear(ready)
+		}
+		live, standing = nowLive, nowStanding
 		var late []int
-		for _, p := range live {
-			if !n.sees(ctx, p, live) {
-				late = append(late, p.index)
+		for i, ok := range n.see(ctx, live, ready, standing) {
+			if ready[live[i]] = ok; !ok {
+				late = append(late, live[i].index)
 			}
 		}
-		n.progress("peers finding each other", len(n.slots)-len(late))
+		progress(Progress{"peers finding each other", len(live) - len(late), len(live)})
 		if len(late) == 0 {
 			return nil
 		}
@@ -249,44 +324,78 @@ func (n *Network) WaitReady(ctx context.Context) error {
 	}
 }
 
-// sees reports whether p is connected to everybody and finds the owners of a key that nobody has asked for before.
-func (n *Network) sees(ctx context.Context, p *Peer, live []*Peer) bool {
-	connected := map[string]bool{p.node.ID().String(): true}
-	for _, q := range p.node.Peers() {
-		if q.Connected {
-			connected[q.Peer] = true
+// see reports which of the live peers see what they should; those that are ready already are not asked.
+func (n *Network) see(ctx context.Context, live []*Peer, ready map[*Peer]bool, standing faults) []bool {
+	oks := make([]bool, len(live))
+	var asked sync.WaitGroup
+	for i, p := range live {
+		if oks[i] = ready[p]; oks[i] {
+			continue
 		}
+		asked.Go(func() {
+			oks[i] = connected(p, live, standing) && (standing.partitioned() || n.findsOwners(ctx, p, live))
+		})
 	}
+	asked.Wait()
+	return oks
+}
+
+// connected reports whether p is connected to the closest others of its side.
+func connected(p *Peer, live []*Peer, standing faults) bool {
+	others := make(map[keyspace.NodeID]*Peer)
 	var nodes []keyspace.NodeID
 	for _, q := range live {
-		if !connected[q.node.ID().String()] {
+		if q != p && standing.sideOf(p.index) == standing.sideOf(q.index) {
+			node := dht.NodeIDOf(q.host.ID())
+			others[node] = q
+			nodes = append(nodes, node)
+		}
+	}
+	keyspace.SortByDistance(keyspace.Key(dht.NodeIDOf(p.host.ID())), nodes)
+	for _, node := range nodes[:min(closeMax, len(nodes))] {
+		if p.host.Network().Connectedness(others[node].host.ID()) != network.Connected {
 			return false
 		}
-		nodes = append(nodes, dht.NodeIDOf(q.node.ID()))
+	}
+	return true
+}
+
+// findsOwners reports whether p finds the owners of a key that nobody has asked for before.
+func (n *Network) findsOwners(ctx context.Context, p *Peer, live []*Peer) bool {
+	var nodes []keyspace.NodeID
+	for _, q := range live {
+		nodes = append(nodes, dht.NodeIDOf(q.host.ID()))
 	}
 	probe := keyspace.Preimage("testnet probe " + rand.Text())
 	keyspace.SortByDistance(probe.Key(), nodes)
-	owners, err := p.node.Overlay().ReplicaSet(ctx, probe, 2*n.opts.F+1)
-	return err == nil && slices.EqualFunc(owners, nodes[:min(len(owners), len(nodes))], func(a peer.AddrInfo, b keyspace.NodeID) bool {
+	r := 2*n.opts.F + 1
+	owners, err := p.node.Overlay().ReplicaSet(ctx, probe, r)
+	return err == nil && slices.EqualFunc(owners, nodes[:min(r, len(nodes))], func(a peer.AddrInfo, b keyspace.NodeID) bool {
 		return dht.NodeIDOf(a.ID) == b
-	}) && len(owners) == min(2*n.opts.F+1, len(nodes))
+	})
 }
 
-// live returns the peers that are up, by number.
-func (n *Network) live() []*Peer {
-	var live []*Peer
-	for _, s := range n.slots {
-		s.mu.Lock()
-		if s.life != nil {
-			live = append(live, s.life)
+// live returns the peers that are up, by number, and what stands between them.
+func (n *Network) live() (live []*Peer, standing faults) {
+	for _, s := range n.all() {
+		if p := s.present(); p != nil {
+			live = append(live, p)
 		}
-		s.mu.Unlock()
 	}
-	return live
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return live, n.faults
 }
 
 // N returns how many peers the testnet has, up or down.
-func (n *Network) N() int { return len(n.slots) }
+func (n *Network) N() int { return len(n.all()) }
+
+// all returns the peers' places.
+func (n *Network) all() []*slot {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.slots
+}
 
 // F returns how many crashed voters a group survives.
 func (n *Network) F() int { return n.opts.F }
@@ -305,19 +414,25 @@ func (n *Network) Genesis() placement.Genesis { return n.genesis }
 
 // IndexOf returns the number of the peer with this id in text form, or -1.
 func (n *Network) IndexOf(id string) int {
-	return slices.IndexFunc(n.slots, func(s *slot) bool { return s.id.String() == id })
+	return slices.IndexFunc(n.all(), func(s *slot) bool { return s.id.String() == id })
 }
 
 // Status returns the network's state.
 func (n *Network) Status() Status {
-	st := Status{Overlay: n.genesis.ID().Hex(), Seed: n.opts.Seed, F: n.opts.F, Mode: ModeInProcess}
-	for _, s := range n.slots {
+	n.mu.Lock()
+	slots, standing := n.slots, n.faults
+	n.mu.Unlock()
+	st := Status{
+		Overlay: n.genesis.ID().Hex(), Seed: n.opts.Seed, F: n.opts.F, Mode: ModeInProcess,
+		Latency: standing.latency, Partitioned: standing.partitioned(),
+	}
+	for _, s := range slots {
 		s.mu.Lock()
-		up := s.life != nil
+		up, left := s.life != nil, s.left
 		s.mu.Unlock()
 		st.Peers = append(st.Peers, PeerStatus{
-			N: s.index, Peer: s.id.String(), Addr: s.addr.String() + "/p2p/" + s.id.String(),
-			API: s.socket(), Path: s.dir, Up: up, Founder: s.index < len(n.genesis.Founders),
+			N: s.index, Peer: s.id.String(), Addr: s.addr.String() + "/p2p/" + s.id.String(), API: s.socket(), Path: s.dir,
+			Up: up, Left: left, Founder: s.index < len(n.genesis.Founders), Side: standing.sideOf(s.index),
 		})
 	}
 	return st
@@ -325,10 +440,11 @@ func (n *Network) Status() Status {
 
 // slot returns peer i's place, or [ErrNoPeer].
 func (n *Network) slot(i int) (*slot, error) {
-	if i < 0 || i >= len(n.slots) {
-		return nil, fmt.Errorf("%w: %d; the peers are 0 to %d", ErrNoPeer, i, len(n.slots)-1)
+	slots := n.all()
+	if err := checkNumber(i, len(slots)); err != nil {
+		return nil, err
 	}
-	return n.slots[i], nil
+	return slots[i], nil
 }
 
 // Peer returns the present life of peer i. Errors: [ErrNoPeer], [ErrDown].
@@ -337,12 +453,11 @@ func (n *Network) Peer(i int) (*Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.life == nil {
+	p := s.present()
+	if p == nil {
 		return nil, fmt.Errorf("%w: %d", ErrDown, i)
 	}
-	return s.life, nil
+	return p, nil
 }
 
 // Kill ends peer i without a goodbye; see the package comment. When it returns, the peer is dead to everybody. witness, when
@@ -353,9 +468,9 @@ func (n *Network) Kill(i int, witness ...func()) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.life == nil {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if s.present() == nil {
 		return fmt.Errorf("%w: %d was killed already", ErrDown, i)
 	}
 	p := s.kill(witness...)
@@ -371,33 +486,18 @@ func (n *Network) Kill(i int, witness ...func()) error {
 	return nil
 }
 
-// Restart starts a killed peer again with the same identity, port and store, and waits until it sees the others and they see
-// it. Errors: [ErrNoPeer], [ErrUp], [ErrClosed].
+// Restart starts a peer that was killed or has left again, with the same identity, port and store, and waits as [Network.WaitReady]
+// does. Like a daemon it remembers the other peers, so it finds those of its side when the founders are across. Errors:
+// [ErrNoPeer], [ErrUp], [ErrClosed].
 func (n *Network) Restart(ctx context.Context, i int) error {
 	s, err := n.slot(i)
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	err = n.rebear(ctx, s)
-	s.mu.Unlock()
-	if err != nil {
+	if err := n.bear(ctx, s, n.all()...); err != nil {
 		return err
 	}
 	return n.WaitReady(ctx)
-}
-
-func (n *Network) rebear(ctx context.Context, s *slot) error {
-	if s.life != nil {
-		return fmt.Errorf("%w: %d; kill it first", ErrUp, s.index)
-	}
-	n.mu.Lock()
-	closed := n.closed
-	n.mu.Unlock()
-	if closed {
-		return ErrClosed
-	}
-	return s.bear(ctx, n.genesis, n.opts.Prepare)
 }
 
 // Close kills all peers at once and waits for their goroutines. It is idempotent.
@@ -406,12 +506,12 @@ func (n *Network) Close() error {
 	n.closed = true
 	n.mu.Unlock()
 	var dead []*Peer
-	for _, s := range n.slots {
-		s.mu.Lock()
-		if s.life != nil {
+	for _, s := range n.all() {
+		s.turn.Lock()
+		if s.present() != nil {
 			dead = append(dead, s.kill())
 		}
-		s.mu.Unlock()
+		s.turn.Unlock()
 	}
 	var wg sync.WaitGroup
 	for _, p := range dead {
@@ -419,7 +519,7 @@ func (n *Network) Close() error {
 	}
 	wg.Wait()
 	n.burials.Wait()
-	for _, s := range n.slots {
+	for _, s := range n.all() {
 		if s.dir != "" {
 			_ = os.Remove(s.dir) // not if somebody else has put something there
 		}

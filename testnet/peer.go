@@ -2,7 +2,6 @@ package testnet
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,7 +15,6 @@ import (
 	"latchkey/node"
 	"latchkey/node/api"
 	"latchkey/replicagroup"
-	"latchkey/replicagroup/placement"
 	"latchkey/testnet/wire"
 )
 
@@ -63,15 +61,21 @@ func (p *Peer) Do(effect func()) bool {
 
 // slot is a place for a peer: what stays the same through its lives.
 type slot struct {
-	index int
-	key   crypto.PrivKey
-	id    peer.ID
-	addr  ma.Multiaddr
-	dir   string // empty in a testnet without a directory
+	index    int
+	key      crypto.PrivKey
+	id       peer.ID
+	addr     ma.Multiaddr
+	hostPort string // addr as rules name it
+	dir      string // empty in a testnet without a directory
 
-	mu    sync.Mutex // held through a start or a kill
+	// turn is held through a start and an end. It guards store.
+	turn  sync.Mutex
 	store *replicagroup.MemoryStore
-	life  *Peer // nil while down
+
+	mu   sync.Mutex
+	wire *wire.Wire // of the life that is, or begins; nil while down
+	life *Peer      // nil while down
+	left bool       // the last life ended by Leave
 }
 
 func (s *slot) socket() string {
@@ -81,14 +85,50 @@ func (s *slot) socket() string {
 	return filepath.Join(s.dir, "api.sock")
 }
 
-// bear starts a life. Called with s.mu held and s.life nil.
-func (s *slot) bear(ctx context.Context, g placement.Genesis, prepare func(i int, n *node.Node)) (err error) {
-	p := &Peer{index: s.index, wire: wire.New(), killed: make(chan struct{})}
+// present returns the life that is, or nil.
+func (s *slot) present() *Peer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life
+}
+
+// connect says what wire the life that begins is on.
+func (s *slot) connect(w *wire.Wire) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wire = w
+}
+
+// begin makes p the life that is.
+func (s *slot) begin(p *Peer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life, s.left = p, false
+}
+
+// end makes the slot an empty one.
+func (s *slot) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wire, s.life = nil, nil
+}
+
+// addrs returns the slots' addresses as rules name them.
+func addrs(slots []*slot) []string {
+	var addrs []string
+	for _, s := range slots {
+		addrs = append(addrs, s.hostPort)
+	}
+	return addrs
+}
+
+// bear starts a life on w. Called in turn, while down.
+func (s *slot) bear(ctx context.Context, w *wire.Wire, prepare func(i int, n *node.Node), opts []node.Option) (p *Peer, err error) {
+	p = &Peer{index: s.index, wire: w, killed: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			p.wire.Cut()
 			p.bury()
-			err = fmt.Errorf("testnet: peer %d: %w", s.index, err)
 		}
 	}()
 	p.host, err = libp2p.New(
@@ -100,24 +140,23 @@ func (s *slot) bear(ctx context.Context, g placement.Genesis, prepare func(i int
 		libp2p.DisableIdentifyAddressDiscovery(), // everybody is on loopback
 	)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if p.node, err = node.New(p.host, node.WithOverlay(g), node.WithStore(s.store)); err != nil {
-		return err
+	if p.node, err = node.New(p.host, opts...); err != nil {
+		return nil, err
 	}
 	if prepare != nil {
 		prepare(s.index, p.node)
 	}
 	if err := p.node.Start(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	if s.dir != "" {
 		if err := p.serve(s.socket()); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	s.life = p
-	return nil
+	return p, nil
 }
 
 // serve answers the node API at socket.
@@ -140,9 +179,9 @@ func (p *Peer) serve(socket string) error {
 	return nil
 }
 
-// kill ends the life s has, and returns it for its burial. Called with s.mu held and s.life set.
+// kill ends the life s has, and returns it for its burial. Called in turn, while up.
 func (s *slot) kill(witness ...func()) *Peer {
-	p := s.life
+	p := s.present()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dead = true
@@ -151,13 +190,22 @@ func (s *slot) kill(witness ...func()) *Peer {
 	}
 	p.wire.Cut()
 	s.store = s.store.Detach()
-	s.life = nil
+	s.end()
 	close(p.killed)
 	return p
 }
 
-// bury ends the goroutines of a peer whose wire is cut. It may take a few seconds, in which they try to reach somebody; what
-// they have to say about it is of no interest.
+// leave ends the life s has in an orderly way. Called in turn, while up.
+func (s *slot) leave() {
+	s.present().bury() // not dead yet: this time others hear what it has to say
+	s.kill()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = true
+}
+
+// bury ends the goroutines of a peer. When its wire is cut they may try for a few seconds to reach somebody; what they have to
+// say about it is of no interest.
 func (p *Peer) bury() {
 	if p.server != nil {
 		p.server.Close()
