@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -65,22 +64,6 @@ func contents(t *testing.T, dir string) map[string]string {
 		all[e.Name()] = string(b)
 	}
 	return all
-}
-
-func TestSecretsAreReadableByTheirOwnerOnly(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("file modes are not kept on Windows")
-	}
-	dir := initDir(t)
-	for _, name := range []string{identityFile, rootKeyFile, foundingFile} {
-		info, err := os.Stat(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info.Mode().Perm() != 0o600 {
-			t.Errorf("%s has mode %v", name, info.Mode().Perm())
-		}
-	}
 }
 
 func TestInitRefusesWhatNoOverlayCanHave(t *testing.T) {

@@ -216,6 +216,9 @@ func (s DirSpec) files() ([]newFile, error) {
 	if s.Key == nil {
 		return nil, errors.New("node: DirSpec has no key")
 	}
+	if n := len(s.SwarmKey); s.SwarmKey != nil && n != swarmKeyBytes {
+		return nil, fmt.Errorf("node: DirSpec has a swarm key of %d bytes, want %d", n, swarmKeyBytes)
+	}
 	identity, err := crypto.MarshalPrivateKey(s.Key)
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
