@@ -15,11 +15,11 @@ const numberMax = 9999
 
 // peerNumber reads the number of a peer.
 func peerNumber(s string) (int, error) {
-	i, err := strconv.Atoi(s)
-	if err != nil || i < 0 || i > numberMax {
+	i, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || i > numberMax {
 		return 0, usagef("testnet: %q is no peer; they are numbered from 0 (see latchkey testnet ls)", s)
 	}
-	return i, nil
+	return int(i), nil
 }
 
 // peerList reads "2", "0-4", "0,2,5" or, as other tools have it, "[0-4]". The numbers come in the order given, each once.

@@ -56,6 +56,30 @@ func TestTestnetVerbsRefuseWhatMakesNoSense(t *testing.T) {
 		"testnet run 0 1 -- true":                   {exitUsage, "like: latchkey testnet run"},
 		"testnet run 4-0 -- true":                   {exitUsage, "4-0"},
 		"testnet run 0- -- true":                    {exitUsage, "0-"},
+		"testnet run 0,,1 -- true":                  {exitUsage, "0,,1"},
+		"testnet run [0-1 -- true":                  {exitUsage, "[0-1"},
+		"testnet kill 0-99999":                      {exitUsage, "0-99999"},
+		"testnet up --mode threads":                 {exitUsage, "inproc or process"},
+		"testnet up --latency 1h":                   {exitUsage, "--latency"},
+		"testnet up --latency -1s":                  {exitUsage, "--latency"},
+		"testnet pause":                             {exitUsage, "arguments"},
+		"testnet resume x":                          {exitUsage, "no peer"},
+		"testnet leave 1-0":                         {exitUsage, "no peer"},
+		"testnet join 7":                            {exitUsage, "arguments"},
+		"testnet partition":                         {exitUsage, "arguments"},
+		"testnet partition 0,1/":                    {exitUsage, "empty side"},
+		"testnet partition /":                       {exitUsage, "empty side"},
+		"testnet partition 0-2/2-4":                 {exitUsage, "peer 2 is on two sides"},
+		"testnet partition a/b":                     {exitUsage, "no peer"},
+		"testnet heal now":                          {exitUsage, "arguments"},
+		"testnet latency":                           {exitUsage, "arguments"},
+		"testnet latency slow":                      {exitUsage, "like 20ms"},
+		"testnet latency -- -1ms":                   {exitUsage, "like 20ms"},
+		"testnet latency 1h":                        {exitUsage, "like 20ms"},
+		"testnet logs":                              {exitUsage, "arguments"},
+		"testnet logs 0-1":                          {exitUsage, "no peer"},
+		"testnet logs -f -o json 0":                 {exitUsage, "-o jsonl"},
+		"testnet heal --dir /nowhere/at/all":        {exitUnreachable, "start one with"},
 		"bench":                                     {exitUsage, "which verb"},
 		"bench route -n 0":                          {exitUsage, "positive"},
 		"bench route -n 2":                          {exitUsage, "at least 3"},
@@ -112,6 +136,13 @@ func TestATestnetIsUsedKilledAndRestartedFromTheCommandLine(t *testing.T) {
 		"testnet kill 3":                  exitUsage,
 		"testnet restart 0":               exitFailure,
 		"testnet up":                      exitFailure, // the directory is taken
+		"testnet up --mode process":       exitFailure,
+		"testnet pause 0":                 exitUsage, // not in this mode
+		"testnet resume 0":                exitUsage,
+		"testnet logs 0":                  exitUsage,
+		"testnet kill 0,3":                exitUsage, // nobody is killed then
+		"testnet partition 0/3":           exitUsage,
+		"testnet partition 0-2":           exitUsage, // no partition
 	} {
 		verb, command, isRun := strings.Cut(line, " -- ")
 		args := append(strings.Fields(verb), "--dir", dir)
@@ -148,6 +179,111 @@ func TestATestnetIsUsedKilledAndRestartedFromTheCommandLine(t *testing.T) {
 	}
 	if _, _, code := typed("testnet", "run", "2", "--dir", dir, "--", "true"); code != exitOK {
 		t.Errorf("run after the restart: exit %d", code)
+	}
+}
+
+// eventually waits until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for limit := time.Now().Add(waitMax); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func TestListsOfPeersAreReadAsPeopleWriteThem(t *testing.T) {
+	for text, want := range map[string]string{
+		"2": "[2]", "0-4": "[0 1 2 3 4]", "[0-4]": "[0 1 2 3 4]", "0,2,5": "[0 2 5]", "[0,2]": "[0 2]", "0-2,5": "[0 1 2 5]", "5,1": "[5 1]",
+		"1,0-2": "[1 0 2]", "3-3": "[3]", "9999": "[9999]",
+		"": "", "-1": "", "1-": "", "2-1": "", "a": "", "0,": "", "[0": "", "0]": "", "[]": "", "0--1": "", "+1": "", "0x1": "", " 1": "", "10000": "",
+	} {
+		got, err := peerList(text)
+		if want == "" && err == nil || want != "" && fmt.Sprint(got) != want {
+			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"0,1/2,3,4": "[[0 1] [2 3 4]]", "0-2/3-6": "[[0 1 2] [3 4 5 6]]", "[0-2]/[3-6]": "[[0 1 2] [3 4 5 6]]", "0/1/2": "[[0] [1] [2]]", "4": "[[4]]",
+		"": "", "/": "", "0/": "", "/0": "", "0//1": "", "0/0": "", "0-3/3": "", "0|1": "",
+	} {
+		got, err := peerSides(text)
+		if want == "" && err == nil || want != "" && fmt.Sprint(got) != want {
+			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
+		}
+		if back, err := peerSides(sidesText(got)); want != "" && (err != nil || fmt.Sprint(back) != want) {
+			t.Errorf("%q is written as %q", text, sidesText(got))
+		}
+	}
+}
+
+func TestAFollowedLogIsReadToItsEndAlsoWhenItBeginsAnew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	put := func(s string) {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteString(s); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	put("one\ntw")
+	for format, want := range map[string]string{
+		formatText: "one\ntw\n", formatJSONL: "{\"line\":\"one\"}\n{\"line\":\"tw\"}\n",
+		formatJSON: fmt.Sprintf("{\n  \"lines\": [\n    \"one\",\n    \"tw\"\n  ],\n  \"path\": %q\n}\n", path),
+	} {
+		var out bytes.Buffer
+		a := &app{printer: printer{out: &out, format: format}}
+		if err := a.log(t.Context(), path, false); err != nil || out.String() != want {
+			t.Errorf("%s: %v, %q; want %q", format, err, out.String(), want)
+		}
+	}
+
+	heard, ended := make(chan string), make(chan error, 1)
+	go func() {
+		ended <- readLog(t.Context(), path, true, func(line string) error { heard <- line; return nil })
+	}()
+	hear := func(want string) {
+		t.Helper()
+		select {
+		case got := <-heard:
+			if got != want {
+				t.Errorf("heard %q, want %q", got, want)
+			}
+		case <-time.After(waitMax):
+			t.Fatalf("never heard %q", want)
+		}
+	}
+	hear("one")
+	put("o\nthree\n")
+	hear("two")
+	hear("three")
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	put("anew\n")
+	hear("anew")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(waitMax):
+		t.Fatal("it goes on following a log that is gone")
+	}
+
+	put("x\n")
+	ctx, interrupt := context.WithCancel(t.Context())
+	go func() {
+		ended <- readLog(ctx, path, true, func(line string) error { interrupt(); return nil })
+	}()
+	if err := <-ended; err != nil {
+		t.Errorf("interrupted: %v", err)
 	}
 }
 
