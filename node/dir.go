@@ -221,6 +221,9 @@ func (d *Dir) NewHost(c config.Config, extra ...libp2p.Option) (host.Host, error
 // becomes of the node from here on, no later start founds. An error that matches [replicagroup.ErrRootLost] says that an
 // earlier start has consumed it.
 func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, error) {
+	if err := d.check(c); err != nil {
+		return nil, err
+	}
 	bootstrap, err := bootstrapPeers(c)
 	if err != nil {
 		return nil, err
@@ -246,9 +249,6 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	if act == placement.RootLost {
 		return nil, rootLost(d.info.Genesis.ID(), d.path)
 	}
-	if act == placement.Found && c.Network.Mode != config.ModeServer {
-		return nil, fmt.Errorf("%w: network.mode: %q: this peer's first start founds the overlay, whose first replicas it hosts; use server", config.ErrInvalid, c.Network.Mode)
-	}
 	if c.Network.Mode == config.ModeClient {
 		return New(h, append(opts, ClientOnly())...)
 	}
@@ -258,6 +258,18 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 		}
 	}
 	return New(h, append(opts, WithStore(store))...)
+}
+
+// check tells whether the directory's peer can run with this configuration.
+func (d *Dir) check(c config.Config) error {
+	if err := c.Validate(d.info.SwarmKey != nil); err != nil {
+		return err
+	}
+	if d.record != nil && c.Network.Mode != config.ModeServer {
+		return fmt.Errorf("%w: network.mode: %q: this peer's first start founds the overlay, whose first replicas it hosts; use server",
+			config.ErrInvalid, c.Network.Mode)
+	}
+	return nil
 }
 
 // found consumes the founding record and begins the root group in the store.
@@ -294,7 +306,7 @@ func (d *Dir) Close() error {
 // Run is what a daemon does with a directory: it makes host and node and starts them, as c says. The caller closes all three,
 // the node first.
 func (d *Dir) Run(ctx context.Context, c config.Config, hostOpts []libp2p.Option, opts ...Option) (*Node, host.Host, error) {
-	if err := c.Validate(d.info.SwarmKey != nil); err != nil {
+	if err := d.check(c); err != nil {
 		return nil, nil, err
 	}
 	h, err := d.NewHost(c, hostOpts...)
