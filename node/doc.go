@@ -4,10 +4,31 @@
 // protocols to it, all under /latchkey/<first 8 hex digits of the overlay id>/, and a Kademlia instance of its own, unless one
 // is handed over; it opens no listener and closes nothing that it did not make.
 //
-// [InitDir] and [OpenDir] keep a peer in a directory, as the latchkey daemon does: identity, genesis document and the
-// founding record.
+// # Directories
+//
+// [InitDir], [CreateDir] and [OpenDir] keep a peer in a directory, as the latchkey daemon does; [Dir.Run] makes a host as the
+// directory's configuration says ([HostOptions], package config) and a node on it. The files:
+//
+//	identity.key  the peer's private key
+//	genesis       the overlay's genesis document
+//	swarm.key     the overlay's pre-shared key, in Kubo's format; not in a public overlay
+//	config.yaml   the peer's configuration
+//	root.key      the overlay's root key; only where the overlay was founded
+//	founding      a founder's right to begin the root group; goes with its first start
+//	peers.json    peers that were met, dialled when nobody else is known; may be removed at any time
+//	daemon.lock   locked while a daemon runs, or init or join is at work
+//	unfinished    there while init or join writes: first made, last removed
+//
+// A directory that init or join was killed in has the file unfinished. [OpenDir] refuses it ([ErrUnfinished]), and the next
+// init or join removes what is there of its files and starts over; nobody has used them. Without that file a directory is
+// complete. All files that change later are replaced in one step.
+//
+// A directory without config.yaml, as the time before there was one left it, runs with the defaults of profile test: on the
+// loopback only. One whose profile needs a swarm key and that has none does not run.
+//
+// # What is lost with a process
 //
 // This version keeps replicas in memory. A peer that stops has lost them and comes back under a new store id, under which it
-// is never taken for its former self (replica-groups.md section 3.6); the overlay's founder can therefore not be restarted
-// ([replicagroup.ErrRootLost]).
+// is never taken for its former self (replica-groups.md section 3.6). An overlay's only founder can therefore not be restarted
+// ([replicagroup.ErrRootLost]); one of several joins what the others keep.
 package node
