@@ -128,35 +128,7 @@ func Claim(dir string) (*Control, error) {
 }
 
 // Serve lets c answer for t, which is up.
-func (c *Control) Serve(t any) {
-	switch t := t.(type) {
-	case Testnet:
-		c.testnet.Store(&t)
-	case *Network:
-		var n Testnet = half{t}
-		c.testnet.Store(&n)
-	}
-}
-
-// AsTestnet is for as long as half is there.
-func AsTestnet(n *Network) Testnet {
-	if t, ok := any(n).(Testnet); ok {
-		return t
-	}
-	return half{n}
-}
-
-// half is a Network until it is a Testnet.
-type half struct{ *Network }
-
-func (half) Pause(int) error                              { return ErrMode }
-func (half) Resume(int) error                             { return ErrMode }
-func (half) Join(context.Context) (int, error)            { return 0, ErrMode }
-func (half) Leave(context.Context, int) error             { return ErrMode }
-func (half) Partition(context.Context, ...[]int) error    { return ErrMode }
-func (half) Heal(context.Context) error                   { return ErrMode }
-func (half) Latency(context.Context, time.Duration) error { return ErrMode }
-func (half) Logs(int) (string, error)                     { return "", ErrMode }
+func (c *Control) Serve(t Testnet) { c.testnet.Store(&t) }
 
 // Close stops answering and gives the directory up. It does not close the testnet.
 func (c *Control) Close() error {

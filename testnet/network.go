@@ -161,18 +161,15 @@ func (n *Network) found() error {
 		}
 		n.slots = append(n.slots, s)
 	}
-	g := placement.Defaults()
-	g.Name = "testnet"
-	g.F, g.TTLMax, g.DeadAfter = n.opts.F, TTLMax, 0
-	g.RootKey = secret(n.opts.Seed, "root").Public().(ed25519.PublicKey)
-	rand.Read(g.Nonce[:])
 	founders := n.slots[:2*n.opts.F+1]
+	var hosts []placement.Host
 	for _, s := range founders {
-		g.Founders = append(g.Founders, placement.Host{
+		hosts = append(hosts, placement.Host{
 			Peer:  placement.Peer{ID: string(s.id), Addrs: []string{s.addr.String()}},
 			Store: s.store.ID(),
 		})
 	}
+	g := newGenesis(n.opts, hosts)
 	n.genesis = g
 	for _, s := range founders {
 		if err := replicagroup.Found(s.store, g, dht.NodeIDOf(s.id)); err != nil {
@@ -199,6 +196,16 @@ func (n *Network) newSlot(i int) (*slot, error) {
 		s.dir = filepath.Join(n.opts.Dir, strconv.Itoa(i))
 	}
 	return s, nil
+}
+
+// newGenesis draws the document of a testnet's overlay.
+func newGenesis(o Options, founders []placement.Host) placement.Genesis {
+	g := placement.Defaults()
+	g.Name, g.Founders = "testnet", founders
+	g.F, g.TTLMax, g.DeadAfter = o.F, TTLMax, 0
+	g.RootKey = secret(o.Seed, "root").Public().(ed25519.PublicKey)
+	rand.Read(g.Nonce[:])
+	return g
 }
 
 // secret derives an ed25519 key from the seed. Testnets only: whoever knows the seed has the key.

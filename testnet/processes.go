@@ -2,7 +2,6 @@ package testnet
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -92,7 +91,7 @@ func UpProcesses(ctx context.Context, o ProcessOptions) (*Processes, error) {
 	case o.Prepare != nil:
 		return nil, fmt.Errorf("%w: Prepare: the peers are not in this process", ErrOptions)
 	}
-	p := &Processes{opts: o, nextPort: portsFrom(portFirst + mathrand.IntN(portLast-portFirst+1))}
+	p := &Processes{opts: o, standing: faults{latency: o.Latency}, nextPort: portsFrom(portFirst + mathrand.IntN(portLast-portFirst+1))}
 	p.life, p.end = context.WithCancelCause(context.Background())
 	p.clean = sync.OnceValue(p.takeDown)
 	p.nursery = newNursery()
@@ -165,16 +164,6 @@ func (p *Processes) furnish(s *place, bootstrap []string) error {
 		return err
 	}
 	return describe(s, node.CreateDir(s.dir, spec))
-}
-
-// newGenesis draws the document of a testnet's overlay.
-func newGenesis(o Options, founders []placement.Host) placement.Genesis {
-	g := placement.Defaults()
-	g.Name, g.Founders = "testnet", founders
-	g.F, g.TTLMax, g.DeadAfter = o.F, TTLMax, 0
-	g.RootKey = secret(o.Seed, "root").Public().(ed25519.PublicKey)
-	rand.Read(g.Nonce[:])
-	return g
 }
 
 // startAll starts every peer at once.

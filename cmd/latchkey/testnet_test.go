@@ -60,8 +60,8 @@ func TestTestnetVerbsRefuseWhatMakesNoSense(t *testing.T) {
 		"testnet run [0-1 -- true":                  {exitUsage, "[0-1"},
 		"testnet kill 0-99999":                      {exitUsage, "0-99999"},
 		"testnet up --mode threads":                 {exitUsage, "inproc or process"},
-		"testnet up --latency 1h":                   {exitUsage, "--latency"},
-		"testnet up --latency -1s":                  {exitUsage, "--latency"},
+		"testnet up --latency 1h":                   {exitUsage, "latency is 1h"},
+		"testnet up --latency -1s":                  {exitUsage, "latency is -1s"},
 		"testnet pause":                             {exitUsage, "arguments"},
 		"testnet resume x":                          {exitUsage, "no peer"},
 		"testnet leave 1-0":                         {exitUsage, "no peer"},
@@ -179,6 +179,25 @@ func TestATestnetIsUsedKilledAndRestartedFromTheCommandLine(t *testing.T) {
 	}
 	if _, _, code := typed("testnet", "run", "2", "--dir", dir, "--", "true"); code != exitOK {
 		t.Errorf("run after the restart: exit %d", code)
+	}
+
+	for _, step := range []struct{ line, want string }{
+		{"join", "peer 3 joined\n"},
+		{"partition 0-2", "partition 0,1,2/3, latency 0s each way\n"},
+		{"latency 2ms -o jsonl", `{"sides":[[0,1,2],[3]],"latency_ns":2000000}` + "\n"},
+		{"heal", "no partition, latency 2ms each way\n"},
+		{"latency 0", "no partition, latency 0s each way\n"},
+		{"leave 2-3", "peer 2 left\npeer 3 left\n"},
+		{"restart [2,3] -o jsonl", `{"n":2,"done":"restarted"}` + "\n" + `{"n":3,"done":"restarted"}` + "\n"},
+		{"kill 3,2 -o json", "{\n  \"peers\": [\n    {\n      \"n\": 3,\n      \"done\": \"killed\"\n    },\n    {\n      \"n\": 2,\n      \"done\": \"killed\"\n    }\n  ]\n}\n"},
+	} {
+		if out, errs, code := typed(append(append([]string{"testnet"}, strings.Fields(step.line)...), "--dir", dir)...); code != exitOK || out != step.want {
+			t.Errorf("%s: exit %d: %q, want %q; %s", step.line, code, out, step.want, errs)
+		}
+	}
+	// What was done before the failure is told.
+	if out, errs, code := typed("testnet", "kill", "1,2,0", "--dir", dir); code != exitFailure || out != "peer 1 killed\n" || !strings.Contains(errs, "down") {
+		t.Errorf("kill of peers one of which is down: exit %d: %q, %q", code, out, errs)
 	}
 }
 

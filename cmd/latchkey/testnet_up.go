@@ -19,8 +19,7 @@ import (
 // upOptions configure "testnet up".
 type upOptions struct {
 	testnet.Options
-	mode    testnet.Mode
-	latency time.Duration
+	mode testnet.Mode
 }
 
 func testnetUpVerb(a *app, dir *string) *cobra.Command {
@@ -46,9 +45,6 @@ back under a new store id, and up to f founders may do so. On Linux the peers di
 			if err := o.Validate(); err != nil {
 				return usagef("%w", err)
 			}
-			if o.latency < 0 || o.latency > testnet.LatencyMax {
-				return usagef("testnet up: --latency %v: it can be 0 to %v", o.latency, testnet.LatencyMax)
-			}
 			switch o.mode = testnet.Mode(mode); o.mode {
 			case testnet.ModeInProcess, testnet.ModeProcess:
 			default:
@@ -62,7 +58,7 @@ back under a new store id, and up to f founders may do so. On Linux the peers di
 	c.Flags().IntVar(&o.F, "f", testnet.FDefault, "how many crashes a group survives: its groups have 2f+1 voters")
 	c.Flags().Uint64Var(&o.Seed, "seed", testnet.SeedDefault, "what the peers' identities come from")
 	c.Flags().StringVar(&mode, "mode", string(testnet.ModeInProcess), "inproc: all peers in this process; process: each in its own")
-	c.Flags().DurationVar(&o.latency, "latency", 0, fmt.Sprintf("delay between two peers, each way, at most %v", testnet.LatencyMax))
+	c.Flags().DurationVar(&o.Latency, "latency", 0, fmt.Sprintf("delay between two peers, each way, at most %v", testnet.LatencyMax))
 	return c
 }
 
@@ -111,30 +107,24 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 }
 
 // bringUp starts a testnet.
-func (a *app) bringUp(ctx context.Context, o upOptions) (t testnet.Testnet, err error) {
+func (a *app) bringUp(ctx context.Context, o upOptions) (testnet.Testnet, error) {
 	o.Progress = a.progressBar()
 	if o.mode == testnet.ModeProcess {
 		program, err := os.Executable()
 		if err != nil {
 			return nil, fmt.Errorf("testnet: which program the peers are to run: %w", err)
 		}
-		t, err = testnet.UpProcesses(ctx, testnet.ProcessOptions{Options: o.Options, Program: program, Args: []string{"--log-level", a.logLevel}})
+		p, err := testnet.UpProcesses(ctx, testnet.ProcessOptions{Options: o.Options, Program: program, Args: []string{"--log-level", a.logLevel}})
 		if err != nil {
 			return nil, err
 		}
-	} else {
-		n, err := testnet.Up(ctx, o.Options)
-		if err != nil {
-			return nil, err
-		}
-		t = testnet.AsTestnet(n)
+		return p, nil
 	}
-	if o.latency > 0 {
-		if err := t.Latency(ctx, o.latency); err != nil {
-			return nil, errors.Join(err, t.Close())
-		}
+	n, err := testnet.Up(ctx, o.Options)
+	if err != nil {
+		return nil, err
 	}
-	return t, nil
+	return n, nil
 }
 
 // testnetCPU returns the processor time that a testnet has used, with that of this process.
