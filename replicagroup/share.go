@@ -5,6 +5,7 @@ import (
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
+	"latchkey/replicagroup/pb"
 )
 
 // A replica that leads is asked by many peers, and what one of them asks for must not keep the others waiting. So each peer has
@@ -38,7 +39,7 @@ type share struct {
 type asked interface {
 	author() keyspace.NodeID
 	caller() caller
-	// begin starts it at a replica that is ready for it, and reports whether something is under way because of it.
+	// begin starts it, or answers it, at a replica that is ready for it, and reports whether something is under way because of it.
 	begin(r *replica) bool
 	wants() (view uint64)
 }
@@ -46,7 +47,14 @@ type asked interface {
 func (e commandEvent) author() keyspace.NodeID { return e.cmd.Author }
 func (e commandEvent) caller() caller          { return e.call }
 func (e commandEvent) wants() uint64           { return e.view }
-func (e commandEvent) begin(r *replica) bool   { return r.propose(e) }
+func (e commandEvent) begin(r *replica) bool {
+	if r.table.Refuses(e.cmd) {
+		r.waiters--
+		e.call.Reply(marshal(&pb.Reply{Status: pb.Status_LIMIT}))
+		return false
+	}
+	return r.propose(e)
+}
 
 func (e queryEvent) author() keyspace.NodeID { return e.from }
 func (e queryEvent) caller() caller          { return e.call }

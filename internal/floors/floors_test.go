@@ -73,6 +73,7 @@ var packages = map[string]int{
 	"testnet":                                nets,
 	"testnet/demo":                           show,
 	"testnet/bench":                          show,
+	"testnet/attack":                         show,
 	"cmd/latchkey":                           command,
 
 	"internal/sim":                 support,

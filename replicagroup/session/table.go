@@ -323,11 +323,28 @@ func (t *Table) runSession(c order.Command) Status {
 }
 
 func (t *Table) open(id order.ClientID, peer keyspace.NodeID, ttl time.Duration) Status {
-	if ttl < TTLMin || ttl > TTLMax || len(t.sessions) >= SessionsMax || t.perPeer[peer] >= SessionsPerPeerMax {
+	if ttl < TTLMin || ttl > TTLMax || !t.room(peer) {
 		return Limit
 	}
 	t.insert(&entry{id: id, peer: peer, ttl: ttl, ends: later(t.now, t.drift.Stretch(ttl)), results: make(map[uint64]stored)})
 	return OK
+}
+
+// Refuses reports whether the table, as it stands, would refuse a command for want of room: one that opens a session beyond a
+// limit. A leader answers it with [Limit] and need not have it ordered, so that asking without end costs the group nothing.
+func (t *Table) Refuses(c order.Command) bool {
+	if c.Service != Service {
+		return false
+	}
+	op, _, err := decodeSessionData(c.Data)
+	_, live := t.sessions[c.Client]
+	_, ended := t.isEnded[c.Client]
+	return err == nil && op == opOpen && !live && !ended && !t.room(c.Author)
+}
+
+// room reports whether a peer may have one more session.
+func (t *Table) room(peer keyspace.NodeID) bool {
+	return len(t.sessions) < SessionsMax && t.perPeer[peer] < SessionsPerPeerMax
 }
 
 func (t *Table) insert(s *entry) {

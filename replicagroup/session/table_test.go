@@ -305,8 +305,17 @@ func TestLimitsHoldAtTheirEdge(t *testing.T) {
 			t.Fatalf("session %d: %v", i, s)
 		}
 		if i == SessionsPerPeerMax-1 {
+			open := order.Command{Client: bob, Author: peer, Service: Service, Data: OpenData(time.Second)}
+			if !g.table.Refuses(open) {
+				t.Error("one more of a peer need not be ordered, and the table does not say so")
+			}
 			if s := g.session(bob, peer, OpenData(time.Second)); s != Limit {
 				t.Errorf("one more of a peer: %v", s)
+			}
+			again, keep, others := open, open, open
+			again.Client, keep.Data, others.Author = id, KeepAliveData(), peerB
+			if g.table.Refuses(again) || g.table.Refuses(keep) || g.table.Refuses(others) {
+				t.Error("what must be ordered is refused: an open session's commands, or another peer's")
 			}
 		}
 	}
