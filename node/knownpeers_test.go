@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,15 +91,16 @@ func TestKnownPeersAreWrittenWhenTheyChangeAndAtTheEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), peersFile)
 	a, b, c := met(t, true, "/ip4/192.0.2.1/tcp/1"), met(t, true, "/ip4/192.0.2.2/tcp/1"), met(t, true, "/ip4/192.0.2.3/tcp/1")
 	synctest.Test(t, func(t *testing.T) {
-		var now []dht.PeerInfo // changed only while everything else waits
-		k := openKnownPeers(path, func() []dht.PeerInfo { return now })
+		var now atomic.Pointer[[]dht.PeerInfo]
+		now.Store(new([]dht.PeerInfo))
+		k := openKnownPeers(path, func() []dht.PeerInfo { return *now.Load() })
 		k.start()
 		k.start()
 		saved := func() int {
 			synctest.Wait()
 			return len(openKnownPeers(path, nil).infos())
 		}
-		now = []dht.PeerInfo{a}
+		now.Store(&[]dht.PeerInfo{a})
 		time.Sleep(knownInterval - time.Millisecond)
 		if n := saved(); n != 0 {
 			t.Errorf("%d peers were written before the time", n)
@@ -115,7 +117,7 @@ func TestKnownPeersAreWrittenWhenTheyChangeAndAtTheEnd(t *testing.T) {
 		if n := saved(); n != 0 {
 			t.Errorf("%d peers were written again", n)
 		}
-		now = []dht.PeerInfo{a, b, c}
+		now.Store(&[]dht.PeerInfo{a, b, c})
 		time.Sleep(time.Millisecond)
 		k.close()
 		k.close()
