@@ -60,6 +60,9 @@ const (
 	// its port first.
 	announceMax  = 500 * time.Millisecond
 	announcePoll = 10 * time.Millisecond
+	// lookAfter is how long a dial may take before we look at what answers meanwhile: under two swarm keys the ends often wait
+	// for each other until their time is up.
+	lookAfter = 400 * time.Millisecond
 	// meetingsMax is how often a peer may hang up before it has said what it speaks.
 	meetingsMax = 3
 )
@@ -85,8 +88,8 @@ func Diagnose(ctx context.Context, h host.Host, g placement.Genesis, psk pnet.PS
 		if s, ok := h.Network().(*swarm.Swarm); ok {
 			s.Backoff().Clear(p.ID) // it would make us repeat the last failure without trying
 		}
-		if err := h.Connect(dial, p); err != nil {
-			return d.unmet(ctx, err)
+		if verdict := d.connect(ctx, dial); verdict != nil {
+			return verdict
 		}
 		protocols := d.announced(ctx)
 		if len(protocols) > 0 {
@@ -104,6 +107,30 @@ type diagnosis struct {
 	overlay order.OverlayID
 	psk     pnet.PSK
 	peer    peer.AddrInfo
+}
+
+// connect dials the peer until dial ends, and judges it if that fails.
+func (d *diagnosis) connect(ctx, dial context.Context) error {
+	dial, stop := context.WithCancel(dial)
+	defer stop()
+	dialled := make(chan error, 1)
+	go func() { dialled <- d.host.Connect(dial, d.peer) }()
+	early := time.NewTimer(lookAfter)
+	defer early.Stop()
+	select {
+	case err := <-dialled:
+		return d.unmet(ctx, err)
+	case <-early.C:
+	}
+	verdicts := d.look(ctx, nil)
+	if !slices.ContainsFunc(verdicts, func(v error) bool { return errors.Is(v, ErrUnreachable) }) {
+		stop() // nothing can come of it
+		if err := <-dialled; err == nil {
+			return nil
+		}
+		return most(verdicts)
+	}
+	return d.unmet(ctx, <-dialled)
 }
 
 // announced waits until the connected peer has said that it speaks our control protocol, or for long enough, and returns what
@@ -179,8 +206,11 @@ func (d *diagnosis) stranger(at ma.Multiaddr, speaks []protocol.ID) error {
 	return fmt.Errorf("%w: %s at %s is in overlay %s…, we are in %s…", ErrOtherOverlay, d.peer.ID, at, strings.Join(theirs, "…, "), ours)
 }
 
-// unmet judges a peer that we could not connect to because of err: the address that tells most decides.
+// unmet judges a peer that we could not connect to because of err, if that is not nil: the address that tells most decides.
 func (d *diagnosis) unmet(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
 	causes := make(map[string]error)
 	var dialled *swarm.DialError
 	if errors.As(err, &dialled) {
@@ -188,17 +218,27 @@ func (d *diagnosis) unmet(ctx context.Context, err error) error {
 			causes[e.Address.String()] = e.Cause
 		}
 	}
-	found := make([]error, len(d.peer.Addrs))
+	verdict := most(d.look(ctx, causes))
+	if n := len(d.peer.Addrs) - 1; n > 0 && errors.Is(verdict, ErrUnreachable) {
+		return fmt.Errorf("%w (nor at %d more addresses)", verdict, n)
+	}
+	return verdict
+}
+
+// most returns the verdict that tells most.
+func most(verdicts []error) error {
+	return slices.MaxFunc(verdicts, func(a, b error) int { return tells(a) - tells(b) })
+}
+
+// look judges every address of a peer we are not connected to. causes are why dialling failed, by address.
+func (d *diagnosis) look(ctx context.Context, causes map[string]error) []error {
+	verdicts := make([]error, len(d.peer.Addrs))
 	var looks sync.WaitGroup
 	for i, a := range d.peer.Addrs {
-		looks.Go(func() { found[i] = d.unmetAt(ctx, a, causes[a.String()]) })
+		looks.Go(func() { verdicts[i] = d.unmetAt(ctx, a, causes[a.String()]) })
 	}
 	looks.Wait()
-	most := slices.MaxFunc(found, func(a, b error) int { return tells(a) - tells(b) })
-	if n := len(found) - 1; n > 0 && errors.Is(most, ErrUnreachable) {
-		return fmt.Errorf("%w (nor at %d more addresses)", most, n)
-	}
-	return most
+	return verdicts
 }
 
 // unmetAt judges one address. cause is why it failed; nil when it was not tried to its end.

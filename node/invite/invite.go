@@ -25,8 +25,8 @@ const (
 	TokenBytesMax = 32 << 10
 	// AddrsMax bounds the addresses, of all peers together.
 	AddrsMax = 16
-	// AddrBytesMax bounds one address in its binary form.
-	AddrBytesMax = 255
+	// AddrBytesMax bounds one address in its text form, so that with the peer's id behind it it fits a configuration.
+	AddrBytesMax = 192
 	// SwarmKeyBytes is the length of a swarm key.
 	SwarmKeyBytes = 32
 )
@@ -94,7 +94,7 @@ func (i Invite) check() error {
 			return bad("bootstrap peer %d: no address", n)
 		}
 		for _, a := range p.Addrs {
-			if len(a) == 0 || len(a.Bytes()) > AddrBytesMax {
+			if len(a) == 0 || len(a.String()) > AddrBytesMax {
 				return bad("bootstrap peer %d: bad address", n)
 			}
 		}

@@ -136,7 +136,7 @@ func TestLargestInvitationFits(t *testing.T) {
 		i.Genesis.Founders = append(i.Genesis.Founders, h)
 	}
 	for n := range AddrsMax {
-		long := ma.StringCast("/dns/" + strings.Repeat("d", AddrBytesMax-8) + "/tcp/1")
+		long := ma.StringCast("/dns/" + strings.Repeat("d", AddrBytesMax-11) + "/tcp/1")
 		i.Bootstrap = append(i.Bootstrap, peer.AddrInfo{ID: peerID(t, n), Addrs: []ma.Multiaddr{long}})
 	}
 	token := mustToken(t, i)
@@ -209,6 +209,9 @@ func TestBadInvitationsAreNotWritten(t *testing.T) {
 		"long key":  func(i *Invite) { i.SwarmKey = append(i.SwarmKey, 0) },
 		"peer":      func(i *Invite) { i.Bootstrap[0].ID = "peer" },
 		"address":   func(i *Invite) { i.Bootstrap[0].Addrs[0] = nil },
+		"long address": func(i *Invite) {
+			i.Bootstrap[0].Addrs[0] = ma.StringCast("/dns/" + strings.Repeat("d", AddrBytesMax-10) + "/tcp/1")
+		},
 		"addresses": func(i *Invite) {
 			for range AddrsMax {
 				i.Bootstrap[0].Addrs = append(i.Bootstrap[0].Addrs, i.Bootstrap[0].Addrs[0])
