@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -20,7 +21,7 @@ import (
 
 // verbs makes each verb of the command line. A new verb is a function here, in a file of its own.
 var verbs = []func(*app) *cobra.Command{
-	initVerb, daemonVerb, idVerb, peersVerb, statusVerb, keyVerb, lockVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
+	initVerb, inviteVerb, joinVerb, daemonVerb, configVerb, idVerb, peersVerb, statusVerb, keyVerb, lockVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
 }
 
 // app is what every verb shares: the global flags and where output goes. Its fields are set before a verb's RunE runs.
@@ -51,10 +52,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 		code = exitCode(err)
 	}
 	if e, ok := err.(*exitError); !ok || e.err != nil {
-		fmt.Fprintf(stderr, "latchkey: %s\n", strings.TrimPrefix(oneLine(err), "latchkey: "))
+		fmt.Fprintf(stderr, "latchkey: %s\n", strings.TrimPrefix(withoutTokens(oneLine(err)), "latchkey: "))
 	}
 	return code
 }
+
+// withoutTokens takes invitations out of a text: an error may quote an argument, and who misplaces an invitation on a command
+// line should not find it in a log as well.
+func withoutTokens(text string) string { return tokens.ReplaceAllString(text, "${1}[invitation]") }
+
+var tokens = regexp.MustCompile(`(latchkey\d+\.)[-_A-Za-z0-9]{12,}`)
 
 func (a *app) root() *cobra.Command {
 	root := group(&cobra.Command{
@@ -63,10 +70,13 @@ func (a *app) root() *cobra.Command {
 		Long: `latchkey runs one peer of an overlay that keeps locks: whoever holds a lock by its name holds it
 on every machine of the overlay, and no server is in charge.
 
-Exit codes: 0 ok, 1 error, 2 wrong usage, 3 daemon not reachable, 4 not found, 75 lock not acquired in
-time, 76 lock lost while the command ran, 130/143 interrupted; lock otherwise ends as its command did.`,
+Exit codes: 0 ok, 1 error, also when the peers of an invitation refuse it, 2 wrong usage, 3 daemon not
+reachable, 4 not found, 75 lock not acquired in time, 76 lock lost while the command ran, 130/143
+interrupted; lock otherwise ends as its command did, and with 126 or 127 where that cannot run.`,
 		Example: `  latchkey init                            make a peer and a new overlay
   latchkey daemon                          run the peer
+  latchkey invite                          print what another machine needs to join
+  latchkey join -                          there: make a peer from what is pasted
   latchkey lock nightly -- ./build.sh      run a command while holding a lock
   latchkey testnet demo                    seven peers on this machine, with faults`,
 	})

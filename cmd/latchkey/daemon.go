@@ -7,58 +7,112 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/multiformats/go-multiaddr"
 	"github.com/spf13/cobra"
 
 	"latchkey/node"
 	"latchkey/node/api"
+	"latchkey/node/config"
 )
 
 func daemonVerb(a *app) *cobra.Command {
-	var listen []string
-	var wireSocket *string
+	var o daemonOptions
 	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "run the peer of --path in the foreground",
 		Long: `daemon runs the peer in the foreground and answers the other verbs on a unix socket that only this user may open.
-When it serves, it prints a line that starts with READY, and tells systemd so.
+When it serves, it prints a line that starts with READY, and tells systemd so. While it knows no other peer of its
+overlay, it says on stderr what became of the bootstrap peers it tried, each new finding once.
+
+It runs as config.yaml in --path says, unless the environment or a flag says otherwise (see "latchkey config --help").
 
 INT, TERM and "latchkey shutdown" stop it gracefully; a second signal stops it at once. Locks taken through it are
 never released by its end: their leases run out.`,
 		Example: `  latchkey daemon
-  latchkey daemon --listen /ip4/127.0.0.1/tcp/4701`,
+  latchkey daemon --listen /ip4/0.0.0.0/tcp/4701
+  latchkey daemon --init --init-profile server`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			for _, addr := range listen {
-				if _, err := multiaddr.NewMultiaddr(addr); err != nil {
-					return usagef("daemon: --listen %s: want a multiaddr like /ip4/0.0.0.0/tcp/4701: %v", addr, err)
+			for flag, addrs := range map[string][]string{"listen": o.listen, "bootstrap": o.bootstrap} {
+				for _, addr := range addrs {
+					if _, err := multiaddr.NewMultiaddr(addr); err != nil {
+						return usagef("daemon: --%s %s: want a multiaddr like /ip4/192.0.2.1/tcp/4701: %v", flag, addr, err)
+					}
 				}
 			}
-			return a.daemon(c.Context(), listen, *wireSocket)
+			if o.profile != "" && !o.init {
+				return usagef("daemon: --init-profile: it goes with --init; a peer that exists has its profile in its configuration")
+			}
+			return a.daemon(c.Context(), o)
 		},
 	}
-	c.Flags().StringArrayVar(&listen, "listen", nil, "multiaddr to listen at, repeatable (default: as the configuration says)")
-	wireSocket = wireFlag(c)
+	listenFlag(c, &o.listen, "as the configuration says")
+	c.Flags().StringArrayVar(&o.bootstrap, "bootstrap", nil, "multiaddr with /p2p/ID of a peer to dial while nobody is known; repeatable (default: as the configuration says)")
+	c.Flags().BoolVar(&o.init, "init", false, "if there is no peer in --path yet, make one and a new overlay first")
+	c.Flags().StringVar((*string)(&o.profile), "init-profile", "", "profile for --init (default private)")
+	o.wireSocket = wireFlag(c)
 	return c
 }
 
-// daemon runs the peer until it is told to stop. wireSocket is empty but in testnets ([onWire]).
-func (a *app) daemon(ctx context.Context, listen []string, wireSocket string) (err error) {
+// daemonOptions are the flags of daemon.
+type daemonOptions struct {
+	listen, bootstrap []string
+	init              bool
+	profile           config.Profile
+	wireSocket        *string // empty but in testnets ([onWire])
+}
+
+// openDir opens the peer's directory, and makes it first where that was asked for.
+func (a *app) openDir(o daemonOptions) (*node.Dir, error) {
+	dir, err := node.OpenDir(a.path)
+	if !o.init || !errors.Is(err, node.ErrNotInitialised) && !errors.Is(err, node.ErrUnfinished) {
+		return dir, err
+	}
+	g, id, err := node.InitDir(a.path, node.InitOptions{Profile: o.profile})
+	if errors.Is(err, config.ErrInvalid) {
+		return nil, usagef("daemon: --init: %w", err)
+	} else if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(a.err, "latchkey: note: made peer %s and overlay %s in %s\n", id, g.ID().Hex(), a.path)
+	if o.profile == config.Public {
+		fmt.Fprint(a.err, trustInPublic)
+	}
+	return node.OpenDir(a.path)
+}
+
+// config is what the daemon runs with.
+func (o daemonOptions) config(dir *node.Dir) (config.Config, error) {
+	flags := map[string]any{}
+	if len(o.listen) > 0 {
+		flags["network.listen"] = o.listen
+	}
+	if len(o.bootstrap) > 0 {
+		flags["network.bootstrap"] = o.bootstrap
+	}
+	c, err := dir.LoadConfig(os.Environ(), flags)
+	if errors.Is(err, config.ErrInvalid) && len(flags) > 0 {
+		if _, without := dir.LoadConfig(os.Environ(), nil); without == nil {
+			return config.Config{}, usagef("daemon: %w", err)
+		}
+	}
+	return c.Config, err
+}
+
+// daemon runs the peer until it is told to stop.
+func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	ctx, release := interruptible(ctx)
 	defer release()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	dir, err := node.OpenDir(a.path)
+	dir, err := a.openDir(o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	flags := map[string]any{}
-	if len(listen) > 0 {
-		flags["network.listen"] = listen
-	}
-	conf, err := dir.LoadConfig(os.Environ(), flags)
+	conf, err := o.config(dir)
 	if err != nil {
 		return err
 	}
@@ -68,12 +122,12 @@ func (a *app) daemon(ctx context.Context, listen []string, wireSocket string) (e
 		return err
 	}
 	defer socket.Close()
-	hostOpts, offWire, err := onWire(wireSocket, os.Stdin)
+	hostOpts, offWire, err := onWire(*o.wireSocket, os.Stdin)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, offWire()) }()
-	n, host, err := dir.Run(ctx, conf.Config, hostOpts)
+	n, host, err := dir.Run(ctx, conf, hostOpts)
 	if err != nil {
 		return err
 	}
@@ -86,6 +140,10 @@ func (a *app) daemon(ctx context.Context, listen []string, wireSocket string) (e
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(socket) }()
+	var explaining sync.WaitGroup
+	if *o.wireSocket == "" { // a testnet's divisions are meant, and silent
+		explaining.Go(func() { n.ExplainSolitude(ctx, dir.SwarmKey()) })
+	}
 	if err = a.ready(n.Info(), absolute(socket.Addr().String())); err == nil {
 		select {
 		case <-ctx.Done():
@@ -96,6 +154,8 @@ func (a *app) daemon(ctx context.Context, listen []string, wireSocket string) (e
 	}
 	notify("STOPPING=1")
 	server.Drain()
+	stop(nil)
+	explaining.Wait()
 	// The socket goes last: when it has gone, so has everything else, and the directory is free.
 	return errors.Join(err, n.Close(), host.Close(), dir.Close(), server.Close())
 }

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"latchkey/node"
+	"latchkey/node/config"
 	"latchkey/replicagroup/placement"
 )
 
@@ -17,11 +20,21 @@ func initVerb(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "make a peer and a new overlay in --path",
-		Long: `init makes an identity and founds a new overlay in --path. It never overwrites anything.
+		Long: `init makes an identity and founds a new overlay in --path. It never overwrites anything. To become a peer of an
+overlay that exists, see "latchkey join".
+
+Unless --profile says otherwise the overlay is private: swarm.key, a pre-shared key in Kubo's format, keeps out
+everybody who has not got it, before any protocol is spoken. It works over TCP and WebSocket only. The profiles:
+  private   a private overlay; on every interface, looking for its peers on the local network (mDNS) too
+  server    as private, for a machine with a fixed address: no mDNS, more connections
+  public    no key, anybody may join; TCP and QUIC, through NATs. init prints whom you then have to trust
+  test      on the loopback only, with a key
+  client, lowpower   host nothing, so they cannot be first: they are profiles of "latchkey join"
 
 This version keeps replicas in memory: the overlay lives as long as this first peer's daemon does.`,
 		Example: `  latchkey init
-  latchkey init --path /var/lib/latchkey --name build-farm --f 1`,
+  latchkey init --path /var/lib/latchkey --profile server --name build-farm --f 1
+  latchkey init --listen /ip4/0.0.0.0/tcp/4701`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if c.Flags().Changed("f") {
@@ -30,26 +43,92 @@ This version keeps replicas in memory: the overlay lives as long as this first p
 			if c.Flags().Changed("depth") && o.Depth <= 0 {
 				return usagef("init: --depth %d: it must be positive", o.Depth)
 			}
-			g, id, err := node.InitDir(a.path, o)
-			if errors.Is(err, placement.ErrGenesis) {
-				return usagef("init: %w", err)
-			}
-			if err != nil {
-				return err
-			}
-			v := struct {
-				Path    string `json:"path"`
-				Peer    string `json:"peer"`
-				Overlay string `json:"overlay"`
-				Name    string `json:"overlay_name"`
-			}{a.path, id.String(), g.ID().Hex(), g.Name}
-			return a.value(v, func(w io.Writer) {
-				fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s\nnext\tlatchkey daemon%s\n", v.Path, v.Peer, v.Overlay, v.Name, a.pathFlag())
-			})
+			return a.init(o)
 		},
 	}
+	profileFlag(c, &o.Profile)
+	listenFlag(c, &o.Listen, "the profile's, at a port that is drawn once")
 	c.Flags().StringVar(&o.Name, "name", "", `name of the overlay, for people (default "latchkey")`)
 	c.Flags().IntVar(&f, "f", 0, "0 to 3: how many crashes a full group survives (default 2: groups of five, where there are five peers)")
 	c.Flags().IntVar(&o.Depth, "depth", 0, "1 to 12: 2^depth groups share the key space (default 8)")
 	return c
+}
+
+// made is what init and join print.
+type made struct {
+	Path    string   `json:"path"`
+	Peer    string   `json:"peer"`
+	Overlay string   `json:"overlay"`
+	Name    string   `json:"overlay_name"`
+	Private bool     `json:"private"`
+	Profile string   `json:"profile"`
+	Listen  []string `json:"listen"`
+}
+
+func (v made) write(w io.Writer) {
+	kind := "public"
+	if v.Private {
+		kind = "private"
+	}
+	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Profile, strings.Join(v.Listen, " "))
+}
+
+func (a *app) init(o node.InitOptions) error {
+	g, id, err := node.InitDir(a.path, o)
+	if errors.Is(err, placement.ErrGenesis) || errors.Is(err, config.ErrInvalid) {
+		return usagef("init: %w", err)
+	} else if err != nil {
+		return err
+	}
+	dir, err := node.PeekDir(a.path)
+	if err != nil {
+		return err
+	}
+	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, string(dir.Config.Profile), dir.Config.Network.Listen}
+	if err := a.value(v, func(w io.Writer) {
+		v.write(w)
+		fmt.Fprintf(w, "next\tlatchkey daemon%s\nothers\tlatchkey invite%s, then latchkey join on each other machine\n", a.pathFlag(), a.pathFlag())
+	}); err != nil {
+		return err
+	}
+	if !v.Private {
+		fmt.Fprint(a.err, trustInPublic)
+	}
+	return nil
+}
+
+// trustInPublic is what everybody should know who opens an overlay to strangers.
+const trustInPublic = `
+This overlay is public: whoever has an invitation, or reads the overlay's id off the wire, can join it and take locks.
+  - Every peer that joins is trusted not to lie. Its groups survive crashes, not lies.
+  - Nothing stops somebody who makes up peer ids at will from placing them next to a key and so into its group.
+  - It crosses NATs by QUIC, hole punching and relays; peers nobody can reach are clients and keep no replicas.
+This first peer runs in mode server, so others must reach it. Where strangers are not welcome, use a private overlay.
+`
+
+// profileFlag adds --profile.
+func profileFlag(c *cobra.Command, p *config.Profile) {
+	c.Flags().StringVar((*string)(p), "profile", "", oneOfProfiles()+" (default private; public if an invitation is to a public overlay)")
+	// Fails only for a flag that is not there.
+	_ = c.RegisterFlagCompletionFunc("profile", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return profileNames(), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+func profileNames() (names []string) {
+	for _, p := range config.Profiles() {
+		names = append(names, string(p))
+	}
+	return names
+}
+
+func oneOfProfiles() string {
+	names := profileNames()
+	last := len(names) - 1
+	return strings.Join(slices.Clone(names[:last]), ", ") + " or " + names[last]
+}
+
+// listenFlag adds --listen.
+func listenFlag(c *cobra.Command, listen *[]string, standard string) {
+	c.Flags().StringArrayVar(listen, "listen", nil, "multiaddr to listen at, like /ip4/0.0.0.0/tcp/4701; repeatable (default: "+standard+")")
 }

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/internal/durablefile"
+	"latchkey/node"
+	"latchkey/node/config"
+)
+
+func configVerb(a *app) *cobra.Command {
+	c := group(&cobra.Command{
+		Use:   "config",
+		Short: "show and change the configuration of the peer in --path",
+		Long: `The configuration is config.yaml in --path. Over its values go those of the environment, LATCHKEY_NETWORK_LISTEN
+and so on, and over these the flags of "latchkey daemon". A daemon reads it when it starts.
+
+The fields:
+` + fieldTable(),
+		Example: `  latchkey config show
+  latchkey config set network.announce /dns/build1.example/tcp/4701
+  LATCHKEY_NETWORK_MDNS=false latchkey daemon`,
+	})
+	c.AddCommand(configShowVerb(a), configGetVerb(a), configSetVerb(a), configEditVerb(a))
+	return c
+}
+
+// fieldTable explains every field.
+func fieldTable() string {
+	var b strings.Builder
+	for _, f := range config.Fields() {
+		fmt.Fprintf(&b, "  %-19s %s: %s\n", f.Name, f.Doc, f.Want)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// fieldValue is a field as show and get print it.
+type fieldValue struct {
+	Field  string `json:"field"`
+	Value  any    `json:"value"` // true or false, a number, a string, or a list of strings
+	Source string `json:"source"`
+	text   string
+}
+
+func valueOf(l config.Loaded, name string) (fieldValue, error) {
+	text, err := config.Get(l.Config, name)
+	if err != nil {
+		return fieldValue{}, usagef("%w", err)
+	}
+	v := fieldValue{Field: name, Source: l.Source(name), text: text}
+	for _, f := range config.Fields() {
+		if f.Name == name {
+			v.Value = f.Value(l.Config)
+		}
+	}
+	return v, nil
+}
+
+// loadConfig reads what a daemon without flags would run with.
+func (a *app) loadConfig() (config.Loaded, error) {
+	if _, err := node.PeekDir(a.path); err != nil {
+		return config.Loaded{}, err
+	}
+	return config.Load(node.ConfigFile(a.path), os.Environ(), nil)
+}
+
+func configShowVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show",
+		Short: "list every field, its value, and where that comes from",
+		Example: `  latchkey config show
+  latchkey config show -o json`,
+		Args: exactly(0),
+		RunE: func(*cobra.Command, []string) error {
+			l, err := a.loadConfig()
+			if err != nil {
+				return err
+			}
+			var all []fieldValue
+			for _, f := range config.Fields() {
+				v, err := valueOf(l, f.Name)
+				if err != nil {
+					return err
+				}
+				all = append(all, v)
+			}
+			return a.list("fields", anys(all), func(w io.Writer) {
+				fmt.Fprintf(w, "FIELD\tVALUE\tFROM\n")
+				for _, v := range all {
+					shown, source := strings.Split(v.text, ","), v.Source
+					for i, s := range shown { // lists take a line for each entry
+						name := v.Field
+						if i > 0 {
+							name, source = "", ""
+						}
+						fmt.Fprintf(w, "%s\t%s\t%s\n", name, s, source)
+					}
+				}
+			})
+		},
+	}
+}
+
+func configGetVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "get FIELD",
+		Short:             "print a field's value; lists are joined by commas",
+		Example:           `  latchkey config get network.listen`,
+		Args:              exactly(1),
+		ValidArgsFunction: completeField,
+		RunE: func(_ *cobra.Command, args []string) error {
+			l, err := a.loadConfig()
+			if err != nil {
+				return err
+			}
+			v, err := valueOf(l, args[0])
+			if err != nil {
+				return err
+			}
+			return a.value(v, func(w io.Writer) { fmt.Fprintln(w, v.text) })
+		},
+	}
+}
+
+func configSetVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "set FIELD VALUE",
+		Short: "set a field in the file; lists are joined by commas",
+		Example: `  latchkey config set network.listen /ip4/0.0.0.0/tcp/4701,/ip6/::/tcp/4701
+  latchkey config set network.mdns false
+  latchkey config set network.announce ""`,
+		Args:              exactly(2),
+		ValidArgsFunction: completeField,
+		RunE: func(_ *cobra.Command, args []string) error {
+			dir, err := node.PeekDir(a.path)
+			if errors.Is(err, config.ErrInvalid) {
+				return fmt.Errorf("%w; mend it by: latchkey config edit%s", err, a.pathFlag())
+			} else if err != nil {
+				return err
+			}
+			c, err := config.Set(dir.Config, args[0], args[1])
+			if err == nil {
+				err = c.Validate(dir.SwarmKey != nil)
+			}
+			if err != nil {
+				return usagef("%w", err)
+			}
+			if err := config.Write(node.ConfigFile(a.path), c); err != nil {
+				return err
+			}
+			a.changed(args[0])
+			return nil
+		},
+	}
+}
+
+// changed says what a change of the file does not do. An empty field stands for any.
+func (a *app) changed(field string) {
+	for _, f := range config.Fields() {
+		if (f.Name == field || field == "") && os.Getenv(f.Env()) != "" {
+			fmt.Fprintf(a.err, "latchkey: note: %s is set in the environment, and goes before what is in the file\n", f.Env())
+		}
+	}
+	fmt.Fprintln(a.err, "latchkey: note: a daemon reads the configuration when it starts")
+}
+
+func configEditVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "edit",
+		Short: "open the file in $VISUAL or $EDITOR, and take it if it is in order",
+		Example: `  latchkey config edit
+  EDITOR=nano latchkey config edit`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error { return a.configEdit(c.Context()) },
+	}
+}
+
+// configEdit lets an editor change a draft, which replaces the file when it is in order. What is not stays beside it, and is where
+// the next edit begins.
+func (a *app) configEdit(ctx context.Context) error {
+	if _, err := node.PeekDir(a.path); err != nil && !errors.Is(err, config.ErrInvalid) {
+		return err
+	}
+	psk, err := node.ReadSwarmKey(a.path)
+	if err != nil {
+		return err
+	}
+	file := node.ConfigFile(a.path)
+	draft := strings.TrimSuffix(file, ".yaml") + ".draft.yaml"
+	before, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("config: %w", err)
+	}
+	if _, err := os.Lstat(draft); errors.Is(err, os.ErrNotExist) {
+		if err := durablefile.Create(draft, before, 0o600); err != nil {
+			return fmt.Errorf("config: %w", err)
+		}
+	} else {
+		fmt.Fprintf(a.err, "latchkey: note: going on with the draft of a former edit, %s\n", draft)
+	}
+	if err := runEditor(ctx, draft); err != nil {
+		return fmt.Errorf("config: %w; the draft is kept in %s", err, draft)
+	}
+	l, err := config.Load(draft, nil, nil)
+	if err == nil {
+		err = l.Validate(psk != nil)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; nothing was changed, the draft is kept: latchkey config edit%s goes on with it, rm %s drops it", err, a.pathFlag(), draft)
+	}
+	after, err := os.ReadFile(draft)
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	if !slices.Equal(before, after) {
+		if err := durablefile.Replace(file, after, 0o600); err != nil {
+			return fmt.Errorf("config: %w", err)
+		}
+		a.changed("")
+	} else {
+		fmt.Fprintln(a.err, "latchkey: note: nothing was changed")
+	}
+	return os.Remove(draft)
+}
+
+// runEditor runs the user's editor on a file.
+func runEditor(ctx context.Context, file string) error {
+	editor := os.Getenv("VISUAL")
+	if editor == "" {
+		editor = os.Getenv("EDITOR")
+	}
+	if editor == "" {
+		editor = "vi"
+	}
+	words := strings.Fields(editor) // such as: code --wait
+	if len(words) == 0 {
+		return errors.New("EDITOR is blank")
+	}
+	e := exec.CommandContext(ctx, words[0], append(words[1:], file)...)
+	e.Stdin, e.Stdout, e.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := e.Run(); err != nil {
+		return fmt.Errorf("editor %s: %w", words[0], err)
+	}
+	return nil
+}
+
+// completeField completes the first argument.
+func completeField(_ *cobra.Command, args []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		for _, f := range config.Fields() {
+			names = append(names, f.Name+"\t"+f.Doc)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/node"
+	"latchkey/node/config"
+	"latchkey/node/invite"
+)
+
+func joinVerb(a *app) *cobra.Command {
+	var o node.JoinOptions
+	c := &cobra.Command{
+		Use:   "join TOKEN|-",
+		Short: "make a peer in --path that belongs to an overlay you were invited to",
+		Long: `join makes a peer in --path from an invitation, which "latchkey invite" prints on a machine of the overlay. With -
+it reads the invitation from standard input; as an argument everybody on this machine could see it in the list of
+processes, and an invitation to a private overlay is a secret.
+
+First it asks the peers that the invitation names. If one answers, all is well. If those that answer refuse, because
+of another swarm key or another overlay, say, it writes nothing and ends with 1. If nobody answers, it makes the
+peer all the same and says so: its daemon goes on trying. It never overwrites anything.
+
+Profiles are those of "latchkey init", and client and lowpower: peers that use the overlay and host nothing for it.`,
+		Example: `  latchkey invite | ssh other-machine latchkey join -
+  latchkey join - --profile client < invitation
+  latchkey join - --path /var/lib/latchkey --listen /ip4/0.0.0.0/tcp/4701`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("join: got %d arguments; want an invitation, or - to read one from standard input", len(args))
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			i, err := a.invitation(args[0])
+			if err != nil {
+				return err
+			}
+			return a.join(c.Context(), i, o)
+		},
+	}
+	profileFlag(c, &o.Profile)
+	listenFlag(c, &o.Listen, "the profile's, at a port that is drawn once")
+	return c
+}
+
+// invitation reads the argument of join.
+func (a *app) invitation(arg string) (invite.Invite, error) {
+	if arg == "-" {
+		var in io.Reader = os.Stdin
+		if isTerminal(os.Stdin) {
+			fmt.Fprintln(a.err, "Paste the invitation, then press Enter:")
+			in = &firstLine{from: bufio.NewReader(os.Stdin)}
+		}
+		return invite.Read(in)
+	}
+	i, err := invite.Parse(arg)
+	if errors.Is(err, invite.ErrNotToken) {
+		return i, usagef("join: %w", err)
+	}
+	if err == nil && i.Private() {
+		fmt.Fprintln(a.err, "latchkey: note: arguments show in the list of processes, and this one is a secret; next time: latchkey join -")
+	}
+	return i, err
+}
+
+// firstLine ends a reader after its first line that is not empty, since a person does not know how to end a terminal.
+type firstLine struct {
+	from *bufio.Reader
+	seen bool // something else than line breaks
+	done bool
+}
+
+func (l *firstLine) Read(p []byte) (int, error) {
+	if l.done || len(p) == 0 {
+		return 0, io.EOF
+	}
+	b, err := l.from.ReadByte()
+	if err != nil {
+		return 0, err
+	}
+	blank := b == '\n' || b == '\r'
+	l.seen = l.seen || !blank
+	l.done = blank && l.seen
+	p[0] = b
+	return 1, nil
+}
+
+func (a *app) join(ctx context.Context, i invite.Invite, o node.JoinOptions) error {
+	ctx, release := interruptible(ctx)
+	defer release()
+	j, err := node.JoinDir(ctx, a.path, i, o)
+	if errors.Is(err, config.ErrInvalid) {
+		return usagef("join: %w", err)
+	} else if err != nil {
+		return err
+	}
+	v := struct {
+		made
+		Joined bool   `json:"joined"`
+		Met    string `json:"met"` // empty unless joined
+	}{made{a.path, j.ID.String(), i.Genesis.ID().Hex(), i.Genesis.Name, i.Private(), string(j.Config.Profile), j.Config.Network.Listen}, j.Met != "", ""}
+	if v.Joined {
+		v.Met = j.Met.String()
+	}
+	if err := a.value(v, func(w io.Writer) {
+		v.write(w)
+		if v.Joined {
+			fmt.Fprintf(w, "joined\tyes: %s answered\n", v.Met)
+		} else {
+			fmt.Fprintf(w, "joined\tnot tried out: nobody answered; the daemon goes on trying\n")
+		}
+		fmt.Fprintf(w, "next\tlatchkey daemon%s\n", a.pathFlag())
+	}); err != nil {
+		return err
+	}
+	if !v.Joined {
+		fmt.Fprintf(a.err, "latchkey: note: %s\n", oneLine(j.Silent))
+	}
+	return nil
+}
