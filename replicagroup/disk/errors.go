@@ -1,0 +1,42 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"latchkey/replicagroup"
+)
+
+// Errors to match with errors.Is. A directory without a store matches [io/fs.ErrNotExist]. Errors of the disk itself, and
+// every error of a store that has failed, match [replicagroup.ErrStore].
+var (
+	// ErrForeign: the store belongs to another overlay.
+	ErrForeign = errors.New("disk: store of another overlay")
+	// ErrVersion: a newer program wrote the store, and this one cannot read it.
+	ErrVersion = errors.New("disk: store of another format version")
+	// ErrInUse: another process has the store open, or this one has twice.
+	ErrInUse = errors.New("disk: store in use")
+	// ErrDamaged: the store does not hold what was written into it.
+	ErrDamaged = errors.New("disk: store damaged")
+	// ErrCopied: the directory is a copy or a restored backup of a store, so its replicas may live elsewhere too.
+	ErrCopied = errors.New("disk: copy of a store")
+)
+
+// errClosed says that a store was used after Close.
+var errClosed = errors.New("store closed")
+
+// failed wraps what ended a store's life.
+func failed(err error) error {
+	if errors.Is(err, replicagroup.ErrStore) {
+		return err
+	}
+	advice := "start again once the disk is well: nothing reported as stored is lost"
+	switch {
+	case errors.Is(err, ErrDamaged):
+		advice = "restore nothing over it: move the directory away and let the peer join anew"
+	case errors.Is(err, syscall.ENOSPC):
+		advice = "the disk is full: free space and start again; nothing reported as stored is lost"
+	}
+	return fmt.Errorf("%w: %w (%s)", replicagroup.ErrStore, err, advice)
+}

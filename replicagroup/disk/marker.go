@@ -1,0 +1,196 @@
+package disk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"latchkey/replicagroup/order"
+)
+
+// Files of ours beside Pebble's.
+const (
+	markerFile     = "STORE"            // says what the directory is; written anew at each opening
+	markerNew      = "STORE.new"        // becomes STORE
+	unfinishedFile = "STORE.unfinished" // what STORE will be, while the store is being made
+	cleanFile      = "CLEAN"            // there while the store is closed in good order; see [clean]
+	cleanNew       = "CLEAN.new"        // becomes CLEAN
+	lockFile       = "LOCK"             // Pebble's, and locked all the time
+)
+
+// FormatVersion is the version of the stores that this program writes and reads. Pebble's own format is part of it.
+const FormatVersion = 1
+
+// Every file of ours begins with a head, which all versions share: what it is, its version, and the checksum of both.
+var magic = [8]byte{'l', 'k', 's', 't', 'o', 'r', 'e', '\n'}
+
+const (
+	crcBytes      = 4
+	headBytes     = len(magic) + 4 + crcBytes
+	markerBytes   = headBytes + 32 + 8 + crcBytes
+	cleanBytes    = headBytes + 8 + 8 + 4 + crcBytes
+	smallBytesMax = 4096 // no file of ours of any version is longer
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func damaged(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrDamaged, fmt.Errorf(format, args...))
+}
+
+// head begins an encoding.
+func head() []byte {
+	b := append([]byte(nil), magic[:]...)
+	b = binary.BigEndian.AppendUint32(b, FormatVersion)
+	return sum(b)
+}
+
+// sum appends the checksum of b.
+func sum(b []byte) []byte { return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)) }
+
+// summed takes a checksum off and reports whether it is right.
+func summed(b []byte) ([]byte, bool) {
+	if len(b) < crcBytes {
+		return nil, false
+	}
+	body, crc := b[:len(b)-crcBytes], b[len(b)-crcBytes:]
+	return body, crc32.Checksum(body, castagnoli) == binary.BigEndian.Uint32(crc)
+}
+
+// body checks head and checksum of an encoding of n bytes and returns what is between.
+func body(b []byte, n int) ([]byte, error) {
+	if len(b) < headBytes {
+		return nil, damaged("%d bytes", len(b))
+	}
+	h, ok := summed(b[:headBytes])
+	if !ok || [8]byte(h) != magic {
+		return nil, damaged("not a latchkey store")
+	}
+	if v := binary.BigEndian.Uint32(h[len(magic):]); v != FormatVersion {
+		return nil, fmt.Errorf("%w: it has version %d and this program reads version %d: use the program that wrote it", ErrVersion, v, FormatVersion)
+	}
+	whole, ok := summed(b)
+	if !ok || len(b) != n {
+		return nil, damaged("wrong checksum")
+	}
+	return whole[headBytes:], nil
+}
+
+// marker is the content of STORE.
+type marker struct {
+	overlay order.OverlayID
+	boots   uint64 // how often the store has been opened
+}
+
+func (m marker) encode() []byte {
+	b := append(head(), m.overlay[:]...)
+	return sum(binary.BigEndian.AppendUint64(b, m.boots))
+}
+
+// decodeMarker reads what [marker.encode] wrote. Errors match [ErrVersion] or [ErrDamaged].
+func decodeMarker(b []byte) (m marker, err error) {
+	if b, err = body(b, markerBytes); err != nil {
+		return m, err
+	}
+	b = b[copy(m.overlay[:], b):]
+	m.boots = binary.BigEndian.Uint64(b)
+	return m, nil
+}
+
+// clean is the content of CLEAN: which was Pebble's last log when the store was closed, and what was in it. Pebble takes a log
+// that ends early for one that a crash cut off, since it cannot know better; with this file we do, so that a log which rots
+// or shrinks while nobody uses the store is noticed. Zero log: there was none.
+type clean struct {
+	log    uint64
+	length uint64
+	crc    uint32
+}
+
+func (c clean) encode() []byte {
+	b := binary.BigEndian.AppendUint64(head(), c.log)
+	b = binary.BigEndian.AppendUint64(b, c.length)
+	return sum(binary.BigEndian.AppendUint32(b, c.crc))
+}
+
+// decodeClean reads what [clean.encode] wrote. Errors match [ErrVersion] or [ErrDamaged].
+func decodeClean(b []byte) (c clean, err error) {
+	if b, err = body(b, cleanBytes); err != nil {
+		return c, err
+	}
+	return clean{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint32(b[16:])}, nil
+}
+
+// lastLog returns what CLEAN should say of a directory that nobody writes to.
+func lastLog(f vfs.FS, dir string) (c clean, err error) {
+	names, err := f.List(dir)
+	if err != nil {
+		return c, err
+	}
+	var last string
+	for _, name := range names {
+		digits, ok := strings.CutSuffix(name, ".log")
+		if n, err := strconv.ParseUint(digits, 10, 64); ok && err == nil && n >= c.log {
+			c.log, last = n, name
+		}
+	}
+	if last == "" {
+		return c, nil
+	}
+	file, err := f.Open(f.PathJoin(dir, last))
+	if err != nil {
+		return c, err
+	}
+	defer file.Close()
+	h := crc32.New(castagnoli)
+	n, err := io.Copy(h, struct{ io.Reader }{file})
+	c.length, c.crc = uint64(n), h.Sum32()
+	return c, err
+}
+
+// readSmall reads a file of ours.
+func readSmall(f vfs.FS, path string) ([]byte, error) {
+	file, err := f.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.LimitReader(file, smallBytesMax+1))
+}
+
+// writeSmall makes a file and waits until its content is on the disk.
+func writeSmall(f vfs.FS, path string, data []byte) error {
+	file, err := f.Create(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	if err == nil {
+		err = file.Sync()
+	}
+	return errors.Join(err, file.Close())
+}
+
+// syncDir waits until the names in a directory are on the disk.
+func syncDir(f vfs.FS, dir string) error {
+	d, err := f.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// removeIfThere removes a file and waits until it is gone for good.
+func removeIfThere(f vfs.FS, dir, name string) error {
+	err := f.Remove(f.PathJoin(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(err, syncDir(f, dir))
+}
