@@ -436,7 +436,10 @@ func (l *link) loseLocked() (lost []*stream, calls []*call) {
 		for _, s := range []*stream{ln.opened, ln.accepted} {
 			if s != nil {
 				s.detached.Store(true)
-				close(s.done)
+				if s.idle {
+					s.idle = false
+					s.wake <- struct{}{} // has room: the writer sleeps
+				}
 				lost = append(lost, s)
 			}
 		}

@@ -24,8 +24,7 @@ type stream struct {
 	mine     bool // opened by us
 	net      network.Stream
 	reader   *bufio.Reader
-	wake     chan struct{} // to the sleeping writer
-	done     chan struct{} // closed when detached
+	wake     chan struct{} // to the sleeping writer, when there is something to write or it is detached
 	detached atomic.Bool   // set under the link's mu
 	idle     bool          // the writer sleeps; guarded by the link's mu
 
@@ -33,8 +32,7 @@ type stream struct {
 }
 
 func newStream(l *link, class Class, ns network.Stream, mine bool) *stream {
-	return &stream{link: l, class: class, mine: mine, net: ns, reader: bufio.NewReader(ns),
-		wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &stream{link: l, class: class, mine: mine, net: ns, reader: bufio.NewReader(ns), wake: make(chan struct{}, 1)}
 }
 
 // accept runs on the host's goroutine for a stream that a peer opened.
@@ -200,15 +198,11 @@ func (s *stream) write() {
 		s.idle = len(batch) == 0
 		l.mu.Unlock()
 		if len(batch) == 0 {
-			select {
-			case <-s.wake:
-				// Others who are about to send get in before the batch is taken: with many callers this makes one frame
-				// of a score of messages and quadruples throughput. A lone caller would only wait for strangers' work.
-				if crowded {
-					runtime.Gosched()
-				}
-			case <-s.done:
-				return
+			<-s.wake
+			// Others who are about to send get in before the batch is taken: with many callers this makes one frame of a
+			// score of messages and quadruples throughput. A lone caller would only wait for strangers' work.
+			if crowded {
+				runtime.Gosched()
 			}
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"latchkey/dht/keyspace"
 	"latchkey/internal/protofield"
 	"latchkey/lockservice/pb"
 	"latchkey/lockservice/table"
@@ -110,26 +111,29 @@ type groupResult struct {
 	detail   string
 }
 
-// party is a client and its peer as messages name them.
-type party struct{ client, peer []byte }
+// party is a client of a group, and its peer.
+type party struct {
+	client table.Client
+	peer   keyspace.NodeID
+}
 
 func (r groupResult) encode() []byte {
 	b := make([]byte, 0, commandOverhead+len(r.detail))
 	b = protofield.AppendUint(b, 1, uint64(r.status))
 	b = protofield.AppendUint(b, 2, uint64(r.token))
 	b = protofield.AppendUint(b, 3, uint64(r.position))
-	if len(r.holder.client) > 0 {
+	if r.holder != (party{}) {
 		var at int
 		b, at = protofield.Open(b, 4)
-		b = protofield.AppendBytes(b, 1, r.holder.client)
-		b = protofield.AppendBytes(b, 2, r.holder.peer)
+		b = protofield.AppendBytes(b, 1, r.holder.client[:])
+		b = protofield.AppendBytes(b, 2, r.holder.peer[:])
 		b = protofield.Close(b, at)
 	}
 	b = protofield.AppendBool(b, 5, r.waited)
 	return protofield.AppendBytes(b, 6, r.detail)
 }
 
-// decodeResult reads a result. Its holder aliases b.
+// decodeResult reads a result.
 func decodeResult(b []byte) (res groupResult, err error) {
 	if len(b) > resultBytesMax {
 		return res, fmt.Errorf("%w: %d bytes, at most %d", errMalformed, len(b), resultBytesMax)
@@ -144,16 +148,7 @@ func decodeResult(b []byte) (res groupResult, err error) {
 		case 3:
 			res.position = uint32(r.Uint())
 		case 4:
-			f := protofield.Read(r.Bytes())
-			for f.Next() {
-				switch f.Num() {
-				case 1:
-					res.holder.client = f.Bytes()
-				case 2:
-					res.holder.peer = f.Bytes()
-				}
-			}
-			err = f.Err()
+			res.holder, err = readParty(r.Bytes())
 		case 5:
 			res.waited = r.Bool()
 		case 6:
@@ -170,4 +165,21 @@ func decodeResult(b []byte) (res groupResult, err error) {
 		return groupResult{}, fmt.Errorf("%w: %v", errMalformed, err)
 	}
 	return res, nil
+}
+
+func readParty(b []byte) (p party, err error) {
+	var client, peer []byte
+	r := protofield.Read(b)
+	for r.Next() {
+		switch r.Num() {
+		case 1:
+			client = r.Bytes()
+		case 2:
+			peer = r.Bytes()
+		}
+	}
+	if err = r.Err(); err == nil {
+		err = setParty(client, peer, &p.client, &p.peer)
+	}
+	return p, err
 }

@@ -48,14 +48,13 @@ func FuzzEnvelopes(f *testing.F) {
 		r := groupResult{status: pb.Status(req % 7), token: Token(token), position: uint32(ttl), waited: flag, detail: name}
 		m := &pb.Result{Status: r.status, Token: token, Position: r.position, Waited: flag, Detail: name}
 		if flag {
-			r.holder = party{make([]byte, 16), make([]byte, 32)}
-			m.Holder = &pb.Party{Client: r.holder.client, Peer: r.holder.peer}
+			r.holder = party{table.Client{1}, [32]byte{2}}
+			m.Holder = &pb.Party{Client: r.holder.client[:], Peer: r.holder.peer[:]}
 		}
 		b = r.encode()
 		same(b, m)
 		got, err := decodeResult(b)
-		if err != nil || got.status != r.status || got.token != r.token || got.position != r.position || got.waited != flag ||
-			got.detail != name || !bytes.Equal(got.holder.client, r.holder.client) || !bytes.Equal(got.holder.peer, r.holder.peer) {
+		if err != nil || got != r {
 			t.Errorf("read %+v, %v; want %+v", got, err, r)
 		}
 	})

@@ -1,7 +1,6 @@
 package lockservice
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -329,10 +328,10 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 		TTL: time.Duration(m.TtlNs), LeaseLeft: time.Duration(m.LeaseLeftNs), Confirmed: m.Confirmed, Waiting: int(m.Waiting),
 	}
 	if info.Held {
-		info.Holder = b.party(partyFromPB(m.Holder))
+		info.Holder = b.partyFromPB(m.Holder)
 	}
 	for _, w := range m.Waiters {
-		info.Waiters = append(info.Waiters, Waiter{Party: b.party(partyFromPB(w.Party)), TTL: time.Duration(w.TtlNs), WaitingFor: time.Duration(w.WaitingForNs)})
+		info.Waiters = append(info.Waiters, Waiter{Party: b.partyFromPB(w.Party), TTL: time.Duration(w.TtlNs), WaitingFor: time.Duration(w.WaitingForNs)})
 	}
 	return info, nil
 }
@@ -357,31 +356,33 @@ func (b *groupBackend) do(ctx context.Context, name string, command []byte) (gro
 func (b *groupBackend) holder(p party) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if k := &b.named; k.name == "" || !bytes.Equal(k.party.client, p.client) || !bytes.Equal(k.party.peer, p.peer) {
-		k.party, k.name = party{bytes.Clone(p.client), bytes.Clone(p.peer)}, b.party(p).String()
+	if k := &b.named; k.name == "" || k.party != p {
+		k.party, k.name = p, b.party(p).String()
 	}
 	return b.named.name
 }
 
-func partyFromPB(p *pb.Party) party { return party{p.GetClient(), p.GetPeer()} }
+func (b *groupBackend) partyFromPB(m *pb.Party) Party {
+	var p party
+	if decodeParty(m, &p.client, &p.peer) != nil {
+		return Party{}
+	}
+	return b.party(p)
+}
 
 // party names a client for people.
 func (b *groupBackend) party(p party) Party {
-	if len(p.client) == 0 {
+	if p == (party{}) {
 		return Party{}
 	}
-	out := Party{Session: hex.EncodeToString(p.client)}
-	var node keyspace.NodeID
-	if copy(node[:], p.peer) != len(node) {
-		return out
-	}
+	out := Party{Session: hex.EncodeToString(p.client[:])}
 	if b.cfg.PeerName != nil {
-		if name, ok := b.cfg.PeerName(node); ok {
+		if name, ok := b.cfg.PeerName(p.peer); ok {
 			out.Peer = name
 			return out
 		}
 	}
-	out.Peer = hex.EncodeToString(node[:])
+	out.Peer = hex.EncodeToString(p.peer[:])
 	return out
 }
 

@@ -36,6 +36,7 @@ type keeper struct {
 	ask     context.Context // of the call of Lock: ends the wait, and means nothing once the lock is held
 
 	core  *hold.Hold
+	now   automaton.Instant // of the last step
 	armed automaton.Instant // when core wants to be woken
 	timer *time.Timer       // of the loop; nil before it runs
 	jumps uint64            // of the clock, as last seen
@@ -105,7 +106,7 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits, over func())
 		over()
 	case k.told:
 		// Nothing has to be done for a while, and a short hold is over by then: the loop need not run before.
-		time.AfterFunc(k.wait(k.clock.Now()), h.loop)
+		time.AfterFunc(k.wait(k.now), h.loop)
 	default:
 		go h.loop()
 	}
@@ -168,6 +169,7 @@ func (k *keeper) took(r result) {
 // step feeds one event. The clock is read first: calls that come out of it count as sent then.
 func (k *keeper) step(ev hold.Event) {
 	now := k.clock.Now()
+	k.now = now
 	k.acts = k.acts[:0]
 	if j := k.clock.Jumps(); j != k.jumps {
 		k.jumps = j

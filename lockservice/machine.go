@@ -68,11 +68,11 @@ func (m *Machine) result(by table.Caller, ans table.Answer) groupResult {
 	case table.Locked:
 		res := groupResult{status: pb.Status_STATUS_LOCKED, position: uint32(ans.Position)}
 		if h := ans.Holder; h != (table.Holder{}) {
-			res.holder = party{h.Client[:], h.Peer[:]}
+			res.holder = party{h.Client, h.Peer}
 		}
 		return res
 	}
-	res := groupResult{status: statuses[ans.Kind], token: Token(ans.Token), waited: ans.Waited, holder: party{by.Client[:], by.Peer[:]}}
+	res := groupResult{status: statuses[ans.Kind], token: Token(ans.Token), waited: ans.Waited, holder: party{by.Client, by.Peer}}
 	if ans.Kind == table.Queued {
 		res.position = uint32(ans.Position) + 1
 	}

@@ -175,10 +175,14 @@ func decodeSnapshot(b []byte) (s table.State, err error) {
 }
 
 func decodeParty(p *pb.Party, c *table.Client, peer *keyspace.NodeID) error {
-	if len(p.GetClient()) != len(c) || len(p.GetPeer()) != len(peer) {
-		return fmt.Errorf("%w: a client of %d bytes at a peer of %d", errMalformed, len(p.GetClient()), len(p.GetPeer()))
+	return setParty(p.GetClient(), p.GetPeer(), c, peer)
+}
+
+func setParty(client, node []byte, c *table.Client, peer *keyspace.NodeID) error {
+	if len(client) != len(c) || len(node) != len(peer) {
+		return fmt.Errorf("%w: a client of %d bytes at a peer of %d", errMalformed, len(client), len(node))
 	}
-	copy(c[:], p.Client)
-	copy(peer[:], p.Peer)
+	copy(c[:], client)
+	copy(peer[:], node)
 	return nil
 }

@@ -164,7 +164,9 @@ type groupSession struct {
 	nextRef    uint64
 	keep       bool
 	used       automaton.Instant // last submit
+	due        automaton.Instant // when core wants to be woken; Never when it does not
 	timer      *time.Timer
+	wakes      automaton.Instant // when timer runs out; Never when it is not set
 	closed     bool
 }
 
@@ -172,7 +174,7 @@ func newGroupSession(c *Client, p keyspace.Prefix) *groupSession {
 	s := &groupSession{
 		client: c, prefix: p,
 		core:    session.NewClient(session.ClientConfig{TTL: sessionTTL, CallTimeout: commandTimeout}),
-		waiting: make(map[uint64]chan<- session.Done),
+		waiting: make(map[uint64]chan<- session.Done), due: automaton.Never, wakes: automaton.Never,
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,13 +201,14 @@ func (s *groupSession) do(ctx context.Context, service string, data []byte) ([]b
 	s.nextRef++
 	ref := s.nextRef
 	s.waiting[ref] = done
-	s.used = s.client.host.clock.Now()
+	now := s.client.host.clock.Now()
+	s.used = now
 	var todo []func()
 	if !s.keep {
 		s.keep = true
-		todo = s.stepLocked(session.KeepAlive{On: true}, todo)
+		todo = s.stepLocked(session.KeepAlive{On: true}, now, todo)
 	}
-	todo = s.stepLocked(session.Submit{Ref: ref, Service: service, Data: data}, todo)
+	todo = s.stepLocked(session.Submit{Ref: ref, Service: service, Data: data}, now, todo)
 	s.mu.Unlock()
 	run(todo)
 	select {
@@ -242,7 +245,7 @@ func (s *groupSession) failure(err, cause error) error {
 // step feeds one event to the automaton and carries out what it asks for.
 func (s *groupSession) step(ev session.ClientEvent) {
 	s.mu.Lock()
-	todo := s.stepLocked(ev, nil)
+	todo := s.stepLocked(ev, s.client.host.clock.Now(), nil)
 	s.mu.Unlock()
 	run(todo)
 }
@@ -254,15 +257,15 @@ func run(todo []func()) {
 }
 
 // stepLocked steps the automaton and appends to todo what has to be done after mu is free.
-func (s *groupSession) stepLocked(ev session.ClientEvent, todo []func()) []func() {
+func (s *groupSession) stepLocked(ev session.ClientEvent, now automaton.Instant, todo []func()) []func() {
 	var space [4]session.ClientAction
-	for _, a := range s.core.Step(ev, s.client.host.clock.Now(), space[:0]) {
+	for _, a := range s.core.Step(ev, now, space[:0]) {
 		switch a := a.(type) {
 		case session.SendTo:
 			d := s.descriptor
 			todo = append(todo, func() { s.send(a, d) })
 		case session.Arm:
-			s.armLocked(a.At)
+			s.armLocked(a.At, now)
 		case session.Done:
 			s.waiting[a.Ref] <- a
 			delete(s.waiting, a.Ref)
@@ -273,22 +276,20 @@ func (s *groupSession) stepLocked(ev session.ClientEvent, todo []func()) []func(
 			log.Debugw("session lost", "prefix", s.prefix, "client", s.id)
 			s.identifyLocked()
 			// The fresh identity lets the automaton go on with what it could take back.
-			todo = s.stepLocked(session.Timer{}, todo)
+			todo = s.stepLocked(session.Timer{}, now, todo)
 		}
 	}
 	return todo
 }
 
-// armLocked sets the one timer.
-func (s *groupSession) armLocked(at automaton.Instant) {
-	if s.timer != nil {
-		s.timer.Stop()
-	}
-	if at == automaton.Never || s.closed {
+// armLocked takes note of when the automaton wants to be woken. The timer is touched only when it would run out later than that:
+// an open session puts its keep-alive off with every command, and setting a timer costs more than one that runs out for nothing.
+func (s *groupSession) armLocked(at, now automaton.Instant) {
+	if s.due = at; at >= s.wakes || s.closed {
 		return
 	}
-	wait := max(0, at.Sub(s.client.host.clock.Now()))
-	if s.timer == nil {
+	s.wakes = at
+	if wait := max(0, at.Sub(now)); s.timer == nil {
 		s.timer = time.AfterFunc(wait, s.expired)
 	} else {
 		s.timer.Reset(wait)
@@ -300,12 +301,18 @@ func (s *groupSession) armLocked(at automaton.Instant) {
 func (s *groupSession) expired() {
 	h := s.client.host
 	s.mu.Lock()
+	now := h.clock.Now()
+	s.wakes = automaton.Never
 	var todo []func()
-	if s.keep && h.clock.Now().Sub(s.used) > h.genesis.TTLMax+sessionTTL {
+	if s.keep && now.Sub(s.used) > h.genesis.TTLMax+sessionTTL {
 		s.keep = false
-		todo = s.stepLocked(session.KeepAlive{On: false}, todo)
+		todo = s.stepLocked(session.KeepAlive{On: false}, now, todo)
 	}
-	todo = s.stepLocked(session.Timer{}, todo)
+	if s.due <= now {
+		todo = s.stepLocked(session.Timer{}, now, todo)
+	} else {
+		s.armLocked(s.due, now)
+	}
 	s.mu.Unlock()
 	run(todo)
 }
@@ -378,7 +385,7 @@ func (s *groupSession) located(d placement.Descriptor) {
 	if !d.IsZero() {
 		s.descriptor = d
 	}
-	todo := s.stepLocked(ev, nil)
+	todo := s.stepLocked(ev, s.client.host.clock.Now(), nil)
 	s.mu.Unlock()
 	run(todo)
 }
@@ -395,7 +402,7 @@ func (s *groupSession) close() {
 	h := s.client.host
 	s.mu.Lock()
 	s.closed = true
-	todo := s.stepLocked(session.Close{}, nil)
+	todo := s.stepLocked(session.Close{}, h.clock.Now(), nil)
 	if s.timer != nil {
 		s.timer.Stop()
 	}

@@ -7,8 +7,8 @@ package invariant
 import "fmt"
 
 // Check panics with what and the printed state when ok is false. The arguments should be cheap: they are evaluated on
-// every call.
-func Check(ok bool, what string, state any) {
+// every call. What they are is a type parameter so that a check that holds allocates nothing.
+func Check[T any](ok bool, what string, state T) {
 	if !ok {
 		panic(fmt.Sprintf("latchkey: broken invariant: %s: %+v", what, state))
 	}

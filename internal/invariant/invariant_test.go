@@ -6,7 +6,7 @@ import (
 )
 
 func TestCheckPanicsWithTheState(t *testing.T) {
-	Check(true, "never printed", nil)
+	Check(true, "never printed", 0)
 	defer func() {
 		got, _ := recover().(string)
 		if !strings.Contains(got, "one owner") || !strings.Contains(got, "{N:2}") {

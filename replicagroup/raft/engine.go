@@ -438,6 +438,9 @@ func (e *Engine) store(sync bool, m *pb.Message, out *order.Actions) (stepped bo
 			w.install = install
 		}
 	}
+	if w != nil && w.self == nil {
+		w.self = m.GetResponses()[:0] // what is kept moves to the front
+	}
 	for _, resp := range m.GetResponses() {
 		switch {
 		case resp.GetTo() != uint64(e.cfg.Self):
