@@ -21,6 +21,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/libp2p/go-libp2p/p2p/transport/websocket"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"go.uber.org/fx"
 
 	"latchkey/dht"
@@ -117,8 +118,10 @@ func HostOptions(c config.Config, key crypto.PrivKey, psk pnet.PSK, r *Refusals)
 	}
 	if n.NAT {
 		var candidates relayCandidates
+		if slices.ContainsFunc(listen, func(a ma.Multiaddr) bool { return !manet.IsIPLoopback(a) }) {
+			opts = append(opts, libp2p.NATPortMap())
+		}
 		opts = append(opts,
-			libp2p.NATPortMap(),
 			libp2p.EnableNATService(), // AutoNAT v1 says whether we are reachable, v2 by which address
 			libp2p.EnableAutoNATv2(),
 			libp2p.EnableRelay(),

@@ -198,10 +198,16 @@ func (n *Node) Start(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
+	if err := n.strangers.start(); err != nil {
+		return err
+	}
 	if err := n.overlay.Start(ctx); err != nil {
 		return err
 	}
 	n.known.start()
+	if n.neighbours != nil {
+		return n.neighbours.start()
+	}
 	return nil
 }
 
@@ -217,7 +223,11 @@ func (n *Node) Close() error {
 	n.closed = true
 	sessions := n.sessions
 	n.mu.Unlock()
+	if n.neighbours != nil {
+		n.neighbours.stop()
+	}
 	n.known.close() // while the overlay still knows its peers
+	n.strangers.stop()
 	var errs []error
 	for _, s := range sessions {
 		errs = append(errs, s.service.Close(), s.client.Close())
