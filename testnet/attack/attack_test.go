@@ -36,7 +36,7 @@ type scenario struct {
 var scenarios = []scenario{
 	{name: "busy machine, no attack", kind: "spin", peers: 2},
 	{name: "slow reader", kind: "slow", peers: 4, memory: 4 * outboxPerPeer, check: func(t *testing.T, _ *world, o outcome) {
-		sent(t, o, 8)
+		sent(t, o, 4)
 		if *attackTime > 20*time.Second { // longer than a write may wait
 			reset(t, o, dht.ReasonStalled, 4)
 		}
