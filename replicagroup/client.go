@@ -178,12 +178,12 @@ func newGroupSession(c *Client, p keyspace.Prefix) *groupSession {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.identifyLocked()
+	s.core.Step(s.identityLocked(), c.host.clock.Now(), nil) // has nothing to do yet
 	return s
 }
 
-// identifyLocked gives the automaton a fresh id, under which outputs will find it.
-func (s *groupSession) identifyLocked() {
+// identityLocked registers a fresh id for the automaton, under which outputs will find it.
+func (s *groupSession) identityLocked() session.Identity {
 	h := s.client.host
 	var id order.ClientID
 	rand.Read(id[:])
@@ -192,7 +192,7 @@ func (s *groupSession) identifyLocked() {
 	h.sessions[id] = s
 	h.mu.Unlock()
 	s.id = id
-	s.core.Step(session.Identity{ID: id}, h.clock.Now(), nil)
+	return session.Identity{ID: id}
 }
 
 func (s *groupSession) do(ctx context.Context, service string, data []byte) ([]byte, error) {
@@ -259,6 +259,7 @@ func run(todo []func()) {
 // stepLocked steps the automaton and appends to todo what has to be done after mu is free.
 func (s *groupSession) stepLocked(ev session.ClientEvent, now automaton.Instant, todo []func()) []func() {
 	var space [4]session.ClientAction
+	lost := false
 	for _, a := range s.core.Step(ev, now, space[:0]) {
 		switch a := a.(type) {
 		case session.SendTo:
@@ -273,11 +274,12 @@ func (s *groupSession) stepLocked(ev session.ClientEvent, now automaton.Instant,
 			fresh := !s.descriptor.IsZero()
 			todo = append(todo, func() { s.locate(fresh) })
 		case session.Lost:
-			log.Debugw("session lost", "prefix", s.prefix, "client", s.id)
-			s.identifyLocked()
-			// The fresh identity lets the automaton go on with what it could take back.
-			todo = s.stepLocked(session.Timer{}, now, todo)
+			lost = true
 		}
+	}
+	if lost { // after the rest, since the automaton goes on at once with what it could take back
+		log.Debugw("session lost", "prefix", s.prefix, "client", s.id)
+		todo = s.stepLocked(s.identityLocked(), now, todo)
 	}
 	return todo
 }
