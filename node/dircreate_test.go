@@ -199,6 +199,21 @@ func TestOnlyOneOfManyMakesTheDirectory(t *testing.T) {
 	checkHolds(t, dir, specs[made])
 }
 
+// Somebody may make the directory between our first look and the lock.
+func TestWhoComesLateOverwritesNothing(t *testing.T) {
+	dir, first := filepath.Join(t.TempDir(), "peer"), joinerSpec(t)
+	err := createDir(dir, joinerSpec(t), func(what string) error {
+		if what == "make the directory" {
+			return CreateDir(dir, first)
+		}
+		return nil
+	})
+	if !errors.Is(err, ErrExists) {
+		t.Errorf("got %v", err)
+	}
+	checkHolds(t, dir, first)
+}
+
 func TestNobodyStartsOverWhileADaemonRuns(t *testing.T) {
 	dir := initDir(t)
 	d, err := OpenDir(dir)

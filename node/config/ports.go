@@ -32,7 +32,7 @@ func (c Config) DrawPorts() (Config, error) {
 	if len(open) == 0 {
 		return c, nil
 	}
-	port, err := freePort(open)
+	port, err := freePort(open, func() int { return PortMin + rand.IntN(PortMax-PortMin+1) })
 	if err != nil {
 		return c, err
 	}
@@ -42,9 +42,9 @@ func (c Config) DrawPorts() (Config, error) {
 	return c, nil
 }
 
-// freePort draws a port that can be listened at by all of these sockets; those of a kind that this machine does not have, as
+// freePort draws ports until it has one that can be listened at by all of these sockets; those of a kind that this machine does not have, as
 // of IPv6, do not count.
-func freePort(sockets []socket) (int, error) {
+func freePort(sockets []socket, draw func() int) (int, error) {
 	var usable []socket
 	for _, k := range sockets {
 		if l, err := k.listen(); err == nil {
@@ -53,8 +53,7 @@ func freePort(sockets []socket) (int, error) {
 		}
 	}
 	for range portTries {
-		port := PortMin + rand.IntN(PortMax-PortMin+1)
-		if allFree(usable, port) {
+		if port := draw(); allFree(usable, port) {
 			return port, nil
 		}
 	}
