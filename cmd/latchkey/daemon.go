@@ -50,7 +50,7 @@ never released by its end: their leases run out.`,
 	}
 	listenFlag(c, &o.listen, "as the configuration says")
 	c.Flags().StringArrayVar(&o.bootstrap, "bootstrap", nil, "multiaddr with /p2p/ID of a peer to dial while nobody is known; repeatable (default: as the configuration says)")
-	c.Flags().BoolVar(&o.init, "init", false, "if there is no peer in --path yet, make one and a new overlay first")
+	c.Flags().BoolVar(&o.init, "init", false, "if there is no peer in --path yet, make one and a new overlay first, with --listen in its configuration")
 	c.Flags().StringVar((*string)(&o.profile), "init-profile", "", "profile for --init (default private)")
 	o.wireSocket = wireFlag(c)
 	return c
@@ -70,7 +70,7 @@ func (a *app) openDir(o daemonOptions) (*node.Dir, error) {
 	if !o.init || !errors.Is(err, node.ErrNotInitialised) && !errors.Is(err, node.ErrUnfinished) {
 		return dir, err
 	}
-	g, id, err := node.InitDir(a.path, node.InitOptions{Profile: o.profile})
+	g, id, err := node.InitDir(a.path, node.InitOptions{Profile: o.profile, Listen: o.listen})
 	if errors.Is(err, config.ErrInvalid) {
 		return nil, usagef("daemon: --init: %w", err)
 	} else if err != nil {

@@ -54,9 +54,9 @@ func expect(t *testing.T, p *process, code int, says ...string) {
 func TestLifeOfADirectory(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(shortDir(t), "peer")
-	expect(t, at(t, dir, "daemon"), exitFailure, "latchkey init --path "+dir)
+	expect(t, at(t, dir, "daemon"), exitFailure, "latchkey init or latchkey join", dir)
 
-	p := at(t, dir, "-o", "json", "init", "--name", "farm")
+	p := at(t, dir, "-o", "json", "init", "--profile", "test", "--name", "farm")
 	var made struct{ Path, Peer, Overlay, Overlay_name string }
 	if err := json.Unmarshal(p.out.Bytes(), &made); err != nil || p.code != 0 || made.Path != dir || len(made.Overlay) != 64 || made.Overlay_name != "farm" {
 		t.Fatalf("init: exit %d, %s, %v, %s", p.code, p.out.String(), err, p.err.String())
@@ -98,7 +98,7 @@ func TestDaemonStopsGracefullyBySignal(t *testing.T) {
 	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		dir := shortDir(t)
-		if p := at(t, dir, "init"); p.code != 0 {
+		if p := at(t, dir, "init", "--profile", "test"); p.code != 0 {
 			t.Fatal(p.err.String())
 		}
 		// A service manager's socket: it hears of the start and of the end.
@@ -144,7 +144,7 @@ func TestDaemonStopsGracefullyBySignal(t *testing.T) {
 func TestStoppingDaemonTellsItsWaiters(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
-	if p := at(t, dir, "init"); p.code != 0 {
+	if p := at(t, dir, "init", "--profile", "test"); p.code != 0 {
 		t.Fatal(p.err.String())
 	}
 	d, _ := startDaemon(t, dir, nil)

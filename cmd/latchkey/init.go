@@ -46,7 +46,7 @@ This version keeps replicas in memory: the overlay lives as long as this first p
 			return a.init(o)
 		},
 	}
-	profileFlag(c, &o.Profile)
+	profileFlag(c, &o.Profile, "private")
 	listenFlag(c, &o.Listen, "the profile's, at a port that is drawn once")
 	c.Flags().StringVar(&o.Name, "name", "", `name of the overlay, for people (default "latchkey")`)
 	c.Flags().IntVar(&f, "f", 0, "0 to 3: how many crashes a full group survives (default 2: groups of five, where there are five peers)")
@@ -107,8 +107,8 @@ This first peer runs in mode server, so others must reach it. Where strangers ar
 `
 
 // profileFlag adds --profile.
-func profileFlag(c *cobra.Command, p *config.Profile) {
-	c.Flags().StringVar((*string)(p), "profile", "", oneOfProfiles()+" (default private; public if an invitation is to a public overlay)")
+func profileFlag(c *cobra.Command, p *config.Profile, standard string) {
+	c.Flags().StringVar((*string)(p), "profile", "", oneOfProfiles()+" (default "+standard+")")
 	// Fails only for a flag that is not there.
 	_ = c.RegisterFlagCompletionFunc("profile", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return profileNames(), cobra.ShellCompDirectiveNoFileComp

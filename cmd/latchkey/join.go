@@ -46,7 +46,7 @@ Profiles are those of "latchkey init", and client and lowpower: peers that use t
 			return a.join(c.Context(), i, o)
 		},
 	}
-	profileFlag(c, &o.Profile)
+	profileFlag(c, &o.Profile, "private or public, as the overlay is")
 	listenFlag(c, &o.Listen, "the profile's, at a port that is drawn once")
 	return c
 }

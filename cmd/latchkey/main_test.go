@@ -235,6 +235,22 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"init", "--depth", "13"}, "depth 13"},
 		{[]string{"init", "--f", "4"}, "f is 4"},
 		{[]string{"init", "--name", strings.Repeat("n", 65)}, "65 bytes"},
+		{[]string{"init", "--profile", "huge"}, "want private, public"},
+		{[]string{"init", "--profile", "client"}, "hosts none"},
+		{[]string{"init", "--listen", "here"}, "multiaddr"},
+		{[]string{"init", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"}, "TCP and WebSocket only"},
+		{[]string{"daemon", "--bootstrap", "there"}, "--bootstrap there"},
+		{[]string{"daemon", "--init-profile", "test"}, "goes with --init"},
+		{[]string{"invite", "--expires", "1h"}, "--expires: it needs an allow-list"},
+		{[]string{"invite", "--single-use"}, "--single-use: it needs an allow-list"},
+		{[]string{"invite", "--peer", "x"}, "--peer: it needs an allow-list"},
+		{[]string{"join"}, "an invitation, or -"},
+		{[]string{"join", "a", "b"}, "an invitation, or -"},
+		{[]string{"join", "frobnicate"}, "latchkey invite prints it"},
+		{[]string{"config"}, "which verb?"},
+		{[]string{"config", "sho"}, "did you mean show"},
+		{[]string{"config", "get"}, "usage:"},
+		{[]string{"config", "set", "network.mode"}, "usage:"},
 	} {
 		p := d.run(c.args...)
 		if says := p.oneLine(); p.code != exitUsage || !strings.Contains(says, c.says) || p.out.Len() != 0 {

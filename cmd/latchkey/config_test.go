@@ -1,0 +1,121 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// inEnv runs latchkey beside the daemon of dir, with more in its environment.
+func inEnv(t *testing.T, dir string, env []string, args ...string) *process {
+	t.Helper()
+	p := command(t, env, append([]string{"--path", dir}, args...)...).start()
+	p.wait()
+	return p
+}
+
+func TestConfigShowsWhereValuesComeFrom(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	expect(t, at(t, dir, "config", "show"), exitFailure, "not initialised")
+	initTest(t, dir)
+	p := ok(t, inEnv(t, dir, []string{"LATCHKEY_NETWORK_CONNS_LOW=7"}, "config", "show", "-o", "json"))
+	var all struct {
+		Fields []struct {
+			Field, Source string
+			Value         any
+		}
+	}
+	if err := json.Unmarshal(p.out.Bytes(), &all); err != nil {
+		t.Fatal(err, p.out.String())
+	}
+	sources := make(map[string]string)
+	for _, f := range all.Fields {
+		sources[f.Field] = f.Source
+	}
+	if !strings.HasPrefix(sources["profile"], dir+"/config.yaml:") || sources["network.conns_low"] != "LATCHKEY_NETWORK_CONNS_LOW" || sources["network.mdns"] != "profile test" {
+		t.Errorf("%v", sources)
+	}
+	if p := ok(t, at(t, dir, "config", "get", "network.conns_high")); p.out.String() != "192\n" {
+		t.Errorf("%q", p.out.String())
+	}
+	ok(t, at(t, dir, "config", "set", "network.listen", "/ip4/127.0.0.1/tcp/20001,/ip4/127.0.0.1/tcp/20002/ws"))
+	if p := ok(t, at(t, dir, "config", "show")); !strings.Contains(p.out.String(), "/ip4/127.0.0.1/tcp/20001") || !strings.Contains(p.out.String(), "\n                    /ip4/127.0.0.1/tcp/20002/ws") {
+		t.Errorf("%s", p.out.String())
+	}
+	p = ok(t, inEnv(t, dir, []string{"LATCHKEY_NETWORK_MDNS=false"}, "config", "set", "network.mdns", "true"))
+	if !strings.Contains(p.err.String(), "LATCHKEY_NETWORK_MDNS is set in the environment") {
+		t.Errorf("%s", p.err.String())
+	}
+	file, err := os.ReadFile(filepath.Join(dir, "config.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		field, value, says string
+	}{
+		{"network.mode", "king", "want server, client or auto"},
+		{"network.conns_low", "193", "above network.conns_high"},
+		{"network.speed", "9", "no such field"},
+		{"network.listen", "/ip4/127.0.0.1/udp/1/quic-v1", "TCP and WebSocket only"},
+		{"profile", "public", "swarm.key"},
+	} {
+		expect(t, at(t, dir, "config", "set", c.field, c.value), exitUsage, c.field, c.says)
+	}
+	expect(t, at(t, dir, "config", "get", "x"), exitUsage, "no such field")
+	if now, _ := os.ReadFile(filepath.Join(dir, "config.yaml")); string(now) != string(file) {
+		t.Error("a refused value changed the file")
+	}
+	expect(t, inEnv(t, dir, []string{"LATCHKEY_NETWORK_SPEED=9"}, "daemon"), exitFailure, "LATCHKEY_NETWORK_SPEED")
+	expect(t, inEnv(t, dir, []string{"LATCHKEY_NETWORK_MODE=king"}, "daemon"), exitFailure, "LATCHKEY_NETWORK_MODE", "king")
+}
+
+func TestConfigEditTakesOnlyWhatIsInOrder(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	initTest(t, dir)
+	file := filepath.Join(dir, "config.yaml")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	editor := func(script string) []string {
+		path := filepath.Join(shortDir(t), "editor")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return []string{"VISUAL=", "EDITOR=" + path}
+	}
+	expect(t, inEnv(t, dir, editor("exit 3"), "config", "edit"), exitFailure, "exit status 3", "draft is kept")
+	p := inEnv(t, dir, editor(`printf 'profile: test\nnetwork:\n  mode: king\n' > "$1"`), "config", "edit")
+	if p.code != exitFailure || !strings.Contains(p.err.String(), "config.draft.yaml:3") || !strings.Contains(p.err.String(), "nothing was changed") {
+		t.Errorf("exit %d, %s", p.code, p.err.String())
+	}
+	if now, _ := os.ReadFile(file); string(now) != string(before) {
+		t.Fatal("a draft that is not in order replaced the file")
+	}
+	// The next edit goes on where that one ended.
+	p = ok(t, inEnv(t, dir, editor(`grep -q king "$1" && sed -i s/king/server/ "$1"`), "config", "edit"))
+	if !strings.Contains(p.err.String(), "going on with the draft") {
+		t.Errorf("%s", p.err.String())
+	}
+	if now, _ := os.ReadFile(file); string(now) != "profile: test\nnetwork:\n  mode: server\n" {
+		t.Errorf("%q", now)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "config.draft.yaml")); err == nil {
+		t.Error("the draft is left")
+	}
+	// A file that somebody broke by hand stops what needs it, and can be mended.
+	if err := os.WriteFile(file, []byte("profile: test\nnetwork:\n  mdsn: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, at(t, dir, "daemon"), exitFailure, file+":3", "mdsn")
+	expect(t, at(t, dir, "config", "set", "network.mdns", "true"), exitFailure, "latchkey config edit")
+	ok(t, inEnv(t, dir, editor(`sed -i s/mdsn/mdns/ "$1"`), "config", "edit"))
+	ok(t, at(t, dir, "config", "set", "network.mdns", "false"))
+}
