@@ -13,7 +13,7 @@ import (
 
 const childPath = "DURABLEFILE_TEST_PATH"
 
-var versions = [2][]byte{bytes.Repeat([]byte("a"), 5_000), bytes.Repeat([]byte("b"), 50_000)}
+var versions = [2][]byte{bytes.Repeat([]byte("a"), 4_000_000), bytes.Repeat([]byte("b"), 2_000_000)}
 
 // TestChildReplaces is not a test: it is what the child of the next one does.
 func TestChildReplaces(t *testing.T) {
@@ -52,7 +52,7 @@ func TestKilledReplaceLeavesAWholeFile(t *testing.T) {
 		if _, err := out.Read(make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(i) * 137 * time.Microsecond) // another moment each time
+		time.Sleep(time.Duration(i) * 413 * time.Microsecond) // another moment each time
 		if err := c.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
