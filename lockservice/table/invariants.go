@@ -55,6 +55,15 @@ func (t *Table) check() error {
 		return fmt.Errorf("%d owners, %d leases; %d waiters, counted %d; %d requests; %d of %d stale",
 			owners, len(t.leases), waiters, t.waiting, indexed, stale, len(t.stale))
 	}
+	byPeer := 0
+	for p, n := range t.perPeer {
+		if byPeer += n; n <= 0 {
+			return fmt.Errorf("peer %v is kept for %d requests", p, n)
+		}
+	}
+	if byPeer != indexed {
+		return fmt.Errorf("%d requests of all peers, %d of all clients", byPeer, indexed)
+	}
 	for i, l := range t.leases {
 		if p := (i - 1) / 2; l.at != i || i > 0 && t.leases.Less(i, p) {
 			return fmt.Errorf("lease %d of %q out of order", i, l.name)

@@ -93,13 +93,13 @@ const (
 	BadTTL          Reason = iota + 1 // outside the bounds of the configuration
 	TooManyLocks                      // [LocksMax], [NameBytesTotalMax]
 	TooManyWaiters                    // [WaitersPerLockMax]
-	TooManyRequests                   // [RequestsPerSessionMax]
+	TooManyRequests                   // [RequestsPerSessionMax], [RequestsPerPeerMax]
 	TokensExhausted                   // the generation has given out its last token
 )
 
 // String names the reason.
 func (r Reason) String() string {
-	names := [...]string{"Reason(0)", "ttl out of bounds", "too many locks", "too many waiters", "too many requests of one session", "tokens exhausted"}
+	names := [...]string{"Reason(0)", "ttl out of bounds", "too many locks", "too many waiters", "too many requests of one session or peer", "tokens exhausted"}
 	if int(r) < len(names) {
 		return names[r]
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/internal/invariant"
 )
@@ -23,6 +24,7 @@ const (
 	WaitersMax            = 1 << 17  // of all locks; TooManyWaiters
 	WaitersPerLockMax     = 1024     // TooManyWaiters
 	RequestsPerSessionMax = 1024     // held or waiting; TooManyRequests
+	RequestsPerPeerMax    = 1 << 13  // of all sessions of one peer; TooManyRequests
 )
 
 // ErrState is matched by every error about a [State] that no table can have.
@@ -51,8 +53,9 @@ type Table struct {
 	leases leases
 	// requests holds, per client, what it owns or waits for. Sum = owners + waiters.
 	requests map[Client]map[request]struct{}
-	waiting  int // waiters of all locks
-	bytes    int // length of all names in locks
+	perPeer  map[keyspace.NodeID]int // how many of them are whose
+	waiting  int                     // waiters of all locks
+	bytes    int                     // length of all names in locks
 	// stale holds the locks that wait for Config.Fresh; empty from then on.
 	stale map[string]struct{}
 
@@ -77,7 +80,8 @@ type lock struct {
 func New(cfg Config) *Table {
 	invariant.Check(cfg.TTLMin > 0 && cfg.TTLMin <= cfg.TTLMax, "TTL bounds", cfg)
 	return &Table{
-		cfg: cfg, locks: make(map[string]*lock), requests: make(map[Client]map[request]struct{}), stale: make(map[string]struct{}),
+		cfg: cfg, locks: make(map[string]*lock), requests: make(map[Client]map[request]struct{}),
+		perPeer: make(map[keyspace.NodeID]int), stale: make(map[string]struct{}),
 	}
 }
 
@@ -136,7 +140,7 @@ func (t *Table) acquire(by Caller, a Acquire) Answer {
 			ans.Holder = t.holder(l.owner)
 		}
 		return ans
-	case len(t.requests[by.Client]) >= RequestsPerSessionMax:
+	case len(t.requests[by.Client]) >= RequestsPerSessionMax, t.perPeer[by.Peer] >= RequestsPerPeerMax:
 		return Answer{Kind: Refused, Reason: TooManyRequests}
 	case l == nil && (len(t.locks) >= LocksMax || t.bytes+len(a.Name) > NameBytesTotalMax):
 		return Answer{Kind: Refused, Reason: TooManyLocks}
@@ -150,7 +154,7 @@ func (t *Table) acquire(by Caller, a Acquire) Answer {
 		t.bytes += len(a.Name)
 	}
 	w := WaiterState{Client: by.Client, Peer: by.Peer, Req: a.Req, TTL: a.TTL, Since: t.now}
-	t.remember(w.Client, request{a.Name, a.Req})
+	t.remember(by, request{a.Name, a.Req})
 	if free && t.fresh() {
 		t.grant(l, w, false)
 		return Answer{Kind: Granted, Token: t.token(l.owner.Counter)}
@@ -228,14 +232,14 @@ func (t *Table) leave(l *lock, i int) {
 	w := l.queue[i]
 	l.queue = slices.Delete(l.queue, i, i+1)
 	t.waiting--
-	t.forget(w.Client, request{l.name, w.Req})
+	t.forget(Caller{w.Client, w.Peer}, request{l.name, w.Req})
 	t.dropIdle(l)
 }
 
 // free ends the owner's hold and grants the lock to the first waiter.
 func (t *Table) free(l *lock, out []Grant) []Grant {
 	heap.Remove(&t.leases, l.at)
-	t.forget(l.owner.Client, request{l.name, l.owner.Req})
+	t.forget(Caller{l.owner.Client, l.owner.Peer}, request{l.name, l.owner.Req})
 	l.owner, l.at = nil, -1
 	return t.next(l, out)
 }
@@ -282,17 +286,21 @@ func (t *Table) dropIdle(l *lock) {
 	}
 }
 
-func (t *Table) remember(c Client, r request) {
-	if t.requests[c] == nil {
-		t.requests[c] = make(map[request]struct{})
+func (t *Table) remember(by Caller, r request) {
+	if t.requests[by.Client] == nil {
+		t.requests[by.Client] = make(map[request]struct{})
 	}
-	t.requests[c][r] = struct{}{}
+	t.requests[by.Client][r] = struct{}{}
+	t.perPeer[by.Peer]++
 }
 
-func (t *Table) forget(c Client, r request) {
-	delete(t.requests[c], r)
-	if len(t.requests[c]) == 0 {
-		delete(t.requests, c)
+func (t *Table) forget(by Caller, r request) {
+	delete(t.requests[by.Client], r)
+	if len(t.requests[by.Client]) == 0 {
+		delete(t.requests, by.Client)
+	}
+	if t.perPeer[by.Peer]--; t.perPeer[by.Peer] == 0 {
+		delete(t.perPeer, by.Peer)
 	}
 }
 
@@ -417,11 +425,12 @@ func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
 	l := &lock{name: ls.Name, at: -1, queue: slices.Clone(ls.Queue)}
 	t.locks[ls.Name] = l
 	t.bytes += len(ls.Name)
-	add := func(c Client, req uint64) error {
-		if _, twice := t.requests[c][request{ls.Name, req}]; twice || len(t.requests[c]) >= RequestsPerSessionMax {
-			return fmt.Errorf("%w: request %d of client %v twice at lock %q, or one too many", ErrState, req, c, ls.Name)
+	add := func(by Caller, req uint64) error {
+		_, twice := t.requests[by.Client][request{ls.Name, req}]
+		if twice || len(t.requests[by.Client]) >= RequestsPerSessionMax || t.perPeer[by.Peer] >= RequestsPerPeerMax {
+			return fmt.Errorf("%w: request %d of client %v twice at lock %q, or one too many", ErrState, req, by.Client, ls.Name)
 		}
-		t.remember(c, request{ls.Name, req})
+		t.remember(by, request{ls.Name, req})
 		return nil
 	}
 	if ls.Owner == nil {
@@ -433,7 +442,7 @@ func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
 				ErrState, ls.Name, o.Counter, t.counter, o.TTL, o.Ends, t.now)
 		}
 		counters[o.Counter] = struct{}{}
-		if err := add(o.Client, o.Req); err != nil {
+		if err := add(Caller{o.Client, o.Peer}, o.Req); err != nil {
 			return err
 		}
 		l.owner = &o
@@ -443,7 +452,7 @@ func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
 		if !t.ttlFits(w.TTL) || w.Since < 0 || w.Since > t.now {
 			return fmt.Errorf("%w: waiter of lock %q: TTL %v, since %v at %v", ErrState, ls.Name, w.TTL, w.Since, t.now)
 		}
-		if err := add(w.Client, w.Req); err != nil {
+		if err := add(Caller{w.Client, w.Peer}, w.Req); err != nil {
 			return err
 		}
 		t.waiting++

@@ -331,6 +331,11 @@ func TestTableAgreesWithTheNaiveOne(t *testing.T) {
 	})
 }
 
+// crowd returns who makes the i-th request when clients and peers are to stay within their own limits.
+func crowd(kind byte, i int) Caller {
+	return Caller{Client: Client{kind, byte(i >> 10)}, Peer: keyspace.NodeID{kind, byte(i >> 12)}}
+}
+
 func TestLimitsHoldAtTheirEdge(t *testing.T) {
 	t.Run("waiters of one lock", func(t *testing.T) {
 		table := New(testConfig)
@@ -368,11 +373,52 @@ func TestLimitsHoldAtTheirEdge(t *testing.T) {
 			t.Errorf("another session: %+v", ans)
 		}
 	})
+	t.Run("requests of one peer", func(t *testing.T) {
+		table := New(testConfig)
+		ask := func(i int, peer byte) Answer {
+			c := Caller{Client: Client{4, byte(i >> 9), peer}, Peer: keyspace.NodeID{peer}}
+			ans, _ := table.Step(0, c, Acquire{Name: fmt.Sprint(i / 2), Req: uint64(i), TTL: time.Second}, nil)
+			return ans
+		}
+		for i := range RequestsPerPeerMax { // half of them wait
+			if ans := ask(i, 1); ans.Kind == Refused {
+				t.Fatalf("request %d: %v", i, ans.Reason)
+			}
+		}
+		if ans := ask(RequestsPerPeerMax, 1); ans.Reason != TooManyRequests {
+			t.Errorf("one more: %+v", ans)
+		}
+		if ans := ask(0, 1); ans.Kind != Granted {
+			t.Errorf("a live one asks again: %+v", ans)
+		}
+		if ans := ask(RequestsPerPeerMax+2, 2); ans.Kind != Granted {
+			t.Errorf("another peer: %+v", ans)
+		}
+		if err := table.check(); err != nil {
+			t.Error(err)
+		}
+		state := table.State()
+		if _, err := Restore(testConfig, state); err != nil {
+			t.Errorf("full, restored: %v", err)
+		}
+		state.Locks[0].Queue = append(state.Locks[0].Queue, WaiterState{Client: Client{5}, Peer: keyspace.NodeID{1}, TTL: time.Second})
+		if _, err := Restore(testConfig, state); err == nil {
+			t.Error("one more, restored")
+		}
+		table.Step(0, Caller{Client: Client{4, 0, 1}, Peer: keyspace.NodeID{1}}, Release{Name: "0", Req: 1}, nil)
+		if ans := ask(RequestsPerPeerMax+4, 1); ans.Kind != Granted {
+			t.Errorf("after one has left: %+v", ans)
+		}
+		table.Tick(time.Hour, nil)
+		if table.Tick(2*time.Hour, nil); len(table.perPeer) != 0 {
+			t.Errorf("%d peers remembered when nobody wants any", len(table.perPeer))
+		}
+	})
 	t.Run("name bytes", func(t *testing.T) {
 		table := New(testConfig)
 		long := strings.Repeat("n", 1<<10)
 		for i := range NameBytesTotalMax >> 10 {
-			c := Caller{Client: Client{2, byte(i >> 10)}}
+			c := crowd(2, i)
 			if ans, _ := table.Step(0, c, Acquire{Name: fmt.Sprintf("%08d", i) + long[8:], Req: uint64(i), TTL: time.Second}, nil); ans.Kind != Granted {
 				t.Fatalf("lock %d: %+v", i, ans)
 			}
@@ -380,7 +426,7 @@ func TestLimitsHoldAtTheirEdge(t *testing.T) {
 		if ans, _ := table.Step(0, by('X'), Acquire{Name: "x", TTL: time.Second}, nil); ans.Reason != TooManyLocks {
 			t.Errorf("a byte more: %+v", ans)
 		}
-		first := Caller{Client: Client{2, 0}}
+		first := crowd(2, 0)
 		if ans, _ := table.Step(0, first, Release{Name: fmt.Sprintf("%08d", 7) + long[8:], Req: 7}, nil); ans.Kind != Released {
 			t.Fatalf("release: %+v", ans)
 		}
@@ -395,7 +441,7 @@ func TestLimitsHoldAtTheirEdge(t *testing.T) {
 		table := New(testConfig)
 		ask := func(i int) Answer {
 			name := fmt.Sprint(i / WaitersPerLockMax)
-			ans, _ := table.Step(0, Caller{Client: Client{3, byte(i), byte(i >> 8)}}, Acquire{Name: name, Req: uint64(i), TTL: time.Second}, nil)
+			ans, _ := table.Step(0, Caller{Client: Client{3, byte(i), byte(i >> 8)}, Peer: crowd(3, i).Peer}, Acquire{Name: name, Req: uint64(i), TTL: time.Second}, nil)
 			return ans
 		}
 		// One request of each lock is granted, all others wait.
@@ -412,7 +458,7 @@ func TestLimitsHoldAtTheirEdge(t *testing.T) {
 	t.Run("locks", func(t *testing.T) {
 		table := New(testConfig)
 		for i := range LocksMax {
-			c := Caller{Client: Client{1, byte(i >> 10)}}
+			c := crowd(1, i)
 			if ans, _ := table.Step(0, c, Acquire{Name: fmt.Sprint(i), Req: uint64(i), TTL: time.Second}, nil); ans.Kind != Granted {
 				t.Fatalf("lock %d: %+v", i, ans)
 			}
