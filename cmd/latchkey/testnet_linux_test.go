@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"latchkey/node/api"
 	"latchkey/testnet"
 )
 
@@ -77,6 +78,30 @@ func (n *liveNet) status() testnet.Status {
 	return st
 }
 
+// mesh checks that each of these peers says now that it is connected to all others of them.
+func (n *liveNet) mesh(numbers ...int) {
+	n.t.Helper()
+	peers := n.status().Peers
+	for _, i := range numbers {
+		daemon, err := api.Dial(peers[i].API)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		defer daemon.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), waitMax)
+		defer cancel()
+		known, err := daemon.Peers(ctx)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		for _, j := range numbers {
+			if j != i && !slices.ContainsFunc(known, func(p api.Peer) bool { return p.Peer == peers[j].Peer && p.Connected }) {
+				n.t.Errorf("peer %d is not connected to %d", i, j)
+			}
+		}
+	}
+}
+
 // processState is the letter that the kernel has for how a process is, and its parent; 0 when there is none.
 func processState(pid int) (state byte, parent int) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -125,7 +150,11 @@ func TestATestnetOfProcesses(t *testing.T) {
 		if _, parent := processState(p.PID); !p.Up || parent != n.Process.Pid {
 			t.Errorf("%+v: child of %d, not of %d", p, parent, n.Process.Pid)
 		}
+		if group, err := syscall.Getpgid(p.PID); err != nil || group != p.PID { // or Ctrl-C at a terminal would reach it
+			t.Errorf("peer %d is in process group %d: %v", p.N, group, err)
+		}
 	}
+	n.mesh(0, 1, 2, 3, 4)
 	n.verb(exitOK, "run", "--", binary, "id")
 
 	// The group's members, two of which are its majority.
@@ -200,6 +229,7 @@ func TestATestnetOfProcesses(t *testing.T) {
 	if was, is := first.Peers[victim], n.status().Peers[victim]; is.PID == was.PID || is.Peer != was.Peer || is.Addr != was.Addr || !is.Up {
 		t.Errorf("it was %+v and is %+v", was, is)
 	}
+	n.mesh(0, 1, 2, 3, 4)
 	n.lock(exitOK, victim, "shared")
 
 	// A newcomer, which is on no side that was named.
@@ -212,6 +242,7 @@ func TestATestnetOfProcesses(t *testing.T) {
 			t.Errorf("peer %d is on side %d", p.N, p.Side)
 		}
 	}
+	n.mesh(4, 5)
 	n.lock(exitFailure, 5, "shared", "--timeout", "300ms", "--try")
 	n.verb(exitOK, "heal")
 	n.lock(exitOK, 5, "shared")
@@ -252,7 +283,7 @@ func TestATestnetOfProcesses(t *testing.T) {
 func TestATestnetThatIsKilledTakesItsPeersAlongAndTheNextOneCleansUp(t *testing.T) {
 	t.Parallel()
 	dir := socketDir(t)
-	for _, args := range [][]string{{"--mode", "process", "-n", "4"}, {"-n", "4"}} {
+	for end, args := range map[syscall.Signal][]string{syscall.SIGTERM: {"--mode", "process", "-n", "4"}, syscall.SIGHUP: {"-n", "4"}} {
 		n := upLive(t, dir, args...)
 		pids := []int{n.Process.Pid}
 		for _, p := range n.status().Peers {
@@ -266,13 +297,13 @@ func TestATestnetThatIsKilledTakesItsPeersAlongAndTheNextOneCleansUp(t *testing.
 		if left := remains(t, dir); len(left) == 0 {
 			t.Error("a killed testnet left nothing: this test proves nothing")
 		}
-		next := upLive(t, dir, "-n", "3")
+		next := upLive(t, dir, "-n", "3", "--mode", "process")
 		if _, err := os.Stat(filepath.Join(dir, "3")); err == nil {
 			t.Error("the next testnet did not clean up")
 		}
-		next.Process.Signal(syscall.SIGTERM)
+		next.Process.Signal(end)
 		if code := next.wait(); code != exitOK {
-			t.Errorf("TERM: exit %d", code)
+			t.Errorf("%v: exit %d", end, code)
 		}
 		if left := remains(t, dir); len(left) > 0 {
 			t.Errorf("left behind: %q", left)
