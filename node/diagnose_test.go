@@ -212,7 +212,7 @@ func TestDiagnoseOnTheNodesOwnHostDisturbsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lock.Release(context.Background())
-	before := nodes[1].Overlay().Stats()
+	before, asked := nodes[1].Overlay().Stats(), nodes[0].Overlay().Stats()
 	for range 5 {
 		if err := Diagnose(within(t, 3*time.Second), nodes[1].host, nodes[1].Genesis(), nil, peer.AddrInfo{ID: nodes[0].ID(), Addrs: nodes[0].host.Addrs()}); err != nil {
 			t.Error(err)
@@ -220,6 +220,9 @@ func TestDiagnoseOnTheNodesOwnHostDisturbsNothing(t *testing.T) {
 	}
 	if after := nodes[1].Overlay().Stats(); after.StreamsOpened != before.StreamsOpened || after.StreamsAccepted != before.StreamsAccepted || len(after.StreamsReset) > 0 {
 		t.Errorf("streams opened %d, accepted %d, were %d and %d", after.StreamsOpened, after.StreamsAccepted, before.StreamsOpened, before.StreamsAccepted)
+	}
+	if after := nodes[0].Overlay().Stats(); after.StreamsAccepted != asked.StreamsAccepted || len(after.StreamsReset) > 0 {
+		t.Errorf("the one asked accepted %d streams, %d before", after.StreamsAccepted, asked.StreamsAccepted)
 	}
 	if lock.Context().Err() != nil {
 		t.Error("the lock is lost")
@@ -262,6 +265,23 @@ func TestDiagnoseEndsWithItsContext(t *testing.T) {
 	}
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("it took %v", took)
+	}
+}
+
+func TestFirstBytesTellRealPeersApart(t *testing.T) {
+	for _, c := range []struct {
+		theirs, ours pnet.PSK
+		want         answer
+	}{{keyA, keyA, ours}, {keyA, keyB, keyed}, {keyA, nil, keyed}, {nil, keyA, open}, {nil, nil, open}} {
+		got, err := lookAt(within(t, 20*time.Second), keyedHost(t, c.theirs).Addrs()[0], c.ours)
+		if got != c.want || err != nil {
+			t.Errorf("their key %.1s, ours %.1s: %d, %v; want %d", []byte(c.theirs), []byte(c.ours), got, err, c.want)
+		}
+	}
+	for _, a := range []string{"/ip4/127.0.0.1/udp/1/quic-v1", "/ip4/127.0.0.1/tcp/1/ws", "/ip4/127.0.0.1/tcp/1/p2p/" + keyedHost(t, nil).ID().String() + "/p2p-circuit"} {
+		if _, err := lookAt(t.Context(), ma.StringCast(a), nil); !errors.Is(err, errNoLook) {
+			t.Errorf("%s: %v", a, err)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -390,6 +391,26 @@ func TestInvitationTellsWhatIsWorthTelling(t *testing.T) {
 	}
 	if of := invitation(t, client, nil).Bootstrap; of[0].ID != info.ID || of[0].Addrs[0].String() != "/ip4/192.0.2.1/tcp/20000" {
 		t.Errorf("a client tells of %v first", of[0])
+	}
+}
+
+func TestInvitationWithoutADaemonTellsOfPeersMet(t *testing.T) {
+	founder, other := initDir(t), invitation(t, initDir(t), nil).Bootstrap[0]
+	b, err := json.Marshal(knownFile{Peers: []knownPeer{{ID: other.ID, Addrs: addrTexts(other.Addrs)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for content, want := range map[string]int{string(b): 2, "garbage": 1} {
+		if err := os.WriteFile(filepath.Join(founder, peersFile), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		i := invitation(t, founder, nil)
+		if len(i.Bootstrap) != want || want == 2 && i.Bootstrap[1].String() != other.String() {
+			t.Errorf("%s: %v", content, i.Bootstrap)
+		}
+		if i := invitation(t, founder, []peer.AddrInfo{other}); len(i.Bootstrap) != 1 {
+			t.Errorf("a daemon that runs knows better: %v", i.Bootstrap)
+		}
 	}
 }
 
