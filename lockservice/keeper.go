@@ -84,10 +84,14 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits, over func())
 	}
 	k.calls, k.cancel = context.WithCancel(context.Background())
 	var looping atomic.Bool
+	var first *time.Timer       // begins the loop of a hold that lasts
 	mine := make(chan struct{}) // closed when the caller is through: whoever closes the service may release before that
 	defer close(mine)
 	h.loop = func() {
 		if <-mine; looping.CompareAndSwap(false, true) {
+			if first != nil {
+				first.Stop()
+			}
 			k.run()
 			k.end()
 			over()
@@ -106,7 +110,7 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits, over func())
 		over()
 	case k.told:
 		// Nothing has to be done for a while, and a short hold is over by then: the loop need not run before.
-		time.AfterFunc(k.wait(k.now), h.loop)
+		first = time.AfterFunc(k.wait(k.now), h.loop)
 	default:
 		go h.loop()
 	}
