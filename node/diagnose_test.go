@@ -268,6 +268,18 @@ func TestDiagnoseEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// A web server waits for the rest of a request, and a dial with a swarm key for the rest of a nonce.
+func TestDiagnoseDoesNotWaitForWhatCannotCome(t *testing.T) {
+	h, n := keyedHost(t, keyA), founded(t, keyedHost(t, keyA))
+	start := time.Now()
+	if err := Diagnose(within(t, 30*time.Second), h, n.Genesis(), keyA, peer.AddrInfo{ID: n.ID(), Addrs: []ma.Multiaddr{webserver(t)}}); !errors.Is(err, ErrNotLatchkey) {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > diagnoseMax/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
 func TestFirstBytesTellRealPeersApart(t *testing.T) {
 	for _, c := range []struct {
 		theirs, ours pnet.PSK

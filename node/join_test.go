@@ -261,8 +261,12 @@ func TestJoinChecksWhatItIsGiven(t *testing.T) {
 	public := private
 	public.SwarmKey = nil
 	before := contents(t, founder)
-	if _, err := JoinDir(t.Context(), founder, private, JoinOptions{}); !errors.Is(err, ErrExists) {
-		t.Errorf("joining in a directory that has a peer: %v", err)
+	refused := private
+	refused.Bootstrap = []peer.AddrInfo{{ID: private.Bootstrap[0].ID, Addrs: []ma.Multiaddr{webserver(t)}}}
+	for _, i := range []invite.Invite{private, refused} { // before anybody is asked
+		if _, err := JoinDir(t.Context(), founder, i, JoinOptions{Profile: config.Test}); !errors.Is(err, ErrExists) {
+			t.Errorf("joining in a directory that has a peer: %v", err)
+		}
 	}
 	if after := contents(t, founder); len(after) != len(before) {
 		t.Error("it left files there")
