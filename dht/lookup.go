@@ -96,7 +96,7 @@ func (s *sets) left(p peer.ID) {
 // host the key's replicas (RR-5059 section 4.2). Fewer than r means that no more are known in the overlay; a node that knows
 // no other is alone in the set.
 //
-// The first call for a preimage blocks on a Kademlia look-up (of at most 5 s, shared with others who want the same). Its result is used
+// The first call for a preimage blocks on a Kademlia look-up (of at most 3 s, shared with others who want the same). Its result is used
 // for [ReplicaSetLifetime]; a node that joins is put in its place, and a set that holds a node which became unreachable is looked
 // up again when it is next asked for. In an overlay larger than a Kademlia bucket (20), changes among nodes this one is not
 // connected to are seen when the lifetime ends. r above 21 is answered with 21. Errors match [ErrLookup] or [ErrClosed], or are

@@ -101,8 +101,9 @@ const (
 	// sooner; the lifetime bounds how long changes in a part of a large overlay we are not connected to go unseen.
 	ReplicaSetLifetime = 2 * time.Minute
 
-	// lookupTimeout bounds one look-up: a frozen peer alone could hold one for 10 s.
-	lookupTimeout = 5 * time.Second
+	// lookupTimeout bounds one look-up: a frozen peer alone could hold one for 10 s. Until it is known to be gone, every look-up
+	// that comes across it takes this long, so those who wait for one wait longer (5 s in replicagroup).
+	lookupTimeout = 3 * time.Second
 
 	// lookupsMax bounds the look-ups that run at once; more wait.
 	lookupsMax = 32

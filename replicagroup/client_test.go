@@ -49,3 +49,26 @@ func TestAClientGoesOnWhenTheGroupHasForgottenItsSession(t *testing.T) {
 		}
 	}
 }
+
+// A voter that is cut off answers nothing until the asker's patience is at its end. The next search must begin with another.
+func TestTheNextSearchBeginsAfterTheVoterThatWasSilent(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	h := w.peers[0].groups
+	root := h.genesis.RootDescriptor()
+	first := root.View.Members[0].Peer
+	h.locator.led(root.Group, first)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // the asker's patience
+	for i := range 4 {
+		if want := root.View.Members[i%3].Peer; h.locator.leader(root.Group) != want {
+			t.Fatalf("search %d begins with %v, want %v", i, h.locator.leader(root.Group), want)
+		}
+		if err := h.askLeader(ctx, root, keyspace.Key{}, serviceLocate, nil, nil); err == nil {
+			t.Fatal("somebody answered")
+		}
+	}
+	h.locator.silent(root.Group, root.View.Members[2].Peer, first)
+	if h.locator.leader(root.Group) != root.View.Members[1].Peer {
+		t.Error("the silence of another changed who is believed to lead")
+	}
+}

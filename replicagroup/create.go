@@ -179,7 +179,7 @@ func (c *creator) ensured(a placement.AnswerEnsure) *pb.Reply {
 }
 
 func (c *creator) lookUp(a placement.LookUp) {
-	ctx, cancel := context.WithTimeout(c.host.ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(c.host.ctx, locateTimeout) // above what one frozen peer can make a look-up last
 	defer cancel()
 	found := placement.Closest{Prefix: a.Prefix}
 	infos, err := c.host.overlay.ReplicaSet(ctx, a.Anchor, a.N)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +34,7 @@ type locator struct {
 
 type knownGroup struct {
 	descriptor placement.Descriptor
-	leader     keyspace.NodeID // who answered last, or was named; zero when nobody was
+	leader     keyspace.NodeID // who answered last, or was named, or is next after one that was silent; zero when nobody was
 }
 
 // flight is one search, shared by all who want its prefix.
@@ -117,6 +118,14 @@ func (l *locator) led(g order.GroupID, leader keyspace.NodeID) {
 	defer l.mu.Unlock()
 	if e, ok := l.known[g.Prefix]; ok && e.Value.(*knownGroup).descriptor.Group == g {
 		e.Value.(*knownGroup).leader = leader
+	}
+}
+
+// silent remembers that a voter who may lead a group did not answer: next is asked first from now on. Otherwise every search
+// that ends early would begin, and end, with the same voter that is cut off.
+func (l *locator) silent(g order.GroupID, who, next keyspace.NodeID) {
+	if leader := l.leader(g); leader == who || leader.IsZero() {
+		l.led(g, next)
 	}
 }
 
@@ -302,6 +311,7 @@ func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspa
 		b, err := h.overlay.Call(ask, peer.ID(member.peer.ID), key, service, req)
 		cancel()
 		if err != nil {
+			h.locator.silent(d.Group, member.node, round.after(member.node))
 			if last = err; ctx.Err() != nil {
 				return noQuorum(context.Cause(ctx), d.Group, last)
 			}
@@ -400,6 +410,12 @@ func (r *round) hint(n keyspace.NodeID) {
 	if !r.hinted && r.first(n) {
 		r.hinted = true
 	}
+}
+
+// after returns the voter that follows n.
+func (r *round) after(n keyspace.NodeID) keyspace.NodeID {
+	i := slices.IndexFunc(r.voters, func(v voter) bool { return v.node == n })
+	return r.voters[(i+1)%len(r.voters)].node
 }
 
 // next returns whom to ask now. It answers false once at the end of each turn, where the caller pauses.
