@@ -23,5 +23,9 @@ func lockPath(path string) (unlock func() error, err error) {
 		}
 		return nil, fmt.Errorf("node: lock %s: %w", path, err)
 	}
-	return f.Close, nil
+	return func() error {
+		// Closing alone leaves the lock to a process that is being started at this moment: until it runs its program, it has our
+		// files open.
+		return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
+	}, nil
 }
