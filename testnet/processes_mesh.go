@@ -9,9 +9,10 @@ import (
 	"latchkey/node/api"
 )
 
-// Times of asking peers who they are connected to: between two questions, and until an answer.
+// Times of asking peers who they are connected to: between two rounds of questions, for each peer that is asked, so that the
+// questions cost many peers no more than few; and until an answer.
 const (
-	meshPoll = 25 * time.Millisecond
+	meshPoll = 5 * time.Millisecond
 	meshAsk  = 2 * time.Second
 )
 
@@ -29,8 +30,6 @@ func (p *Processes) awaitMesh(ctx context.Context, progress func(done int)) erro
 		late = append(late, &meshPeer{place: s, client: c})
 	}
 	all := late
-	tick := time.NewTicker(meshPoll)
-	defer tick.Stop()
 	for {
 		if err := p.fallen(all); err != nil {
 			return err
@@ -41,7 +40,7 @@ func (p *Processes) awaitMesh(ctx context.Context, progress func(done int)) erro
 			return nil
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(time.Duration(len(late)) * meshPoll):
 		case <-ctx.Done():
 			var numbers []int
 			for _, m := range late {
