@@ -180,10 +180,7 @@ func TestStrangersHaveNothingToSayToEngines(t *testing.T) {
 	w := newWorld(t, 3, 0) // the first peer alone is the root group
 	ctx := deadline(t, 20*time.Second)
 	p, stranger := w.peers[0], w.peers[1]
-	batch := marshal(&pb.EngineBatch{Messages: []*pb.EngineMessage{{
-		Group: groupToPB(p.groups.root), To: 1, From: 1, FromStore: make([]byte, 16), ToStore: make([]byte, 16),
-	}}})
-	if err := stranger.overlay.Send(p.overlay.Self(), keyspace.Key{}, serviceEngine, batch); err != nil {
+	if err := stranger.overlay.Send(p.overlay.Self(), keyspace.Key{}, serviceEngine, []byte("not even decoded")); err != nil {
 		t.Fatal(err)
 	}
 	for p.groups.Counters().StrayMessages == 0 {
@@ -191,8 +188,34 @@ func TestStrangersHaveNothingToSayToEngines(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := p.groups.shardOf(p.groups.root).engineBytes.Load(); n != 0 {
-		t.Errorf("%d bytes counted", n)
+	if c := p.groups.Counters(); c.StrayMessages != 1 || c.Malformed != 0 {
+		t.Errorf("counted: %+v", c)
+	}
+}
+
+func TestEngineMessagesThatWaitAreBoundedByBytes(t *testing.T) {
+	s, r, _, _ := newAsked(t)
+	large := make([]byte, engineBytesMax/4)
+	put := func() bool {
+		before := s.engineBytes.Load()
+		s.tryPutEngine(&engineEvent{group: r.group, recv: order.Recv{Msg: large}})
+		return s.engineBytes.Load() != before
+	}
+	for i := range 4 {
+		if !put() {
+			t.Fatalf("message %d: no room", i)
+		}
+	}
+	if put() {
+		t.Error("one more was taken")
+	}
+	events, _ := s.box.Take(nil)
+	if s.host.store = NewMemoryStore(); len(events) != 4 {
+		t.Fatalf("%d messages wait", len(events))
+	}
+	events[0].handle(s)
+	if !put() {
+		t.Error("after one was handled there is no room")
 	}
 }
 
