@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -423,19 +424,31 @@ func TestSolitudeIsExplainedOncePerVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
+		var mu sync.Mutex
 		alone, verdict := true, map[peer.ID]error{"a": fmt.Errorf("%w: a", ErrUnreachable), "b": fmt.Errorf("%w: b", ErrUnreachable)}
 		var told []string
 		s := solitude{
-			alone: func() bool { return alone },
+			alone: func() bool { mu.Lock(); defer mu.Unlock(); return alone },
 			peers: func() []peer.AddrInfo { return []peer.AddrInfo{{ID: "a"}, {ID: "b"}} },
-			ask:   func(_ context.Context, p peer.AddrInfo) error { return verdict[p.ID] },
-			tell:  func(what string, err error) { told = append(told, what+": "+err.Error()) },
+			ask: func(_ context.Context, p peer.AddrInfo) error {
+				mu.Lock()
+				defer mu.Unlock()
+				return verdict[p.ID]
+			},
+			tell: func(what string, err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, what+": "+err.Error())
+			},
 		}
 		go s.run(ctx)
+		now := func(f func()) { mu.Lock(); defer mu.Unlock(); f() }
 		expect := func(after time.Duration, says ...string) {
 			t.Helper()
 			time.Sleep(after) // virtual
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if len(told) != len(says) {
 				t.Fatalf("told %q; want %q", told, says)
 			}
@@ -449,16 +462,16 @@ func TestSolitudeIsExplainedOncePerVerdict(t *testing.T) {
 		expect(aloneGrace - time.Second)
 		expect(2*time.Second, "nor 1 other bootstrap peers")
 		expect(10 * time.Minute) // the same again is no news
-		verdict["a"] = fmt.Errorf("%w: a", ErrSwarmKey)
+		now(func() { verdict["a"] = fmt.Errorf("%w: a", ErrSwarmKey) })
 		expect(2*time.Minute, ErrSwarmKey.Error())
 		expect(10 * time.Minute)
-		verdict["a"] = fmt.Errorf("%w: a", ErrOtherOverlay)
+		now(func() { verdict["a"] = fmt.Errorf("%w: a", ErrOtherOverlay) })
 		expect(2*time.Minute, ErrOtherOverlay.Error())
-		alone = false
+		now(func() { alone = false })
 		expect(time.Minute)
-		alone = true
+		now(func() { alone = true })
 		expect(aloneGrace+time.Second, ErrOtherOverlay.Error()) // after company it is news again
-		verdict["a"] = nil
+		now(func() { verdict["a"] = nil })
 		expect(10 * time.Minute) // somebody answers: no reason to complain
 	})
 }
