@@ -18,7 +18,7 @@ import (
 	"latchkey/replicagroup/order"
 )
 
-var seeds = flag.Int("seeds", 2, "how many scripts to crash, and to run into errors, at every step")
+var scripts = flag.Int("disk.scripts", 1, "how many scripts to crash, and to run into errors, at every step")
 
 // begin makes a store and opens it; a step of both may fail.
 func begin(o Options) (*Store, error) {
@@ -52,7 +52,7 @@ func TestPowerFailsAtEveryStep(t *testing.T) {
 	if testing.Short() {
 		n = 15
 	}
-	for seed := range uint64(*seeds) {
+	for seed := range uint64(*scripts) {
 		steps, states := script(seed, n)
 		disk := vfs.NewCrashableMem()
 		rng := rand.New(rand.NewPCG(seed, 3))
@@ -70,7 +70,7 @@ func TestPowerFailsAtEveryStep(t *testing.T) {
 				synced := p.synced.Load()
 				left := disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
 				begun := p.begun.Load()
-				o := Options{Overlay: overlay, fs: left, memtableBytes: 64 << 10}
+				o := small.on(left)
 				if err := survivor(o, states, synced, begun); err != nil {
 					t.Errorf("seed %d, crash %d at %v of %s, %d%% of the unsynced kept: %v", seed, crashes, op.Kind, op.Path, percent, err)
 				}
@@ -84,7 +84,7 @@ func TestPowerFailsAtEveryStep(t *testing.T) {
 			}
 			return nil
 		}
-		o := Options{Overlay: overlay, fs: errorfs.Wrap(disk, errorfs.InjectorFunc(crash)), memtableBytes: 64 << 10}
+		o := small.on(errorfs.Wrap(disk, errorfs.InjectorFunc(crash)))
 		s, err := begin(o)
 		if err != nil {
 			t.Fatal(err)
@@ -119,7 +119,7 @@ func TestDiskFailsAtEveryStep(t *testing.T) {
 		{"full", syscall.ENOSPC, func(k errorfs.OpKind) bool { return k.ReadOrWrite() == errorfs.OpIsWrite }, true},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
-			for seed := range uint64(*seeds) {
+			for seed := range uint64(*scripts) {
 				steps, states := script(100+seed, n)
 				for at := 0; ; at++ {
 					disk := vfs.NewCrashableMem()
@@ -141,7 +141,7 @@ func TestDiskFailsAtEveryStep(t *testing.T) {
 						}
 						return nil
 					}))
-					o := Options{Overlay: overlay, fs: failing, memtableBytes: 64 << 10}
+					o := small.on(failing)
 					var p play
 					s, err := begin(o)
 					if err == nil {
@@ -172,7 +172,7 @@ func TestDiskFailsAtEveryStep(t *testing.T) {
 					}
 					synced, begun := p.synced.Load(), p.begun.Load()
 					for _, left := range []*vfs.MemFS{disk.CrashClone(vfs.CrashCloneCfg{}), disk} {
-						if err := survivor(Options{Overlay: overlay, fs: left, memtableBytes: 64 << 10}, states, synced, begun); err != nil {
+						if err := survivor(small.on(left), states, synced, begun); err != nil {
 							t.Errorf("%s: %v", where, err)
 						}
 					}

@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"latchkey/replicagroup"
@@ -25,6 +26,10 @@ var (
 
 // errClosed says that a store was used after Close.
 var errClosed = errors.New("store closed")
+
+// rotten says that Pebble cannot read what it wrote, in one line. The causes it names are not passed on: a file that is missing
+// from a store is no missing store.
+func rotten(err error) error { return damaged("%s", strings.ReplaceAll(err.Error(), "\n", "; ")) }
 
 // failed wraps what ended a store's life.
 func failed(err error) error {

@@ -7,7 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
-	"strconv"
+	"slices"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -104,17 +104,17 @@ func decodeMarker(b []byte) (m marker, err error) {
 	return m, nil
 }
 
-// clean is the content of CLEAN: which was Pebble's last log when the store was closed, and what was in it. Pebble takes a log
-// that ends early for one that a crash cut off, since it cannot know better; with this file we do, so that a log which rots
-// or shrinks while nobody uses the store is noticed. Zero log: there was none.
+// clean is the content of CLEAN: what Pebble's logs and manifests were when the store was closed. Pebble takes one that ends
+// early for one that a crash cut off, since it cannot know better; with this file we do, so that a store which rots or loses
+// files while nobody uses it is noticed.
 type clean struct {
-	log    uint64
-	length uint64
-	crc    uint32
+	files  uint64 // how many
+	length uint64 // of all
+	crc    uint32 // over names and contents
 }
 
 func (c clean) encode() []byte {
-	b := binary.BigEndian.AppendUint64(head(), c.log)
+	b := binary.BigEndian.AppendUint64(head(), c.files)
 	b = binary.BigEndian.AppendUint64(b, c.length)
 	return sum(binary.BigEndian.AppendUint32(b, c.crc))
 }
@@ -127,31 +127,37 @@ func decodeClean(b []byte) (c clean, err error) {
 	return clean{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint32(b[16:])}, nil
 }
 
-// lastLog returns what CLEAN should say of a directory that nobody writes to.
-func lastLog(f vfs.FS, dir string) (c clean, err error) {
+// survey returns what CLEAN should say of a directory that nobody writes to. It reads some megabytes at most.
+func survey(f vfs.FS, dir string) (c clean, err error) {
 	names, err := f.List(dir)
 	if err != nil {
 		return c, err
 	}
-	var last string
+	slices.Sort(names)
+	h := crc32.New(castagnoli)
 	for _, name := range names {
-		digits, ok := strings.CutSuffix(name, ".log")
-		if n, err := strconv.ParseUint(digits, 10, 64); ok && err == nil && n >= c.log {
-			c.log, last = n, name
+		if !strings.HasSuffix(name, ".log") && !strings.HasPrefix(name, "MANIFEST-") {
+			continue
 		}
+		n, err := readInto(h, f, f.PathJoin(dir, name))
+		if err != nil {
+			return c, err
+		}
+		fmt.Fprintf(h, "\n%s %d\n", name, n)
+		c.files++
+		c.length += uint64(n)
 	}
-	if last == "" {
-		return c, nil
-	}
-	file, err := f.Open(f.PathJoin(dir, last))
+	c.crc = h.Sum32()
+	return c, nil
+}
+
+func readInto(w io.Writer, f vfs.FS, path string) (int64, error) {
+	file, err := f.Open(path)
 	if err != nil {
-		return c, err
+		return 0, err
 	}
 	defer file.Close()
-	h := crc32.New(castagnoli)
-	n, err := io.Copy(h, struct{ io.Reader }{file})
-	c.length, c.crc = uint64(n), h.Sum32()
-	return c, err
+	return io.Copy(w, struct{ io.Reader }{file})
 }
 
 // readSmall reads a file of ours.

@@ -10,9 +10,17 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
 )
+
+// small is a store that flushes and compacts during a short script, with snapshots of several chunks.
+var small = Options{Overlay: overlay, memtableBytes: 24 << 10, chunkBytes: 4 << 10}
+
+// on returns o on another file system.
+func (o Options) on(f vfs.FS) Options { o.fs = f; return o }
 
 // model is what a store should hold, done the simple way.
 type model struct {
@@ -117,10 +125,10 @@ func draw(rng *rand.Rand, m *model) step {
 func drawRecords(rng *rand.Rand, r replicagroup.StoredReplica) (recs []order.Record) {
 	for range 1 + rng.IntN(4) {
 		rec := order.Record{Data: make([]byte, rng.IntN(1500))}
-		if rng.IntN(40) == 0 {
-			rec.Data = make([]byte, ChunkBytesMax+rng.IntN(2*ChunkBytesMax))
+		if rng.IntN(20) == 0 {
+			rec.Data = make([]byte, 4<<10+rng.IntN(20<<10))
 		}
-		for i := range min(len(rec.Data), 2000) {
+		for i := range rec.Data {
 			rec.Data[i] = byte(rng.Int())
 		}
 		first, next := uint64(1), uint64(1)
@@ -195,10 +203,13 @@ func between(s *Store, states []string, synced, begun int64) error {
 func TestScriptsEndAsTheModelSays(t *testing.T) {
 	for seed := range uint64(10) {
 		steps, states := script(seed, 100)
-		s, o := fresh(t, Options{memtableBytes: 64 << 10})
+		s, o := fresh(t, small)
 		p := new(play)
 		if err := p.run(s, steps); err != nil {
 			t.Fatal(err)
+		}
+		if m := s.db.Metrics(); m.Flush.Count == 0 || m.Compact.Count == 0 {
+			t.Errorf("seed %d: %d flushes and %d compactions: the script is too short", seed, m.Flush.Count, m.Compact.Count)
 		}
 		for range 2 {
 			if err := between(s, states, int64(len(steps)), int64(len(steps))); err != nil {

@@ -16,6 +16,7 @@ var log = logging.Logger("latchkey/store")
 const (
 	cacheBytes    = 4 << 20 // blocks of tables; they are read at start and by compactions
 	memtableBytes = 4 << 20 // grows to this from 256 KiB as data comes
+	manifestBytes = 1 << 20 // begins a new one then
 	openFilesMax  = 256
 	// reclaimAfter is how long deleted ranges may wait in memory before they are written out, so that their space is given back.
 	reclaimAfter = 30 * time.Second
@@ -29,13 +30,14 @@ func (o Options) pebble(f *fence, lock *pebble.Lock) *pebble.Options {
 		Lock:                  lock,
 		CacheSize:             cacheBytes,
 		MemTableSize:          memtableBytes,
+		MaxManifestFileSize:   manifestBytes,
 		MaxOpenFiles:          openFilesMax,
 		FormatMajorVersion:    format,
 		FlushDelayDeleteRange: reclaimAfter,
 		Logger:                pebbleLog{f},
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) { background(f, err) },
-			DataCorruption:  func(i pebble.DataCorruptionInfo) { f.fail(fmt.Errorf("%w: %s: %w", ErrDamaged, i.Path, i.Details)) },
+			DataCorruption:  func(i pebble.DataCorruptionInfo) { f.fail(rotten(fmt.Errorf("%s: %w", i.Path, i.Details))) },
 			WriteStallBegin: func(i pebble.WriteStallBeginInfo) { log.Debugw("writes wait for compactions", "reason", i.Reason) },
 		},
 	}
@@ -54,7 +56,7 @@ func (o Options) pebble(f *fence, lock *pebble.Lock) *pebble.Options {
 // background ends the store when a flush or compaction fails: it would fail again.
 func background(f *fence, err error) {
 	if pebble.IsCorruptionError(err) || errors.Is(err, fs.ErrNotExist) {
-		err = damaged("%v", err)
+		err = rotten(err)
 	}
 	f.fail(err)
 }

@@ -218,8 +218,8 @@ type snapshotHead struct {
 	crc    uint32
 }
 
-func headOf(r order.Record) snapshotHead {
-	n := (len(r.Data) + ChunkBytesMax - 1) / ChunkBytesMax
+func headOf(r order.Record, chunkBytes int) snapshotHead {
+	n := (len(r.Data) + chunkBytes - 1) / chunkBytes
 	return snapshotHead{r.Index, uint64(len(r.Data)), uint32(n), crc32.Checksum(r.Data, castagnoli)}
 }
 
@@ -236,7 +236,7 @@ func decodeHead(b []byte) (h snapshotHead, err error) {
 		return h, damaged("snapshot head of %d bytes", len(b))
 	}
 	h = snapshotHead{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint32(b[16:]), binary.BigEndian.Uint32(b[20:])}
-	if h.length > SnapshotBytesMax || uint64(h.chunks) != (h.length+ChunkBytesMax-1)/ChunkBytesMax {
+	if h.length > SnapshotBytesMax || uint64(h.chunks) > h.length {
 		return h, damaged("snapshot of %d bytes in %d chunks", h.length, h.chunks)
 	}
 	return h, nil

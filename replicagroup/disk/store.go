@@ -28,6 +28,7 @@ type Options struct {
 	fileID        func(string) uint64 // nil: fileID, on the file system
 	reclaimAfter  time.Duration       // zero: reclaimAfter
 	memtableBytes uint64              // zero: memtableBytes
+	chunkBytes    int                 // zero: ChunkBytesMax
 }
 
 func (o Options) fill() Options {
@@ -39,6 +40,9 @@ func (o Options) fill() Options {
 	}
 	if o.fileID == nil {
 		o.fileID = func(string) uint64 { return 0 }
+	}
+	if o.chunkBytes == 0 {
+		o.chunkBytes = ChunkBytesMax
 	}
 	return o
 }
@@ -225,7 +229,7 @@ func (s *Store) open(anew bool) error {
 	po.ErrorIfNotExists = true
 	if s.db, err = pebble.Open(s.dir, po); err != nil {
 		if f.failure() == nil {
-			err = damaged("%v", err) // a missing file is no missing store
+			err = rotten(err)
 		}
 		return err
 	}
@@ -290,7 +294,7 @@ func (s *Store) readMarker() (marker, error) {
 	return m, nil
 }
 
-// checkClean compares the last log with what the last Close left, and forgets that: from here on the log may change.
+// checkClean compares logs and manifests with what the last Close left, and forgets that: from here on they may change.
 func (s *Store) checkClean() error {
 	b, err := readSmall(s.fence, s.fence.PathJoin(s.dir, cleanFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -303,12 +307,12 @@ func (s *Store) checkClean() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", cleanFile, err)
 	}
-	got, err := lastLog(s.fence, s.dir)
+	got, err := survey(s.fence, s.dir)
 	if err != nil {
 		return err
 	}
 	if got != want {
-		return damaged("the last log is not as it was when the store was closed: %06d.log with %d bytes, had %06d.log with %d", got.log, got.length, want.log, want.length)
+		return damaged("logs and manifests are not as they were when the store was closed: %d files with %d bytes, had %d with %d", got.files, got.length, want.files, want.length)
 	}
 	return removeIfThere(s.fence, s.dir, cleanFile)
 }
@@ -519,7 +523,7 @@ func (s *Store) Close() error {
 
 // leaveClean writes CLEAN.
 func (s *Store) leaveClean() error {
-	c, err := lastLog(s.fence, s.dir)
+	c, err := survey(s.fence, s.dir)
 	if err != nil {
 		return err
 	}

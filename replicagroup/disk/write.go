@@ -97,7 +97,7 @@ func (s *Store) stage(b *pebble.Batch, batch []replicagroup.Write) error {
 			s.touched = append(s.touched, r)
 		}
 		for _, rec := range w.Records {
-			if err := r.put(b, rec); err != nil {
+			if err := r.put(b, rec, s.o.chunkBytes); err != nil {
 				return fmt.Errorf("group %v, record at %d: %w", w.Group, rec.Index, err)
 			}
 		}
@@ -115,14 +115,14 @@ func (s *Store) forget() {
 }
 
 // put adds one record by the meaning of its kind (see [order.RecordKind]).
-func (r *replica) put(b *pebble.Batch, rec order.Record) error {
+func (r *replica) put(b *pebble.Batch, rec order.Record, chunkBytes int) error {
 	switch rec.Kind {
 	case order.RecordState:
 		return put(b, slotKey(r.slot, dataState), rec.Data)
 	case order.RecordEntry:
 		return r.putEntry(b, rec)
 	case order.RecordSnapshot:
-		return r.putSnapshot(b, rec)
+		return r.putSnapshot(b, rec, chunkBytes)
 	}
 	return fmt.Errorf("unknown kind %d", rec.Kind)
 }
@@ -156,11 +156,12 @@ func (r *replica) dropEntries(b *pebble.Batch, from, to uint64) error {
 	return drop(b, entryKey(r.slot, from), entryKey(r.slot, to))
 }
 
-func (r *replica) putSnapshot(b *pebble.Batch, rec order.Record) error {
-	h, e := headOf(rec), &r.staged
+func (r *replica) putSnapshot(b *pebble.Batch, rec order.Record, chunkBytes int) error {
+	h, e, rest := headOf(rec, chunkBytes), &r.staged, rec.Data
 	for n := range h.chunks {
-		chunk := rec.Data[int(n)*ChunkBytesMax:]
-		if err := put(b, chunkKey(r.slot, n), chunk[:min(ChunkBytesMax, len(chunk))]); err != nil {
+		chunk := rest[:min(chunkBytes, len(rest))]
+		rest = rest[len(chunk):]
+		if err := put(b, chunkKey(r.slot, n), chunk); err != nil {
 			return err
 		}
 	}
@@ -238,7 +239,7 @@ func readHead(key, value []byte) (snapshotHead, error) {
 // readError says what an error of reading the database means.
 func readError(err error) error {
 	if pebble.IsCorruptionError(err) {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+		return rotten(err)
 	}
 	return err
 }

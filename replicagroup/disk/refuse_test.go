@@ -1,0 +1,320 @@
+package disk
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"latchkey/replicagroup"
+	"latchkey/replicagroup/order"
+)
+
+// refused checks that a store is refused in one line, with an error that matches want and text that says what to do.
+func refused(t *testing.T, dir string, o Options, want error, text string) {
+	t.Helper()
+	s, err := Open(dir, o)
+	if err == nil {
+		s.Close()
+		t.Fatalf("opened, want %v", want)
+	}
+	if !errors.Is(err, want) || !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("refused with %q, want %v and %q in one line", err, want, text)
+	}
+	for _, other := range []error{ErrForeign, ErrVersion, ErrInUse, ErrDamaged, ErrCopied, fs.ErrNotExist, replicagroup.ErrStore} {
+		if other != want && errors.Is(err, other) {
+			t.Errorf("%q matches %v too", err, other)
+		}
+	}
+}
+
+// onDisk makes a store on the file system with a replica of group a, and closes it.
+func onDisk(t *testing.T) (dir string, o Options) {
+	t.Helper()
+	dir, o = filepath.Join(t.TempDir(), "store"), Options{Overlay: overlay}
+	if err := Create(dir, overlay, order.StoreID{9}); err != nil {
+		t.Fatal(err)
+	}
+	s := reopen(t, dir, o)
+	mustCreate(t, s, group("a"), 1)
+	write(t, s, group("a"), state("s"), entry(1, "one"), entry(2, "two"))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return dir, o
+}
+
+func TestStoresThatAreNotOursAreRefused(t *testing.T) {
+	dir, o := onDisk(t)
+	marker := filepath.Join(dir, markerFile)
+	good, err := os.ReadFile(marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(b []byte) {
+		t.Helper()
+		if err := os.WriteFile(marker, b, 0o600); err != nil { // in place: the file keeps its number
+			t.Fatal(err)
+		}
+	}
+	refused(t, dir, Options{Overlay: order.OverlayID{4}}, ErrForeign, "use the directory of this overlay")
+	newer := binary.BigEndian.AppendUint32(slices.Clone(magic[:]), FormatVersion+1)
+	put(append(sum(newer), "whatever a newer version says"...))
+	refused(t, dir, o, ErrVersion, "use the program that wrote it")
+	put(append(newer, "xxxx"...))
+	refused(t, dir, o, ErrDamaged, markerFile)
+	put(nil)
+	refused(t, dir, o, ErrDamaged, markerFile)
+	put(good)
+	s := reopen(t, dir, o)
+	refused(t, dir, o, ErrInUse, "stop the process")
+	if err := create(dir, order.StoreID{}, o.fill()); !errors.Is(err, ErrInUse) {
+		t.Errorf("create in a directory in use: %v", err)
+	}
+	if got := dump(t, s); !strings.Contains(got, "two") {
+		t.Errorf("after all that: %s", got)
+	}
+	s.Close()
+	if err := Create(dir, overlay, order.StoreID{}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("create over a store: %v", err)
+	}
+	if err := os.Remove(marker); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir, o, ErrDamaged, markerFile)
+	if err := Create(dir, overlay, order.StoreID{}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("create over what was a store: %v", err)
+	}
+}
+
+func TestNoStore(t *testing.T) {
+	dir, o := t.TempDir(), Options{Overlay: overlay}
+	refused(t, filepath.Join(dir, "nowhere"), o, fs.ErrNotExist, "no store")
+	refused(t, dir, o, fs.ErrNotExist, "no store")
+	if err := os.WriteFile(filepath.Join(dir, "letter"), []byte("dear"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Create(dir, overlay, order.StoreID{}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("create among strangers: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "letter")); err != nil {
+		t.Error(err)
+	}
+	// A creation that was cut off holds nothing, whatever lies there, and is done again.
+	half := filepath.Join(dir, "half")
+	if err := os.Mkdir(half, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{unfinishedFile, "MANIFEST-000001", "000002.log"} {
+		if err := os.WriteFile(filepath.Join(half, name), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(t, half, o, fs.ErrNotExist, "create it again")
+	if err := Create(half, overlay, order.StoreID{}); err != nil {
+		t.Fatal(err)
+	}
+	s := reopen(t, half, o)
+	if s.ID() == (order.StoreID{}) || dump(t, s) != "" {
+		t.Errorf("store %v: %s", s.ID(), dump(t, s))
+	}
+	if info, err := os.Stat(half); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+// Ids are random, boots are counted, and both are kept.
+func TestEachOpeningIsABootOfItsOwn(t *testing.T) {
+	s, o := fresh(t, Options{})
+	seen := make(map[uint64]bool)
+	for n := uint64(1); n < 6; n++ {
+		b := s.BootNonce()
+		if b.Count != n || b.Nonce == 0 || seen[b.Nonce] || b != s.BootNonce() {
+			t.Errorf("opening %d has %+v", n, b)
+		}
+		seen[b.Nonce] = true
+		s.Close()
+		s = reopen(t, "/store", o)
+	}
+}
+
+func copyDir(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+func TestCopiesAreRefusedAndMovesAreNot(t *testing.T) {
+	dir, o := onDisk(t)
+	if fileID(filepath.Join(dir, markerFile)) == 0 {
+		t.Skip("file numbers of this file system are not known to last")
+	}
+	moved, twin, live := dir+".moved", dir+".copy", dir+".live"
+	if err := os.Rename(dir, moved); err != nil {
+		t.Fatal(err)
+	}
+	copyDir(t, moved, twin)
+	refused(t, twin, o, ErrCopied, "daemon --restored")
+	s := reopen(t, moved, o)
+	write(t, s, group("a"), entry(3, "three"))
+	copyDir(t, moved, live) // while it is in use, which Pebble's files allow in a quiet moment
+	refused(t, live, o, ErrCopied, "daemon --restored")
+	s.Close()
+	// A backup put in place of the store: the copy of a file is another file.
+	if err := errors.Join(os.RemoveAll(moved), os.Rename(twin, moved)); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, moved, o, ErrCopied, "daemon --restored")
+
+	id, err := Reidentify(moved, o)
+	if err != nil || id == (order.StoreID{}) || id == (order.StoreID{9}) {
+		t.Fatalf("new id %v, %v", id, err)
+	}
+	for range 2 {
+		s = reopen(t, moved, o)
+		if s.ID() != id || dump(t, s) != "" {
+			t.Errorf("store %v has %s", s.ID(), dump(t, s))
+		}
+		if r, err := s.Exhume(group("a"), 1); err != nil || len(r.Image.Entries) != 2 || string(r.Image.State) != "s" {
+			t.Errorf("buried: %+v, %v", r, err)
+		}
+		if s.Create(replicagroup.Identity{Group: group("a"), Self: 1}) == nil {
+			t.Error("the buried replica's id was given again")
+		}
+		s.Close()
+	}
+}
+
+// Only parts of a backup put back: STORE and the database are of different ages.
+func TestPartsOfDifferentAgesAreRefused(t *testing.T) {
+	dir, o := onDisk(t)
+	o.fileID = func(string) uint64 { return 0 } // as on a file system whose numbers do not last
+	marker := filepath.Join(dir, markerFile)
+	old, err := os.ReadFile(marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		reopen(t, dir, o).Close()
+	}
+	if err := os.WriteFile(marker, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir, o, ErrCopied, "daemon --restored")
+}
+
+// written makes a store in memory that has flushed some of a script and not all, and returns what it held after each step.
+func written(t *testing.T, close bool) (*vfs.MemFS, []string) {
+	t.Helper()
+	steps, states := script(42, 60)
+	disk := vfs.NewCrashableMem()
+	s, _ := fresh(t, small.on(disk))
+	if err := new(play).run(s, steps); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if !close { // as if it had crashed at the end
+		if err := disk.Remove("/store/" + cleanFile); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return disk, states
+}
+
+// Any file is changed, cut short or removed. The store is refused, or it holds what it held: nothing in between. After a crash
+// the last log may have been cut off by it, so there the store may be as of an earlier step. It is never as it never was.
+func TestDamageIsRefusedOrHarmless(t *testing.T) {
+	for _, closed := range []bool{true, false} {
+		disk, states := written(t, closed)
+		names, err := disk.List("/store")
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(names)
+		refusals, harmless, shorter := 0, 0, 0
+		try := func(what string, change func(f *vfs.MemFS)) {
+			t.Helper()
+			f := disk.CrashClone(vfs.CrashCloneCfg{})
+			change(f)
+			s, err := Open("/store", small.on(f))
+			var got string
+			if err == nil {
+				got, err = contents(s)
+				s.Close()
+			}
+			switch i := slices.Index(states, got); {
+			case err != nil:
+				if strings.Contains(err.Error(), "\n") {
+					t.Errorf("%s: more than one line: %q", what, err)
+				}
+				if !errors.Is(err, ErrDamaged) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrCopied) {
+					t.Errorf("%s: %v", what, err)
+				}
+				refusals++
+			case got == states[len(states)-1]:
+				harmless++
+			case i >= 0 && !closed && strings.Contains(what, ".log"):
+				shorter++
+			default:
+				t.Errorf("closed %v, %s: the store is as of step %d of %d", closed, what, i, len(states)-1)
+			}
+		}
+		for _, name := range names {
+			path := "/store/" + name
+			data := content(t, disk, path)
+			if name != cleanFile { // without it a store looks like one that crashed
+				try("no "+name, func(f *vfs.MemFS) { f.Remove(path) })
+			}
+			for _, at := range places(len(data)) {
+				if name != cleanFile || at > 0 {
+					try(name+" cut", func(f *vfs.MemFS) { replace(t, f, path, data[:at]) })
+				}
+				changed := slices.Clone(data)
+				changed[at] ^= 1 << (at % 8)
+				try(name+" changed", func(f *vfs.MemFS) { replace(t, f, path, changed) })
+			}
+		}
+		t.Logf("closed %v: %d refused, %d harmless, %d as of an earlier step", closed, refusals, harmless, shorter)
+		if refusals < 50 {
+			t.Errorf("only %d refusals", refusals)
+		}
+	}
+}
+
+// places returns where to change or cut a file of n bytes.
+func places(n int) (at []int) {
+	for i := 0; i < n; i += 1 + n/40 {
+		at = append(at, i)
+	}
+	return at
+}
+
+func content(t *testing.T, f vfs.FS, path string) []byte {
+	t.Helper()
+	file, err := f.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	data, err := io.ReadAll(struct{ io.Reader }{file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func replace(t *testing.T, f vfs.FS, path string, data []byte) {
+	t.Helper()
+	if err := writeSmall(f, path, data); err != nil {
+		t.Fatal(err)
+	}
+}
