@@ -1,4 +1,5 @@
-// Package testnet runs an overlay of real peers on loopback, in one process: real TCP, real libp2p, with faults.
+// Package testnet runs an overlay of real peers on loopback: real TCP, real libp2p, with faults. A [Testnet] is a [Network], all of
+// whose peers are in this process, or [Processes], each of whose peers is a process of its own.
 //
 // [Up] founds the overlay. It writes the founding record into the founders' stores itself before any peer runs (rule G1 of
 // replica-groups.md section 6.4). Identities come from the seed, so a testnet has the same peer ids every time; the overlay's
@@ -11,10 +12,19 @@
 // the dead peer's goroutines ended, and what their shutdown code does reaches nobody. The stores belong to the testnet: a
 // restarted peer finds in its own what the killed one had persisted, and nothing else.
 //
+// [Processes] need no such care: there a kill is SIGKILL. But replicas are in the memory of their process, so such a peer comes
+// back under its old peer id with an empty store, which to a group is another member. Up to f of a group's 2f+1 may, and so of
+// the founders; with more the group is lost.
+//
+// # Partitions and latency
+//
+// They are rules of the peers' wires, below libp2p's security, so that Kademlia and heartbeats suffer as they would. A partition is
+// silence: bytes stop, connections stay open until somebody's timer ends them, and what was under way goes on when it heals.
+//
 // # From other processes
 //
 // With a directory, each peer answers the node API on DIR/<number>/api.sock, and a [Control] answers on DIR/control.sock who
-// wants to look at the testnet, kill or restart: "latchkey testnet" is built on that ([Remote]).
-//
-// Links have no delay of their own and cannot be partitioned yet.
+// wants to look at the testnet or to do something to it: "latchkey testnet" is built on that ([Remote]). [Processes] keep each
+// peer's directory in DIR/<number>, marked as theirs, and remove it at the end; what one left that was killed itself, the next
+// [Claim] of the directory removes. Nothing else there is touched.
 package testnet

@@ -203,11 +203,15 @@ func (p *Processes) Join(ctx context.Context) (int, error) {
 		return 0, errors.Join(err, removePeer(s.dir))
 	}
 	// Rules that name the newcomer must reach the others before it does.
+	placed := false
 	err = p.change(ctx, func(f faults, _ int) (faults, error) {
-		p.places = append(p.places, s)
+		p.places, placed = append(p.places, s), true
 		return f, nil
 	})
-	if err != nil {
+	switch {
+	case !placed: // closed meanwhile
+		return 0, errors.Join(err, removePeer(s.dir))
+	case err != nil:
 		return 0, err
 	}
 	if err := p.start(ctx, s); err != nil {

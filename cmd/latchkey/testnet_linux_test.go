@@ -341,3 +341,30 @@ func TestATestnetThatCannotStartLeavesNothingOfItsOwn(t *testing.T) {
 		t.Errorf("left: %q", left)
 	}
 }
+
+// TestCtrlCAtATerminal: the terminal sends INT to the whole foreground, and shows how far the start is.
+func TestCtrlCAtATerminalTakesATestnetDown(t *testing.T) {
+	t.Parallel()
+	dir := socketDir(t)
+	user, program := openTerminal(t)
+	shown := &buffer{}
+	go io.Copy(shown, user) // ends with user
+	p := command(t, nil, "testnet", "up", "--mode", "process", "-n", "3", "--dir", dir)
+	p.Stdin, p.Stdout, p.Stderr = program, program, program
+	p.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	p.start()
+	program.Close()
+	eventually(t, "it is up", func() bool { return strings.Contains(shown.String(), "Ctrl-C ends it") })
+	fmt.Fprint(user, "\x03")
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit %d", code)
+	}
+	for _, want := range []string{"starting peers", "[" + strings.Repeat("#", 24) + "] 3/3", "taking the testnet down"} {
+		if !strings.Contains(shown.String(), want) {
+			t.Errorf("the terminal shows %q, and nothing of %q", shown.String(), want)
+		}
+	}
+	if left := remains(t, dir); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}

@@ -77,8 +77,12 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, control.Close()) }()
 	start := time.Now()
-	t, err := a.bringUp(ctx, o)
+	o.Progress = a.progressBar()
+	t, err := bringUp(ctx, o, []string{"--log-level", a.logLevel})
 	if err != nil {
+		if o.Progress != nil {
+			fmt.Fprint(a.err, clearLine)
+		}
 		return err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
@@ -106,15 +110,14 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 	return nil
 }
 
-// bringUp starts a testnet.
-func (a *app) bringUp(ctx context.Context, o upOptions) (testnet.Testnet, error) {
-	o.Progress = a.progressBar()
+// bringUp starts a testnet. args are global flags for peers that are processes.
+func bringUp(ctx context.Context, o upOptions, args []string) (testnet.Testnet, error) {
 	if o.mode == testnet.ModeProcess {
 		program, err := os.Executable()
 		if err != nil {
 			return nil, fmt.Errorf("testnet: which program the peers are to run: %w", err)
 		}
-		p, err := testnet.UpProcesses(ctx, testnet.ProcessOptions{Options: o.Options, Program: program, Args: []string{"--log-level", a.logLevel}})
+		p, err := testnet.UpProcesses(ctx, testnet.ProcessOptions{Options: o.Options, Program: program, Args: args})
 		if err != nil {
 			return nil, err
 		}
@@ -140,6 +143,9 @@ func testnetCPU(t testnet.Testnet) time.Duration {
 	return own
 }
 
+// clearLine takes back what a terminal's line shows.
+const clearLine = "\r\x1b[K"
+
 // progressBar returns what draws a bar for the person at the terminal; nil when there is none.
 func (a *app) progressBar() func(testnet.Progress) {
 	if !isTerminal(os.Stderr) {
@@ -148,9 +154,9 @@ func (a *app) progressBar() func(testnet.Progress) {
 	const width = 24
 	return func(p testnet.Progress) {
 		full := width * p.Done / p.Total
-		fmt.Fprintf(a.err, "\r\x1b[K%-24s [%s%s] %d/%d", p.Stage, strings.Repeat("#", full), strings.Repeat(".", width-full), p.Done, p.Total)
+		fmt.Fprintf(a.err, clearLine+"%-24s [%s%s] %d/%d", p.Stage, strings.Repeat("#", full), strings.Repeat(".", width-full), p.Done, p.Total)
 		if p.Done == p.Total {
-			fmt.Fprint(a.err, "\r\x1b[K")
+			fmt.Fprint(a.err, clearLine)
 		}
 	}
 }
