@@ -109,7 +109,7 @@ func (s *solitude) round(ctx context.Context) {
 	}
 	s.lost = true
 	if n := len(peers) - 1; n > 0 {
-		silent = fmt.Errorf("%w; nor %d other bootstrap peers", silent, n)
+		silent = fmt.Errorf("%w; other bootstrap peers that do not answer: %d", silent, n)
 	}
 	s.tell("no peer of the overlay answers yet; trying on", silent)
 }

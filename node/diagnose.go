@@ -220,7 +220,7 @@ func (d *diagnosis) unmet(ctx context.Context, err error) error {
 	}
 	verdict := most(d.look(ctx, causes))
 	if n := len(d.peer.Addrs) - 1; n > 0 && errors.Is(verdict, ErrUnreachable) {
-		return fmt.Errorf("%w (nor at %d more addresses)", verdict, n)
+		return fmt.Errorf("%w (other addresses that failed too: %d)", verdict, n)
 	}
 	return verdict
 }

@@ -164,7 +164,7 @@ func TestDiagnoseTellsWhyNot(t *testing.T) {
 		{"nowhere", keyA, private.Genesis(), at(closed.ID()), ErrUnreachable, []string{"no address"}},
 		{"a transport that keys exclude", keyA, private.Genesis(), at(closed.ID(), quic), ErrUnreachable, []string{"no transport"}},
 		{"several addresses", keyB, private.Genesis(), at(private.ID(), away[0], silence, private.host.Addrs()[0], quic), ErrSwarmKey, []string{"another one than ours"}},
-		{"several of nobody", keyA, private.Genesis(), at(closed.ID(), away[0], quic), ErrUnreachable, []string{"nor at 1 more"}},
+		{"several of nobody", keyA, private.Genesis(), at(closed.ID(), away[0], quic), ErrUnreachable, []string{"failed too: 1"}},
 	}
 	t.Run("each", func(t *testing.T) {
 		for _, c := range cases {

@@ -156,7 +156,7 @@ func meetOne(ctx context.Context, h host.Host, g placement.Genesis, psk pnet.PSK
 		return met, nil
 	}
 	if n := len(peers) - 1; n > 0 && errors.Is(verdict, ErrUnreachable) {
-		return "", fmt.Errorf("%w; nor %d other peers of the invitation", verdict, n)
+		return "", fmt.Errorf("%w; other peers of the invitation that do not answer: %d", verdict, n)
 	}
 	return "", verdict
 }

@@ -460,7 +460,7 @@ func TestSolitudeIsExplainedOncePerVerdict(t *testing.T) {
 			told = nil
 		}
 		expect(aloneGrace - time.Second)
-		expect(2*time.Second, "nor 1 other bootstrap peers")
+		expect(2*time.Second, "other bootstrap peers that do not answer: 1")
 		expect(10 * time.Minute) // the same again is no news
 		now(func() { verdict["a"] = fmt.Errorf("%w: a", ErrSwarmKey) })
 		expect(2*time.Minute, ErrSwarmKey.Error())

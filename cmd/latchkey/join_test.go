@@ -331,6 +331,40 @@ func TestInvitationsDoNotShowWhereTheyAreMisplaced(t *testing.T) {
 	}
 }
 
+// TestKilledJoinsStartOver kills joins at all sorts of moments. Whatever is left, the next join makes the peer or finds it made.
+func TestKilledJoinsStartOver(t *testing.T) {
+	t.Parallel()
+	base := shortDir(t)
+	a := filepath.Join(base, "a")
+	initTest(t, a)
+	token, _ := invited(t, a)
+	made, again := 0, 0
+	for i := range 40 {
+		dir := filepath.Join(base, fmt.Sprint(i))
+		p := command(t, nil, "--path", dir, "join", "-", "--profile", "test")
+		p.Stdin = strings.NewReader(token)
+		p.start()
+		select {
+		case <-p.ended:
+		case <-time.After(time.Duration(i) * time.Millisecond): // not to let something happen, but to vary what has
+			p.Process.Kill()
+			p.wait()
+		}
+		switch next := fed(t, dir, token, "join", "-", "--profile", "test"); {
+		case next.code == 0:
+			again++
+		case strings.Contains(next.err.String(), "initialised already"):
+			made++
+		default:
+			t.Errorf("killed after %d ms; then: exit %d, %s", i, next.code, next.err.String())
+		}
+		if _, err := node.PeekDir(dir); err != nil {
+			t.Errorf("killed after %d ms: %v", i, err)
+		}
+	}
+	t.Logf("%d joins were done when they were killed, %d began anew", made, again)
+}
+
 func TestInviteNeedsADirectoryOfItsOwn(t *testing.T) {
 	t.Parallel()
 	base := shortDir(t)
