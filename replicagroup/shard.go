@@ -134,7 +134,7 @@ func (s *shard) run() error {
 		select {
 		case <-s.box.Wake():
 		case <-wake.C:
-			wakes = automaton.Never
+			wakes = automaton.Never // set it again even if it was early: it goes by another clock than ours
 		}
 		var closed bool
 		batch, closed = s.box.Take(batch)
