@@ -424,7 +424,7 @@ func (h *Host) handleCommand(req *dht.Request) error {
 		req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED}))
 		return nil
 	}
-	h.submit(e.group, e, req)
+	h.submit(e.group, &e, req)
 	return nil
 }
 
@@ -434,7 +434,7 @@ func (h *Host) handleQuery(req *dht.Request) error {
 		return err
 	}
 	e.from, e.call = dht.NodeIDOf(req.From), req
-	h.submit(e.group, e, req)
+	h.submit(e.group, &e, req)
 	return nil
 }
 

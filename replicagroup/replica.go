@@ -45,7 +45,7 @@ type replica struct {
 	waiting   map[commandKey][]caller // commands proposed here, by what names them
 	waiters   int                     // callers in waiting, reads, blocked and lines
 	proposals map[uint64]commandKey   // by Ref
-	reads     map[uint64]queryEvent   // by Ref: wait for their read point
+	reads     map[uint64]*queryEvent  // by Ref: wait for their read point
 	blocked   []blockedRead           // have their read point and wait for it to be applied
 	ticking   bool                    // a tick is proposed and not yet applied
 	halted    bool
@@ -63,7 +63,7 @@ type commandKey struct {
 
 type blockedRead struct {
 	index uint64
-	query queryEvent
+	query *queryEvent
 }
 
 func keyOf(c order.Command) commandKey {
@@ -280,7 +280,7 @@ func (r *replica) ready(view uint64, call caller) bool {
 func busy() *pb.Reply { return &pb.Reply{Status: pb.Status_BUSY} }
 
 // propose proposes a command, unless the same one is under way here, whose answer then serves both.
-func (r *replica) propose(e commandEvent) bool {
+func (r *replica) propose(e *commandEvent) bool {
 	key := keyOf(e.cmd)
 	calls, under := r.waiting[key]
 	r.waiting[key] = append(calls, e.call)
@@ -294,7 +294,7 @@ func (r *replica) propose(e commandEvent) bool {
 	return true
 }
 
-func (r *replica) read(e queryEvent) bool {
+func (r *replica) read(e *queryEvent) bool {
 	r.nextRef++
 	r.reads[r.nextRef] = e
 	r.step(order.Read{Ref: r.nextRef})
@@ -327,7 +327,7 @@ func (r *replica) serveBlocked() {
 	r.blocked = keep
 }
 
-func (r *replica) serve(q queryEvent) {
+func (r *replica) serve(q *queryEvent) {
 	r.waiters--
 	status, data := r.table.Query(q.service, q.from, q.data)
 	q.call.Reply(marshal(&pb.Reply{Status: statusToPB(status), Data: data}))
@@ -448,7 +448,7 @@ func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Order
 		group: d.Group, self: self, view: d.View, descriptor: d, peers: peers, engine: engine,
 		machines: machines, table: session.NewTable(d.Group, drift, machines),
 		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
-		proposals: make(map[uint64]commandKey), reads: make(map[uint64]queryEvent),
+		proposals: make(map[uint64]commandKey), reads: make(map[uint64]*queryEvent),
 		contention: contention{shares: make(map[keyspace.NodeID]*share), window: windowFirst},
 	}
 }

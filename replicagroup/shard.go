@@ -272,7 +272,7 @@ func (e linkEvent) handle(s *shard) {
 	}
 }
 
-func (e commandEvent) handle(s *shard) {
+func (e *commandEvent) handle(s *shard) {
 	if r, ok := s.replicas[e.group]; ok {
 		r.ask(e)
 	} else {
@@ -280,7 +280,7 @@ func (e commandEvent) handle(s *shard) {
 	}
 }
 
-func (e queryEvent) handle(s *shard) {
+func (e *queryEvent) handle(s *shard) {
 	if r, ok := s.replicas[e.group]; ok {
 		r.ask(e)
 	} else {

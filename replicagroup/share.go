@@ -44,10 +44,10 @@ type asked interface {
 	wants() (view uint64)
 }
 
-func (e commandEvent) author() keyspace.NodeID { return e.cmd.Author }
-func (e commandEvent) caller() caller          { return e.call }
-func (e commandEvent) wants() uint64           { return e.view }
-func (e commandEvent) begin(r *replica) bool {
+func (e *commandEvent) author() keyspace.NodeID { return e.cmd.Author }
+func (e *commandEvent) caller() caller          { return e.call }
+func (e *commandEvent) wants() uint64           { return e.view }
+func (e *commandEvent) begin(r *replica) bool {
 	if r.table.Refuses(e.cmd) {
 		r.waiters--
 		e.call.Reply(marshal(&pb.Reply{Status: pb.Status_LIMIT}))
@@ -56,10 +56,10 @@ func (e commandEvent) begin(r *replica) bool {
 	return r.propose(e)
 }
 
-func (e queryEvent) author() keyspace.NodeID { return e.from }
-func (e queryEvent) caller() caller          { return e.call }
-func (e queryEvent) wants() uint64           { return e.view }
-func (e queryEvent) begin(r *replica) bool   { return r.read(e) }
+func (e *queryEvent) author() keyspace.NodeID { return e.from }
+func (e *queryEvent) caller() caller          { return e.call }
+func (e *queryEvent) wants() uint64           { return e.view }
+func (e *queryEvent) begin(r *replica) bool   { return r.read(e) }
 
 // ask takes what a peer asks for: it begins at once or joins the peer's line, or is answered that it cannot.
 func (r *replica) ask(e asked) {
@@ -75,38 +75,53 @@ func (r *replica) ask(e asked) {
 	}
 	s := r.shares[author]
 	if s == nil {
-		s = new(share)
-		r.shares[author] = s
+		if s = r.spare; s == nil {
+			s = new(share)
+		}
+		r.shares[author], r.spare = s, nil
 	}
 	if r.waiters >= waitersMax && s.running+len(s.line) >= assuredMax {
 		e.caller().Reply(marshal(busy()))
 		return
 	}
 	r.waiters++
-	s.line = append(s.line, e)
+	if len(s.line) == 0 && r.allows(s) {
+		r.begin(e, s)
+	} else {
+		s.line = append(s.line, e)
+	}
 	r.serveLine(author, s)
+}
+
+// allows reports whether one more of a peer may be under way.
+func (r *replica) allows(s *share) bool {
+	return s.running < max(1, r.window/len(r.shares)) || r.shard.now > r.contended
+}
+
+func (r *replica) begin(e asked, s *share) {
+	s.running++
+	if !e.begin(r) {
+		s.running--
+	}
 }
 
 // serveLine begins what a peer's share allows.
 func (r *replica) serveLine(author keyspace.NodeID, s *share) {
-	for len(s.line) > 0 && (s.running < max(1, r.window/len(r.shares)) || r.shard.now > r.contended) {
+	for len(s.line) > 0 && r.allows(s) {
 		e := s.line[0]
 		s.line[0] = nil
 		if s.line = s.line[1:]; len(s.line) == 0 {
 			s.line = nil
 		}
-		switch {
-		case !r.ready(e.wants(), e.caller()): // not since it began to wait
+		if r.ready(e.wants(), e.caller()) { // it may have ceased to be while this waited
+			r.begin(e, s)
+		} else {
 			r.waiters--
-		default:
-			s.running++
-			if !e.begin(r) {
-				s.running--
-			}
 		}
 	}
-	if s.running == 0 && len(s.line) == 0 {
+	if s.running == 0 && len(s.line) == 0 && r.shares[author] == s {
 		delete(r.shares, author)
+		r.spare = s
 	}
 }
 
@@ -121,6 +136,7 @@ func (r *replica) over(author keyspace.NodeID) {
 // contention is the replica's memory of who asks, and of how long commands take.
 type contention struct {
 	shares    map[keyspace.NodeID]*share // of peers that wait for answers
+	spare     *share                     // empty, for the next peer that has none
 	latest    keyspace.NodeID            // who asked last
 	contended automaton.Instant          // until when several peers count as asking
 

@@ -64,9 +64,9 @@ func (a *asker) Reply(data []byte) {
 func (a *asker) ask(s *shard, r *replica, n int) {
 	for range n {
 		a.sent++
-		commandEvent{group: r.group, cmd: order.Command{
+		(&commandEvent{group: r.group, cmd: order.Command{
 			Client: order.ClientID{1: a.node[0]}, Seq: a.sent, Author: a.node, Service: "count",
-		}, call: a}.handle(s)
+		}, call: a}).handle(s)
 	}
 }
 

@@ -68,7 +68,8 @@ func newHost(t testing.TB) host.Host {
 
 func within(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(context.Background(), waitMax, fmt.Errorf("not within %v", waitMax))
+	d := waitMax + 2**attackTime
+	ctx, cancel := context.WithTimeoutCause(context.Background(), d, fmt.Errorf("not within %v", d))
 	t.Cleanup(cancel)
 	return ctx
 }
