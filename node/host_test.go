@@ -94,6 +94,12 @@ func TestOnlyTheSwarmKeyOpensADoorAndTheRestIsCounted(t *testing.T) {
 		if err := friend.Connect(within(t, 10*time.Second), info(h)); err != nil {
 			t.Fatalf("%s: with the key: %v", listen, err)
 		}
+		leaver := hostOf(t, profile(t, config.Private, anyTCP, anyWS), key(1), nil)
+		if err := leaver.Connect(within(t, 10*time.Second), info(h)); err != nil {
+			t.Fatal(err)
+		}
+		leaver.Close()
+		eventually(t, "it has left", func() bool { return len(h.Network().Peers()) == 1 })
 		if got := r.Counts(); len(got) != 0 {
 			t.Errorf("%s: a friend was counted: %v", listen, got)
 		}

@@ -2,16 +2,13 @@ package node
 
 import (
 	"encoding/hex"
-	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
-	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 )
@@ -29,33 +26,18 @@ func mdnsName(overlay [32]byte) string {
 // neighbours looks for peers of the overlay on the local network, and shows ours there, with the addresses that the host listens
 // at: anew when these change.
 type neighbours struct {
-	host   host.Host
-	name   string
-	found  func(peer.AddrInfo) // must not block
-	events event.Subscription
-	wg     sync.WaitGroup
+	host  host.Host
+	name  string
+	found func(peer.AddrInfo) // must not block
+	watcher
 }
 
-// start begins to look, on a goroutine of its own. That there is no network to look at is no error.
+// start begins to look, on a goroutine of its own; stop ends it. That there is no network to look at is no error.
 func (n *neighbours) start() error {
-	var err error
-	n.events, err = n.host.EventBus().Subscribe(new(event.EvtLocalAddressesUpdated), eventbus.BufSize(64), eventbus.Name("latchkey/mdns"))
-	if err != nil {
-		return fmt.Errorf("node: subscribing: %w", err)
-	}
-	n.wg.Go(n.run)
-	return nil
+	return n.watcher.start(n.host, "latchkey/mdns", []any{new(event.EvtLocalAddressesUpdated)}, n.run)
 }
 
-// stop ends that. It is idempotent, and of no effect before start.
-func (n *neighbours) stop() {
-	if n.events != nil {
-		n.events.Close()
-		n.wg.Wait()
-	}
-}
-
-func (n *neighbours) run() {
+func (n *neighbours) run(events <-chan any) {
 	var service mdns.Service
 	var shown []ma.Multiaddr
 	end := func() {
@@ -69,7 +51,7 @@ func (n *neighbours) run() {
 	defer timer.Stop()
 	for {
 		select {
-		case _, ok := <-n.events.Out():
+		case _, ok := <-events:
 			if !ok {
 				return
 			}

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -13,7 +12,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	ma "github.com/multiformats/go-multiaddr"
 )
 
@@ -125,8 +123,7 @@ type strangers struct {
 	control  protocol.ID // ours
 	refusals *Refusals
 	close    bool // end the connections
-	events   event.Subscription
-	wg       sync.WaitGroup
+	watcher
 }
 
 // strangerGrace is how long a peer of another overlay stays connected, so that it learns from our protocols whom it has met. It never
@@ -136,27 +133,12 @@ const strangerGrace = 500 * time.Millisecond
 // strangersMax is how many peers are waiting for that to pass; more are disconnected at once.
 const strangersMax = 256
 
-// start begins to follow.
+// start begins to follow; stop ends it.
 func (s *strangers) start() error {
-	var err error
-	s.events, err = s.host.EventBus().Subscribe([]any{new(event.EvtPeerIdentificationCompleted), new(event.EvtPeerProtocolsUpdated)},
-		eventbus.BufSize(1024), eventbus.Name("latchkey/node"))
-	if err != nil {
-		return fmt.Errorf("node: subscribing: %w", err)
-	}
-	s.wg.Go(s.run)
-	return nil
+	return s.watcher.start(s.host, "latchkey/node", []any{new(event.EvtPeerIdentificationCompleted), new(event.EvtPeerProtocolsUpdated)}, s.run)
 }
 
-// stop ends that. It is idempotent, and of no effect before start.
-func (s *strangers) stop() {
-	if s.events != nil {
-		s.events.Close()
-		s.wg.Wait()
-	}
-}
-
-func (s *strangers) run() {
+func (s *strangers) run(events <-chan any) {
 	type leaving struct {
 		peer peer.ID
 		at   time.Time
@@ -166,7 +148,7 @@ func (s *strangers) run() {
 	defer timer.Stop()
 	for {
 		select {
-		case e, ok := <-s.events.Out():
+		case e, ok := <-events:
 			if !ok {
 				return
 			}
