@@ -21,10 +21,19 @@
 // They are rules of the peers' wires, below libp2p's security, so that Kademlia and heartbeats suffer as they would. A partition is
 // silence: bytes stop, connections stay open until somebody's timer ends them, and what was under way goes on when it heals.
 //
+// [Network.Leave] is the other way to go: the peer gives its locks back and closes its connections, as a daemon does that is told
+// to stop. Either way its place stays, and [Network.Restart] starts it again.
+//
+// # What a partition is
+//
+// [Network.Partition] is silence. Below libp2p's security, so for Kademlia and heartbeats as for everything else, bytes stop and
+// connections stay open until a timer of somebody's ends them; dials hang; and what was under way arrives, in order, after
+// [Network.Heal]. [Network.Latency] delays everything each way. Each peer's wire does this to what that peer dialled, so peers that
+// restart or join have their rules before they send a byte. A kill alone is noticed across a partition by those whom the
+// killed peer had dialled: its sockets end with a reset.
+//
 // # From other processes
 //
 // With a directory, each peer answers the node API on DIR/<number>/api.sock, and a [Control] answers on DIR/control.sock who
-// wants to look at the testnet or to do something to it: "latchkey testnet" is built on that ([Remote]). [Processes] keep each
-// peer's directory in DIR/<number>, marked as theirs, and remove it at the end; what one left that was killed itself, the next
-// [Claim] of the directory removes. Nothing else there is touched.
+// wants to look at the testnet or do something to it: "latchkey testnet" is built on that ([Remote]).
 package testnet

@@ -6,7 +6,7 @@ import (
 )
 
 // lingerMax bounds how long a closed connection tries to get rid of what was written before, blocked time aside.
-const lingerMax = 5 * time.Second
+const lingerMax = time.Second
 
 // outbound is what goes to the other end.
 type outbound struct {

@@ -353,7 +353,67 @@ func TestLatencyIsTakenEachWayAndKeepsOrder(t *testing.T) {
 	if _, err := far.Read(make([]byte, 1)); err == nil || time.Since(start) < d {
 		t.Errorf("the end was seen after %v: %v", time.Since(start), err)
 	}
+	near, far = pair(t, w)
+	start = time.Now()
+	far.Close()
+	near.SetReadDeadline(time.Now().Add(patience))
+	if _, err := near.Read(make([]byte, 1)); err == nil || time.Since(start) < d {
+		t.Errorf("the end was seen after %v: %v", time.Since(start), err)
+	}
+	near.Close()
 	until(t, "connections close", func() bool { return w.Conns() == 0 })
+}
+
+func TestWhatIsUnderWayIsHeldToo(t *testing.T) {
+	const d = 50 * time.Millisecond
+	w := New()
+	defer w.Cut()
+	near, far := pair(t, w)
+	set(t, w, Rules{Latency: d})
+	send(t, near, "there")
+	send(t, far, "and back")
+	in := &near.(*dialled).in
+	until(t, "it is under way", func() bool { in.mu.Lock(); defer in.mu.Unlock(); return in.bytes > 0 })
+	set(t, w, Rules{Latency: d, Blocked: []string{near.RemoteAddr().String()}})
+	for start := time.Now(); time.Since(start) < 2*d; {
+		silent(t, far)
+		silent(t, near)
+	}
+	set(t, w, Rules{Latency: d})
+	receive(t, far, "there")
+	receive(t, near, "and back")
+}
+
+func TestDeadlinesOutliveTheRules(t *testing.T) {
+	w := New()
+	defer w.Cut()
+	near, _ := pair(t, w) // the far end reads nothing
+	block(t, w, near)
+	near.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	set(t, w, Rules{})
+	if _, err := near.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("read:", err)
+	}
+	near.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	block(t, w, near)
+	set(t, w, Rules{})
+	if _, err := near.Write(make([]byte, 64<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("write:", err)
+	}
+}
+
+// What a closed connection has still to say is bounded in time when the other end takes nothing.
+func TestAClosedConnectionDoesNotWaitForASlowReader(t *testing.T) {
+	w := New()
+	defer w.Cut()
+	near, _ := pair(t, w)
+	set(t, w, Rules{Latency: time.Millisecond})
+	near.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := near.Write(make([]byte, 64<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	near.Close()
+	until(t, "the connection closes", func() bool { return w.Conns() == 0 })
 }
 
 func until(t testing.TB, what string, cond func() bool) {
