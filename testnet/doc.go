@@ -16,21 +16,17 @@
 // back under its old peer id with an empty store, which to a group is another member. Up to f of a group's 2f+1 may, and so of
 // the founders; with more the group is lost.
 //
-// # Partitions and latency
-//
-// They are rules of the peers' wires, below libp2p's security, so that Kademlia and heartbeats suffer as they would. A partition is
-// silence: bytes stop, connections stay open until somebody's timer ends them, and what was under way goes on when it heals.
+// # Leaving
 //
 // [Network.Leave] is the other way to go: the peer gives its locks back and closes its connections, as a daemon does that is told
 // to stop. Either way its place stays, and [Network.Restart] starts it again.
 //
-// # What a partition is
+// # Partitions and latency
 //
-// [Network.Partition] is silence. Below libp2p's security, so for Kademlia and heartbeats as for everything else, bytes stop and
-// connections stay open until a timer of somebody's ends them; dials hang; and what was under way arrives, in order, after
-// [Network.Heal]. [Network.Latency] delays everything each way. Each peer's wire does this to what that peer dialled, so peers that
-// restart or join have their rules before they send a byte. A kill alone is noticed across a partition by those whom the
-// killed peer had dialled: its sockets end with a reset.
+// They are rules of the peers' wires, below libp2p's security, so that Kademlia and heartbeats suffer as they would. A partition is
+// silence: bytes stop, connections stay open until somebody's timer ends them, dials hang, and what was under way goes on when it
+// heals. Each peer's wire does this to what that peer has dialled, so those that restart or join have their rules before they
+// send a byte. One thing gets across: the reset that ends what a killed peer had dialled.
 //
 // # From other processes
 //

@@ -155,7 +155,13 @@ func TestAHealMendsAnOverlayThatHasGivenUpItsConnections(t *testing.T) {
 
 func TestPeersThatRestartOrJoinDuringAPartitionAreUnderIt(t *testing.T) {
 	n := up(t, Options{N: 5})
+	killed := peerAt(t, n, 3).Host().ID()
 	must(t, n.Kill(3))
+	until(t, "the others notice", func() bool { // or they would go on believing in the life that was killed
+		return !slices.ContainsFunc([]int{0, 1, 2, 4}, func(i int) bool {
+			return peerAt(t, n, i).Host().Network().Connectedness(killed) == network.Connected
+		})
+	})
 	must(t, n.Partition(short(t), []int{0, 1, 2})) // the founders; 3 and 4 are the others
 	must(t, n.Restart(short(t), 3))
 	if i, err := n.Join(short(t)); i != 5 || err != nil {
