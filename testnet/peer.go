@@ -123,8 +123,8 @@ func addrs(slots []*slot) []string {
 }
 
 // bear starts a life on w. Called in turn, while down.
-func (s *slot) bear(ctx context.Context, w *wire.Wire, prepare func(i int, n *node.Node), opts []node.Option) (p *Peer, err error) {
-	p = &Peer{index: s.index, wire: w, killed: make(chan struct{})}
+func (s *slot) bear(ctx context.Context, w *wire.Wire, prepare func(i int, n *node.Node), opts []node.Option) (_ *Peer, err error) {
+	p := &Peer{index: s.index, wire: w, killed: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			p.wire.Cut()
