@@ -87,7 +87,7 @@ func TestWhatIsNoRulesIsRefused(t *testing.T) {
 	block(t, w, near)
 	r, end := serve(t, w)
 	defer end()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return net.Dial("unix", r.Socket)
 	}}}
 	for _, x := range []struct {
