@@ -44,9 +44,6 @@ const (
 	leavingMax = 256
 	// leaveTimeout bounds the taking back of one request; past it the same holds.
 	leaveTimeout = 15 * time.Second
-	// sessionsPerAcquire is how often one acquire starts anew when its session with the group has ended before anything was
-	// run. A session lives for many round trips, so a third end in a row means that the group cannot keep one.
-	sessionsPerAcquire = 3
 )
 
 // pollEvery is how long a waiter listens for a pushed grant before it asks: a fifth of the TTL, so that a grant whose push
@@ -125,18 +122,11 @@ func (b *groupBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 	if err := errors.Join(CheckName(r.Name), b.cfg.Limits.CheckTTL(r.TTL)); err != nil {
 		return Grant{}, err
 	}
-	for ended := 0; ended < sessionsPerAcquire; {
-		g, err := b.acquireOnce(ctx, r)
-		switch {
-		case errors.Is(err, errGone):
-			ended = 0 // this session did serve
-		case errors.Is(err, errSession):
-			ended++
-		default:
+	for {
+		if g, err := b.acquireOnce(ctx, r); !errors.Is(err, errGone) {
 			return g, err
 		}
 	}
-	return Grant{}, fmt.Errorf("%w: %d sessions with the group have ended before they served", ErrNoQuorum, sessionsPerAcquire)
 }
 
 // acquireOnce makes one request and follows it to its end.
@@ -202,9 +192,6 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 			if a.err != nil {
 				if errors.Is(a.err, ErrNoQuorum) || errors.Is(a.err, ErrOutcomeUnknown) || errors.Is(a.err, replicagroup.ErrBusy) {
 					continue // the place in the queue lives in the group's log, and group and session will have time again
-				}
-				if errors.Is(a.err, errSession) {
-					return 0, errGone
 				}
 				return 0, a.err
 			}
@@ -386,15 +373,10 @@ func (b *groupBackend) party(p party) Party {
 	return out
 }
 
-// errSession is matched when the session with the group was over before anything was run.
-var errSession = fmt.Errorf("%w: the session with the group has ended", ErrNotHeld)
-
 // groupError says in this package's words what a client of groups reported. The text of the original stays.
 func groupError(ctx context.Context, err error) error {
 	var kind error
 	switch {
-	case errors.Is(err, replicagroup.ErrSession):
-		kind = errSession
 	case errors.Is(err, replicagroup.ErrOutcomeUnknown):
 		kind = ErrOutcomeUnknown
 	case errors.Is(err, replicagroup.ErrNoQuorum):

@@ -212,6 +212,8 @@ func (c *groupClient) travel(ctx context.Context) error {
 	}
 }
 
+// Do takes up a new session when the group has forgotten the old one, as the client of replica groups does: what was refused for
+// that was not run.
 func (c *groupClient) Do(ctx context.Context, key keyspace.Key, service string, data []byte) ([]byte, error) {
 	if err := c.travel(ctx); err != nil {
 		return nil, err
@@ -229,7 +231,7 @@ func (c *groupClient) Do(ctx context.Context, key keyspace.Key, service string, 
 		if stale {
 			c.open()
 		}
-		return nil, replicagroup.ErrSession
+		return c.Do(ctx, key, service, data)
 	}
 	c.mu.Lock()
 	lost := c.mute
@@ -316,14 +318,3 @@ func (a answers) Query(context.Context, keyspace.Key, string, []byte) ([]byte, e
 	return a.b, nil
 }
 func (a answers) Notify(string, func(order.GroupID, []byte)) {}
-
-// forgetful is a group whose sessions end before they have served.
-type forgetful struct {
-	answers
-	asked int
-}
-
-func (f *forgetful) Do(context.Context, keyspace.Key, string, []byte) ([]byte, error) {
-	f.asked++
-	return nil, replicagroup.ErrSession
-}

@@ -8,8 +8,6 @@ var (
 	ErrNoQuorum = errors.New("replicagroup: no quorum of the group answered in time")
 	// ErrOutcomeUnknown: the command was sent, and whether it has taken effect or will is not known.
 	ErrOutcomeUnknown = errors.New("replicagroup: outcome unknown")
-	// ErrSession: the client's session with the group has expired; the command was not run.
-	ErrSession = errors.New("replicagroup: session expired")
 	// ErrClosed: the host or client was closed.
 	ErrClosed = errors.New("replicagroup: closed")
 	// ErrTooLarge: a command, query or answer passes its limit.
