@@ -51,6 +51,12 @@ func TestBootstrapTellsHowItWent(t *testing.T) {
 	}
 }
 
+func TestTheLongestWaitForABootstrapPeerIsTenSeconds(t *testing.T) {
+	if wait := bootstrapMax*5/4 + dialTimeout; wait > 10*time.Second {
+		t.Errorf("%v: the longest pause, drawn out, and a dial that began before the peer came up", wait)
+	}
+}
+
 func TestASilentBootstrapPeerHoldsUpNobody(t *testing.T) {
 	seed := newOverlay(t, newHost(t, 1), nil)
 	o := newOverlay(t, newHost(t, 2), nil, WithBootstrap(silentPeer(t, 3), infoOf(seed.host)))

@@ -21,7 +21,8 @@ type Refusal string
 // The refusals that are counted.
 const (
 	// RefusedHandshake: an inbound connection that never showed who it is: another swarm key or none, something that is not
-	// libp2p, or somebody who gave up.
+	// libp2p, or somebody who gave up. Of the last there are some in every overlay that grows: when two peers dial each other
+	// at the same moment, one connection is enough.
 	RefusedHandshake Refusal = "handshake"
 	// RefusedLimits: an inbound connection beyond the host's limits.
 	RefusedLimits Refusal = "limits"

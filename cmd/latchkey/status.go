@@ -22,9 +22,10 @@ A peer hosts replicas in mode server, none in mode client, and in mode auto whil
 internet. A group without a leader serves nobody until a majority of its members is connected again. Bootstrap peers
 are dialled only while too few others are known, so an old error is no trouble when there are peers.
 
-Turned away, since the daemon started: "handshake" is a connection that never showed who it is, for the most part for
-want of the swarm key; "limits" one too many; "other overlay" and "other version" are peers that speak another one's
-protocols; "hello refused" those whose greeting was not accepted.`,
+Turned away, since the daemon started: "handshake" is a connection that never showed who it is, for want of the swarm
+key or because it was given up, as when two peers dial each other at the same moment; "limits" one too many; "other
+overlay" and "other version" are peers that speak another one's protocols; "hello refused" those whose greeting was not
+accepted.`,
 		Example: `  latchkey status
   latchkey status -o json | jq .peers_connected`,
 		Args: exactly(0),

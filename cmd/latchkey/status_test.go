@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -8,6 +9,29 @@ import (
 
 	"latchkey/node/api"
 )
+
+func TestStatusOfADaemon(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	if p := at(t, dir, "init", "--profile", "test", "--name", "farm"); p.code != 0 {
+		t.Fatal(p.err.String())
+	}
+	d, _ := startDaemon(t, dir, nil)
+	defer d.wait()
+	defer at(t, dir, "shutdown")
+	if p := at(t, dir, "status"); p.code != 0 || !strings.Contains(p.out.String(), "turned away") || !strings.Contains(p.out.String(), "farm") {
+		t.Errorf("status: exit %d, %s %s", p.code, p.out.String(), p.err.String())
+	}
+	p := at(t, dir, "status", "-o", "json")
+	var s map[string]any
+	if err := json.Unmarshal(p.out.Bytes(), &s); err != nil || p.code != 0 {
+		t.Fatalf("status -o json: exit %d, %v: %s", p.code, err, p.out.String())
+	}
+	if s["mode"] != "server" || s["hosting"] != true || s["groups"] != 1.0 || s["peers_known"] != 0.0 || s["bootstrap"] == nil || s["refused"] == nil {
+		t.Errorf("%v", s)
+	}
+	expect(t, at(t, dir, "status", "now"), exitUsage, "status")
+}
 
 func TestStatusInWords(t *testing.T) {
 	now := time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)
