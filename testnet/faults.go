@@ -8,8 +8,9 @@ import (
 	"latchkey/testnet/wire"
 )
 
-// LatencyMax is the longest latency of a testnet, one way. With more, peers give a dial up before its handshakes are through.
-const LatencyMax = 500 * time.Millisecond
+// LatencyMax is the longest latency of a testnet, one way. With 500 ms no group is found any more: each search for one takes longer
+// than it may.
+const LatencyMax = 300 * time.Millisecond
 
 // faults is what stands between the peers of a testnet: a partition and a latency. The zero value is nothing.
 type faults struct {
