@@ -7,7 +7,9 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"latchkey/node/config"
 )
@@ -98,5 +100,72 @@ func TestAPeerThatIsStartingIsNotRefused(t *testing.T) {
 	eventually(t, "the other is sent away", func() bool { return !connected(n.host, other.host) })
 	if got := n.Refused(); !connected(n.host, starting) || len(got) != 1 || got[RefusedOverlay] != 1 {
 		t.Errorf("connected %v, refused %v", connected(n.host, starting), got)
+	}
+}
+
+func TestAnInboundConnectionIsCountedByItsEnd(t *testing.T) {
+	var r Refusals
+	inner, err := newResourceManager(profile(t, config.Private).Network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := r.watch(inner)
+	defer m.Close()
+	at := ma.StringCast("/ip4/8.8.8.8/tcp/1")
+	open := func(dir network.Direction) network.ConnManagementScope {
+		s, err := m.OpenConnection(dir, true, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	expect := func(what string, handshake, limits uint64) {
+		t.Helper()
+		if got := r.Counts(); got[RefusedHandshake] != handshake || got[RefusedLimits] != limits {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+	open(network.DirOutbound).Done()
+	expect("one of ours", 0, 0)
+	known := open(network.DirInbound)
+	if err := known.SetPeer(randomPeer(t)); err != nil {
+		t.Fatal(err)
+	}
+	known.Done()
+	expect("somebody known", 0, 0)
+	unknown := open(network.DirInbound)
+	expect("somebody who has not said who it is yet", 0, 0)
+	unknown.Done()
+	unknown.Done() // libp2p ends some twice
+	expect("and never did", 1, 0)
+	for range connsPerIPMax {
+		if s, err := m.OpenConnection(network.DirInbound, true, at); err == nil {
+			defer s.Done()
+		}
+	}
+	if _, err := m.OpenConnection(network.DirInbound, true, at); err == nil {
+		t.Fatal("no limit was reached")
+	}
+	if got := r.Counts(); got[RefusedHandshake] != 1 || got[RefusedLimits] == 0 {
+		t.Errorf("beyond the limits: %v", got)
+	}
+}
+
+func TestAHandshakeThatFailsOverQUICIsCounted(t *testing.T) {
+	var r Refusals
+	public := profile(t, config.Public, anyQUIC)
+	h, other := hostOf(t, public, nil, &r), hostOf(t, public, nil, nil)
+	// Whoever expects another peer hangs up before it says who it is.
+	if err := other.Connect(within(t, 10*time.Second), peer.AddrInfo{ID: randomPeer(t), Addrs: h.Addrs()}); err == nil {
+		t.Fatal("it took one peer for another")
+	}
+	eventually(t, "it is counted", func() bool { return r.Counts()[RefusedHandshake] == 1 })
+	if err := other.Connect(within(t, 10*time.Second), info(h)); err != nil {
+		t.Error(err)
+	}
+	other.Close()
+	eventually(t, "it has left", func() bool { return len(h.Network().Peers()) == 0 })
+	if got := r.Counts(); len(got) != 1 || got[RefusedHandshake] != 1 {
+		t.Errorf("in the end: %v", got)
 	}
 }
