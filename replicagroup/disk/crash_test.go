@@ -21,18 +21,19 @@ import (
 var scripts = flag.Int("disk.scripts", 1, "how many scripts to crash, and to run into errors, at every step")
 
 // begin makes a store and opens it; a step of both may fail.
-func begin(o Options) (*Store, error) {
+func (p *play) begin(o Options) (*Store, error) {
 	if err := create("/store", order.StoreID{9}, o.fill()); err != nil {
 		return nil, err
 	}
+	p.created.Store(true)
 	return Open("/store", o)
 }
 
 // survivor opens what a crash left and checks it. A store whose creation was cut off holds nothing and can be created again.
-func survivor(o Options, states []string, synced, begun int64) error {
+func survivor(o Options, states []string, created bool, synced, begun int64) error {
 	s, err := Open("/store", o)
-	if errors.Is(err, fs.ErrNotExist) && begun == 0 {
-		s, err = begin(o)
+	if errors.Is(err, fs.ErrNotExist) && !created {
+		s, err = new(play).begin(o)
 	}
 	if err != nil {
 		return err
@@ -67,17 +68,17 @@ func TestPowerFailsAtEveryStep(t *testing.T) {
 			defer mu.Unlock()
 			crashes++
 			for _, percent := range []int{0, 50, 100} {
-				synced := p.synced.Load()
+				created, synced := p.created.Load(), p.synced.Load()
 				left := disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
 				begun := p.begun.Load()
 				o := small.on(left)
-				if err := survivor(o, states, synced, begun); err != nil {
+				if err := survivor(o, states, created, synced, begun); err != nil {
 					t.Errorf("seed %d, crash %d at %v of %s, %d%% of the unsynced kept: %v", seed, crashes, op.Kind, op.Path, percent, err)
 				}
 				if reopened++; reopened%7 == 0 { // the start after the crash crashes, too
 					again := left.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
 					o.fs = again
-					if err := survivor(o, states, synced, begun); err != nil {
+					if err := survivor(o, states, created, synced, begun); err != nil {
 						t.Errorf("seed %d, second crash after %d: %v", seed, crashes, err)
 					}
 				}
@@ -85,7 +86,7 @@ func TestPowerFailsAtEveryStep(t *testing.T) {
 			return nil
 		}
 		o := small.on(errorfs.Wrap(disk, errorfs.InjectorFunc(crash)))
-		s, err := begin(o)
+		s, err := p.begin(o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,7 +144,7 @@ func TestDiskFailsAtEveryStep(t *testing.T) {
 					}))
 					o := small.on(failing)
 					var p play
-					s, err := begin(o)
+					s, err := p.begin(o)
 					if err == nil {
 						err = p.run(s, steps)
 						if err != nil {
@@ -172,7 +173,7 @@ func TestDiskFailsAtEveryStep(t *testing.T) {
 					}
 					synced, begun := p.synced.Load(), p.begun.Load()
 					for _, left := range []*vfs.MemFS{disk.CrashClone(vfs.CrashCloneCfg{}), disk} {
-						if err := survivor(small.on(left), states, synced, begun); err != nil {
+						if err := survivor(small.on(left), states, p.created.Load(), synced, begun); err != nil {
 							t.Errorf("%s: %v", where, err)
 						}
 					}

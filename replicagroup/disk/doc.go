@@ -13,7 +13,9 @@
 // # What a crash leaves
 //
 // After a crash the store holds everything up to some batch and nothing beyond: all batches that were synced, perhaps some
-// later ones, each whole. A write that was torn was never reported as stored and is dropped.
+// later ones, each whole. A write that was torn was never reported as stored and is dropped. The one thing that cannot be told
+// from that is a log that a crash left and whose very end then rots before the next start. Of a store that was closed, every
+// changed bit is noticed.
 //
 // The first error of the disk (full, unreadable, unwritable) ends the life of an open store: every call from then on
 // returns that error, and nothing more reaches the disk, as if the process had been killed at that moment. Starting again

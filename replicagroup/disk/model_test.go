@@ -169,6 +169,7 @@ func taken(r replicagroup.StoredReplica, rec order.Record) replicagroup.StoredRe
 
 // play runs a script on a store and keeps count: everything up to synced must survive, nothing after begun can exist.
 type play struct {
+	created       atomic.Bool
 	synced, begun atomic.Int64
 }
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"latchkey/replicagroup"
@@ -223,7 +224,7 @@ func written(t *testing.T, close bool) (*vfs.MemFS, []string) {
 	}
 	s.Close()
 	if !close { // as if it had crashed at the end
-		if err := disk.Remove("/store/" + cleanFile); err != nil {
+		if err := removeIfThere(disk, "/store", cleanFile); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -241,6 +242,9 @@ func TestDamageIsRefusedOrHarmless(t *testing.T) {
 		}
 		slices.Sort(names)
 		refusals, harmless, shorter := 0, 0, 0
+		if n := newest(t, disk, names); n < 1000 {
+			t.Errorf("the last log has %d bytes, too few to damage", n)
+		}
 		try := func(what string, change func(f *vfs.MemFS)) {
 			t.Helper()
 			f := disk.CrashClone(vfs.CrashCloneCfg{})
@@ -288,6 +292,70 @@ func TestDamageIsRefusedOrHarmless(t *testing.T) {
 			t.Errorf("only %d refusals", refusals)
 		}
 	}
+}
+
+// The database says that all is well, and yet a record is not what was written, or is missing, or is nobody's.
+func TestRecordsThatCannotBeAreRefused(t *testing.T) {
+	g := group("a")
+	key := groupKey(keyReplica, g)
+	for name, change := range map[string]func(b *pebble.Batch) error{
+		"another entry":       func(b *pebble.Batch) error { return b.Set(entryKey(1, 2), []byte("other....."), nil) },
+		"an entry of another": func(b *pebble.Batch) error { return b.Set(entryKey(1, 2), sum([]byte("two")), nil) },
+		"an empty entry":      func(b *pebble.Batch) error { return b.Set(entryKey(1, 2), nil, nil) },
+		"no entry":            func(b *pebble.Batch) error { return b.Delete(entryKey(1, 2), nil) },
+		"another state":       func(b *pebble.Batch) error { return b.Set(slotKey(1, dataState), []byte("12345"), nil) },
+		"no chunk":            func(b *pebble.Batch) error { return b.Delete(chunkKey(1, 1), nil) },
+		"no last chunk":       func(b *pebble.Batch) error { return b.Delete(chunkKey(1, 2), nil) },
+		"another chunk":       func(b *pebble.Batch) error { return put(b, chunkKey(1, 1), []byte("chunk of an earlier snapshot")) },
+		"one more chunk":      func(b *pebble.Batch) error { return put(b, chunkKey(1, 3), []byte("x")) },
+		"no head":             func(b *pebble.Batch) error { return b.Delete(slotKey(1, dataHead), nil) },
+		"a slot of nobody":    func(b *pebble.Batch) error { return put(b, entryKey(7, 1), []byte("x")) },
+		"a key of no kind":    func(b *pebble.Batch) error { return put(b, slotKey(1, 9), []byte("x")) },
+		"no replica":          func(b *pebble.Batch) error { return b.Delete(key, nil) },
+		"another slot":        func(b *pebble.Batch) error { return put(b, key, listing{slot: 2, self: 1}.encode()) },
+		"a slot twice":        func(b *pebble.Batch) error { return put(b, graveKey(g, 1), listing{slot: 1, self: 1}.encode()) },
+		"a group that is none": func(b *pebble.Batch) error {
+			bad := slices.Clone(key)
+			bad[len(bad)-9] = 1 // the length of the prefix
+			return put(b, bad, listing{slot: 3}.encode())
+		},
+		"no store": func(b *pebble.Batch) error { return b.Delete(storeKey, nil) },
+		"a store of another overlay": func(b *pebble.Batch) error {
+			return put(b, storeKey, record{id: order.StoreID{1}, boot: Boot{Count: 1}}.encode())
+		},
+	} {
+		s, o := fresh(t, small)
+		o.chunkBytes = 10
+		s.o.chunkBytes = 10
+		mustCreate(t, s, g, 1)
+		write(t, s, g, state("s"), snapshot(0, "a snapshot of three chunks"), entry(1, "one"), entry(2, "two"), entry(3, "three"))
+		b := s.db.NewBatch()
+		if err := errors.Join(change(b), b.Commit(pebble.Sync), b.Close()); err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		s, err := Open("/store", o)
+		if err == nil {
+			_, err = s.Replicas()
+			if again := s.Create(replicagroup.Identity{Group: group("b"), Self: 1}); err != nil && !errors.Is(again, ErrDamaged) {
+				t.Errorf("%s: the store goes on: %v", name, again)
+			}
+			s.Close()
+		}
+		if !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// newest returns the length of the last log.
+func newest(t *testing.T, f vfs.FS, names []string) (n int) {
+	for _, name := range names {
+		if strings.HasSuffix(name, ".log") {
+			n = len(content(t, f, "/store/"+name))
+		}
+	}
+	return n
 }
 
 // places returns where to change or cut a file of n bytes.
