@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"latchkey/dht/pb"
@@ -310,10 +312,12 @@ func (l *link) complete(it *item, data []byte) {
 
 // open opens a stream, exchanges hellos and reads the stream to its end.
 func (l *link) open(class Class) {
-	for {
+	for tries := 1; ; {
 		s, err := l.dial(class)
 		switch {
 		case err == errStale:
+		case crossed(err) && tries < openTriesMax && l.waitOut():
+			tries++
 		case err != nil:
 			l.openFailed(class, fmt.Errorf("%w: %s: %w", ErrUnreachable, l.peer, err))
 			return
@@ -323,6 +327,35 @@ func (l *link) open(class Class) {
 			s.read()
 			return
 		}
+	}
+}
+
+// crossed reports whether err is of a dial that reached the peer and came to nothing there. So ends the meeting of two peers
+// that dial each other at the same moment: over TCP from a listening port to a listening port it can become one connection,
+// of which both take themselves for the opening end.
+func crossed(err error) bool {
+	var dial *swarm.DialError
+	if !errors.As(err, &dial) || len(dial.DialErrors) == 0 {
+		return false
+	}
+	for _, e := range dial.DialErrors {
+		var op *net.OpError
+		if errors.As(e.Cause, &op) && op.Op == "dial" || errors.Is(e.Cause, context.DeadlineExceeded) {
+			return false
+		}
+	}
+	return true
+}
+
+// waitOut waits for a moment drawn at random, so that two who have met do not meet again. It is false when the overlay closes.
+func (l *link) waitOut() bool {
+	t := time.NewTimer(rand.N(crossPauseMax))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-l.o.ctx.Done():
+		return false
 	}
 }
 

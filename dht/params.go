@@ -85,6 +85,11 @@ const (
 	retryMin = 20 * time.Millisecond
 	retryMax = time.Second
 
+	// Two peers that dial each other at the same moment may both fail: such a dial is tried again, openTriesMax times in all, after
+	// a pause drawn up to crossPauseMax.
+	openTriesMax  = 3
+	crossPauseMax = 20 * time.Millisecond
+
 	// writeStallMax is how long one write may wait for a peer that does not read before the stream is given up.
 	writeStallMax = 15 * time.Second
 
