@@ -58,7 +58,7 @@ const (
 	diagnoseMax = 10 * time.Second
 	// announceMax is how long a connected peer may take to say that it speaks our protocol: a daemon that is starting opens
 	// its port first.
-	announceMax  = 500 * time.Millisecond
+	announceMax  = 2 * time.Second
 	announcePoll = 10 * time.Millisecond
 	// lookAfter is how long a dial may take before we look at what answers meanwhile: under two swarm keys the ends often wait
 	// for each other until their time is up.
