@@ -48,6 +48,7 @@ var packages = map[string]int{
 	"replicagroup/session":   automata,
 	"lockservice/table":      automata,
 	"lockservice/hold":       automata,
+	"dht/detector":           automata,
 
 	"internal/driver":      tools,
 	"internal/durablefile": tools,
