@@ -49,7 +49,7 @@ func survivor(o Options, states []string, created bool, synced, begun int64) err
 // compactions. Of what was not synced, nothing, some or all reached the disk. Whatever was synced is there, nothing is there
 // in part or out of order, and what comes after the crash can crash again.
 func TestPowerFailsAtEveryStep(t *testing.T) {
-	n := 60
+	n := 30
 	if testing.Short() {
 		n = 15
 	}
@@ -106,7 +106,7 @@ func TestPowerFailsAtEveryStep(t *testing.T) {
 // The disk fails at every operation of a script in turn, once or for good, reading or writing. The store then fails every
 // call, nothing reaches the disk any more, and a later start finds all that was reported as stored.
 func TestDiskFailsAtEveryStep(t *testing.T) {
-	n := 40
+	n := 30
 	if testing.Short() {
 		n = 10
 	}

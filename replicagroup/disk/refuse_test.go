@@ -360,7 +360,7 @@ func newest(t *testing.T, f vfs.FS, names []string) (n int) {
 
 // places returns where to change or cut a file of n bytes.
 func places(n int) (at []int) {
-	for i := 0; i < n; i += 1 + n/40 {
+	for i := 0; i < n; i += 1 + n/16 {
 		at = append(at, i)
 	}
 	return at
