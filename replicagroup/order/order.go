@@ -62,15 +62,21 @@ type Role uint8
 const (
 	Voter   Role = iota + 1 // votes, and is counted for commits
 	Learner                 // receives the log and is not counted
+	Joining                 // in a joint view: a voter of the coming view and not of the former
+	Leaving                 // in a joint view: a voter of the former view and not of the coming
 )
 
-// String returns "voter" or "learner".
+// String returns "voter", "learner", "joining" or "leaving".
 func (r Role) String() string {
 	switch r {
 	case Voter:
 		return "voter"
 	case Learner:
 		return "learner"
+	case Joining:
+		return "joining"
+	case Leaving:
+		return "leaving"
 	}
 	return fmt.Sprintf("Role(%d)", uint8(r))
 }
@@ -100,7 +106,8 @@ func (v View) Member(id ReplicaID) (Member, bool) {
 	return Member{}, false
 }
 
-// MemberAt returns the member that lives at this peer.
+// MemberAt returns the member that lives at this peer. A peer that lost its store may be two members for a while, the lost one
+// comes first then; [View.At] tells them apart.
 func (v View) MemberAt(peer keyspace.NodeID) (Member, bool) {
 	for _, m := range v.Members {
 		if m.Peer == peer {
@@ -110,11 +117,11 @@ func (v View) MemberAt(peer keyspace.NodeID) (Member, bool) {
 	return Member{}, false
 }
 
-// Voters returns the ids of the voting members, rising.
+// Voters returns the ids of the voting members, rising; in a joint view those of both halves.
 func (v View) Voters() []ReplicaID {
 	var ids []ReplicaID
 	for _, m := range v.Members {
-		if m.Role == Voter {
+		if m.Role != Learner {
 			ids = append(ids, m.ID)
 		}
 	}
@@ -154,14 +161,15 @@ type EntryKind uint8
 
 // Kinds of entries.
 const (
-	Normal EntryKind = iota + 1 // carries a command
-	Noop                        // the engine's own; carries nothing, yet takes an index
+	Normal     EntryKind = iota + 1 // carries a command
+	Noop                            // the engine's own; carries nothing, yet takes an index
+	ViewChange                      // begins View, which a [ViewNote] of the same step describes; carries nothing else
 )
 
 // Entry is one element of the group's log as its state machine sees it.
 type Entry struct {
 	Index uint64
-	View  uint64
+	View  uint64 // the view under which it was delivered; of a ViewChange the one that it begins
 	Kind  EntryKind
 	Stamp Stamp
 	Cmd   Command
@@ -174,8 +182,8 @@ var (
 	// ErrDropped: the proposal lost its place in the log, or the leader changed before its fate was known. It may still take
 	// effect; a repeat under the same (client, seq) finds out.
 	ErrDropped = errors.New("order: outcome unknown: leadership changed under the proposal")
-	// ErrBusy: too much is uncommitted already; nothing was proposed.
-	ErrBusy = errors.New("order: too much uncommitted")
+	// ErrBusy: too much is under way already; nothing was proposed.
+	ErrBusy = errors.New("order: too much under way")
 	// ErrHalted: the engine has stopped for good; see [Halt].
 	ErrHalted = errors.New("order: replica halted")
 )
@@ -189,7 +197,9 @@ type Event interface{ isEvent() }
 // The events.
 type (
 	// Recv hands over a message that arrived. From and Store are what the frame claims, after the driver has checked that
-	// the sending peer is that member's peer; the engine drops a message whose Store is not the one of its view.
+	// the sending peer is that member's peer; the engine drops a message whose Store is not the one of its view. A replica that
+	// lags behind has not heard of members whose ids are at or above its view's Next, and may depend on them: a driver hands
+	// over a message of such a one only if it knows by other means, such as a later descriptor, who that member is.
 	Recv struct {
 		From  ReplicaID
 		Store StoreID
@@ -303,7 +313,7 @@ type ReadPoint struct {
 }
 
 // Install tells the driver to replace the machine's state by a snapshot that came from the leader and is now durable. The
-// driver reports [Applied] Index afterwards.
+// driver reports [Applied] Index afterwards. Nil Data stands for the empty machine at the beginning of the group's log.
 type Install struct {
 	Index uint64
 	Data  []byte
@@ -313,7 +323,8 @@ type Install struct {
 type Halt struct{ Reason string }
 
 // Actions collects what an engine asks of its driver. A driver reuses one value: it calls Reset before each Step. Within
-// one Step, Persist comes before Deliver in meaning; Install comes before Deliver.
+// one Step, Persist comes before Deliver in meaning; Install comes before Deliver. Views stand in their order with Deliver and
+// Install, by Index. Halt comes last.
 type Actions struct {
 	Persist []Persist
 	Send    []Send
@@ -322,6 +333,7 @@ type Actions struct {
 	Deliver []Entry
 	Done    []Outcome
 	ReadOK  []ReadPoint
+	Views   []ViewNote
 	Halt    *Halt
 }
 
@@ -331,8 +343,10 @@ func (a *Actions) Reset() {
 	clear(a.Send)
 	clear(a.Install)
 	clear(a.Deliver)
+	clear(a.Views)
 	a.Persist, a.Send, a.Timers = a.Persist[:0], a.Send[:0], a.Timers[:0]
 	a.Install, a.Deliver, a.Done, a.ReadOK = a.Install[:0], a.Deliver[:0], a.Done[:0], a.ReadOK[:0]
+	a.Views = a.Views[:0]
 	a.Halt = nil
 }
 
@@ -349,6 +363,8 @@ type Status struct {
 	First, Last uint64
 	// Behind says, on a leader, how many entries each other member lacks.
 	Behind map[ReplicaID]uint64
+	// Match says, on a leader, up to where each other member is known to have the log.
+	Match map[ReplicaID]uint64
 }
 
 // Orderer is a deterministic automaton that gives commands one order. Not safe for concurrent use.
