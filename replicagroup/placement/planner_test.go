@@ -1,0 +1,305 @@
+package placement
+
+import (
+	"testing"
+	"time"
+
+	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/order"
+)
+
+// begin shows the planner a first view with a voter at each of these peers, and lets everybody answer look-ups.
+func (r *rig) begin(answering int, voters ...int) {
+	for i := range answering {
+		r.answering[i] = r.now.Add(-time.Hour)
+	}
+	v := order.View{Next: order.ReplicaID(len(voters) + 1)}
+	for k, i := range voters {
+		v.Members = append(v.Members, r.member(k+1, i, order.Voter))
+	}
+	r.tell(ViewSeen{View: v})
+}
+
+// drive plays voters that endorse everything they should and an engine that does what it is told at once, for a while. Peers
+// in dead say nothing. It returns what the engine was asked.
+func (r *rig) drive(d time.Duration, dead map[int]bool) (done []PlanAction) {
+	end := r.now.Add(d)
+	todo := r.pending
+	r.pending = nil
+	for {
+		for len(todo) > 0 {
+			a := todo[0]
+			todo = append(todo[1:], r.obey(a, dead)...)
+			switch a.(type) {
+			case Learn, ChangeVoters, DropLearner, TransferTo, MayGo:
+				done = append(done, a)
+			}
+		}
+		if r.now >= end {
+			return done
+		}
+		todo = r.run(min(time.Second, end.Sub(r.now)), true)
+		for _, m := range r.view.Members {
+			if m.Role == order.Learner && !dead[r.number[m.Peer]] {
+				todo = append(todo, r.do(Progress{Member: m.ID, Match: 100, Commit: 100})...)
+			}
+		}
+	}
+}
+
+func (r *rig) obey(a PlanAction, dead map[int]bool) []PlanAction {
+	next := r.view
+	next.Members = append([]order.Member(nil), r.view.Members...)
+	next.Num++
+	remove := func(ids ...order.ReplicaID) { next.Members = without(next.Members, ids...) }
+	switch a := a.(type) {
+	case Endorse:
+		m, _ := r.view.Member(a.To)
+		if i := r.number[m.Peer]; dead[i] || r.mute[i] {
+			return nil
+		}
+		v := a.Question.Endorses(r.view, r.point, func(n keyspace.NodeID) Reach {
+			if dead[r.number[n]] {
+				return Suspected
+			}
+			return Reached
+		})
+		return r.do(EndorseAnswer{Term: a.Question.Term, Round: a.Question.Round, View: a.Question.View, From: a.To, Verdict: v})
+	case Learn:
+		next.Members = append(next.Members, order.Member{ID: next.Next, Peer: a.Peer, Store: a.Store, Role: order.Learner})
+		next.Next++
+	case DropLearner:
+		remove(a.Member)
+	case ChangeVoters:
+		next.Members = altered(next.Members, a.Promote, a.Remove)
+	default:
+		return nil
+	}
+	return r.do(ViewSeen{View: next})
+}
+
+// places returns the peers of the voters and of the learners.
+func (r *rig) places() (voters, learners int, at map[int]bool) {
+	at = make(map[int]bool)
+	for _, m := range r.view.Members {
+		if m.Role == order.Voter {
+			voters++
+		} else {
+			learners++
+		}
+		at[r.number[m.Peer]] = true
+	}
+	return voters, learners, at
+}
+
+func TestSizesWhileTheOverlayGrows(t *testing.T) {
+	for _, c := range []struct{ f, peers, voters, learners int }{
+		{1, 1, 1, 0}, {1, 2, 1, 1}, {1, 3, 3, 0}, {1, 4, 3, 0}, {1, 9, 3, 0},
+		{2, 1, 1, 0}, {2, 2, 1, 1}, {2, 3, 3, 0}, {2, 4, 3, 1}, {2, 5, 5, 0}, {2, 6, 5, 0}, {2, 9, 5, 0},
+		{3, 6, 5, 1}, {3, 7, 7, 0}, {3, 8, 7, 0},
+	} {
+		r := newRig(c.f, 0)
+		r.begin(c.peers, 0)
+		r.drive(10*time.Minute, nil)
+		voters, learners, at := r.places()
+		if voters != c.voters || learners != c.learners {
+			t.Errorf("f=%d, %d peers: %d voters and %d learners, want %d and %d", c.f, c.peers, voters, learners, c.voters, c.learners)
+		}
+		for i := range c.voters + c.learners {
+			if !at[i] {
+				t.Errorf("f=%d, %d peers: peer %d is not a member, it is among the closest", c.f, c.peers, i)
+			}
+		}
+		if more := r.drive(10*time.Minute, nil); len(more) != 0 {
+			t.Errorf("f=%d, %d peers: then %s", c.f, c.peers, r.show(more))
+		}
+	}
+}
+
+// suspect makes the leader suspect peers, and everybody not to hear from them.
+func (r *rig) suspect(dead map[int]bool, peers ...int) {
+	for _, i := range peers {
+		dead[i] = true
+		delete(r.answering, i)
+		r.tell(PeerState{Peer: r.node(i)})
+	}
+}
+
+// Section 3.5 gives an overlay of N peers the largest odd number of voters up to N: a group of 5 would shrink to 3 and a
+// learner when one peer of 5 dies, one of 3 to 1 and a learner. Neither survives more crashes than before, and both make the
+// return of the peer a matter of minutes: nothing is done.
+func TestAGroupThatCannotBeRepairedDoesNotShrinkForNothing(t *testing.T) {
+	for _, c := range []struct{ f, peers, dead, voters int }{
+		{1, 3, 1, 3}, {2, 5, 1, 5}, {2, 5, 2, 3}, {3, 7, 1, 7}, {3, 7, 2, 5}, {3, 7, 3, 5},
+	} {
+		r, dead := newRig(c.f, 0), make(map[int]bool)
+		var all []int
+		for i := range c.peers {
+			all = append(all, i)
+		}
+		r.begin(c.peers, all...)
+		r.drive(time.Minute, dead)
+		r.suspect(dead, all[c.peers-c.dead:]...)
+		r.drive(10*time.Minute, dead)
+		if voters, learners, _ := r.places(); voters != c.voters || learners != 0 {
+			t.Errorf("f=%d, %d of %d dead: %d voters and %d learners, want %d", c.f, c.dead, c.peers, voters, learners, c.voters)
+		}
+	}
+}
+
+// With an even number of peers the learner takes the place of a dead voter as soon as it counts as dead.
+func TestTheSpareLearnerTakesTheDeadVotersPlace(t *testing.T) {
+	r, dead := newRig(2, 0), make(map[int]bool)
+	r.begin(4, 0)
+	r.drive(10*time.Minute, dead)
+	r.suspect(dead, 1)
+	before := r.now
+	for len(r.drive(time.Second, dead)) == 0 {
+		if r.now.Sub(before) > time.Minute {
+			t.Fatal("nothing happens")
+		}
+	}
+	voters, learners, at := r.places()
+	if wait := r.now.Sub(before); voters != 3 || learners != 0 || at[1] || wait > 32*time.Second {
+		t.Errorf("after %v: %d voters, %d learners, at %v", wait, voters, learners, at)
+	}
+}
+
+// Section 3.5 takes the 2f+1 closest of all that answered, and then wants the candidate to be stable: peers that come and go
+// next to the anchor would fill those places for ever.
+func TestFlappersNearTheAnchorDoNotStopTheRepair(t *testing.T) {
+	r, dead := newRig(1, 10), make(map[int]bool)
+	r.begin(0, 10, 11, 12)
+	for i := 10; i < 14; i++ {
+		r.answering[i] = -1 << 60
+	}
+	r.suspect(dead, 12)
+	for range 20 {
+		for i := range 6 { // up again and again, never for a minute
+			r.answering[i] = r.now
+		}
+		r.drive(10*time.Second, dead)
+	}
+	if _, _, at := r.places(); at[12] || !at[13] {
+		t.Errorf("the dead voter was not replaced: %v", at)
+	}
+}
+
+// The 2f+1 closest are those that answered: taken literally, a voter that is under suspicion for a moment and missed by a
+// look-up is not among them and is replaced at once, whatever T_fail says.
+func TestAMomentOfSuspicionMakesNobodyAVictim(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(6, 0, 1, 2)
+	for range 60 {
+		r.tell(PeerState{Peer: r.node(1)})
+		delete(r.answering, 1)
+		if out := r.drive(25*time.Second, nil); len(out) != 0 {
+			t.Fatalf("after %v: %s", r.now, r.show(out))
+		}
+		r.tell(PeerState{Peer: r.node(1), Live: true})
+		r.answering[1] = r.now
+		if out := r.drive(time.Second, nil); len(out) != 0 {
+			t.Fatalf("after %v: %s", r.now, r.show(out))
+		}
+	}
+}
+
+// Two of three voters leave, and the third, which would be left alone, has died unnoticed. The two that leave are a majority of
+// the voters, and must not agree to that.
+func TestVotersToBeMustAnswer(t *testing.T) {
+	r, dead := newRig(1, 0), make(map[int]bool)
+	r.begin(3, 0, 1, 2)
+	dead[2] = true // nobody knows
+	r.tell(LeaveWish{Peer: r.node(0)})
+	r.tell(LeaveWish{Peer: r.node(1)})
+	for range 30 {
+		for _, a := range r.drive(2*time.Second, dead) {
+			if c, ok := a.(ChangeVoters); ok {
+				t.Fatalf("%s", r.show([]PlanAction{c}))
+			}
+		}
+		r.tell(LeaveWish{Peer: r.node(0)})
+		r.tell(LeaveWish{Peer: r.node(1)})
+	}
+}
+
+func TestALearnerThatNeverAnswersIsDropped(t *testing.T) {
+	r, dead := newRig(1, 0), make(map[int]bool)
+	r.begin(5, 0, 1, 2)
+	r.suspect(dead, 2)
+	r.mute = map[int]bool{3: true} // peer 3 receives the log and is not suspected; it answers nothing
+	var dropped bool
+	for range 200 {
+		for _, m := range r.view.Members {
+			if r.number[m.Peer] == 3 {
+				r.tell(Progress{Member: m.ID, Match: 100, Commit: 100})
+			}
+		}
+		for _, a := range r.drive(time.Second, dead) {
+			_, ok := a.(DropLearner)
+			dropped = dropped || ok
+		}
+	}
+	if _, _, at := r.places(); !dropped || at[3] {
+		t.Errorf("dropped: %v, members %v", dropped, at)
+	}
+}
+
+func TestPlansThatAreFinishedCostLittle(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(6, 0, 1, 2)
+	r.run(5*time.Minute, false)
+	looked, events := r.lookUps, r.events
+	r.run(time.Hour, false)
+	if r.lookUps-looked > 60 || r.events-events > 60*4 {
+		t.Errorf("%d look-ups and %d events in an idle hour", r.lookUps-looked, r.events-events)
+	}
+	// A suspicion ends the rest at once.
+	r.run(55*time.Second, false)
+	looked = r.lookUps
+	r.do(PeerState{Peer: r.node(1)})
+	if r.run(10*time.Second, false); r.lookUps == looked {
+		t.Error("no look-up within 10 s of a suspicion")
+	}
+}
+
+func TestAPlannersMemoryIsBounded(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(3, 0, 1, 2)
+	for i := range 10_000 {
+		n := keyspace.NodeIDOf(string(rune(i)))
+		r.do(PeerState{Peer: n})
+		r.do(LeaveWish{Peer: n})
+		r.do(Candidates{Peers: []Neighbour{{Peer: n, Store: storeID(byte(i)), Up: time.Hour, Hosts: i%2 == 0}}})
+		r.do(PeerState{Peer: n})
+		r.do(Progress{Member: order.ReplicaID(i), Match: 1, Commit: 9})
+		r.do(EndorseAnswer{Term: 7, Round: r.round, View: 0, From: order.ReplicaID(i), Verdict: Yes})
+		r.list(n, r.now)
+		r.now++
+		if members := len(r.Planner.view.Members); len(r.near) > neighboursMax+members || len(r.down) > neighboursMax+members ||
+			len(r.wishes) > neighboursMax+members || len(r.listed) > ListedMax || len(r.progress) > members {
+			t.Fatalf("%d near, %d down, %d wishes, %d listed, %d progress", len(r.near), len(r.down), len(r.wishes), len(r.listed), len(r.progress))
+		}
+	}
+}
+
+func TestAPlanThatHasNotBegunDoesNothing(t *testing.T) {
+	r := newRig(1, 0)
+	for _, ev := range []PlanEvent{Wake{}, Candidates{}, LeaveWish{Peer: r.node(1)}, PeerState{Peer: r.node(1)}, Progress{Member: 1},
+		ChangeDone{Ref: 1, OK: true}, EndorseAnswer{Term: 7, From: 1, Verdict: Yes}} {
+		if out := r.Step(ev, 0, nil); len(out) != 0 {
+			t.Errorf("%T: %v", ev, out)
+		}
+	}
+}
+
+func BenchmarkPlanOfASettledGroup(b *testing.B) {
+	r := newRig(2, 0)
+	r.begin(20, 0, 1, 2, 3, 4)
+	found := r.found()
+	var out []PlanAction
+	b.ReportAllocs()
+	for b.Loop() {
+		out = r.Step(found, r.now, out[:0])
+	}
+}
