@@ -35,6 +35,7 @@ type link struct {
 	greeted atomic.Int32 // streams it opened that have not said hello yet
 
 	servingBytes atomic.Int64 // of the requests in service
+	heard        atomic.Bool  // a frame has come since the failure detector looked
 
 	// mu guards the fields below and all of the lanes. It is taken after linksMu and before life.
 	mu      sync.Mutex

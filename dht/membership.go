@@ -108,6 +108,7 @@ func (o *Overlay) linkChanged(p peer.ID, up bool) {
 	default:
 		o.sets.left(p)
 	}
+	o.beats.link(p, up)
 	for _, f := range o.onLink {
 		f(p, up)
 	}

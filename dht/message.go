@@ -155,9 +155,9 @@ func (o *Overlay) Send(to peer.ID, key keyspace.Key, service string, msg []byte)
 }
 
 // Call sends a request and waits for its answer, which belongs to the caller. It blocks until the answer, the end of ctx
-// (then the error is context.Cause(ctx) and the peer may serve the request yet) or the loss of the link; give ctx a deadline, as a
-// frozen peer's link can take half a minute to be lost. Errors: those of Send, [ErrLinkLost], [*RemoteError], [ErrBusy],
-// [ErrUnknownService].
+// (then the error is context.Cause(ctx) and the peer may serve the request yet), the loss of the link, or the suspicion of a watched
+// peer; give ctx a deadline, as a frozen peer's link can take half a minute to be lost. Errors: those of Send, [ErrLinkLost],
+// [ErrSuspected], [*RemoteError], [ErrBusy], [ErrUnknownService].
 func (o *Overlay) Call(ctx context.Context, to peer.ID, key keyspace.Key, service string, msg []byte) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)

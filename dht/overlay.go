@@ -83,6 +83,8 @@ type Overlay struct {
 	handlers  map[string]*service // fixed by Start
 	onLink    []func(peer.ID, bool)
 	onMode    []func(hosting bool)
+	onSuspect []func(p peer.ID, suspected bool)
+	beats     *heartbeats
 	hosting   atomic.Bool  // we may be in replica sets; changed by watch
 	reach     atomic.Int32 // network.Reachability, as the host sees it; changed by watch
 	count     counters
@@ -152,6 +154,8 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 	o.ids.Store(rand.Uint64() >> 2)
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
 	o.local = newLocal(o)
+	o.beats = newHeartbeats(o)
+	o.handlers[serviceHeartbeat] = &service{serviceHeartbeat, o.handleHeartbeat}
 	o.nodes.add(o.self)
 	return o, nil
 }
@@ -250,6 +254,7 @@ func (o *Overlay) Start(ctx context.Context) error {
 	o.tasks.Go(o.watch)
 	o.tasks.Go(o.maintain)
 	o.tasks.Go(o.local.run)
+	o.tasks.Go(func() { o.beats.run(o.ctx) })
 	return nil
 }
 

@@ -149,6 +149,9 @@ const (
 	// waitInterval is how often [Overlay.WaitPeers] looks at the routing table, which announces nothing.
 	waitInterval = 5 * time.Millisecond
 
+	// heartbeatsMax bounds the pings and answers that wait for the failure detector. One more is dropped: that it came counts anyway.
+	heartbeatsMax = 1024
+
 	// eventsMax is the buffer between the host's event bus and us. Emitters would wait if it were full.
 	eventsMax = 1024
 )

@@ -24,6 +24,7 @@ const (
 	ReasonRefused     Reason = "hello refused"
 	ReasonStreams     Reason = "too many streams"
 	ReasonStalled     Reason = "reads nothing"
+	ReasonHeartbeat   Reason = "bad heartbeat"
 	ReasonUnfinished  Reason = "unfinished message"
 	reasonOther       Reason = "other"
 )
@@ -52,6 +53,9 @@ type Stats struct {
 	UnknownService uint64 // messages for a service we do not have
 	Busy           uint64 // requests refused because too many were in service
 	LateReplies    uint64 // answers nobody waited for any more
+
+	Suspicions uint64 // of watched peers, right or wrong
+	Alarms     uint64 // that two processes use the identity of a watched peer
 }
 
 type counters struct {
@@ -60,6 +64,7 @@ type counters struct {
 	bytesSent, bytesReceived                                   atomic.Uint64
 	lookups, lookupsFailed, lookupsShared, selfLookups         atomic.Uint64
 	outboxFull, unknownService, busy, lateReplies              atomic.Uint64
+	suspicions, alarms                                         atomic.Uint64
 
 	mu     sync.Mutex
 	resets map[Reason]uint64
@@ -89,5 +94,6 @@ func (o *Overlay) Stats() Stats {
 		SelfLookups: c.selfLookups.Load(),
 		OutboxFull:  c.outboxFull.Load(), UnknownService: c.unknownService.Load(), Busy: c.busy.Load(),
 		LateReplies: c.lateReplies.Load(),
+		Suspicions:  c.suspicions.Load(), Alarms: c.alarms.Load(),
 	}
 }

@@ -247,6 +247,9 @@ func (s *stream) readAll() error {
 		if items, err = decodeFrame(buf, s.class, items); err != nil {
 			return err
 		}
+		if heard := &s.link.heard; !heard.Load() { // writing it each time would cost more
+			heard.Store(true)
+		}
 		o.count.framesReceived.Add(1)
 		o.count.bytesReceived.Add(uint64(len(buf)))
 		for i := range items {

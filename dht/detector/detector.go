@@ -27,7 +27,8 @@ type watch struct {
 	// silence and unpinged are the ticks since the last sign of life and the last ping.
 	silence, unpinged time.Duration
 
-	reached        automaton.Instant // when it became known; pings before that waited for a connection
+	reached        automaton.Instant // when it became known, or trusted again; pings before that waited for something else
+	late           bool              // one of those counts yet
 	measured       bool
 	rtt, deviation time.Duration // smoothed
 
@@ -64,8 +65,8 @@ func (d *Detector) Step(ev Event, now automaton.Instant, out []Action) []Action 
 	case Beat:
 		if w := d.of(ev.Peer); w != nil {
 			out = w.hear(now, out)
-			if ev.Answer && ev.Echo >= max(d.stalled, w.reached) && ev.Echo <= now {
-				w.measure(now.Sub(ev.Echo))
+			if ev.Answer && ev.Echo >= d.stalled && ev.Echo <= now {
+				w.answered(ev.Echo, now)
 			}
 			return w.boot(ev.Nonce, now, out)
 		}
@@ -181,7 +182,8 @@ func (w *watch) patience() time.Duration {
 
 // hear takes note of a sign of life.
 func (w *watch) hear(now automaton.Instant, out []Action) []Action {
-	if !w.known {
+	if w.suspected || !w.known {
+		w.late = w.known
 		w.known, w.reached = true, now
 	}
 	w.fresh, w.silence = true, 0
@@ -200,6 +202,19 @@ func (w *watch) lose(out []Action) []Action {
 	}
 	w.known, w.fresh, w.unpinged = false, false, 0
 	return append(out, Ping{w.peer})
+}
+
+// answered measures the round trip of a ping sent at echo. Of those sent to a silent peer one counts, as the reason for a little more
+// patience, since it may be the network that is slower now; there are more such answers the longer the peer was stopped.
+func (w *watch) answered(echo, now automaton.Instant) {
+	rtt := now.Sub(echo)
+	switch {
+	case echo >= w.reached:
+		w.measure(rtt)
+	case w.late:
+		w.late, w.measured = false, true // never as the first measurement, which counts in full
+		w.measure(min(rtt, w.patience()))
+	}
 }
 
 // measure takes a round trip into account. It is the peer's word that the answer belongs to that ping, so it is bounded by what it may

@@ -234,6 +234,21 @@ func TestRoundTripsThatMeasureSomethingElseAreDropped(t *testing.T) {
 	if s.all > 0 {
 		t.Error("suspected")
 	}
+	// Stopped itself for a minute, it then answers all our pings.
+	stopped := s.now
+	s.run(time.Minute, 0)
+	for at := stopped; at < s.now; at = at.Add(time.Second) {
+		s.step(Beat{"a", 1, true, at})
+	}
+	if got := s.d.of("a").patience(); got == patience || got > 2*patience {
+		t.Errorf("patience %v after answers that waited for the peer", got)
+	}
+	// The network has become slower, which looks the same at first.
+	s.rtt, s.alive["a"] = 700*time.Millisecond, true
+	s.run(10*time.Second, 0)
+	if got := s.d.of("a").patience(); got < IntervalActive+s.rtt {
+		t.Errorf("patience %v with round trips of %v", got, s.rtt)
+	}
 }
 
 func TestAPeerThatTalksIsPingedOnceASecond(t *testing.T) {

@@ -1,0 +1,243 @@
+package dht
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/dht/detector"
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/internal/driver"
+)
+
+// serviceHeartbeat is the service of pings and their answers, which are one-way messages both.
+const serviceHeartbeat = "dht/heartbeat"
+
+// Watch begins to watch a peer, or changes how: an active watch notices a peer that has stopped in about half a second, another
+// one in two seconds. The functions of [Overlay.OnSuspect] are told. The peer is dialled when there is no connection to it, again
+// and again. Only watched peers cost anything: one that talks is pinged once a second, one that does not four times at most. The
+// node itself is not watched. It does not block.
+func (o *Overlay) Watch(p peer.ID, active bool) {
+	if p != o.self {
+		o.beats.box.Put(detector.Watch{Peer: detector.Peer(p), Active: active})
+	}
+}
+
+// Unwatch ends a watch. Whether the peer was suspected is forgotten, and nobody is told. It does not block.
+func (o *Overlay) Unwatch(p peer.ID) { o.beats.box.Put(detector.Unwatch{Peer: detector.Peer(p)}) }
+
+// OnSuspect registers a function that is told when a watched peer is suspected of having stopped, and when it is trusted again. A
+// suspicion may be wrong. It is called in order, by one goroutine, and must not block. Call it before [Overlay.Start].
+//
+// The connections to a suspected peer stay: they outlive a short pause and a healed partition with everything that is under way
+// on them, a wrong suspicion costs no handshakes and loses no messages, and libp2p closes those of a peer that is gone for good
+// by its own time-outs. What waits for an answer does not wait for those: calls to a peer that falls silent fail with
+// [ErrSuspected].
+func (o *Overlay) OnSuspect(f func(p peer.ID, suspected bool)) {
+	o.life.Lock()
+	defer o.life.Unlock()
+	if o.started {
+		panic("dht: OnSuspect after Start")
+	}
+	o.onSuspect = append(o.onSuspect, f)
+}
+
+// heartbeats drives the failure detector. Its goroutine owns core and watched; everybody else puts events.
+type heartbeats struct {
+	now    func() automaton.Instant
+	nonce  uint64 // of this start
+	send   func(to peer.ID, msg []byte)
+	heard  func(p peer.ID) bool // since it was asked last
+	change func(p peer.ID, suspected bool, silence time.Duration)
+	alarm  func(p peer.ID)
+	box    *driver.Mailbox[detector.Event]
+
+	core    detector.Detector
+	watched map[peer.ID]struct{}
+	actions []detector.Action
+}
+
+func newHeartbeats(o *Overlay) *heartbeats {
+	clock := driver.NewClock()
+	return &heartbeats{
+		now: clock.Now, nonce: clock.Nonce(),
+		send: o.sendHeartbeat, heard: o.heard, change: o.suspect, alarm: o.alarm,
+		box: driver.NewMailbox[detector.Event](heartbeatsMax), watched: make(map[peer.ID]struct{}),
+	}
+}
+
+// run is the detector's goroutine.
+func (b *heartbeats) run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	armed := automaton.Never // when timer runs out, if ever
+	var batch []detector.Event
+	for {
+		if next := b.core.Next(); next != armed {
+			armed = next
+			wait := time.Hour
+			if next != automaton.Never {
+				wait = max(next.Sub(b.now()), 0)
+			}
+			timer.Reset(wait)
+		}
+		select {
+		case <-ctx.Done():
+			b.box.Close()
+			return
+		case <-b.box.Wake():
+			batch, _ = b.box.Take(batch)
+			for _, ev := range batch {
+				b.step(ev)
+			}
+		case <-timer.C:
+			armed = automaton.Never // set it again even if it was early: it goes by another clock than ours
+			for p := range b.watched {
+				if b.heard(p) {
+					b.step(detector.Heard{Peer: detector.Peer(p)})
+				}
+			}
+			b.step(detector.Tick{})
+		}
+	}
+}
+
+// step feeds one event to the detector and carries out what it asks for.
+func (b *heartbeats) step(ev detector.Event) {
+	switch ev := ev.(type) {
+	case detector.Watch:
+		b.watched[peer.ID(ev.Peer)] = struct{}{}
+	case detector.Unwatch:
+		delete(b.watched, peer.ID(ev.Peer))
+	case detector.Lost:
+		b.heard(peer.ID(ev.Peer)) // whatever it was, it is older
+	}
+	now := b.now()
+	b.actions = b.core.Step(ev, now, b.actions[:0])
+	for _, a := range b.actions {
+		switch a := a.(type) {
+		case detector.Ping:
+			b.send(peer.ID(a.Peer), heartbeat{nonce: b.nonce, at: now}.encode())
+		case detector.Suspect:
+			b.change(peer.ID(a.Peer), true, a.Silence)
+		case detector.Trust:
+			b.change(peer.ID(a.Peer), false, 0)
+		case detector.Alarm:
+			b.alarm(peer.ID(a.Peer))
+		}
+	}
+}
+
+// received takes note of a ping or an answer, and answers a ping. It is called by the goroutine that has read it: the answer
+// waits for nothing.
+func (b *heartbeats) received(from peer.ID, m heartbeat) {
+	if !m.answer {
+		b.send(from, heartbeat{answer: true, nonce: b.nonce, at: m.at}.encode())
+	}
+	b.box.TryPut(detector.Beat{Peer: detector.Peer(from), Nonce: m.nonce, Answer: m.answer, Echo: m.at})
+}
+
+// link takes note of a connection that came up, or of the last one that went.
+func (b *heartbeats) link(p peer.ID, up bool) {
+	if up {
+		b.box.Put(detector.Heard{Peer: detector.Peer(p)})
+	} else {
+		b.box.Put(detector.Lost{Peer: detector.Peer(p)})
+	}
+}
+
+// sendHeartbeat queues a ping or an answer. One that cannot leave is lost.
+func (o *Overlay) sendHeartbeat(to peer.ID, msg []byte) {
+	if err := o.Send(to, keyspace.Key{}, serviceHeartbeat, msg); err != nil {
+		log.Debugw("heartbeat dropped", "peer", to, "err", err)
+	}
+}
+
+// heard reports whether anything came from p since it was asked last.
+func (o *Overlay) heard(p peer.ID) bool {
+	o.linksMu.RLock()
+	l := o.links[p]
+	o.linksMu.RUnlock()
+	return l != nil && l.heard.Swap(false)
+}
+
+// suspect tells everybody of a suspicion that begins or ends.
+func (o *Overlay) suspect(p peer.ID, suspected bool, silence time.Duration) {
+	log.Debugw("suspicion", "peer", p, "suspected", suspected, "silence", silence)
+	if suspected {
+		o.count.suspicions.Add(1)
+	}
+	for _, f := range o.onSuspect {
+		f(p, suspected)
+	}
+	if suspected && silence > 0 { // the calls of a lost connection have failed
+		o.giveUp(p)
+	}
+}
+
+// giveUp fails the calls that await an answer of p.
+func (o *Overlay) giveUp(p peer.ID) {
+	o.linksMu.RLock()
+	l := o.links[p]
+	o.linksMu.RUnlock()
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	var calls []*call
+	for _, c := range l.calls {
+		calls = append(calls, c)
+	}
+	clear(l.calls)
+	l.mu.Unlock()
+	endAll(calls, fmt.Errorf("%w: %s", ErrSuspected, p))
+}
+
+// alarm tells of a peer whose identity two processes use.
+func (o *Overlay) alarm(p peer.ID) {
+	o.count.alarms.Add(1)
+	log.Errorw("two processes use the identity of one peer, as a copied directory makes them: stop one of them", "peer", p)
+}
+
+func (o *Overlay) handleHeartbeat(r *Request) {
+	m, err := decodeHeartbeat(r.Data)
+	if err != nil || !r.OneWay() {
+		r.Misbehaved(string(ReasonHeartbeat))
+		return
+	}
+	o.beats.received(r.From, m)
+}
+
+// heartbeat is a ping or the answer to one, which repeats its instant: one byte, 0 or 1, then nonce and instant, eight bytes each,
+// the highest first.
+type heartbeat struct {
+	answer bool
+	nonce  uint64            // of the sender's start, never 0
+	at     automaton.Instant // of who has pinged, when it did
+}
+
+const heartbeatBytes = 17
+
+func (m heartbeat) encode() []byte {
+	b := make([]byte, 1, heartbeatBytes)
+	if m.answer {
+		b[0] = 1
+	}
+	b = binary.BigEndian.AppendUint64(b, m.nonce)
+	return binary.BigEndian.AppendUint64(b, uint64(m.at))
+}
+
+func decodeHeartbeat(b []byte) (m heartbeat, err error) {
+	if len(b) != heartbeatBytes || b[0] > 1 {
+		return m, malformed("heartbeat of %d bytes", len(b))
+	}
+	m = heartbeat{b[0] == 1, binary.BigEndian.Uint64(b[1:]), automaton.Instant(binary.BigEndian.Uint64(b[9:]))}
+	if m.nonce == 0 {
+		return m, malformed("heartbeat without nonce")
+	}
+	return m, nil
+}
