@@ -44,7 +44,7 @@ type bench struct {
 	heard  map[[2]peer.ID]bool
 	told   map[peer.ID][]told
 	alarms int
-	sent   int
+	sent   atomic.Int64
 }
 
 func newBench(t *testing.T, names ...peer.ID) *bench {
@@ -91,7 +91,7 @@ func newBench(t *testing.T, names ...peer.ID) *bench {
 func (w *bench) carry(from, to peer.ID, msg []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.sent++
+	w.sent.Add(1)
 	if w.frozen[from] || w.frozen[to] {
 		return
 	}
@@ -155,10 +155,10 @@ func TestTheDriverNoticesWhoStopsAndWhoGoesOn(t *testing.T) {
 		w.beats["a"].box.Put(detector.Unwatch{Peer: "b"})
 		w.beats["a"].box.Put(detector.Unwatch{Peer: "c"})
 		time.Sleep(time.Second) // what is under way
-		before := w.sent
+		before := w.sent.Load()
 		time.Sleep(time.Hour)
-		if w.sent != before {
-			t.Errorf("%d messages though nobody is watched", w.sent-before)
+		if w.sent.Load() != before {
+			t.Errorf("%d messages though nobody is watched", w.sent.Load()-before)
 		}
 	})
 }
