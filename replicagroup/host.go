@@ -39,6 +39,9 @@ type Overlay interface {
 	Go(to peer.ID, key keyspace.Key, service string, msg []byte, timeout time.Duration, done func(reply []byte, err error))
 	ReplicaSet(ctx context.Context, at keyspace.Preimage, r int) ([]peer.AddrInfo, error)
 	OnLink(func(p peer.ID, up bool))
+	OnSuspect(func(p peer.ID, suspected bool))
+	Watch(p peer.ID, active bool)
+	Unwatch(p peer.ID)
 	Learn(peer.AddrInfo)
 	PeerOf(keyspace.NodeID) (peer.ID, bool)
 }
@@ -138,6 +141,7 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceHost, h.counted(h.hosting.handleHost))
 	h.overlay.Handle(serviceStart, h.counted(h.hosting.handleStart))
 	h.overlay.OnLink(h.link)
+	h.overlay.OnSuspect(h.suspect)
 	return h, nil
 }
 
@@ -261,6 +265,11 @@ func (h *Host) stop(cause error) {
 	for _, s := range h.shards {
 		s.box.Close()
 	}
+	if fellows := h.fellows.Load(); fellows != nil {
+		for p := range *fellows {
+			h.overlay.Unwatch(p)
+		}
+	}
 }
 
 // Close stops all replicas where they are and every client of the host. It is idempotent and waits for the host's
@@ -337,14 +346,18 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	return nil
 }
 
-// meetLocked remembers the peers of a group as such that engine messages are taken from.
+// meetLocked remembers the peers of a group as such that engine messages are taken from, and watches them: every group is
+// active, since none sleeps.
 func (h *Host) meetLocked(d placement.Descriptor) {
 	fellows := make(map[peer.ID]bool)
 	if known := h.fellows.Load(); known != nil {
 		maps.Copy(fellows, *known)
 	}
 	for _, p := range d.Peers {
-		fellows[peer.ID(p.ID)] = true
+		if id := peer.ID(p.ID); !fellows[id] {
+			fellows[id] = true
+			h.overlay.Watch(id, true)
+		}
 	}
 	h.fellows.Store(&fellows)
 }
@@ -493,6 +506,18 @@ func (h *Host) handleOutput(req *dht.Request) error {
 // link tells every shard that a peer came or went.
 func (h *Host) link(p peer.ID, up bool) {
 	e := linkEvent{peer: dht.NodeIDOf(p), up: up}
+	for _, s := range h.shards {
+		s.box.Put(e)
+	}
+}
+
+// suspect tells every shard of a peer that seems to have stopped. That it was wrong need not be told: an engine finds out by
+// what the peer sends.
+func (h *Host) suspect(p peer.ID, suspected bool) {
+	if !suspected {
+		return
+	}
+	e := suspectEvent{dht.NodeIDOf(p)}
 	for _, s := range h.shards {
 		s.box.Put(e)
 	}

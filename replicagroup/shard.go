@@ -70,6 +70,8 @@ type (
 		peer keyspace.NodeID
 		up   bool
 	}
+	// suspectEvent is the opinion that a peer has stopped.
+	suspectEvent struct{ peer keyspace.NodeID }
 	// commandEvent asks for a command to be executed.
 	commandEvent struct {
 		group order.GroupID
@@ -266,7 +268,12 @@ func (e linkEvent) handle(s *shard) {
 			continue
 		}
 		r.step(order.Link{To: m.ID, Up: e.up})
-		if !e.up {
+	}
+}
+
+func (e suspectEvent) handle(s *shard) {
+	for _, r := range s.replicas {
+		if m, ok := r.view.MemberAt(e.peer); ok && m.ID != r.self {
 			r.step(order.Suspect{Member: m.ID})
 		}
 	}
