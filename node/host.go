@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -61,7 +63,13 @@ func HostOptions(c config.Config, key crypto.PrivKey, psk pnet.PSK, r *Refusals)
 	if err != nil {
 		return nil, err
 	}
-	transports := []libp2p.Option{libp2p.Transport(tcp.NewTCPTransport)}
+	// Dialling from the port one listens at is for punching holes into NATs. Elsewhere it only lets two peers that dial each other
+	// at the same moment get in each other's way: over TCP that makes one connection, of which each takes itself for the dialler.
+	var tcpOptions []any
+	if !n.NAT {
+		tcpOptions = append(tcpOptions, tcp.DisableReuseport())
+	}
+	transports := []libp2p.Option{libp2p.Transport(tcp.NewTCPTransport, tcpOptions...)}
 	spoken := "TCP and WebSocket, as this overlay has a swarm key"
 	speaks := func(a ma.Multiaddr) bool { return !has(a, ma.P_UDP) }
 	switch {
@@ -84,6 +92,7 @@ func HostOptions(c config.Config, key crypto.PrivKey, psk pnet.PSK, r *Refusals)
 	}
 	opts := []libp2p.Option{
 		libp2p.Identity(key),
+		func(*libp2p.Config) error { return checkFree(listen) },
 		libp2p.ListenAddrs(listen...),
 		libp2p.UserAgent("latchkey/" + Version()),
 		libp2p.DisableMetrics(),
@@ -135,6 +144,30 @@ func HostOptions(c config.Config, key crypto.PrivKey, psk pnet.PSK, r *Refusals)
 		opts = append(opts, libp2p.DisableRelay())
 	}
 	return opts, nil
+}
+
+// checkFree refuses TCP addresses that another process listens at. libp2p itself would share the port with another libp2p host,
+// each getting some of the connections, and goes on without an address as long as there is one more.
+func checkFree(listen []ma.Multiaddr) error {
+	for _, a := range listen {
+		tcpAddr, _ := ma.SplitFunc(a, func(c ma.Component) bool { return c.Code() == ma.P_WS || c.Code() == ma.P_WSS || c.Code() == ma.P_TLS })
+		network, addr, err := manet.DialArgs(tcpAddr)
+		if err != nil || !strings.HasPrefix(network, "tcp") {
+			continue
+		}
+		l, err := net.Listen(network, addr)
+		if err != nil {
+			var call *os.SyscallError
+			if errors.As(err, &call) {
+				err = call.Err
+			}
+			return fmt.Errorf("%s: %w; another process may have the port: see network.listen", a, err)
+		}
+		if err := l.Close(); err != nil {
+			return fmt.Errorf("%s: %w", a, err)
+		}
+	}
+	return nil
 }
 
 // unless applies an option if nothing before it has set what it sets.

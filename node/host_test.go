@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -387,5 +388,23 @@ func TestAPublicOverlayOverQUICAlone(t *testing.T) {
 	}
 	if got := r.Counts(); len(got) != 0 {
 		t.Errorf("refused: %v", got)
+	}
+}
+
+// Without that, libp2p lets two of its hosts share a port, and each gets some of the connections.
+func TestPortOfAnotherPeerIsRefused(t *testing.T) {
+	for _, p := range []config.Profile{config.Test, config.Public} {
+		first := hostOf(t, profile(t, p, "/ip4/127.0.0.1/tcp/0"), nil, nil)
+		c := profile(t, p, first.Addrs()[0].String(), "/ip4/127.0.0.1/tcp/0")
+		opts, err := HostOptions(c, newKey(t), nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h, err := libp2p.New(opts...); err == nil {
+			h.Close()
+			t.Errorf("%s: two hosts listen at %s", p, c.Network.Listen[0])
+		} else if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), c.Network.Listen[0]) {
+			t.Errorf("%s: %v", p, err)
+		}
 	}
 }
