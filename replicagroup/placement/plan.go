@@ -22,7 +22,7 @@ type PlanTimes struct {
 	Settle  time.Duration // a voter that leaves is removed without a substitute only that long after the last wish to leave
 	Hand    time.Duration // leadership is handed over within that long, or another voter is tried
 	Lag     time.Duration // a learner that holds what was committed that long ago has caught up, however fast the log grows
-	Soon    time.Duration // between two attempts at a step for a peer that leaves
+	Soon    time.Duration // between two attempts at a step for a peer that leaves, or that voters who lag did not endorse
 }
 
 // Within is how many entries a learner may lack when it is promoted.

@@ -391,7 +391,8 @@ func (p *Planner) ask(s step, now automaton.Instant, out []PlanAction) []PlanAct
 // (TestVotersToBeMustAnswer).
 func (p *Planner) count(now automaton.Instant, out []PlanAction) []PlanAction {
 	a := p.asking
-	suspected := slices.Contains(slices.Collect(maps.Values(a.verdicts)), CandidateDown)
+	verdicts := slices.Collect(maps.Values(a.verdicts))
+	suspected, lagging := slices.Contains(verdicts, CandidateDown), slices.Contains(verdicts, OtherView)
 	switch {
 	case p.enough(a, func(v Verdict) bool { return v == Yes }):
 		p.asking = nil
@@ -413,7 +414,7 @@ func (p *Planner) count(now automaton.Instant, out []PlanAction) []PlanAction {
 			p.progress[id].refused = min(p.progress[id].refused, now)
 		}
 	}
-	p.putOff(a.step, now)
+	p.putOff(a.step, now, lagging) // who lags has caught up soon
 	return out
 }
 
@@ -443,9 +444,9 @@ func (p *Planner) enough(a *inquiry, good func(Verdict) bool) bool {
 }
 
 // putOff sees to it that a step is not tried again at once.
-func (p *Planner) putOff(s step, now automaton.Instant) {
+func (p *Planner) putOff(s step, now automaton.Instant, soon bool) {
 	pause := p.cfg.Times.Every
-	if s.urgent() {
+	if soon || s.urgent() {
 		pause = p.cfg.Times.Soon
 	}
 	p.refused, p.refusedTo = s, now.Add(pause)
@@ -467,7 +468,7 @@ func (p *Planner) perform(s step, now automaton.Instant, out []PlanAction) []Pla
 	invariant.Check(!p.flying && !p.joint, "one change in flight", s)
 	p.ref++
 	p.flying, p.done, p.flyingFrom = true, false, p.view.Num
-	p.putOff(s, now) // if it fails
+	p.putOff(s, now, false) // if it fails
 	switch s.kind {
 	case stepLearn:
 		return append(out, Learn{Ref: p.ref, From: p.view.Num, Peer: s.peer, Store: s.store})

@@ -245,6 +245,204 @@ func TestALearnerThatNeverAnswersIsDropped(t *testing.T) {
 	}
 }
 
+// One that moves all the time and never gets near the end of the log has ten minutes.
+func TestALearnerThatMovesForEverIsDropped(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(2, 0)
+	r.drive(0, nil)
+	began := r.now
+	for i := range uint64(700) {
+		for _, a := range append(r.do(Progress{Member: 2, Match: i, Commit: 1000 + 1000*i}), r.run(time.Second, true)...) {
+			if _, ok := a.(DropLearner); ok {
+				if after := r.now.Sub(began); after < 10*time.Minute || after > 10*time.Minute+2*time.Second {
+					t.Errorf("dropped after %v", after)
+				}
+				return
+			}
+		}
+	}
+	t.Error("it learns for ever")
+}
+
+func TestLeadershipGoesToALiveVoterWithTheLongestLog(t *testing.T) {
+	r := newRig(2, 0)
+	r.begin(5, 0, 1, 2, 3, 4)
+	r.drive(0, nil)
+	for id, match := range map[order.ReplicaID]uint64{2: 90, 3: 80, 4: 100, 5: 85} {
+		r.do(Progress{Member: id, Match: match, Commit: 100})
+	}
+	r.do(PeerState{Peer: r.node(3)}) // replica 4, the longest
+	r.do(LeaveWish{Peer: r.node(4)}) // replica 5 leaves too
+	var to []order.ReplicaID
+	for _, a := range append(r.do(LeaveWish{Peer: r.node(0)}), r.run(20*time.Second, false)...) {
+		if a, ok := a.(TransferTo); ok {
+			to = append(to, a.Member)
+		}
+	}
+	if len(to) != 2 || to[0] != 2 || to[1] != 3 {
+		t.Errorf("offered to %v, want 2 and then 3", to)
+	}
+}
+
+func TestAPeerThatRestartsDoesNotWantToLeaveAnyMore(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(4, 0, 1, 2)
+	r.do(ChangeDone{})
+	r.run(10*time.Second, false)
+	r.do(LeaveWish{Peer: r.node(1)})
+	r.now = r.now.Add(3 * time.Second)
+	r.answering[1] = r.now.Add(-time.Second)
+	r.do(r.found())
+	if len(r.wishes) != 0 || r.choose(r.now).step.kind != stepNone {
+		t.Errorf("it is still taken for leaving: %+v", r.choose(r.now))
+	}
+}
+
+// A change whose outcome was unknown has begun after all: nothing is asked for before it is through.
+func TestNothingIsAskedForInAJointPhase(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(4, 0, 1, 2)
+	for _, ev := range []PlanEvent{LeaveWish{Peer: r.node(1)}, r.answer(3, Yes), ChangeDone{Ref: 1, OK: false}} {
+		r.do(ev)
+	}
+	joint := r.view
+	joint.Num++
+	r.do(ViewSeen{View: joint, Joint: true})
+	if out := r.run(50*time.Second, false); len(out) != 0 {
+		t.Errorf("in the joint phase: %s", r.show(out))
+	}
+	joint.Num++
+	if out := append(r.do(ViewSeen{View: joint}), r.run(20*time.Second, false)...); len(out) < 2 {
+		t.Errorf("after it: %s", r.show(out))
+	}
+}
+
+// A group of three, one voter gone for good: only a peer of whom enough is known takes its place.
+func TestWhoIsACandidate(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(r *rig, n *Neighbour)
+		want   bool
+	}{
+		"a peer that has been up for an hour": {func(*rig, *Neighbour) {}, true},
+		"one that is in client mode":          {func(_ *rig, n *Neighbour) { n.Hosts = false }, false},
+		"one that names no store":             {func(_ *rig, n *Neighbour) { n.Store = order.StoreID{} }, false},
+		"a copy of a member's directory":      {func(r *rig, n *Neighbour) { n.Store = r.store(0) }, false},
+		"one that has just come up":           {func(_ *rig, n *Neighbour) { n.Up = 10 * time.Second }, false},
+		"one that wants to leave":             {func(r *rig, n *Neighbour) { r.do(Candidates{[]Neighbour{*n}}); r.do(LeaveWish{Peer: n.Peer}) }, false},
+		"one under suspicion": {func(r *rig, n *Neighbour) {
+			r.do(Candidates{[]Neighbour{*n}})
+			r.do(PeerState{Peer: n.Peer})
+			n.Peer = keyspace.NodeID{}
+		}, false},
+		"one that was suspected a moment ago": {func(r *rig, n *Neighbour) {
+			r.do(Candidates{[]Neighbour{*n}})
+			r.do(PeerState{Peer: n.Peer})
+			r.do(PeerState{Peer: n.Peer, Live: true})
+		}, false},
+		"one that answered half a minute ago": {func(r *rig, n *Neighbour) {
+			r.do(Candidates{[]Neighbour{*n}})
+			r.now = r.now.Add(30 * time.Second)
+			n.Peer = keyspace.NodeID{}
+		}, false},
+		"one on the list": {func(r *rig, n *Neighbour) { r.list(n.Peer, r.now) }, false},
+	} {
+		r := newRig(1, 0)
+		r.now = r.now.Add(time.Hour)
+		r.begin(0, 0, 1, 2)
+		r.do(PeerState{Peer: r.node(2)})
+		r.now = r.now.Add(29 * time.Second)
+		n := Neighbour{Peer: r.node(5), Store: r.store(5), Up: time.Hour, Hosts: true}
+		c.change(r, &n)
+		var out []PlanAction
+		if !n.Peer.IsZero() {
+			out = r.do(Candidates{[]Neighbour{n}})
+		}
+		out = append(out, r.run(2*time.Second, false)...)
+		if asked := len(out) > 0; asked != c.want {
+			t.Errorf("%s: %s", name, r.show(out))
+		}
+	}
+}
+
+func TestALearnerUnderSuspicionIsNotPromoted(t *testing.T) {
+	r, dead := newRig(1, 0), make(map[int]bool)
+	r.begin(4, 0, 1, 2)
+	r.suspect(dead, 2)
+	for learners := 0; learners == 0; _, learners, _ = r.places() {
+		if r.drive(500*time.Millisecond, dead); r.now > 1<<36 {
+			t.Fatal("nobody learns")
+		}
+	}
+	r.do(PeerState{Peer: r.node(3)})
+	if out := r.do(Progress{Member: 4, Match: 100, Commit: 100}); len(out) > 0 {
+		t.Errorf("suspected: %s", r.show(out))
+	}
+	if out := r.do(PeerState{Peer: r.node(3), Live: true}); len(out) == 0 {
+		t.Error("trusted again, and nothing is asked")
+	}
+}
+
+// What leaves and then is silent has left, or has failed: 30 s decide.
+func TestAWishEndsWithSuspicion(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(0, 0, 1, 2)
+	r.do(LeaveWish{Peer: r.node(1)})
+	r.do(PeerState{Peer: r.node(1)})
+	r.do(PeerState{Peer: r.node(0)}) // nobody suspects himself
+	for _, m := range r.standings(r.now) {
+		if m.why != 0 || m.Peer == r.node(0) && !m.live {
+			t.Errorf("%+v", m)
+		}
+	}
+}
+
+// attempts returns when the planner asked to learn or to endorse, after the first time.
+func (r *rig) attempts(react func(PlanAction)) (at []time.Duration) {
+	first := r.now
+	for r.now < first.Add(15*time.Second) {
+		for _, a := range r.run(100*time.Millisecond, true) {
+			switch e := a.(type) {
+			case Learn:
+				at = append(at, r.now.Sub(first))
+			case Endorse:
+				if e.To == 3 {
+					at = append(at, r.now.Sub(first))
+				}
+			}
+			react(a)
+		}
+	}
+	return at
+}
+
+func TestWhoLeavesDoesNotWaitTenSecondsForTheNextAttempt(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(4, 0, 1, 2)
+	r.do(LeaveWish{Peer: r.node(1)})
+	r.do(r.answer(3, VictimLive))
+	if at := r.attempts(func(PlanAction) { r.do(r.answer(3, VictimLive)) }); len(at) < 4 || at[0] > 4*time.Second {
+		t.Errorf("asked again after %v", at)
+	}
+}
+
+// A follower learns of a view a little later than the leader. A question that it could not judge is put again in a second.
+func TestAVoterThatLagsIsAskedAgainSoon(t *testing.T) {
+	for verdict, soon := range map[Verdict]bool{OtherView: true, VictimLive: false} {
+		r, dead := newRig(1, 0), make(map[int]bool)
+		r.begin(4, 0, 1, 2)
+		r.drive(time.Second, dead)
+		r.do(PeerState{Peer: r.node(1)})
+		delete(r.answering, 1)
+		if out := r.run(31*time.Second, true); len(out) == 0 {
+			t.Fatal("nothing is asked")
+		}
+		r.do(r.answer(3, verdict))
+		if at := r.attempts(func(PlanAction) {}); len(at) == 0 || at[0] < 4*time.Second != soon {
+			t.Errorf("%v: asked again after %v", verdict, at)
+		}
+	}
+}
+
 func TestPlansThatAreFinishedCostLittle(t *testing.T) {
 	r := newRig(1, 0)
 	r.begin(6, 0, 1, 2)
