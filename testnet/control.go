@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -61,6 +63,7 @@ type Control struct {
 	server   *http.Server
 	testnet  atomic.Pointer[Testnet] // nil until it is up
 	done     chan struct{}
+	made     []string // directories that Claim made, the deepest last
 }
 
 // Claim takes dir for a testnet, makes it if needed, removes what a testnet left there that was killed, and begins to answer that
@@ -69,6 +72,7 @@ func Claim(dir string) (*Control, error) {
 	if _, err := api.ParseAddr(controlSocket(dir)); err != nil {
 		return nil, fmt.Errorf("testnet: %w", err)
 	}
+	made := missing(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("testnet: directory: %w", err)
 	}
@@ -82,7 +86,7 @@ func Claim(dir string) (*Control, error) {
 	if err := sweep(dir); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	c := &Control{listener: l, done: make(chan struct{})}
+	c := &Control{listener: l, done: make(chan struct{}), made: made}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", c.handle(func(_ *http.Request, t Testnet) (any, error) { return t.Status(), nil }))
 	mux.HandleFunc("GET /logs/{n}", c.handle(func(r *http.Request, t Testnet) (any, error) {
@@ -130,7 +134,20 @@ func Claim(dir string) (*Control, error) {
 // Serve lets c answer for t, which is up.
 func (c *Control) Serve(t Testnet) { c.testnet.Store(&t) }
 
-// Close stops answering and gives the directory up. It does not close the testnet.
+// missing returns those of dir and the directories above it that do not exist, the deepest last.
+func missing(dir string) (all []string) {
+	for {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			slices.Reverse(all)
+			return all
+		}
+		all = append(all, dir)
+		dir = filepath.Dir(dir)
+	}
+}
+
+// Close stops answering and gives the directory up: what Claim made of it is removed if it is empty. It does not close the
+// testnet.
 func (c *Control) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -139,6 +156,11 @@ func (c *Control) Close() error {
 		err = c.server.Close()
 	}
 	<-c.done
+	for _, dir := range slices.Backward(c.made) {
+		if os.Remove(dir) != nil {
+			break // somebody uses it
+		}
+	}
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"latchkey/lockservice"
 	"latchkey/node/api"
@@ -90,22 +91,29 @@ type interruptError struct{ sig syscall.Signal }
 
 func (e *interruptError) Error() string { return "interrupted by signal: " + e.sig.String() }
 
-// interruptible returns a context that ends at the first SIGINT or SIGTERM with an *interruptError as its cause. A second
-// signal ends the program at once. stop gives the signals back.
+// insistAfter is how long after the first signal another one means that the program shall end at once. Those before are the same
+// wish told twice: a terminal, timeout(1) and supervisors may signal both a process and its group.
+const insistAfter = 500 * time.Millisecond
+
+// interruptible returns a context that ends at the first SIGINT or SIGTERM with an *interruptError as its cause. Another
+// one, insistAfter later or more, ends the program at once. stop gives the signals back.
 func interruptible(parent context.Context) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	quit := make(chan struct{})
 	go func() {
-		for n := 0; ; n++ {
+		for first := (time.Time{}); ; {
 			select {
 			case s := <-signals:
 				sig := s.(syscall.Signal)
-				if n > 0 {
+				switch {
+				case first.IsZero():
+					first = time.Now()
+					cancel(&interruptError{sig})
+				case time.Since(first) >= insistAfter:
 					os.Exit(exitSignal + int(sig))
 				}
-				cancel(&interruptError{sig})
 			case <-quit:
 				return
 			}

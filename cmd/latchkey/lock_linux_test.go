@@ -89,6 +89,12 @@ func runChild(mode string) {
 	case "sleep":
 		tell("started")
 		time.Sleep(time.Minute)
+	case "stuck": // is told to end and does not
+		ctx, _ := interruptible(context.Background())
+		tell("started")
+		<-ctx.Done()
+		tell("asked to end")
+		select {}
 	case "terminal":
 		runTerminal(tell)
 	case "shell":
@@ -105,6 +111,31 @@ func self(mode, log string) *exec.Cmd {
 	c := exec.Command(exe)
 	c.Env = append(os.Environ(), "LATCHKEY_TEST_CHILD="+mode, "LATCHKEY_TEST_LOG="+log)
 	return c
+}
+
+// TestOneWishToEndToldTwice: what ends a whole process group may signal us twice at once, and that is no hurry.
+func TestOneWishToEndToldTwice(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	p := &process{Cmd: self("stuck", filepath.Join(d.dir, "log")), t: t, ended: make(chan struct{})}
+	p.start()
+	d.told("started", false)
+	asked := time.Now()
+	p.Process.Signal(syscall.SIGINT)
+	p.Process.Signal(syscall.SIGTERM)
+	d.told("asked to end", false)
+	d.until("another signal ends it", func() bool {
+		p.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-p.ended:
+			return true
+		case <-time.After(20 * time.Millisecond):
+			return false
+		}
+	})
+	if took := time.Since(asked); took < insistAfter || p.code != exitSignal+int(syscall.SIGTERM) {
+		t.Errorf("exit %d after %v", p.code, took)
+	}
 }
 
 // under prepares latchkey lock with this test's program as its command. args come before the --.

@@ -368,3 +368,22 @@ func TestCtrlCAtATerminalTakesATestnetDown(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 }
+
+// TestTwoSignalsAtOnceTakeATestnetDown: timeout(1) signals its child and then its whole group.
+func TestTwoSignalsAtOnceTakeATestnetDown(t *testing.T) {
+	t.Parallel()
+	home := shortDir(t)
+	p := command(t, []string{"XDG_RUNTIME_DIR=" + home}, "testnet", "up", "-n", "3")
+	shown := &buffer{}
+	p.Stdout = shown
+	p.start()
+	eventually(t, "it is up", func() bool { return strings.Contains(shown.String(), "Ctrl-C ends it") })
+	p.Process.Signal(syscall.SIGTERM)
+	p.Process.Signal(syscall.SIGINT)
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit %d, %s", code, p.err.String())
+	}
+	if left := remains(t, home); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
