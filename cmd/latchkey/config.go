@@ -1,13 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -185,7 +185,7 @@ func configEditVerb(a *app) *cobra.Command {
 }
 
 // configEdit lets an editor change a draft, which replaces the file when it is in order. What is not stays beside it, and is where
-// the next edit begins.
+// the next edit begins, unless the file has changed since.
 func (a *app) configEdit(ctx context.Context) error {
 	if _, err := node.PeekDir(a.path); err != nil && !errors.Is(err, config.ErrInvalid) {
 		return err
@@ -200,36 +200,72 @@ func (a *app) configEdit(ctx context.Context) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("config: %w", err)
 	}
-	if _, err := os.Lstat(draft); errors.Is(err, os.ErrNotExist) {
+	switch former, err := os.ReadFile(draft); {
+	case errors.Is(err, os.ErrNotExist):
 		if err := durablefile.Create(draft, before, 0o600); err != nil {
 			return fmt.Errorf("config: %w", err)
 		}
-	} else {
+	case err != nil:
+		return fmt.Errorf("config: %w", err)
+	case bytes.Equal(former, before): // of an edit that was killed
+	case older(draft, file): // it would take back what has been changed since
+		return fmt.Errorf("config: the draft of a former edit, %s, is older than %s; to edit the file as it is, drop the draft: rm %s", draft, file, draft)
+	default:
 		fmt.Fprintf(a.err, "latchkey: note: going on with the draft of a former edit, %s\n", draft)
 	}
-	if err := runEditor(ctx, draft); err != nil {
-		return fmt.Errorf("config: %w; the draft is kept in %s", err, draft)
+	edited := runEditor(ctx, draft)
+	after, err := os.ReadFile(draft)
+	if err != nil {
+		return fmt.Errorf("config: %w", errors.Join(edited, err))
 	}
-	l, err := config.Load(draft, nil, nil)
+	blank, same := len(bytes.TrimSpace(after)) == 0, bytes.Equal(before, after)
+	if blank || same { // it holds no work of anybody's
+		if err := os.Remove(draft); err != nil {
+			return fmt.Errorf("config: %w", err)
+		}
+	}
+	switch {
+	case edited != nil && (blank || same):
+		return fmt.Errorf("config: %w; nothing was changed", edited)
+	case edited != nil:
+		return fmt.Errorf("config: %w; nothing was changed, the draft is kept: %s", edited, a.draftHelp(draft))
+	case blank && !same:
+		return errors.New("config: the file was emptied, which ends the edit; nothing was changed")
+	}
+	edit := draft
+	if same {
+		edit = file // which may have been out of order before
+	}
+	l, err := config.Load(edit, nil, nil)
 	if err == nil {
 		err = l.Validate(psk != nil)
 	}
-	if err != nil {
-		return fmt.Errorf("%w; nothing was changed, the draft is kept: latchkey config edit%s goes on with it, rm %s drops it", err, a.pathFlag(), draft)
+	switch {
+	case err != nil && same:
+		return fmt.Errorf("%w; nothing was changed", err)
+	case err != nil:
+		return fmt.Errorf("%w; nothing was changed, the draft is kept: %s", err, a.draftHelp(draft))
+	case same:
+		fmt.Fprintln(a.err, "latchkey: note: nothing was changed")
+		return nil
 	}
-	after, err := os.ReadFile(draft)
-	if err != nil {
+	if err := durablefile.Replace(file, after, 0o600); err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
-	if !slices.Equal(before, after) {
-		if err := durablefile.Replace(file, after, 0o600); err != nil {
-			return fmt.Errorf("config: %w", err)
-		}
-		a.changed("")
-	} else {
-		fmt.Fprintln(a.err, "latchkey: note: nothing was changed")
-	}
+	a.changed("")
 	return os.Remove(draft)
+}
+
+// draftHelp says what can be done about a draft.
+func (a *app) draftHelp(draft string) string {
+	return fmt.Sprintf("latchkey config edit%s goes on with it, rm %s drops it", a.pathFlag(), draft)
+}
+
+// older reports whether one file was last changed before another. One that is not there is not.
+func older(file, other string) bool {
+	f, err1 := os.Stat(file)
+	o, err2 := os.Stat(other)
+	return err1 == nil && err2 == nil && f.ModTime().Before(o.ModTime())
 }
 
 // runEditor runs the user's editor on a file.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // inEnv runs latchkey beside the daemon of dir, with more in its environment.
@@ -88,7 +89,33 @@ func TestConfigEditTakesOnlyWhatIsInOrder(t *testing.T) {
 		}
 		return []string{"VISUAL=", "EDITOR=" + path}
 	}
-	expect(t, inEnv(t, dir, editor("exit 3"), "config", "edit"), exitFailure, "exit status 3", "draft is kept")
+	draft := filepath.Join(dir, "config.draft.yaml")
+	untouched := func(what string) {
+		t.Helper()
+		if now, _ := os.ReadFile(file); string(now) != string(before) {
+			t.Fatalf("%s replaced the file by %q", what, now)
+		}
+		if _, err := os.Stat(draft); err == nil {
+			t.Fatalf("%s left its draft", what)
+		}
+	}
+	// What changes nothing leaves nothing, and neither does what empties the file.
+	expect(t, inEnv(t, dir, editor("exit 3"), "config", "edit"), exitFailure, "exit status 3", "nothing was changed")
+	untouched("an editor that failed")
+	ok(t, inEnv(t, dir, editor("true"), "config", "edit"))
+	untouched("an editor that did nothing")
+	expect(t, inEnv(t, dir, editor(`echo > "$1"`), "config", "edit"), exitFailure, "emptied", "nothing was changed")
+	untouched("an editor that emptied it")
+	// A draft from before the file's last change would take that back.
+	expect(t, inEnv(t, dir, editor(`echo '#' >> "$1"; exit 1`), "config", "edit"), exitFailure, "draft is kept", "rm "+draft)
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(draft, old, old); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, inEnv(t, dir, editor("true"), "config", "edit"), exitFailure, "is older than "+file, "rm "+draft)
+	if err := os.Remove(draft); err != nil {
+		t.Fatal(err)
+	}
 	p := inEnv(t, dir, editor(`printf 'profile: test\nnetwork:\n  mode: king\n' > "$1"`), "config", "edit")
 	if p.code != exitFailure || !strings.Contains(p.err.String(), "config.draft.yaml:3") || !strings.Contains(p.err.String(), "nothing was changed") {
 		t.Errorf("exit %d, %s", p.code, p.err.String())
