@@ -24,7 +24,8 @@ var (
 	ErrUnreachable = errors.New("dht: peer unreachable")
 	// ErrLinkLost is matched when the stream to the peer was lost before the answer came. The peer may have served the request.
 	ErrLinkLost = errors.New("dht: link lost")
-	// ErrSuspected is matched when the peer fell silent before the answer came ([Overlay.OnSuspect]). It may have served the request.
+	// ErrSuspected is matched when the peer fell silent before the answer came, or was silent already ([Overlay.OnSuspect]). It
+	// may have served the request.
 	ErrSuspected = errors.New("dht: peer suspected")
 	// ErrTimeout is matched when a call of [Overlay.Go] had no answer in time. The peer may have served the request.
 	ErrTimeout = errors.New("dht: no answer in time")

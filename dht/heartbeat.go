@@ -35,8 +35,8 @@ func (o *Overlay) Unwatch(p peer.ID) { o.beats.box.Put(detector.Unwatch{Peer: de
 //
 // The connections to a suspected peer stay: they outlive a short pause and a healed partition with everything that is under way
 // on them, a wrong suspicion costs no handshakes and loses no messages, and libp2p closes those of a peer that is gone for good
-// by its own time-outs. What waits for an answer does not wait for those: calls to a peer that falls silent fail with
-// [ErrSuspected].
+// by its own time-outs. What waits for an answer does not wait for those: calls to a peer that falls silent, and while it is,
+// fail with [ErrSuspected]. Messages without an answer are sent all the same.
 func (o *Overlay) OnSuspect(f func(p peer.ID, suspected bool)) {
 	o.life.Lock()
 	defer o.life.Unlock()
@@ -174,27 +174,29 @@ func (o *Overlay) suspect(p peer.ID, suspected bool, silence time.Duration) {
 	for _, f := range o.onSuspect {
 		f(p, suspected)
 	}
-	if suspected && silence > 0 { // the calls of a lost connection have failed
-		o.giveUp(p)
-	}
-}
-
-// giveUp fails the calls that await an answer of p.
-func (o *Overlay) giveUp(p peer.ID) {
 	o.linksMu.RLock()
 	l := o.links[p]
 	o.linksMu.RUnlock()
-	if l == nil {
-		return
+	switch {
+	case l == nil:
+	case !suspected:
+		l.silent.Store(false)
+	case silence > 0: // with a lost connection its calls have failed, and a new one may be had
+		l.giveUp()
 	}
+}
+
+// giveUp fails the calls that await an answer, and those to come while the peer's streams live and it stays silent.
+func (l *link) giveUp() {
 	l.mu.Lock()
+	l.silent.Store(l.streams > 0)
 	var calls []*call
 	for _, c := range l.calls {
 		calls = append(calls, c)
 	}
 	clear(l.calls)
 	l.mu.Unlock()
-	endAll(calls, fmt.Errorf("%w: %s", ErrSuspected, p))
+	endAll(calls, fmt.Errorf("%w: %s", ErrSuspected, l.peer))
 }
 
 // alarm tells of a peer whose identity two processes use.

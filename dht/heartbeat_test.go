@@ -309,6 +309,9 @@ func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T)
 			t.Errorf("the call under way: %v", err)
 		}
 		t.Logf("suspected after %v", time.Since(start))
+		if _, err := a.Call(ctx, b.Self(), keyspace.Key{}, "echo", nil); !errors.Is(err, ErrSuspected) {
+			t.Errorf("a call to a silent peer: %v", err)
+		}
 		// The pause is over: on the same connection, in order.
 		cutOff(t, false, hosts, wires)
 		start = time.Now()

@@ -36,6 +36,7 @@ type link struct {
 
 	servingBytes atomic.Int64 // of the requests in service
 	heard        atomic.Bool  // a frame has come since the failure detector looked
+	silent       atomic.Bool  // suspected because none came; calls are refused
 
 	// mu guards the fields below and all of the lanes. It is taken after linksMu and before life.
 	mu      sync.Mutex
@@ -238,6 +239,8 @@ func (l *link) admitLocked(it *item, c *call) error {
 		messagesMax, bytesMax = messagesMax+requestsMax, 2*bytesMax
 	}
 	switch {
+	case c != nil && l.silent.Load():
+		return fmt.Errorf("%w: %s", ErrSuspected, l.peer)
 	case ln.messages >= messagesMax, ln.bytes+len(it.payload)+itemOverheadMax > bytesMax:
 		return fmt.Errorf("%w: %s, %v: %d messages, %d bytes", ErrOutboxFull, l.peer, class, ln.messages, ln.bytes)
 	case c != nil && len(l.calls) >= callsMax:
@@ -484,6 +487,7 @@ func (l *link) loseLocked() (lost []*stream, calls []*call) {
 		l.o.host.ConnManager().Unprotect(l.peer, l.o.connTag)
 	}
 	l.streams = 0
+	l.silent.Store(false)
 	for _, c := range l.calls {
 		calls = append(calls, c)
 	}

@@ -168,6 +168,7 @@ type groupSession struct {
 	timer      *time.Timer
 	wakes      automaton.Instant // when timer runs out; Never when it is not set
 	closed     bool
+	follows    peer.ID // who was called last and is watched; empty: nobody
 }
 
 func newGroupSession(c *Client, p keyspace.Prefix) *groupSession {
@@ -309,6 +310,7 @@ func (s *groupSession) expired() {
 	if s.keep && now.Sub(s.used) > h.genesis.TTLMax+sessionTTL {
 		s.keep = false
 		todo = s.stepLocked(session.KeepAlive{On: false}, now, todo)
+		s.followLocked("")
 	}
 	if s.due <= now {
 		todo = s.stepLocked(session.Timer{}, now, todo)
@@ -328,10 +330,37 @@ func (s *groupSession) send(a session.SendTo, d placement.Descriptor) {
 		return
 	}
 	p, _ := d.Peer(m.ID)
+	s.follow(peer.ID(p.ID))
 	req := encodeCommand(d.Group, d.View.Num, a.Cmd)
 	h.overlay.Go(peer.ID(p.ID), keyspace.Key{}, serviceCommand, req, a.Timeout, func(b []byte, err error) {
 		s.step(s.answered(a, d, b, err))
 	})
+}
+
+// follow watches who is called from now on, as a rule the leader, in place of who was before: a call to a peer that falls silent
+// then fails at once, and does not wait for its time-out.
+func (s *groupSession) follow(p peer.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.followLocked(p)
+	}
+}
+
+func (s *groupSession) followLocked(p peer.ID) {
+	if s.follows == p {
+		return
+	}
+	h := s.client.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p != "" {
+		h.watchLocked(p)
+	}
+	if s.follows != "" {
+		h.unwatchLocked(s.follows)
+	}
+	s.follows = p
 }
 
 // answered turns the answer to a call into the automaton's event.
@@ -408,6 +437,7 @@ func (s *groupSession) close() {
 	if s.timer != nil {
 		s.timer.Stop()
 	}
+	s.followLocked("")
 	h.mu.Lock()
 	delete(h.sessions, s.id)
 	h.mu.Unlock()

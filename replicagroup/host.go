@@ -91,6 +91,7 @@ type Host struct {
 	hosted   map[order.GroupID]bool
 	clients  map[*Client]struct{}
 	sessions map[order.ClientID]*groupSession // open sessions of this host's clients, for outputs
+	watched  map[peer.ID]int                  // how many have a reason to watch a peer
 	failed   error
 }
 
@@ -115,6 +116,7 @@ func New(cfg Config) (*Host, error) {
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(), root: cfg.Genesis.RootGroup(),
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
+		watched: make(map[peer.ID]int),
 	}
 	if h.clock == nil {
 		h.clock = driver.NewClock()
@@ -265,11 +267,12 @@ func (h *Host) stop(cause error) {
 	for _, s := range h.shards {
 		s.box.Close()
 	}
-	if fellows := h.fellows.Load(); fellows != nil {
-		for p := range *fellows {
-			h.overlay.Unwatch(p)
-		}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for p := range h.watched {
+		h.overlay.Unwatch(p)
 	}
+	clear(h.watched)
 }
 
 // Close stops all replicas where they are and every client of the host. It is idempotent and waits for the host's
@@ -346,8 +349,22 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	return nil
 }
 
-// meetLocked remembers the peers of a group as such that engine messages are taken from, and watches them: every group is
-// active, since none sleeps.
+// watchLocked and unwatchLocked count reasons to watch a peer; with the first one the watch begins, with the last it ends. It is
+// an active one, since no group sleeps.
+func (h *Host) watchLocked(p peer.ID) {
+	if h.watched[p]++; h.watched[p] == 1 {
+		h.overlay.Watch(p, true)
+	}
+}
+
+func (h *Host) unwatchLocked(p peer.ID) {
+	if h.watched[p]--; h.watched[p] <= 0 {
+		delete(h.watched, p)
+		h.overlay.Unwatch(p)
+	}
+}
+
+// meetLocked remembers the peers of a group as such that engine messages are taken from, and watches them.
 func (h *Host) meetLocked(d placement.Descriptor) {
 	fellows := make(map[peer.ID]bool)
 	if known := h.fellows.Load(); known != nil {
@@ -356,7 +373,7 @@ func (h *Host) meetLocked(d placement.Descriptor) {
 	for _, p := range d.Peers {
 		if id := peer.ID(p.ID); !fellows[id] {
 			fellows[id] = true
-			h.overlay.Watch(id, true)
+			h.watchLocked(id)
 		}
 	}
 	h.fellows.Store(&fellows)
