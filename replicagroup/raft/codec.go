@@ -14,13 +14,13 @@ import (
 )
 
 // The engine encodes messages and records itself instead of using the library's protobuf form: every length is bounded, an
-// append's indexes cannot have gaps, and there is no way to write down a change of configuration, a message inside a
-// message, or a type that belongs inside one process.
+// append's indexes cannot have gaps, and there is no way to write down a message inside a message, or a type that belongs inside one process.
 
 // ErrMalformed is matched by every error about a message or record that cannot be read.
 var ErrMalformed = errors.New("raft: malformed")
 
-const codecVersion = 1
+// Version 2 gave entries a kind, views joint roles, and votes the mark of a transfer.
+const codecVersion = 2
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
@@ -96,13 +96,20 @@ func appendMessage(b []byte, m *pb.Message) []byte {
 	for _, v := range numbers(m) {
 		b = binary.AppendUvarint(b, v)
 	}
-	b = append(b, byte(flag(m.GetReject())), byte(len(m.GetContext())))
-	b = append(b, m.GetContext()...)
+	context := m.GetContext()
+	if transferVote(m) {
+		b, context = append(b, flagTransfer), nil
+	} else {
+		b = append(b, byte(flag(m.GetReject())))
+	}
+	b = append(b, byte(len(context)))
+	b = append(b, context...)
 	switch m.GetType() {
 	case pb.MsgApp:
 		b = binary.AppendUvarint(b, uint64(len(m.GetEntries())))
 		for _, e := range m.GetEntries() {
 			b = binary.AppendUvarint(b, e.GetTerm())
+			b = append(b, kindOf(e))
 			b = binary.AppendUvarint(b, uint64(len(e.GetData())))
 			b = append(b, e.GetData()...)
 		}
@@ -110,6 +117,41 @@ func appendMessage(b []byte, m *pb.Message) []byte {
 		b = append(b, m.GetSnapshot().GetData()...)
 	}
 	return b
+}
+
+// flagTransfer stands, in place of the reject flag, in a vote that leadership is handed over by.
+const flagTransfer = 2
+
+// transferContext is the library's mark of such a vote: its voters need not be loyal to their leader.
+const transferContext = "CampaignTransfer"
+
+func transferVote(m *pb.Message) bool {
+	return m.GetType() == pb.MsgVote && string(m.GetContext()) == transferContext
+}
+
+// Kinds of entries in messages and records.
+const (
+	kindPlain  = iota // empty, or a command
+	kindChange        // of the view
+)
+
+func kindOf(e *pb.Entry) byte {
+	if isChange(e) {
+		return kindChange
+	}
+	return kindPlain
+}
+
+// typeOf returns the library's type of an entry of a kind, nil for a plain one.
+func typeOf(kind byte, r *reader) *pb.EntryType {
+	switch kind {
+	case kindPlain:
+		return nil
+	case kindChange:
+		return pb.EntryConfChangeV2.Enum()
+	}
+	r.fail("unknown kind of entry")
+	return nil
 }
 
 // messageSize returns how much [appendMessage] writes, or a little more.
@@ -157,14 +199,21 @@ func decodeMessage(b []byte) (*pb.Message, error) {
 	case 0:
 	case 1:
 		m.reject = true
+	case flagTransfer:
+		if m.typ != pb.MsgVote {
+			r.fail("bad flag")
+		}
+		m.msg.Context = []byte(transferContext)
 	default:
 		r.fail("bad flag")
 	}
 	n := r.byte()
-	if n > contextBytesMax {
+	if n > contextBytesMax || n > 0 && m.msg.Context != nil {
 		r.fail("long context")
 	}
-	m.msg.Context = r.bytes(uint64(n))
+	if n > 0 {
+		m.msg.Context = r.bytes(uint64(n))
+	}
 	m.msg.Type, m.msg.From, m.msg.To, m.msg.Term, m.msg.LogTerm = &m.typ, &m.from, &m.to, &m.term, &m.logTerm
 	m.msg.Index, m.msg.Commit, m.msg.RejectHint, m.msg.Reject = &m.idx, &m.commit, &m.hint, &m.reject
 	switch m.typ {
@@ -191,7 +240,7 @@ func decodeMessage(b []byte) (*pb.Message, error) {
 // decodeEntries reads the entries that follow index prev.
 func decodeEntries(r *reader, prev uint64) []*pb.Entry {
 	n := r.uvarint()
-	if n > uint64(len(r.b))/2 { // an entry has two bytes at least
+	if n > uint64(len(r.b))/3 { // an entry has three bytes at least
 		r.fail("more entries than bytes")
 		return nil
 	}
@@ -212,6 +261,7 @@ func decodeEntries(r *reader, prev uint64) []*pb.Entry {
 	for i := range boxes {
 		e := &boxes[i]
 		e.term, e.idx = r.uvarint(), prev+1+uint64(i)
+		e.ent.Type = typeOf(r.byte(), r)
 		e.ent.Term, e.ent.Index, e.ent.Data = &e.term, &e.idx, r.bytes(r.uvarint())
 		ents[i] = &e.ent
 	}
@@ -226,23 +276,38 @@ type snapshot struct {
 	data        []byte // the machine's; nil at the start of a group
 }
 
-// message returns s as the library's snapshot; record is its encoding.
+// message returns s as the library's snapshot, but for its configuration; record is its encoding.
 func (s snapshot) message(record []byte) *pb.Snapshot {
-	return &pb.Snapshot{Data: record, Metadata: &pb.SnapshotMetadata{
-		Index: new(s.index), Term: new(s.term), ConfState: confOf(s.view),
-	}}
+	return &pb.Snapshot{Data: record, Metadata: &pb.SnapshotMetadata{Index: new(s.index), Term: new(s.term)}}
 }
 
-// confOf returns a view as the library's configuration.
-func confOf(v order.View) *pb.ConfState {
-	cs := &pb.ConfState{AutoLeave: new(bool)}
-	for _, m := range v.Members {
+// conf returns the snapshot's view as the library's configuration at a replica. A replica that was added later counts itself
+// as a learner already, since the library takes no snapshot of a group without it; the entry that adds it changes nothing
+// then. A replica that has no state yet has no configuration either.
+func (s snapshot) conf(self order.ReplicaID) *pb.ConfState {
+	if s.index == 0 {
+		return new(pb.ConfState)
+	}
+	joint := s.view.Joint()
+	cs := &pb.ConfState{AutoLeave: &joint}
+	for _, m := range s.view.Members {
+		id := uint64(m.ID)
 		switch m.Role {
 		case order.Voter:
-			cs.Voters = append(cs.Voters, uint64(m.ID))
+			cs.Voters = append(cs.Voters, id)
+			if joint {
+				cs.VotersOutgoing = append(cs.VotersOutgoing, id)
+			}
+		case order.Joining:
+			cs.Voters = append(cs.Voters, id)
+		case order.Leaving:
+			cs.VotersOutgoing = append(cs.VotersOutgoing, id)
 		case order.Learner:
-			cs.Learners = append(cs.Learners, uint64(m.ID))
+			cs.Learners = append(cs.Learners, id)
 		}
+	}
+	if self >= s.view.Next {
+		cs.Learners = append(cs.Learners, uint64(self))
 	}
 	return cs
 }
@@ -303,7 +368,7 @@ func appendView(b []byte, v order.View) []byte {
 func decodeView(r *reader) order.View {
 	v := order.View{Num: r.uvarint(), Next: order.ReplicaID(r.uvarint())}
 	n := r.byte()
-	if n > viewMembersMax {
+	if n > order.MembersMax {
 		r.fail("too many members")
 	}
 	for range n {
@@ -343,7 +408,7 @@ func decodeState(b []byte) (s state, err error) {
 	return s, nil
 }
 
-const entryHead = 1 + 8
+const entryHead = 1 + 8 + 1
 
 // appendEntries appends a record for each entry. They share one buffer.
 func appendEntries(recs []order.Record, ents []*pb.Entry) []order.Record {
@@ -360,6 +425,7 @@ func appendEntries(recs []order.Record, ents []*pb.Entry) []order.Record {
 		from := len(buf)
 		buf = append(buf, codecVersion)
 		buf = binary.BigEndian.AppendUint64(buf, e.GetTerm())
+		buf = append(buf, kindOf(e))
 		buf = append(buf, e.GetData()...)
 		recs = append(recs, order.Record{Kind: order.RecordEntry, Index: e.GetIndex(), Data: buf[from:len(buf):len(buf)]})
 	}
@@ -373,14 +439,22 @@ func decodeEntry(rec order.Record) (*pb.Entry, error) {
 		return nil, malformed("entry of %d bytes, version %d", len(rec.Data), v)
 	}
 	e := &pb.Entry{Index: new(rec.Index), Term: new(r.u64())}
+	e.Type = typeOf(r.byte(), &r)
 	e.Data = r.bytes(uint64(len(r.b)))
+	if r.err != nil {
+		return nil, r.err
+	}
 	return e, checkEntry(e)
 }
 
-// checkEntry tells whether an entry can be delivered one day: it is empty or a command.
+// checkEntry tells whether an entry can be delivered one day: it is empty, a command or a change of the view.
 func checkEntry(e *pb.Entry) error {
 	if len(e.GetData()) == 0 {
 		return nil
+	}
+	if isChange(e) {
+		_, err := decodeChange(e.GetData())
+		return err
 	}
 	if err := order.CheckCommand(e.GetData()); err != nil {
 		return malformed("entry %d: %v", e.GetIndex(), err)

@@ -3,7 +3,9 @@ package raft
 import (
 	"bytes"
 	"errors"
+	"math"
 	"reflect"
+	"slices"
 	"testing"
 
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -212,7 +214,8 @@ func TestAnImageThatContradictsItselfIsRefused(t *testing.T) {
 		"command cut":            func(i *order.Image) { i.Entries[0].Data = i.Entries[0].Data[:30] },
 		"terms fall":             func(i *order.Image) { i.Entries[0], i.Entries[1] = at(21, i.Entries[1]), at(22, i.Entries[0]) },
 		"commit beyond the end":  func(i *order.Image) { i.State = encodeState(state{3, 1, 23}) },
-		"vote for a stranger":    func(i *order.Image) { i.State = encodeState(state{3, 9, 21}) },
+		"vote for nobody":        func(i *order.Image) { i.State = encodeState(state{3, math.MaxUint64, 21}) },
+		"unknown kind":           func(i *order.Image) { i.Entries[0].Data = slices.Clone(i.Entries[0].Data); i.Entries[0].Data[9] = 7 },
 		"term out of this world": func(i *order.Image) { i.State = encodeState(state{termMax + 1, 0, 21}) },
 		"unknown version":        func(i *order.Image) { i.Entries[0].Data = append([]byte{9}, i.Entries[0].Data[1:]...) },
 	} {
@@ -233,7 +236,11 @@ func TestAnImageThatContradictsItselfIsRefused(t *testing.T) {
 		t.Errorf("another store: %v", err)
 	}
 	other = cfg
-	other.Self = 8
+	other.Self = 8 // of a later view: it may have begun with this snapshot
+	if _, err := New(other, good()); err != nil {
+		t.Errorf("later member: %v", err)
+	}
+	other.Self = 0
 	if _, err := New(other, good()); !errors.Is(err, ErrConfig) {
 		t.Errorf("no member: %v", err)
 	}
@@ -290,7 +297,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"reserved id":      func(c *Config) { c.View.Members[3].ID = 1<<64 - 2; c.View.Next = 1<<64 - 1 },
 		"next id":          func(c *Config) { c.View.Next = 4 },
 		"role":             func(c *Config) { c.View.Members[2].Role = 0 },
-		"too many members": func(c *Config) { c.View = testView(viewMembersMax+1, 0) },
+		"too many members": func(c *Config) { c.View = testView(order.MembersMax+1, 0) },
 		"heartbeat":        func(c *Config) { c.Heartbeat = -1 },
 		"ticks":            func(c *Config) { c.ElectionTicks = 1 },
 		"prefix":           func(c *Config) { c.Group.Prefix.Len = 999 },

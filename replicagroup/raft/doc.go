@@ -28,5 +28,21 @@
 //
 // Members are trusted to follow the protocol, not to be free of bugs or to have kept their disks. The library panics on
 // messages no correct member sends, so each message is checked before (guard.go); what fails is counted ([Engine.Dropped])
-// and dropped. Changes of membership have no encoding in this version: a group keeps its first view.
+// and dropped.
+//
+// # Changing the members
+//
+// A [order.Change] is an entry of the log; the view changes where it is delivered, at every replica. Learners come and go by
+// one entry. A change of voters takes two: the first begins a joint view, in which commits and elections need a majority of the
+// former voters and one of the coming; whoever leads when it is applied proposes the second, which ends it. A view is known by
+// what was delivered, so a replica that starts again knows its snapshot's and learns the later ones as it delivers. What it may
+// have forgotten is how far its log was committed. It must not take former voters for its own after others have left them, and
+// does not: a second change in the log says that the first was committed (committedChanges).
+//
+// A new member starts with [Config].Join and an empty log. It gets the leader's snapshot, which may be older than itself.
+//
+// A removed replica goes on for thirty election time-outs, leading nothing and voting, and halts with
+// [order.Removed]. Those who stay may not have heard that the joint view is over, when the one who knew died, and count it
+// until they have. One that was cut off while it was removed hears nothing more from the others; its driver must ask.
+// [order.Transfer] hands leadership over beforehand; a leader that is removed steps down.
 package raft

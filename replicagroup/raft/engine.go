@@ -27,8 +27,12 @@ type Config struct {
 	Group order.GroupID
 	Self  order.ReplicaID
 	Store order.StoreID // of this peer; must be what the view says of Self
-	// View is the group's first configuration. It counts only where the image is empty; later the image holds the view.
+	// View is the group's first configuration; where Join is set, a view that names this replica, so that it knows whom to
+	// hear. It counts only where the image is empty; later the image holds the view.
 	View order.View
+	// Join says that the replica is a new member of a group that exists: its log begins with a snapshot of the leader's. It
+	// counts only where the image is empty.
+	Join bool
 	// Heartbeat is the time between a leader's heartbeats; 0 stands for [HeartbeatDefault].
 	Heartbeat time.Duration
 	// ElectionTicks is the election time-out T in heartbeats, at least 2; 0 stands for [ElectionTicksDefault]. A follower that
@@ -56,23 +60,32 @@ func (c *Config) validate() error {
 
 // checkView tests the facts that a view must fulfil on its own.
 func checkView(v order.View) error {
-	if len(v.Members) > viewMembersMax {
-		return fmt.Errorf("view of %d members, at most %d", len(v.Members), viewMembersMax)
+	if len(v.Members) > order.MembersMax {
+		return fmt.Errorf("view of %d members, at most %d", len(v.Members), order.MembersMax)
 	}
 	last := order.ReplicaID(0)
+	coming, former := 0, 0 // voters
 	for _, m := range v.Members {
 		if m.ID <= last || etcd.IsLocalMsgTarget(uint64(m.ID)) {
 			return fmt.Errorf("member %d out of order or reserved", m.ID)
 		}
-		if m.Role != order.Voter && m.Role != order.Learner {
+		switch m.Role {
+		case order.Voter:
+			coming, former = coming+1, former+1
+		case order.Joining:
+			coming++
+		case order.Leaving:
+			former++
+		case order.Learner:
+		default:
 			return fmt.Errorf("member %d has %v", m.ID, m.Role)
 		}
 		last = m.ID
 	}
-	if v.Next <= last {
+	if v.Next <= last || etcd.IsLocalMsgTarget(uint64(v.Next)) {
 		return fmt.Errorf("next id %d is not above %d", v.Next, last)
 	}
-	if len(v.Voters()) == 0 {
+	if coming == 0 || former == 0 {
 		return errors.New("view without voters")
 	}
 	return nil
@@ -81,8 +94,10 @@ func checkView(v order.View) error {
 // Engine orders a group's commands with Raft. It is an [order.Orderer]; not safe for concurrent use.
 type Engine struct {
 	cfg    Config
-	view   order.View
-	voters []order.ReplicaID // rising
+	view   order.View        // as of what was delivered
+	voters []order.ReplicaID // its Voters
+	joint  bool              // view.Joint()
+	views  []viewAt          // the one at the snapshot and all that came after it; view is the last
 	raft   *etcd.RawNode
 	log    *memLog
 
@@ -93,6 +108,8 @@ type Engine struct {
 	saved state // what the last write left
 
 	started bool
+	halted  bool
+	linger  int            // ticks left of a removed replica, 0 of any other
 	probing bool           // within a step: a member answers a heartbeat, and may have to be probed
 	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
 	clock   electionClock
@@ -115,6 +132,7 @@ type Engine struct {
 	round     []uint64       // reads of the round under way; empty when there is none
 	rounds    uint64         // rounds ever begun; names the one under way
 	asked     uint64         // rounds begun in this leadership: the highest position a heartbeat carries
+	changeAt  uint64         // index of the newest change of the view proposed here or delivered
 	beats     int            // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
 	peers     []peer         // beside view.Members
 	dropped   uint64         // messages refused
@@ -129,8 +147,9 @@ type state struct{ term, vote, commit uint64 }
 // write is one Persist under way.
 type write struct {
 	seq     uint64
-	self    []*pb.Message  // what the library wants to hear once it is durable
-	install *order.Install // what the machine must take over once it is durable
+	self    []*pb.Message   // what the library wants to hear once it is durable
+	install *order.Install  // what the machine must take over once it is durable
+	view    *order.ViewNote // its view, if it is another
 }
 
 // proposal is a command that waits for its delivery.
@@ -153,12 +172,11 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	self, ok := view.Member(cfg.Self)
-	if !ok {
-		return nil, fmt.Errorf("%w: replica %d is not in the view", ErrConfig, cfg.Self)
-	}
-	if self.Store != cfg.Store {
-		return nil, fmt.Errorf("%w: replica %d has %v, this peer %v", ErrWrongStore, cfg.Self, self.Store, cfg.Store)
+	switch stand(view, cfg.Self, cfg.Store) {
+	case removed:
+		return nil, fmt.Errorf("%w: replica %d: %w", ErrConfig, cfg.Self, errNotMember)
+	case alien:
+		return nil, fmt.Errorf("%w: replica %d of view %d has another than %v", ErrWrongStore, cfg.Self, view.Num, cfg.Store)
 	}
 	rn, err := etcd.NewRawNode(&etcd.Config{
 		ID:                        uint64(cfg.Self),
@@ -182,12 +200,13 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 		return nil, fmt.Errorf("%w: %v", ErrConfig, err)
 	}
 	e := &Engine{
-		cfg: cfg, view: view, voters: view.Voters(), raft: rn, log: log, role: etcd.StateFollower, state: log.state, saved: log.state,
-		delivered: log.base, applied: log.base, peers: make([]peer, len(view.Members)),
+		cfg: cfg, raft: rn, log: log, role: etcd.StateFollower, state: log.state, saved: log.state,
+		delivered: log.base, applied: log.base, views: []viewAt{{log.base, view}},
 		applyResp: &pb.Message{
 			Type: pb.MsgStorageApplyResp.Enum(), To: new(uint64(cfg.Self)), From: new(etcd.LocalApplyThread), Term: new(uint64),
 		},
 	}
+	e.setView(view)
 	if log.base > genesisIndex {
 		s, err := decodeSnapshot(log.snap.GetData())
 		if err != nil {
@@ -204,8 +223,14 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 		if err := checkView(cfg.View); err != nil {
 			return nil, order.View{}, fmt.Errorf("%w: %v", ErrConfig, err)
 		}
+		if stand(cfg.View, cfg.Self, cfg.Store) == unknown {
+			return nil, order.View{}, fmt.Errorf("%w: replica %d: %w", ErrConfig, cfg.Self, errNotMember)
+		}
 		s := snapshot{group: cfg.Group, index: genesisIndex, term: genesisTerm, view: cfg.View}
-		l := &memLog{conf: confOf(s.view)}
+		if cfg.Join {
+			s.index, s.term = 0, 0
+		}
+		l := &memLog{conf: s.conf(cfg.Self)}
 		l.restore(s.message(encodeSnapshot(s)))
 		l.state = state{term: l.baseTerm, commit: l.base}
 		return l, s.view, nil
@@ -219,10 +244,11 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 		return nil, s.view, err
 	case s.group != cfg.Group:
 		return nil, s.view, malformed("image of group %v", s.group)
+	case s.index == 0 && s.term == 0 && img.Snapshot.Index == 0 && len(img.Entries) == 0: // it has joined and heard nothing yet
 	case s.index != img.Snapshot.Index || s.index < genesisIndex || s.index > indexMax || s.term < genesisTerm:
 		return nil, s.view, malformed("snapshot %d of term %d, stored as %d", s.index, s.term, img.Snapshot.Index)
 	}
-	l := &memLog{conf: confOf(s.view)}
+	l := &memLog{conf: s.conf(cfg.Self)}
 	l.restore(s.message(img.Snapshot.Data))
 	term := s.term
 	for i, rec := range img.Entries {
@@ -244,7 +270,7 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 		term = ent.GetTerm()
 		l.ents = append(l.ents, ent)
 	}
-	if l.state, err = restoreState(img.State, l, s.view); err != nil {
+	if l.state, err = restoreState(img.State, l); err != nil {
 		return nil, s.view, err
 	}
 	return l, s.view, nil
@@ -253,7 +279,7 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 // restoreState reads the vote, term and commit index that belong to a log. The state is the last record of each write, so
 // after a torn write it may be older than the log; then nothing of that write has been acknowledged, and the log's own term
 // is a term in which this replica has not voted.
-func restoreState(b []byte, l *memLog, v order.View) (s state, err error) {
+func restoreState(b []byte, l *memLog) (s state, err error) {
 	switch {
 	case b != nil:
 		if s, err = decodeState(b); err != nil {
@@ -262,7 +288,7 @@ func restoreState(b []byte, l *memLog, v order.View) (s state, err error) {
 	case l.base > genesisIndex || len(l.ents) > 0:
 		return s, malformed("image without state")
 	}
-	if m, _ := v.Member(order.ReplicaID(s.vote)); s.vote != 0 && m.Role != order.Voter {
+	if etcd.IsLocalMsgTarget(s.vote) { // any other id may be that of a voter whom the snapshot's view does not name yet
 		return s, malformed("vote for %d", s.vote)
 	}
 	if s.commit > l.last() {
@@ -274,12 +300,16 @@ func restoreState(b []byte, l *memLog, v order.View) (s state, err error) {
 	if s.term > termMax {
 		return s, malformed("term %d", s.term)
 	}
-	s.commit = max(s.commit, l.base)
+	s.commit = max(s.commit, l.base, committedChanges(l.ents))
 	return s, nil
 }
 
 // Step consumes one event; see [order.Orderer].
 func (e *Engine) Step(ev order.Event, out *order.Actions) {
+	if e.halted {
+		stepHalted(ev, out)
+		return
+	}
 	if r, ok := ev.(order.Rand); ok {
 		e.clock.seed(r.Bits)
 	}
@@ -294,11 +324,16 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 			e.tick()
 			e.drain(out)
 			e.arm(out)
+			e.tickRemoved(out)
 		}
 	case order.Propose:
 		e.propose(ev, out)
 	case order.Read:
 		e.read(ev, out)
+	case order.Change:
+		e.change(ev, out)
+	case order.Transfer:
+		e.transfer(ev.To, out)
 	case order.Stored:
 		e.onStored(ev.Seq, out)
 	case order.Applied:
@@ -315,10 +350,10 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 // start makes a new group durable, hands the image's snapshot to the machine and sets the timer.
 func (e *Engine) start(out *order.Actions) {
 	e.started = true
-	if e.log.last() == genesisIndex && e.install == nil {
+	if e.log.last() <= genesisIndex {
 		// Also after a restart that found nothing but the beginning: a write cut short may have left half of it.
 		e.persist(out, []order.Record{
-			{Kind: order.RecordSnapshot, Index: genesisIndex, Data: e.log.snap.GetData()},
+			{Kind: order.RecordSnapshot, Index: e.log.snapIndex(), Data: e.log.snap.GetData()},
 			{Kind: order.RecordState, Data: encodeState(e.saved)},
 		})
 	}
@@ -362,7 +397,7 @@ func (e *Engine) perform(rd etcd.Ready, out *order.Actions) (stepped bool) {
 		case etcd.LocalAppendThread:
 			stepped = e.store(rd.MustSync, m, out) || stepped
 		case etcd.LocalApplyThread:
-			e.deliver(m.GetEntries(), out)
+			stepped = e.deliver(m.GetEntries(), out) || stepped
 		default:
 			if !e.tellsCommitOnly(m) {
 				e.send(out, m, 0)
@@ -386,8 +421,9 @@ func (e *Engine) perform(rd etcd.Ready, out *order.Actions) (stepped bool) {
 // next append says so too, and the next heartbeat at the latest; until then the member only applies later. Left unsent, a
 // command costs four messages among three members instead of eight. An empty append that answers a heartbeat's answer is
 // another matter: it finds out what a member has whose acknowledgement was lost.
+// So is the news that a change of the view is committed: who is about to leave hears no more afterwards.
 func (e *Engine) tellsCommitOnly(m *pb.Message) bool {
-	return m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 && m.GetIndex() == e.log.last() && !e.probing
+	return !e.joint && m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 && m.GetIndex() == e.log.last() && !e.probing
 }
 
 // noteState takes over what a Ready says of role, leader, term, vote and commit index.
@@ -412,12 +448,18 @@ func (e *Engine) store(sync bool, m *pb.Message, out *order.Actions) (stepped bo
 	// The state comes last: a write cut short then looks as if it had never been asked for (see restoreState).
 	var recs []order.Record
 	var install *order.Install
+	var view *order.ViewNote
 	if s := m.GetSnapshot(); s != nil {
 		d, err := decodeSnapshot(s.GetData())
 		invariant.Check(err == nil, "a snapshot was checked when it came", err)
 		install = &order.Install{Index: d.index, Data: d.data}
 		recs = append(recs, order.Record{Kind: order.RecordSnapshot, Index: d.index, Data: s.GetData()})
 		e.log.restore(s)
+		if !sameView(d.view, e.view) {
+			view = &order.ViewNote{View: d.view, Index: d.index, Joint: d.view.Joint()}
+		}
+		e.setView(d.view)
+		e.views = []viewAt{{d.index, d.view}}
 	}
 	recs = appendEntries(recs, m.GetEntries())
 	e.log.append(m.GetEntries())
@@ -435,7 +477,7 @@ func (e *Engine) store(sync bool, m *pb.Message, out *order.Actions) (stepped bo
 	if w != nil {
 		after = w.seq
 		if install != nil {
-			w.install = install
+			w.install, w.view = install, view
 		}
 	}
 	if w != nil && w.self == nil {
@@ -471,6 +513,9 @@ func (e *Engine) onStored(seq uint64, out *order.Actions) {
 			e.delivered = w.install.Index
 			out.Install = append(out.Install, *w.install)
 		}
+		if w.view != nil {
+			out.Views = append(out.Views, *w.view)
+		}
 		e.writes.pop()
 	}
 	if fed {
@@ -484,25 +529,34 @@ func (e *Engine) feed(m *pb.Message) {
 	_ = e.raft.Step(m)
 }
 
-// deliver hands committed entries to the machine, and tells the proposers of those that were proposed here.
-func (e *Engine) deliver(ents []*pb.Entry, out *order.Actions) {
+// deliver hands committed entries to the machine, and tells the proposers of those that were proposed here. It reports whether
+// the library was given something: a change of the view.
+func (e *Engine) deliver(ents []*pb.Entry, out *order.Actions) (stepped bool) {
 	for _, ent := range ents {
 		invariant.Check(ent.GetIndex() == e.delivered+1, "delivery has no gap", ent.GetIndex())
 		e.delivered = ent.GetIndex()
 		e.unapplied.push(ent)
-		d := order.Entry{Index: ent.GetIndex(), View: e.view.Num, Kind: order.Noop}
-		if len(ent.GetData()) > 0 {
+		d := order.Entry{Index: ent.GetIndex(), Kind: order.Noop}
+		var unfit error
+		switch {
+		case isChange(ent):
+			if unfit = e.applyChange(ent, out); unfit == nil {
+				d.Kind, stepped = order.ViewChange, true
+			}
+		case len(ent.GetData()) > 0:
 			var err error
 			d.Kind = order.Normal
 			d.Stamp, d.Cmd, err = order.DecodeCommand(ent.GetData())
 			invariant.Check(err == nil, "only commands enter the log", err)
 		}
+		d.View = e.view.Num
 		out.Deliver = append(out.Deliver, d)
 		if p := e.proposals.first(); p != nil && p.index == d.Index {
-			out.Done = append(out.Done, order.Outcome{Ref: p.ref, Index: p.index})
+			out.Done = append(out.Done, order.Outcome{Ref: p.ref, Index: p.index, Err: unfit})
 			e.proposals.pop()
 		}
 	}
+	return stepped
 }
 
 // onApplied takes note that the machine has executed everything up to index. A driver may report any index inside what was
@@ -524,8 +578,8 @@ func (e *Engine) onApplied(index uint64, out *order.Actions) {
 			e.unapplied.pop()
 		}
 	}
-	if e.delivered < e.commit || len(e.waiting) > 0 {
-		e.drain(out) // more may be delivered now, and a leader that got ready answers reads
+	if e.delivered < e.commit || len(e.waiting) > 0 || e.joint {
+		e.drain(out) // a joint view may be left now, or more may be delivered now, and a leader that got ready answers reads
 	}
 }
 
@@ -565,7 +619,7 @@ func (e *Engine) stepDown(out *order.Actions) {
 		out.Done = append(out.Done, order.Outcome{Ref: ref, Err: order.ErrNotLeader})
 	}
 	e.round, e.waiting = nil, nil
-	e.asked, e.beats, e.ready = 0, 0, 0
+	e.asked, e.beats, e.ready, e.changeAt = 0, 0, 0, 0
 	for i := range e.peers {
 		e.peers[i].snapTicks, e.peers[i].acked = 0, 0
 	}
@@ -592,7 +646,9 @@ func (e *Engine) beginRound() bool {
 	}
 	e.round, e.waiting = e.waiting, e.round
 	e.rounds++
-	e.asked++
+	if len(e.voters) > 1 {
+		e.asked++ // a lone voter need not ask
+	}
 	e.raft.ReadIndex(binary.BigEndian.AppendUint64(nil, e.rounds))
 	return true
 }
@@ -608,16 +664,23 @@ func (e *Engine) answerRound(rs etcd.ReadState, out *order.Actions) {
 	e.round = e.round[:0]
 }
 
-// compact takes over a snapshot of the machine. One that is too large, or not of an applied index above the last
-// snapshot's, is dropped.
+// compact takes over a snapshot of the machine, with the view of its index. One that is too large, or not of an applied index
+// above the last snapshot's, is dropped.
 func (e *Engine) compact(c order.Compact, out *order.Actions) {
 	if c.Index <= e.log.snapIndex() || c.Index > e.applied || len(c.Data) > SnapshotBytesMax {
 		return
 	}
+	view := e.viewOf(c.Index)
+	if stand(view, e.cfg.Self, e.cfg.Store) == removed {
+		return // nobody could start from it
+	}
 	term, err := e.log.term(c.Index)
 	invariant.Check(err == nil, "an applied entry above the snapshot is in the log", c.Index)
-	s := snapshot{group: e.cfg.Group, index: c.Index, term: term, view: e.view, data: c.Data}
+	s := snapshot{group: e.cfg.Group, index: c.Index, term: term, view: view, data: c.Data}
 	rec := encodeSnapshot(s)
+	for len(e.views) > 1 && e.views[1].index <= c.Index {
+		e.views = slices.Delete(e.views, 0, 1)
+	}
 	e.log.compact(s.message(rec))
 	e.persist(out, []order.Record{{Kind: order.RecordSnapshot, Index: c.Index, Data: rec}})
 }
@@ -638,10 +701,11 @@ func (e *Engine) Status() order.Status {
 		First: e.log.snapIndex() + 1, Last: e.log.last(),
 	}
 	if e.role == etcd.StateLeader {
-		s.Behind = make(map[order.ReplicaID]uint64)
+		s.Behind, s.Match = make(map[order.ReplicaID]uint64), make(map[order.ReplicaID]uint64)
 		for id, pr := range e.raft.Status().Progress {
 			if id != uint64(e.cfg.Self) {
 				s.Behind[order.ReplicaID(id)] = s.Last - min(s.Last, pr.Match)
+				s.Match[order.ReplicaID(id)] = pr.Match
 			}
 		}
 	}

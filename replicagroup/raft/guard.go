@@ -46,12 +46,14 @@ func (e *Engine) recv(r order.Recv, out *order.Actions) {
 // message cannot both be right; each such place is named at the rule that keeps it out of reach. Rules hold whatever the
 // sender's reason: a member whose disk lies is as unwelcome as one that does.
 func (e *Engine) admit(r order.Recv) (*pb.Message, error) {
-	from, ok := e.view.Member(r.From)
+	// A voter that lags behind depends on members of later views: one of them may be the only one fit to lead. Who they are the
+	// driver must know, and has checked.
+	s := stand(e.view, r.From, r.Store)
 	switch {
-	case !ok || r.From == e.cfg.Self:
+	case s == removed || r.From == e.cfg.Self || etcd.IsLocalMsgTarget(uint64(r.From)):
 		return nil, refused("sender %d", r.From)
-	case r.Store != from.Store:
-		return nil, refused("store %v of %d, which has %v", r.Store, r.From, from.Store)
+	case s == alien:
+		return nil, refused("store %v of %d, which has another", r.Store, r.From)
 	case e.writes.len() >= persistsMax:
 		return nil, refused("%d writes under way", e.writes.len())
 	}
@@ -71,12 +73,6 @@ func (e *Engine) admit(r order.Recv) (*pb.Message, error) {
 	case m.GetLogTerm() > m.GetTerm():
 		return nil, refused("log of term %d in term %d", m.GetLogTerm(), m.GetTerm())
 	}
-	switch t := m.GetType(); t {
-	case pb.MsgApp, pb.MsgHeartbeat, pb.MsgSnap, pb.MsgVote, pb.MsgPreVote:
-		if from.Role != order.Voter {
-			return nil, refused("%v from a learner", t)
-		}
-	}
 	if err := e.admitType(m); err != nil {
 		return nil, err
 	}
@@ -85,12 +81,17 @@ func (e *Engine) admit(r order.Recv) (*pb.Message, error) {
 
 // admitType tests what depends on the message's type.
 func (e *Engine) admitType(m *pb.Message) error {
-	if n := len(m.GetContext()); n > 0 && m.GetType() != pb.MsgHeartbeat && m.GetType() != pb.MsgHeartbeatResp {
-		// In votes the context overrides the lease (transfer of leadership, which this version does not use).
+	if n := len(m.GetContext()); n > 0 && m.GetType() != pb.MsgHeartbeat && m.GetType() != pb.MsgHeartbeatResp && !transferVote(m) {
 		return refused("context in %v", m.GetType())
 	}
 	switch m.GetType() {
 	case pb.MsgVote, pb.MsgPreVote, pb.MsgVoteResp, pb.MsgPreVoteResp:
+		return nil
+	case pb.MsgTimeoutNow:
+		// Only a leader hands leadership over, and only its own.
+		if e.role != etcd.StateFollower || m.GetFrom() != uint64(e.lead) || m.GetTerm() != e.term || e.term >= termMax {
+			return refused("order of %d to campaign, %d leads", m.GetFrom(), e.lead)
+		}
 		return nil
 	case pb.MsgApp:
 		return checkAppend(m)
@@ -120,7 +121,7 @@ func (e *Engine) admitType(m *pb.Message) error {
 		return e.checkSnapshot(m)
 	}
 	// What is left belongs inside one process (the library steps some of it without a look at the sender), or forwards
-	// proposals and reads, which clients here bring to the leader themselves, or transfers leadership.
+	// proposals, reads and wishes for another leader, which clients here bring to the leader themselves.
 	return refused("type %v", m.GetType())
 }
 
@@ -136,6 +137,9 @@ func checkContext(m *pb.Message) error {
 // each must be deliverable. Their indexes follow the message's by the encoding, which keeps "conflict with committed entry"
 // and "is out of range" away: the library itself answers an append that begins below its commit index without looking in.
 func checkAppend(m *pb.Message) error {
+	if m.GetIndex() < genesisIndex {
+		return refused("entries after %d, where no log begins", m.GetIndex())
+	}
 	term := m.GetLogTerm()
 	for _, ent := range m.GetEntries() {
 		if ent.GetTerm() < max(term, 1) || ent.GetTerm() > m.GetTerm() {
@@ -149,8 +153,8 @@ func checkAppend(m *pb.Message) error {
 	return nil
 }
 
-// checkSnapshot: a snapshot of another group or with another membership than ours is none of this version's; the library
-// panics over some configurations it cannot restore.
+// checkSnapshot: the library panics over some configurations it cannot restore, which the decoder refuses. A snapshot's view
+// may be older than this replica is, but it may not say that the replica was removed. It gets the configuration here.
 func (e *Engine) checkSnapshot(m *pb.Message) error {
 	s, err := decodeSnapshot(m.GetSnapshot().GetData())
 	switch {
@@ -158,10 +162,11 @@ func (e *Engine) checkSnapshot(m *pb.Message) error {
 		return err
 	case s.group != e.cfg.Group:
 		return refused("snapshot of group %v", s.group)
-	case !sameView(s.view, e.view):
-		return refused("snapshot with view %d", s.view.Num)
+	case stand(s.view, e.cfg.Self, e.cfg.Store) > unknown:
+		return refused("snapshot with view %d, without us", s.view.Num)
 	case s.index < genesisIndex || s.index > indexMax || s.term < genesisTerm || s.term > m.GetTerm():
 		return refused("snapshot %d of term %d in term %d", s.index, s.term, m.GetTerm())
 	}
+	m.GetSnapshot().GetMetadata().ConfState = s.conf(e.cfg.Self)
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 
 	etcd "go.etcd.io/raft/v3"
@@ -23,6 +24,7 @@ func inRole(tb testing.TB, role etcd.StateType) *Engine {
 		ents = append(ents, testEntry(5, i, i))
 	}
 	view := testView(3, 1)
+	view.Next = 6 // 5 was removed
 	s := snapshot{group: testGroup, index: genesisIndex, term: genesisTerm, view: view}
 	img := order.Image{
 		State:    encodeState(state{5, 0, 13}),
@@ -116,9 +118,9 @@ var forbidden = []struct {
 		m.Index = new(uint64(17))
 		return m
 	}},
-	{"vote that overrides the lease", etcd.StateFollower, false, func() *pb.Message {
-		m := message(pb.MsgVote, 3, 6)
-		m.Context = []byte("CampaignTransfer")
+	{"pre-vote that overrides the lease", etcd.StateFollower, false, func() *pb.Message {
+		m := message(pb.MsgPreVote, 3, 6)
+		m.Context = []byte(transferContext)
 		m.LogTerm, m.Index = new(uint64(5)), new(uint64(15))
 		return m
 	}},
@@ -162,9 +164,31 @@ var forbidden = []struct {
 		m.Entries = []*pb.Entry{{Term: new(uint64(5)), Index: new(uint64(16)), Data: []byte("change the members")}}
 		return m
 	}},
-	{"snapshot of another membership", etcd.StateFollower, false, func() *pb.Message {
+	{"snapshot of a view that we left", etcd.StateFollower, false, func() *pb.Message {
+		s := snapshot{group: testGroup, index: 40, term: 5, view: testView(4, 0)}
+		s.view.Members = slices.Delete(s.view.Members, 1, 2)
 		m := message(pb.MsgSnap, 1, 5)
-		m.Snapshot = testSnapshot(40, 5, "")
+		m.Snapshot = s.message(encodeSnapshot(s))
+		return m
+	}},
+	{"snapshot of a view with our id elsewhere", etcd.StateFollower, false, func() *pb.Message {
+		s := snapshot{group: testGroup, index: 40, term: 5, view: testView(4, 0)}
+		s.view.Members[1].Store = order.StoreID{99}
+		m := message(pb.MsgSnap, 1, 5)
+		m.Snapshot = s.message(encodeSnapshot(s))
+		return m
+	}},
+	{"change that cannot be read", etcd.StateFollower, false, func() *pb.Message {
+		m := message(pb.MsgApp, 1, 5)
+		m.Index, m.LogTerm = new(uint64(15)), new(uint64(5))
+		m.Entries = []*pb.Entry{{Type: pb.EntryConfChangeV2.Enum(), Term: new(uint64(5)), Index: new(uint64(16)), Data: []byte("change the members")}}
+		return m
+	}},
+	{"change without end", etcd.StateFollower, false, func() *pb.Message {
+		m := message(pb.MsgApp, 1, 5)
+		m.Index, m.LogTerm = new(uint64(15)), new(uint64(5))
+		data, _ := proto.Marshal(&pb.ConfChangeV2{Context: make([]byte, changeBytesMax)})
+		m.Entries = []*pb.Entry{{Type: pb.EntryConfChangeV2.Enum(), Term: new(uint64(5)), Index: new(uint64(16)), Data: data}}
 		return m
 	}},
 	{"snapshot of another group", etcd.StateFollower, false, func() *pb.Message {
@@ -185,13 +209,14 @@ var forbidden = []struct {
 		m.Snapshot = s.message(encodeSnapshot(s))
 		return m
 	}},
-	{"append of a learner", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgApp, 4, 5) }},
-	{"candidacy of a learner", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgVote, 4, 6) }},
+	{"entries before every log", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgApp, 1, 5) }},
 	{"empty proposal", etcd.StateLeader, true, func() *pb.Message { return message(pb.MsgProp, 1, 6) }},
 	{"read of another member", etcd.StateLeader, false, func() *pb.Message { return message(pb.MsgReadIndex, 1, 6) }},
 	{"answer to a read", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgReadIndexResp, 1, 5) }},
 	{"transfer of leadership", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgTransferLeader, 1, 5) }},
-	{"order to campaign", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgTimeoutNow, 1, 5) }},
+	{"order to campaign from one that does not lead", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgTimeoutNow, 3, 5) }},
+	{"order to campaign in another term", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgTimeoutNow, 1, 6) }},
+	{"order to a leader to campaign", etcd.StateLeader, false, func() *pb.Message { return message(pb.MsgTimeoutNow, 1, 6) }},
 	{"order to forget the leader", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgForgetLeader, 1, 5) }},
 	{"snapshot without snapshot", etcd.StateFollower, false, func() *pb.Message { return message(pb.MsgSnap, 1, 5) }},
 }
@@ -248,7 +273,7 @@ func TestTheLibraryPanicsWithoutTheGuard(t *testing.T) {
 	// A snapshot with a voter named twice.
 	m := message(pb.MsgSnap, 1, 5)
 	m.Snapshot = testSnapshot(40, 5, "")
-	m.Snapshot.Metadata.ConfState.Voters = []uint64{2, 2, 3}
+	m.Snapshot.Metadata.ConfState = &pb.ConfState{Voters: []uint64{2, 2, 3}}
 	if stepRaw(inRole(t, etcd.StateFollower), m) == "" {
 		t.Error("odd configuration: no panic")
 	}
@@ -264,7 +289,8 @@ func TestTheLibraryPanicsWithoutTheGuard(t *testing.T) {
 func TestAFrameThatSpeaksForAnotherIsDropped(t *testing.T) {
 	good := message(pb.MsgHeartbeat, 1, 5)
 	for name, r := range map[string]order.Recv{
-		"unknown sender":    {From: 9, Store: order.StoreID{9}, Msg: recvOf(good).Msg},
+		"removed sender":    {From: 5, Store: order.StoreID{5}, Msg: recvOf(good).Msg},
+		"reserved sender":   {From: math.MaxUint64, Store: order.StoreID{9}, Msg: recvOf(good).Msg},
 		"self":              {From: 2, Store: order.StoreID{2}, Msg: recvOf(good).Msg},
 		"no sender":         {From: 0, Msg: recvOf(good).Msg},
 		"another store":     {From: 1, Store: order.StoreID{77}, Msg: recvOf(good).Msg},
@@ -351,13 +377,13 @@ func (c *chaos) number(near ...uint64) uint64 {
 func (c *chaos) message(e *Engine) *pb.Message {
 	types := []pb.MessageType{
 		pb.MsgApp, pb.MsgAppResp, pb.MsgHeartbeat, pb.MsgHeartbeatResp, pb.MsgSnap, pb.MsgVote, pb.MsgVoteResp, pb.MsgPreVote, pb.MsgPreVoteResp,
-		pb.MsgApp, pb.MsgAppResp,
+		pb.MsgApp, pb.MsgAppResp, pb.MsgTimeoutNow,
 	}
 	t := pb.MessageType(c.byte())
 	if t > 30 {
 		t = types[int(t)%len(types)]
 	}
-	from := uint64(c.byte()%4) + 1
+	from := uint64(c.byte()%8) + 1
 	m := message(t, from, c.number(e.term, e.term+1))
 	if c.byte()%4 > 0 {
 		m.Term = new(e.term)
@@ -370,6 +396,10 @@ func (c *chaos) message(e *Engine) *pb.Message {
 		m.Context = binary.LittleEndian.AppendUint64(nil, c.number(e.asked, 1))[:8-min(8, c.byte()/32)]
 	}
 	switch t {
+	case pb.MsgVote:
+		if c.byte()%4 == 0 {
+			m.Context = []byte(transferContext)
+		}
 	case pb.MsgApp:
 		term := m.GetLogTerm()
 		for i := range c.byte() % 5 {
@@ -382,6 +412,11 @@ func (c *chaos) message(e *Engine) *pb.Message {
 				ent.Data = nil
 			case 1:
 				ent.Data = []byte{c.byte()}
+			case 2:
+				ent.Type, ent.Data = pb.EntryConfChangeV2.Enum(), nil
+			case 3, 4, 5, 6:
+				ent.Type = pb.EntryConfChangeV2.Enum()
+				ent.Data, _ = encodeChange(c.change(e))
 			}
 			m.Entries = append(m.Entries, ent)
 		}
@@ -389,10 +424,32 @@ func (c *chaos) message(e *Engine) *pb.Message {
 		s := snapshot{group: testGroup, index: m.GetIndex(), term: m.GetLogTerm(), view: e.view, data: []byte("chaos")}
 		if c.byte()%8 == 0 {
 			s.view = testView(int(c.byte()%4), int(c.byte()%3))
+			for i := range s.view.Members {
+				s.view.Members[i].Role = order.Role(c.byte()%6 + c.byte()%2)
+			}
+			s.view.Next += order.ReplicaID(c.byte() % 3)
 		}
 		m.Snapshot = s.message(encodeSnapshot(s))
 	}
 	return m
+}
+
+// change is one that may or may not fit e's view.
+func (c *chaos) change(e *Engine) order.Change {
+	ch := order.Change{From: e.view.Num + uint64(c.byte()%8/7)}
+	if c.byte()%3 == 0 {
+		ch.Learn = newcomer(c.byte() % 12)
+	}
+	ids := func() (ids []order.ReplicaID) {
+		for range c.byte() % 3 {
+			ids = append(ids, order.ReplicaID(c.byte()%8))
+		}
+		return ids
+	}
+	if ch.Learn == nil || c.byte()%8 == 0 {
+		ch.Promote, ch.Remove = ids(), ids()
+	}
+	return ch
 }
 
 // run feeds e until the input ends, and the engine's own events between.
@@ -416,6 +473,14 @@ func (c *chaos) run(tb testing.TB, e *Engine) {
 		case 5:
 			ref++
 			ev = order.Propose{Ref: ref, Cmd: command(ref)}
+			switch c.byte() % 8 {
+			case 0, 1, 2:
+				ch := c.change(e)
+				ch.Ref = ref
+				ev = ch
+			case 3:
+				ev = order.Transfer{To: order.ReplicaID(c.byte() % 8)}
+			}
 		case 6:
 			ref++
 			ev = order.Read{Ref: ref}

@@ -70,10 +70,15 @@ func (e *Engine) Hash() [32]byte {
 	num(uint64(e.cfg.Self), e.view.Num, uint64(e.role), uint64(e.lead), e.term, e.vote, e.commit, e.log.last(),
 		e.log.snapIndex(), e.log.snap.GetMetadata().GetTerm(), uint64(len(e.log.snap.GetData())))
 	num(e.clock.rng, uint64(e.clock.elapsed), uint64(e.clock.limit), uint64(e.clock.tail), uint64(e.clock.tries), e.clock.epoch)
+	for _, v := range e.views {
+		num(v.index)
+		b = appendView(b, v.view)
+	}
+	num(uint64(e.linger), flag(e.halted), e.changeAt, e.raft.BasicStatus().LeadTransferee)
 	num(e.seq, e.stored, e.delivered, e.applied, uint64(e.unapplied.len()), flag(e.started))
 	num(uint64(e.writes.len()))
 	for _, w := range e.writes.all() {
-		num(w.seq, uint64(len(w.self)), flag(w.install != nil))
+		num(w.seq, uint64(len(w.self)), flag(w.install != nil), flag(w.view != nil))
 		for _, m := range w.self {
 			num(uint64(m.GetType()), m.GetTerm(), m.GetIndex(), m.GetLogTerm(), flag(m.GetReject()))
 		}

@@ -101,6 +101,7 @@ func (l *memLog) digest() [sha256.Size]byte {
 	for _, e := range l.ents[len(l.sums):] {
 		buf = append(buf[:0], sum[:]...)
 		buf = binary.BigEndian.AppendUint64(buf, e.GetTerm())
+		buf = append(buf, kindOf(e))
 		buf = append(buf, e.GetData()...)
 		sum = sha256.Sum256(buf)
 		l.sums = append(l.sums, sum)

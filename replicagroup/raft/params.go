@@ -42,9 +42,12 @@ const SnapshotBytesMax = 48 << 20
 // for each MiB of it, unless the link to the member breaks earlier.
 const snapshotTicksPerMiB = 4
 
+// lingerElections is how many election time-outs a removed replica goes on voting before it halts (see doc.go).
+const lingerElections = 30
+
 // Limits of what the decoders accept.
 const (
-	viewMembersMax  = 64
+	changeBytesMax  = 4 << 10              // a change of the view
 	contextBytesMax = 8                    // the library puts 8 bytes into heartbeats while reads wait
 	messageBytesMax = 2*appendBytesMax + 1 // of everything but snapshots
 	commandOverhead = 128                  // room for what an encoded command has beside its data, as a guess for buffers

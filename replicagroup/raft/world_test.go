@@ -32,6 +32,9 @@ type world struct {
 	drop          func(*pb.Message) bool // loses what it says
 	log           map[uint64]order.Entry // what anybody delivered, by index: agreement
 	leaders       map[uint64]order.ReplicaID
+	known         map[order.ReplicaID]order.Member // every member there ever was
+	views         map[uint64]order.ViewNote        // by number
+	newest        order.ViewNote
 	trace         func(format string, args ...any)
 }
 
@@ -51,6 +54,8 @@ type node struct {
 	reads      map[uint64]uint64
 	applyDelay time.Duration
 	sent       map[string]int
+	join       *order.View // it was added in this view
+	halt       string
 }
 
 // disk is a store as package order describes it.
@@ -131,10 +136,42 @@ func newWorld(tb testing.TB, seed uint64, voters, learners int) *world {
 		log: map[uint64]order.Entry{}, leaders: map[uint64]order.ReplicaID{},
 		cfg: Config{Group: testGroup, View: testView(voters, learners)},
 	}
+	w.known, w.views = map[order.ReplicaID]order.Member{}, map[uint64]order.ViewNote{}
+	w.newest = order.ViewNote{View: w.cfg.View, Index: genesisIndex}
+	w.views[w.newest.View.Num] = w.newest
 	for _, m := range w.cfg.View.Members {
-		w.nodes[m.ID] = &node{id: m.ID, done: map[uint64]order.Outcome{}, reads: map[uint64]uint64{}, sent: map[string]int{}}
+		w.add(m)
 	}
 	return w
+}
+
+func (w *world) add(m order.Member) *node {
+	n := &node{id: m.ID, done: map[uint64]order.Outcome{}, reads: map[uint64]uint64{}, sent: map[string]int{}}
+	w.nodes[m.ID], w.known[m.ID] = n, m
+	return n
+}
+
+// noted checks a view that a replica tells of: everybody tells the same under one number. Who is new in it is started.
+func (w *world) noted(n *node, v order.ViewNote) {
+	if v.Joint != v.View.Joint() || checkView(v.View) != nil {
+		w.tb.Fatalf("%d: bad view %+v", n.id, v)
+	}
+	if old, ok := w.views[v.View.Num]; ok {
+		if !sameView(old.View, v.View) {
+			w.tb.Fatalf("%d: view %+v, elsewhere %+v", n.id, v, old)
+		}
+		return
+	}
+	if v.View.Num != w.newest.View.Num+1 {
+		w.tb.Fatalf("%d: view %d after %d", n.id, v.View.Num, w.newest.View.Num)
+	}
+	w.views[v.View.Num], w.newest = v, v
+	for _, m := range v.View.Members {
+		if _, ok := w.known[m.ID]; !ok {
+			w.add(m).join = &v.View
+			w.after(w.delay, func() { w.start(m.ID) })
+		}
+	}
 }
 
 func (w *world) ids() []order.ReplicaID { return slices.Sorted(maps.Keys(w.nodes)) }
@@ -150,19 +187,24 @@ func (w *world) start(id order.ReplicaID) {
 	n, m := w.nodes[id], w.member(id)
 	cfg := w.cfg
 	cfg.Self, cfg.Store = id, m.Store
+	if n.join != nil {
+		cfg.View, cfg.Join = *n.join, true
+	}
 	eng, err := New(cfg, n.disk.image())
 	if err != nil {
 		w.tb.Fatalf("start %d: %v", id, err)
 	}
 	n.eng, n.up, n.stored, n.writes, n.outbox = eng, true, 0, nil, nil
-	n.machine, n.last = nil, genesisIndex
+	n.machine, n.last = nil, eng.Status().Applied
+	if n.last > genesisIndex {
+		n.last = genesisIndex // its snapshot comes first
+	}
 	n.life++
 	w.step(n, order.Rand{Bits: w.rng.Uint64()})
 }
 
 func (w *world) member(id order.ReplicaID) order.Member {
-	m, _ := w.cfg.View.Member(id)
-	return m
+	return w.known[id]
 }
 
 // crash stops a replica; a random prefix of what it was writing becomes durable, the last record of it perhaps torn off.
@@ -258,6 +300,12 @@ func (w *world) perform(n *node, out *order.Actions) {
 	}
 	for _, e := range out.Deliver {
 		w.apply(n, e)
+	}
+	for _, v := range out.Views {
+		w.noted(n, v)
+	}
+	if out.Halt != nil {
+		n.up, n.halt = false, out.Halt.Reason
 	}
 	for _, d := range out.Done {
 		if old, ok := n.done[d.Ref]; ok {
