@@ -193,8 +193,8 @@ func (d *diagnosis) stranger(at ma.Multiaddr, speaks []protocol.ID) error {
 		switch {
 		case !ok || !more:
 		case id == ours:
-			return fmt.Errorf("%w: %s at %s speaks %s and not %s; run the same latchkey on both", ErrVersion, d.peer.ID, at, p, dht.ControlProtocol(d.overlay))
-		case len(id) == len(ours) && !slices.Contains(theirs, id):
+			return fmt.Errorf("%w: %s at %s speaks %.100q and not %s; run the same latchkey on both", ErrVersion, d.peer.ID, at, p, dht.ControlProtocol(d.overlay))
+		case len(id) == len(ours) && isHex(id) && !slices.Contains(theirs, id):
 			theirs = append(theirs, id)
 		}
 	}
@@ -204,6 +204,11 @@ func (d *diagnosis) stranger(at ma.Multiaddr, speaks []protocol.ID) error {
 	slices.Sort(theirs)
 	theirs = theirs[:min(len(theirs), 3)]
 	return fmt.Errorf("%w: %s at %s is in overlay %s…, we are in %s…", ErrOtherOverlay, d.peer.ID, at, strings.Join(theirs, "…, "), ours)
+}
+
+// isHex reports whether s may be the begin of an overlay's id.
+func isHex(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) })
 }
 
 // unmet judges a peer that we could not connect to because of err, if that is not nil: the address that tells most decides.

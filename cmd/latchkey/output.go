@@ -37,7 +37,7 @@ func (p *printer) value(v any, text func(w io.Writer)) error {
 		return p.json(v, "")
 	}
 	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	text(w)
+	text(plainWriter{w}) // in front of it, for a byte of value 255 would turn its tabs off
 	return w.Flush()
 }
 
@@ -64,10 +64,10 @@ func (p *printer) event(v any, text string) error {
 	case formatJSONL:
 		return p.json(v, "")
 	case formatJSON:
-		_, err := fmt.Fprintln(p.err, text)
+		_, err := fmt.Fprintln(p.err, plain(text))
 		return err
 	}
-	_, err := fmt.Fprintln(p.out, text)
+	_, err := fmt.Fprintln(p.out, plain(text))
 	return err
 }
 

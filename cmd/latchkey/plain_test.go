@@ -1,0 +1,46 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+const hostile = "/dns4/a\x1b[2J\x1b]0;owned\x07\u009b1m\u202e\xff\r/tcp/1"
+
+func TestOutputCannotSteerATerminal(t *testing.T) {
+	var out, errs bytes.Buffer
+	p := printer{out: &out, err: &errs, format: formatText}
+	if err := p.value(nil, func(w io.Writer) { fmt.Fprintf(w, "addr\t%s\nsecond\tüñí\n", hostile) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.event(nil, "joined "+hostile); err != nil {
+		t.Fatal(err)
+	}
+	p.format = formatJSON
+	if err := p.event(nil, "story "+hostile); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(&errs, oneLine(errors.New("refused: "+hostile)))
+	for _, s := range []string{out.String(), errs.String()} {
+		if strings.ContainsAny(s, "\x1b\x07\r\u009b\u202e") || !utf8.ValidString(s) {
+			t.Errorf("%q", s)
+		}
+	}
+	if want := `\x1b[2J\x1b]0;owned\x07\u009b1m\u202e\xff`; strings.Count(out.String()+errs.String(), want) != 4 {
+		t.Errorf("%s%s", out.String(), errs.String())
+	}
+	if !strings.Contains(out.String(), "second  üñí\n") {
+		t.Errorf("what prints is to stay: %q", out.String())
+	}
+}
+
+func TestHostileVerdictIsOneHarmlessLine(t *testing.T) {
+	if got := oneLine(errors.New("a\nb\r\nc")); got != "a; b; c" {
+		t.Errorf("%q", got)
+	}
+}
