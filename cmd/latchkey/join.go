@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +20,7 @@ func joinVerb(a *app) *cobra.Command {
 		Use:   "join TOKEN|-",
 		Short: "make a peer in --path that belongs to an overlay you were invited to",
 		Long: `join makes a peer in --path from an invitation, which "latchkey invite" prints on a machine of the overlay. With -
-it reads the invitation from standard input; as an argument everybody on this machine could see it in the list of
+it reads the invitation from standard input, whatever stands around it; as an argument everybody on this machine could see it in the list of
 processes, and an invitation to a private overlay is a secret.
 
 First it asks the peers that the invitation names. If one answers, all is well. If those that answer refuse, because
@@ -54,43 +53,22 @@ Profiles are those of "latchkey init", and client and lowpower: peers that use t
 // invitation reads the argument of join.
 func (a *app) invitation(arg string) (invite.Invite, error) {
 	if arg == "-" {
-		var in io.Reader = os.Stdin
 		if isTerminal(os.Stdin) {
-			fmt.Fprintln(a.err, "Paste the invitation, then press Enter:")
-			in = &firstLine{from: bufio.NewReader(os.Stdin)}
+			return a.pasted(os.Stdin)
 		}
-		return invite.Read(in)
+		return invite.Read(os.Stdin)
 	}
 	i, err := invite.Parse(arg)
 	if errors.Is(err, invite.ErrNotToken) {
+		if _, statErr := os.Stat(arg); statErr == nil {
+			return i, usagef("join: %s is a file; to read the invitation in it: latchkey join - < %s", arg, shellWord(arg))
+		}
 		return i, usagef("join: %w", err)
 	}
 	if err == nil && i.Private() {
 		fmt.Fprintln(a.err, "latchkey: note: arguments show in the list of processes, and this one is a secret; next time: latchkey join -")
 	}
 	return i, err
-}
-
-// firstLine ends a reader after its first line that is not empty, since a person does not know how to end a terminal.
-type firstLine struct {
-	from *bufio.Reader
-	seen bool // something else than line breaks
-	done bool
-}
-
-func (l *firstLine) Read(p []byte) (int, error) {
-	if l.done || len(p) == 0 {
-		return 0, io.EOF
-	}
-	b, err := l.from.ReadByte()
-	if err != nil {
-		return 0, err
-	}
-	blank := b == '\n' || b == '\r'
-	l.seen = l.seen || !blank
-	l.done = blank && l.seen
-	p[0] = b
-	return 1, nil
 }
 
 func (a *app) join(ctx context.Context, i invite.Invite, o node.JoinOptions) error {

@@ -127,3 +127,76 @@ func TestCommandHasTheTerminal(t *testing.T) {
 		t.Error("still held")
 	}
 }
+
+// joinAtTerminal runs latchkey join - at a terminal. type sends text as if it was pasted there.
+func joinAtTerminal(t *testing.T, dir string) (p *process, shown *buffer, program *os.File, paste func(string)) {
+	t.Helper()
+	user, program := openTerminal(t)
+	t.Cleanup(func() { program.Close() })
+	shown = &buffer{}
+	go io.Copy(shown, user) // ends with user
+	p = command(t, nil, "--path", dir, "join", "-", "--profile", "test")
+	p.Stdin, p.Stdout, p.Stderr = program, program, program
+	p.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	p.start()
+	eventually(t, "it asks", func() bool { return strings.Contains(shown.String(), "Paste the invitation") })
+	return p, shown, program, func(text string) {
+		if _, err := io.WriteString(user, text); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// leftFor tells what the next program that reads the terminal would get.
+func leftFor(t *testing.T, program *os.File) string {
+	t.Helper()
+	n, err := unix.IoctlGetInt(int(program.Fd()), unix.TIOCINQ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, n)
+	if n > 0 {
+		if n, err = unix.Read(int(program.Fd()), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return string(b[:n])
+}
+
+func TestInvitationsArePastedAsTheyCome(t *testing.T) {
+	t.Parallel()
+	base := shortDir(t)
+	a := filepath.Join(base, "a")
+	initTest(t, a)
+	line := ok(t, at(t, a, "invite"))
+	token := strings.TrimSpace(line.out.String())
+	both := line.err.String() + token[:50] + "\n" + token[50:] + "\n" + line.err.String()
+
+	p, shown, program, paste := joinAtTerminal(t, filepath.Join(base, "b"))
+	paste(both) // wrapped, with the notes of 2>&1
+	if code, left := p.wait(), leftFor(t, program); code != exitOK || left != "" {
+		t.Errorf("exit %d, left %q: %s", code, left, shown.String())
+	}
+	// In two parts, with a pause that the program takes for the end.
+	p, shown, _, paste = joinAtTerminal(t, filepath.Join(base, "c"))
+	paste("\n" + token[:99] + "\n")
+	eventually(t, "it asks for the rest", func() bool { return strings.Contains(shown.String(), "Paste the rest") })
+	paste(token[99:] + "\n")
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit %d: %s", code, shown.String())
+	}
+	// What is no invitation does not become commands.
+	p, shown, program, paste = joinAtTerminal(t, filepath.Join(base, "d"))
+	paste("Hello,\n\nhere is\nrm -rf\n")
+	if code, left := p.wait(), leftFor(t, program); code != exitFailure || left != "" || !strings.Contains(shown.String(), "not an invitation") {
+		t.Errorf("exit %d, left %q: %s", code, left, shown.String())
+	}
+	// And one that stays incomplete can be given up.
+	p, shown, program, paste = joinAtTerminal(t, filepath.Join(base, "e"))
+	paste(token[:99] + "\n" + token[101:] + "\n")
+	eventually(t, "it asks for the rest", func() bool { return strings.Contains(shown.String(), "Paste the rest") })
+	paste("\n")
+	if code, left := p.wait(), leftFor(t, program); code != exitFailure || left != "" || !strings.Contains(shown.String(), "mistyped; copy") {
+		t.Errorf("exit %d, left %q: %s", code, left, shown.String())
+	}
+}

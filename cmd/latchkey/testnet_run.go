@@ -47,6 +47,14 @@ func testnetEnvVerb(a *app, dir *string) *cobra.Command {
 // shellQuote makes s one word for every POSIX shell.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
+// shellWord is s, quoted if a shell would see more in it than a word.
+func shellWord(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:=+@%") == "" {
+		return s
+	}
+	return shellQuote(s)
+}
+
 func testnetRunVerb(a *app, dir *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run [N|A-B|N,N...] -- CMD [ARG...]",

@@ -6,9 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
-	"strings"
-	"unicode"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
@@ -48,6 +45,8 @@ var (
 	ErrVersion = errors.New("invite: invitation of a newer version")
 	// ErrContents: what the invitation says is out of range or contradicts itself.
 	ErrContents = errors.New("invite: bad contents")
+	// ErrSeveral: the text holds different invitations.
+	ErrSeveral = errors.New("invite: more than one invitation")
 )
 
 // Invite is what an invitation says. Every way of printing it leaves the key out.
@@ -132,33 +131,10 @@ func (i Invite) Token() (string, error) {
 	return prefix + base64.RawURLEncoding.EncodeToString(append(b, sum[:checksum]...)), nil
 }
 
-// Read reads one invitation from r, which may end it by a line break or wrap it. It reads at most [TokenBytesMax] bytes and
-// some. Errors are those of [Parse] or r's own.
-func Read(r io.Reader) (Invite, error) {
-	// Room for line breaks and for what somebody's mail program puts around.
-	text, err := io.ReadAll(io.LimitReader(r, 2*TokenBytesMax))
-	if err != nil {
-		return Invite{}, fmt.Errorf("invite: %w", err)
-	}
-	return Parse(string(text))
-}
+var damaged = fmt.Errorf("%w: it was cut off or mistyped; copy the whole line again", ErrDamaged)
 
-// Parse reads what [Invite.Token] wrote; white space does not count. Errors match [ErrNotToken], [ErrDamaged], [ErrVersion] or
-// [ErrContents].
-func Parse(token string) (Invite, error) {
-	token = strings.Join(strings.FieldsFunc(token, unicode.IsSpace), "")
-	text, ok := strings.CutPrefix(token, prefix)
-	switch {
-	case token == "":
-		return Invite{}, fmt.Errorf("%w: there is nothing; latchkey invite prints one", ErrNotToken)
-	case !ok && newer(token):
-		return Invite{}, fmt.Errorf("%w; install the latchkey that made it", ErrVersion)
-	case !ok:
-		return Invite{}, fmt.Errorf("%w: one begins with %q; latchkey invite prints it", ErrNotToken, prefix)
-	case len(token) > TokenBytesMax:
-		return Invite{}, fmt.Errorf("%w: it is longer than any invitation (%d bytes)", ErrDamaged, TokenBytesMax)
-	}
-	damaged := fmt.Errorf("%w: it was cut off or mistyped; copy the whole line again", ErrDamaged)
+// open reads what follows the prefix of a token.
+func open(text string) (Invite, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err != nil || len(b) < 1+checksum {
 		return Invite{}, damaged
@@ -171,13 +147,6 @@ func Parse(token string) (Invite, error) {
 		return Invite{}, fmt.Errorf("%w: version %d, this program reads %d; install the latchkey that made it", ErrVersion, b[0], version)
 	}
 	return decode(b[1:])
-}
-
-// newer reports whether a text begins as invitations of another version would.
-func newer(token string) bool {
-	rest, ok := strings.CutPrefix(token, family)
-	digits := len(rest) - len(strings.TrimLeft(rest, "0123456789"))
-	return ok && digits > 0 && strings.HasPrefix(rest[digits:], ".")
 }
 
 // decode reads the message inside a token.

@@ -150,6 +150,8 @@ func TestLargestInvitationFits(t *testing.T) {
 func TestWhatIsWrongWithATokenIsSaidApart(t *testing.T) {
 	good := private(t)
 	token := mustToken(t, good)
+	other := private(t)
+	other.Bootstrap = other.Bootstrap[:1]
 	flip := []byte(token)
 	flip[60] ^= 1
 	founders := func(m *pb.Invite) { m.Genesis = m.Genesis[:len(m.Genesis)-1] }
@@ -177,7 +179,8 @@ func TestWhatIsWrongWithATokenIsSaidApart(t *testing.T) {
 		"cut off":           {token[:len(token)-1], ErrDamaged, "copy the whole line"},
 		"cut to its head":   {prefix, ErrDamaged, "copy the whole line"},
 		"mistyped":          {string(flip), ErrDamaged, "copy the whole line"},
-		"two at once":       {token + "\n" + token, ErrDamaged, "copy the whole line"},
+		"two at once":       {token + "\n" + mustToken(t, other), ErrSeveral, "different ones"},
+		"two on a line":     {token + mustToken(t, other), ErrSeveral, "different ones"},
 		"a letter too many": {token + "A", ErrDamaged, "copy the whole line"},
 		"endless":           {token + strings.Repeat("A", TokenBytesMax), ErrDamaged, "longer than any"},
 		"no message":        {seal(1, []byte{0xff}), ErrContents, "not a message"},
@@ -261,6 +264,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("latchkey2.x")
 	f.Fuzz(func(t *testing.T, token string) {
 		check(t, token)
+		check(t, "> "+token+"\n"+token)
 		check(t, seal(1, []byte(token))) // past the checksum, which stops nearly everything else
 	})
 }
@@ -268,7 +272,7 @@ func FuzzParse(f *testing.F) {
 func check(t *testing.T, token string) {
 	i, err := Parse(token)
 	if err != nil {
-		if !errors.Is(err, ErrNotToken) && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrContents) {
+		if !errors.Is(err, ErrNotToken) && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrContents) && !errors.Is(err, ErrSeveral) {
 			t.Fatalf("an error of no kind: %v", err)
 		}
 		return
