@@ -17,23 +17,20 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
 
-	"latchkey/internal/durablefile"
 	"latchkey/node/config"
-	"latchkey/replicagroup"
-	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
 )
 
 var log = logging.Logger("latchkey/node")
 
-// Files of a peer's directory.
+// Files of a peer's directory, and one directory.
 const (
 	identityFile   = "identity.key" // the peer's private key, as libp2p marshals it
 	genesisFile    = "genesis"      // the overlay's genesis document, in text
 	swarmKeyFile   = "swarm.key"    // the overlay's pre-shared key; not in a public overlay
 	configFile     = "config.yaml"  // the peer's configuration
 	rootKeyFile    = "root.key"     // the overlay's root key; only where the overlay was founded
-	foundingFile   = "founding"     // a founder's right to begin the root group, once
+	storeDir       = "store"        // a directory: the peer's replicas (package disk)
 	peersFile      = "peers.json"   // peers that were met
 	lockFile       = "daemon.lock"  // locked while a daemon runs, or somebody makes the directory
 	unfinishedFile = "unfinished"   // there while init or join writes the others
@@ -78,7 +75,6 @@ type Dir struct {
 	path   string
 	key    crypto.PrivKey
 	info   DirInfo
-	record *placement.FoundingRecord
 	unlock func() error
 
 	refusals Refusals // of the host and the node made here
@@ -99,18 +95,6 @@ func OpenDir(dir string) (*Dir, error) {
 	}
 	if _, err := os.Stat(ConfigFile(dir)); errors.Is(err, fs.ErrNotExist) {
 		log.Warnw("no configuration: the peer listens on the loopback only; latchkey config set writes one", "file", ConfigFile(dir))
-	}
-	// Only behind the lock: another daemon may have been about to consume the record.
-	switch b, err := readFile(dir, foundingFile); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, errors.Join(err, d.Close())
-	default:
-		r, err := placement.DecodeFoundingRecord(b)
-		if err != nil {
-			return nil, errors.Join(damaged(dir, foundingFile, err), d.Close())
-		}
-		d.record = &r
 	}
 	return d, nil
 }
@@ -217,9 +201,12 @@ func (d *Dir) NewHost(c config.Config, extra ...libp2p.Option) (host.Host, error
 	return h, nil
 }
 
-// NewNode makes the directory's node on a host from NewHost. It consumes the founding record, if there is one: whatever
-// becomes of the node from here on, no later start founds. An error that matches [replicagroup.ErrRootLost] says that an
-// earlier start has consumed it.
+// NewNode makes the directory's node on a host from NewHost. It goes on with the replicas in the directory's store; a peer that is
+// to host and has no store yet gets an empty one. The node closes the store. With store.volatile, which takes a directory without
+// a store, replicas are in memory.
+//
+// Errors match [replicagroup.ErrRootLost] when this peer alone founded the overlay and its store is gone, config.ErrInvalid, and
+// those of disk.Open: disk.ErrCopied, disk.ErrDamaged and so on.
 func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, error) {
 	if err := d.check(c); err != nil {
 		return nil, err
@@ -236,28 +223,24 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	if c.Network.Mode == config.ModeAuto {
 		opts = append(opts, WithAutoMode())
 	}
-	store := replicagroup.NewMemoryStore()
-	start := placement.Start{PeerID: string(d.info.ID), Store: store.ID(), Record: d.record}
-	if d.record != nil {
-		store = replicagroup.NewMemoryStoreAs(d.record.Store)
-		start.Store = store.ID()
-	}
-	act, err := placement.Decide(d.info.Genesis, start)
-	if err != nil {
-		return nil, fmt.Errorf("node: %s: %w", filepath.Join(d.path, foundingFile), err)
-	}
-	if act == placement.RootLost {
-		return nil, rootLost(d.info.Genesis.ID(), d.path)
-	}
-	if c.Network.Mode == config.ModeClient {
-		return New(h, append(opts, ClientOnly())...)
-	}
-	if act == placement.Found {
-		if err := d.found(store); err != nil {
-			return nil, err
+	switch {
+	case c.Network.Mode == config.ModeClient:
+		if has, _ := d.hasStore(); has {
+			log.Warnw("client mode: the replicas in the store do not run, and their groups count this peer as down", "store", d.storePath())
 		}
+		return New(h, append(opts, ClientOnly())...)
+	case c.Store.Volatile:
+		return New(h, opts...)
 	}
-	return New(h, append(opts, WithStore(store))...)
+	store, err := d.openStore()
+	if err != nil {
+		return nil, err
+	}
+	n, err := New(h, append(opts, WithStore(store), withClosing(store.Close))...)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return n, nil
 }
 
 // check tells whether the directory's peer can run with this configuration.
@@ -265,32 +248,7 @@ func (d *Dir) check(c config.Config) error {
 	if err := c.Validate(d.info.SwarmKey != nil); err != nil {
 		return err
 	}
-	if d.record != nil && c.Network.Mode != config.ModeServer {
-		return fmt.Errorf("%w: network.mode: %q: this peer's first start founds the overlay, whose first replicas it hosts; use server",
-			config.ErrInvalid, c.Network.Mode)
-	}
-	return nil
-}
-
-// found consumes the founding record and begins the root group in the store.
-func (d *Dir) found(store *replicagroup.MemoryStore) error {
-	// The store lives no longer than this process, so the record goes first: a crash in between loses the overlay, and
-	// the other order might found it twice.
-	if err := os.Remove(filepath.Join(d.path, foundingFile)); err != nil {
-		return fmt.Errorf("node: cannot consume the founding record: %w", err)
-	}
-	if err := durablefile.SyncDir(d.path); err != nil {
-		return fmt.Errorf("node: cannot consume the founding record: %w", err)
-	}
-	d.record = nil
-	return replicagroup.Found(store, d.info.Genesis, placement.Peer{ID: string(d.info.ID)}.Node())
-}
-
-// rootLost says what a founder's user is to do when the root is gone.
-func rootLost(id order.OverlayID, dir string) error {
-	return fmt.Errorf("%w: this peer founded overlay %v and kept its root group in memory, which ended with its last run; "+
-		"locks and tokens of that overlay are gone for good. To found a new overlay: mv %s %s.lost && latchkey init --path %s",
-		replicagroup.ErrRootLost, id, dir, dir, dir)
+	return d.checkStore(c)
 }
 
 // Close unlocks the directory. It is idempotent.

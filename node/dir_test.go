@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"latchkey/node/config"
-	"latchkey/replicagroup"
 	"latchkey/replicagroup/placement"
 )
 
@@ -57,6 +56,9 @@ func contents(t *testing.T, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
+		if e.IsDir() {
+			continue
+		}
 		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			t.Fatal(err)
@@ -100,7 +102,7 @@ func TestOpenDirSaysWhatIsWrong(t *testing.T) {
 		t.Fatalf("after the first one closed: %v", err)
 	}
 	d.Close()
-	for _, name := range []string{identityFile, genesisFile, foundingFile} {
+	for _, name := range []string{identityFile, genesisFile} {
 		dir := initDir(t)
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("garbage"), 0o600); err != nil {
 			t.Fatal(err)
@@ -114,50 +116,5 @@ func TestOpenDirSaysWhatIsWrong(t *testing.T) {
 		if _, err := OpenDir(dir); err == nil {
 			t.Errorf("oversize %s was taken", name)
 		}
-	}
-}
-
-func TestFounderFoundsOnceOnly(t *testing.T) {
-	dir := initDir(t)
-	d, err := OpenDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, h, err := d.Run(t.Context(), d.Config(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(n.Close(), h.Close(), d.Close()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, foundingFile)); err == nil {
-		t.Error("the founding record outlived the first start")
-	}
-	if d, err = OpenDir(dir); err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	_, _, err = d.Run(t.Context(), d.Config(), nil)
-	if !errors.Is(err, replicagroup.ErrRootLost) || !strings.Contains(err.Error(), "latchkey init") {
-		t.Errorf("second start of the founder: %v", err)
-	}
-}
-
-func TestFoundingRecordOfAnotherOverlayIsRefused(t *testing.T) {
-	dir, other := initDir(t), initDir(t)
-	record, err := os.ReadFile(filepath.Join(other, foundingFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, foundingFile), record, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d, err := OpenDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	if _, _, err := d.Run(t.Context(), d.Config(), nil); !errors.Is(err, placement.ErrFounding) {
-		t.Errorf("founding with another overlay's record: %v", err)
 	}
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // madeFiles are the files that init and join make: what must not be there before, and what goes when they start over.
-var madeFiles = []string{rootKeyFile, genesisFile, swarmKeyFile, configFile, foundingFile, identityFile}
+var madeFiles = []string{rootKeyFile, genesisFile, swarmKeyFile, configFile, storeDir, identityFile}
 
 // InitOptions say what overlay is founded and by what kind of peer. The zero value founds a private overlay.
 type InitOptions struct {
@@ -30,8 +30,8 @@ type InitOptions struct {
 }
 
 // InitDir makes a peer in an empty or absent directory: an identity, and a new overlay that this peer founds, with a swarm
-// key unless the profile is public. It is the founding act: the directory's first daemon, and nobody after it, begins the
-// root group. For files and errors see [CreateDir]; an overlay that cannot be is placement.ErrGenesis, and a configuration
+// key unless the profile is public. It is the founding act (rule G1): the root group's beginning is in the directory's store
+// when it returns, and no start ever founds. For files and errors see [CreateDir]; an overlay that cannot be is placement.ErrGenesis, and a configuration
 // that cannot be is config.ErrInvalid.
 func InitDir(dir string, o InitOptions) (placement.Genesis, peer.ID, error) {
 	fail := func(err error) (placement.Genesis, peer.ID, error) { return placement.Genesis{}, "", err }
@@ -53,11 +53,7 @@ func InitDir(dir string, o InitOptions) (placement.Genesis, peer.ID, error) {
 	if s.Genesis, s.RootKey, err = drawGenesis(placement.Peer{ID: string(id)}, o.FoundOptions); err != nil {
 		return fail(err)
 	}
-	record, err := s.Genesis.FoundingRecord(0)
-	if err != nil {
-		return fail(err)
-	}
-	s.Record = &record
+	s.Founds = true
 	if c.Profile.Keyed() {
 		s.SwarmKey = NewSwarmKey()
 	}
@@ -95,9 +91,9 @@ func founderConfig(o InitOptions) (config.Config, error) {
 type DirSpec struct {
 	Key      crypto.PrivKey
 	Genesis  placement.Genesis
-	RootKey  ed25519.PrivateKey        // only where the overlay is founded
-	Record   *placement.FoundingRecord // only of a founder
-	SwarmKey pnet.PSK                  // nil: a public overlay
+	RootKey  ed25519.PrivateKey // only where the overlay is founded
+	Founds   bool               // the peer is a founder: its store is made too, with the beginning of the root group
+	SwarmKey pnet.PSK           // nil: a public overlay
 	Config   config.Config
 }
 
@@ -117,6 +113,10 @@ func CreateDir(dir string, s DirSpec) error {
 // used them yet: there is nothing to lose in removing them.
 func createDir(dir string, s DirSpec, step func(string) error) (err error) {
 	files, err := s.files()
+	if err != nil {
+		return err
+	}
+	id, err := s.id()
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,12 @@ func createDir(dir string, s DirSpec, step func(string) error) (err error) {
 	do("mark it as unfinished", func() error { return mark(dir) })
 	do("sync the mark", func() error { return durablefile.SyncDir(dir) })
 	for _, name := range madeFiles {
-		do("clear "+name, func() error { return removeIfThere(filepath.Join(dir, name)) })
+		do("clear "+name, func() error { return removeMade(dir, name) })
+	}
+	if s.Founds {
+		store := filepath.Join(dir, storeDir)
+		do("make the store", func() error { return makeStore(store, s, id) })
+		do("write the root into it", func() error { return foundIn(store, s, id) })
 	}
 	for _, f := range files {
 		do("write "+f.name, func() error { return durablefile.Create(filepath.Join(dir, f.name), f.data, f.mode) })
@@ -191,14 +196,19 @@ func mark(dir string) error {
 // undo removes what an unfinished directory has, the mark last. Where it fails the mark stays.
 func undo(dir string) error {
 	for _, name := range append(slices.Clone(madeFiles), unfinishedFile) {
-		if err := removeIfThere(filepath.Join(dir, name)); err != nil {
+		if err := removeMade(dir, name); err != nil {
 			return fmt.Errorf("node: %s is left unfinished: %w", dir, err)
 		}
 	}
 	return nil
 }
 
-func removeIfThere(path string) error {
+// removeMade removes what init and join may have made under a name.
+func removeMade(dir, name string) error {
+	path := filepath.Join(dir, name)
+	if name == storeDir {
+		return os.RemoveAll(path)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -211,6 +221,15 @@ type newFile struct {
 	mode fs.FileMode
 }
 
+// id returns the peer id, bytes.
+func (s DirSpec) id() (string, error) {
+	id, err := peer.IDFromPrivateKey(s.Key)
+	if err != nil {
+		return "", fmt.Errorf("node: %w", err)
+	}
+	return string(id), nil
+}
+
 // files encodes what the specification holds.
 func (s DirSpec) files() ([]newFile, error) {
 	if s.Key == nil {
@@ -218,6 +237,11 @@ func (s DirSpec) files() ([]newFile, error) {
 	}
 	if n := len(s.SwarmKey); s.SwarmKey != nil && n != swarmKeyBytes {
 		return nil, fmt.Errorf("node: DirSpec has a swarm key of %d bytes, want %d", n, swarmKeyBytes)
+	}
+	if id, err := s.id(); err != nil {
+		return nil, err
+	} else if _, ok := founderIn(s.Genesis, id); s.Founds && !ok {
+		return nil, fmt.Errorf("node: DirSpec founds, and its peer is no founder of overlay %v", s.Genesis.ID())
 	}
 	identity, err := crypto.MarshalPrivateKey(s.Key)
 	if err != nil {
@@ -240,9 +264,6 @@ func (s DirSpec) files() ([]newFile, error) {
 	}
 	if s.SwarmKey != nil {
 		files = append(files, newFile{swarmKeyFile, encodeSwarmKey(s.SwarmKey), 0o600})
-	}
-	if s.Record != nil {
-		files = append(files, newFile{foundingFile, s.Record.Encode(), 0o600})
 	}
 	return append(files, newFile{identityFile, identity, 0o600}), nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/node/config"
+	"latchkey/replicagroup/disk"
 	"latchkey/replicagroup/placement"
 )
 
@@ -32,11 +33,7 @@ func founderSpec(t testing.TB) DirSpec {
 	if s.Genesis, s.RootKey, err = drawGenesis(placement.Peer{ID: string(id)}, FoundOptions{Name: "spec"}); err != nil {
 		t.Fatal(err)
 	}
-	record, err := s.Genesis.FoundingRecord(0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Record = &record
+	s.Founds = true
 	return s
 }
 
@@ -77,8 +74,33 @@ func checkHolds(t *testing.T, dir string, s DirSpec) {
 		t.Errorf("the directory has %v, want %v, or one of them has another content", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 	}
 	if !d.key.Equals(s.Key) || d.Genesis().ID() != s.Genesis.ID() || string(d.SwarmKey()) != string(s.SwarmKey) ||
-		!reflect.DeepEqual(d.Config(), s.Config) || (d.record == nil) != (s.Record == nil) {
+		!reflect.DeepEqual(d.Config(), s.Config) {
 		t.Errorf("opened, the directory is another one")
+	}
+	has, err := d.hasStore()
+	if err != nil || has != s.Founds {
+		t.Errorf("there is a store: %v, %v; the specification says %v", has, err, s.Founds)
+	}
+	if s.Founds {
+		checkFounded(t, dir, s)
+	}
+}
+
+// checkFounded tells whether a directory's store is the one that the genesis document names, and holds the beginning of the root
+// group and nothing else.
+func checkFounded(t *testing.T, dir string, s DirSpec) {
+	t.Helper()
+	store, err := disk.Open(filepath.Join(dir, storeDir), disk.Options{Overlay: s.Genesis.ID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	all, err := store.Replicas()
+	if err != nil || len(all) != 1 || all[0].Group != s.Genesis.RootGroup() || all[0].Self != 1 || len(all[0].Image.Entries) != 0 {
+		t.Errorf("the store holds %+v, %v", all, err)
+	}
+	if store.ID() != s.Genesis.Founders[0].Store {
+		t.Errorf("the store is %v, the genesis document names %v", store.ID(), s.Genesis.Founders[0].Store)
 	}
 }
 
@@ -250,6 +272,7 @@ func TestDirectoryThatCannotBeMade(t *testing.T) {
 		"a key of a public": func(s *DirSpec) { s.Config.Profile = config.Public },
 		"no swarm key":      func(s *DirSpec) { s.SwarmKey, s.Config.Profile = nil, config.Private },
 		"half a swarm key":  func(s *DirSpec) { s.SwarmKey = s.SwarmKey[:16] },
+		"no founder":        func(s *DirSpec) { s.Founds = true },
 	} {
 		s, dir := joinerSpec(t), filepath.Join(t.TempDir(), "peer")
 		change(&s)

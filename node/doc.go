@@ -14,7 +14,7 @@
 //	swarm.key     the overlay's pre-shared key, in Kubo's format; not in a public overlay
 //	config.yaml   the peer's configuration
 //	root.key      the overlay's root key; only where the overlay was founded
-//	founding      a founder's right to begin the root group; goes with its first start
+//	store         a directory: the peer's replicas (package disk). Of a founder init makes it, of others the first start
 //	peers.json    peers that were met, dialled when nobody else is known; may be removed at any time
 //	daemon.lock   locked while a daemon runs, or init or join is at work
 //	unfinished    there while init or join writes: first made, last removed
@@ -26,9 +26,15 @@
 // A directory without config.yaml, as the time before there was one left it, runs with the defaults of profile test: on the
 // loopback only. One whose profile needs a swarm key and that has none does not run.
 //
-// # What is lost with a process
+// # What outlives a process
 //
-// This version keeps replicas in memory. A peer that stops has lost them and comes back under a new store id, under which it
-// is never taken for its former self (replica-groups.md section 3.6). An overlay's only founder can therefore not be restarted
-// ([replicagroup.ErrRootLost]); one of several joins what the others keep.
+// A peer's replicas are in its store, and what they promise is there before it is promised. So a peer that comes back goes on
+// where it was, however it ended. Init is the founding act (rule G1 of replica-groups.md section 6.4): the beginning of the root
+// group is in the founder's store before anybody hears of the overlay, and no start ever founds.
+//
+// A peer whose store is lost comes back under a new store id, under which it is never taken for its former self (section 3.6). An
+// overlay's only founder cannot ([replicagroup.ErrRootLost]): its root is lost. A store that may be a copy is refused
+// ([latchkey/replicagroup/disk.ErrCopied]) until [Dir.Reidentify] gives it a new id. When the disk fails the node stops, and
+// [Node.Err] says why. With store.volatile in the configuration replicas are in memory and end with the process; a directory that
+// has a store refuses that, so that no peer leaves promises aside.
 package node

@@ -331,7 +331,7 @@ func TestJoinedDirectoryIsWhatTheProfileSays(t *testing.T) {
 		if len(c.Listen) != 1 || strings.HasSuffix(c.Listen[0], "/0") {
 			t.Errorf("%q: no port was drawn: %v", p, c.Listen)
 		}
-		for _, name := range []string{rootKeyFile, foundingFile} {
+		for _, name := range []string{rootKeyFile, storeDir} {
 			if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 				t.Errorf("%q: a joiner has %s", p, name)
 			}

@@ -42,6 +42,10 @@ type Node struct {
 	started    time.Time
 	known      *knownPeers // nil: none are kept
 
+	failing  failing // nil: the store does not fail but when it is used
+	watching sync.WaitGroup
+	closing  func() error // nil: nothing is closed at the end
+
 	mu       sync.Mutex
 	closed   bool
 	sessions []*lockSession
@@ -51,6 +55,12 @@ type Node struct {
 type lockSession struct {
 	service *lockservice.Service
 	client  *replicagroup.Client
+}
+
+// failing is a store that may fail between two uses, as one on disk does.
+type failing interface {
+	Failed() <-chan struct{}
+	Err() error
 }
 
 type options struct {
@@ -64,6 +74,7 @@ type options struct {
 	kad        *kaddht.IpfsDHT
 	refusals   *Refusals
 	knownPeers string // file; empty: none are kept
+	closing    func() error
 }
 
 // Option configures [New].
@@ -74,8 +85,12 @@ func WithOverlay(g placement.Genesis) Option {
 	return func(c *options) { c.genesis, c.hasGenesis = g, true }
 }
 
-// WithStore sets where the node keeps its replicas. Default: an empty store in memory.
+// WithStore sets where the node keeps its replicas. Default: an empty store in memory. The caller closes the store after the
+// node. One that has Failed() <-chan struct{} and Err() error, as that of package disk has, stops the node when it fails.
 func WithStore(s replicagroup.Store) Option { return func(c *options) { c.store = s } }
+
+// withClosing has Close call f, the last of all.
+func withClosing(f func() error) Option { return func(c *options) { c.closing = f } }
 
 // WithBootstrap names peers to dial when the node knows nobody else. The founders, at the addresses that the genesis document
 // gives for them, are always among them.
@@ -164,6 +179,8 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 			overlay.Discovered(p)
 		}
 	}
+	n.failing, _ = c.store.(failing)
+	n.closing = c.closing
 	n.locks = n.NewLocks()
 	return n, nil
 }
@@ -197,6 +214,9 @@ func (n *Node) Start(ctx context.Context) error {
 			"make the founder's node with WithStore and the store that Found returned", err, n.genesis.ID())
 	} else if err != nil {
 		return err
+	}
+	if n.failing != nil {
+		n.watching.Go(n.watchStore)
 	}
 	if err := n.strangers.start(); err != nil {
 		return err
@@ -232,14 +252,37 @@ func (n *Node) Close() error {
 	for _, s := range sessions {
 		errs = append(errs, s.service.Close(), s.client.Close())
 	}
-	return errors.Join(append(errs, n.groups.Close(), n.overlay.Close())...)
+	errs = append(errs, n.groups.Close(), n.overlay.Close())
+	n.watching.Wait()
+	if n.closing != nil {
+		failed := n.Err() != nil
+		if err := n.closing(); !failed { // else Err has said it
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// watchStore stops the replicas when the store fails while nobody uses it.
+func (n *Node) watchStore() {
+	select {
+	case <-n.failing.Failed():
+		log.Errorw("the node stops: its store failed", "err", n.failing.Err())
+		n.groups.Close()
+	case <-n.groups.Done():
+	}
 }
 
 // Done is closed when the node's replicas have stopped: by Close, or because its store failed ([Node.Err]).
 func (n *Node) Done() <-chan struct{} { return n.groups.Done() }
 
 // Err returns why the node stopped by itself, or nil.
-func (n *Node) Err() error { return n.groups.Err() }
+func (n *Node) Err() error {
+	if err := n.groups.Err(); err != nil || n.failing == nil {
+		return err
+	}
+	return n.failing.Err()
+}
 
 // Locks returns the node's own session of the lock service.
 func (n *Node) Locks() *lockservice.Service { return n.locks }

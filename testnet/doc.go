@@ -1,7 +1,7 @@
 // Package testnet runs an overlay of real peers on loopback: real TCP, real libp2p, with faults. A [Testnet] is a [Network], all of
 // whose peers are in this process, or [Processes], each of whose peers is a process of its own.
 //
-// [Up] founds the overlay. It writes the founding record into the founders' stores itself before any peer runs (rule G1 of
+// [Up] founds the overlay. It writes the beginning of the root group into the founders' stores itself before any peer runs (rule G1 of
 // replica-groups.md section 6.4). Identities come from the seed, so a testnet has the same peer ids every time; the overlay's
 // id is new each time, since every founding is a new act. Never use such identities elsewhere: anybody can compute them.
 //
@@ -12,9 +12,7 @@
 // the dead peer's goroutines ended, and what their shutdown code does reaches nobody. The stores belong to the testnet: a
 // restarted peer finds in its own what the killed one had persisted, and nothing else.
 //
-// [Processes] need no such care: there a kill is SIGKILL. But replicas are in the memory of their process, so such a peer comes
-// back under its old peer id with an empty store, which to a group is another member. Up to f of a group's 2f+1 may, and so of
-// the founders; with more the group is lost.
+// [Processes] need no such care: there a kill is SIGKILL, and the stores are on disk, in the peers' directories.
 //
 // # Leaving
 //

@@ -152,7 +152,7 @@ func Up(ctx context.Context, opts Options) (*Network, error) {
 	return n, nil
 }
 
-// found makes the peers' places and the genesis document, and writes the founding record into the founders' stores.
+// found makes the peers' places and the genesis document, and writes the root's beginning into the founders' stores.
 func (n *Network) found() error {
 	for i := range n.opts.N {
 		s, err := n.newSlot(i)

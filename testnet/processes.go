@@ -38,7 +38,7 @@ type ProcessOptions struct {
 // told over DIR/N/wire.sock. A starting peer has them before it sends a byte; a paused one cannot be told, and learns them a
 // moment after it goes on.
 //
-// Replicas are in the memory of their process: a peer that comes back has forgotten its own, and is a newcomer to its groups.
+// Replicas are on disk, in DIR/N/store: a peer that comes back goes on with its own, however it ended and however many others did.
 type Processes struct {
 	opts     ProcessOptions
 	genesis  placement.Genesis
@@ -144,7 +144,7 @@ func (p *Processes) newPlace() (*place, error) {
 	return s, err
 }
 
-// furnish makes the directory of a peer, with the founding record in that of a founder. bootstrap are peers to dial beside the
+// furnish makes the directory of a peer, with the beginning of the root group in the store of a founder. bootstrap are peers to dial beside the
 // founders when nobody is known.
 func (p *Processes) furnish(s *place, bootstrap []string) error {
 	c, err := config.Default(config.Test)
@@ -153,13 +153,7 @@ func (p *Processes) furnish(s *place, bootstrap []string) error {
 	}
 	c.Network.Listen, c.Network.Bootstrap = []string{s.addr()}, bootstrap
 	spec := node.DirSpec{Key: s.key, Genesis: p.genesis, SwarmKey: p.psk, Config: c}
-	if s.index < len(p.genesis.Founders) {
-		r, err := p.genesis.FoundingRecord(s.index)
-		if err != nil {
-			return fmt.Errorf("testnet: %w", err)
-		}
-		spec.Record = &r
-	}
+	spec.Founds = s.index < len(p.genesis.Founders)
 	if err := markDir(s.dir); err != nil {
 		return err
 	}

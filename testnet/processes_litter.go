@@ -13,15 +13,16 @@ import (
 	"time"
 )
 
-// Files of a peer's directory DIR/N that are not the daemon's own.
+// Files of a peer's directory DIR/N that are not the daemon's own, and the directory of its store.
 const (
 	markFile       = "testnet.peer" // a testnet of processes made this directory; there first, gone last
 	apiSocketFile  = "api.sock"
 	wireSocketFile = "wire.sock"
 	logFile        = "daemon.log"
+	storeDir       = "store"
 )
 
-const markText = "A testnet made this directory and removes it, with the files it knows, when it ends.\n"
+const markText = "A testnet made this directory and removes it, with store and the files it knows, when it ends.\n"
 
 // ErrForeign is matched when something is where a peer's directory would be that no testnet has put there.
 var ErrForeign = errors.New("testnet: directory holds what is not a testnet's")
@@ -31,7 +32,7 @@ var ErrForeign = errors.New("testnet: directory holds what is not a testnet's")
 func peerFile(name string) bool {
 	for _, own := range []string{
 		apiSocketFile, wireSocketFile, logFile,
-		"identity.key", "genesis", "root.key", "founding", "swarm.key", "config.yaml", "peers.json", "daemon.lock", "unfinished",
+		"identity.key", "genesis", "root.key", "swarm.key", "config.yaml", "peers.json", "daemon.lock", "unfinished",
 	} {
 		rest, ok := strings.CutPrefix(strings.TrimPrefix(name, "."), own)
 		if ok && (rest == "" || rest[0] == '.' || rest[0] == '-') {
@@ -68,7 +69,7 @@ func marked(entries []fs.DirEntry) bool {
 	return false
 }
 
-// removePeer removes a marked directory with the files that it knows. Others stay, and keep the directory and its mark. A
+// removePeer removes a marked directory with the store and the files that it knows. Others stay, and keep the directory and its mark. A
 // directory without a mark is none of its business.
 func removePeer(dir string) error {
 	entries, err := os.ReadDir(dir)
@@ -80,6 +81,8 @@ func removePeer(dir string) error {
 	for _, e := range entries {
 		switch {
 		case e.Name() == markFile:
+		case e.Name() == storeDir && e.IsDir():
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, storeDir)))
 		case peerFile(e.Name()) && !e.IsDir():
 			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
 		default:

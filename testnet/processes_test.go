@@ -109,17 +109,17 @@ func litter(t *testing.T, dir string, names ...string) {
 func TestWhatAKilledTestnetLeftIsRemovedAndNothingElse(t *testing.T) {
 	dir := shortDir(t)
 	litter(t, dir, "control.sock",
-		"0/testnet.peer", "0/api.sock", "0/wire.sock", "0/daemon.log", "0/identity.key", "0/genesis", "0/swarm.key", "0/founding",
+		"0/testnet.peer", "0/api.sock", "0/wire.sock", "0/daemon.log", "0/identity.key", "0/genesis", "0/swarm.key", "0/store/STORE", "0/store/000001.sst",
 		"0/config.yaml", "0/.config.yaml.123.tmp", "0/peers.json", "0/daemon.lock", "0/unfinished",
 		"1/api.sock", // of peers in one process
-		"2/testnet.peer", "2/daemon.log", "2/notes", "2/sub/daemon.log",
-		"3/identity.key", "3/api.sock", // somebody's peer
+		"2/testnet.peer", "2/daemon.log", "2/notes", "2/sub/daemon.log", "2/store/STORE",
+		"3/identity.key", "3/api.sock", "3/store/STORE", // somebody's peer
 		"4/api.sock", "4/notes",
 		"05/testnet.peer", "x/api.sock", "6", "7/testnet.peer/x",
 	)
 	c := claim(t, dir)
 	want := []string{
-		"05", "05/testnet.peer", "2", "2/notes", "2/sub", "2/sub/daemon.log", "2/testnet.peer", "3", "3/api.sock", "3/identity.key",
+		"05", "05/testnet.peer", "2", "2/notes", "2/sub", "2/sub/daemon.log", "2/testnet.peer", "3", "3/api.sock", "3/identity.key", "3/store", "3/store/STORE",
 		"4", "4/api.sock", "4/notes", "6", "7", "7/testnet.peer", "7/testnet.peer/x", "control.sock", "x", "x/api.sock",
 	}
 	if left := tree(t, dir); !slices.Equal(left, want) {

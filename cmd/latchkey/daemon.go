@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -28,6 +29,14 @@ overlay, it says on stderr what became of the bootstrap peers it tried, each new
 
 It runs as config.yaml in --path says, unless the environment or a flag says otherwise (see "latchkey config --help").
 
+Replicas are in the directory "store" in --path, each promise on the disk before it is given: however the daemon ends,
+its next start goes on where it was. When the disk fails or is full, the daemon says so and stops. Two special cases:
+  --volatile   replicas in memory, which end with the daemon: its groups then lose a member for good. Not for the peer
+               that founded the overlay, nor where there is a store already. Also store.volatile in the configuration
+  --restored   for one start after --path was copied or put back from a backup, which a daemon refuses by itself, and
+               only when the original never runs again: the store gets a new id, its replicas are put aside, and the
+               peer takes part in groups anew. Never for the only founder of an overlay
+
 INT, TERM and "latchkey shutdown" stop it gracefully; a second signal stops it at once. Locks taken through it are
 never released by its end: their leases run out.`,
 		Example: `  latchkey daemon
@@ -45,6 +54,12 @@ never released by its end: their leases run out.`,
 			if o.profile != "" && !o.init {
 				return usagef("daemon: --init-profile: it goes with --init; a peer that exists has its profile in its configuration")
 			}
+			if o.volatile && o.restored {
+				return usagef("daemon: --volatile and --restored exclude each other: one has no store, the other is about one")
+			}
+			if c.Flags().Changed("volatile") {
+				o.flags = map[string]any{"store.volatile": o.volatile}
+			}
 			return a.daemon(c.Context(), o)
 		},
 	}
@@ -52,6 +67,8 @@ never released by its end: their leases run out.`,
 	c.Flags().StringArrayVar(&o.bootstrap, "bootstrap", nil, "multiaddr with /p2p/ID of a peer to dial while nobody is known; repeatable (default: as the configuration says)")
 	c.Flags().BoolVar(&o.init, "init", false, "if there is no peer in --path yet, make one and a new overlay first, with --listen in its configuration")
 	c.Flags().StringVar((*string)(&o.profile), "init-profile", "", "profile for --init (default private)")
+	c.Flags().BoolVar(&o.volatile, "volatile", false, "keep replicas in memory (store.volatile)")
+	c.Flags().BoolVar(&o.restored, "restored", false, "the store is a copy whose original never runs again: give it a new id")
 	o.wireSocket = wireFlag(c)
 	return c
 }
@@ -61,7 +78,10 @@ type daemonOptions struct {
 	listen, bootstrap []string
 	init              bool
 	profile           config.Profile
-	wireSocket        *string // empty but in testnets ([onWire])
+	volatile          bool
+	restored          bool
+	flags             map[string]any // configuration fields that other flags set
+	wireSocket        *string        // empty but in testnets ([onWire])
 }
 
 // openDir opens the peer's directory, and makes it first where that was asked for.
@@ -86,6 +106,7 @@ func (a *app) openDir(o daemonOptions) (*node.Dir, error) {
 // config is what the daemon runs with.
 func (o daemonOptions) config(dir *node.Dir) (config.Config, error) {
 	flags := map[string]any{}
+	maps.Copy(flags, o.flags)
 	if len(o.listen) > 0 {
 		flags["network.listen"] = o.listen
 	}
@@ -116,12 +137,16 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	// The socket comes before the node, whose first start consumes the founding record: trouble here must not cost that.
 	socket, err := api.Listen(a.socket())
 	if err != nil {
 		return err
 	}
 	defer socket.Close()
+	if o.restored {
+		if err := a.restore(dir); err != nil {
+			return err
+		}
+	}
 	hostOpts, offWire, err := onWire(*o.wireSocket, os.Stdin)
 	if err != nil {
 		return err
@@ -158,6 +183,17 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	explaining.Wait()
 	// The socket goes last: when it has gone, so has everything else, and the directory is free.
 	return errors.Join(err, n.Close(), host.Close(), dir.Close(), server.Close())
+}
+
+// restore gives the store of a directory that was copied a new id, and says so.
+func (a *app) restore(dir *node.Dir) error {
+	id, err := dir.Reidentify()
+	if err != nil {
+		return fmt.Errorf("daemon: --restored: %w", err)
+	}
+	fmt.Fprintf(a.err, "latchkey: note: the store has the new id %s; its former replicas are put aside, and this peer takes part in groups anew. "+
+		"Leave --restored out from now on\n", id)
+	return nil
 }
 
 // errShutdown is why a daemon stops that a client asked to.

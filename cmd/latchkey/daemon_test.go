@@ -50,7 +50,7 @@ func expect(t *testing.T, p *process, code int, says ...string) {
 	}
 }
 
-// TestLifeOfADirectory follows one directory of a founder from before init to the loss of its overlay.
+// TestLifeOfADirectory follows one directory of a founder from before init to the loss of its store and so of its overlay.
 func TestLifeOfADirectory(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(shortDir(t), "peer")
@@ -70,7 +70,7 @@ func TestLifeOfADirectory(t *testing.T) {
 		t.Fatal("the second init changed the identity")
 	}
 
-	// Trouble with the socket must not cost the directory its one chance to found.
+	// Trouble with the socket costs the directory nothing.
 	expect(t, at(t, dir, "daemon", "--api", "/"+strings.Repeat("d", 200)), exitUsage, "this system allows")
 
 	d, ready := startDaemon(t, dir, nil)
@@ -91,6 +91,17 @@ func TestLifeOfADirectory(t *testing.T) {
 		t.Errorf("the daemon ended with %d, %s", d.code, d.err.String())
 	}
 	expect(t, at(t, dir, "id"), exitUnreachable, "latchkey daemon --path "+dir)
+
+	// It comes back, and without its store it founds nothing.
+	d, _ = startDaemon(t, dir, nil)
+	if p := at(t, dir, "lock", "n", "--", "sh", "-c", "exit $LATCHKEY_FENCE"); p.code < 2 || p.code > 9 {
+		t.Errorf("the token after a restart: exit %d, %s", p.code, p.err.String())
+	}
+	ok(t, at(t, dir, "shutdown"))
+	d.wait()
+	if err := os.RemoveAll(filepath.Join(dir, "store")); err != nil {
+		t.Fatal(err)
+	}
 	expect(t, at(t, dir, "daemon"), exitFailure, "root group is lost", "latchkey init --path "+dir)
 }
 

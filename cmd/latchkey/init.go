@@ -31,7 +31,8 @@ everybody who has not got it, before any protocol is spoken. It works over TCP a
   test      on the loopback only, with a key
   client, lowpower   host nothing, so they cannot be first: they are profiles of "latchkey join"
 
-This version keeps replicas in memory: the overlay lives as long as this first peer's daemon does.`,
+The root of the overlay is in the directory "store" in --path when init is done: nobody but this peer has
+it, so it must not be lost.`,
 		Example: `  latchkey init
   latchkey init --path /var/lib/latchkey --profile server --name build-farm --f 1
   latchkey init --listen /ip4/0.0.0.0/tcp/4701`,

@@ -28,11 +28,9 @@ Several peers are named like 0-4 or [0-4], or 0,2,5.
 
 A partition is silence: nothing arrives across it, connections stay open, and when it heals all goes on.
 
-The same seed gives the same peer ids, which are no secret: do not use them for anything else. Replicas are kept in
-memory. In one process the memory outlives a killed peer, which finds its own again when it is restarted. As processes
-they lose theirs with each end, and come back under the same peer id with an empty store, which to a lock's group is
-another member: up to f of a group's 2f+1 may, and with more the group is lost; so it is with the founders,
-peers 0 to 2f, and the root group.`,
+The same seed gives the same peer ids, which are no secret: do not use them for anything else. A restarted peer finds
+its replicas again: in one process they are kept in its memory, which outlives a killed peer, and as processes on
+disk, in N/store. While more than f of a group's 2f+1 members are down, the group stands still.`,
 		Example: `  latchkey testnet demo                              # the whole story in some ten seconds
   latchkey testnet up                                # seven peers, until Ctrl-C; then, elsewhere:
   latchkey testnet run 0 -- latchkey lock x -- sleep 5

@@ -32,8 +32,8 @@ func testnetUpVerb(a *app, dir *string) *cobra.Command {
 directory removes.
 
 With --mode process each peer is a daemon of its own, with the directory N and the output in N/daemon.log. Such peers
-can also be paused. They keep replicas in memory, so one that was killed and restarted has forgotten its own: it comes
-back under a new store id, and up to f founders may do so. On Linux the peers die with "up", however that ends.`,
+can also be paused. They keep replicas on disk, so those that were killed and restarted know all that they had promised,
+even when all of them were killed at once. On Linux the peers die with "up", however that ends.`,
 		Example: `  latchkey testnet up
   latchkey testnet up -n 9 --f 2
   latchkey testnet up --mode process --latency 20ms`,

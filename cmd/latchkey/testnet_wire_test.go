@@ -92,8 +92,7 @@ func TestTheHiddenFlagNeedsRulesFirst(t *testing.T) {
 		p.Stdin = strings.NewReader(rules)
 		p.start().wait()
 		expect(t, p, exitFailure, "--testnet-wire, which is for testnets")
-		if _, err := os.Stat(filepath.Join(dir, "founding")); err != nil {
-			t.Errorf("%q cost the directory its one chance to found: %v", rules, err)
-		}
 	}
+	d, _ := startDaemon(t, dir, nil) // and costs the founder nothing
+	d.Process.Kill()
 }

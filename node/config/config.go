@@ -49,6 +49,12 @@ const (
 type Config struct {
 	Profile Profile `koanf:"profile"`
 	Network Network `koanf:"network"`
+	Store   Store   `koanf:"store"`
+}
+
+// Store says where the peer keeps its replicas. The zero value is the disk.
+type Store struct {
+	Volatile bool `koanf:"volatile"` // in memory: they end with the process
 }
 
 // Network says how the peer reaches others and is reached.

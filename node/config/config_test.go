@@ -119,6 +119,10 @@ func TestWrongValuesNameFieldValueRangeAndPlace(t *testing.T) {
 		{"text for a list", "network:\n  listen: /ip4/127.0.0.1/tcp/1\n", "", nil, []string{"config.yaml:2", "network.listen", "a list"}},
 		{"number in a list", "network:\n  listen:\n    - 4701\n", "", nil, []string{"config.yaml:3", "network.listen", "entry 1"}},
 		{"nothing", "network:\n  mode:\n", "", nil, []string{"config.yaml:2", "network.mode", "server, client or auto"}},
+		{"unknown field of the store", "store:\n  volatil: true\n", "", nil, []string{"config.yaml:2", `"store.volatil"`, "store.volatile"}},
+		{"store as text", "store: memory\n", "", nil, []string{"config.yaml:1", "store", "field: value"}},
+		{"unknown variable of the store", "", "LATCHKEY_STORE_VOLATIL=true", nil, []string{"LATCHKEY_STORE_VOLATIL"}},
+		{"no truth", "", "LATCHKEY_STORE_VOLATILE=yes", nil, []string{"store.volatile", "LATCHKEY_STORE_VOLATILE", "true or false"}},
 		{"no profile", "profile: privat\n", "", nil, []string{"config.yaml:1", "profile", `"privat"`, "private, public"}},
 		{"no mode", "network:\n  mode: both\n", "", nil, []string{"config.yaml:2", "network.mode", `"both"`}},
 		{"no address", "network:\n  listen: ['127.0.0.1:4701']\n", "", nil, []string{"config.yaml:2", "network.listen", `"127.0.0.1:4701"`, "multiaddr"}},
@@ -225,6 +229,7 @@ func changed(t testing.TB, p Profile) Config {
 		"network.listen": "/ip4/127.0.0.1/tcp/5,/ip6/::1/tcp/6", "network.announce": "/dns4/a.example/tcp/7",
 		"network.bootstrap": "/ip4/192.0.2.1/tcp/8" + somePeer, "network.mode": map[Mode]string{ModeServer: "client", ModeClient: "server", ModeAuto: "server"}[c.Network.Mode],
 		"network.mdns": fmt.Sprint(!c.Network.MDNS), "network.nat": fmt.Sprint(!c.Network.NAT), "network.conns_low": "1", "network.conns_high": "2",
+		"store.volatile": "true",
 	} {
 		var err error
 		if c, err = Set(c, name, value); err != nil {

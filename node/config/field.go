@@ -66,6 +66,15 @@ var fields = []Field{
 		at:    func(c *Config) any { return &c.Network.ConnsHigh },
 		check: within(1, ConnsMax),
 	},
+	{
+		Name: "store.volatile", Doc: "keep replicas in memory: they end with the daemon; not for a founder", Want: "true or false",
+		at: func(c *Config) any { return &c.Store.Volatile },
+	},
+}
+
+// isSection tells whether fields are nested under a name.
+func isSection(name string) bool {
+	return slices.ContainsFunc(fields, func(f Field) bool { return strings.HasPrefix(f.Name, name+".") })
 }
 
 // lookup finds a field by its name.

@@ -40,8 +40,8 @@ func decode(b []byte) (values map[string]any, lines map[string]int, err error) {
 		return values, lines, nil
 	}
 	err = entries(doc.Content[0], "", func(name string, key, value *yaml.Node) error {
-		if name == "network" {
-			return entries(value, "network.", func(name string, key, value *yaml.Node) error {
+		if isSection(name) {
+			return entries(value, name+".", func(name string, key, value *yaml.Node) error {
 				return field(name, key, value, values, lines)
 			})
 		}

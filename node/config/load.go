@@ -46,8 +46,9 @@ func newLayer(values map[string]any, sources map[string]string) (layer, error) {
 }
 
 // Load merges, each over the one before, the defaults of the profile, a file, the environment and the command line.
-// Of the environment, given as [os.Environ] returns it, it reads LATCHKEY_PROFILE and LATCHKEY_NETWORK_*, lists separated by
-// commas; an empty variable counts as not set. flags holds values by field name, of the field's type or as [Set] reads them.
+// Of the environment, given as [os.Environ] returns it, it reads LATCHKEY_PROFILE, LATCHKEY_NETWORK_* and LATCHKEY_STORE_*, lists
+// separated by commas; an empty variable counts as not set. flags holds values by field name, of the field's type or as [Set]
+// reads them.
 //
 // A file that does not exist counts as one that says no more than "profile: test": a peer that was told nothing listens on
 // the loopback only. In the result every field is in its range; whether the fields go together is for [Loaded.Validate].
@@ -135,6 +136,7 @@ const (
 	envPrefix  = "LATCHKEY_"
 	envProfile = envPrefix + "PROFILE"
 	envNetwork = envPrefix + "NETWORK_"
+	envStore   = envPrefix + "STORE_"
 )
 
 // Env returns the name of the environment variable that sets the field.
@@ -145,7 +147,7 @@ func envLayer(environ []string) (layer, error) {
 	values, sources := make(map[string]any), make(map[string]string)
 	for _, entry := range environ {
 		name, value, ok := strings.Cut(entry, "=")
-		if !ok || value == "" || name != envProfile && !strings.HasPrefix(name, envNetwork) {
+		if !ok || value == "" || name != envProfile && !strings.HasPrefix(name, envNetwork) && !strings.HasPrefix(name, envStore) {
 			continue
 		}
 		i := slices.IndexFunc(fields, func(f Field) bool { return f.Env() == name })

@@ -6,7 +6,8 @@
 // because, a Create command was committed there. What a node believes about distances only decides who is asked to become
 // a member. The parts, each pure and owned by one goroutine at a time:
 //
-//   - [Genesis] and [FoundingRecord]: the founding act (rule G1), and [Decide], which says what a starting node may do.
+//   - [Genesis]: the document of the founding act (rule G1), which writes the root's beginning into the founders' stores. No
+//     start ever founds.
 //   - [Descriptor]: whom to ask about a group. A hint, never authority.
 //   - [Directory]: the parent group's machine (service [Service]).
 //   - [Creator]: the parent leader's side of rule G3: look up, ask, propose, send Starts until members report in.

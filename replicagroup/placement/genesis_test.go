@@ -200,61 +200,6 @@ func TestANameCannotBreakOutOfItsComment(t *testing.T) {
 	}
 }
 
-// Rule G1 and conformance test 39: only the record of the founding act lets a node found, once, into the named store.
-func TestAStartNeverFoundsWithoutTheRecord(t *testing.T) {
-	one, three := genesis(1), genesis(3)
-	record := func(g Genesis, i int) *FoundingRecord {
-		r, err := g.FoundingRecord(i)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &r
-	}
-	first, lost := host(0).Store, storeID(99)
-	other := three
-	other.Nonce[0]++
-	for name, c := range map[string]struct {
-		g    Genesis
-		s    Start
-		want Act
-	}{
-		"first start of the founder":                   {one, Start{PeerID: "peer-00", Store: first, Record: record(one, 0)}, Found},
-		"it crashed after founding, before forgetting": {one, Start{PeerID: "peer-00", Store: first, Holds: true, Record: record(one, 0)}, Resume},
-		"its next start":                               {one, Start{PeerID: "peer-00", Store: first, Holds: true}, Resume},
-		"alone, its disk lost":                         {one, Start{PeerID: "peer-00", Store: lost}, RootLost},
-		"alone, its disk emptied under the same id":    {one, Start{PeerID: "peer-00", Store: first}, RootLost},
-		"beside its root, its disk lost":               {three, Start{PeerID: "peer-00", Store: lost}, Join},
-		"one of three, first start":                    {three, Start{PeerID: "peer-02", Store: host(2).Store, Record: record(three, 2)}, Found},
-		"somebody else":                                {one, Start{PeerID: "peer-05", Store: lost}, Join},
-		"disk lost, record kept":                       {one, Start{PeerID: "peer-00", Store: lost, Record: record(one, 0)}, 0},
-		"a copied record":                              {three, Start{PeerID: "peer-01", Store: host(1).Store, Record: record(three, 0)}, 0},
-		"a stranger's record":                          {one, Start{PeerID: "peer-05", Store: first, Record: record(one, 0)}, 0},
-		"a record of another overlay":                  {other, Start{PeerID: "peer-00", Store: first, Record: record(three, 0)}, 0},
-	} {
-		act, err := Decide(c.g, c.s)
-		if act != c.want || (err != nil) != (c.want == 0) || err != nil && !errors.Is(err, ErrFounding) {
-			t.Errorf("%s: %v, %v; want %v", name, act, err, c.want)
-		}
-	}
-}
-
-func TestFoundingRecordRoundTrips(t *testing.T) {
-	g := genesis(3)
-	r, err := g.FoundingRecord(2)
-	if err != nil || r.Replica != 3 {
-		t.Fatal(r, err)
-	}
-	got, err := DecodeFoundingRecord(r.Encode())
-	if err != nil || got != r {
-		t.Fatalf("%+v, %v; want %+v", got, err, r)
-	}
-	for _, i := range []int{-1, 3} {
-		if _, err := g.FoundingRecord(i); !errors.Is(err, ErrGenesis) {
-			t.Errorf("founder %d: %v", i, err)
-		}
-	}
-}
-
 func FuzzDecodeGenesis(f *testing.F) {
 	for _, n := range []int{1, 3} {
 		b, _ := genesis(n).Encode()
@@ -286,16 +231,6 @@ func FuzzReadGenesis(f *testing.F) {
 		g, err := ReadGenesis(bytes.NewReader(b))
 		if err == nil && g.Validate() != nil {
 			t.Fatalf("read a document that is not valid: %v", g.Validate())
-		}
-	})
-}
-
-func FuzzDecodeFoundingRecord(f *testing.F) {
-	r, _ := genesis(1).FoundingRecord(0)
-	f.Add(r.Encode())
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if r, err := DecodeFoundingRecord(b); err == nil && !bytes.Equal(r.Encode(), b) {
-			t.Fatalf("%x became %x", b, r.Encode())
 		}
 	})
 }
