@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -140,7 +141,15 @@ func configSetVerb(a *app) *cobra.Command {
   latchkey config set network.announce ""`,
 		Args:              exactly(2),
 		ValidArgsFunction: completeField,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if _, err := node.PeekDir(a.path); err != nil && !errors.Is(err, config.ErrInvalid) {
+				return err // before a lock is made where no peer is
+			}
+			unlock, err := a.lockConfig(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, unlock()) }()
 			dir, err := node.PeekDir(a.path)
 			if errors.Is(err, config.ErrInvalid) {
 				return fmt.Errorf("%w; mend it by: latchkey config edit%s", err, a.pathFlag())
@@ -162,6 +171,16 @@ func configSetVerb(a *app) *cobra.Command {
 		},
 	}
 }
+
+// lockConfig keeps other changes of the configuration out, for the moment that one takes.
+func (a *app) lockConfig(ctx context.Context) (unlock func() error, err error) {
+	ctx, cancel := context.WithTimeout(ctx, configLockWait)
+	defer cancel()
+	return node.LockConfig(ctx, a.path)
+}
+
+// configLockWait is how long a change of the configuration waits for others.
+const configLockWait = 5 * time.Second
 
 // changed says what a change of the file does not do. An empty field stands for any.
 func (a *app) changed(field string) {
@@ -186,7 +205,7 @@ func configEditVerb(a *app) *cobra.Command {
 
 // configEdit lets an editor change a draft, which replaces the file when it is in order. What is not stays beside it, and is where
 // the next edit begins, unless the file has changed since.
-func (a *app) configEdit(ctx context.Context) error {
+func (a *app) configEdit(ctx context.Context) (err error) {
 	if _, err := node.PeekDir(a.path); err != nil && !errors.Is(err, config.ErrInvalid) {
 		return err
 	}
@@ -248,6 +267,17 @@ func (a *app) configEdit(ctx context.Context) error {
 	case same:
 		fmt.Fprintln(a.err, "latchkey: note: nothing was changed")
 		return nil
+	}
+	unlock, err := a.lockConfig(ctx)
+	if err != nil {
+		return fmt.Errorf("%w; nothing was changed, the draft is kept: %s", err, a.draftHelp(draft))
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	switch now, err := os.ReadFile(file); {
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("config: %w", err)
+	case !bytes.Equal(now, before):
+		return fmt.Errorf("config: %s was changed while you edited; nothing was changed by the edit, and its draft is kept: see diff %s %s", file, file, draft)
 	}
 	if err := durablefile.Replace(file, after, 0o600); err != nil {
 		return fmt.Errorf("config: %w", err)

@@ -2,9 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -145,4 +148,32 @@ func TestConfigEditTakesOnlyWhatIsInOrder(t *testing.T) {
 	expect(t, at(t, dir, "config", "set", "network.mdns", "true"), exitFailure, "latchkey config edit")
 	ok(t, inEnv(t, dir, editor(`sed -i s/mdsn/mdns/ "$1"`), "config", "edit"))
 	ok(t, at(t, dir, "config", "set", "network.mdns", "false"))
+}
+
+func TestChangesOfTheConfigurationDoNotLoseEachOther(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	initTest(t, dir)
+	for round := range 5 {
+		low, high := strconv.Itoa(10+round), strconv.Itoa(200+round)
+		var both sync.WaitGroup
+		both.Go(func() { expect(t, inEnv(t, dir, nil, "config", "set", "network.conns_low", low), exitOK) })
+		both.Go(func() { expect(t, inEnv(t, dir, nil, "config", "set", "network.conns_high", high), exitOK) })
+		both.Wait()
+		for field, want := range map[string]string{"network.conns_low": low, "network.conns_high": high} {
+			if got := strings.TrimSpace(ok(t, inEnv(t, dir, nil, "config", "get", field)).out.String()); got != want {
+				t.Errorf("round %d: %s is %s, was set to %s", round, field, got, want)
+			}
+		}
+	}
+	// An edit during which the file is set.
+	editor := filepath.Join(shortDir(t), "editor")
+	script := fmt.Sprintf("#!/bin/sh\necho '# mine' >> \"$1\"\nsed 's/conns_low: .*/conns_low: 77/' %[1]s > %[1]s.new && mv %[1]s.new %[1]s\n", filepath.Join(dir, "config.yaml"))
+	if err := os.WriteFile(editor, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, inEnv(t, dir, []string{"VISUAL=", "EDITOR=" + editor}, "config", "edit"), exitFailure, "was changed while you edited", "draft is kept")
+	if got := strings.TrimSpace(ok(t, inEnv(t, dir, nil, "config", "get", "network.conns_low")).out.String()); got != "77" {
+		t.Errorf("conns_low is %s: the edit took the change back", got)
+	}
 }
