@@ -16,8 +16,12 @@ const (
 	LatencyMax = 10 * time.Second
 )
 
-// ErrRules is matched when rules are refused.
-var ErrRules = errors.New("wire: rules")
+var (
+	// ErrRules is matched when rules are refused.
+	ErrRules = errors.New("wire: rules")
+	// ErrAddress is matched when an address to dial is none that rules could block: a name, or an address that stands for several.
+	ErrAddress = errors.New("wire: address")
+)
 
 // Rules say what happens to the connections that a wire's owner dials. Connections that it accepts are the business of the
 // wire at their other end, so between two peers one wire acts, and each peer must be known by one listening address. The zero
@@ -62,7 +66,7 @@ func (r Rules) compile() (ruleset, error) {
 		if err != nil {
 			return s, fmt.Errorf("%w: %q is not IP:port", ErrRules, a)
 		}
-		s.blocked = append(s.blocked, unmapped(ap))
+		s.blocked = append(s.blocked, plainAddress(ap))
 	}
 	slices.SortFunc(s.blocked, netip.AddrPort.Compare)
 	return s, nil
@@ -74,13 +78,7 @@ func (s ruleset) on(address netip.AddrPort) rule {
 	return rule{blocked, s.latency}
 }
 
-// addrPort reads a dialled address. One that names no IP address becomes one that no rule blocks.
-func addrPort(address string) netip.AddrPort {
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return netip.AddrPort{}
-	}
-	return unmapped(ap)
+// plainAddress returns the one way in which rules write an address.
+func plainAddress(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 }
-
-func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

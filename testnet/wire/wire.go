@@ -13,10 +13,8 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // ErrCut is returned by everything that uses a wire after it was cut.
@@ -39,6 +37,7 @@ type Wire struct {
 	rules     ruleset
 	ruled     chan struct{}          // closed when rules change
 	conns     map[*conn]*dialled     // open connections; those accepted have none
+	connects  map[*connect]struct{}  // under way
 	listeners map[*listener]struct{} // open listeners
 	dials     sync.WaitGroup         // dials under way; none is added once cut is set
 	pumps     sync.WaitGroup         // of connections; likewise
@@ -46,7 +45,9 @@ type Wire struct {
 
 // New returns a whole wire without connections or rules.
 func New() *Wire {
-	w := &Wire{ruled: make(chan struct{}), conns: make(map[*conn]*dialled), listeners: make(map[*listener]struct{})}
+	w := &Wire{
+		ruled: make(chan struct{}), conns: make(map[*conn]*dialled), connects: make(map[*connect]struct{}), listeners: make(map[*listener]struct{}),
+	}
 	w.life, w.end = context.WithCancel(context.Background())
 	return w
 }
@@ -104,6 +105,18 @@ func (w *Wire) SetRules(r Rules) error {
 	w.rules = rules
 	close(w.ruled)
 	w.ruled = make(chan struct{})
+	var recalled []*connect
+	for k := range w.connects {
+		if rules.on(k.address).blocked {
+			k.recall()
+			recalled = append(recalled, k)
+		}
+	}
+	w.mu.Unlock()
+	for _, k := range recalled {
+		<-k.done
+	}
+	w.mu.Lock()
 	var all []*dialled
 	for _, d := range w.conns {
 		if d != nil {
@@ -117,93 +130,11 @@ func (w *Wire) SetRules(r Rules) error {
 	return nil
 }
 
-// passage waits until the rules let something through to address, and returns how long it takes one way.
-func (w *Wire) passage(ctx context.Context, address netip.AddrPort) (time.Duration, error) {
-	for {
-		w.mu.Lock()
-		r, changed := w.rules.on(address), w.ruled
-		w.mu.Unlock()
-		if !r.blocked {
-			return r.latency, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
-	}
-}
-
-// travel waits for d.
-func travel(ctx context.Context, d time.Duration) error {
-	if d == 0 {
-		return nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // Conns returns how many connections are open.
 func (w *Wire) Conns() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.conns)
-}
-
-// Dial connects to address as [net.Dialer.DialContext] does, under the wire's rules: it hangs until ctx ends while they block
-// address. It fails with [ErrCut] after the cut.
-func (w *Wire) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	w.mu.Lock()
-	if w.cut.Load() {
-		w.mu.Unlock()
-		return nil, ErrCut
-	}
-	w.dials.Add(1)
-	w.mu.Unlock()
-	defer w.dials.Done()
-
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(w.life, cancel)()
-	c, err := w.dial(ctx, network, address)
-	if err != nil && w.cut.Load() {
-		return nil, ErrCut
-	}
-	return c, err
-}
-
-func (w *Wire) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	ap := addrPort(address)
-	late := func(err error) error {
-		return &net.OpError{Op: "dial", Net: network, Err: err}
-	}
-	latency, err := w.passage(ctx, ap)
-	if err != nil {
-		return nil, late(err)
-	}
-	if err := travel(ctx, latency); err != nil {
-		return nil, late(err)
-	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	tc, err := w.trackDialled(c, ap)
-	if err != nil {
-		return nil, err
-	}
-	if err := travel(ctx, latency); err != nil {
-		tc.Close()
-		return nil, late(err)
-	}
-	return tc, nil
 }
 
 // Listen listens on address as [net.Listen] does. It fails with [ErrCut] after the cut.
@@ -240,25 +171,6 @@ func (w *Wire) track(c net.Conn) (net.Conn, error) {
 	}
 	w.conns[tc] = nil
 	return tc, nil
-}
-
-// trackDialled does for a dialled connection what track does, and puts the rules into effect for it.
-func (w *Wire) trackDialled(c net.Conn, address netip.AddrPort) (net.Conn, error) {
-	tc := w.whole(c)
-	d := newDialled(tc, address)
-	w.ruling.Lock()
-	defer w.ruling.Unlock()
-	w.mu.Lock()
-	if w.cut.Load() {
-		w.mu.Unlock()
-		c.Close()
-		return nil, ErrCut
-	}
-	w.conns[tc] = d
-	r := w.rules.on(address)
-	w.mu.Unlock()
-	d.apply(r)
-	return d, nil
 }
 
 // whole makes c one that is reset by its end.
