@@ -1,10 +1,10 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
 
+	"latchkey/internal/durablefile"
 	"latchkey/node/config"
 	"latchkey/replicagroup/placement"
 )
@@ -120,12 +121,11 @@ func readDir(dir string) (*Dir, error) {
 	if d.info.ID, err = peer.IDFromPrivateKey(d.key); err != nil {
 		return nil, damaged(dir, identityFile, err)
 	}
-	f, err := os.Open(filepath.Join(dir, genesisFile))
+	genesis, err := readFile(dir, genesisFile)
 	if err != nil {
 		return nil, damaged(dir, genesisFile, err)
 	}
-	defer f.Close()
-	if d.info.Genesis, err = placement.ReadGenesis(f); err != nil {
+	if d.info.Genesis, err = placement.ReadGenesis(bytes.NewReader(genesis)); err != nil {
 		return nil, damaged(dir, genesisFile, err)
 	}
 	if d.info.SwarmKey, err = ReadSwarmKey(dir); err != nil {
@@ -142,17 +142,12 @@ func readDir(dir string) (*Dir, error) {
 func readFile(dir, name string) ([]byte, error) { return readFileMax(dir, name, fileBytesMax) }
 
 func readFileMax(dir, name string, most int64) ([]byte, error) {
-	f, err := os.Open(filepath.Join(dir, name))
-	if err != nil {
+	b, err := durablefile.Read(filepath.Join(dir, name), most)
+	switch {
+	case errors.Is(err, durablefile.ErrTooLong), errors.Is(err, durablefile.ErrNotAFile):
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	case err != nil:
 		return nil, fmt.Errorf("node: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err != nil {
-		return nil, fmt.Errorf("node: %w", err)
-	}
-	if int64(len(b)) > most {
-		return nil, fmt.Errorf("%w: %s has more than %d bytes", ErrDamaged, filepath.Join(dir, name), most)
 	}
 	return b, nil
 }

@@ -215,11 +215,11 @@ func (a *app) configEdit(ctx context.Context) (err error) {
 	}
 	file := node.ConfigFile(a.path)
 	draft := strings.TrimSuffix(file, ".yaml") + ".draft.yaml"
-	before, err := os.ReadFile(file)
+	before, err := durablefile.Read(file, config.FileBytesMax)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("config: %w", err)
 	}
-	switch former, err := os.ReadFile(draft); {
+	switch former, err := durablefile.Read(draft, config.FileBytesMax); {
 	case errors.Is(err, os.ErrNotExist):
 		if err := durablefile.Create(draft, before, 0o600); err != nil {
 			return fmt.Errorf("config: %w", err)
@@ -233,7 +233,7 @@ func (a *app) configEdit(ctx context.Context) (err error) {
 		fmt.Fprintf(a.err, "latchkey: note: going on with the draft of a former edit, %s\n", draft)
 	}
 	edited := runEditor(ctx, draft)
-	after, err := os.ReadFile(draft)
+	after, err := durablefile.Read(draft, config.FileBytesMax)
 	if err != nil {
 		return fmt.Errorf("config: %w", errors.Join(edited, err))
 	}
@@ -273,7 +273,7 @@ func (a *app) configEdit(ctx context.Context) (err error) {
 		return fmt.Errorf("%w; nothing was changed, the draft is kept: %s", err, a.draftHelp(draft))
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	switch now, err := os.ReadFile(file); {
+	switch now, err := durablefile.Read(file, config.FileBytesMax); {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("config: %w", err)
 	case !bytes.Equal(now, before):

@@ -1,4 +1,5 @@
-// Package durablefile writes files that are whole after a crash: either as they were or as they were to become.
+// Package durablefile writes files that are whole after a crash, either as they were or as they were to become, and reads them
+// without waiting or growing for what is no such file.
 package durablefile
 
 import (

@@ -137,7 +137,7 @@ func TestWrongValuesNameFieldValueRangeAndPlace(t *testing.T) {
 		{"two documents", "profile: test\n---\nprofile: test\n", "", nil, []string{"config.yaml:2", "second document"}},
 		{"no YAML", "profile: test\nnetwork: [\n", "", nil, []string{"config.yaml:", "not YAML"}},
 		{"bytes", "\x00\x01", "", nil, []string{"config.yaml:1", "not YAML"}},
-		{"too large", strings.Repeat("#", fileBytesMax+1), "", nil, []string{"config.yaml:1", "65536 bytes"}},
+		{"too large", strings.Repeat("#", FileBytesMax+1), "", nil, []string{"config.yaml:1", "65536 bytes"}},
 		{"unknown variable", "", "LATCHKEY_NETWORK_LISTN=x", nil, []string{"LATCHKEY_NETWORK_LISTN", "no such field", "network.listen"}},
 		{"variable out of range", "", "LATCHKEY_NETWORK_CONNS_HIGH=-1", nil, []string{"network.conns_high", `"-1"`, "LATCHKEY_NETWORK_CONNS_HIGH", "1 to 100000"}},
 		{"variable of another type", "", "LATCHKEY_NETWORK_NAT=on", nil, []string{"network.nat", `"on"`, "LATCHKEY_NETWORK_NAT", "true or false"}},

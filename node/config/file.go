@@ -14,15 +14,15 @@ import (
 	"latchkey/internal/durablefile"
 )
 
-// fileBytesMax bounds a configuration file, comments included.
-const fileBytesMax = 64 << 10
+// FileBytesMax bounds a configuration file, comments included.
+const FileBytesMax = 64 << 10
 
 // decode reads a configuration file: the fields that it sets, by name and of their types, and the lines where it does. Errors
 // begin with the line. Whether values are in range is not its business.
 func decode(b []byte) (values map[string]any, lines map[string]int, err error) {
 	values, lines = make(map[string]any), make(map[string]int)
-	if len(b) > fileBytesMax {
-		return nil, nil, fmt.Errorf("1: the file has more than %d bytes", fileBytesMax)
+	if len(b) > FileBytesMax {
+		return nil, nil, fmt.Errorf("1: the file has more than %d bytes", FileBytesMax)
 	}
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	var doc, second yaml.Node

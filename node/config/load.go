@@ -3,14 +3,14 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/knadh/koanf/providers/confmap"
 	"github.com/knadh/koanf/v2"
+
+	"latchkey/internal/durablefile"
 )
 
 // Loaded is a configuration whose values know where they are from.
@@ -105,15 +105,15 @@ func values(c Config) map[string]any {
 
 // fileLayer reads a file.
 func fileLayer(path string) (layer, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	b, err := durablefile.Read(path, FileBytesMax)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return newLayer(map[string]any{"profile": string(Test)}, nil)
-	} else if err != nil {
-		return layer{}, fmt.Errorf("config: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, fileBytesMax+1))
-	if err != nil {
+	case errors.Is(err, durablefile.ErrTooLong):
+		return layer{}, invalid("%s:1: the file has more than %d bytes", path, FileBytesMax)
+	case errors.Is(err, durablefile.ErrNotAFile):
+		return layer{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	case err != nil:
 		return layer{}, fmt.Errorf("config: %w", err)
 	}
 	values, lines, err := decode(b)
