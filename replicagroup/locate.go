@@ -207,7 +207,8 @@ func (l *locator) anchor(p keyspace.Prefix) (keyspace.Preimage, error) {
 }
 
 // askClosest asks the peers closest to the prefix's anchor, who are its members unless peers came and went, and the members
-// this peer has heard of, and takes the newest answer.
+// this peer has heard of, and takes the newest answer. One of the closest that is frozen holds up the look-up, so those it
+// has heard of must do where that takes long: if they know nothing, the root does.
 func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest placement.Descriptor, ok bool) {
 	a, err := l.anchor(p)
 	if err != nil {
@@ -215,15 +216,21 @@ func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest pla
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	closest, err := l.host.overlay.ReplicaSet(ctx, a, 2*l.host.genesis.F+1)
-	if err != nil {
+	known, heard := l.cached(p)
+	patience := askTimeout
+	if heard {
+		patience = lookupPatience
+	}
+	look, enough := context.WithTimeout(ctx, patience)
+	defer enough()
+	closest, err := l.host.overlay.ReplicaSet(look, a, 2*l.host.genesis.F+1)
+	if err != nil && !heard {
 		return newest, false
 	}
 	ask := make(map[peer.ID]bool)
 	for _, c := range closest {
 		ask[c.ID] = true
 	}
-	known, _ := l.cached(p)
 	for _, m := range known.Peers {
 		ask[peer.ID(m.ID)] = true
 	}

@@ -38,6 +38,8 @@ const (
 	locateTimeout = 5 * time.Second
 	// askTimeout bounds one question about placement (host, start, locate, confirm).
 	askTimeout = 2 * time.Second
+	// lookupPatience bounds the look-up of the peers closest to a group whose members are known.
+	lookupPatience = 250 * time.Millisecond
 	// tickPause is the shortest time between two ticks of one group, so that one the engine has no room for is not repeated
 	// before there may be.
 	tickPause = time.Millisecond
