@@ -324,7 +324,7 @@ type Halt struct{ Reason string }
 
 // Actions collects what an engine asks of its driver. A driver reuses one value: it calls Reset before each Step. Within
 // one Step, Persist comes before Deliver in meaning; Install comes before Deliver. Views stand in their order with Deliver and
-// Install, by Index. Halt comes last.
+// Install, by Index; messages of the step may be for members that one of them is the first to name. Halt comes last.
 type Actions struct {
 	Persist []Persist
 	Send    []Send

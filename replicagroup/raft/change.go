@@ -189,6 +189,9 @@ func (e *Engine) applyChange(ent *pb.Entry, out *order.Actions) error {
 		e.waiting = append(e.round, e.waiting...)
 		e.round = nil
 	}
+	if _, stays := next.Member(e.lead); e.lead != 0 && e.lead != e.cfg.Self && e.lead < next.Next && !stays {
+		e.forget(out) // it has stepped down
+	}
 	switch self, is := next.Member(e.cfg.Self); {
 	case was && !is:
 		e.linger = lingerElections * e.cfg.ElectionTicks

@@ -390,3 +390,26 @@ func FuzzDecodeChange(f *testing.F) {
 		}
 	})
 }
+
+func TestALeaderThatRemovesItselfIsReplacedAtOnce(t *testing.T) {
+	w := newWorld(t, 4, 3, 0)
+	w.startAll()
+	lead := w.awaitLeader(electionTimeout)
+	w.reach(order.Change{Learn: newcomer(9)}, func(v order.View) bool { return v.Next == 5 })
+	w.agree(electionTimeout)
+	w.propose(lead, 1)
+	w.step(lead, order.Change{Ref: 77, From: 2, Promote: []order.ReplicaID{4}, Remove: []order.ReplicaID{lead.id}})
+	w.propose(lead, 2)
+	from := w.now
+	w.run(electionTimeout, func() bool { return lead.eng.view.Num == 4 })
+	w.propose(lead, 3)
+	w.step(lead, order.Read{Ref: 4})
+	if d := lead.done[3]; !errors.Is(d.Err, order.ErrNotLeader) || !errors.Is(lead.done[4].Err, order.ErrNotLeader) {
+		t.Errorf("it goes on: %+v, %+v", d, lead.done[4])
+	}
+	next := w.awaitLeader(electionTimeout)
+	if took := w.now - from; next == lead || took > electionTimeout/2 {
+		t.Errorf("%d leads after %v", next.id, took)
+	}
+	w.commit(next, 10, 12)
+}

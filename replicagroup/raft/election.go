@@ -151,12 +151,17 @@ func (e *Engine) suspect(m order.ReplicaID, out *order.Actions) {
 	if m == 0 || m != e.lead || m == e.cfg.Self {
 		return
 	}
+	e.forget(out)
+	e.drain(out)
+}
+
+// forget forgets a leader that is gone, and campaigns soon if this is a voter.
+func (e *Engine) forget(out *order.Actions) {
 	_ = e.raft.ForgetLeader()
-	if rank := e.rank(m); rank >= 0 {
+	if rank := e.rank(e.lead); rank >= 0 {
 		e.clock.hasten()
 		e.armIn(e.stagger(rank), out)
 	}
-	e.drain(out)
 }
 
 // link lets a leader find out what a member has, once messages to it were lost or flow again: the library probes it, beginning

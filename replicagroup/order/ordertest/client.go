@@ -36,7 +36,7 @@ type client struct {
 }
 
 func newClient(c *cluster, e *sim.Env) *client {
-	cl := &client{c: c, env: e, me: int(e.ID()) - c.members, reads: -1, held: make(map[uint64]uint64)}
+	cl := &client{c: c, env: e, me: int(e.ID()) - c.hosts, reads: -1, held: make(map[uint64]uint64)}
 	binary.BigEndian.PutUint64(cl.id[:], e.Rand().Uint64())
 	cl.id[15] = byte(cl.me) // never equal, whatever was drawn
 	cl.retarget()
@@ -109,8 +109,8 @@ func (cl *client) ask(number uint64) {
 		return
 	}
 	if cl.c.triple && !cl.asking.read {
-		for i := range min(3, cl.c.members) {
-			cl.env.Send(sim.NodeID((int(cl.target)+i)%cl.c.members), cl.asking)
+		for i := range min(3, cl.c.hosts) {
+			cl.env.Send(sim.NodeID((int(cl.target)+i)%cl.c.hosts), cl.asking)
 		}
 	} else {
 		cl.env.Send(cl.target, cl.asking)
@@ -123,10 +123,11 @@ func (cl *client) ask(number uint64) {
 	})
 }
 
-// retarget picks another member.
+// retarget picks another member of the newest view, as a descriptor tells it.
 func (cl *client) retarget() {
 	cl.hops = 0
-	if cl.target = sim.NodeID(cl.env.Rand().IntN(cl.c.members)); cl.reads >= 0 {
+	members := cl.c.view.Members
+	if cl.target = cl.c.home[members[cl.env.Rand().IntN(len(members))].ID]; cl.reads >= 0 {
 		cl.target = cl.reads
 	}
 }
@@ -139,15 +140,17 @@ func (cl *client) Receive(_ sim.NodeID, msg any) {
 	}
 	if r.redirect {
 		// The timer repeats it; the next time it goes where the leader is said to be.
-		if r.hint != 0 && cl.target != nodeOf(r.hint) && cl.reads < 0 && cl.hops < hopsMax {
+		if to, ok := cl.c.home[r.hint]; ok && cl.target != to && cl.reads < 0 && cl.hops < hopsMax {
 			cl.hops++
-			cl.target = nodeOf(r.hint)
+			cl.target = to
 			cl.env.Send(cl.target, cl.asking)
 		}
 		return
 	}
 	cl.busy = false
 	cl.answers++
+	cl.c.gap = max(cl.c.gap, cl.c.world.Now()-cl.c.answeredAt)
+	cl.c.answeredAt = cl.c.world.Now()
 	cl.settle(r.answer)
 	cl.env.After(time.Duration(cl.env.Rand().ExpFloat64()*float64(cl.c.think)), cl.begin)
 }

@@ -35,7 +35,9 @@ type mistakes struct {
 // setup describes a cluster and its workload.
 type setup struct {
 	seed    uint64
-	members int
+	members int // founders of the group
+	spares  int // peers beside them that may become members
+	churn   *churn
 	clients int
 	ops     int // each client's; 0 is without end, until halt
 	keys    int
@@ -66,8 +68,11 @@ type cluster struct {
 	suite
 	setup
 	world   *sim.World
-	rand    *rand.Rand // of the driver and disk; fixed by the seed
-	view    order.View
+	rand    *rand.Rand     // of the driver and disk; fixed by the seed
+	founded order.View     // the first view
+	view    order.View     // the newest that anybody told of
+	hosts   int            // members and spares: nodes below this have disks
+	peers   []order.Member // by node: its Peer
 	disks   []*disk
 	running []*member // nil while down
 	callers []*client
@@ -83,6 +88,18 @@ type cluster struct {
 	chains  []uint64
 	effects map[commandID]uint64 // where each command took effect
 	issued  map[commandID]uint64 // digest of what the client asked
+
+	// What is known of views: by number, and who every id was given to and where it lives.
+	views          map[uint64]order.View
+	ids            map[order.ReplicaID]order.Member
+	home           map[order.ReplicaID]sim.NodeID
+	placed         map[order.ReplicaID]bool             // it was given a replica
+	changes        map[uint64]uint64                    // by index of a ViewChange entry, the view's number
+	answeredChange map[uint64]uint64                    // by number of the view that was changed, the index
+	onView         func(m *member, note order.ViewNote) // a view is told of for the first time
+
+	settled         sim.Time // when a joint view was left last
+	gap, answeredAt sim.Time // the longest time without an answer to any client, and when the last came
 
 	written map[uint64]uint64          // by key, the newest value whose write was answered
 	leaders map[uint64]order.ReplicaID // by term
@@ -107,7 +124,9 @@ func newCluster(s suite, u setup) *cluster {
 		suite: s, setup: u, rand: rand.New(rand.NewPCG(u.seed, 1<<40)), history: history.New(),
 		effects: make(map[commandID]uint64), issued: make(map[commandID]uint64),
 		leaders: make(map[uint64]order.ReplicaID), written: make(map[uint64]uint64),
-		running: make([]*member, u.members),
+		hosts: u.members + u.spares, running: make([]*member, u.members+u.spares),
+		views: make(map[uint64]order.View), ids: make(map[order.ReplicaID]order.Member), home: make(map[order.ReplicaID]sim.NodeID),
+		placed: make(map[order.ReplicaID]bool), changes: make(map[uint64]uint64), answeredChange: make(map[uint64]uint64),
 	}
 	c.syncTime = time.Duration(50_000 * (1 + c.rand.IntN(200)))
 	if c.rand.IntN(2) == 0 {
@@ -117,36 +136,41 @@ func newCluster(s suite, u setup) *cluster {
 		c.compactEvery = 5 + uint64(c.rand.IntN(200))
 	}
 	c.view = order.View{Num: 1, Next: order.ReplicaID(u.members + 1)}
-	for i := range u.members {
+	for i := range c.hosts {
 		d := &disk{}
 		for j := range d.store {
 			d.store[j] = byte(c.rand.Uint32())
 		}
 		c.disks = append(c.disks, d)
-		c.view.Members = append(c.view.Members, order.Member{
-			ID: idOf(sim.NodeID(i)), Peer: peerOf(sim.NodeID(i)), Store: d.store, Role: order.Voter,
-		})
+		c.peers = append(c.peers, order.Member{Peer: peerOf(sim.NodeID(i))})
+		if i >= u.members {
+			continue
+		}
+		m := order.Member{ID: idOf(sim.NodeID(i)), Peer: peerOf(sim.NodeID(i)), Store: d.store, Role: order.Voter}
+		d.self = m.ID
+		c.view.Members = append(c.view.Members, m)
+		c.ids[m.ID], c.home[m.ID], c.placed[m.ID] = m, sim.NodeID(i), true
 	}
+	c.founded, c.views[c.view.Num] = c.view, c.view
 	var spare []sim.NodeID
 	for i := range u.clients {
-		spare = append(spare, sim.NodeID(u.members+i))
+		spare = append(spare, sim.NodeID(c.hosts+i))
 	}
 	c.callers = make([]*client, u.clients)
 	c.world = sim.New(sim.Config{
-		Seed: u.seed, Nodes: u.members + u.clients, Faults: u.faults, CrashLimit: u.crashLimit, Spare: spare,
+		Seed: u.seed, Nodes: c.hosts + u.clients, Faults: u.faults, CrashLimit: u.crashLimit, Spare: spare,
 	}, func(e *sim.Env) sim.Process {
-		if int(e.ID()) < c.members {
+		if int(e.ID()) < c.hosts {
 			return c.boot(e)
 		}
 		cl := newClient(c, e)
-		c.callers[int(e.ID())-c.members] = cl
+		c.callers[int(e.ID())-c.hosts] = cl
 		return cl
 	})
 	return c
 }
 
-func idOf(n sim.NodeID) order.ReplicaID    { return order.ReplicaID(n + 1) }
-func nodeOf(id order.ReplicaID) sim.NodeID { return sim.NodeID(id - 1) }
+func idOf(n sim.NodeID) order.ReplicaID { return order.ReplicaID(n + 1) } // of a founder
 func peerOf(n sim.NodeID) keyspace.NodeID {
 	return keyspace.NodeIDOf(fmt.Sprintf("peer %d", n))
 }
@@ -254,7 +278,7 @@ func (c *cluster) judge() error {
 			continue
 		}
 		if v := m.engine.Status().View; fmt.Sprint(v) != fmt.Sprint(c.view) {
-			return fmt.Errorf("I10: replica %d is in view %v, nobody changed it from %v", m.id, v, c.view)
+			return fmt.Errorf("I10: replica %d is in view %v, the group in %v", m.id, v, c.view)
 		}
 	}
 	return nil
@@ -356,7 +380,7 @@ func (c *cluster) isolateLeader() {
 func (c *cluster) loseDisk(n sim.NodeID) {
 	c.world.Crash(n)
 	old := c.disks[n].store
-	c.disks[n] = &disk{store: old}
+	c.disks[n] = &disk{store: old, self: c.disks[n].self, join: c.disks[n].join}
 	if !c.mistakes.keepStoreID {
 		c.disks[n].store[0] ^= 0xff
 	}
@@ -393,6 +417,9 @@ func digestActions(b []byte, a *order.Actions) []byte {
 	}
 	u(uint64(len(a.Persist)), uint64(len(a.Send)), uint64(len(a.Timers)), uint64(len(a.Install)), uint64(len(a.Deliver)),
 		uint64(len(a.Done)), uint64(len(a.ReadOK)), flag(a.Halt != nil))
+	for _, v := range a.Views {
+		b = fmt.Append(b, v)
+	}
 	for _, p := range a.Persist {
 		u(p.Seq, flag(p.Sync), uint64(len(p.Records)))
 		for _, r := range p.Records {

@@ -14,6 +14,8 @@ import (
 // lost, the later ones first; that may tear a batch.
 type disk struct {
 	store   order.StoreID
+	self    order.ReplicaID // the replica it belongs to, 0 for none
+	join    *order.View     // the view that named the replica first, unless it is a founder
 	durable order.Image
 	pending []order.Persist // written, not synced
 	stated  bool            // a state record was written once

@@ -1,5 +1,5 @@
 // Package ordertest is the conformance suite of ordering engines (replica-groups.md section 8): [Run] puts any
-// [order.Orderer] under tests 1 to 8, 12 and 13, driven in internal/sim.
+// [order.Orderer] under tests 1 to 8 and 10 to 13, driven in internal/sim.
 //
 // A cluster is one group: members, each an engine with a simulated driver and disk, and clients that keep proposing under
 // one (client, seq) until they are answered. The driver keeps the rules of package order: messages wait for the persist
@@ -9,8 +9,8 @@
 //
 // The invariants of section 7 are checked at every step that could break them: I1 and I2 and I3 at each delivery, I4 at
 // each execution, I5 and I6 whenever a member begins to lead, I11 and I12 at each message that leaves, I9 on the recorded
-// history at the end of a run. I10 and I13 are trivial while the membership of a group is fixed: the suite checks that the
-// view stays the one it was given.
+// history at the end of a run; I10, I11 and I13 at each view that a member tells of, and that at the end all are in the newest.
+// Peers beside the founders may become members; whoever a view names first gets an empty replica on its peer.
 //
 // Every test is a function that returns an error, so the package's own tests can plant mistakes into drivers and engines
 // and demand that the suite finds each.

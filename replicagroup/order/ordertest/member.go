@@ -35,6 +35,7 @@ type reply struct {
 type waiter struct {
 	from sim.NodeID
 	ask
+	late bool // asked of a replica that was removed
 }
 
 // later is something to do once the machine has executed index.
@@ -68,7 +69,13 @@ type member struct {
 	nextRef   uint64
 	proposed  map[uint64]waiter
 	reading   map[uint64]waiter
+	changing  map[uint64]uint64 // by Ref of a change, the view it is to follow
 	compacted uint64
+
+	view      order.View      // the newest it told of, or began with
+	owed      []uint64        // indexes of delivered changes whose view it has not told of
+	installed uint64          // index of the last snapshot installed
+	stranger  order.ReplicaID // it sent to this one, which no view names
 
 	leader order.ReplicaID
 	ready  bool
@@ -78,17 +85,25 @@ type member struct {
 // boot starts a replica from its disk.
 func (c *cluster) boot(e *sim.Env) *member {
 	m := &member{
-		c: c, env: e, id: idOf(e.ID()), disk: c.disks[e.ID()], machine: newMachine(), timers: make(map[order.TimerKind]func()),
+		c: c, env: e, id: c.disks[e.ID()].self, disk: c.disks[e.ID()], machine: newMachine(), timers: make(map[order.TimerKind]func()),
 		proposed: make(map[uint64]waiter), reading: make(map[uint64]waiter),
+		changing: make(map[uint64]uint64),
+	}
+	c.running[e.ID()] = m
+	if m.id == 0 {
+		return m // no replica here yet
 	}
 	m.machine.forgetful = c.mistakes.forgetful
-	named, _ := c.view.Member(m.id)
+	named := c.ids[m.id]
 	store := m.disk.store
 	if c.impostor {
 		store = named.Store
 	}
-	engine, err := c.factory(Config{Group: groupID, Self: m.id, Store: store, View: c.view}, m.disk.image())
-	c.running[e.ID()] = m
+	cfg := Config{Group: groupID, Self: m.id, Store: store, View: c.founded}
+	if m.disk.join != nil {
+		cfg.View, cfg.Join = *m.disk.join, true
+	}
+	engine, err := c.factory(cfg, m.disk.image())
 	if err != nil {
 		if named.Store == store {
 			c.fail("replica %d does not start from its own disk: %v", m.id, err)
@@ -97,6 +112,10 @@ func (c *cluster) boot(e *sim.Env) *member {
 		return m
 	}
 	m.engine = engine
+	m.view = engine.Status().View
+	if cfg.Join && m.view.Num == cfg.View.Num {
+		m.view = order.View{} // it has been told of it; its log may begin earlier
+	}
 	m.step(order.Rand{Bits: e.Rand().Uint64()})
 	if !c.quiet {
 		m.nuisance()
@@ -106,14 +125,20 @@ func (c *cluster) boot(e *sim.Env) *member {
 
 // counts reports whether the member is the one that the view names, rather than one that lost its disk since.
 func (m *member) counts() bool {
-	named, _ := m.c.view.Member(m.id)
-	return m.engine != nil && named.Store == m.disk.store
+	named, is := m.c.view.Member(m.id)
+	return is && m.engine != nil && named.Store == m.disk.store
+}
+
+// gone reports whether the member has told of a view that removes it.
+func (m *member) gone() bool {
+	_, is := m.view.Member(m.id)
+	return !is && m.id < m.view.Next
 }
 
 // nuisance makes the driver report what drivers may report at any time: links that break and come back, and suspicions.
 func (m *member) nuisance() {
 	m.env.After(time.Duration(m.env.Rand().ExpFloat64()*float64(5*patience)), func() {
-		other := m.c.view.Members[m.env.Rand().IntN(m.c.members)].ID
+		other := m.c.view.Members[m.env.Rand().IntN(len(m.c.view.Members))].ID
 		if other != m.id {
 			switch m.env.Rand().IntN(4) {
 			case 0:
@@ -160,12 +185,12 @@ func (m *member) ask(from sim.NodeID, a ask) {
 			m.answer(from, reply{number: a.number, answer: m.machine.read(a.key)}, m.machine.index)
 			return
 		}
-		m.reading[m.nextRef] = waiter{from, a}
+		m.reading[m.nextRef] = waiter{from, a, m.gone()}
 		m.step(order.Read{Ref: m.nextRef})
 		return
 	}
 	a.cmd.Author = peerOf(from)
-	m.proposed[m.nextRef] = waiter{from, a}
+	m.proposed[m.nextRef] = waiter{from, a, m.gone()}
 	if m.c.mistakes.answerEarly && m.ready {
 		m.answer(from, reply{number: a.number}, 0)
 	}
@@ -181,7 +206,7 @@ func (m *member) answer(to sim.NodeID, r reply, index uint64) {
 	}
 	m.c.answered(index)
 	if m.c.answers != nil {
-		if err := m.c.answers(m, m.c.callers[int(to)-m.c.members]); err != nil {
+		if err := m.c.answers(m, m.c.callers[int(to)-m.c.hosts]); err != nil {
 			m.c.fail("%w", err)
 		}
 	}
@@ -214,6 +239,9 @@ func (m *member) observe() {
 	if !m.env.Alive() {
 		return
 	}
+	if m.stranger != 0 {
+		m.c.fail("I10: replica %d sends to replica %d", m.id, m.stranger)
+	}
 	leader, ready := m.engine.Leader()
 	if leader == m.id && (m.leader != leader || ready && !m.ready) {
 		m.c.leads(m, ready)
@@ -223,6 +251,9 @@ func (m *member) observe() {
 
 // perform carries out the actions of one step. A crash on the way ends it: nothing after it happens.
 func (m *member) perform(a *order.Actions) {
+	for _, v := range a.Views {
+		m.c.introduce(v.View) // messages of the same step may be for its new members
+	}
 	for _, p := range a.Persist {
 		if !m.persist(p) {
 			return
@@ -244,6 +275,12 @@ func (m *member) perform(a *order.Actions) {
 	for _, e := range a.Deliver {
 		m.deliver(e)
 	}
+	for _, v := range a.Views {
+		m.c.noted(m, v)
+	}
+	if len(m.owed) > 0 {
+		m.c.fail("I10: replica %d does not tell of the view that the entry at %d begins", m.id, m.owed[0])
+	}
 	for _, d := range a.Done {
 		m.done(d)
 	}
@@ -252,6 +289,8 @@ func (m *member) perform(a *order.Actions) {
 	}
 	if a.Halt != nil {
 		m.halted = true
+	}
+	if a.Halt != nil && (a.Halt.Reason != order.Removed || !m.gone()) {
 		m.c.fail("replica %d halted: %s", m.id, a.Halt.Reason)
 	}
 	m.apply()
@@ -316,14 +355,15 @@ func (m *member) send(s order.Send) bool {
 	if s.After > m.disk.through {
 		m.c.fail("I12: replica %d sends a message that waits for persist %d, stored is %d", m.id, s.After, m.disk.through)
 	}
-	if s.To == m.id || s.To < 1 || int(s.To) > m.c.members {
-		m.c.fail("replica %d sends to replica %d", m.id, s.To)
-		return false
+	to, known := m.c.home[s.To]
+	if s.To == m.id || !known {
+		m.stranger = s.To // for observe: what is wrong with the view, if that is, says more
+		return true
 	}
-	if named, _ := m.c.view.Member(m.id); named.Store != m.disk.store && !m.c.impostor {
+	if named := m.c.ids[m.id]; named.Store != m.disk.store && !m.c.impostor {
 		m.c.fail("I11: replica %d speaks from store %v, the view names %v", m.id, m.disk.store, named.Store)
 	}
-	m.env.Send(nodeOf(s.To), frame{from: m.id, to: s.To, store: m.disk.store, msg: s.Msg})
+	m.env.Send(to, frame{from: m.id, to: s.To, store: m.disk.store, msg: s.Msg})
 	return m.c.point(m)
 }
 
@@ -344,7 +384,7 @@ func (m *member) install(in order.Install) {
 	if in.Index < m.next {
 		m.c.fail("I2: replica %d installs a snapshot at %d, it has delivered up to %d", m.id, in.Index, m.next-1)
 	}
-	m.next = in.Index + 1
+	m.next, m.installed = in.Index+1, in.Index
 	m.todo = append(m.todo, in)
 }
 
@@ -360,6 +400,10 @@ func (m *member) deliver(e order.Entry) {
 	}
 	m.next = e.Index + 1
 	m.c.delivered(m, e)
+	if e.Kind == order.ViewChange {
+		m.c.changes[e.Index] = e.View
+		m.owed = append(m.owed, e.Index)
+	}
 	m.todo = append(m.todo, e)
 	if m.c.mistakes.deliverTwice && m.env.Rand().IntN(20) == 0 {
 		m.c.mistakes.deliverTwice = false
@@ -392,6 +436,14 @@ func (m *member) execute() {
 			_, effect := m.machine.apply(t)
 			m.c.executed(m, t, effect)
 		case order.Install:
+			if t.Data == nil { // where the log begins
+				if m.c.first != 0 && t.Index+1 != m.c.first {
+					m.c.fail("I2: replica %d begins with nothing at %d, the log begins at %d", m.id, t.Index, m.c.first)
+				}
+				m.machine = newMachine()
+				m.machine.index, m.machine.forgetful = t.Index, m.c.mistakes.forgetful
+				continue
+			}
 			restored, err := restoreMachine(t.Data)
 			if err != nil || restored.index != t.Index {
 				m.c.fail("I2: replica %d installs at %d: %w", m.id, t.Index, errSnapshot)
@@ -444,6 +496,11 @@ func (m *member) when(index uint64, f func()) {
 
 // done answers a proposal or a read that failed.
 func (m *member) done(d order.Outcome) {
+	if from, ok := m.changing[d.Ref]; ok {
+		delete(m.changing, d.Ref)
+		m.c.changed(m, from, d)
+		return
+	}
 	if w, ok := m.reading[d.Ref]; ok {
 		delete(m.reading, d.Ref)
 		if d.Err == nil {
@@ -461,6 +518,9 @@ func (m *member) done(d order.Outcome) {
 	if d.Err != nil {
 		m.redirect(w)
 		return
+	}
+	if w.late {
+		m.c.fail("I7: replica %d takes a command, though view %d has removed it", m.id, m.view.Num)
 	}
 	if d.Index >= m.next {
 		m.c.fail("replica %d says that proposal %d stands at %d, delivered is %d", m.id, d.Ref, d.Index, m.next-1)
@@ -494,5 +554,8 @@ func (m *member) readOK(r order.ReadPoint) {
 		return
 	}
 	delete(m.reading, r.Ref)
+	if w.late {
+		m.c.fail("I7: replica %d answers a read, though view %d has removed it", m.id, m.view.Num)
+	}
 	m.when(r.Index, func() { m.answer(w.from, reply{number: w.number, answer: m.machine.read(w.key)}, r.Index) })
 }

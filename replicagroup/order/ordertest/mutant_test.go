@@ -206,6 +206,99 @@ var mutants = []struct {
 		factory: bend(func(_ Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, status: func(s order.Status) order.Status { s.View.Num++; return s }}
 		})},
+	{name: "engine hands an id out twice", test: replaceAll, effort: .1, finds: "I11",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				for _, v := range a.Views {
+					if m := &v.View.Members[len(v.View.Members)-1]; m.Role == order.Learner {
+						m.ID--
+					}
+				}
+			}}
+		})},
+	{name: "engine changes its view when it proposes to", test: replaceAll, effort: .1, finds: "I10",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(ev order.Event, a *order.Actions) {
+				if c, ok := ev.(order.Change); ok && len(a.Persist) > 0 {
+					st := e.Status()
+					if v, err := st.View.Change(c); err == nil {
+						a.Views = append(a.Views, order.ViewNote{View: v, Index: st.Last, Joint: v.Joint()})
+					}
+				}
+			}}
+		})},
+	{name: "engine changes voters without a joint view", test: replaceAll, effort: .1, finds: "I10",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				for i := range a.Views {
+					if v := &a.Views[i]; v.Joint {
+						v.View, v.Joint = v.View.Settle(), false
+						v.View.Num--
+					}
+				}
+			}}
+		})},
+	{name: "engine counts a learner that it was asked to promote", test: replaceAll, effort: .1, finds: "I10",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				for _, v := range a.Views {
+					for i := range v.View.Members {
+						if m := &v.View.Members[i]; m.Role == order.Learner {
+							m.Role = order.Voter
+						}
+					}
+				}
+			}}
+		})},
+	{name: "engine begins a change within a change", test: racingChanges, effort: .2, finds: "I13",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {
+				c, ok := ev.(order.Change)
+				if ok = ok && e.Status().View.Joint(); ok {
+					a.Done = append(a.Done, order.Outcome{Ref: c.Ref, Index: e.Status().Commit})
+				}
+				return ok
+			}}
+		})},
+	{name: "engine keeps its views to itself", test: replaceAll, effort: .1, finds: "I10",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) { a.Views = a.Views[:0] }}
+		})},
+	{name: "removed leader goes on answering reads", test: replaceAll, effort: 1, finds: "I7",
+		factory: bend(func(c Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {
+				r, ok := ev.(order.Read)
+				if _, is := e.Status().View.Member(c.Self); !ok || is {
+					return false
+				}
+				a.ReadOK = append(a.ReadOK, order.ReadPoint{Ref: r.Ref})
+				return true
+			}}
+		})},
+	{name: "engine halts as removed and is not", test: replaceAll, effort: .1, finds: "halted",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				if len(a.Views) > 0 {
+					a.Halt = &order.Halt{Reason: order.Removed}
+				}
+			}}
+		})},
+	{name: "removed replica never halts", test: replaceAll, effort: .1, finds: "goes on",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) { a.Halt = nil }}
+		})},
+	{name: "engine never ends a joint view", test: replaceAll, effort: .1, finds: "no progress",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				_, ok := ev.(order.Applied)
+				return ok && e.Status().View.Joint()
+			}}
+		})},
+	{name: "new member takes itself for a founder", test: replaceAll, effort: .1, finds: "I",
+		factory: func(c Config, img order.Image) (order.Orderer, error) {
+			c.Join = false
+			return raftFactory(c, img)
+		}},
 	{name: "engine does not start from its image", test: restartAll, effort: .1, finds: "own disk",
 		factory: func(c Config, img order.Image) (order.Orderer, error) {
 			if len(img.Entries) > 0 {

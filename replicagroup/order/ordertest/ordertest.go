@@ -13,7 +13,8 @@ type Config struct {
 	Group order.GroupID
 	Self  order.ReplicaID
 	Store order.StoreID // of the disk the engine's image comes from
-	View  order.View
+	View  order.View    // the group's first; with Join, one that names the replica
+	Join  bool          // the replica is new in a group that exists
 }
 
 // Factory makes an engine that continues from an image; an empty image is a new replica. An error is right only where
@@ -51,6 +52,8 @@ var tests = []test{
 	{"06RestartOfAllKeepsWhatWasAcknowledged", restartAll},
 	{"07LostDiskNeverCountsAgain", lostDisk},
 	{"08OnlyAMajoritySideAcknowledges", primaryOnly},
+	{"10EveryMemberReplacedUnderCommands", replaceAll},
+	{"11ChangesRaceCrashesAndEachOther", racingChanges},
 	{"12PartitionedLeaderAnswersNoStaleRead", staleReads},
 	{"13HistoriesAreLinearizable", linearizability},
 }

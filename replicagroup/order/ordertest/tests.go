@@ -58,9 +58,15 @@ func determinism(s suite) error {
 	return parallel(s.count(1000), func(i int) error {
 		u := setup{seed: s.seed + uint64(i), members: 3 + 2*(i%2), clients: 2, ops: 1000, keys: 2, trace: true}
 		u.faults, u.crashLimit = drawn(u.seed, 10*patience), u.members
+		if i%2 == 1 {
+			u.spares, u.churn = 2, &churn{every: patience / 20, until: 20 * patience, hasty: true}
+		}
 		var runs [2]*cluster
 		for k := range runs {
 			runs[k] = newCluster(s, u)
+			if u.churn != nil {
+				runs[k].world.At(0, runs[k].plan)
+			}
 			if err := runs[k].run(20*patience, func() bool { return len(runs[k].trail) >= steps }); err != nil {
 				return err
 			}
@@ -192,7 +198,7 @@ func (c *cluster) progress(among map[sim.NodeID]bool) error {
 // everyone is all nodes.
 func (c *cluster) everyone() map[sim.NodeID]bool {
 	all := make(map[sim.NodeID]bool)
-	for i := range c.members + c.clients {
+	for i := range c.hosts + c.clients {
 		all[sim.NodeID(i)] = true
 	}
 	return all
@@ -208,7 +214,7 @@ func (c *cluster) stopAndFinish() error {
 
 // restartEveryone boots whoever is down.
 func (c *cluster) restartEveryone() {
-	for i := range c.members {
+	for i := range c.hosts {
 		c.world.Restart(sim.NodeID(i))
 	}
 }
@@ -391,7 +397,7 @@ func (c *cluster) side(bits int) map[sim.NodeID]bool {
 	set := make(map[sim.NodeID]bool)
 	for i := range c.members {
 		if bits>>i&1 == 1 {
-			set[sim.NodeID(i)], set[sim.NodeID(c.members+i)] = true, true
+			set[sim.NodeID(i)], set[sim.NodeID(c.hosts+i)] = true, true
 		}
 	}
 	return set
