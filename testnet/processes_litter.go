@@ -18,6 +18,7 @@ const (
 	markFile       = "testnet.peer" // a testnet of processes made this directory; there first, gone last
 	apiSocketFile  = "api.sock"
 	wireSocketFile = "wire.sock"
+	lockSuffix     = ".lock" // of the file beside a socket that api.Listen locks
 	logFile        = "daemon.log"
 	storeDir       = "store"
 )
@@ -32,7 +33,7 @@ var ErrForeign = errors.New("testnet: directory holds what is not a testnet's")
 func peerFile(name string) bool {
 	for _, own := range []string{
 		apiSocketFile, wireSocketFile, logFile,
-		"identity.key", "genesis", "root.key", "swarm.key", "config.yaml", "peers.json", "daemon.lock", "unfinished",
+		"identity.key", "genesis", "root.key", "swarm.key", "config.yaml", "config.draft.yaml", "peers.json", "daemon.lock", "unfinished",
 	} {
 		rest, ok := strings.CutPrefix(strings.TrimPrefix(name, "."), own)
 		if ok && (rest == "" || rest[0] == '.' || rest[0] == '-') {
@@ -118,8 +119,11 @@ func sweepPeer(dir string) error {
 		return nil // not ours, then
 	}
 	socket := filepath.Join(dir, apiSocketFile)
-	// Peers that share a process leave a socket and nothing else.
-	alone := len(entries) == 1 && entries[0].Name() == apiSocketFile && entries[0].Type()&fs.ModeSocket != 0
+	// Peers that share a process leave a socket with its lock, and nothing else.
+	alone := len(entries) > 0
+	for _, e := range entries {
+		alone = alone && (e.Name() == apiSocketFile && e.Type()&fs.ModeSocket != 0 || e.Name() == apiSocketFile+lockSuffix && e.Type().IsRegular())
+	}
 	if !alone && !marked(entries) {
 		return nil
 	}
@@ -128,7 +132,12 @@ func sweepPeer(dir string) error {
 			ErrRunning, filepath.Dir(dir), socket, socket)
 	}
 	if alone {
-		return errors.Join(os.Remove(socket), os.Remove(dir))
+		for _, e := range entries {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("testnet: %w", err)
+			}
+		}
+		return os.Remove(dir)
 	}
 	return removePeer(dir)
 }

@@ -47,13 +47,13 @@ func TestAPeerThatDoesNotComeUpIsToldByItsLastLineAndNothingStays(t *testing.T) 
 	if err == nil || !strings.Contains(err.Error(), "exit status 3: it hurts") || !strings.Contains(err.Error(), "peer ") {
 		t.Errorf("%v", err)
 	}
-	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock"}) {
+	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock"}) {
 		t.Errorf("left behind: %v", left)
 	}
 	if _, err := UpProcesses(short(t), ProcessOptions{Options: Options{N: 3, Dir: dir}, Program: "/nowhere/at/all"}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no program: %v", err)
 	}
-	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock"}) {
+	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock"}) {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -68,7 +68,7 @@ func TestStartingProcessesEndsWithItsContext(t *testing.T) {
 	if _, err := UpProcesses(ctx, o); !errors.Is(err, why) {
 		t.Error(err)
 	}
-	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock"}) {
+	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock"}) {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -110,8 +110,8 @@ func TestWhatAKilledTestnetLeftIsRemovedAndNothingElse(t *testing.T) {
 	dir := shortDir(t)
 	litter(t, dir, "control.sock",
 		"0/testnet.peer", "0/api.sock", "0/wire.sock", "0/daemon.log", "0/identity.key", "0/genesis", "0/swarm.key", "0/store/STORE", "0/store/000001.sst",
-		"0/config.yaml", "0/.config.yaml.123.tmp", "0/peers.json", "0/daemon.lock", "0/unfinished",
-		"1/api.sock", // of peers in one process
+		"0/config.yaml", "0/.config.yaml.123.tmp", "0/config.draft.yaml", "0/api.sock.lock", "0/wire.sock.lock", "0/peers.json", "0/daemon.lock", "0/unfinished",
+		"1/api.sock", "8/api.sock", "8/api.sock.lock", "9/api.sock.lock", // of peers in one process
 		"2/testnet.peer", "2/daemon.log", "2/notes", "2/sub/daemon.log", "2/store/STORE",
 		"3/identity.key", "3/api.sock", "3/store/STORE", // somebody's peer
 		"4/api.sock", "4/notes",
@@ -120,7 +120,7 @@ func TestWhatAKilledTestnetLeftIsRemovedAndNothingElse(t *testing.T) {
 	c := claim(t, dir)
 	want := []string{
 		"05", "05/testnet.peer", "2", "2/notes", "2/sub", "2/sub/daemon.log", "2/testnet.peer", "3", "3/api.sock", "3/identity.key", "3/store", "3/store/STORE",
-		"4", "4/api.sock", "4/notes", "6", "7", "7/testnet.peer", "7/testnet.peer/x", "control.sock", "x", "x/api.sock",
+		"4", "4/api.sock", "4/notes", "6", "7", "7/testnet.peer", "7/testnet.peer/x", "control.sock", "control.sock.lock", "x", "x/api.sock",
 	}
 	if left := tree(t, dir); !slices.Equal(left, want) {
 		t.Errorf("left are\n%v, want\n%v", left, want)
