@@ -102,6 +102,40 @@ func TestFounderComesBackWithItsLockTable(t *testing.T) {
 	}
 }
 
+// However early in its start a daemon is killed, the next one starts: also the first start of a joiner, which makes its store.
+func TestDaemonKilledWhileItStarts(t *testing.T) {
+	t.Parallel()
+	base := shortDir(t)
+	founder := filepath.Join(base, "a")
+	initTest(t, founder)
+	d, _ := startDaemon(t, founder, nil)
+	token, _ := invited(t, founder)
+	take(t, dialed(t, founder), "n", time.Second)
+	d.Process.Kill()
+	d.wait()
+	for i := range 12 {
+		joiner := filepath.Join(base, fmt.Sprint("j", i))
+		ok(t, fed(t, joiner, token+"\n", "join", "-", "--profile", "test"))
+		for _, dir := range []string{founder, joiner} {
+			p := command(t, nil, "--path", dir, "daemon").start()
+			select {
+			case <-p.ended:
+				t.Fatalf("%s: exit %d, %s", dir, p.code, p.err.String())
+			case <-time.After(time.Duration(i) * 8 * time.Millisecond): // what comes at this time is the machine's choice
+			}
+			p.Process.Kill()
+			p.wait()
+		}
+		d, _ = startDaemon(t, joiner, nil)
+		d.Process.Kill()
+		d.wait()
+	}
+	startDaemon(t, founder, nil)
+	if g := take(t, dialed(t, founder), "n", time.Second); g.Token < 2 {
+		t.Errorf("token %v", g.Token)
+	}
+}
+
 // load takes and gives back locks through a daemon until the daemon is gone or stop is closed, and writes down what it is told.
 func load(ctx context.Context, h *history.History, client int, b lockservice.Backend, names []string, ttl time.Duration, done *atomic.Int64) {
 	for i := client; ctx.Err() == nil; i++ {
