@@ -23,7 +23,7 @@ type bootstrap struct {
 	// mu guards the fields below. It is taken before life.
 	mu      sync.Mutex
 	peers   []BootstrapPeer              // told; of each id one
-	seen    *lru[peer.ID, peer.AddrInfo] // found by other means, or lost
+	seen    *lru[peer.ID, peer.AddrInfo] // met, now or in a former life
 	dialled map[peer.ID]struct{}         // attempts under way
 	checked time.Time                    // when the told ones were dialled last
 }
@@ -54,17 +54,14 @@ func (o *Overlay) Bootstrap() []BootstrapPeer {
 	return slices.Clone(o.boot.peers)
 }
 
-// Discovered tells of a peer that may belong to the overlay, as a search of the local network finds it: it is dialled at once unless
-// it is connected, and again while nobody else is known. The latest 64 are remembered. It does not block.
-func (o *Overlay) Discovered(p peer.AddrInfo) {
+// Remember tells of a peer that was of the overlay when it was met, in a former life of this node perhaps: it is dialled while nobody
+// else is known. The latest 64 are remembered, with those that were met since. It does not block.
+func (o *Overlay) Remember(p peer.AddrInfo) {
 	if p.ID == o.self || p.ID.Validate() != nil || len(p.Addrs) == 0 {
 		return
 	}
-	p.Addrs = p.Addrs[:min(len(p.Addrs), learnAddrsMax)]
+	p.Addrs = slices.Clone(p.Addrs[:min(len(p.Addrs), learnAddrsMax)])
 	o.boot.remember(p)
-	if o.up.Load() {
-		o.dial(p)
-	}
 }
 
 func (b *bootstrap) remember(p peer.AddrInfo) {
@@ -113,7 +110,7 @@ func (o *Overlay) maintain() {
 	}
 }
 
-// dialAll begins to dial everybody we have heard of: those we were told of and those we have met.
+// dialAll begins to dial everybody we have heard of: those we were told of, those we have met, and those that were found.
 func (o *Overlay) dialAll() {
 	b := o.boot
 	b.mu.Lock()
@@ -127,6 +124,8 @@ func (o *Overlay) dialAll() {
 	for _, p := range all {
 		o.dial(p)
 	}
+	o.finds.again()
+	o.dialFinds()
 }
 
 // dialIfIsland begins to dial the peers we were told of when we are connected to none of them and know few others: while they were
@@ -147,19 +146,46 @@ func (o *Overlay) dialIfIsland() {
 	}
 }
 
-// dial begins to connect to p, unless that is under way or too many others are.
+// dial begins to connect to p, whom we were told of or have met, unless that is under way. Nobody else's dials keep it from that; as
+// there is one for each of them, they are bounded by what the operator told us and seenMax.
 func (o *Overlay) dial(p peer.AddrInfo) {
 	b := o.boot
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.dialled[p.ID]; ok || len(b.dialled) >= dialsMax || !o.spawn(func() { o.connect(p) }) {
+	if _, ok := b.dialled[p.ID]; ok || !o.spawn(func() { o.dialTold(p) }) {
 		return
 	}
 	b.dialled[p.ID] = struct{}{}
 }
 
-// connect dials p and notes how it went.
-func (o *Overlay) connect(p peer.AddrInfo) {
+// dialTold dials p and notes how it went.
+func (o *Overlay) dialTold(p peer.AddrInfo) {
+	err := o.connect(p)
+	b := o.boot
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.dialled, p.ID)
+	if o.ctx.Err() == nil {
+		b.noteLocked(p.ID, err)
+	}
+}
+
+// noteLocked notes how an attempt to connect went, if p is one that we were told of.
+func (b *bootstrap) noteLocked(p peer.ID, err error) {
+	if i := slices.IndexFunc(b.peers, func(q BootstrapPeer) bool { return q.Info.ID == p }); i >= 0 {
+		b.peers[i].At, b.peers[i].Err = time.Now(), err
+	}
+}
+
+// reached notes that p was reached in another way.
+func (b *bootstrap) reached(p peer.ID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.noteLocked(p, nil)
+}
+
+// connect dials p, and waits until it has said who it is and what it speaks.
+func (o *Overlay) connect(p peer.AddrInfo) error {
 	ctx, cancel := context.WithTimeout(o.ctx, dialTimeout)
 	defer cancel()
 	o.endPause(p.ID)
@@ -167,11 +193,5 @@ func (o *Overlay) connect(p peer.AddrInfo) {
 	if err != nil {
 		log.Debugw("bootstrap", "peer", p.ID, "err", err)
 	}
-	b := o.boot
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.dialled, p.ID)
-	if i := slices.IndexFunc(b.peers, func(q BootstrapPeer) bool { return q.Info.ID == p.ID }); i >= 0 && o.ctx.Err() == nil {
-		b.peers[i].At, b.peers[i].Err = time.Now(), err
-	}
+	return err
 }

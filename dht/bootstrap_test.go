@@ -134,24 +134,34 @@ func TestIslandsFindEachOtherByThePeerTheyWereToldOf(t *testing.T) {
 	}
 }
 
-func TestDiscoveredPeersAreDialledAndRemembered(t *testing.T) {
-	a, b := newOverlay(t, newHost(t, 1), nil), newOverlay(t, newHost(t, 2), nil)
-	a.Discovered(peer.AddrInfo{})
-	a.Discovered(infoOf(a.host))              // oneself
-	a.Discovered(peer.AddrInfo{ID: b.Self()}) // nowhere
+func TestPeersOfAFormerLifeAreRemembered(t *testing.T) {
+	a := newOverlay(t, newHost(t, 1), nil)
+	a.Remember(peer.AddrInfo{})
+	a.Remember(infoOf(a.host))                  // oneself
+	a.Remember(peer.AddrInfo{ID: peer.ID("b")}) // nowhere
+	if n := len(a.boot.seen.entries); n != 0 {
+		t.Errorf("%d peers remembered", n)
+	}
 	for i := range uint64(seenMax + 8) {
-		a.Discovered(peer.AddrInfo{ID: peer.ID(fmt.Sprintf("nobody %d", i)), Addrs: a.host.Addrs()})
+		a.Remember(peer.AddrInfo{ID: nobody(i), Addrs: a.host.Addrs()})
 	}
 	if n := len(a.boot.seen.entries); n != seenMax {
 		t.Errorf("%d peers remembered, at most %d may be", n, seenMax)
 	}
-	a.Discovered(infoOf(b.host))
-	for _, o := range []*Overlay{a, b} {
-		if err := o.WaitPeers(within(t), 1); err != nil {
-			t.Fatal(err)
-		}
+	b := newOverlay(t, newHost(t, 2), nil)
+	c, err := New(newHost(t, 3), WithOverlayID(testOverlay))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if told := a.Bootstrap(); len(told) != 0 {
+	defer c.Close()
+	c.Remember(infoOf(b.host))
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WaitPeers(within(t), 1); err != nil {
+		t.Fatal(err)
+	}
+	if told := c.Bootstrap(); len(told) != 0 {
 		t.Errorf("told of %v", told)
 	}
 }

@@ -93,6 +93,7 @@ type Overlay struct {
 	nodes     *nodeMap
 	sets      *sets
 	boot      *bootstrap
+	finds     *finds
 	kick      chan struct{} // something changed: look for neighbours soon
 
 	ctx    context.Context // ends on Close; set by New
@@ -130,6 +131,7 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 		handlers: make(map[string]*service),
 		nodes:    newNodeMap(),
 		sets:     newSets(),
+		finds:    newFinds(),
 		kick:     make(chan struct{}, 1),
 		links:    make(map[peer.ID]*link),
 		hello:    openTimeout,

@@ -137,9 +137,15 @@ const (
 	bootstrapMax = 4 * time.Second
 	dialTimeout  = 5 * time.Second
 
-	// seenMax is how many other peers are remembered to be dialled then, and dialsMax how many of all are dialled at once.
-	seenMax  = 64
-	dialsMax = 256
+	// seenMax is how many other peers that were met are remembered to be dialled then.
+	seenMax = 64
+
+	// foundMax is how many peers that were found and not reached are remembered, foundDialsMax how many of them are dialled at once, and
+	// foundAddrsMax at how many addresses each: fewer than libp2p dials of one peer at once (8), so that addresses that somebody gave for
+	// a bootstrap peer leave room for its own.
+	foundMax      = 64
+	foundDialsMax = 8
+	foundAddrsMax = 4
 
 	// A node that knows at most islandMax others and is connected to none of its bootstrap peers dials these too, every
 	// islandInterval.

@@ -3,6 +3,7 @@ package node
 import (
 	"encoding/hex"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
@@ -29,6 +30,7 @@ type neighbours struct {
 	host  host.Host
 	name  string
 	found func(peer.AddrInfo) // must not block
+	rate  findRate
 	watcher
 }
 
@@ -87,15 +89,52 @@ func (n *neighbours) addrs() []ma.Multiaddr {
 	return addrs
 }
 
-// HandlePeerFound implements mdns.Notifee. Anybody on the local network may have sent p; who answers there must still
-// authenticate as p.
+// HandlePeerFound implements mdns.Notifee. Anybody on the local network may have sent p, as often as they like; who answers there must
+// still authenticate as p. Only literal addresses are taken, so that nobody makes us ask name servers or relays.
 func (n *neighbours) HandlePeerFound(p peer.AddrInfo) {
-	p.Addrs = slices.DeleteFunc(slices.Clone(p.Addrs), func(a ma.Multiaddr) bool {
-		return manet.IsIPLoopback(a) || manet.IsIPUnspecified(a)
-	})
-	if p.ID == n.host.ID() || len(p.Addrs) == 0 {
+	p.Addrs = slices.DeleteFunc(slices.Clone(p.Addrs), func(a ma.Multiaddr) bool { return !nearby(a) })
+	if p.ID == n.host.ID() || len(p.Addrs) == 0 || !n.rate.allows(time.Now()) {
 		return
 	}
 	log.Debugw("found on the local network", "peer", p.ID, "addrs", p.Addrs)
 	n.found(p)
+}
+
+// nearby reports whether a is an address that a peer of the local network may have.
+func nearby(a ma.Multiaddr) bool {
+	if len(a) == 0 || a[0].Code() != ma.P_IP4 && a[0].Code() != ma.P_IP6 {
+		return false
+	}
+	if _, err := a.ValueForProtocol(ma.P_CIRCUIT); err == nil {
+		return false
+	}
+	ip, err := manet.ToIP(a)
+	return err == nil && !ip.IsLoopback() && !ip.IsUnspecified() && !ip.IsMulticast()
+}
+
+// Finds are taken findsPerSecond times a second in the long run, and findsBurst at once: the neighbours that answer a first question.
+const (
+	findsBurst     = 64
+	findsPerSecond = 8
+)
+
+// findRate bounds how many finds are taken. The zero value is ready to use; methods are safe for concurrent use.
+type findRate struct {
+	mu   sync.Mutex
+	used float64 // of the burst
+	at   time.Time
+}
+
+// allows reports whether one more is taken at that time.
+func (r *findRate) allows(now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if passed := now.Sub(r.at); passed > 0 {
+		r.used, r.at = max(0, r.used-findsPerSecond*passed.Seconds()), now
+	}
+	if r.used > findsBurst-1 {
+		return false
+	}
+	r.used++
+	return true
 }

@@ -176,7 +176,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	if c.knownPeers != "" {
 		n.known = openKnownPeers(c.knownPeers, overlay.Peers)
 		for _, p := range slices.Backward(n.known.infos()) { // the overlay forgets the first ones first
-			overlay.Discovered(p)
+			overlay.Remember(p)
 		}
 	}
 	n.failing, _ = c.store.(failing)
