@@ -131,8 +131,15 @@ type strangers struct {
 // reaches a handler of ours.
 const strangerGrace = 500 * time.Millisecond
 
-// strangersMax is how many peers are waiting for that to pass; more are disconnected at once.
-const strangersMax = 256
+const (
+	// strangersMax is how many peers are waiting for that to pass. Others are looked for again when these have gone; where none is
+	// disconnected, they are counted at once.
+	strangersMax = 256
+	// closesMax is how many peers' connections are closed at once: to close one may take 100 ms, when the peer reads nothing. While so
+	// many are, the next one is tried again after closePause.
+	closesMax  = 16
+	closePause = 20 * time.Millisecond
+)
 
 // start begins to follow; stop ends it.
 func (s *strangers) start() error {
@@ -145,37 +152,61 @@ func (s *strangers) run(events <-chan any) {
 		at   time.Time
 	}
 	var queue []leaving // in the order of their times
+	missed := false     // somebody, for want of room
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	closing := make(chan struct{}, closesMax)
+	var closes sync.WaitGroup
+	defer closes.Wait()
+	meet := func(p peer.ID) {
+		_, refuse := s.judge(p)
+		switch {
+		case !refuse || slices.ContainsFunc(queue, func(l leaving) bool { return l.peer == p }):
+		case len(queue) >= strangersMax && s.close:
+			missed = true
+		case len(queue) >= strangersMax:
+			s.refuse(p)
+		default:
+			queue = append(queue, leaving{p, time.Now().Add(strangerGrace)})
+			timer.Reset(time.Until(queue[0].at))
+		}
+	}
 	for {
 		select {
 		case e, ok := <-events:
 			if !ok {
 				return
 			}
-			var p peer.ID
 			switch e := e.(type) {
 			case event.EvtPeerIdentificationCompleted:
-				p = e.Peer
+				meet(e.Peer)
 			case event.EvtPeerProtocolsUpdated:
-				p = e.Peer
-			}
-			_, refuse := s.judge(p)
-			switch {
-			case !refuse || slices.ContainsFunc(queue, func(l leaving) bool { return l.peer == p }):
-			case len(queue) >= strangersMax:
-				s.refuse(p)
-			default:
-				queue = append(queue, leaving{p, time.Now().Add(strangerGrace)})
-				timer.Reset(time.Until(queue[0].at))
+				meet(e.Peer)
 			}
 		case <-timer.C:
-			for len(queue) > 0 && time.Until(queue[0].at) <= 0 {
-				s.refuse(queue[0].peer)
+			for len(queue) > 0 && time.Until(queue[0].at) <= 0 && len(closing) < closesMax {
+				p := queue[0].peer
 				queue = queue[1:]
+				if s.refuse(p) {
+					closing <- struct{}{}
+					closes.Go(func() {
+						defer func() { <-closing }()
+						for _, c := range s.host.Network().ConnsToPeer(p) {
+							c.CloseWithError(network.ConnGated)
+						}
+					})
+				}
 			}
-			if len(queue) > 0 {
-				timer.Reset(time.Until(queue[0].at))
+			switch {
+			case len(queue) > 0:
+				timer.Reset(max(time.Until(queue[0].at), closePause))
+			case missed && len(closing) > 0: // they are still there, but not to be met again
+				timer.Reset(closePause)
+			case missed:
+				missed = false
+				for _, p := range s.host.Network().Peers() {
+					meet(p)
+				}
 			}
 		}
 	}
@@ -194,19 +225,14 @@ func (s *strangers) judge(p peer.ID) (why Refusal, refuse bool) {
 	return RefusedOverlay, true
 }
 
-// refuse counts p and ends its connections, unless it has come to speak our protocol: one that is starting opens its protocols one
-// after another.
-func (s *strangers) refuse(p peer.ID) {
+// refuse counts p, unless it has come to speak our protocol: one that is starting opens its protocols one after another. It reports
+// whether p's connections are to be closed.
+func (s *strangers) refuse(p peer.ID) bool {
 	why, refuse := s.judge(p)
 	if !refuse {
-		return
+		return false
 	}
 	s.refusals.add(why)
 	log.Debugw("refused", "peer", p, "reason", why)
-	if !s.close {
-		return
-	}
-	for _, c := range s.host.Network().ConnsToPeer(p) {
-		c.CloseWithError(network.ConnGated)
-	}
+	return s.close
 }

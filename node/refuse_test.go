@@ -1,13 +1,20 @@
 package node
 
 import (
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
 
@@ -167,5 +174,99 @@ func TestAHandshakeThatFailsOverQUICIsCounted(t *testing.T) {
 	eventually(t, "it has left", func() bool { return len(h.Network().Peers()) == 0 })
 	if got := r.Counts(); len(got) != 1 || got[RefusedHandshake] != 1 {
 		t.Errorf("in the end: %v", got)
+	}
+}
+
+// strangeHost is connected to strangers alone, whose connections take their time to close.
+type strangeHost struct {
+	host.Host
+	network network.Network
+	book    peerstore.Peerstore
+	mu      sync.Mutex
+	peers   map[peer.ID]bool
+	now     int // being closed
+	most    int // at once, ever
+	takes   time.Duration
+}
+
+type (
+	strangeNetwork struct {
+		network.Network
+		host *strangeHost
+	}
+	strangeBook struct{ peerstore.Peerstore }
+)
+
+func (h *strangeHost) Network() network.Network       { return h.network }
+func (h *strangeHost) Peerstore() peerstore.Peerstore { return h.book }
+
+func (strangeBook) GetProtocols(peer.ID) ([]protocol.ID, error) {
+	return []protocol.ID{"/latchkey/other/control/1.0.0"}, nil
+}
+
+func (n strangeNetwork) Peers() []peer.ID {
+	n.host.mu.Lock()
+	defer n.host.mu.Unlock()
+	return slices.Collect(maps.Keys(n.host.peers))
+}
+
+func (n strangeNetwork) ConnsToPeer(p peer.ID) []network.Conn {
+	return []network.Conn{&strangeConn{host: n.host, peer: p}}
+}
+
+type strangeConn struct {
+	network.Conn
+	host *strangeHost
+	peer peer.ID
+}
+
+func (c *strangeConn) CloseWithError(network.ConnErrorCode) error {
+	h := c.host
+	h.mu.Lock()
+	h.now++
+	h.most = max(h.most, h.now)
+	h.mu.Unlock()
+	time.Sleep(h.takes)
+	h.mu.Lock()
+	h.now--
+	delete(h.peers, c.peer)
+	h.mu.Unlock()
+	return nil
+}
+
+func TestStrangersThatTakeLongToCloseHoldUpNobody(t *testing.T) {
+	for _, closes := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			const n = 3 * strangersMax
+			h := &strangeHost{peers: make(map[peer.ID]bool), takes: 100 * time.Millisecond}
+			h.network, h.book = strangeNetwork{host: h}, strangeBook{}
+			s := &strangers{host: h, control: "/latchkey/ours/control/1.0.0", prefix: "/latchkey/ours/", refusals: new(Refusals), close: closes}
+			events, done := make(chan any), make(chan struct{})
+			go func() { defer close(done); s.run(events) }()
+			began := time.Now()
+			for i := range n {
+				p := peer.ID(strconv.Itoa(i))
+				h.mu.Lock()
+				h.peers[p] = true
+				h.mu.Unlock()
+				events <- event.EvtPeerIdentificationCompleted{Peer: p}
+				if i%32 == 31 {
+					time.Sleep(strangerGrace / 4) // so that some are being closed while others come
+				}
+			}
+			if d := time.Since(began); d > n/32*strangerGrace/4 {
+				t.Errorf("closes %v: it took %v to take note of them, and nothing but the test's own pauses was due", closes, d)
+			}
+			time.Sleep(time.Minute)
+			if got := s.refusals.Counts()[RefusedOverlay]; got != n {
+				t.Errorf("closes %v: %d of %d counted", closes, got, n)
+			}
+			left := len(h.network.Peers())
+			if closes && (left != 0 || h.most < 2 || h.most > closesMax) || !closes && (left != n || h.most != 0) {
+				t.Errorf("closes %v: %d of %d are left; closed %d at once, %d may be", closes, left, n, h.most, closesMax)
+			}
+			close(events)
+			<-done
+		})
 	}
 }
