@@ -413,3 +413,34 @@ func TestALeaderThatRemovesItselfIsReplacedAtOnce(t *testing.T) {
 	}
 	w.commit(next, 10, 12)
 }
+
+func TestViewsBecomeTheLibrarysConfiguration(t *testing.T) {
+	v := testView(5, 1)
+	v.Members[0].Role, v.Members[4].Role = order.Leaving, order.Joining
+	for _, c := range []struct {
+		index uint64
+		view  order.View
+		self  order.ReplicaID
+		want  string
+	}{
+		{20, testView(3, 1), 1, "[1 2 3] [] [4] false"},
+		{20, testView(3, 1), 5, "[1 2 3] [] [4 5] false"}, // added later
+		{20, v, 2, "[2 3 4 5] [1 2 3 4] [6] true"},
+		{0, testView(3, 1), 4, "[] [] [] false"}, // has joined and heard nothing
+	} {
+		cs := snapshot{index: c.index, view: c.view}.conf(c.self)
+		if got := fmt.Sprint(cs.GetVoters(), cs.GetVotersOutgoing(), cs.GetLearners(), cs.GetAutoLeave()); got != c.want {
+			t.Errorf("%v at %d: %s, want %s", c.view, c.self, got, c.want)
+		}
+	}
+	s := snapshot{group: testGroup, index: 20, term: 2, view: v}
+	if got, err := decodeSnapshot(encodeSnapshot(s)); err != nil || !sameView(got.view, v) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for i := range v.Members {
+		v.Members[i].Role = order.Joining
+	}
+	if checkView(v) == nil {
+		t.Error("a joint view without former voters passed")
+	}
+}
