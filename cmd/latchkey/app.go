@@ -32,6 +32,7 @@ type app struct {
 	timeout  time.Duration // of one call to the daemon
 	logLevel string
 
+	timeoutSet bool // somebody asked for this timeout
 	// parsed tells that flags and arguments were in order, so that whatever fails now is not wrong usage.
 	parsed bool
 }
@@ -89,10 +90,13 @@ interrupted; lock otherwise ends as its command did, and with 126 or 127 where t
 	f := root.PersistentFlags()
 	f.StringVar(&a.path, "path", defaultPath(), "directory of the peer (LATCHKEY_PATH)")
 	f.StringVar(&a.apiAddr, "api", os.Getenv("LATCHKEY_API"), "unix socket of the daemon (LATCHKEY_API; default api.sock in --path)")
-	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long one call to the daemon may take; 0 is no limit")
+	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long one call to the daemon may take, when a lock's group is asked 5s by default; 0 is no limit")
 	f.StringVarP(&a.format, "output", "o", formatText, "text, json or jsonl")
 	f.StringVar(&a.logLevel, "log-level", "warn", "debug, info, warn or error; of libraries: GOLOG_LOG_LEVEL")
-	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		a.timeoutSet = c.Flags().Changed("timeout")
+		return a.prepare()
+	}
 	for _, verb := range verbs {
 		root.AddCommand(verb(a))
 	}
@@ -184,7 +188,7 @@ func (a *app) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 	if a.timeout == 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, a.timeout, fmt.Errorf("the daemon at %s did not answer within %v; it may be overloaded or cut off (see --timeout)", a.socket(), a.timeout))
+	return context.WithTimeoutCause(ctx, a.timeout, a.daemonSilent(a.timeout))
 }
 
 // explain adds to the error of a call what to do when nobody answered it.

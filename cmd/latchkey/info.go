@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,32 +75,75 @@ func keyVerb(a *app) *cobra.Command {
 		Example: `  latchkey key nightly`,
 		Args:    exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+			return a.callGroup(c, args[0], func(ctx context.Context, daemon *api.Client) error {
 				k, err := daemon.Key(ctx, args[0])
 				if err != nil {
 					return err
 				}
-				return a.value(k, func(w io.Writer) {
-					fmt.Fprintf(w, "name\t%s\nhash\t%s\n", k.Name, k.Hash)
-					for i, p := range k.Closest {
-						fmt.Fprintf(w, "closest %d\t%s\n", i+1, p)
-					}
-					g := k.Group
-					if g == nil {
-						fmt.Fprintf(w, "group\tnone yet: the first lock under this key's prefix makes it\n")
-						return
-					}
-					fmt.Fprintf(w, "group\t%s, generation %d, view %d\n", g.ID, g.Generation, g.View)
-					for _, p := range g.Members {
-						role := "member"
-						if p == g.Leader {
-							role = "leader"
-						}
-						fmt.Fprintf(w, "%s\t%s\n", role, p)
-					}
-				})
+				id, err := daemon.ID(ctx)
+				if err != nil {
+					return err
+				}
+				peers, err := daemon.Peers(ctx)
+				if err != nil {
+					return err
+				}
+				v := keyPlaceOf(k, connectedTo(id, peers))
+				return a.value(v, func(w io.Writer) { v.write(w) })
 			})
 		},
+	}
+}
+
+// keyPlace is where a key lives, and how its group stands.
+type keyPlace struct {
+	api.KeyInfo
+	Group *groupPlace `json:"group"` // in place of the daemon's; null while there is none
+}
+
+type groupPlace struct {
+	api.GroupInfo
+	Bears     int      `json:"bears_failures"`    // of members
+	Connected []string `json:"members_connected"` // to the daemon, which is connected to itself
+}
+
+func keyPlaceOf(k api.KeyInfo, connected map[string]bool) keyPlace {
+	p := keyPlace{KeyInfo: k}
+	if k.Group == nil {
+		return p
+	}
+	p.Group = &groupPlace{GroupInfo: *k.Group, Bears: max(0, len(k.Group.Members)-1) / 2, Connected: []string{}}
+	for _, m := range k.Group.Members {
+		if connected[m] {
+			p.Group.Connected = append(p.Group.Connected, m)
+		}
+	}
+	return p
+}
+
+func (p keyPlace) write(w io.Writer) {
+	fmt.Fprintf(w, "name\t%s\nhash\t%s\n", p.Name, p.Hash)
+	for i, id := range p.Closest {
+		fmt.Fprintf(w, "closest %d\t%s\n", i+1, id)
+	}
+	g := p.Group
+	if g == nil {
+		fmt.Fprintf(w, "group\tnone yet: the first lock under this key's prefix makes it\n")
+		return
+	}
+	fmt.Fprintf(w, "group\t%s, generation %d, view %d, bears %d failures\n", g.ID, g.Generation, g.View, g.Bears)
+	for _, m := range g.Members {
+		role, connected := "member", "no"
+		if m == g.Leader {
+			role = "leader"
+		}
+		if slices.Contains(g.Connected, m) {
+			connected = "yes"
+		}
+		fmt.Fprintf(w, "%s\t%s, connected %s\n", role, m, connected)
+	}
+	if g.Leader == "" {
+		fmt.Fprintf(w, "leader\tnone answers\n")
 	}
 }
 

@@ -191,11 +191,15 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		}
 	}()
 
-	if f.try && a.timeout > 0 {
+	limit := f.wait // for a sign of the group; 0 is none
+	if f.try {
+		limit = a.groupTimeout()
 		var stop context.CancelFunc
-		ctx, stop = context.WithTimeoutCause(ctx, a.timeout, errSilent)
+		ctx, stop = a.askGroup(ctx, limit)
 		defer stop()
 	}
+	about := a.inquire(ctx, daemon, name, limit)
+	defer about.stop()
 	var opts []lockservice.Option
 	if f.ttl != 0 {
 		opts = append(opts, lockservice.WithTTL(f.ttl))
@@ -207,18 +211,27 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		if f.wait > 0 {
 			opts = append(opts, lockservice.WithWait(f.wait))
 		}
-		if a.format == formatText && isTerminal(os.Stderr) {
-			opts = append(opts, lockservice.WithQueued(func(position int) { a.note(fmt.Sprintf("waiting for lock %q: place %d in the queue", name, position)) }))
-		}
+		queued := a.noteSilence(about, acquired)
+		show := a.format == formatText && isTerminal(os.Stderr)
+		opts = append(opts, lockservice.WithQueued(func(position int) {
+			queued()
+			if show {
+				a.note(fmt.Sprintf("waiting for lock %q: place %d in the queue", name, position))
+			}
+		}))
 	}
+	start := time.Now()
 	held, err := take(ctx, name, opts...)
 	close(acquired)
 	<-watched
 	switch code := exitCode(err); {
-	case err != nil && errors.Is(context.Cause(ctx), errSilent):
-		return nil, silentGroup(name, a.timeout)
-	case errors.Is(err, lockservice.ErrWait) && !errors.Is(err, lockservice.ErrLocked):
-		return nil, silentGroup(name, f.wait)
+	case errors.Is(err, lockservice.ErrWait) && !errors.Is(err, lockservice.ErrLocked), ctx.Err() == nil && groupSilent(err, start, limit):
+		return nil, about.silence(limit)
+	case errors.As(context.Cause(ctx), new(*daemonSilentError)):
+		if err == nil {
+			a.release(daemon, held)
+		}
+		return nil, context.Cause(ctx)
 	case ctx.Err() != nil: // interrupted, and what Lock says of it adds nothing
 		if err == nil {
 			a.release(daemon, held)
@@ -230,14 +243,6 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		return nil, a.explain(err)
 	}
 	return held, nil
-}
-
-var errSilent = errors.New("no answer")
-
-// silentGroup is the end of a lock whose group never even said that it is taken: that is no conflict, and scripts that allow
-// for one must not take it for one.
-func silentGroup(name string, d time.Duration) error {
-	return exitf(exitFailure, "lock %q: the group that keeps it gave no answer within %v; more of its members may be down than it bears", name, d)
 }
 
 // release gives the lock back. Failure is told and changes no exit code: the work is done, and the lease runs out by itself.
@@ -305,7 +310,7 @@ func lockInfoVerb(a *app) *cobra.Command {
 			return exactly(1)(c, args)
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+			return a.callGroup(c, args[0], func(ctx context.Context, daemon *api.Client) error {
 				i, err := daemon.Locks().Info(ctx, args[0])
 				if err != nil {
 					return err

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -108,6 +110,24 @@ func (d *daemon) until(what string, ok func() bool) {
 	if !d.Until(ctx, ok) {
 		d.t.Fatalf("never: %s", what)
 	}
+}
+
+// buffer is what a program or a terminal shows while it runs.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 // process is a started latchkey.
@@ -304,14 +324,24 @@ func TestNoDaemonIsExit3AndSaysHowToStartOne(t *testing.T) {
 	}
 }
 
+// A daemon that is stopped takes connections, since the system does, and says nothing. Its groups are not to blame.
 func TestDaemonThatDoesNotAnswerInTime(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t, func(b *apitest.Backend) {
-		b.OnInfo = func(ctx context.Context, _ string) error { <-ctx.Done(); return context.Cause(ctx) }
-	})
-	p := d.run("--timeout", "200ms", "lock", "info", "n")
-	if says := p.oneLine(); p.code != exitFailure || !strings.Contains(says, "did not answer within 200ms") {
-		t.Errorf("exit %d, %q", p.code, says)
+	socket := filepath.Join(shortDir(t), "api.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, args := range [][]string{{"id"}, {"lock", "info", "n"}, {"key", "n"}, {"lock", "n", "--try", "-E", "0"}} {
+		p := command(t, nil, append([]string{"--api", socket, "--timeout", "500ms"}, args...)...).start()
+		if code, says := p.wait(), p.oneLine(); code != exitFailure || !strings.Contains(says, "daemon at "+socket+" did not answer within 500ms") || strings.Contains(says, "group") {
+			t.Errorf("%q: exit %d, %s", args, code, says)
+		}
+	}
+	p := command(t, nil, "--api", socket, "lock", "n", "--wait", "300ms").start()
+	if code, says := p.wait(), p.oneLine(); code != exitFailure || !strings.Contains(says, "daemon at "+socket+" did not answer") {
+		t.Errorf("exit %d, %s", code, says)
 	}
 }
 
@@ -329,8 +359,8 @@ func TestInformationInEachFormat(t *testing.T) {
 		{"peers", []string{"12D3KooWone  connected  /ip4/127.0.0.1/tcp/2\n", "12D3KooWtwo  away"}},
 		{"peers -o json", []string{`"peers": [`, `"connected": true`}},
 		{"peers -o jsonl", []string{`{"peer":"12D3KooWone","node":"01","addrs":["/ip4/127.0.0.1/tcp/2"],"connected":true}` + "\n" + `{"peer":"12D3KooWtwo","node":"02","addrs":[],"connected":false}`}},
-		{"key n", []string{"hash       ff\n", "closest 2  12D3KooWtwo\n", "leader     12D3KooWone\n", "member     12D3KooWtwo\n"}},
-		{"key n -o json", []string{`"generation": "1152921504606846976"`, `"view": "2"`}},
+		{"key n", []string{"hash       ff\n", "closest 2  12D3KooWtwo\n", "leader     12D3KooWone, connected yes\n", "member     12D3KooWtwo, connected no\n", "bears 0 failures\n"}},
+		{"key n -o json", []string{`"generation": "1152921504606846976"`, `"view": "2"`, `"bears_failures": 0`, "\"members_connected\": [\n      \"12D3KooWone\"\n    ]"}},
 		{"lock info held", []string{"state   held\n", "token   1152921504606846977\n", "lease   15s, free in"}},
 		{"lock info held -o json", []string{`"token": "1152921504606846977"`, `"ttl_ms": 15000`, `"waiters": []`, `"held": true`, `"peer": "12D3KooWfake"`}},
 		{"lock info free", []string{"state  free\n"}},
@@ -403,22 +433,54 @@ func TestArgumentsOfLock(t *testing.T) {
 }
 
 // A group that has lost too many members answers nobody. That is neither a lock held by somebody else nor a reason to wait for
-// ever when one was told not to.
+// ever when one was told not to. Whoever meets it is told the same.
 func TestSilentGroupIsNoConflict(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t, func(b *apitest.Backend) {
-		b.OnAcquire = func(ctx context.Context, _ lockservice.Request) error {
-			<-ctx.Done()
-			return context.Cause(ctx)
-		}
-	})
-	for _, args := range [][]string{
-		{"--timeout", "300ms", "lock", "n", "--try", "--", "true"},
-		{"lock", "n", "--wait", "300ms", "-E", "0", "--", "true"},
+	quiet := func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }
+	noQuorum := func(ctx context.Context) error {
+		<-ctx.Done()
+		return fmt.Errorf("%w: replicagroup: (last: NOT_HERE): %w", lockservice.ErrNoQuorum, context.Cause(ctx))
+	}
+	for _, c := range []struct {
+		within time.Duration
+		args   []string
+	}{
+		{time.Second, []string{"--timeout", "1s", "lock", "n", "--try", "--", "true"}},
+		{time.Second, []string{"lock", "n", "--wait", "1s", "-E", "0", "--", "true"}},
+		{time.Second, []string{"--timeout", "1s", "lock", "info", "n"}},
+		{groupTimeoutDefault, []string{"lock", "n", "--try", "-E", "0"}},
+		{groupTimeoutDefault, []string{"lock", "info", "n"}},
 	} {
-		p := d.run(args...)
-		if says := p.oneLine(); p.code != exitFailure || !strings.Contains(says, "gave no answer within 300ms") {
-			t.Errorf("latchkey %q: exit %d, %s", args, p.code, says)
+		for how, group := range map[string]func(context.Context) error{"out of time": quiet, "no quorum": noQuorum} {
+			t.Run(strings.Join(c.args, " ")+", "+how, func(t *testing.T) {
+				t.Parallel()
+				d := newDaemon(t, func(b *apitest.Backend) {
+					b.OnAcquire = func(ctx context.Context, _ lockservice.Request) error { return group(ctx) }
+					b.OnInfo = func(ctx context.Context, _ string) error { return group(ctx) }
+				})
+				want := fmt.Sprintf("latchkey: lock \"n\": its group gave no answer within %v; it keeps prefix f0/8 and needs 2 of its 2 members, of which this daemon "+
+					"is connected to 12D3KooWone and not to 12D3KooWtwo: start those that are down, or mend the network between them", c.within)
+				start := time.Now()
+				p := d.run(c.args...)
+				if says := p.oneLine(); p.code != exitFailure || says != want {
+					t.Errorf("exit %d, %s", p.code, says)
+				}
+				if took := time.Since(start); took < c.within/2 || took > c.within+waitMax/2 {
+					t.Errorf("it took %v", took)
+				}
+			})
 		}
 	}
+}
+
+func TestWaitingForASilentGroupIsTold(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, func(b *apitest.Backend) {
+		b.OnAcquire = func(ctx context.Context, _ lockservice.Request) error { <-ctx.Done(); return context.Cause(ctx) }
+	})
+	shown := &buffer{}
+	p := command(t, []string{"LATCHKEY_API=" + d.socket}, "lock", "n")
+	p.Stderr = shown
+	p.start()
+	d.until("it says that the group gives no answer", func() bool { return strings.Contains(shown.String(), "gave no answer within 5s; it keeps prefix f0/8") })
 }

@@ -102,6 +102,9 @@ func decodeError(ctx context.Context, addr string, err error, unsure bool) error
 			}
 		}
 	}
+	if isLimited(ctx) && ctx.Err() == nil && connect.IsWireError(err) && ce.Code() == connect.CodeDeadlineExceeded {
+		return &remoteError{sentinel: context.DeadlineExceeded, wire: ce}
+	}
 	// The daemon was told our deadline and may notice it a little earlier than we do.
 	if end, ok := ctx.Deadline(); ok && ce.Code() == connect.CodeDeadlineExceeded && time.Until(end) < deadlineSlack {
 		<-ctx.Done()
