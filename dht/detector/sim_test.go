@@ -130,7 +130,7 @@ func (u *universe) freeze(q sim.NodeID, d time.Duration) {
 
 // Pauses up to three seconds on a network of any delay up to 100 ms: whoever is suspected was paused, never the one that suspects.
 func TestOnlyThePausedAreSuspected(t *testing.T) {
-	seeds := uint64(300)
+	seeds := uint64(100)
 	if testing.Short() {
 		seeds = 30
 	}
@@ -165,7 +165,7 @@ func TestOnlyThePausedAreSuspected(t *testing.T) {
 // Completeness: whoever is stopped for good is suspected by all that run, in bounded time; and eventual trust: once the network is
 // well again all who run trust each other. In between anything may happen: loss without a transport that repeats, cuts, crashes, pauses.
 func TestTheStoppedAreSuspectedAndTheOthersTrustedAgain(t *testing.T) {
-	seeds := uint64(400)
+	seeds := uint64(150)
 	if testing.Short() {
 		seeds = 40
 	}
