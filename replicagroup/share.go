@@ -17,8 +17,9 @@ import (
 const (
 	// windowFirst is how many may be under way, of all peers, before anything is known; each may have one.
 	windowFirst = 16
-	// A command that takes longer than slackFactor times the shortest of the last leastFor, and slackMore, makes the window
-	// smaller; others make it larger.
+	// A command that takes longer than slackFactor times the shortest of about the last leastFor, and slackMore, makes the window
+	// smaller; others make it larger. What was the shortest is forgotten only for commands that had few others beside them (see
+	// [contention.note]): otherwise a flood would become the measure of itself, and the window would grow with every leastFor.
 	slackFactor = 2
 	slackMore   = 250 * time.Microsecond
 	leastFor    = 30 * time.Second
@@ -140,34 +141,58 @@ type contention struct {
 	latest    keyspace.NodeID            // who asked last
 	contended automaton.Instant          // until when several peers count as asking
 
-	window     int               // how many may be under way while they do
-	sampled    commandKey        // a command that is timed; the zero key: none
-	began      automaton.Instant // when it began
-	least      time.Duration     // the shortest time of one
-	leastUntil automaton.Instant // until then; a new one is taken afterwards
+	window  int               // how many may be under way while they do
+	sampled commandKey        // a command that is timed; the zero key: none
+	began   automaton.Instant // when it began
+	quiet   bool              // few others were under way then
+
+	// The shortest times of one, in this half of leastFor and in the one before, which end when a command that counts comes after
+	// them; 0: none. least is the shorter one.
+	least, latter, former time.Duration
+	halfUntil             automaton.Instant
 }
 
 // sample times this command, unless another one is being timed.
 func (r *replica) sample(key commandKey) {
-	if r.sampled == (commandKey{}) {
-		r.sampled, r.began = key, r.shard.host.clock.Now()
+	if r.sampled != (commandKey{}) {
+		return
+	}
+	r.sampled, r.began = key, r.shard.host.clock.Now()
+	underWay, few := 0, max(windowFirst, len(r.shares))
+	for _, s := range r.shares {
+		if underWay += s.running; underWay > few {
+			break
+		}
+	}
+	r.quiet = underWay <= few
+}
+
+// took notes how long the sampled command took.
+func (r *replica) took(key commandKey) {
+	if key == r.sampled {
+		r.sampled = commandKey{}
+		now := r.shard.host.clock.Now()
+		r.note(now.Sub(r.began), now)
 	}
 }
 
-// took notes how long the sampled command took, and widens or narrows the window.
-func (r *replica) took(key commandKey) {
-	if key != r.sampled {
-		return
+// note widens or narrows the window for a command that took d. A command that began among many others may show that the shortest
+// time is shorter than was known, never that it is longer. As a window that stays too narrow lets no more than a few be under way,
+// what has become slower for good is noticed all the same.
+func (c *contention) note(d time.Duration, now automaton.Instant) {
+	d = max(d, 1)
+	if c.quiet || c.least == 0 || d < c.least {
+		if now > c.halfUntil {
+			c.former, c.latter, c.halfUntil = c.latter, d, now.Add(leastFor/2)
+		}
+		c.latter = min(c.latter, d)
+		if c.least = c.latter; c.former > 0 {
+			c.least = min(c.latter, c.former)
+		}
 	}
-	r.sampled = commandKey{}
-	now := r.shard.host.clock.Now()
-	d := now.Sub(r.began)
-	if d < r.least || now > r.leastUntil {
-		r.least, r.leastUntil = d, now.Add(leastFor)
-	}
-	if d <= slackFactor*r.least+slackMore {
-		r.window = min(r.window+max(1, r.window/8), waitersMax)
+	if d <= slackFactor*c.least+slackMore {
+		c.window = min(c.window+max(1, c.window/8), waitersMax)
 	} else {
-		r.window = max(r.window*3/4, 1)
+		c.window = max(c.window*3/4, 1)
 	}
 }

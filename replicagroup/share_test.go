@@ -8,6 +8,7 @@ import (
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/pb"
@@ -162,6 +163,81 @@ func TestWindowFollowsHowLongACommandTakes(t *testing.T) {
 	}
 	if r.window != 1 {
 		t.Errorf("window %d after a hundred slow commands", r.window)
+	}
+}
+
+// load is what a replica is asked in model time: one peer keeps as many commands under way as it may while another asks for one at a
+// time, or asks alone. A command takes base, and 50 µs for each of the others.
+type load struct {
+	r     *replica
+	flood *share
+	now   automaton.Instant
+	base  time.Duration
+	alone int // commands of the flood when it asks alone; 0: another peer asks too
+}
+
+func newLoad(t *testing.T) *load {
+	_, r, _, _ := newAsked(t)
+	l := &load{r: r, flood: new(share), base: time.Millisecond}
+	r.shares[keyspace.NodeID{1}] = l.flood
+	return l
+}
+
+func (l *load) takes() time.Duration {
+	return l.base + time.Duration(l.flood.running)*50*time.Microsecond
+}
+
+// run lets the load last for a while, and returns how long a command took at most.
+func (l *load) run(d time.Duration) (most time.Duration) {
+	for until := l.now.Add(d); l.now < until; {
+		delete(l.r.shares, keyspace.NodeID{2})
+		if l.flood.running = l.alone; l.alone == 0 {
+			l.r.shares[keyspace.NodeID{2}] = &share{running: 1}
+			l.flood.running = max(1, l.r.window/len(l.r.shares))
+		}
+		l.r.sample(commandKey{seq: 1})
+		l.r.sampled = commandKey{}
+		took := l.takes()
+		most = max(most, took)
+		l.now = l.now.Add(took)
+		l.r.note(took, l.now)
+	}
+	return most
+}
+
+func TestAFloodIsNotTheMeasureOfItself(t *testing.T) {
+	l := newLoad(t)
+	// Twice what a command takes beside a few others, and an eighth of a window too many.
+	allowed := (slackFactor*(l.base+windowFirst*50*time.Microsecond) + slackMore) * 9 / 8
+	for minute := range 20 {
+		if most := l.run(time.Minute); most > allowed {
+			t.Fatalf("minute %d: a command took %v, at most %v was to be allowed; the window is %d", minute, most, allowed, l.r.window)
+		}
+	}
+	l.alone = 1000
+	l.run(10 * time.Minute)
+	l.alone = 0
+	if most := l.run(10 * time.Minute); most > allowed {
+		t.Errorf("after the flood was alone: a command took %v; the window is %d", most, l.r.window)
+	}
+}
+
+func TestTheWindowRecoversFromWhatHasBecomeSlower(t *testing.T) {
+	for name, crowd := range map[string]int{"two peers": 0, "more peers than the first window": 2 * windowFirst} {
+		l := newLoad(t)
+		for i := range crowd {
+			l.r.shares[keyspace.NodeID{3, byte(i)}] = &share{running: 1}
+		}
+		l.run(time.Minute)
+		l.base *= 10
+		l.run(10 * time.Second)
+		if l.r.window != 1 {
+			t.Errorf("%s: window %d when commands have just become slow", name, l.r.window)
+		}
+		l.run(2 * leastFor)
+		if l.r.window <= windowFirst {
+			t.Errorf("%s: window %d when commands have been slow for a while", name, l.r.window)
+		}
 	}
 }
 
