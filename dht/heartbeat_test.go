@@ -163,6 +163,24 @@ func TestTheDriverNoticesWhoStopsAndWhoGoesOn(t *testing.T) {
 	})
 }
 
+func TestWhateverComesIsASignOfLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newBench(t, "a", "b")
+		w.watch("a", "b", true)
+		time.Sleep(time.Second)
+		w.freeze("b", true) // as to heartbeats
+		for range 100 {
+			w.mu.Lock()
+			w.heard[[2]peer.ID{"a", "b"}] = true
+			w.mu.Unlock()
+			time.Sleep(300 * time.Millisecond)
+		}
+		if _, n := w.last("a"); n > 0 {
+			t.Error("suspected")
+		}
+	})
+}
+
 func TestTheDriverIsToldOfLostConnectionsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newBench(t, "a", "b")
@@ -328,12 +346,16 @@ func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T)
 		t.Errorf("%d suspicions counted", s.Suspicions)
 	}
 
-	// Killed, it is noticed by its reset.
+	// Killed, it is noticed by its reset, long before its silence.
+	a.Watch(b.Self(), false)
 	wb.Cut()
 	start := time.Now()
 	expect(true)
 	took := time.Since(start)
 	t.Logf("a killed peer is suspected after %v", took)
+	if took > 1500*time.Millisecond {
+		t.Error("too late")
+	}
 	a.Unwatch(b.Self())
 }
 

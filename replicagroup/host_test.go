@@ -64,6 +64,18 @@ type testPeer struct {
 	overlay *dht.Overlay
 	groups  *Host
 	store   *MemoryStore
+	told    func(p peer.ID, suspected bool) // what groups gave to OnSuspect
+}
+
+// told is an overlay that takes note of who wants to know of suspicions.
+type told struct {
+	*dht.Overlay
+	peer *testPeer
+}
+
+func (o told) OnSuspect(f func(p peer.ID, suspected bool)) {
+	o.peer.told = f
+	o.Overlay.OnSuspect(f)
 }
 
 func newWorld(t testing.TB, n, f int) *world {
@@ -114,7 +126,7 @@ func (w *world) start(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.groups, err = New(Config{Genesis: w.genesis, Overlay: p.overlay, Store: p.store,
+	p.groups, err = New(Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Store: p.store,
 		Services: map[string]MachineFactory{"count": func(order.GroupID) session.Machine { return new(counter) }}})
 	if err != nil {
 		t.Fatal(err)

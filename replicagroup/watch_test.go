@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"encoding/binary"
 	"maps"
 	"testing"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/order"
 )
 
 func (h *Host) watches() map[peer.ID]int {
@@ -59,6 +61,56 @@ func TestWhoIsWatched(t *testing.T) {
 		p.groups.Close()
 		if left := p.groups.watches(); len(left) > 0 {
 			t.Errorf("%v watches %v after its end", p.overlay.Self(), left)
+		}
+	}
+}
+
+// The worst that a detector can do: everybody suspects a leader that is well.
+func TestASuspicionOfAllMakesAnotherLeaderAndLosesNothing(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	ctx := deadline(t, 20*time.Second)
+	key := keyspace.Preimage("doubted").Key()
+	c := w.peers[0].groups.NewClient()
+	if _, err := c.Do(ctx, key, "count", number(1)); err != nil {
+		t.Fatal(err)
+	}
+	g := order.GroupID{Overlay: w.genesis.ID(), Prefix: w.genesis.PrefixOf(key)}
+	leading := func() (leader *testPeer, term uint64) {
+		for _, p := range w.peers {
+			replicaOf(t, ctx, p, g, func(s order.Status) bool {
+				if s.Leading && s.Term > term {
+					leader, term = p, s.Term
+				}
+				return true
+			})
+		}
+		return leader, term
+	}
+	for sum := uint64(2); sum < 7; sum++ {
+		before, term := leading()
+		for before == nil {
+			if err := pause(ctx, time.Millisecond); err != nil {
+				t.Fatalf("nobody leads: %v", err)
+			}
+			before, term = leading()
+		}
+		for { // one suspicion of two voters does, unless the leader's next heartbeat comes between them
+			for _, p := range w.peers {
+				if p != before {
+					p.told(before.overlay.Self(), true)
+					p.told(before.overlay.Self(), false)
+				}
+			}
+			if err := pause(ctx, 20*time.Millisecond); err != nil {
+				t.Fatalf("nobody else leads: %v", err)
+			}
+			if now, later := leading(); now != nil && now != before && later > term {
+				break
+			}
+		}
+		got, err := c.Do(ctx, key, "count", number(1))
+		if err != nil || binary.BigEndian.Uint64(got) != sum {
+			t.Fatalf("%x, %v; want %d", got, err, sum)
 		}
 	}
 }
