@@ -112,7 +112,7 @@ func (u unwrapped) tokenAt(at int, work *int) (i Invite, end int, err error) {
 	}
 	from, _ := slices.BinarySearch(u.breaks, first)
 	to, _ := slices.BinarySearch(u.breaks, last)
-	err = damaged
+	err = errMistyped
 	for _, end := range append(u.breaks[from:to:to], last) {
 		if end-at > TokenBytesMax {
 			return Invite{}, first, fmt.Errorf("%w: it is longer than any invitation (%d bytes)", ErrDamaged, TokenBytesMax)

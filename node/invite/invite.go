@@ -131,17 +131,17 @@ func (i Invite) Token() (string, error) {
 	return prefix + base64.RawURLEncoding.EncodeToString(append(b, sum[:checksum]...)), nil
 }
 
-var damaged = fmt.Errorf("%w: it was cut off or mistyped; copy the whole line again", ErrDamaged)
+var errMistyped = fmt.Errorf("%w: it was cut off or mistyped; copy the whole line again", ErrDamaged)
 
 // open reads what follows the prefix of a token.
 func open(text string) (Invite, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err != nil || len(b) < 1+checksum {
-		return Invite{}, damaged
+		return Invite{}, errMistyped
 	}
 	b, sum := b[:len(b)-checksum], b[len(b)-checksum:]
 	if want := sha256.Sum256(b); !bytes.Equal(sum, want[:checksum]) {
-		return Invite{}, damaged
+		return Invite{}, errMistyped
 	}
 	if b[0] != version {
 		return Invite{}, fmt.Errorf("%w: version %d, this program reads %d; install the latchkey that made it", ErrVersion, b[0], version)
