@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -53,7 +54,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		code = exitCode(err)
 	}
 	if e, ok := err.(*exitError); !ok || e.err != nil {
-		fmt.Fprintf(stderr, "latchkey: %s\n", strings.TrimPrefix(withoutTokens(oneLine(err)), "latchkey: "))
+		text := strings.TrimPrefix(withoutTokens(oneLine(err)), "latchkey: ")
+		if a.format == formatJSON || a.format == formatJSONL {
+			b, _ := json.Marshal(struct { // of a string and a number, which cannot fail
+				Error string `json:"error"`
+				Code  int    `json:"code"` // with which we exit
+			}{text, code})
+			text = string(b)
+		} else {
+			text = "latchkey: " + text
+		}
+		fmt.Fprintln(stderr, text)
 	}
 	return code
 }
@@ -84,7 +95,9 @@ interrupted; lock otherwise ends as its command did, and with 126 or 127 where t
 	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return fmt.Errorf("%w; see %s --help", err, c.CommandPath()) })
+	root.SetFlagErrorFunc(flagError)
+	root.Version = buildVersion()
+	root.SetVersionTemplate(buildLine() + "\n")
 	root.SetHelpCommand(helpVerb(a))
 
 	f := root.PersistentFlags()
@@ -102,6 +115,17 @@ interrupted; lock otherwise ends as its command did, and with 126 or 127 where t
 	}
 	return root
 }
+
+// flagError says what to do about a flag that is wrong.
+func flagError(c *cobra.Command, err error) error {
+	if m := noUnit.FindStringSubmatch(err.Error()); m != nil {
+		return fmt.Errorf("%w; write %ss for seconds", err, m[1])
+	}
+	return fmt.Errorf("%w; see %s --help", err, c.CommandPath())
+}
+
+// noUnit matches what is said of a duration without a unit.
+var noUnit = regexp.MustCompile(`missing unit in duration "(\d+(?:\.\d+)?)"`)
 
 // group completes a verb that has subverbs: an unknown one, or none, is wrong usage.
 func group(c *cobra.Command) *cobra.Command {
@@ -143,7 +167,13 @@ func (a *app) prepare() error {
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, a.logLevel) {
 		return fmt.Errorf("--log-level %s: use debug, info, warn or error", a.logLevel)
 	}
-	// The libraries below us log errors only, unless GOLOG_LOG_LEVEL says otherwise.
+	// The libraries below us log errors only, unless GOLOG_LOG_LEVEL says otherwise. What libp2p's container of parts logs comes
+	// back as an error too.
+	if os.Getenv("GOLOG_LOG_LEVEL") == "" {
+		if err := logging.SetLogLevel("fx", "fatal"); err != nil && !errors.Is(err, logging.ErrNoSuchLogger) {
+			return fmt.Errorf("--log-level: %w", err)
+		}
+	}
 	if err := logging.SetLogLevelRegex("^latchkey/", a.logLevel); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
@@ -195,6 +225,9 @@ func (a *app) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 func (a *app) explain(err error) error {
 	if exitCode(err) != exitUnreachable {
 		return err
+	}
+	if info, statErr := os.Stat(a.apiAddr); a.apiAddr != "" && statErr == nil && info.IsDir() {
+		return usagef("--api %s: it is a directory; name the daemon's socket, like %s", a.apiAddr, filepath.Join(a.apiAddr, "api.sock"))
 	}
 	start := "latchkey daemon" + a.pathFlag()
 	if _, statErr := os.Stat(a.path); statErr != nil && a.apiAddr == "" {

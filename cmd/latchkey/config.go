@@ -55,7 +55,7 @@ type fieldValue struct {
 func valueOf(l config.Loaded, name string) (fieldValue, error) {
 	text, err := config.Get(l.Config, name)
 	if err != nil {
-		return fieldValue{}, usagef("%w", err)
+		return fieldValue{}, usagef("%w%s", err, fieldMeant(name))
 	}
 	v := fieldValue{Field: name, Source: l.Source(name), text: text}
 	for _, f := range config.Fields() {
@@ -64,6 +64,20 @@ func valueOf(l config.Loaded, name string) (fieldValue, error) {
 		}
 	}
 	return v, nil
+}
+
+// fieldMeant names the fields that end as a name that is none.
+func fieldMeant(name string) string {
+	var near []string
+	for _, f := range config.Fields() {
+		if strings.HasSuffix(f.Name, "."+name) {
+			near = append(near, f.Name)
+		}
+	}
+	if len(near) == 0 {
+		return ""
+	}
+	return "; did you mean " + strings.Join(near, " or ") + "?"
 }
 
 // loadConfig reads what a daemon without flags would run with.
@@ -161,7 +175,7 @@ func configSetVerb(a *app) *cobra.Command {
 				err = c.Validate(dir.SwarmKey != nil)
 			}
 			if err != nil {
-				return usagef("%w", err)
+				return usagef("%w%s", err, fieldMeant(args[0]))
 			}
 			if err := config.Write(node.ConfigFile(a.path), c); err != nil {
 				return err

@@ -69,6 +69,8 @@ func TestConfigShowsWhereValuesComeFrom(t *testing.T) {
 		expect(t, at(t, dir, "config", "set", c.field, c.value), exitUsage, c.field, c.says)
 	}
 	expect(t, at(t, dir, "config", "get", "x"), exitUsage, "no such field")
+	expect(t, at(t, dir, "config", "get", "mdns"), exitUsage, "did you mean network.mdns?")
+	expect(t, at(t, dir, "config", "set", "mdns", "true"), exitUsage, "did you mean network.mdns?")
 	if now, _ := os.ReadFile(filepath.Join(dir, "config.yaml")); string(now) != string(file) {
 		t.Error("a refused value changed the file")
 	}

@@ -187,10 +187,22 @@ func versionVerb(a *app) *cobra.Command {
 		Example: `  latchkey version -o json`,
 		Args:    exactly(0),
 		RunE: func(*cobra.Command, []string) error {
-			v := api.Version{Version: buildVersion(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
-			return a.value(v, func(w io.Writer) { fmt.Fprintf(w, "latchkey %s (%s, %s)\n", v.Version, v.Go, v.Platform) })
+			v := struct {
+				api.Version
+				Revision string `json:"revision"` // of the checkout it was built from; empty when unknown
+			}{api.Version{Version: buildVersion(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}, buildRevision()}
+			return a.value(v, func(w io.Writer) { fmt.Fprintln(w, buildLine()) })
 		},
 	}
+}
+
+// buildLine tells in one line which build this is.
+func buildLine() string {
+	revision := ""
+	if r := buildRevision(); r != "" {
+		revision = "revision " + r + ", "
+	}
+	return fmt.Sprintf("latchkey %s (%s%s, %s/%s)", buildVersion(), revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // buildVersion is the module's version, which Go derives from the checkout it built.
@@ -199,6 +211,27 @@ func buildVersion() string {
 		return b.Main.Version
 	}
 	return "(unknown)"
+}
+
+// buildRevision is the commit of the checkout that was built, with +dirty if there was more than that; empty when unknown.
+func buildRevision() string {
+	b, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	revision, dirty := "", ""
+	for _, s := range b.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value[:min(len(s.Value), 12)]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = "+dirty"
+		}
+	}
+	if revision == "" {
+		return ""
+	}
+	return revision + dirty
 }
 
 func completionVerb(a *app) *cobra.Command {

@@ -463,3 +463,10 @@ func TestAFileThatHoldsAnInvitationIsReadByTheShell(t *testing.T) {
 	ok(t, fed(t, filepath.Join(base, "b"), p.out.String(), "join", "-", "--profile", "test"))
 	ok(t, at(t, filepath.Join(base, "c"), "join", "\""+strings.TrimSpace(p.out.String())+"\"", "--profile", "test"))
 }
+
+func TestAnAddressThatIsNotOursIsOneLine(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	initTest(t, dir)
+	expect(t, at(t, dir, "daemon", "--listen", "/ip4/192.0.2.77/tcp/4701"), exitFailure, "cannot listen at", "192.0.2.77")
+}

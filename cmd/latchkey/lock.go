@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -59,7 +60,10 @@ Without CMD, lock prints one line of JSON and holds the lock until interrupted (
 standard input closes (exit 0). Input from /dev/null, or none at all, says nothing: then only a signal ends it.
 
 A lock that is called like a verb below (info), or starts with a dash, is named after --:
-  latchkey lock -- info -- ./build.sh`,
+  latchkey lock -- info -- ./build.sh
+
+Exit code 75 (or -E) says that somebody else held the lock all the time. A group that cannot answer, since too many of
+its members are down or cut off, is an error: 1, whatever -E says.`,
 		Example: `  latchkey lock nightly -- ./build.sh          # one at a time, on every machine
   latchkey lock nightly --try -E 0 -- ./build.sh   # or not at all, which is fine
   latchkey lock nightly --wait 30s -- ./build.sh   # exit 75 when not ours by then
@@ -80,6 +84,12 @@ A lock that is called like a verb below (info), or starts with a dash, is named 
 			return a.lock(c.Context(), name, argv, f)
 		},
 	}
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if words := c.Flags().Args(); len(words) > 1 { // NAME and a command whose flags were taken for ours
+			return fmt.Errorf("%w; put -- before a command: latchkey lock %s -- %s ...", flagError(c, err), shellWord(words[0]), shellWords(words[1:]))
+		}
+		return flagError(c, err)
+	})
 	c.Flags().DurationVar(&f.ttl, "ttl", 0, "how long the lock survives us when we stop: 1s to the overlay's longest, which is 1m, in testnets 10s (default 15s, or the longest)")
 	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for the lock (default without limit; 0 is --try)")
 	c.Flags().BoolVar(&f.try, "try", false, "do not wait")
@@ -102,12 +112,26 @@ func lockArgs(args []string, dash int) (name string, argv []string, err error) {
 			argv = argv[1:]
 		}
 		return name, argv, nil
+	case slices.Contains(laterVerbs, args[0]) && dash < 0:
+		return "", nil, usagef("lock: %q is not a verb yet; for a lock of that name: latchkey lock -- %s", args[0], args[0])
 	case dash > 1 || dash < 0 && len(args) > 1:
-		return "", nil, usagef("lock: unexpected %q after the name; put -- before a command: latchkey lock %s -- %s", args[1], args[0], args[1])
+		return "", nil, usagef("lock: unexpected %q after the name; put -- before a command: latchkey lock %s -- %s", args[1], shellWord(args[0]), shellWords(args[1:]))
 	case slices.Contains(laterVerbs, args[0]):
 		return "", nil, usagef("lock: %q is not a verb yet; for a lock of that name: latchkey lock -- %s", args[0], args[0])
 	}
 	return args[0], args[1:], nil
+}
+
+// shellWords writes words as one types them to a shell, the first -- left out.
+func shellWords(args []string) string {
+	if i := slices.Index(args, "--"); i >= 0 {
+		args = slices.Delete(slices.Clone(args), i, i+1)
+	}
+	words := make([]string, len(args))
+	for i, s := range args {
+		words[i] = shellWord(s)
+	}
+	return strings.Join(words, " ")
 }
 
 func (f *lockFlags) check(ttlSet bool) error {
@@ -137,7 +161,7 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 	var program string
 	if len(argv) > 0 {
 		var err error
-		if program, err = exec.LookPath(argv[0]); err != nil { // before anybody waits for us
+		if program, err = lookPath(argv[0]); err != nil { // before anybody waits for us
 			return commandError(err)
 		}
 	}
@@ -257,6 +281,17 @@ func (a *app) release(daemon *api.Client, held *lockservice.Handle) {
 
 // note tells the person at the terminal something that no program reads.
 func (a *app) note(text string) { fmt.Fprintf(a.err, "latchkey: %s\n", text) }
+
+// lookPath finds a program as [exec.LookPath] does, and says of a directory that it is one.
+func lookPath(name string) (string, error) {
+	program, err := exec.LookPath(name)
+	if err != nil && strings.ContainsRune(name, filepath.Separator) {
+		if info, statErr := os.Stat(name); statErr == nil && info.IsDir() {
+			return "", fmt.Errorf("%s is a directory: %w", name, os.ErrPermission)
+		}
+	}
+	return program, err
+}
 
 // commandError is the end of lock when its command did not start.
 func commandError(err error) error {

@@ -219,6 +219,7 @@ func TestLockEndsAsItsCommandDid(t *testing.T) {
 		{[]string{"n", "--", "sh", "-c", "kill -INT $$"}, 130},
 		{[]string{"n", "--", "no-such-command-anywhere"}, 127},
 		{[]string{"n", "--", filepath.Join(d.dir, "nothing")}, 127},
+		{[]string{"n", "--", d.dir}, 126},
 		{[]string{"n", "--", script}, 126},
 		{[]string{"--", "info", "--", "sh", "-c", "exit 4"}, 4},
 		{[]string{"--ttl", "2s", "n", "--", "sh", "-c", `test "$1" = -- && test "$2" = --ttl`, "sh", "--", "--ttl"}, 0},

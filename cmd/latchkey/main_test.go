@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"io"
@@ -228,6 +229,12 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"completion"}, "usage:"},
 		{[]string{"lock"}, "which lock?"},
 		{[]string{"lock", "n", "cmd"}, "put -- before a command: latchkey lock n -- cmd"},
+		{[]string{"lock", "n", "sh", "-c", "x"}, "put -- before a command: latchkey lock n -- sh ..."},
+		{[]string{"lock", "release", "n"}, "not a verb yet"},
+		{[]string{"lock", "ls", "n"}, "not a verb yet"},
+		{[]string{"lock", "n", "--ttl", "15"}, "write 15s"},
+		{[]string{"lock", "n", "--api", os.TempDir()}, "is a directory"},
+		{[]string{"-o", "json", "lock", "n", "--try", "--wait", "1s"}, `{"error":"lock: --try and --wait exclude each other","code":2}`},
 		{[]string{"lock", "n", "cmd", "--", "x"}, "put -- before a command"},
 		{[]string{"lock", "ls"}, "latchkey lock -- ls"},
 		{[]string{"lock", "info"}, "usage: latchkey lock info NAME"},
@@ -349,6 +356,14 @@ func TestInformationInEachFormat(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, nil)
 	d.hold("held")
+	revision := "" // of the checkout we test, unless it is none
+	if b, err := buildinfo.ReadFile(binary); err == nil {
+		for _, s := range b.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value[:12]
+			}
+		}
+	}
 	for _, c := range []struct {
 		args string
 		want []string
@@ -366,7 +381,9 @@ func TestInformationInEachFormat(t *testing.T) {
 		{"lock info free", []string{"state  free\n"}},
 		{"lock info free -o jsonl", []string{`"held":false,"holder":null,"token":"0"`}},
 		{"version", []string{"latchkey ", runtime.Version()}},
-		{"version -o json", []string{`"platform": "` + runtime.GOOS + "/" + runtime.GOARCH + `"`}},
+		{"--version", []string{"latchkey ", runtime.Version()}},
+		{"version", []string{revision}},
+		{"version -o json", []string{`"revision": "` + revision, `"platform": "` + runtime.GOOS + "/" + runtime.GOARCH + `"`}},
 		{"completion bash", []string{"__start_latchkey"}},
 		{"completion zsh", []string{"#compdef latchkey"}},
 		{"completion fish", []string{"complete -c latchkey"}},
