@@ -48,13 +48,14 @@ type Processes struct {
 	end      context.CancelCauseFunc
 	clean    func() error // closes once
 	watchers sync.WaitGroup
-	joining  sync.Mutex // held through a Join
+	joining  sync.Mutex // held while a place is added
 	nextPort func() (int, error)
-	starting sync.RWMutex // rules do not change while somebody who has read them is not yet told of changes; before mu
 	mu       sync.Mutex
 	closed   bool
 	places   []*place
 	standing faults
+	version  uint64        // of the standing faults and of who the peers are
+	news     chan struct{} // closed when there are any for those who wait; nil when nobody does
 }
 
 // place is a peer of [Processes] through its lives. What is not fixed is guarded by Processes.mu.
@@ -211,7 +212,7 @@ func (p *Processes) Status() Status {
 			Side: p.standing.sideOf(s.index), Fault: s.fault,
 		}
 		if s.child != nil {
-			q.PID = s.child.pid()
+			q.PID, q.Behind = s.child.pid(), s.child.told != p.version
 		}
 		st.Peers = append(st.Peers, q)
 	}

@@ -33,7 +33,14 @@ type child struct {
 	ended    chan struct{} // closed when the process is gone and its output is in the log
 	state    *os.ProcessState
 	lastLine string // of its output; like state, set before ended is closed
-	expected bool   // somebody has asked it to end; guarded by Processes.mu
+
+	// What follows is guarded by Processes.mu.
+	expected      bool   // somebody has asked it to end
+	told          uint64 // version of the rules that it has
+	telling       bool
+	failures      int    // to tell it rules
+	failedVersion uint64 // of the last failure
+	failure       error  // of the last attempt to tell it rules
 }
 
 func (c *child) pid() int    { return c.process.Pid }
@@ -113,6 +120,7 @@ func (p *Processes) bury(s *place, c *child) {
 	if !c.expected {
 		s.fault = c.how()
 	}
+	p.announceLocked()
 }
 
 // record copies what a process prints to its log until that ends, calls ready at the READY line, and returns the last line. A log

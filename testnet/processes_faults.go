@@ -4,22 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
-
-	"latchkey/testnet/wire"
 )
 
-// Times of a testnet of processes.
+// Times of a testnet of processes; tellPoll is that between two attempts to tell a peer its rules.
 const (
 	startMax = 20 * time.Second // until a started process serves
 	tellMax  = 5 * time.Second  // until a peer has taken its rules
+	tellPoll = 50 * time.Millisecond
 )
 
-// start starts the process of a peer that is down, and returns when it serves.
+// start starts the process of a peer that is down, and returns when it serves by the standing rules.
 func (p *Processes) start(ctx context.Context, s *place) error {
-	p.starting.RLock()
-	defer p.starting.RUnlock()
 	p.mu.Lock()
 	c, err := p.startLocked(s)
 	p.mu.Unlock()
@@ -30,17 +26,18 @@ func (p *Processes) start(ctx context.Context, s *place) error {
 	defer cancel()
 	select {
 	case <-c.ready:
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if s.child == c { // it may have ended since
-			s.ready = true
-		}
-		return nil
+		err = p.awaitReady(ctx, s, c)
 	case <-c.ended:
 		err = errors.New(c.how())
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-p.life.Done():
+		err = ErrClosed
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrClosed):
 		return ErrClosed
 	}
 	p.stop(c)
@@ -59,6 +56,8 @@ func (p *Processes) startLocked(s *place) (*child, error) {
 		return nil, describe(s, err)
 	}
 	s.child, s.left, s.fault = c, false, ""
+	c.told = p.version
+	p.watchers.Go(func() { p.inform(s, c) })
 	return c, nil
 }
 
@@ -114,32 +113,40 @@ func (p *Processes) Kill(i int, witness ...func()) error {
 	return nil
 }
 
-// Pause freezes peer i by SIGSTOP. Errors: [ErrNoPeer], [ErrDown], [ErrPaused] when it is already.
+// Pause freezes peer i by SIGSTOP. Errors: [ErrNoPeer], [ErrDown], [ErrPaused] when it is already, [ErrClosed].
 func (p *Processes) Pause(i int) error {
-	p.starting.RLock() // whoever tells rules does so to peers that can hear
-	defer p.starting.RUnlock()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s, c, err := p.livedLocked(i)
-	switch {
-	case err != nil:
+	for {
+		p.mu.Lock()
+		s, c, err := p.livedLocked(i)
+		switch {
+		case err != nil:
+		case s.paused:
+			err = fmt.Errorf("%w: %d, already", ErrPaused, i)
+		case !s.ready:
+			err = stillStarting(i)
+		case c.telling: // else it would hear former rules when it goes on
+			news := p.newsLocked()
+			p.mu.Unlock()
+			select {
+			case <-news:
+				continue
+			case <-p.life.Done():
+				return ErrClosed
+			}
+		default:
+			if err = describe(s, freeze(c.process)); err == nil {
+				s.paused = true
+				p.announceLocked()
+			}
+		}
+		p.mu.Unlock()
 		return err
-	case s.paused:
-		return fmt.Errorf("%w: %d, already", ErrPaused, i)
-	case !s.ready:
-		return stillStarting(i)
 	}
-	if err := freeze(c.process); err != nil {
-		return describe(s, err)
-	}
-	s.paused = true
-	return nil
 }
 
-// Resume lets peer i go on, and tells it the rules that it missed. Errors: [ErrNoPeer], [ErrDown], [ErrNotPaused].
+// Resume lets peer i go on, and waits until it has the rules that it missed. Errors: [ErrNoPeer], [ErrDown], [ErrNotPaused],
+// [ErrClosed].
 func (p *Processes) Resume(i int) error {
-	p.starting.RLock()
-	defer p.starting.RUnlock()
 	p.mu.Lock()
 	s, c, err := p.livedLocked(i)
 	switch {
@@ -149,17 +156,19 @@ func (p *Processes) Resume(i int) error {
 	default:
 		if err = describe(s, thaw(c.process)); err == nil {
 			s.paused = false
+			p.announceLocked()
 		}
 	}
-	var rules wire.Rules
+	version := p.version
+	var hearers []hearer
 	if err == nil {
-		rules = p.standing.rules(i, p.addrsLocked())
+		hearers = append(hearers, hearer{s, c, c.failures})
 	}
 	p.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return p.tell(p.life, s, c, rules)
+	return p.awaitTold(p.life, version, hearers)
 }
 
 // Restart starts the process of a peer that is down, and waits until it and the others that it can reach are connected. It has
@@ -180,6 +189,22 @@ func (p *Processes) Restart(ctx context.Context, i int) error {
 // Join adds a peer, waits as Restart does, and returns its number. A peer that does not come up keeps its number. Errors:
 // [ErrFull], [ErrClosed].
 func (p *Processes) Join(ctx context.Context) (int, error) {
+	s, version, hearers, err := p.place()
+	if err != nil {
+		return 0, err
+	}
+	// Rules that name the newcomer must reach the others before it does.
+	if err := p.awaitTold(ctx, version, hearers); err != nil {
+		return 0, err
+	}
+	if err := p.start(ctx, s); err != nil {
+		return 0, err
+	}
+	return s.index, p.awaitMesh(ctx, func(int) {})
+}
+
+// place adds a place for one more peer, with its directory, and returns what to wait for until all know its address.
+func (p *Processes) place() (s *place, version uint64, hearers []hearer, err error) {
 	p.joining.Lock()
 	defer p.joining.Unlock()
 	p.mu.Lock()
@@ -187,37 +212,28 @@ func (p *Processes) Join(ctx context.Context) (int, error) {
 	p.mu.Unlock()
 	switch {
 	case closed:
-		return 0, ErrClosed
+		return nil, 0, nil, ErrClosed
 	case n >= PeersMax:
-		return 0, fmt.Errorf("%w: it has %d", ErrFull, n)
+		return nil, 0, nil, fmt.Errorf("%w: it has %d", ErrFull, n)
 	}
-	s, err := p.newPlace()
-	if err != nil {
-		return 0, err
+	if s, err = p.newPlace(); err != nil {
+		return nil, 0, nil, err
 	}
 	var everybody []string // the founders may be on another side of a partition
 	for _, q := range p.Status().Peers {
 		everybody = append(everybody, q.Addr)
 	}
 	if err := p.furnish(s, everybody); err != nil {
-		return 0, errors.Join(err, removePeer(s.dir))
+		return nil, 0, nil, errors.Join(err, removePeer(s.dir))
 	}
-	// Rules that name the newcomer must reach the others before it does.
-	placed := false
-	err = p.change(ctx, func(f faults, _ int) (faults, error) {
-		p.places, placed = append(p.places, s), true
+	version, hearers, err = p.replace(func(f faults, _ int) (faults, error) {
+		p.places = append(p.places, s)
 		return f, nil
 	})
-	switch {
-	case !placed: // closed meanwhile
-		return 0, errors.Join(err, removePeer(s.dir))
-	case err != nil:
-		return 0, err
+	if err != nil { // closed meanwhile
+		return nil, 0, nil, errors.Join(err, removePeer(s.dir))
 	}
-	if err := p.start(ctx, s); err != nil {
-		return 0, err
-	}
-	return s.index, p.awaitMesh(ctx, func(int) {})
+	return s, version, hearers, nil
 }
 
 // Leave ends peer i by SIGTERM, and waits for the end of its process or of ctx. Errors: [ErrNoPeer], [ErrDown], [ErrPaused].
@@ -260,54 +276,4 @@ func (p *Processes) Heal(ctx context.Context) error {
 // Latency implements [Testnet].
 func (p *Processes) Latency(ctx context.Context, d time.Duration) error {
 	return p.change(ctx, func(f faults, _ int) (faults, error) { return f.delay(d) })
-}
-
-// change puts other faults in place of the standing ones, and tells them to every peer that can hear. to is given the standing
-// ones and the number of peers, and called with p.mu held.
-func (p *Processes) change(ctx context.Context, to func(faults, int) (faults, error)) error {
-	p.starting.Lock() // nobody is between having read the rules and hearing of others
-	defer p.starting.Unlock()
-	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
-		return ErrClosed
-	}
-	f, err := to(p.standing, len(p.places))
-	if err != nil {
-		p.mu.Unlock()
-		return err
-	}
-	p.standing = f
-	addrs := p.addrsLocked()
-	var wg sync.WaitGroup
-	errs := make([]error, len(p.places))
-	for i, s := range p.places {
-		if s.child != nil && !s.paused {
-			c := s.child
-			wg.Go(func() { errs[i] = p.tell(ctx, s, c, f.rules(i, addrs)) })
-		}
-	}
-	p.mu.Unlock()
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
-// tell gives one peer its rules. One that has ended needs none.
-func (p *Processes) tell(ctx context.Context, s *place, c *child, rules wire.Rules) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, tellMax, fmt.Errorf("it has not taken its rules after %v", tellMax))
-	defer cancel()
-	go func() {
-		select {
-		case <-c.ended:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	err := wire.Remote{Socket: s.wireSocket()}.SetRules(ctx, rules)
-	select {
-	case <-c.ended:
-		return nil
-	default:
-		return describe(s, err)
-	}
 }

@@ -75,6 +75,7 @@ type PeerStatus struct {
 	Up      bool   `json:"up"`
 	Founder bool   `json:"founder"`          // votes in the root group
 	Paused  bool   `json:"paused,omitempty"` // up, and frozen
+	Behind  bool   `json:"behind,omitempty"` // has not taken the rules of Side and Latency yet; it is told again until it does
 	Left    bool   `json:"left,omitempty"`   // down because it left, not because it was killed
 	Side    int    `json:"side"`             // of the partition, from 0 in the order given, those named in none last; 0 without a partition
 	PID     int    `json:"pid,omitempty"`    // of the peer's process; process mode only
