@@ -20,6 +20,8 @@ const (
 	fieldRelease
 )
 
+var acquireField, renewField, releaseField = protofield.Bytes(fieldAcquire), protofield.Bytes(fieldRenew), protofield.Bytes(fieldRelease)
+
 // commandOverhead is room for what an encoded command or result has beside the lock's name and text for people.
 const commandOverhead = 96
 
@@ -54,32 +56,17 @@ func decodeCommand(b []byte) (table.Command, error) {
 	if len(b) > commandBytesMax {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", errMalformed, len(b), commandBytesMax)
 	}
-	kind, body := 0, []byte(nil)
+	var kind protofield.Field
+	var body commandBody
 	r := protofield.Read(b)
 	for r.Next() {
-		switch n := r.Num(); n {
-		case fieldAcquire, fieldRenew, fieldRelease:
-			kind, body = n, r.Bytes()
-		}
-	}
-	if err := r.Err(); err != nil {
-		return nil, fmt.Errorf("%w: %v", errMalformed, err)
-	}
-	// The three have their first two fields in common.
-	var name string
-	var req, third, fourth uint64
-	r = protofield.Read(body)
-	for r.Next() {
-		switch n := r.Num(); n {
-		case 1:
-			name = r.String()
-		case 2:
-			req = r.Uint()
-		case 3:
-			third = r.Uint()
-		case 4:
-			if kind != fieldRelease {
-				fourth = r.Uint()
+		switch f := r.Field(); f {
+		case acquireField, renewField, releaseField:
+			if f != kind { // the last of the three counts
+				kind, body = f, commandBody{}
+			}
+			if err := body.read(r.Bytes()); err != nil {
+				return nil, fmt.Errorf("%w: %v", errMalformed, err)
 			}
 		}
 	}
@@ -89,16 +76,41 @@ func decodeCommand(b []byte) (table.Command, error) {
 	if kind == 0 {
 		return nil, fmt.Errorf("%w: command of an unknown kind", errMalformed)
 	}
-	if err := CheckName(name); err != nil {
+	if err := CheckName(body.name); err != nil {
 		return nil, err
 	}
 	switch kind {
-	case fieldAcquire:
-		return table.Acquire{Name: name, Req: req, TTL: time.Duration(third), Try: fourth != 0}, nil
-	case fieldRenew:
-		return table.Renew{Name: name, Req: req, Token: table.Token(third), TTL: time.Duration(fourth)}, nil
+	case acquireField:
+		return table.Acquire{Name: body.name, Req: body.req, TTL: time.Duration(body.third), Try: body.fourth != 0}, nil
+	case renewField:
+		return table.Renew{Name: body.name, Req: body.req, Token: table.Token(body.third), TTL: time.Duration(body.fourth)}, nil
 	}
-	return table.Release{Name: name, Req: req, Token: table.Token(third)}, nil
+	return table.Release{Name: body.name, Req: body.req, Token: table.Token(body.third)}, nil
+}
+
+// commandBody holds the fields of pb.Acquire, pb.Renew or pb.Release, of which the first two are the same and all are of the same wire
+// types. The last has no fourth.
+type commandBody struct {
+	name               string
+	req, third, fourth uint64
+}
+
+// read reads the fields that b has.
+func (c *commandBody) read(b []byte) error {
+	r := protofield.Read(b)
+	for r.Next() {
+		switch r.Field() {
+		case protofield.Bytes(1):
+			c.name = r.String()
+		case protofield.Number(2):
+			c.req = r.Uint()
+		case protofield.Number(3):
+			c.third = r.Uint()
+		case protofield.Number(4):
+			c.fourth = r.Uint()
+		}
+	}
+	return r.Err()
 }
 
 // groupResult is what a group answers to a command.
@@ -138,20 +150,23 @@ func decodeResult(b []byte) (res groupResult, err error) {
 	if len(b) > resultBytesMax {
 		return res, fmt.Errorf("%w: %d bytes, at most %d", errMalformed, len(b), resultBytesMax)
 	}
+	var holder bool
+	var client, peer []byte
 	r := protofield.Read(b)
 	for r.Next() {
-		switch r.Num() {
-		case 1:
+		switch r.Field() {
+		case protofield.Number(1):
 			res.status = pb.Status(r.Uint())
-		case 2:
+		case protofield.Number(2):
 			res.token = Token(r.Uint())
-		case 3:
+		case protofield.Number(3):
 			res.position = uint32(r.Uint())
-		case 4:
-			res.holder, err = readParty(r.Bytes())
-		case 5:
+		case protofield.Bytes(4):
+			holder = true
+			err = readParty(r.Bytes(), &client, &peer)
+		case protofield.Number(5):
 			res.waited = r.Bool()
-		case 6:
+		case protofield.Bytes(6):
 			res.detail = r.String()
 		}
 		if err != nil {
@@ -161,25 +176,25 @@ func decodeResult(b []byte) (res groupResult, err error) {
 	if err == nil {
 		err = r.Err()
 	}
+	if err == nil && holder {
+		err = setParty(client, peer, &res.holder.client, &res.holder.peer)
+	}
 	if err != nil {
 		return groupResult{}, fmt.Errorf("%w: %v", errMalformed, err)
 	}
 	return res, nil
 }
 
-func readParty(b []byte) (p party, err error) {
-	var client, peer []byte
+// readParty reads the fields of a pb.Party that b has.
+func readParty(b []byte, client, peer *[]byte) error {
 	r := protofield.Read(b)
 	for r.Next() {
-		switch r.Num() {
-		case 1:
-			client = r.Bytes()
-		case 2:
-			peer = r.Bytes()
+		switch r.Field() {
+		case protofield.Bytes(1):
+			*client = r.Bytes()
+		case protofield.Bytes(2):
+			*peer = r.Bytes()
 		}
 	}
-	if err = r.Err(); err == nil {
-		err = setParty(client, peer, &p.client, &p.peer)
-	}
-	return p, err
+	return r.Err()
 }

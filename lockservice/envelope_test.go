@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"latchkey/internal/protofield/odd"
 	"latchkey/lockservice/pb"
 	"latchkey/lockservice/table"
 )
@@ -56,6 +57,61 @@ func FuzzEnvelopes(f *testing.F) {
 		got, err := decodeResult(b)
 		if err != nil || got != r {
 			t.Errorf("read %+v, %v; want %+v", got, err, r)
+		}
+	})
+}
+
+// libraryCommand is decodeCommand by the protobuf library.
+func libraryCommand(b []byte) (table.Command, error) {
+	var m pb.Command
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return nil, err
+	}
+	var c table.Command
+	var name string
+	switch op := m.Op.(type) {
+	case *pb.Command_Acquire:
+		a := op.Acquire
+		name, c = a.Name, table.Acquire{Name: a.Name, Req: a.Req, TTL: time.Duration(a.TtlNs), Try: a.Try}
+	case *pb.Command_Renew:
+		r := op.Renew
+		name, c = r.Name, table.Renew{Name: r.Name, Req: r.Req, Token: table.Token(r.Token), TTL: time.Duration(r.TtlNs)}
+	case *pb.Command_Release:
+		r := op.Release
+		name, c = r.Name, table.Release{Name: r.Name, Req: r.Req, Token: table.Token(r.Token)}
+	default:
+		return nil, errMalformed
+	}
+	return c, CheckName(name)
+}
+
+// FuzzDecoders holds the decoding by hand against the protobuf library, of any bytes: a command is read in the same way by every replica,
+// whichever build it is of.
+func FuzzDecoders(f *testing.F) {
+	party := party{table.Client{1}, [32]byte{2}}
+	for _, b := range odd.Encodings(
+		encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Second, Try: true}),
+		encodeRenew(table.Renew{Name: "m", Req: 2, Token: 3, TTL: time.Minute}), encodeRelease(table.Release{Name: "o", Req: 4, Token: 5}),
+		groupResult{status: pb.Status_STATUS_LOCKED, token: 1, position: 2, holder: party, waited: true, detail: "d"}.encode(),
+	) {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		b = b[:min(len(b), commandBytesMax, resultBytesMax)]
+		got, err := decodeCommand(b)
+		want, wantErr := libraryCommand(b)
+		if (err == nil) != (wantErr == nil) || err == nil && got != want {
+			t.Errorf("command %x: %+v, %v; the library: %+v, %v", b, got, err, want, wantErr)
+		}
+		r, err := decodeResult(b)
+		var m pb.Result
+		wantErr = proto.Unmarshal(b, &m)
+		w := groupResult{status: m.Status, token: Token(m.Token), position: m.Position, waited: m.Waited, detail: m.Detail}
+		if wantErr == nil && m.Holder != nil {
+			wantErr = setParty(m.Holder.Client, m.Holder.Peer, &w.holder.client, &w.holder.peer)
+		}
+		if (err == nil) != (wantErr == nil) || err == nil && r != w {
+			t.Errorf("result %x: %+v, %v; the library: %+v, %v", b, r, err, w, wantErr)
 		}
 	})
 }

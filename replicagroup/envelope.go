@@ -22,25 +22,35 @@ func appendGroup(b []byte, num int, g order.GroupID) []byte {
 	return protofield.Close(b, at)
 }
 
-// groupField decodes a field that holds a pb.Group.
-func (d decoder) groupField(r *protofield.Reader) (order.GroupID, error) {
-	var prefix []byte
-	g := order.GroupID{Overlay: d.overlay}
-	f := protofield.Read(r.Bytes())
-	for f.Next() {
-		switch f.Num() {
-		case 1:
-			prefix = f.Bytes()
-		case 2:
-			g.Gen = f.Uint()
+// groupFields are the fields of a pb.Group.
+type groupFields struct {
+	present bool
+	prefix  []byte
+	gen     uint64
+}
+
+// read reads those that b has.
+func (g *groupFields) read(b []byte) error {
+	g.present = true
+	r := protofield.Read(b)
+	for r.Next() {
+		switch r.Field() {
+		case protofield.Bytes(1):
+			g.prefix = r.Bytes()
+		case protofield.Number(2):
+			g.gen = r.Uint()
 		}
 	}
-	if err := f.Err(); err != nil {
-		return g, err
+	return r.Err()
+}
+
+// groupOf returns the group that they name.
+func (d decoder) groupOf(g groupFields) (order.GroupID, error) {
+	if !g.present {
+		return order.GroupID{}, malformed("no group")
 	}
-	var err error
-	g.Prefix, err = decodePrefix(prefix)
-	return g, err
+	prefix, err := decodePrefix(g.prefix)
+	return order.GroupID{Overlay: d.overlay, Prefix: prefix, Gen: g.gen}, err
 }
 
 // appendEngineMessage appends an engine's message to another replica to a batch of them.
@@ -61,7 +71,7 @@ func (d decoder) engineBatch(data []byte) ([]engineEvent, error) {
 	events := make([]engineEvent, 0, 1) // mostly it is one
 	r := protofield.Read(data)
 	for r.Next() {
-		if r.Num() != 1 {
+		if r.Field() != protofield.Bytes(1) {
 			continue
 		}
 		if len(events) == engineMessagesMax {
@@ -80,30 +90,29 @@ func (d decoder) engineBatch(data []byte) ([]engineEvent, error) {
 }
 
 func (d decoder) engineMessage(data []byte) (e engineEvent, err error) {
-	var group bool
+	var group groupFields
 	var fromStore, toStore []byte
 	r := protofield.Read(data)
 	for r.Next() {
-		switch r.Num() {
-		case 1:
-			group = true
-			if e.group, err = d.groupField(&r); err != nil {
+		switch r.Field() {
+		case protofield.Bytes(1):
+			if err := group.read(r.Bytes()); err != nil {
 				return e, err
 			}
-		case 2:
+		case protofield.Number(2):
 			e.recv.From = order.ReplicaID(r.Uint())
-		case 3:
+		case protofield.Number(3):
 			e.to = order.ReplicaID(r.Uint())
-		case 4:
+		case protofield.Bytes(4):
 			fromStore = r.Bytes()
-		case 5:
+		case protofield.Bytes(5):
 			toStore = r.Bytes()
-		case 6:
+		case protofield.Bytes(6):
 			e.recv.Msg = r.Bytes()
 		}
 	}
-	if err = r.Err(); err == nil && !group {
-		err = malformed("no group")
+	if err = r.Err(); err == nil {
+		e.group, err = d.groupOf(group)
 	}
 	if err == nil {
 		err = fixed(e.recv.Store[:], fromStore, "store id")
@@ -128,40 +137,40 @@ func encodeCommand(g order.GroupID, view uint64, c order.Command) []byte {
 // command decodes a command. Its data aliases b.
 func (d decoder) command(b []byte) (commandEvent, error) {
 	var e commandEvent
-	var group bool
+	var group groupFields
 	var client []byte
 	r := protofield.Read(b)
 	for r.Next() {
-		switch r.Num() {
-		case 1:
-			group = true
-			var err error
-			if e.group, err = d.groupField(&r); err != nil {
+		switch r.Field() {
+		case protofield.Bytes(1):
+			if err := group.read(r.Bytes()); err != nil {
 				return e, malformed("command: %v", err)
 			}
-		case 2:
+		case protofield.Number(2):
 			e.view = r.Uint()
-		case 3:
+		case protofield.Bytes(3):
 			client = r.Bytes()
-		case 4:
+		case protofield.Number(4):
 			e.cmd.Seq = r.Uint()
-		case 5:
+		case protofield.Number(5):
 			e.cmd.Acked = r.Uint()
-		case 6:
+		case protofield.Bytes(6):
 			e.cmd.Service = r.String()
-		case 7:
+		case protofield.Bytes(7):
 			e.cmd.Data = r.Bytes()
 		}
 	}
-	if err := r.Err(); err != nil {
+	err := r.Err()
+	if err == nil {
+		e.group, err = d.groupOf(group)
+	}
+	if err != nil {
 		return e, malformed("command: %v", err)
 	}
 	if err := fixed(e.cmd.Client[:], client, "client id"); err != nil {
 		return e, err
 	}
 	switch {
-	case !group:
-		return e, malformed("command for no group")
 	case e.cmd.Client == order.ClientID{}, e.cmd.Service == session.TickService:
 		return e, malformed("command that only a leader's own host may give")
 	case len(e.cmd.Service) > order.ServiceBytesMax, len(e.cmd.Data) > order.DataBytesMax:
@@ -190,14 +199,14 @@ func (d decoder) reply(b []byte) (reply, error) {
 	var leader, descriptor []byte
 	r := protofield.Read(b)
 	for r.Next() {
-		switch r.Num() {
-		case 1:
+		switch r.Field() {
+		case protofield.Number(1):
 			a.status = pb.Status(r.Uint())
-		case 2:
+		case protofield.Bytes(2):
 			a.data = r.Bytes()
-		case 3:
+		case protofield.Bytes(3):
 			leader = r.Bytes()
-		case 4:
+		case protofield.Bytes(4):
 			descriptor = r.Bytes()
 		}
 	}

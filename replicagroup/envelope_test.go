@@ -2,14 +2,18 @@ package replicagroup
 
 import (
 	"bytes"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
 
+	"latchkey/internal/protofield"
+	"latchkey/internal/protofield/odd"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/session"
 )
 
 // FuzzEnvelopes holds the encoding by hand against the protobuf library.
@@ -88,4 +92,113 @@ func TestABatchOfTooManyMessagesIsRefused(t *testing.T) {
 	if _, err := testDecoder.engineBatch(b); err == nil {
 		t.Error("one message more: taken")
 	}
+}
+
+// libraryBatch, libraryCommand and libraryReply are the decoders by hand, by the protobuf library.
+func libraryBatch(b []byte) ([]engineEvent, error) {
+	var m pb.EngineBatch
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return nil, err
+	}
+	if len(m.Messages) > engineMessagesMax {
+		return nil, errMalformed
+	}
+	var events []engineEvent
+	for _, m := range m.Messages {
+		e := engineEvent{to: order.ReplicaID(m.To), recv: order.Recv{From: order.ReplicaID(m.From), Msg: m.Data}}
+		var err error
+		if e.group, err = testDecoder.group(m.Group); m.Group == nil {
+			err = errMalformed
+		}
+		if err = errors.Join(err, fixed(e.recv.Store[:], m.FromStore, ""), fixed(e.store[:], m.ToStore, "")); err != nil {
+			return nil, err
+		}
+		events = append(events, e)
+	}
+	return events, nil
+}
+
+func libraryCommand(b []byte) (e commandEvent, err error) {
+	var m pb.CommandRequest
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return e, err
+	}
+	e.view, e.cmd = m.View, order.Command{Seq: m.Seq, Acked: m.Acked, Service: m.Service, Data: m.Data}
+	if e.group, err = testDecoder.group(m.Group); err == nil {
+		err = fixed(e.cmd.Client[:], m.Client, "")
+	}
+	if m.Group == nil || e.cmd.Client == (order.ClientID{}) || m.Service == session.TickService ||
+		len(m.Service) > order.ServiceBytesMax || len(m.Data) > order.DataBytesMax {
+		err = errMalformed
+	}
+	return e, err
+}
+
+func libraryReply(b []byte) (a reply, err error) {
+	var m pb.Reply
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return a, err
+	}
+	a.status, a.data = m.Status, m.Data
+	if len(m.Leader) > 0 {
+		err = fixed(a.leader[:], m.Leader, "")
+	}
+	if err == nil && len(m.Descriptor_) > 0 {
+		a.descriptor, err = testDecoder.descriptor(m.Descriptor_)
+	}
+	return a, err
+}
+
+// FuzzDecoders holds the decoding by hand against the protobuf library, of any bytes: a message is read in the same way by every peer,
+// whichever build it is of.
+func FuzzDecoders(f *testing.F) {
+	d := testDescriptor()
+	g, other := d.Group, d.Group
+	other.Gen++
+	from, to := order.StoreID{1}, order.StoreID{2}
+	cmd := order.Command{Client: order.ClientID{9}, Seq: 1, Acked: 2, Service: "locks", Data: []byte("data")}
+	batch := appendEngineMessage(appendEngineMessage(nil, g, 1, 2, from, to, []byte("x")), other, 3, 4, to, from, nil)
+	for _, b := range odd.Encodings(
+		batch, encodeCommand(g, 5, cmd), encodeCommand(other, 6, cmd),
+		marshal(&pb.Reply{Status: pb.Status_MOVED, Data: []byte("data"), Leader: bytes.Repeat([]byte{7}, 32), Descriptor_: encodeDescriptor(d)}),
+	) {
+		f.Add(b)
+		f.Add(protofield.AppendBytes(nil, 1, b)) // what an engine's message is in a batch
+	}
+	for _, b := range odd.Encodings(protofield.AppendUint(protofield.AppendBytes(nil, 6, "engine"), 2, 3)) {
+		f.Add(protofield.AppendBytes(batch, 1, b))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		check := func(what string, got any, err error, want any, wantErr error) {
+			t.Helper()
+			if (err == nil) != (wantErr == nil) || err == nil && !reflect.DeepEqual(got, want) {
+				t.Errorf("%s %x: %+v, %v; the library: %+v, %v", what, b, got, err, want, wantErr)
+			}
+		}
+		events, err := testDecoder.engineBatch(b)
+		wantEvents, wantErr := libraryBatch(b)
+		for i := range events {
+			events[i].recv.Msg = noneIfEmpty(events[i].recv.Msg)
+		}
+		for i := range wantEvents {
+			wantEvents[i].recv.Msg = noneIfEmpty(wantEvents[i].recv.Msg)
+		}
+		check("batch", append([]engineEvent{}, events...), err, append([]engineEvent{}, wantEvents...), wantErr)
+		e, err := testDecoder.command(b)
+		wantE, wantErr := libraryCommand(b)
+		e.cmd.Data, wantE.cmd.Data = noneIfEmpty(e.cmd.Data), noneIfEmpty(wantE.cmd.Data)
+		check("command", e, err, wantE, wantErr)
+		a, err := testDecoder.reply(b)
+		wantA, wantErr := libraryReply(b)
+		a.data, wantA.data = noneIfEmpty(a.data), noneIfEmpty(wantA.data)
+		check("reply", a, err, wantA, wantErr)
+	})
+}
+
+// noneIfEmpty makes no difference between no bytes and none of them.
+func noneIfEmpty(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
+	}
+	return b
 }

@@ -82,6 +82,7 @@ var packages = map[string]int{
 	"internal/history":             support,
 	"internal/simworld":            support,
 	"internal/floors":              support,
+	"internal/protofield/odd":      support,
 	"replicagroup/order/ordertest": support,
 	"node/api/apitest":             support,
 	"dht/rawbench":                 support,

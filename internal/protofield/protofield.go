@@ -1,6 +1,11 @@
 // Package protofield reads and writes the protobuf encoding a field at a time. It is for the few messages that every operation
 // sends, where the reflection of the protobuf library would cost more than the operation's own work. The bytes are those the
-// library makes and takes, so the .proto file stays the description of such a message, and tests compare the two.
+// library makes and takes, so the .proto file stays the description of such a message, and tests compare the two: replicas whose
+// builds read a command in different ways would come to different states. To read any bytes as the library does:
+//
+//   - A field of another wire type than its own is skipped, being an unknown one. [Reader.Field] tells them apart.
+//   - Of a field that comes twice the latter counts. Messages are merged: the fields of the latter are read into what the former has
+//     left, and both have to be well-formed. The latter of two members of a oneof replaces the former, unless it is the same one.
 package protofield
 
 import (
@@ -17,8 +22,8 @@ var ErrMalformed = errors.New("protofield: malformed")
 // Reader takes the fields of one message off its front:
 //
 //	for r := protofield.Read(b); r.Next(); {
-//		switch r.Num() {
-//		case 1:
+//		switch r.Field() {
+//		case protofield.Bytes(1):
 //			name = r.String()
 //		}
 //	}
@@ -43,6 +48,10 @@ func (r *Reader) Next() bool {
 		return false
 	}
 	num, typ, n := protowire.ConsumeTag(r.rest)
+	if num > protowire.MaxValidNumber {
+		r.fail("number out of range") // which protowire allows in message sets
+		return false
+	}
 	if n >= 0 {
 		r.num, r.typ, r.rest = num, typ, r.rest[n:]
 		switch typ {
@@ -62,8 +71,21 @@ func (r *Reader) Next() bool {
 	return true
 }
 
-// Num returns the number of the field.
-func (r *Reader) Num() int { return int(r.num) }
+// Field is a field's number and wire type.
+type Field uint64
+
+// Number returns the field of this number when it is of an integer type, an enum or a bool.
+func Number(num int) Field {
+	return Field(protowire.EncodeTag(protowire.Number(num), protowire.VarintType))
+}
+
+// Bytes returns the field of this number when it is of type bytes or string, or a message.
+func Bytes(num int) Field {
+	return Field(protowire.EncodeTag(protowire.Number(num), protowire.BytesType))
+}
+
+// Field returns which field it is.
+func (r *Reader) Field() Field { return Field(protowire.EncodeTag(r.num, r.typ)) }
 
 // Uint returns the value of a field of an integer type.
 func (r *Reader) Uint() uint64 {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // sample is a message with a field of every kind, one of them a message of its own.
@@ -31,18 +33,18 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 		var flag bool
 		r := Read(sample(text))
 		for r.Next() {
-			switch r.Num() {
-			case 1:
+			switch r.Field() {
+			case Number(1):
 				number = r.Uint()
-			case 2:
+			case Bytes(2):
 				got = r.String()
-			case 3:
+			case Bytes(3):
 				f := Read(r.Bytes())
 				for f.Next() {
-					switch f.Num() {
-					case 1:
+					switch f.Field() {
+					case Number(1):
 						flag = f.Bool()
-					case 2:
+					case Bytes(2):
 						g := Read(f.Bytes())
 						for g.Next() {
 							inner = g.String()
@@ -55,7 +57,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 				if f.Err() != nil {
 					t.Errorf("%d: %v", n, f.Err())
 				}
-			case 4:
+			case Number(4):
 				last = r.Uint()
 			}
 		}
@@ -115,10 +117,11 @@ func TestUnknownFieldsAreSkipped(t *testing.T) {
 	b := protowire.AppendFixed32(protowire.AppendTag(nil, 9, protowire.Fixed32Type), 7)
 	b = protowire.AppendFixed64(protowire.AppendTag(b, 9, protowire.Fixed64Type), 7)
 	b = AppendUint(b, 1, 5)
+	b = AppendBytes(b, 1, "of another wire type")
 	got := uint64(0)
 	r := Read(b)
 	for r.Next() {
-		if r.Num() == 1 {
+		if r.Field() == Number(1) {
 			got = r.Uint()
 		}
 	}
@@ -132,7 +135,7 @@ func TestReadingAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		r := Read(b)
 		for r.Next() {
-			if r.Num() == 2 {
+			if r.Field() == Bytes(2) {
 				r.Bytes()
 			}
 		}
@@ -141,15 +144,35 @@ func TestReadingAllocatesNothing(t *testing.T) {
 	}
 }
 
+// FuzzRead holds what is well-formed against the protobuf library.
 func FuzzRead(f *testing.F) {
 	f.Add(sample("text"))
+	f.Add(protowire.AppendTag(nil, 1, protowire.EndGroupType))
+	f.Add([]byte{0x0b, 0x08, 0x01, 0x0c})                                                    // a group
+	f.Add([]byte{0x0b, 0x08, 0x01, 0x14})                                                    // which another one ends
+	f.Add([]byte{0x07})                                                                      // wire type 7
+	f.Add([]byte{0x00, 0x00})                                                                // field 0
+	f.Add(protowire.AppendVarint(nil, uint64(protowire.MaxValidNumber+1)<<3))                // and none there is either
+	f.Add(append(protowire.AppendVarint(nil, uint64(protowire.MaxValidNumber+1)<<3), 0))     // with a value
+	f.Add(append(protowire.AppendVarint(nil, uint64(protowire.MaxValidNumber)<<3), 0))       // the last one there is
+	f.Add([]byte{0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01})          // the largest number
+	f.Add([]byte{0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02})          // one too large
+	f.Add([]byte{0x88, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x00, 0x01, 0x88, 0}) // numbers longer than need be
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, fields := Read(b), 0
 		for ; r.Next(); fields++ {
-			_, _, _ = r.Uint(), r.Bytes(), r.Bool()
+			switch r.typ {
+			case protowire.VarintType:
+				r.Uint()
+			case protowire.BytesType:
+				r.Bytes()
+			}
 		}
 		if fields > len(b) {
 			t.Errorf("%d fields in %d bytes", fields, len(b))
+		}
+		if err := proto.Unmarshal(b, new(emptypb.Empty)); (err == nil) != (r.Err() == nil) {
+			t.Errorf("%x: %v; the library: %v", b, r.Err(), err)
 		}
 	})
 }
