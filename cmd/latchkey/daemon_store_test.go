@@ -202,7 +202,8 @@ func TestAllKilledAtOnceComeBackWithEveryLockAndToken(t *testing.T) {
 			}
 			for range 2 {
 				client++
-				wg.Go(func() { load(ctx, h, client, b, names, ttl, &done) })
+				id := client
+				wg.Go(func() { load(ctx, h, id, b, names, ttl, &done) })
 			}
 			kept = append(kept, take(t, b, fmt.Sprintf("kept%d by %s", round, filepath.Base(dir)), 50*time.Second))
 		}
@@ -284,12 +285,12 @@ func TestCopiedDirectoryIsRefused(t *testing.T) {
 	ok(t, at(t, b, "shutdown"))
 	d.wait()
 	restored, _ := startDaemon(t, b+"2", nil, "--restored")
-	if says := restored.err.String(); !strings.Contains(says, "the store has the new id ") || !strings.Contains(says, "Leave --restored out") {
-		t.Errorf("it says %q", says)
-	}
 	was := ok(t, at(t, b+"2", "id")).out.String()
 	ok(t, at(t, b+"2", "shutdown"))
 	restored.wait()
+	if says := restored.err.String(); !strings.Contains(says, "the store has the new id ") || !strings.Contains(says, "Leave --restored out") {
+		t.Errorf("it says %q", says)
+	}
 	startDaemon(t, b+"2", nil)
 	if is := ok(t, at(t, b+"2", "id")).out.String(); is != was {
 		t.Errorf("it was %s, and without --restored it is %s", was, is)

@@ -419,7 +419,8 @@ func TestDaemonMakesThePeerWhenAsked(t *testing.T) {
 	}
 	// Not anew: it is the same peer, of the same overlay.
 	d, again := startDaemon(t, dir, nil, "--init")
-	if again != ready || strings.Contains(d.err.String(), "made peer") {
+	ok(t, at(t, dir, "shutdown"))
+	if d.wait(); again != ready || strings.Contains(d.err.String(), "made peer") {
 		t.Errorf("it was %q and is %q, %s", ready, again, d.err.String())
 	}
 	expect(t, at(t, filepath.Join(dir, "x"), "daemon", "--init", "--init-profile", "client"), exitUsage, "hosts none")
@@ -469,4 +470,7 @@ func TestAnAddressThatIsNotOursIsOneLine(t *testing.T) {
 	dir := shortDir(t)
 	initTest(t, dir)
 	expect(t, at(t, dir, "daemon", "--listen", "/ip4/192.0.2.77/tcp/4701"), exitFailure, "cannot listen at", "192.0.2.77")
+	public := filepath.Join(dir, "public")
+	ok(t, at(t, public, "init", "--profile", "public"))
+	expect(t, at(t, public, "daemon", "--listen", "/ip4/192.0.2.77/udp/4701/quic-v1"), exitFailure, "cannot listen at", "192.0.2.77")
 }
