@@ -1,6 +1,7 @@
 package testnet
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,7 @@ const (
 	requestBytesMax = 4 << 10
 	answerBytesMax  = 1 << 20
 	headerTimeout   = 5 * time.Second
+	bodyTimeout     = 5 * time.Second
 	answerTimeout   = 30 * time.Second // of a request that waits for peers
 	closeTimeout    = time.Second
 )
@@ -41,14 +43,14 @@ var (
 )
 
 // DefaultDir returns the directory of a testnet that is given none: "latchkey-testnet" in XDG_RUNTIME_DIR where that is set, else
-// "latchkey/testnet" in the user's cache directory, else in the directory for temporary files.
+// "latchkey/testnet" in the user's cache directory, else "latchkey-testnet-" and the user's number in the directory for temporary files.
 func DefaultDir() string {
 	if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" {
 		return filepath.Join(run, "latchkey-testnet")
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		cache = os.TempDir()
+		return filepath.Join(os.TempDir(), "latchkey-testnet-"+strconv.Itoa(os.Getuid()))
 	}
 	return filepath.Join(cache, "latchkey", "testnet")
 }
@@ -67,7 +69,7 @@ type Control struct {
 }
 
 // Claim takes dir for a testnet, makes it if needed, removes what a testnet left there that was killed, and begins to answer that
-// the testnet is starting. Errors: [ErrRunning], [api.ErrAddr] when the socket's path is too long.
+// the testnet is starting. A directory that is there must be this user's alone. Errors: [ErrRunning], [ErrOptions], [api.ErrAddr] when the socket's path is too long.
 func Claim(dir string) (*Control, error) {
 	if _, err := api.ParseAddr(controlSocket(dir)); err != nil {
 		return nil, fmt.Errorf("testnet: %w", err)
@@ -75,6 +77,9 @@ func Claim(dir string) (*Control, error) {
 	made := missing(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("testnet: directory: %w", err)
+	}
+	if err := checkPrivate(dir); err != nil {
+		return nil, err
 	}
 	l, err := api.Listen(controlSocket(dir))
 	if errors.Is(err, api.ErrInUse) {
@@ -222,6 +227,24 @@ func decodeRequest(body io.Reader, into any) error {
 	if err := d.Decode(into); err != nil {
 		return fmt.Errorf("%w: the request makes no sense: %w", ErrOptions, err)
 	}
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("%w: the request makes no sense: something follows it", ErrOptions)
+	}
+	return nil
+}
+
+// receive reads the body of a request, whatever it is for, within bodyTimeout. The server's own bound would hold until the answer, and
+// some answers take longer.
+func receive(w http.ResponseWriter, r *http.Request) error {
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(time.Now().Add(bodyTimeout)) // the connections of a socket have deadlines
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		w.Header().Set("Connection", "close") // the deadline stays, so that nobody waits for the rest
+		return fmt.Errorf("%w: the request has not come whole: %w", ErrOptions, err)
+	}
+	_ = c.SetReadDeadline(time.Time{})
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	return nil
 }
 
@@ -229,8 +252,10 @@ func decodeRequest(body io.Reader, into any) error {
 func (c *Control) handle(fn func(r *http.Request, t Testnet) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var answer any
-		err := ErrStarting
-		if t := c.testnet.Load(); t != nil {
+		err := receive(w, r)
+		if t := c.testnet.Load(); err == nil && t == nil {
+			err = ErrStarting
+		} else if err == nil {
 			ctx, cancel := context.WithTimeoutCause(r.Context(), answerTimeout, fmt.Errorf("testnet: it took longer than %v", answerTimeout))
 			defer cancel()
 			answer, err = fn(r.WithContext(ctx), *t)

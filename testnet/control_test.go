@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -171,6 +172,7 @@ func TestRequestsThatMakeNoSenseAreRefused(t *testing.T) {
 	for _, tc := range []struct{ path, body string }{
 		{"partition", ""}, {"partition", "[]"}, {"partition", `{"side":[[0]]}`}, {"partition", `{"sides":[["x"]]}`},
 		{"partition", `{"sides":[[0` + strings.Repeat(",1", requestBytesMax) + `]]}`}, {"latency", `{"latency_ns":"1s"}`},
+		{"latency", `{"latency_ns":1} {"latency_ns":2}`}, {"latency", `{"latency_ns":1}garbage`},
 	} {
 		resp, err := client.Post("http://testnet/"+tc.path, "application/json", strings.NewReader(tc.body))
 		if err != nil {
@@ -184,6 +186,58 @@ func TestRequestsThatMakeNoSenseAreRefused(t *testing.T) {
 	}
 	if len(net.asked) > 0 {
 		t.Errorf("asked for %v", net.asked)
+	}
+}
+
+// Whoever does not finish a request, needed or not, is not waited for, while one that takes long to answer is.
+func TestARequestThatIsNotFinishedEnds(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	c, testnet := claim(t, dir), &slow{joining: make(chan struct{})}
+	c.Serve(testnet)
+	joined := make(chan error, 1)
+	go func() {
+		_, err := Dial(dir).Join(t.Context())
+		joined <- err
+	}()
+	<-testnet.joining
+	var conns []net.Conn
+	for _, path := range []string{"/heal", "/latency", "/kill/0"} {
+		conn, err := net.Dial("unix", controlSocket(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conns = append(conns, conn)
+		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, conn := range conns {
+		conn.SetReadDeadline(time.Now().Add(4 * bodyTimeout))
+		if answer, err := io.ReadAll(conn); err != nil || !strings.Contains(string(answer), "has not come whole") {
+			t.Errorf("%q, %v", answer, err)
+		}
+	}
+	close(testnet.joining)
+	if err := <-joined; err != nil || len(testnet.asked) > 0 {
+		t.Errorf("%v; asked for %v", err, testnet.asked)
+	}
+}
+
+// slow is a testnet whose Join takes until joining is closed, and whose context must not end before.
+type slow struct {
+	recorder
+	joining chan struct{}
+}
+
+func (s *slow) Join(ctx context.Context) (int, error) {
+	s.joining <- struct{}{}
+	select {
+	case <-s.joining:
+		return 0, nil
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
 	}
 }
 
