@@ -79,6 +79,8 @@ func state(p testnet.PeerStatus) string {
 	switch {
 	case p.Paused:
 		return "paused"
+	case p.Up && p.Behind:
+		return "behind"
 	case p.Up:
 		return "up"
 	case p.PID != 0:
