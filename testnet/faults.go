@@ -24,20 +24,20 @@ func (f faults) partition(n int, sides [][]int) (faults, error) {
 	f.side, f.sides = make(map[int]int), len(sides)
 	for s, members := range sides {
 		if len(members) == 0 {
-			return f, fmt.Errorf("%w: partition: side %d is empty", ErrOptions, s)
+			return f, fmt.Errorf("%w: side %d is empty", ErrOptions, s)
 		}
 		for _, i := range members {
 			if err := checkNumber(i, n); err != nil {
 				return f, err
 			}
 			if t, twice := f.side[i]; twice && t != s {
-				return f, fmt.Errorf("%w: partition: peer %d is on two sides", ErrOptions, i)
+				return f, fmt.Errorf("%w: peer %d is on two sides", ErrOptions, i)
 			}
 			f.side[i] = s
 		}
 	}
 	if len(sides) == 0 || len(sides) == 1 && len(f.side) == n {
-		return f, fmt.Errorf("%w: partition: all peers are on one side", ErrOptions)
+		return f, fmt.Errorf("%w: a partition needs two sides, and all peers are on one", ErrOptions)
 	}
 	return f, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	logging "github.com/ipfs/go-log/v2"
+	"github.com/libp2p/go-libp2p/gologshim"
 	"github.com/spf13/cobra"
 
 	"latchkey/lockservice"
@@ -167,18 +169,28 @@ func (a *app) prepare() error {
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, a.logLevel) {
 		return fmt.Errorf("--log-level %s: use debug, info, warn or error", a.logLevel)
 	}
-	// The libraries below us log errors only, unless GOLOG_LOG_LEVEL says otherwise. What libp2p's container of parts logs comes
-	// back as an error too.
+	// The libraries below us log errors only, unless GOLOG_LOG_LEVEL says otherwise.
 	if os.Getenv("GOLOG_LOG_LEVEL") == "" {
-		if err := logging.SetLogLevel("fx", "fatal"); err != nil && !errors.Is(err, logging.ErrNoSuchLogger) {
-			return fmt.Errorf("--log-level: %w", err)
-		}
+		gologshim.SetDefaultHandler(startSilently{slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})})
 	}
 	if err := logging.SetLogLevelRegex("^latchkey/", a.logLevel); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
 	a.parsed = true
 	return nil
+}
+
+// startSilently drops what libp2p logs about a host that did not start: it comes back as an error too, which we print.
+type startSilently struct{ slog.Handler }
+
+// WithAttrs implements [slog.Handler]. libp2p names a part of itself so.
+func (h startSilently) WithAttrs(attrs []slog.Attr) slog.Handler {
+	for _, a := range attrs {
+		if a.Key == "logger" && a.Value.String() == "p2p-config" {
+			return slog.DiscardHandler
+		}
+	}
+	return h.Handler.WithAttrs(attrs)
 }
 
 // defaultPath is LATCHKEY_PATH, else .latchkey in the home directory, else here.

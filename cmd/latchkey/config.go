@@ -82,7 +82,7 @@ func fieldMeant(name string) string {
 
 // loadConfig reads what a daemon without flags would run with.
 func (a *app) loadConfig() (config.Loaded, error) {
-	if _, err := node.PeekDir(a.path); err != nil {
+	if _, err := a.peekDir(); err != nil {
 		return config.Loaded{}, err
 	}
 	return config.Load(node.ConfigFile(a.path), os.Environ(), nil)
@@ -156,7 +156,7 @@ func configSetVerb(a *app) *cobra.Command {
 		Args:              exactly(2),
 		ValidArgsFunction: completeField,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if _, err := node.PeekDir(a.path); err != nil && !errors.Is(err, config.ErrInvalid) {
+			if _, err := a.peekDir(); err != nil && !errors.Is(err, config.ErrInvalid) {
 				return err // before a lock is made where no peer is
 			}
 			unlock, err := a.lockConfig(cmd.Context())
@@ -164,7 +164,7 @@ func configSetVerb(a *app) *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, unlock()) }()
-			dir, err := node.PeekDir(a.path)
+			dir, err := a.peekDir()
 			if errors.Is(err, config.ErrInvalid) {
 				return fmt.Errorf("%w; mend it by: latchkey config edit%s", err, a.pathFlag())
 			} else if err != nil {
@@ -220,7 +220,7 @@ func configEditVerb(a *app) *cobra.Command {
 // configEdit lets an editor change a draft, which replaces the file when it is in order. What is not stays beside it, and is where
 // the next edit begins, unless the file has changed since.
 func (a *app) configEdit(ctx context.Context) (err error) {
-	if _, err := node.PeekDir(a.path); err != nil && !errors.Is(err, config.ErrInvalid) {
+	if _, err := a.peekDir(); err != nil && !errors.Is(err, config.ErrInvalid) {
 		return err
 	}
 	psk, err := node.ReadSwarmKey(a.path)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -50,7 +52,7 @@ invitation says. That takes a list of who may join, which overlays of this versi
 }
 
 func (a *app) invite(ctx context.Context) error {
-	dir, err := node.PeekDir(a.path)
+	dir, err := a.peekDir()
 	if err != nil {
 		return err
 	}
@@ -96,6 +98,19 @@ func (a *app) invite(ctx context.Context) error {
 		note("its addresses are of the loopback: it is of no use on another machine")
 	}
 	return nil
+}
+
+// peekDir reads the peer's directory. A peer of a testnet that shares its process with others has none, only a socket where it
+// would be.
+func (a *app) peekDir() (*node.DirInfo, error) {
+	dir, err := node.PeekDir(a.path)
+	if errors.Is(err, node.ErrNotInitialised) {
+		if info, statErr := os.Stat(filepath.Join(a.path, "api.sock")); statErr == nil && info.Mode()&os.ModeSocket != 0 {
+			return dir, fmt.Errorf("%s has a daemon's socket and no peer: a testnet in one process keeps no keys or configuration of its peers on disk; "+
+				"latchkey testnet up --mode process does", a.path)
+		}
+	}
+	return dir, err
 }
 
 // whereabouts asks the daemon where it and its peers are; nil when none answers.

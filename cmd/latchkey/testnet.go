@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"latchkey/node/api"
 	"latchkey/testnet"
 	"latchkey/testnet/demo"
 )
@@ -44,6 +45,11 @@ disk, in N/store. While more than f of a group's 2f+1 members are down, the grou
 	for _, v := range peerVerbs {
 		c.AddCommand(v.command(a, &dir))
 	}
+	for _, name := range []string{"down", "stop"} { // which other tools have
+		c.AddCommand(&cobra.Command{Use: name, Hidden: true, RunE: func(*cobra.Command, []string) error {
+			return usagef("testnet %s: there is no such verb: Ctrl-C in the terminal of \"latchkey testnet up\" ends it", name)
+		}})
+	}
 	return c
 }
 
@@ -56,6 +62,11 @@ func testnetDir(dir string) string {
 		return abs
 	}
 	return dir
+}
+
+// dirTooLong is the end of a verb whose directory has no room for the paths of sockets.
+func dirTooLong(dir string) error {
+	return usagef("testnet: --dir %s: the path of a socket in it has %d bytes, more than this system allows; choose a shorter --dir, like /tmp/net", dir, len(dir)+len("/control.sock"))
 }
 
 // dirFlag is the --dir that a command line needs to mean this testnet.
@@ -127,6 +138,8 @@ func (a *app) testnet(c *cobra.Command, dir string, fn func(ctx context.Context,
 	switch {
 	case errors.Is(err, testnet.ErrNotRunning):
 		return exitf(exitUnreachable, "%w; start one with: latchkey testnet up%s", err, dirFlag(dir))
+	case errors.Is(err, api.ErrAddr):
+		return dirTooLong(dir)
 	case errors.Is(err, testnet.ErrNoPeer), errors.Is(err, testnet.ErrOptions), errors.Is(err, testnet.ErrMode):
 		return usagef("%w", err)
 	}

@@ -17,31 +17,60 @@ type peerVerb struct {
 	name, short, long, example string
 	done                       string // what has happened to a peer then
 	do                         func(*testnet.Remote, context.Context, int) error
+	fits                       func(testnet.PeerStatus) error // why it cannot be done to a peer; nil: it can
+}
+
+func notDown(p testnet.PeerStatus) error {
+	if !p.Up && p.PID == 0 {
+		return fmt.Errorf("%w: %d", testnet.ErrDown, p.N)
+	}
+	return nil
+}
+
+func notUp(p testnet.PeerStatus) error {
+	if p.Up || p.PID != 0 {
+		return fmt.Errorf("%w: %d", testnet.ErrUp, p.N)
+	}
+	return nil
+}
+
+func notAway(p testnet.PeerStatus) error {
+	if p.Paused {
+		return fmt.Errorf("%w: %d", testnet.ErrPaused, p.N)
+	}
+	return notDown(p)
+}
+
+func notAwake(p testnet.PeerStatus) error {
+	if !p.Paused {
+		return fmt.Errorf("%w: %d", testnet.ErrNotPaused, p.N)
+	}
+	return nil
 }
 
 // peerVerbs are all of these.
 var peerVerbs = []peerVerb{
 	{
-		name: "kill", short: "kill peers without a goodbye", done: "killed", do: (*testnet.Remote).Kill,
+		name: "kill", short: "kill peers without a goodbye", done: "killed", do: (*testnet.Remote).Kill, fits: notDown,
 		example: `  latchkey testnet kill 3
   latchkey testnet kill 0,2`,
 	}, {
-		name: "restart", short: "start peers again that were killed or have left", done: "restarted", do: (*testnet.Remote).Restart,
+		name: "restart", short: "start peers again that were killed or have left", done: "restarted", do: (*testnet.Remote).Restart, fits: notUp,
 		long: `restart starts each peer with the identity and the port it had, and waits until it and those that it can reach are
 connected. In one process it finds the replicas that it had; as a process of its own it has lost them.`,
 		example: `  latchkey testnet restart 3
   latchkey testnet restart 0-2`,
 	}, {
-		name: "pause", short: "freeze peers, as SIGSTOP does", done: "paused", do: (*testnet.Remote).Pause,
+		name: "pause", short: "freeze peers, as SIGSTOP does", done: "paused", do: (*testnet.Remote).Pause, fits: notAway,
 		long: `pause freezes the processes of peers: nothing of them runs, their connections stay open, and the system takes what
 others send until its buffers are full. It needs a testnet of "up --mode process".`,
 		example: `  latchkey testnet pause 3
   latchkey testnet pause [0-1]`,
 	}, {
-		name: "resume", short: "let paused peers go on", done: "resumed", do: (*testnet.Remote).Resume,
+		name: "resume", short: "let paused peers go on", done: "resumed", do: (*testnet.Remote).Resume, fits: notAwake,
 		example: `  latchkey testnet resume 3`,
 	}, {
-		name: "leave", short: "have peers leave in an orderly way, as SIGTERM does", done: "left", do: (*testnet.Remote).Leave,
+		name: "leave", short: "have peers leave in an orderly way, as SIGTERM does", done: "left", do: (*testnet.Remote).Leave, fits: notAway,
 		example: `  latchkey testnet leave 5
   latchkey testnet leave 5-6`,
 	},
@@ -64,13 +93,14 @@ func (v peerVerb) command(a *app, dir *string) *cobra.Command {
 			}
 			return a.testnet(c, *dir, func(ctx context.Context, r *testnet.Remote) error {
 				done, err := v.each(ctx, r, list)
-				return errors.Join(a.peersDone(done, len(list)), err)
+				return errors.Join(a.peersDone(done), err)
 			})
 		},
 	}
 }
 
-// each does it to one peer after the other, until the first failure. It does nothing to anybody when one does not exist.
+// each does it to one peer after the other, until the first failure. It does nothing to anybody when one does not exist, or it
+// cannot be done to one.
 func (v peerVerb) each(ctx context.Context, r *testnet.Remote, list []int) (done []peerDone, err error) {
 	if len(list) > 1 {
 		st, err := r.Status(ctx)
@@ -79,6 +109,11 @@ func (v peerVerb) each(ctx context.Context, r *testnet.Remote, list []int) (done
 		}
 		if err := known(st, list); err != nil {
 			return nil, err
+		}
+		for _, i := range list {
+			if err := v.fits(st.Peers[i]); err != nil && (st.Mode == testnet.ModeProcess || v.name != "pause" && v.name != "resume") {
+				return nil, fmt.Errorf("%w; nothing was done to the others", err)
+			}
 		}
 	}
 	for _, i := range list {
@@ -91,19 +126,15 @@ func (v peerVerb) each(ctx context.Context, r *testnet.Remote, list []int) (done
 }
 
 // peersDone says what has happened, to all of those named or to the first of them.
-func (a *app) peersDone(done []peerDone, named int) error {
-	text := func(w io.Writer) {
+func (a *app) peersDone(done []peerDone) error {
+	if len(done) == 0 {
+		return nil
+	}
+	return a.list("peers", anys(done), func(w io.Writer) {
 		for _, d := range done {
 			fmt.Fprintf(w, "peer %d %s\n", d.N, d.Done)
 		}
-	}
-	switch {
-	case len(done) == 0:
-		return nil
-	case named == 1:
-		return a.value(done[0], text)
-	}
-	return a.list("peers", anys(done), text)
+	})
 }
 
 func testnetJoinVerb(a *app, dir *string) *cobra.Command {
@@ -119,7 +150,7 @@ func testnetJoinVerb(a *app, dir *string) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.peersDone([]peerDone{{i, "joined"}}, 1)
+				return a.value(peerDone{i, "joined"}, func(w io.Writer) { fmt.Fprintf(w, "peer %d joined\n", i) })
 			})
 		},
 	}

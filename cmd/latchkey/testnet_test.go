@@ -195,9 +195,30 @@ func TestATestnetIsUsedKilledAndRestartedFromTheCommandLine(t *testing.T) {
 			t.Errorf("%s: exit %d: %q, want %q; %s", step.line, code, out, step.want, errs)
 		}
 	}
-	// What was done before the failure is told.
-	if out, errs, code := typed("testnet", "kill", "1,2,0", "--dir", dir); code != exitFailure || out != "peer 1 killed\n" || !strings.Contains(errs, "down") {
+	// One peer that it cannot be done to spares the others.
+	if out, errs, code := typed("testnet", "kill", "1,2,0", "--dir", dir); code != exitFailure || out != "" || !strings.Contains(errs, "peer is down: 2; nothing was done") {
 		t.Errorf("kill of peers one of which is down: exit %d: %q, %q", code, out, errs)
+	}
+	if out, errs, code := typed("testnet", "kill", "1", "--dir", dir, "-o", "json"); code != exitOK || !strings.HasPrefix(out, "{\n  \"peers\": [") {
+		t.Errorf("kill of one that was spared: exit %d: %q, %s", code, out, errs)
+	}
+	// A peer that shares its process has no directory to invite or configure by.
+	for _, verb := range [][]string{{"invite"}, {"config", "show"}} {
+		if _, errs, code := typed(append([]string{"--path", filepath.Join(dir, "0")}, verb...)...); code != exitFailure ||
+			!strings.Contains(errs, "--mode process") || strings.Contains(errs, "latchkey init") {
+			t.Errorf("%v: exit %d, %s", verb, code, errs)
+		}
+	}
+	for _, verb := range []string{"down", "stop"} {
+		if _, errs, code := typed("testnet", verb, "--dir", dir); code != exitUsage || !strings.Contains(errs, "Ctrl-C") {
+			t.Errorf("%s: exit %d, %s", verb, code, errs)
+		}
+	}
+	long := "/tmp/" + strings.Repeat("d", 150)
+	for _, verb := range []string{"up", "ls"} {
+		if _, errs, code := typed("testnet", verb, "--dir", long); code != exitUsage || !strings.Contains(errs, "choose a shorter --dir") || strings.Contains(errs, "--api") {
+			t.Errorf("%s: exit %d, %s", verb, code, errs)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"latchkey/node/api"
 	"latchkey/testnet"
 )
 
@@ -72,7 +73,9 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 		defer stop()
 	}
 	control, err := testnet.Claim(o.Dir)
-	if err != nil {
+	if errors.Is(err, api.ErrAddr) {
+		return dirTooLong(o.Dir)
+	} else if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, control.Close()) }()
