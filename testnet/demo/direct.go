@@ -247,7 +247,7 @@ func (d *demo) restart(ctx context.Context, i int) error {
 	if err := d.net.Restart(ctx, i); err != nil {
 		return err
 	}
-	d.tell("RESTARTED peer %d with what its disk had; all others see it", i)
+	d.tell("RESTARTED peer %d with the store kept for it; all others see it", i)
 	return nil
 }
 
