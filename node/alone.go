@@ -22,7 +22,7 @@ const (
 )
 
 // ExplainSolitude tells an operator why the node knows no other peer of its overlay: while that is so, it asks the bootstrap
-// peers ([Diagnose]) and logs each verdict that is new as one line at Warn. It returns when ctx ends. psk is the overlay's swarm
+// peers ([Diagnose]) and logs each verdict that is new as one line at Warn, and one more once a peer is met. It returns when ctx ends. psk is the overlay's swarm
 // key, nil for a public one. A node without bootstrap peers has nobody to ask, as the first of an overlay.
 func (n *Node) ExplainSolitude(ctx context.Context, psk pnet.PSK) {
 	s := solitude{
@@ -37,6 +37,8 @@ func (n *Node) ExplainSolitude(ctx context.Context, psk pnet.PSK) {
 		tell: func(what string, err error) {
 			log.Warnw(what, "err", err)
 		},
+		// At the level of the warnings that it ends: who has read those must see it.
+		over: func() { log.Warnw("a peer of the overlay is met; what was said of bootstrap peers before is over") },
 	}
 	s.run(ctx)
 }
@@ -47,6 +49,7 @@ type solitude struct {
 	peers func() []peer.AddrInfo
 	ask   func(context.Context, peer.AddrInfo) error
 	tell  func(what string, err error)
+	over  func() // ends what was told
 
 	told map[peer.ID]int // the verdict last told of each refusing peer
 	lost bool            // it was told that nobody answers
@@ -64,6 +67,9 @@ func (s *solitude) run(ctx context.Context) {
 		}
 		switch {
 		case !s.alone():
+			if s.lost || len(s.told) > 0 {
+				s.over()
+			}
 			s.told, s.lost = nil, false
 			due, pause = time.Now().Add(aloneGrace), aloneEvery
 		case time.Now().After(due):

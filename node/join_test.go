@@ -440,6 +440,7 @@ func TestSolitudeIsExplainedOncePerVerdict(t *testing.T) {
 				defer mu.Unlock()
 				told = append(told, what+": "+err.Error())
 			},
+			over: func() { mu.Lock(); defer mu.Unlock(); told = append(told, "over") },
 		}
 		go s.run(ctx)
 		now := func(f func()) { mu.Lock(); defer mu.Unlock(); f() }
@@ -468,7 +469,7 @@ func TestSolitudeIsExplainedOncePerVerdict(t *testing.T) {
 		now(func() { verdict["a"] = fmt.Errorf("%w: a", ErrOtherOverlay) })
 		expect(2*time.Minute, ErrOtherOverlay.Error())
 		now(func() { alone = false })
-		expect(time.Minute)
+		expect(time.Minute, "over")
 		now(func() { alone = true })
 		expect(aloneGrace+time.Second, ErrOtherOverlay.Error()) // after company it is news again
 		now(func() { verdict["a"] = nil })

@@ -86,7 +86,7 @@ its members are down or cut off, is an error: 1, whatever -E says.`,
 	}
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		if words := c.Flags().Args(); len(words) > 1 { // NAME and a command whose flags were taken for ours
-			return fmt.Errorf("%w; put -- before a command: latchkey lock %s -- %s ...", flagError(c, err), shellWord(words[0]), shellWords(words[1:]))
+			return fmt.Errorf("%w; put -- before a command: latchkey lock %s -- %s and so on", flagError(c, err), shellWord(words[0]), shellWords(words[1:]))
 		}
 		return flagError(c, err)
 	})

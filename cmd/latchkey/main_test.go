@@ -229,7 +229,7 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"completion"}, "usage:"},
 		{[]string{"lock"}, "which lock?"},
 		{[]string{"lock", "n", "cmd"}, "put -- before a command: latchkey lock n -- cmd"},
-		{[]string{"lock", "n", "sh", "-c", "x"}, "put -- before a command: latchkey lock n -- sh ..."},
+		{[]string{"lock", "n", "sh", "-c", "x"}, "put -- before a command: latchkey lock n -- sh"},
 		{[]string{"lock", "release", "n"}, "not a verb yet"},
 		{[]string{"lock", "ls", "n"}, "not a verb yet"},
 		{[]string{"lock", "n", "--ttl", "15"}, "write 15s"},
