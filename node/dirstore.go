@@ -110,13 +110,24 @@ func (d *Dir) Reidentify() (order.StoreID, error) {
 	g := d.info.Genesis
 	if _, founder := founderIn(g, string(d.info.ID)); founder && len(g.Founders) == 1 {
 		return order.StoreID{}, fmt.Errorf("node: this peer alone founded overlay %v, and its root would be lost with the store's id: "+
-			"run the original of %s where it was, or found a new overlay", g.ID(), d.path)
+			"if its original has not run since this copy was made, and never will again, start with --moved; else run the original of %s where it was", g.ID(), d.path)
 	}
 	id, err := disk.Reidentify(d.storePath(), disk.Options{Overlay: g.ID()})
 	if errors.Is(err, fs.ErrNotExist) {
 		return id, fmt.Errorf("node: there is no store in %s that could have been restored: start without saying so: %w", d.storePath(), err)
 	}
 	return id, storeError(err, d.storePath())
+}
+
+// Adopt says that the directory was moved here, by a copy: its original has not run since and never will again. The store keeps id
+// and replicas. Who says so wrongly has one member of its groups in two places, and can lose locks that were granted. For
+// errors see package disk.
+func (d *Dir) Adopt() error {
+	err := disk.Adopt(d.storePath(), disk.Options{Overlay: d.info.Genesis.ID()})
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("node: there is no store in %s that could have been moved: start without saying so: %w", d.storePath(), err)
+	}
+	return storeError(err, d.storePath())
 }
 
 // rootLost says what a founder's user is to do when the root is gone.

@@ -240,7 +240,15 @@ func TestCopiedDirectoryTakesANewIdentityOrStaysDown(t *testing.T) {
 		t.Errorf("the only founder was restored: %v", err)
 	}
 	d.Close()
-	runFails(t, filepath.Join(twin, "founder"), nil, disk.ErrCopied)
+	runFails(t, filepath.Join(twin, "founder"), nil, disk.ErrCopied, "daemon --moved")
+	if d, err = OpenDir(filepath.Join(twin, "founder")); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Adopt(); err != nil {
+		t.Error(err)
+	}
+	d.Close()
+	start(t, filepath.Join(twin, "founder"), func(c *config.Config) { c.Network.Listen = []string{"/ip4/127.0.0.1/tcp/0"} })
 
 	if d, err = OpenDir(member(t, founder)); err != nil {
 		t.Fatal(err)

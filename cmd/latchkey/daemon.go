@@ -30,15 +30,18 @@ overlay, it says on stderr what became of the bootstrap peers it tried, each new
 It runs as config.yaml in --path says, unless the environment or a flag says otherwise (see "latchkey config --help").
 
 Replicas are in the directory "store" in --path, each promise on the disk before it is given: however the daemon ends,
-its next start goes on where it was. When the disk fails or is full, the daemon says so and stops. Two special cases:
+its next start goes on where it was. When the disk fails or is full, the daemon says so and stops. Special cases:
   --volatile   replicas in memory, which end with the daemon: its groups then lose a member for good. Not for the peer
                that founded the overlay, nor where there is a store already. Also store.volatile in the configuration
-  --restored   for one start after --path was copied or put back from a backup, which a daemon refuses by itself, and
-               only when the original never runs again: the store gets a new id, its replicas are put aside, and the
-               peer takes part in groups anew. Never for the only founder of an overlay
+  --moved      for one start after --path was moved to another disk or machine, which looks like a copy and is refused
+               by itself. Only if the original has not run since and never will again: else one member of a group would
+               be in two places, and granted locks could be lost
+  --restored   for one start after --path was put back from a backup, or when in doubt, and only when the original never
+               runs again: the store gets a new id, its replicas are put aside, and the peer takes part in groups anew.
+               Never for the only founder of an overlay
 
-INT, TERM and "latchkey shutdown" stop it gracefully; a second signal stops it at once. Locks taken through it are
-never released by its end: their leases run out.`,
+INT, TERM and "latchkey shutdown" stop it gracefully; a second signal, half a second later or more, stops it at once.
+Locks taken through it are never released by its end: their leases run out.`,
 		Example: `  latchkey daemon
   latchkey daemon --listen /ip4/0.0.0.0/tcp/4701
   latchkey daemon --init --init-profile server`,
@@ -54,8 +57,11 @@ never released by its end: their leases run out.`,
 			if o.profile != "" && !o.init {
 				return usagef("daemon: --init-profile: it goes with --init; a peer that exists has its profile in its configuration")
 			}
-			if o.volatile && o.restored {
-				return usagef("daemon: --volatile and --restored exclude each other: one has no store, the other is about one")
+			switch {
+			case o.volatile && (o.restored || o.moved):
+				return usagef("daemon: --volatile and --restored or --moved exclude each other: one has no store, the others are about one")
+			case o.restored && o.moved:
+				return usagef("daemon: --restored and --moved exclude each other: with --moved the original has not run since, with --restored it may have")
 			}
 			if c.Flags().Changed("volatile") {
 				o.flags = map[string]any{"store.volatile": o.volatile}
@@ -69,6 +75,7 @@ never released by its end: their leases run out.`,
 	c.Flags().StringVar((*string)(&o.profile), "init-profile", "", "profile for --init (default private)")
 	c.Flags().BoolVar(&o.volatile, "volatile", false, "keep replicas in memory (store.volatile)")
 	c.Flags().BoolVar(&o.restored, "restored", false, "the store is a copy whose original never runs again: give it a new id")
+	c.Flags().BoolVar(&o.moved, "moved", false, "the store was moved here, and its original has not run since and never will")
 	o.wireSocket = wireFlag(c)
 	return c
 }
@@ -79,7 +86,7 @@ type daemonOptions struct {
 	init              bool
 	profile           config.Profile
 	volatile          bool
-	restored          bool
+	restored, moved   bool
 	flags             map[string]any // configuration fields that other flags set
 	wireSocket        *string        // empty but in testnets ([onWire])
 }
@@ -145,6 +152,11 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	if o.restored {
 		if err := a.restore(dir); err != nil {
 			return err
+		}
+	}
+	if o.moved {
+		if err := dir.Adopt(); err != nil {
+			return fmt.Errorf("daemon: --moved: %w", err)
 		}
 	}
 	hostOpts, offWire, err := onWire(*o.wireSocket, os.Stdin)

@@ -277,10 +277,12 @@ func TestCopiedDirectoryIsRefused(t *testing.T) {
 	free := []string{"--listen", "/ip4/127.0.0.1/tcp/0"}
 	for _, of := range []string{a, b} {
 		copyTree(t, of+"2", of)
-		expect(t, at(t, of+"2", append([]string{"daemon"}, free...)...), exitFailure, "copy of a store", "--restored", of+"2/store")
+		expect(t, at(t, of+"2", append([]string{"daemon"}, free...)...), exitFailure, "copy of a store", "--moved", "--restored", of+"2/store")
 	}
-	expect(t, at(t, a+"2", append([]string{"daemon", "--restored"}, free...)...), exitFailure, "alone founded", "run the original")
-	expect(t, at(t, b+"2", "daemon", "--restored", "--volatile"), exitUsage, "exclude each other")
+	expect(t, at(t, a+"2", append([]string{"daemon", "--restored"}, free...)...), exitFailure, "alone founded", "--moved", "run the original")
+	for _, flags := range [][]string{{"--restored", "--volatile"}, {"--moved", "--volatile"}, {"--restored", "--moved"}} {
+		expect(t, at(t, b+"2", append([]string{"daemon"}, flags...)...), exitUsage, "exclude each other")
+	}
 
 	ok(t, at(t, b, "shutdown"))
 	d.wait()
@@ -295,6 +297,32 @@ func TestCopiedDirectoryIsRefused(t *testing.T) {
 	if is := ok(t, at(t, b+"2", "id")).out.String(); is != was {
 		t.Errorf("it was %s, and without --restored it is %s", was, is)
 	}
+}
+
+// A founder that moves to another disk takes its overlay along: its store looks like a copy.
+func TestMovedFounderGoesOn(t *testing.T) {
+	t.Parallel()
+	base := shortDir(t)
+	from, to := filepath.Join(base, "from"), filepath.Join(base, "to")
+	initTest(t, from)
+	d, _ := startDaemon(t, from, nil)
+	was := ok(t, at(t, from, "id")).out.String()
+	ok(t, at(t, from, "lock", "n", "--", "true"))
+	ok(t, at(t, from, "shutdown"))
+	d.wait()
+	copyTree(t, to, from)
+	if err := os.RemoveAll(from); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, at(t, to, "daemon"), exitFailure, "copy of a store", "--moved")
+	d, _ = startDaemon(t, to, nil, "--moved")
+	if is := ok(t, at(t, to, "id")).out.String(); is != was {
+		t.Errorf("it was %s, and moved it is %s", was, is)
+	}
+	ok(t, at(t, to, "lock", "n", "--", "true"))
+	ok(t, at(t, to, "shutdown"))
+	d.wait()
+	startDaemon(t, to, nil)
 }
 
 func TestVolatileDaemon(t *testing.T) {

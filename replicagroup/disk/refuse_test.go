@@ -154,6 +154,38 @@ func copyDir(t *testing.T, from, to string) {
 	}
 }
 
+func TestStoreThatWasMovedIsAdoptedAsItIs(t *testing.T) {
+	dir, o := onDisk(t)
+	if fileID(filepath.Join(dir, markerFile)) == 0 {
+		t.Skip("file numbers of this file system are not known to last")
+	}
+	s := reopen(t, dir, o)
+	id, want := s.ID(), dump(t, s)
+	s.Close()
+	there := dir + ".there"
+	copyDir(t, dir, there)
+	refused(t, there, o, ErrCopied, "daemon --moved")
+	if err := Adopt(there, o); err != nil {
+		t.Fatal(err)
+	}
+	s = reopen(t, there, o)
+	if s.ID() != id || dump(t, s) != want || want == "" {
+		t.Errorf("store %v has %s, was %v with %s", s.ID(), dump(t, s), id, want)
+	}
+	s.Close()
+	// Of a mixture of ages nobody can vouch.
+	old, err := os.ReadFile(filepath.Join(dir, markerFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(there, markerFile), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Adopt(there, o); !errors.Is(err, ErrCopied) {
+		t.Errorf("a mixture of ages: %v", err)
+	}
+}
+
 func TestCopiesAreRefusedAndMovesAreNot(t *testing.T) {
 	dir, o := onDisk(t)
 	if fileID(filepath.Join(dir, markerFile)) == 0 {

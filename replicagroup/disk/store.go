@@ -23,6 +23,8 @@ import (
 type Options struct {
 	Overlay order.OverlayID // whose store it must be
 
+	moved bool // see [Adopt]
+
 	// For tests.
 	fs            vfs.FS              // nil: the file system
 	fileID        func(string) uint64 // nil: fileID, on the file system
@@ -186,6 +188,19 @@ func Reidentify(dir string, o Options) (order.StoreID, error) {
 	return s.ID(), s.Close()
 }
 
+// Adopt makes the store of a directory that was moved in a way that looks like a copy, to another machine or file system, one that
+// [Open] takes. Who calls it vouches that the original has not run since and never will again: two that run under one id can
+// vote against each other, which loses acknowledged commands. A copy whose files are of different ages is refused all the
+// same. Errors are those of Open.
+func Adopt(dir string, o Options) error {
+	o.moved = true
+	s, err := openStore(dir, o.fill(), false)
+	if err != nil {
+		return err
+	}
+	return s.Close()
+}
+
 func openStore(dir string, o Options, anew bool) (*Store, error) {
 	f := newFence(o.fs)
 	s := &Store{
@@ -331,15 +346,15 @@ func (s *Store) readSelf(m marker, anew bool) error {
 	}
 	file := s.o.fileID(s.fence.PathJoin(s.dir, markerFile))
 	is := func(boots, recorded uint64) bool {
-		return m.boots == boots && (recorded == 0 || file == 0 || recorded == file)
+		return m.boots == boots && (recorded == 0 || file == 0 || recorded == file || s.o.moved)
 	}
 	// The database is written first: a crash in between leaves the former STORE.
 	if anew || is(s.self.boot.Count, s.self.file) || is(s.self.formerBoots, s.self.formerFile) {
 		s.marker = m
 		return nil
 	}
-	return fmt.Errorf("%w: its replicas may live elsewhere too. If the original will never run again, say that this is restored: "+
-		"it gets a new store id and joins its groups anew (daemon --restored); if it is only moved, that does no harm either", ErrCopied)
+	return fmt.Errorf("%w: its replicas may live elsewhere too. If it was moved here, the original did not run since and never will "+
+		"again: daemon --moved; if it is a backup, whose original has run since, and never will again: daemon --restored", ErrCopied)
 }
 
 // get reads a value of the database that must be there.
