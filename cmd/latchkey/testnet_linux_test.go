@@ -182,7 +182,8 @@ func TestATestnetOfProcesses(t *testing.T) {
 		t.Errorf("partition says %q", says)
 	}
 	n.lock(exitOK, majority[0], "shared")
-	if p := n.lock(exitFailure, cut, "shared", "--timeout", "300ms", "--try"); !strings.Contains(p.err.String(), "gave no answer") {
+	// A leader that is cut off may have taken the request, which makes its outcome unknown.
+	if p := n.lock(exitFailure, cut, "shared", "--timeout", "2s", "--try"); !strings.Contains(p.err.String(), "gave no answer") && !strings.Contains(p.err.String(), "outcome unknown") {
 		t.Errorf("on the minority's side: %s", p.err.String())
 	}
 	if says := n.verb(exitOK, "ls").out.String(); !strings.Contains(says, "SIDE") || !strings.Contains(says, "partition "+sidesText([][]int{minority, majority})) {
@@ -194,9 +195,11 @@ func TestATestnetOfProcesses(t *testing.T) {
 	// A paused member is really frozen, and what it missed it is told when it goes on.
 	frozen := members[2]
 	n.verb(exitOK, fmt.Sprint("pause ", frozen))
-	if state, _ := processState(n.status().Peers[frozen].PID); state != 'T' {
-		t.Errorf("a paused peer's process is in state %c", state)
-	}
+	pid := n.status().Peers[frozen].PID
+	eventually(t, "the paused peer's process stands still", func() bool { // the signal is on its way when pause returns
+		state, _ := processState(pid)
+		return state == 'T'
+	})
 	if says := n.verb(exitOK, "ls").out.String(); !strings.Contains(says, "paused") {
 		t.Errorf("ls says %s", says)
 	}
