@@ -21,7 +21,7 @@ func testDescriptor() placement.Descriptor {
 	host := placement.Host{Peer: placement.Peer{ID: "peer"}, Store: order.StoreID{9}}
 	return placement.Descriptor{
 		Group:  order.GroupID{Overlay: testDecoder.overlay, Prefix: keyspace.PrefixOf(keyspace.Key{0xa3}, 8)},
-		View:   order.View{Next: 2, Members: []order.Member{{ID: 1, Peer: host.Node(), Store: host.Store, Role: order.Voter}}},
+		View:   order.View{Next: 2, Members: []order.Member{{ID: 1, Peer: host.Node(), Store: host.Store, Role: order.Voter, PeerID: host.ID}}},
 		Peers:  []placement.Peer{host.Peer},
 		Engine: placement.EngineRaft,
 	}

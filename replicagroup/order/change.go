@@ -42,8 +42,9 @@ type Change struct {
 
 // Newcomer is who is to become a learner. Its peer may be a member already, by another store that it has lost.
 type Newcomer struct {
-	Peer  keyspace.NodeID
-	Store StoreID
+	Peer   keyspace.NodeID
+	Store  StoreID
+	PeerID string // see [Member]; at most [PeerIDBytesMax] bytes, more is [ErrChange]
 }
 
 // Transfer asks the leader to hand leadership to another voter. It ends by that voter's leading, or by nothing within an
@@ -103,7 +104,11 @@ func (v View) Change(c Change) (View, error) {
 		if len(v.Members) >= MembersMax {
 			return bad("the group has %d members already", len(v.Members))
 		}
-		next.Members = append(next.Members, Member{ID: v.Next, Peer: c.Learn.Peer, Store: c.Learn.Store, Role: Learner})
+		if len(c.Learn.PeerID) > PeerIDBytesMax {
+			return bad("a peer id of %d bytes, at most %d", len(c.Learn.PeerID), PeerIDBytesMax)
+		}
+		next.Members = append(next.Members,
+			Member{ID: v.Next, Peer: c.Learn.Peer, Store: c.Learn.Store, Role: Learner, PeerID: c.Learn.PeerID})
 		next.Next++
 		return next, nil
 	}

@@ -31,15 +31,17 @@ func show(v View) string {
 }
 
 func TestChangesMakeTheNextView(t *testing.T) {
-	newcomer := &Newcomer{keyspace.NodeID{5}, StoreID{5}}
+	newcomer := &Newcomer{Peer: keyspace.NodeID{5}, Store: StoreID{5}, PeerID: "five"}
 	for _, c := range []struct {
 		from          string
 		change        Change
 		want, settled string // want is the error's text where it does not begin with a number
 	}{
 		{"3: 1v 2v 3v", Change{Learn: newcomer}, "4: 1v 2v 3v 5l next 6", ""},
-		{"3: 1v", Change{Learn: &Newcomer{keyspace.NodeID{1}, StoreID{9}}}, "4: 1v 5l next 6", ""}, // a lost store
-		{"3: 1v", Change{Learn: &Newcomer{keyspace.NodeID{1}, StoreID{1}}}, "member already", ""},
+		{"3: 1v", Change{Learn: &Newcomer{Peer: keyspace.NodeID{1}, Store: StoreID{9}}}, "4: 1v 5l next 6", ""}, // a lost store
+		{"3: 1v", Change{Learn: &Newcomer{Peer: keyspace.NodeID{1}, Store: StoreID{1}}}, "member already", ""},
+		{"3: 1v", Change{Learn: &Newcomer{Peer: keyspace.NodeID{5}, Store: StoreID{5}, PeerID: strings.Repeat("p", PeerIDBytesMax)}}, "4: 1v 5l next 6", ""},
+		{"3: 1v", Change{Learn: &Newcomer{Peer: keyspace.NodeID{5}, Store: StoreID{5}, PeerID: strings.Repeat("p", PeerIDBytesMax+1)}}, "peer id of 65 bytes", ""},
 		{"3: 1v 2l", Change{Learn: newcomer, Promote: []ReplicaID{2}}, "of its own", ""},
 		{"3: 1v 2l", Change{}, "changes nothing", ""},
 		{"3: 1v 2l", Change{Remove: []ReplicaID{2}}, "4: 1v next 5", ""},

@@ -81,12 +81,18 @@ func (r Role) String() string {
 	return fmt.Sprintf("Role(%d)", uint8(r))
 }
 
+// PeerIDBytesMax bounds [Member.PeerID]; libp2p's have 34 to 42 bytes today.
+const PeerIDBytesMax = 64
+
 // Member is one replica of a group.
 type Member struct {
 	ID    ReplicaID
 	Peer  keyspace.NodeID
 	Store StoreID
 	Role  Role
+	// PeerID is the name that Peer is the hash of: the bytes of the libp2p peer id. It is in the log, so that whoever learns of
+	// a member there can reach it. Automata do not look inside; it is empty where no driver needs one.
+	PeerID string
 }
 
 // View is one numbered membership of a group; the views of a group are totally ordered.

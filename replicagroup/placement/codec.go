@@ -13,7 +13,7 @@ import (
 // Limits of what a peer may say of itself and of groups. An encoded [Descriptor] then stays below 16 KiB, which is the
 // bound on a command's result.
 const (
-	PeerIDBytesMax = 64  // a libp2p peer id in bytes; 34 to 42 today
+	PeerIDBytesMax = order.PeerIDBytesMax
 	AddrsMax       = 7   // addresses of one peer
 	AddrBytesMax   = 255 // one address in its text form
 	MembersMax     = 8   // members of a group: 2·FMax+1 voters and one that is joining

@@ -85,12 +85,15 @@ func (d Descriptor) Validate() error {
 			return bad("replica %d has %v", m.ID, m.Role)
 		case m.Store == order.StoreID{}:
 			return bad("replica %d has no store", m.ID)
-		case m.Peer != d.Peers[i].Node():
+		case m.Peer != d.Peers[i].Node() || m.PeerID != d.Peers[i].ID:
 			return bad("replica %d is at another node than its peer", m.ID)
 		}
 		for _, o := range d.View.Members[:i] {
-			if o.Peer == m.Peer || o.Store == m.Store {
-				return bad("replicas %d and %d share a peer or a store", o.ID, m.ID)
+			if o.Store == m.Store {
+				return bad("replicas %d and %d share a store", o.ID, m.ID)
+			}
+			if o.Peer == m.Peer && o.Role == order.Voter && m.Role == order.Voter {
+				return bad("replicas %d and %d vote at one peer", o.ID, m.ID)
 			}
 		}
 		last = m.ID
@@ -148,7 +151,7 @@ func (r *reader) descriptor() (d Descriptor) {
 		m := order.Member{ID: order.ReplicaID(r.u64()), Role: order.Role(r.u8())}
 		r.fixed(m.Store[:])
 		p := r.peer()
-		m.Peer = p.Node()
+		m.Peer, m.PeerID = p.Node(), p.ID
 		d.View.Members = append(d.View.Members, m)
 		d.Peers = append(d.Peers, p)
 	}

@@ -18,7 +18,7 @@ func largest() Descriptor {
 	for i := range MembersMax {
 		p := Peer{ID: strings.Repeat(string(rune('a'+i)), PeerIDBytesMax), Addrs: slicesRepeat(strings.Repeat("/", AddrBytesMax), AddrsMax)}
 		d.Peers = append(d.Peers, p)
-		d.View.Members = append(d.View.Members, order.Member{ID: order.ReplicaID(i + 1), Peer: p.Node(), Store: storeID(byte(i + 1)), Role: order.Voter})
+		d.View.Members = append(d.View.Members, order.Member{ID: order.ReplicaID(i + 1), Peer: p.Node(), Store: storeID(byte(i + 1)), Role: order.Voter, PeerID: p.ID})
 	}
 	return d
 }
@@ -40,19 +40,40 @@ func TestTheLargestDescriptorFitsAResult(t *testing.T) {
 	}
 }
 
+func TestAPeerThatLostItsStoreMayLearnBesideItsFormerSelf(t *testing.T) {
+	d := genesis(3).RootDescriptor()
+	m := d.View.Members[0]
+	m.ID, m.Store, m.Role = d.View.Next, storeID(99), order.Learner
+	d.View.Next++
+	d.View.Members, d.Peers = append(d.View.Members, m), append(d.Peers, d.Peers[0])
+	b, err := d.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := DecodeDescriptor(b); err != nil || !reflect.DeepEqual(got, d) {
+		t.Fatalf("decoded %+v, %v", got, err)
+	}
+}
+
 func TestADescriptorThatContradictsItselfIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*Descriptor){
-		"engine":          func(d *Descriptor) { d.Engine = 9 },
-		"nobody":          func(d *Descriptor) { d.View.Members, d.Peers = nil, nil },
-		"too many":        func(d *Descriptor) { *d = largest(); d.View.Members = append(d.View.Members, order.Member{}) },
-		"peers missing":   func(d *Descriptor) { d.Peers = d.Peers[:2] },
-		"ids fall":        func(d *Descriptor) { d.View.Members[1].ID = 1 },
-		"id above next":   func(d *Descriptor) { d.View.Next = 3 },
-		"role":            func(d *Descriptor) { d.View.Members[0].Role = 0 },
-		"no voter":        func(d *Descriptor) { setRoles(d, order.Learner) },
-		"no store":        func(d *Descriptor) { d.View.Members[0].Store = order.StoreID{} },
-		"store twice":     func(d *Descriptor) { d.View.Members[0].Store = d.View.Members[1].Store },
-		"other node":      func(d *Descriptor) { d.View.Members[0].Peer[0]++ },
+		"engine":        func(d *Descriptor) { d.Engine = 9 },
+		"nobody":        func(d *Descriptor) { d.View.Members, d.Peers = nil, nil },
+		"too many":      func(d *Descriptor) { *d = largest(); d.View.Members = append(d.View.Members, order.Member{}) },
+		"peers missing": func(d *Descriptor) { d.Peers = d.Peers[:2] },
+		"ids fall":      func(d *Descriptor) { d.View.Members[1].ID = 1 },
+		"id above next": func(d *Descriptor) { d.View.Next = 3 },
+		"role":          func(d *Descriptor) { d.View.Members[0].Role = 0 },
+		"no voter":      func(d *Descriptor) { setRoles(d, order.Learner) },
+		"no store":      func(d *Descriptor) { d.View.Members[0].Store = order.StoreID{} },
+		"store twice":   func(d *Descriptor) { d.View.Members[0].Store = d.View.Members[1].Store },
+		"other node":    func(d *Descriptor) { d.View.Members[0].Peer[0]++ },
+		"other name":    func(d *Descriptor) { d.View.Members[0].PeerID = "somebody else" },
+		"votes twice": func(d *Descriptor) {
+			d.Peers[1] = d.Peers[0]
+			m := d.View.Members
+			m[1].Peer, m[1].PeerID = m[0].Peer, m[0].PeerID
+		},
 		"bad peer":        func(d *Descriptor) { d.Peers[0].Addrs = []string{" "} },
 		"prefix not even": func(d *Descriptor) { d.Group.Prefix.Bits[31] = 1 },
 	} {

@@ -68,7 +68,9 @@ func checkHosts(hosts []Host, f int) error {
 func firstView(hosts []Host) order.View {
 	v := order.View{Next: order.ReplicaID(len(hosts) + 1)}
 	for i, h := range hosts {
-		v.Members = append(v.Members, order.Member{ID: order.ReplicaID(i + 1), Peer: h.Node(), Store: h.Store, Role: order.Voter})
+		v.Members = append(v.Members, order.Member{
+			ID: order.ReplicaID(i + 1), Peer: h.Node(), Store: h.Store, Role: order.Voter, PeerID: h.ID,
+		})
 	}
 	return v
 }

@@ -33,6 +33,8 @@ func encodeChange(c order.Change) ([]byte, error) {
 		b = append(b, 1)
 		b = append(b, c.Learn.Peer[:]...)
 		b = append(b, c.Learn.Store[:]...)
+		b = append(b, byte(len(c.Learn.PeerID)))
+		b = append(b, c.Learn.PeerID...)
 	} else {
 		b = append(b, 0)
 		for _, ids := range [][]order.ReplicaID{c.Promote, c.Remove} {
@@ -65,6 +67,7 @@ func decodeChange(data []byte) (c order.Change, err error) {
 		c.Learn = new(order.Newcomer)
 		copy(c.Learn.Peer[:], r.bytes(uint64(len(c.Learn.Peer))))
 		copy(c.Learn.Store[:], r.bytes(uint64(len(c.Learn.Store))))
+		c.Learn.PeerID = string(r.bytes(uint64(r.byte())))
 	case 0:
 		for _, ids := range []*[]order.ReplicaID{&c.Promote, &c.Remove} {
 			n := r.byte()

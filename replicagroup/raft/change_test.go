@@ -14,7 +14,7 @@ import (
 )
 
 func newcomer(i byte) *order.Newcomer {
-	return &order.Newcomer{Peer: keyspace.NodeID{i}, Store: order.StoreID{i}}
+	return &order.Newcomer{Peer: keyspace.NodeID{i}, Store: order.StoreID{i}, PeerID: fmt.Sprintf("peer %d", i)}
 }
 
 // ask asks the leader for a change of the newest view and returns what became of it.

@@ -20,7 +20,7 @@ import (
 var ErrMalformed = errors.New("raft: malformed")
 
 // Version 2 gave entries a kind, views joint roles, and votes the mark of a transfer.
-const codecVersion = 2
+const codecVersion = 3
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
@@ -313,7 +313,7 @@ func (s snapshot) conf(self order.ReplicaID) *pb.ConfState {
 }
 
 func encodeSnapshot(s snapshot) []byte {
-	b := make([]byte, 0, 256+len(s.view.Members)*80+len(s.data))
+	b := make([]byte, 0, 256+len(s.view.Members)*128+len(s.data))
 	b = append(b, codecVersion)
 	b = append(b, s.group.Overlay[:]...)
 	b, err := s.group.Prefix.AppendBinary(b)
@@ -360,7 +360,8 @@ func appendView(b []byte, v order.View) []byte {
 		b = binary.AppendUvarint(b, uint64(m.ID))
 		b = append(b, m.Peer[:]...)
 		b = append(b, m.Store[:]...)
-		b = append(b, byte(m.Role))
+		b = append(b, byte(m.Role), byte(len(m.PeerID)))
+		b = append(b, m.PeerID...)
 	}
 	return b
 }
@@ -379,6 +380,7 @@ func decodeView(r *reader) order.View {
 		copy(m.Peer[:], r.bytes(uint64(len(m.Peer))))
 		copy(m.Store[:], r.bytes(uint64(len(m.Store))))
 		m.Role = order.Role(r.byte())
+		m.PeerID = string(r.bytes(uint64(r.byte())))
 		v.Members = append(v.Members, m)
 	}
 	if r.err == nil {

@@ -80,6 +80,9 @@ func checkView(v order.View) error {
 		default:
 			return fmt.Errorf("member %d has %v", m.ID, m.Role)
 		}
+		if len(m.PeerID) > order.PeerIDBytesMax {
+			return fmt.Errorf("member %d with a peer id of %d bytes, at most %d", m.ID, len(m.PeerID), order.PeerIDBytesMax)
+		}
 		last = m.ID
 	}
 	if v.Next <= last || etcd.IsLocalMsgTarget(uint64(v.Next)) {
