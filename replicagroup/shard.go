@@ -214,10 +214,10 @@ func (s *shard) send(to peer.ID, r *replica, m order.Send, store order.StoreID) 
 	}
 	if len(o.batch) == 0 {
 		s.outOrder = append(s.outOrder, to)
-	} else if len(o.batch)+len(m.Msg) > batchBytesMax {
+	} else if len(o.batch)+len(m.Msg)+len(m.Snapshot) > batchBytesMax {
 		s.sendBatch(to, o)
 	}
-	o.batch = appendEngineMessage(o.batch, r.group, r.self, m.To, s.host.storeID, store, m.Msg)
+	o.batch = appendEngineMessage(o.batch, r.group, r.self, m.To, s.host.storeID, store, m.Whole())
 }
 
 func (s *shard) flush() {

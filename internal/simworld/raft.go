@@ -209,5 +209,5 @@ func (e *raftEngine) store() {
 }
 
 func (e *raftEngine) send(m order.Send) {
-	e.s.env.Send(sim.NodeID(m.To-1), frame{from: e.self.ID, store: e.self.Store, msg: m.Msg})
+	e.s.env.Send(sim.NodeID(m.To-1), frame{from: e.self.ID, store: e.self.Store, msg: m.Whole()})
 }

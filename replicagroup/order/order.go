@@ -235,6 +235,12 @@ type (
 	}
 	// Suspect is the opinion of the node's failure detector about a member: it may be wrong, and costs only time then.
 	Suspect struct{ Member ReplicaID }
+	// Carried reports how the last Send with a Snapshot to a member fares. A driver that never does so is taken to have sent it
+	// at once. One that does reports Underway at least every second: an engine that hears nothing for a while sends anew.
+	Carried struct {
+		To    ReplicaID
+		State Carriage
+	}
 	// Compact hands over a snapshot of the machine as of Index, made locally; the log below may go.
 	Compact struct {
 		Index uint64
@@ -252,6 +258,7 @@ func (Stored) isEvent()  {}
 func (Applied) isEvent() {}
 func (Link) isEvent()    {}
 func (Suspect) isEvent() {}
+func (Carried) isEvent() {}
 func (Compact) isEvent() {}
 func (Rand) isEvent()    {}
 
@@ -259,10 +266,48 @@ func (Rand) isEvent()    {}
 type TimerKind uint8
 
 // Send asks the driver to carry a message to a member. With After > 0 it leaves only once [Stored] After was reported.
+//
+// Where Snapshot is set, the message is Msg followed by it, as [Send.Whole] joins them, and may be large: a driver may take it
+// another way than other messages, and later, and tells by [Carried] how it fares. Every replica that has the same snapshot of a
+// group sends the same bytes, whoever they are for, so one may go on where another broke off. They are shared and must not be
+// changed.
 type Send struct {
-	To    ReplicaID
-	Msg   Message
-	After uint64
+	To       ReplicaID
+	Msg      Message
+	Snapshot []byte
+	After    uint64
+}
+
+// Whole returns the message to be handed over by [Recv].
+func (s Send) Whole() Message {
+	if len(s.Snapshot) == 0 {
+		return s.Msg
+	}
+	b := make(Message, 0, len(s.Msg)+len(s.Snapshot))
+	return append(append(b, s.Msg...), s.Snapshot...)
+}
+
+// Carriage says how a [Send] with a snapshot fares.
+type Carriage uint8
+
+// States of a carriage.
+const (
+	Underway Carriage = iota + 1 // it moves, or waits for its turn
+	Arrived                      // the member's engine has been given it
+	Failed                       // the driver has given it up
+)
+
+// String returns "underway", "arrived" or "failed".
+func (c Carriage) String() string {
+	switch c {
+	case Underway:
+		return "underway"
+	case Arrived:
+		return "arrived"
+	case Failed:
+		return "failed"
+	}
+	return fmt.Sprintf("Carriage(%d)", uint8(c))
 }
 
 // RecordKind says what a [Record] is.

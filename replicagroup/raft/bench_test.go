@@ -58,7 +58,7 @@ func (w *trio) run() {
 		}
 		// A send that waits for a write leaves after the Stored event above, and arrives after it.
 		for _, s := range w.out.Send {
-			w.push(int(s.To)-1, order.Recv{From: order.ReplicaID(at + 1), Store: order.StoreID{byte(at + 1)}, Msg: s.Msg})
+			w.push(int(s.To)-1, order.Recv{From: order.ReplicaID(at + 1), Store: order.StoreID{byte(at + 1)}, Msg: s.Whole()})
 		}
 		if n := len(w.out.Deliver); n > 0 {
 			w.push(at, order.Applied{Index: w.out.Deliver[n-1].Index})

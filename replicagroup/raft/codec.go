@@ -92,6 +92,15 @@ func numbers(m *pb.Message) [7]uint64 {
 
 // appendMessage appends the encoding of a message to another member.
 func appendMessage(b []byte, m *pb.Message) []byte {
+	b = appendHead(b, m)
+	if m.GetType() == pb.MsgSnap {
+		b = append(b, m.GetSnapshot().GetData()...)
+	}
+	return b
+}
+
+// appendHead appends all of it but for a snapshot, which stands at its end.
+func appendHead(b []byte, m *pb.Message) []byte {
 	b = append(b, codecVersion, byte(m.GetType()))
 	for _, v := range numbers(m) {
 		b = binary.AppendUvarint(b, v)
@@ -104,8 +113,7 @@ func appendMessage(b []byte, m *pb.Message) []byte {
 	}
 	b = append(b, byte(len(context)))
 	b = append(b, context...)
-	switch m.GetType() {
-	case pb.MsgApp:
+	if m.GetType() == pb.MsgApp {
 		b = binary.AppendUvarint(b, uint64(len(m.GetEntries())))
 		for _, e := range m.GetEntries() {
 			b = binary.AppendUvarint(b, e.GetTerm())
@@ -113,8 +121,6 @@ func appendMessage(b []byte, m *pb.Message) []byte {
 			b = binary.AppendUvarint(b, uint64(len(e.GetData())))
 			b = append(b, e.GetData()...)
 		}
-	case pb.MsgSnap:
-		b = append(b, m.GetSnapshot().GetData()...)
 	}
 	return b
 }
@@ -154,9 +160,9 @@ func typeOf(kind byte, r *reader) *pb.EntryType {
 	return nil
 }
 
-// messageSize returns how much [appendMessage] writes, or a little more.
-func messageSize(m *pb.Message) int {
-	n := 2 + 2 + len(m.GetContext()) + len(m.GetSnapshot().GetData())
+// headSize returns how much [appendHead] writes, or a little more.
+func headSize(m *pb.Message) int {
+	n := 2 + 2 + len(m.GetContext())
 	for _, v := range numbers(m) {
 		n += (bits.Len64(v|1) + 6) / 7
 	}

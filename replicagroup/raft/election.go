@@ -175,7 +175,25 @@ func (e *Engine) link(l order.Link, out *order.Actions) {
 	e.drain(out)
 }
 
-// tickSnapshots gives up snapshots that were not acknowledged in time: the library itself waits for ever.
+// carried takes note of how a snapshot fares that the driver carries apart. While it does, it is not given up. One that the
+// driver has given up is found missing by the next heartbeat's answer, and sent anew.
+func (e *Engine) carried(c order.Carried, out *order.Actions) {
+	if e.role != etcd.StateLeader {
+		return
+	}
+	for i, m := range e.view.Members {
+		if m.ID != c.To || m.ID == e.cfg.Self {
+			continue
+		}
+		e.peers[i].snapTicks = 0
+		if c.State == order.Failed {
+			e.raft.ReportSnapshot(uint64(m.ID), etcd.SnapshotFailure)
+			e.drain(out)
+		}
+	}
+}
+
+// tickSnapshots gives up snapshots that were not acknowledged in time, nor reported to be under way: the library itself waits for ever.
 func (e *Engine) tickSnapshots() {
 	i := 0 // members are visited by rising id, as they stand in the view
 	e.raft.WithProgress(func(_ uint64, _ etcd.ProgressType, pr tracker.Progress) {

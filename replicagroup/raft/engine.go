@@ -345,6 +345,8 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 		e.link(ev, out)
 	case order.Suspect:
 		e.suspect(ev.Member, out)
+	case order.Carried:
+		e.carried(ev, out)
 	case order.Compact:
 		e.compact(ev, out)
 	}
@@ -377,8 +379,12 @@ func (e *Engine) persist(out *order.Actions, recs []order.Record) {
 
 // send asks for a message to be carried, once write after is durable.
 func (e *Engine) send(out *order.Actions, m *pb.Message, after uint64) {
-	b := appendMessage(make([]byte, 0, messageSize(m)), m)
-	out.Send = append(out.Send, order.Send{To: order.ReplicaID(m.GetTo()), Msg: b, After: after})
+	b := appendHead(make([]byte, 0, headSize(m)), m)
+	s := order.Send{To: order.ReplicaID(m.GetTo()), Msg: b, After: after}
+	if m.GetType() == pb.MsgSnap {
+		s.Snapshot = m.GetSnapshot().GetData()
+	}
+	out.Send = append(out.Send, s)
 }
 
 // drain performs what the library has ready (replica-groups.md section 3.2), until nothing is. One turn takes everything;

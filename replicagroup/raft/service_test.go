@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"testing"
@@ -359,36 +360,100 @@ func TestEntriesHandedOutOutliveATruncation(t *testing.T) {
 
 // Lost without a word from the links, a snapshot is sent again after a while; the library itself would wait for ever.
 func TestALostSnapshotIsSentAgain(t *testing.T) {
-	for _, told := range []bool{false, true} {
-		w := newWorld(t, 3, 3, 0)
-		w.startAll()
-		lead := w.awaitLeader(electionTimeout)
-		far := w.ids()[0]
-		if far == lead.id {
-			far = w.ids()[1]
-		}
-		w.crash(far)
-		w.commit(lead, 1, trailingEntriesMax+50)
-		w.pass(0)
-		w.step(lead, order.Compact{Index: lead.last, Data: dataOf(lead.machine)})
-		w.drop = func(m *pb.Message) bool { return m.GetType() == pb.MsgSnap }
-		w.start(far)
-		if !w.run(electionTimeout, func() bool { return lead.sent["MsgSnap"] > 0 }) {
-			t.Fatal("no snapshot")
-		}
-		w.drop = nil
+	for how, told := range map[string]func(to order.ReplicaID) []order.Event{
+		"not told": nil,
+		"link":     func(to order.ReplicaID) []order.Event { return []order.Event{order.Link{To: to}, order.Link{To: to, Up: true}} },
+		"failure":  func(to order.ReplicaID) []order.Event { return []order.Event{order.Carried{To: to, State: order.Failed}} },
+	} {
+		w, lead, far := lostSnapshot(t)
 		from := w.now
-		if told {
-			w.step(lead, order.Link{To: far, Up: false})
-			w.step(lead, order.Link{To: far, Up: true})
+		if told != nil {
+			for _, ev := range told(far) {
+				w.step(lead, ev)
+			}
 		}
 		w.agree(4 * electionTimeout)
 		took := w.now - from
 		if lead.sent["MsgSnap"] < 2 {
-			t.Errorf("told %v: no second snapshot", told)
+			t.Errorf("%s: no second snapshot", how)
 		}
-		if told != (took < 5*HeartbeatDefault) {
-			t.Errorf("told %v: it took %v", told, took)
+		if (told != nil) != (took < 5*HeartbeatDefault) {
+			t.Errorf("%s: it took %v", how, took)
+		}
+	}
+}
+
+// lostSnapshot returns a leader whose first snapshot to a member was lost.
+func lostSnapshot(t *testing.T) (w *world, lead *node, far order.ReplicaID) {
+	t.Helper()
+	w = newWorld(t, 3, 3, 0)
+	w.startAll()
+	lead = w.awaitLeader(electionTimeout)
+	far = w.ids()[0]
+	if far == lead.id {
+		far = w.ids()[1]
+	}
+	w.crash(far)
+	w.commit(lead, 1, trailingEntriesMax+50)
+	w.pass(0)
+	w.step(lead, order.Compact{Index: lead.last, Data: dataOf(lead.machine)})
+	w.drop = func(m *pb.Message) bool { return m.GetType() == pb.MsgSnap }
+	w.start(far)
+	if !w.run(electionTimeout, func() bool { return lead.sent["MsgSnap"] > 0 }) {
+		t.Fatal("no snapshot")
+	}
+	w.drop = nil
+	return w, lead, far
+}
+
+// While the driver says that a snapshot is under way, the leader sends no other; from the last word on its patience runs anew.
+func TestASnapshotUnderWayIsNotSentAgain(t *testing.T) {
+	w, lead, far := lostSnapshot(t)
+	for range 4 * electionTimeout / time.Second {
+		w.step(lead, order.Carried{To: far, State: order.Underway})
+		w.step(lead, order.Carried{To: 99, State: order.Failed}) // nobody
+		w.step(lead, order.Carried{To: lead.id, State: order.Failed})
+		w.pass(time.Second)
+	}
+	if n := lead.sent["MsgSnap"]; n != 1 {
+		t.Errorf("%d snapshots went out while one was under way", n)
+	}
+	w.step(lead, order.Carried{To: far, State: order.Arrived})
+	from := w.now
+	w.agree(4 * electionTimeout)
+	if n := lead.sent["MsgSnap"]; n != 2 {
+		t.Errorf("%d snapshots after one arrived and was not acknowledged", n)
+	}
+	if took := w.now - from; took < 2*electionTimeout {
+		t.Errorf("it was given up after %v", took)
+	}
+}
+
+// The bytes that a snapshot is made of depend on nothing but the snapshot: another leader's message to another member ends in the same.
+func TestEveryLeaderSendsTheSameSnapshotBytes(t *testing.T) {
+	w, lead, far := lostSnapshot(t)
+	var out order.Actions
+	body := func(n *node) []byte {
+		t.Helper()
+		snap, err := n.eng.log.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &pb.Message{Type: pb.MsgSnap.Enum(), From: new(uint64(n.id)), To: new(uint64(far)), Term: new(n.eng.term), Snapshot: snap}
+		out.Reset()
+		n.eng.send(&out, m, 0)
+		s := out.Send[0]
+		if whole := appendMessage(nil, m); !bytes.Equal(s.Whole(), whole) || !bytes.HasPrefix(whole, s.Msg) || len(s.Msg)+len(s.Snapshot) != len(whole) {
+			t.Errorf("%d and %d bytes do not make the message of %d", len(s.Msg), len(s.Snapshot), len(whole))
+		}
+		return s.Snapshot
+	}
+	for _, id := range w.ids() {
+		if n := w.nodes[id]; id != far && n != lead {
+			w.step(n, order.Compact{Index: lead.eng.log.snapIndex(), Data: dataOf(lead.machine)})
+			if !bytes.Equal(body(n), body(lead)) {
+				t.Errorf("replica %d would send another snapshot than the leader", id)
+			}
 		}
 	}
 }

@@ -138,7 +138,7 @@ func (s *stage) deliver() bool {
 	for _, f := range wire {
 		if !s.away[f.send.To] && !s.away[f.from] {
 			m, _ := s.cfg.View.Member(f.from)
-			s.step(f.send.To, order.Recv{From: f.from, Store: m.Store, Msg: f.send.Msg})
+			s.step(f.send.To, order.Recv{From: f.from, Store: m.Store, Msg: f.send.Whole()})
 		}
 	}
 	return len(wire) > 0
@@ -201,7 +201,7 @@ func (s *stage) step(id order.ReplicaID, ev order.Event) {
 		s.writes[id] = append(s.writes[id], p)
 	}
 	for _, m := range out.Send {
-		msg, _ := decodeMessage(m.Msg)
+		msg, _ := decodeMessage(m.Whole())
 		after := ""
 		if m.After > 0 {
 			after = fmt.Sprintf(" after write %d", m.After)

@@ -402,7 +402,7 @@ func (w *world) some(d time.Duration) time.Duration {
 }
 
 func (w *world) carry(n *node, s order.Send) {
-	m, err := decodeMessage(s.Msg)
+	m, err := decodeMessage(s.Whole())
 	invariant.Check(err == nil, "own message can be read", err)
 	n.sent[m.GetType().String()]++
 	copies := 1
@@ -415,7 +415,7 @@ func (w *world) carry(n *node, s order.Send) {
 		w.after(w.delay+w.some(w.jitter), func() {
 			to, ok := w.nodes[s.To]
 			if ok && to.up && !w.cut[[2]order.ReplicaID{n.id, s.To}] {
-				w.step(to, order.Recv{From: n.id, Store: w.member(n.id).Store, Msg: s.Msg})
+				w.step(to, order.Recv{From: n.id, Store: w.member(n.id).Store, Msg: s.Whole()})
 			}
 		})
 	}

@@ -427,7 +427,7 @@ func digestActions(b []byte, a *order.Actions) []byte {
 		}
 	}
 	for _, s := range a.Send {
-		u(uint64(s.To), s.After, mixBytes(0, s.Msg))
+		u(uint64(s.To), s.After, mixBytes(0, s.Whole()))
 	}
 	for _, t := range a.Timers {
 		u(uint64(t.Kind), t.Epoch, uint64(t.After))

@@ -363,7 +363,7 @@ func (m *member) send(s order.Send) bool {
 	if named := m.c.ids[m.id]; named.Store != m.disk.store && !m.c.impostor {
 		m.c.fail("I11: replica %d speaks from store %v, the view names %v", m.id, m.disk.store, named.Store)
 	}
-	m.env.Send(to, frame{from: m.id, to: s.To, store: m.disk.store, msg: s.Msg})
+	m.env.Send(to, frame{from: m.id, to: s.To, store: m.disk.store, msg: s.Whole()})
 	return m.c.point(m)
 }
 
