@@ -362,8 +362,12 @@ func TestEntriesHandedOutOutliveATruncation(t *testing.T) {
 func TestALostSnapshotIsSentAgain(t *testing.T) {
 	for how, told := range map[string]func(to order.ReplicaID) []order.Event{
 		"not told": nil,
-		"link":     func(to order.ReplicaID) []order.Event { return []order.Event{order.Link{To: to}, order.Link{To: to, Up: true}} },
-		"failure":  func(to order.ReplicaID) []order.Event { return []order.Event{order.Carried{To: to, State: order.Failed}} },
+		"link": func(to order.ReplicaID) []order.Event {
+			return []order.Event{order.Link{To: to}, order.Link{To: to, Up: true}}
+		},
+		"failure": func(to order.ReplicaID) []order.Event {
+			return []order.Event{order.Carried{To: to, State: order.Failed}}
+		},
 	} {
 		w, lead, far := lostSnapshot(t)
 		from := w.now
