@@ -70,6 +70,8 @@ type Options struct {
 	N    int    // peers; 0 is PeersDefault, PeersMax the most
 	F    int    // crashes a group survives; 0 is FDefault. The first 2F+1 peers found the overlay
 	Seed uint64 // of the identities; 0 is SeedDefault
+	// Depth makes 2^Depth groups share the key space: placement.DepthMin to placement.DepthMax; 0 is placement.DepthDefault.
+	Depth int
 	// Latency delays everything between two peers, each way; at most [LatencyMax]. See [Network.Latency].
 	Latency time.Duration
 	// Dir gets a socket of the node API for each peer. Empty: none.
@@ -96,11 +98,14 @@ func (o Options) Validate() error {
 // withDefaults fills in what is not set, and says what cannot be.
 func (o Options) withDefaults() (Options, error) {
 	o.N, o.F, o.Seed = cmp.Or(o.N, PeersDefault), cmp.Or(o.F, FDefault), cmp.Or(o.Seed, SeedDefault)
+	o.Depth = cmp.Or(o.Depth, placement.DepthDefault)
 	switch {
 	case o.F < 1 || o.F > placement.FMax:
 		return o, fmt.Errorf("%w: f is %d; it can be 1 to %d", ErrOptions, o.F, placement.FMax)
 	case o.N < 2*o.F+1 || o.N > PeersMax:
 		return o, fmt.Errorf("%w: %d peers with f = %d; at least %d are needed, and %d are the most", ErrOptions, o.N, o.F, 2*o.F+1, PeersMax)
+	case o.Depth < placement.DepthMin || o.Depth > placement.DepthMax:
+		return o, fmt.Errorf("%w: depth is %d; it can be %d to %d", ErrOptions, o.Depth, placement.DepthMin, placement.DepthMax)
 	}
 	_, err := faults{}.delay(o.Latency)
 	return o, err
@@ -202,7 +207,7 @@ func (n *Network) newSlot(i int) (*slot, error) {
 func newGenesis(o Options, founders []placement.Host) placement.Genesis {
 	g := placement.Defaults()
 	g.Name, g.Founders = "testnet", founders
-	g.F, g.TTLMax, g.DeadAfter = o.F, TTLMax, 0
+	g.F, g.Depth, g.TTLMax, g.DeadAfter = o.F, o.Depth, TTLMax, 0
 	g.RootKey = secret(o.Seed, "root").Public().(ed25519.PublicKey)
 	rand.Read(g.Nonce[:])
 	return g
@@ -430,7 +435,7 @@ func (n *Network) Status() Status {
 	slots, standing := n.slots, n.faults
 	n.mu.Unlock()
 	st := Status{
-		Overlay: n.genesis.ID().Hex(), Seed: n.opts.Seed, F: n.opts.F, Mode: ModeInProcess,
+		Overlay: n.genesis.ID().Hex(), Seed: n.opts.Seed, F: n.opts.F, Depth: n.genesis.Depth, Mode: ModeInProcess,
 		Latency: standing.latency, Partitioned: standing.partitioned(),
 	}
 	for _, s := range slots {

@@ -14,6 +14,7 @@ import (
 
 	"latchkey/lockservice"
 	"latchkey/replicagroup"
+	"latchkey/replicagroup/placement"
 	"latchkey/testnet/wire"
 )
 
@@ -223,8 +224,18 @@ func TestAKilledPeersProcessReachesNobodyAndWritesNoMore(t *testing.T) {
 	}
 }
 
+func TestTheDepthOfATestnetIsThatOfItsGenesis(t *testing.T) {
+	for asked, want := range map[int]int{0: placement.DepthDefault, placement.DepthMin: placement.DepthMin, placement.DepthMax: placement.DepthMax} {
+		n := up(t, Options{N: 3, Depth: asked})
+		if got := n.Genesis().Depth; got != want || n.Status().Depth != want {
+			t.Errorf("asked for %d: the genesis has %d and the status %d, want %d", asked, got, n.Status().Depth, want)
+		}
+		takeLock(t, n, 1, "at any depth")
+	}
+}
+
 func TestUnusableOptionsAndNumbersAreRefused(t *testing.T) {
-	for _, o := range []Options{{N: 2}, {N: -1}, {N: PeersMax + 1}, {N: 4, F: 2}, {F: -1}, {F: 4, N: 9}} {
+	for _, o := range []Options{{N: 2}, {N: -1}, {N: PeersMax + 1}, {N: 4, F: 2}, {F: -1}, {F: 4, N: 9}, {Depth: -1}, {Depth: placement.DepthMax + 1}} {
 		if n, err := Up(t.Context(), o); !errors.Is(err, ErrOptions) || !errors.Is(o.Validate(), ErrOptions) {
 			t.Errorf("%+v: %v, %v", o, n, err)
 		}

@@ -79,8 +79,8 @@ func (s *place) apiSocket() string  { return filepath.Join(s.dir, apiSocketFile)
 func (s *place) wireSocket() string { return filepath.Join(s.dir, wireSocketFile) }
 func (s *place) log() string        { return filepath.Join(s.dir, logFile) }
 
-// UpProcesses founds an overlay and starts its peers as processes. It returns when each of them is connected to all others; ctx
-// bounds that and nothing else. The caller closes the testnet, and has claimed its directory before ([Claim]).
+// UpProcesses founds an overlay and starts its peers as processes. It returns when each of them is connected to the 20 others
+// closest to it in the key space, in a testnet of up to 21 peers thus to all; ctx bounds that and nothing else. The caller closes the testnet, and has claimed its directory before ([Claim]).
 func UpProcesses(ctx context.Context, o ProcessOptions) (*Processes, error) {
 	var err error
 	if o.Options, err = o.Options.withDefaults(); err != nil {
@@ -202,7 +202,7 @@ func (p *Processes) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := Status{
-		Overlay: p.genesis.ID().Hex(), Seed: p.opts.Seed, F: p.opts.F, Mode: ModeProcess,
+		Overlay: p.genesis.ID().Hex(), Seed: p.opts.Seed, F: p.opts.F, Depth: p.genesis.Depth, Mode: ModeProcess,
 		Latency: p.standing.latency, Partitioned: p.standing.partitioned(),
 	}
 	for _, s := range p.places {

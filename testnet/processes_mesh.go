@@ -6,6 +6,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
 	"latchkey/node/api"
 )
 
@@ -16,8 +20,8 @@ const (
 	meshAsk  = 2 * time.Second
 )
 
-// awaitMesh waits until every peer that is up now is connected to all others of them that it can reach, and calls progress with
-// how many are. Who is killed, leaves or is paused meanwhile is waited for no longer; a process that ends by itself is an error,
+// awaitMesh waits until every peer that is up now is connected to those others of them that it must be ([closestPlaces]), and calls
+// progress with how many are. Who is killed, leaves or is paused meanwhile is waited for no longer; a process that ends by itself is an error,
 // and so is the end of ctx, which tells who is behind.
 func (p *Processes) awaitMesh(ctx context.Context, progress func(done int)) error {
 	var late []*meshPeer
@@ -46,7 +50,7 @@ func (p *Processes) awaitMesh(ctx context.Context, progress func(done int)) erro
 			for _, m := range late {
 				numbers = append(numbers, m.index)
 			}
-			return fmt.Errorf("testnet: peers %v are not connected to all others: %w", numbers, context.Cause(ctx))
+			return fmt.Errorf("testnet: peers %v are not connected to the others: %w", numbers, context.Cause(ctx))
 		case <-p.life.Done():
 			return ErrClosed
 		}
@@ -84,7 +88,7 @@ func (p *Processes) hearing(from *place) (live []*place) {
 	return live
 }
 
-// behind returns those that are up and not connected to all others that they can reach.
+// behind returns those that are up and not connected to all that they must be.
 func (p *Processes) behind(ctx context.Context, late []*meshPeer) (still []*meshPeer) {
 	ctx, cancel := context.WithTimeout(ctx, meshAsk)
 	defer cancel()
@@ -102,7 +106,7 @@ func (p *Processes) behind(ctx context.Context, late []*meshPeer) (still []*mesh
 	return still
 }
 
-// seesAll reports whether a peer is connected to all it can reach, or is not to be waited for.
+// seesAll reports whether a peer is connected to all that it must be, or is not to be waited for.
 func (p *Processes) seesAll(ctx context.Context, m *meshPeer) bool {
 	p.mu.Lock()
 	gone := m.child == nil || m.paused
@@ -118,10 +122,28 @@ func (p *Processes) seesAll(ctx context.Context, m *meshPeer) bool {
 	for _, q := range peers {
 		connected[q.Peer] = q.Connected
 	}
-	for _, s := range p.hearing(m.place) {
+	for _, s := range closestPlaces(m.id, p.hearing(m.place)) {
 		if !connected[s.id.String()] {
 			return false
 		}
 	}
 	return true
+}
+
+// closestPlaces returns those that a peer must be connected to of the places it can reach: the closeMax closest to it in the key
+// space. An overlay of more never becomes a full mesh, so nobody may wait for one.
+func closestPlaces(to peer.ID, places []*place) []*place {
+	byNode := make(map[keyspace.NodeID]*place, len(places))
+	nodes := make([]keyspace.NodeID, 0, len(places))
+	for _, s := range places {
+		node := dht.NodeIDOf(s.id)
+		byNode[node] = s
+		nodes = append(nodes, node)
+	}
+	keyspace.SortByDistance(keyspace.Key(dht.NodeIDOf(to)), nodes)
+	closest := make([]*place, 0, closeMax)
+	for _, node := range nodes[:min(closeMax, len(nodes))] {
+		closest = append(closest, byNode[node])
+	}
+	return closest
 }

@@ -59,6 +59,7 @@ type Status struct {
 	Overlay     string        `json:"overlay"`
 	Seed        uint64        `json:"seed,string"`
 	F           int           `json:"f"`
+	Depth       int           `json:"depth"` // 2^Depth groups share the key space
 	Mode        Mode          `json:"mode"`
 	Latency     time.Duration `json:"latency_ns"`  // one way
 	Partitioned bool          `json:"partitioned"` // by Side of the peers

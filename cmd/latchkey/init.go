@@ -51,7 +51,8 @@ it, so it must not be lost.`,
 	listenFlag(c, &o.Listen, "the profile's, at a port that is drawn once")
 	c.Flags().StringVar(&o.Name, "name", "", `name of the overlay, for people (default "latchkey")`)
 	c.Flags().IntVar(&f, "f", 0, "0 to 3: how many crashes a full group survives (default 2: groups of five, where there are five peers)")
-	c.Flags().IntVar(&o.Depth, "depth", 0, "1 to 12: 2^depth groups share the key space (default 8)")
+	c.Flags().IntVar(&o.Depth, "depth", 0, fmt.Sprintf("%d to %d: 2^depth groups share the key space (default %d)",
+		placement.DepthMin, placement.DepthMax, placement.DepthDefault))
 	return c
 }
 

@@ -45,6 +45,8 @@ func TestTestnetVerbsRefuseWhatMakesNoSense(t *testing.T) {
 		"testnet up -n 0":                           {exitUsage, "positive"},
 		"testnet up -n 51":                          {exitUsage, "50 are the most"},
 		"testnet up --f -1":                         {exitUsage, "must be positive"},
+		"testnet up --depth 0":                      {exitUsage, "must be positive"},
+		"testnet up --depth 13":                     {exitUsage, "1 to 12"},
 		"testnet up now":                            {exitUsage, "arguments"},
 		"testnet demo --sabotage all":               {exitUsage, "no-lock"},
 		"testnet kill":                              {exitUsage, "arguments"},

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"latchkey/node/api"
+	"latchkey/replicagroup/placement"
 	"latchkey/testnet"
 )
 
@@ -37,11 +38,15 @@ can also be paused. They keep replicas on disk, so those that were killed and re
 even when all of them were killed at once. On Linux the peers die with "up", however that ends.`,
 		Example: `  latchkey testnet up
   latchkey testnet up -n 9 --f 2
+  latchkey testnet up --depth 12                     # 4,096 groups, once all are used
   latchkey testnet up --mode process --latency 20ms`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if o.N <= 0 || o.F <= 0 {
 				return usagef("testnet up: -n %d, --f %d: both must be positive", o.N, o.F)
+			}
+			if c.Flags().Changed("depth") && o.Depth <= 0 {
+				return usagef("testnet up: --depth %d: it must be positive", o.Depth)
 			}
 			if err := o.Validate(); err != nil {
 				return usagef("%w", err)
@@ -57,6 +62,8 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 	}
 	c.Flags().IntVarP(&o.N, "nodes", "n", testnet.PeersDefault, fmt.Sprintf("how many peers, %d at most", testnet.PeersMax))
 	c.Flags().IntVar(&o.F, "f", testnet.FDefault, "how many crashes a group survives: its groups have 2f+1 voters")
+	c.Flags().IntVar(&o.Depth, "depth", 0, fmt.Sprintf("%d to %d: 2^depth groups share the key space (default %d)",
+		placement.DepthMin, placement.DepthMax, placement.DepthDefault))
 	c.Flags().Uint64Var(&o.Seed, "seed", testnet.SeedDefault, "what the peers' identities come from")
 	c.Flags().StringVar(&mode, "mode", string(testnet.ModeInProcess), "inproc: all peers in this process; process: each in its own")
 	c.Flags().DurationVar(&o.Latency, "latency", 0, fmt.Sprintf("delay between two peers, each way, at most %v", testnet.LatencyMax))
