@@ -36,6 +36,11 @@
 // the batches and four fifths of that throughput, and a libp2p stream cannot tell beforehand whether a write would block,
 // while a caller must never wait for a slow peer.
 //
+// # Streams of their own
+//
+// What is too large or too slow to share a kept-open stream gets one to itself, by [Overlay.OpenStream] and [Overlay.HandleStream]: after
+// the same hellos it is a plain byte stream, with its own fate.
+//
 // # Bad input
 //
 // Whatever is malformed, truncated, oversize or unknown resets the stream it came by and is counted by [Reason] in

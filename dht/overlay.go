@@ -80,7 +80,8 @@ type Overlay struct {
 	protocols [classes]protocol.ID
 	kadID     protocol.ID // of our own Kademlia network; empty with WithDHT
 	connTag   string
-	handlers  map[string]*service // fixed by Start
+	handlers  map[string]*service    // fixed by Start
+	raw       map[string]*rawService // fixed by Start
 	onLink    []func(peer.ID, bool)
 	onMode    []func(hosting bool)
 	onSuspect []func(p peer.ID, suspected bool)
@@ -129,6 +130,7 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 		self:     h.ID(),
 		node:     NodeIDOf(h.ID()),
 		handlers: make(map[string]*service),
+		raw:      make(map[string]*rawService),
 		nodes:    newNodeMap(),
 		sets:     newSets(),
 		finds:    newFinds(),
@@ -253,6 +255,9 @@ func (o *Overlay) Start(ctx context.Context) error {
 	for class, id := range o.protocols {
 		o.host.SetStreamHandler(id, func(s network.Stream) { o.accept(s, Class(class)) })
 	}
+	for _, r := range o.raw {
+		o.host.SetStreamHandler(r.id, func(s network.Stream) { o.acceptRaw(s, r) })
+	}
 	o.tasks.Go(o.watch)
 	o.tasks.Go(o.maintain)
 	o.tasks.Go(o.local.run)
@@ -278,6 +283,9 @@ func (o *Overlay) Close() error {
 	if started {
 		for _, id := range o.protocols {
 			o.host.RemoveStreamHandler(id)
+		}
+		for _, r := range o.raw {
+			o.host.RemoveStreamHandler(r.id)
 		}
 	}
 	o.linksMu.RLock()

@@ -44,6 +44,8 @@ type Stats struct {
 	FramesSent, FramesReceived     uint64
 	BytesSent, BytesReceived       uint64 // of frames without their prefixes
 
+	RawSent, RawReceived uint64 // bytes of raw streams; these are counted among the streams too, when their hellos are exchanged
+
 	Lookups       uint64 // Kademlia look-ups begun for replica sets
 	LookupsFailed uint64
 	LookupsShared uint64 // askers who joined a look-up that was under way
@@ -65,6 +67,7 @@ type counters struct {
 	lookups, lookupsFailed, lookupsShared, selfLookups         atomic.Uint64
 	outboxFull, unknownService, busy, lateReplies              atomic.Uint64
 	suspicions, alarms                                         atomic.Uint64
+	rawSent, rawReceived                                       atomic.Uint64
 
 	mu     sync.Mutex
 	resets map[Reason]uint64
@@ -90,6 +93,7 @@ func (o *Overlay) Stats() Stats {
 		MessagesSent: c.messagesSent.Load(), MessagesReceived: c.messagesReceived.Load(),
 		FramesSent: c.framesSent.Load(), FramesReceived: c.framesReceived.Load(),
 		BytesSent: c.bytesSent.Load(), BytesReceived: c.bytesReceived.Load(),
+		RawSent: c.rawSent.Load(), RawReceived: c.rawReceived.Load(),
 		Lookups: c.lookups.Load(), LookupsFailed: c.lookupsFailed.Load(), LookupsShared: c.lookupsShared.Load(),
 		SelfLookups: c.selfLookups.Load(),
 		OutboxFull:  c.outboxFull.Load(), UnknownService: c.unknownService.Load(), Busy: c.busy.Load(),
