@@ -52,6 +52,8 @@ var (
 	// ErrUndecided: the Create was proposed and its fate is unknown. Asking again finds out.
 	ErrUndecided = errors.New("placement: outcome of the creation unknown")
 	ErrRefused   = errors.New("placement: the directory refused the creation")
+	// ErrCreating: the prefix's group is being created or revived, so there is nothing lost to revive yet.
+	ErrCreating = errors.New("placement: the group is being created")
 )
 
 // CreatorEvent is an input of a [Creator].
@@ -65,6 +67,12 @@ type (
 		Prefix keyspace.Prefix
 		Ref    uint64
 		Known  Child
+	}
+	// ReviveLost asks for the next generation of a lost group: Known is what the leader's own directory says of it. That it is
+	// lost, whoever asks has made sure. Like every Ensure it is answered by exactly one [AnswerEnsure] with its Ref.
+	ReviveLost struct {
+		Ref   uint64
+		Known Child
 	}
 	// Closest answers a [LookUp]: the peers found, in any order, this one included if it hosts groups. None if it failed.
 	Closest struct {
@@ -83,10 +91,10 @@ type (
 		Prefix keyspace.Prefix
 		Peer   keyspace.NodeID
 	}
-	// Committed reports the child of an executed Create, ours or one before it.
+	// Committed reports the child of an executed Create or Revive, ours or one before it, or the child after an Update.
 	Committed struct{ Child Child }
-	// NotCommitted reports that a proposed Create was not executed (an error of package order), or was and the directory
-	// refused it ([ErrRefused]).
+	// NotCommitted reports that a proposed Create or Revive was not executed (an error of package order), or was and the
+	// directory refused it ([ErrRefused]).
 	NotCommitted struct {
 		Prefix keyspace.Prefix
 		Err    error
@@ -109,6 +117,7 @@ type (
 )
 
 func (Ensure) isCreatorEvent()       {}
+func (ReviveLost) isCreatorEvent()   {}
 func (Closest) isCreatorEvent()      {}
 func (HostAnswer) isCreatorEvent()   {}
 func (NoAnswer) isCreatorEvent()     {}
@@ -135,7 +144,7 @@ type (
 		Prefix keyspace.Prefix
 		Peer   Peer
 	}
-	// Propose asks for a command's place in the parent's log. A Create is answered by [Committed] or [NotCommitted]; a
+	// Propose asks for a command's place in the parent's log. A Create or Revive is answered by [Committed] or [NotCommitted]; a
 	// Reported needs no answer.
 	Propose struct{ Command Command }
 	// SendStart tells a member to start its replica; its answer becomes [Started].
@@ -188,9 +197,11 @@ type candidate struct {
 	deadline automaton.Instant
 }
 
-// creation is the making of one prefix's group.
+// creation is the making of one prefix's group, or of a further generation of it.
 type creation struct {
 	phase    phase
+	revives  bool   // generation lost is to be followed by the next one
+	lost     uint64 // of revives
 	anchor   keyspace.Preimage
 	point    keyspace.Key // of anchor
 	ensures  []uint64     // who waits, at most EnsuresMax
@@ -232,6 +243,8 @@ func (c *Creator) Step(ev CreatorEvent, now automaton.Instant, out []CreatorActi
 	switch ev := ev.(type) {
 	case Ensure:
 		out = c.ensure(ev, now, out)
+	case ReviveLost:
+		out = c.revive(ev, now, out)
 	case Closest:
 		if m := c.open[ev.Prefix]; m != nil && m.phase == lookingUp {
 			out = c.found(ev.Prefix, m, ev.Peers, now, out)
@@ -288,7 +301,7 @@ func (c *Creator) ensure(ev Ensure, now automaton.Instant, out []CreatorAction) 
 		c.open[ev.Prefix] = m
 		c.pending++
 		return m.lookUp(ev.Prefix, now, out)
-	case m.phase == starting && m.answerBy == automaton.Never && m.majority():
+	case m.phase == starting && m.answerBy == automaton.Never && m.child.majority():
 		return append(out, AnswerEnsure{Ref: ev.Ref, Descriptor: m.child.Descriptor})
 	case len(m.ensures) >= EnsuresMax:
 		return refuse(ErrBusy)
@@ -298,6 +311,31 @@ func (c *Creator) ensure(ev Ensure, now automaton.Instant, out []CreatorAction) 
 		m.answerBy = now.Add(answerWait)
 	}
 	return out
+}
+
+// revive begins what leads to a Revive. A creation that waits for members of the lost generation to start is over.
+func (c *Creator) revive(ev ReviveLost, now automaton.Instant, out []CreatorAction) []CreatorAction {
+	p := ev.Known.Group.Prefix
+	m := c.open[p]
+	refuse := func(err error) []CreatorAction { return append(out, AnswerEnsure{Ref: ev.Ref, Err: err}) }
+	switch {
+	case ev.Known.IsZero() || int(p.Len) != c.depth:
+		return refuse(fmt.Errorf("%w: %v", ErrPrefix, p))
+	case !c.leading:
+		return refuse(ErrNotLeader)
+	case m != nil && (m.phase != starting || m.child.Group.Gen > ev.Known.Group.Gen):
+		return refuse(ErrCreating)
+	case m == nil && c.pending >= CreationsMax:
+		return refuse(ErrBusy)
+	case m != nil:
+		out = c.giveUp(p, m, ErrUndecided, out)
+	}
+	anchor, err := Anchor(c.overlay, p)
+	invariant.Check(err == nil, "a checked prefix has an anchor", p)
+	m = &creation{anchor: anchor, point: anchor.Key(), ensures: []uint64{ev.Ref}, revives: true, lost: ev.Known.Group.Gen}
+	c.open[p] = m
+	c.pending++
+	return m.lookUp(p, now, out)
 }
 
 // lookUp begins a round.
@@ -397,6 +435,9 @@ func (c *Creator) progress(p keyspace.Prefix, m *creation, now automaton.Instant
 		return c.giveUp(p, m, fmt.Errorf("%w: %v", ErrNoHosts, err), out)
 	}
 	m.phase, m.deadline = proposing, now.Add(proposeWait)
+	if m.revives {
+		return append(out, Propose{Command{Kind: Revive, Prefix: p, Gen: m.lost, Members: hosts}})
+	}
 	return append(out, Propose{Command{Kind: Create, Prefix: p, Members: hosts}})
 }
 
@@ -416,13 +457,23 @@ func (c *Creator) giveUp(p keyspace.Prefix, m *creation, err error, out []Creato
 func (c *Creator) committed(ch Child, now automaton.Instant, out []CreatorAction) []CreatorAction {
 	p := ch.Group.Prefix
 	m := c.open[p]
-	if !c.leading || ch.IsZero() || m != nil && m.phase == starting {
+	switch {
+	case !c.leading || ch.IsZero():
 		return out
-	}
-	if m == nil {
+	case m == nil && ch.AllStarted():
+		return out
+	case m == nil:
 		m = &creation{answerBy: automaton.Never}
 		c.open[p] = m
-	} else {
+	case m.phase == starting && !Newer(ch.Descriptor, m.child.Descriptor):
+		return out
+	case m.phase == starting && ch.Group == m.child.Group: // its members changed
+		m.child = ch
+		return c.settle(p, m, out)
+	case m.phase == starting: // it was revived
+	case m.revives && ch.Group.Gen <= m.lost: // news of the lost generation
+		return out
+	default:
 		c.pending--
 		m.answerBy = now.Add(answerWait)
 		m.candidates = nil
@@ -443,6 +494,7 @@ func (c *Creator) notCommitted(ev NotCommitted, now automaton.Instant, out []Cre
 	case errors.Is(ev.Err, ErrRefused):
 		return c.giveUp(ev.Prefix, m, ev.Err, out)
 	}
+	// A Revive that was dropped is repeated: if it took effect after all, the directory says so, and by whom.
 	if m.round >= roundsMax {
 		return c.giveUp(ev.Prefix, m, ErrUndecided, out)
 	}
@@ -464,13 +516,13 @@ func (c *Creator) started(ev Started, out []CreatorAction) []CreatorAction {
 		return out
 	}
 	m.child = ch
-	out = append(out, Propose{Command{Kind: Reported, Prefix: ev.Group.Prefix, Replica: ev.Replica, Store: ev.Store}})
+	out = append(out, Propose{Command{Kind: Reported, Prefix: ev.Group.Prefix, Gen: ev.Group.Gen, Replica: ev.Replica, Store: ev.Store}})
 	return c.settle(ev.Group.Prefix, m, out)
 }
 
 // settle answers the Ensures once a majority runs, and forgets the creation once every member does.
 func (c *Creator) settle(p keyspace.Prefix, m *creation, out []CreatorAction) []CreatorAction {
-	if m.majority() {
+	if m.child.majority() {
 		out = m.answerAll(out)
 	}
 	if m.child.AllStarted() {
@@ -487,18 +539,6 @@ func (m *creation) answerAll(out []CreatorAction) []CreatorAction {
 	return out
 }
 
-// majority reports whether a majority of the voters has reported in.
-func (m *creation) majority() bool {
-	voters, running := 0, 0
-	for i, member := range m.child.View.Members {
-		if member.Role == order.Voter {
-			voters++
-			running += int(m.child.Started >> i & 1)
-		}
-	}
-	return running >= quorum.Majority(voters)
-}
-
 func (m *creation) sendStarts(now automaton.Instant, out []CreatorAction) []CreatorAction {
 	for i := range m.child.View.Members {
 		if m.child.Started>>i&1 == 0 {
@@ -506,7 +546,7 @@ func (m *creation) sendStarts(now automaton.Instant, out []CreatorAction) []Crea
 		}
 	}
 	m.deadline = now.Add(m.pause)
-	if m.majority() {
+	if m.child.majority() {
 		m.pause = min(2*m.pause, startLast)
 	}
 	return out

@@ -10,10 +10,15 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/internal/invariant"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/quorum"
 )
 
 // Service is the name under which a parent group runs its directory.
 const Service = "directory"
+
+// PrefixGenMax is the last generation of a prefix in one generation of the overlay: a token has ten bits for it
+// (replica-groups.md section 6.6). A group that would need another one cannot be revived.
+const PrefixGenMax = 1<<10 - 1
 
 // listMax is how many children one answer to a List query holds; the asker goes on after the last one.
 const listMax = 256
@@ -25,15 +30,19 @@ type CommandKind uint8
 const (
 	Create   CommandKind = iota + 1 // Prefix gets a group of Members, unless it has one
 	Reported                        // Replica, with Store, of Prefix's group has started
+	Update                          // Prefix's group has moved on to the view of Descriptor
+	Revive                          // Prefix's group, whose generation is Gen, is lost: the next generation begins with Members
 )
 
 // Command is a command of the directory. The parent's leader proposes it; a host takes none from anybody else.
 type Command struct {
-	Kind    CommandKind
-	Prefix  keyspace.Prefix
-	Members []Host          // of Create: the voters, in the order in which they get replica ids from 1
-	Replica order.ReplicaID // of Reported
-	Store   order.StoreID   // of Reported
+	Kind       CommandKind
+	Prefix     keyspace.Prefix
+	Members    []Host          // of Create and Revive: the voters, in the order in which they get replica ids from 1
+	Gen        uint64          // of Reported: the generation the replica is of; of Revive: the one that is lost
+	Replica    order.ReplicaID // of Reported
+	Store      order.StoreID   // of Reported
+	Descriptor Descriptor      // of Update: of Prefix's group
 }
 
 // Encode returns the bytes of c. It does not judge c: the directory does, and refuses with a [Status]. Errors match
@@ -41,7 +50,7 @@ type Command struct {
 func (c Command) Encode() ([]byte, error) {
 	b := appendPrefix([]byte{byte(c.Kind)}, c.Prefix)
 	switch c.Kind {
-	case Create:
+	case Create, Revive:
 		if len(c.Members) > MembersMax {
 			return nil, fmt.Errorf("%w: %d members (at most %d)", ErrMalformed, len(c.Members), MembersMax)
 		}
@@ -50,10 +59,22 @@ func (c Command) Encode() ([]byte, error) {
 				return nil, fmt.Errorf("%w: %v", ErrMalformed, err)
 			}
 		}
+		if c.Kind == Revive {
+			b = binary.BigEndian.AppendUint64(b, c.Gen)
+		}
 		return appendHosts(b, c.Members), nil
 	case Reported:
 		b = binary.BigEndian.AppendUint64(b, uint64(c.Replica))
-		return append(b, c.Store[:]...), nil
+		b = append(b, c.Store[:]...)
+		if c.Gen != 0 { // the first generation is written as it always was
+			b = binary.BigEndian.AppendUint64(b, c.Gen)
+		}
+		return b, nil
+	case Update:
+		if err := c.Descriptor.Validate(); err != nil || c.Descriptor.Group.Prefix != c.Prefix {
+			return nil, fmt.Errorf("%w: update of prefix %v to %v: %v", ErrMalformed, c.Prefix, c.Descriptor.Group, err)
+		}
+		return appendDescriptor(b, c.Descriptor), nil
 	}
 	return nil, fmt.Errorf("%w: unknown command %d", ErrMalformed, c.Kind)
 }
@@ -63,7 +84,10 @@ func DecodeCommand(b []byte) (Command, error) {
 	r := reader{b: b}
 	c := Command{Kind: CommandKind(r.u8()), Prefix: r.prefix()}
 	switch c.Kind {
-	case Create:
+	case Create, Revive:
+		if c.Kind == Revive {
+			c.Gen = r.u64()
+		}
 		c.Members = r.hosts()
 		for _, h := range c.Members {
 			if err := h.check(); err != nil {
@@ -73,6 +97,16 @@ func DecodeCommand(b []byte) (Command, error) {
 	case Reported:
 		c.Replica = order.ReplicaID(r.u64())
 		r.fixed(c.Store[:])
+		if len(r.b) > 0 {
+			if c.Gen = r.u64(); c.Gen == 0 {
+				r.fail("generation 0 written out")
+			}
+		}
+	case Update:
+		c.Descriptor = r.descriptor()
+		if r.err == nil && c.Descriptor.Group.Prefix != c.Prefix {
+			r.fail("update of prefix %v to %v", c.Prefix, c.Descriptor.Group)
+		}
 	default:
 		r.fail("unknown command %d", c.Kind)
 	}
@@ -93,9 +127,16 @@ const (
 	Malformed                   // the bytes could not be read
 	BadPrefix                   // not a prefix of the overlay's depth
 	BadMember                   // the members cannot be the voters of a group
+	WrongGen                    // Update, Revive: the prefix's group is of another generation; the result holds it
+	Stale                       // Update: the directory knows a later view; the result holds it
+	Exhausted                   // Revive: the prefix has had as many generations as tokens can tell apart
 )
 
-var statusNames = [...]string{OK: "ok", Exists: "exists", NotFound: "not found", Malformed: "malformed", BadPrefix: "bad prefix", BadMember: "bad member"}
+var statusNames = [...]string{OK: "ok", Exists: "exists", NotFound: "not found", Malformed: "malformed", BadPrefix: "bad prefix",
+	BadMember: "bad member", WrongGen: "wrong generation", Stale: "stale view", Exhausted: "generations exhausted"}
+
+// holds reports whether a result of this status holds a child.
+func (s Status) holds() bool { return s == OK || s == Exists || s == WrongGen || s == Stale }
 
 // String returns the status in words.
 func (s Status) String() string {
@@ -105,49 +146,131 @@ func (s Status) String() string {
 	return fmt.Sprintf("Status(%d)", uint8(s))
 }
 
+// ChildState says how a child stands with its parent.
+type ChildState uint8
+
+// The states of a child.
+const (
+	Live     ChildState = iota // created, or revived and a majority of its voters has reported in since
+	Reviving                   // revived, and no majority of the new generation's voters has reported in yet
+	childStateEnd
+)
+
+// String returns the state in words.
+func (s ChildState) String() string {
+	if s >= childStateEnd {
+		return fmt.Sprintf("ChildState(%d)", uint8(s))
+	}
+	return [...]string{"live", "reviving"}[s]
+}
+
+// Former names the last that a directory knew of the generation before a revived one. The zero value stands for none.
+type Former struct {
+	Gen  uint64
+	View uint64
+}
+
 // Child is what a directory knows of one prefix's group. The zero value is no child.
 type Child struct {
 	Descriptor
 	Started uint8 // bit i: View.Members[i] has reported in
+	State   ChildState
+	Former  Former // of a child that was revived; its generation is below Group.Gen
 }
 
 // AllStarted reports whether every member has reported in.
 func (c Child) AllStarted() bool { return bits.OnesCount8(c.Started) == len(c.View.Members) }
 
+// majority reports whether a majority of the voters has reported in.
+func (c Child) majority() bool {
+	voters, running := 0, 0
+	for i, m := range c.View.Members {
+		if m.Role == order.Voter {
+			voters++
+			running += int(c.Started >> i & 1)
+		}
+	}
+	return voters > 0 && running >= quorum.Majority(voters)
+}
+
 // started returns c with the bit of the member that is replica id in store set; ok is false if there is none.
 func (c Child) started(id order.ReplicaID, store order.StoreID) (_ Child, ok bool) {
 	for i, m := range c.View.Members {
 		if m.ID == id && m.Store == store {
-			c.Started |= 1 << i
+			if c.Started |= 1 << i; c.majority() {
+				c.State = Live
+			}
 			return c, true
 		}
 	}
 	return c, false
 }
 
+// moved returns c in a later view of its own. Who has reported in is known still; who came since was started by the group.
+func (c Child) moved(d Descriptor) Child {
+	started := uint8(0)
+	for i, m := range d.View.Members {
+		at := slices.IndexFunc(c.View.Members, func(o order.Member) bool { return o.ID == m.ID })
+		if at < 0 || c.Started>>at&1 == 1 {
+			started |= 1 << i
+		}
+	}
+	c.Descriptor, c.Started = d, started
+	if c.majority() {
+		c.State = Live
+	}
+	return c
+}
+
+const childVersion = 2
+
 func appendChild(b []byte, c Child) []byte {
-	return appendDescriptor(append(b, c.Started), c.Descriptor)
+	b = append(b, childVersion, c.Started, byte(c.State))
+	b = binary.BigEndian.AppendUint64(b, c.Former.Gen)
+	b = binary.BigEndian.AppendUint64(b, c.Former.View)
+	return appendDescriptor(b, c.Descriptor)
 }
 
 func (r *reader) child() Child {
+	if v := r.u8(); r.err == nil && v != childVersion {
+		r.fail("child of version %d, this program reads %d", v, childVersion)
+	}
+	c := Child{Started: r.u8(), State: ChildState(r.u8()), Former: Former{Gen: r.u64(), View: r.u64()}}
+	c.Descriptor = r.descriptor()
+	r.checkChild(c)
+	return c
+}
+
+// child1 reads a child as version 1 of the snapshot has it: none was ever revived.
+func (r *reader) child1() Child {
 	c := Child{Started: r.u8()}
 	c.Descriptor = r.descriptor()
-	if r.err == nil && int(c.Started)>>len(c.View.Members) != 0 {
-		r.fail("more members started than there are")
-	}
+	r.checkChild(c)
 	return c
+}
+
+func (r *reader) checkChild(c Child) {
+	switch {
+	case r.err != nil:
+	case int(c.Started)>>len(c.View.Members) != 0:
+		r.fail("more members started than there are")
+	case c.State >= childStateEnd, c.State == Reviving && c.majority():
+		r.fail("child %v is %v with members %b started", c.Group, c.State, c.Started)
+	case c.Former != (Former{}) && c.Former.Gen >= c.Group.Gen, c.State == Reviving && c.Group.Gen == 0:
+		r.fail("child %v follows generation %d", c.Group, c.Former.Gen)
+	}
 }
 
 // Result is the directory's answer to a command or to a Lookup.
 type Result struct {
 	Status Status
-	Child  Child // with OK and Exists
+	Child  Child // with OK, Exists, WrongGen and Stale
 }
 
-// Encode returns the bytes of r, at most [DescriptorBytesMax] + 2.
+// Encode returns the bytes of r, at most [DescriptorBytesMax] + 20.
 func (r Result) Encode() []byte {
 	b := []byte{byte(r.Status)}
-	if r.Status == OK || r.Status == Exists {
+	if r.Status.holds() {
 		b = appendChild(b, r.Child)
 	}
 	return b
@@ -157,11 +280,10 @@ func (r Result) Encode() []byte {
 func DecodeResult(b []byte) (Result, error) {
 	r := reader{b: b}
 	res := Result{Status: Status(r.u8())}
-	switch res.Status {
-	case OK, Exists:
+	switch {
+	case res.Status.holds():
 		res.Child = r.child()
-	case NotFound, Malformed, BadPrefix, BadMember:
-	default:
+	case res.Status < OK || int(res.Status) >= len(statusNames):
 		r.fail("unknown status %d", res.Status)
 	}
 	if err := r.end(); err != nil {
@@ -191,6 +313,7 @@ type Summary struct {
 	View    uint64
 	Members uint8
 	Started uint8
+	State   ChildState
 }
 
 // Listing is the answer to a List query: the next children by rising prefix. With More, ask again after the last one.
@@ -205,7 +328,7 @@ func (l Listing) encode() []byte {
 		b = appendPrefix(b, s.Prefix)
 		b = binary.BigEndian.AppendUint64(b, s.Gen)
 		b = binary.BigEndian.AppendUint64(b, s.View)
-		b = append(b, s.Members, s.Started)
+		b = append(b, s.Members, s.Started, byte(s.State))
 	}
 	return b
 }
@@ -219,7 +342,7 @@ func DecodeListing(b []byte) (Listing, error) {
 		r.fail("%d children (at most %d)", n, listMax)
 	}
 	for i := 0; i < n && r.err == nil; i++ {
-		l.Children = append(l.Children, Summary{Prefix: r.prefix(), Gen: r.u64(), View: r.u64(), Members: r.u8(), Started: r.u8()})
+		l.Children = append(l.Children, Summary{Prefix: r.prefix(), Gen: r.u64(), View: r.u64(), Members: r.u8(), Started: r.u8(), State: ChildState(r.u8())})
 	}
 	if err := r.end(); err != nil {
 		return Listing{}, err
@@ -228,7 +351,7 @@ func DecodeListing(b []byte) (Listing, error) {
 }
 
 // Directory is the state machine with which a parent group keeps its children: at most one group per prefix, the one of the
-// first Create that was committed. It is deterministic: the same commands in the same order give the same answers and
+// first Create that was committed, or the latest generation that a Revive made of it. It is deterministic: the same commands in the same order give the same answers and
 // snapshots at every replica. Bounds: one child per prefix of the overlay's depth, at most 2^[DepthMax]. Not safe for
 // concurrent use.
 type Directory struct {
@@ -237,6 +360,8 @@ type Directory struct {
 	f       int
 	// children holds one valid descriptor per prefix, with Group.Overlay == overlay and Prefix.Len == depth.
 	children map[keyspace.Prefix]Child
+
+	mutant mutant
 }
 
 // NewDirectory returns the empty directory of g's root group. g must be valid.
@@ -250,10 +375,15 @@ func (d *Directory) Apply(data []byte) []byte {
 	if err != nil {
 		return Result{Status: Malformed}.Encode()
 	}
-	if c.Kind == Create {
+	switch c.Kind {
+	case Create:
 		return d.create(c).Encode()
+	case Reported:
+		return d.reported(c).Encode()
+	case Update:
+		return d.update(c).Encode()
 	}
-	return d.reported(c).Encode()
+	return d.revive(c).Encode()
 }
 
 func (d *Directory) create(c Command) Result {
@@ -274,7 +404,8 @@ func (d *Directory) create(c Command) Result {
 
 func (d *Directory) reported(c Command) Result {
 	ch, ok := d.children[c.Prefix]
-	if ok {
+	// Replica 1 of this generation may live in the store where replica 1 of the one before did.
+	if ok = ok && (ch.Group.Gen == c.Gen || d.mutant == mutantReportAnyGen); ok {
 		ch, ok = ch.started(c.Replica, c.Store)
 	}
 	if !ok {
@@ -282,6 +413,60 @@ func (d *Directory) reported(c Command) Result {
 	}
 	d.children[c.Prefix] = ch
 	return Result{Status: OK, Child: ch}
+}
+
+// update takes a later view of the live generation.
+func (d *Directory) update(c Command) Result {
+	ch, ok := d.children[c.Prefix]
+	switch {
+	case int(c.Prefix.Len) != d.depth:
+		return Result{Status: BadPrefix}
+	case !ok:
+		return Result{Status: NotFound}
+	case c.Descriptor.Group != ch.Group && d.mutant != mutantUpdateAnyGen:
+		return Result{Status: WrongGen, Child: ch}
+	case c.Descriptor.View.Num < ch.View.Num && d.mutant != mutantUpdateBack:
+		return Result{Status: Stale, Child: ch}
+	case c.Descriptor.View.Num == ch.View.Num: // a repeat
+		return Result{Status: OK, Child: ch}
+	}
+	ch = ch.moved(c.Descriptor)
+	d.children[c.Prefix] = ch
+	return Result{Status: OK, Child: ch}
+}
+
+// revive begins the generation after a lost one, whose number must be named: a late copy of the command, or one of two
+// operators at once, finds another generation and changes nothing.
+func (d *Directory) revive(c Command) Result {
+	ch, ok := d.children[c.Prefix]
+	switch {
+	case int(c.Prefix.Len) != d.depth:
+		return Result{Status: BadPrefix}
+	case !ok:
+		return Result{Status: NotFound}
+	case ch.Group.Gen != c.Gen && d.mutant != mutantReviveAnyGen:
+		return Result{Status: WrongGen, Child: ch}
+	case checkHosts(c.Members, d.f) != nil:
+		return Result{Status: BadMember}
+	}
+	g := order.GroupID{Overlay: d.overlay, Prefix: c.Prefix}
+	if g.Gen, ok = d.nextGen(ch.Group.Gen); !ok {
+		return Result{Status: Exhausted}
+	}
+	ch = Child{Descriptor: describe(g, c.Members), State: Reviving, Former: Former{Gen: ch.Group.Gen, View: ch.View.Num}}
+	d.children[c.Prefix] = ch
+	return Result{Status: OK, Child: ch}
+}
+
+// nextGen returns the generation after one, if there is any.
+func (d *Directory) nextGen(gen uint64) (uint64, bool) {
+	if d.mutant == mutantReviveSameGen {
+		return gen, true
+	}
+	if uint32(gen) >= PrefixGenMax {
+		return 0, false
+	}
+	return gen + 1, true
 }
 
 // Query answers a read-only query: a [Result] for a Lookup, a [Listing] for a List; bytes it cannot read get a Result with
@@ -316,7 +501,7 @@ func (d *Directory) list(after keyspace.Prefix) (l Listing) {
 		}
 		ch := d.children[p]
 		l.Children = append(l.Children, Summary{Prefix: p, Gen: ch.Group.Gen, View: ch.View.Num,
-			Members: uint8(len(ch.View.Members)), Started: uint8(bits.OnesCount8(ch.Started))})
+			Members: uint8(len(ch.View.Members)), Started: uint8(bits.OnesCount8(ch.Started)), State: ch.State})
 	}
 	return l
 }
@@ -342,7 +527,8 @@ func (d *Directory) sorted() []keyspace.Prefix {
 	return slices.SortedFunc(maps.Keys(d.children), keyspace.Prefix.Compare)
 }
 
-const snapshotVersion = 1
+// snapshotVersion is that of the snapshots written. Version 1, which knows no state of a child, is read still.
+const snapshotVersion = 2
 
 // Snapshot returns the whole state. Equal states have equal snapshots.
 func (d *Directory) Snapshot() []byte {
@@ -357,8 +543,13 @@ func (d *Directory) Snapshot() []byte {
 // was.
 func (d *Directory) Restore(b []byte) error {
 	r := reader{b: b}
-	if v := r.u8(); r.err == nil && v != snapshotVersion {
-		r.fail("directory snapshot of version %d, this program reads %d", v, snapshotVersion)
+	read := r.child
+	switch v := r.u8(); {
+	case r.err != nil:
+	case v == 1:
+		read = r.child1
+	case v != snapshotVersion:
+		r.fail("directory snapshot of version %d, this program reads 1 to %d", v, snapshotVersion)
 	}
 	n := int(r.u32())
 	if n > 1<<d.depth {
@@ -367,7 +558,7 @@ func (d *Directory) Restore(b []byte) error {
 	children := make(map[keyspace.Prefix]Child)
 	var last keyspace.Prefix
 	for i := 0; i < n && r.err == nil; i++ {
-		ch := r.child()
+		ch := read()
 		p := ch.Group.Prefix
 		switch {
 		case r.err != nil:

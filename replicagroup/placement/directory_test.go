@@ -32,7 +32,7 @@ func TestTheLargestDescriptorFitsAResult(t *testing.T) {
 	if got, err := DecodeDescriptor(b); err != nil || !reflect.DeepEqual(got, d) {
 		t.Fatalf("decoded %+v, %v", got, err)
 	}
-	if n := len(Result{Status: OK, Child: Child{Descriptor: d}}.Encode()); n != DescriptorBytesMax+2 || n > 16<<10 {
+	if n := len(Result{Status: OK, Child: Child{Descriptor: d}}.Encode()); n != DescriptorBytesMax+20 || n > 16<<10 {
 		t.Fatalf("a result of %d bytes", n)
 	}
 	if _, err := DecodeDescriptor(append(b, 0)); !errors.Is(err, ErrMalformed) {
@@ -282,10 +282,11 @@ func TestASnapshotThatIsNotOursIsRefusedAndChangesNothing(t *testing.T) {
 	tooMany := bytes.Clone(good)
 	tooMany[3] = 2
 	started := bytes.Clone(good)
-	started[5] = 2
+	started[6] = 2
 	for name, b := range map[string][]byte{
 		"empty":           nil,
-		"later version":   append([]byte{2}, good[1:]...),
+		"later version":   append([]byte{3}, good[1:]...),
+		"later child":     append(append(bytes.Clone(good[:5]), 3), good[6:]...),
 		"truncated":       good[:len(good)-1],
 		"a byte more":     append(bytes.Clone(good), 0),
 		"out of order":    outOfOrder,
@@ -323,6 +324,9 @@ func FuzzDecodeDescriptor(f *testing.F) {
 func FuzzDecodeCommand(f *testing.F) {
 	f.Add(mustEncode(f, Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)}))
 	f.Add(mustEncode(f, Command{Kind: Reported, Prefix: prefix(1), Replica: 2, Store: storeID(1)}))
+	f.Add(mustEncode(f, Command{Kind: Reported, Prefix: prefix(1), Gen: 3, Replica: 2, Store: storeID(1)}))
+	f.Add(mustEncode(f, Command{Kind: Revive, Prefix: prefix(1), Gen: 2, Members: hosts(3)}))
+	f.Add(mustEncode(f, Command{Kind: Update, Prefix: prefix(1), Descriptor: viewed(child(f, 1), 4, 0, 1, 5)}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d := NewDirectory(genesis(3))
 		res, err := DecodeResult(d.Apply(b))
@@ -345,6 +349,7 @@ func FuzzDecodeCommand(f *testing.F) {
 func FuzzDecodeResult(f *testing.F) {
 	f.Add(Result{Status: OK, Child: Child{Descriptor: genesis(3).RootDescriptor(), Started: 5}}.Encode())
 	f.Add(Result{Status: BadMember}.Encode())
+	f.Add(Result{Status: WrongGen, Child: Child{Descriptor: largest(), State: Reviving, Former: Former{View: 7}}}.Encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if res, err := DecodeResult(b); err == nil && !bytes.Equal(res.Encode(), b) {
 			t.Fatalf("%x became %x", b, res.Encode())
@@ -353,7 +358,7 @@ func FuzzDecodeResult(f *testing.F) {
 }
 
 func FuzzDecodeListing(f *testing.F) {
-	f.Add(Listing{Children: []Summary{{Prefix: prefix(1), Members: 3, Started: 2}}, More: true}.encode())
+	f.Add(Listing{Children: []Summary{{Prefix: prefix(1), Members: 3, Started: 2, State: Reviving}}, More: true}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if l, err := DecodeListing(b); err == nil && !bytes.Equal(l.encode(), b) {
 			t.Fatalf("%x became %x", b, l.encode())
@@ -383,10 +388,20 @@ func FuzzRestore(f *testing.F) {
 		apply(f, d, Command{Kind: Create, Prefix: prefix(i), Members: hosts(3)})
 	}
 	f.Add(d.Snapshot())
+	f.Add(snapshot1(d))
+	apply(f, d, Command{Kind: Revive, Prefix: prefix(1), Members: hosts(1)})
+	f.Add(d.Snapshot())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d := NewDirectory(genesis(3))
-		if err := d.Restore(b); err == nil && !bytes.Equal(d.Snapshot(), b) {
-			t.Fatalf("%x became %x", b, d.Snapshot())
+		if err := d.Restore(b); err != nil {
+			return
+		}
+		again := d.Snapshot()
+		if b[0] == 1 {
+			again = snapshot1(d)
+		}
+		if !bytes.Equal(again, b) {
+			t.Fatalf("%x became %x", b, again)
 		}
 	})
 }

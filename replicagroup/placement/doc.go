@@ -26,6 +26,11 @@
 //	starting   Started by the last member              -          the same; the creation is forgotten
 //	any        LeaderChange, not leading               -          AnswerEnsure with ErrNotLeader
 //
+// A group that lost its majority for good is given a next generation in the same way ([ReviveLost] in place of Ensure, Revive
+// in place of Create), of other members, without its state. The command names the generation that is lost, so it makes one
+// next generation whoever repeats it. A member of an earlier generation puts what it has aside ([Bury]) once the parent
+// has told it so.
+//
 // # Departures from the design text
 //
 // The genesis document also lists the founders' addresses and store ids, so that a joiner knows whom to call and the root's

@@ -3,6 +3,7 @@ package placement
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/invariant"
@@ -54,6 +55,11 @@ type (
 		Group order.GroupID
 		Err   error
 	}
+	// HeardOf reports that somebody spoke of a generation of a prefix of which this peer has a replica of an earlier one.
+	// It may be a lie, so the parent is asked.
+	HeardOf struct{ Group order.GroupID }
+	// Superseded reports what the parent's directory says of a prefix, as a linearizable read found it: the live generation.
+	Superseded struct{ Live order.GroupID }
 	// Retired reports that a replica of this peer was removed from its group. It never runs again.
 	Retired struct{ Tombstone Tombstone }
 	// Declining says that this peer hosts nothing more from now on, or does again. The replicas it runs or is starting stay.
@@ -65,6 +71,8 @@ func (StartReplica) isHostingEvent() {}
 func (Confirmed) isHostingEvent()    {}
 func (Running) isHostingEvent()      {}
 func (Retired) isHostingEvent()      {}
+func (HeardOf) isHostingEvent()      {}
+func (Superseded) isHostingEvent()   {}
 func (Declining) isHostingEvent()    {}
 
 // HostingAction is an output of a [Hosting].
@@ -87,6 +95,8 @@ type (
 	}
 	// Confirm asks the parent for Group's prefix by a linearizable read; answered by [Confirmed], once.
 	Confirm struct{ Group order.GroupID }
+	// Bury asks the driver to stop a replica whose generation is over, and to put its data aside. It never runs again.
+	Bury struct{ Hosted }
 	// Run asks the driver to put the replica into the store and run it; answered by [Running], once.
 	Run struct {
 		Replica    order.ReplicaID
@@ -97,6 +107,7 @@ type (
 func (AnswerHost) isHostingAction()  {}
 func (AnswerStart) isHostingAction() {}
 func (Confirm) isHostingAction()     {}
+func (Bury) isHostingAction()        {}
 func (Run) isHostingAction()         {}
 
 // Hosted is a replica this peer runs.
@@ -137,16 +148,18 @@ type Hosting struct {
 	store    order.StoreID
 	declines bool
 	hosted   map[order.GroupID]order.ReplicaID
-	// tombstones holds the latest per prefix; at most one for each prefix of the overlay's depth, and the root's.
+	// tombstones holds the latest per prefix, with replica 0 where nothing of that generation was removed; at most one for each prefix of the overlay's depth, and the root's.
 	tombstones map[keyspace.Prefix]Tombstone
 	starts     map[order.GroupID]*startingReplica
+	// rumours are the prefixes about whose generation the parent is being asked; at most ConfirmingMax.
+	rumours map[keyspace.Prefix]order.GroupID
 }
 
 // NewHosting returns a hosting that remembers what the store holds.
 func NewHosting(cfg HostingConfig) *Hosting {
 	h := &Hosting{overlay: cfg.Genesis.ID(), depth: cfg.Genesis.Depth, self: cfg.Self, store: cfg.Store, declines: cfg.Declines,
 		hosted: make(map[order.GroupID]order.ReplicaID), tombstones: make(map[keyspace.Prefix]Tombstone),
-		starts: make(map[order.GroupID]*startingReplica)}
+		starts: make(map[order.GroupID]*startingReplica), rumours: make(map[keyspace.Prefix]order.GroupID)}
 	for _, g := range cfg.Hosted {
 		h.hosted[g.Group] = g.Replica
 	}
@@ -173,16 +186,64 @@ func (h *Hosting) Step(ev HostingEvent, out []HostingAction) []HostingAction {
 		}
 		err := ev.Err
 		if h.buried(ev.Group, s.replica) { // it was removed while it started
+			if err == nil && h.tombstones[ev.Group.Prefix].Group.Gen > ev.Group.Gen {
+				out = append(out, Bury{Hosted{Group: ev.Group, Replica: s.replica}})
+			}
 			err = ErrRetired
 		}
 		if err == nil {
 			h.hosted[ev.Group] = s.replica
 		}
 		return h.finish(ev.Group, s, err, out)
+	case HeardOf:
+		return h.heard(ev.Group, out)
+	case Superseded:
+		return h.superseded(ev.Live, out)
 	case Retired:
 		h.retire(ev.Tombstone)
 	case Declining:
 		h.declines = ev.On
+	}
+	return out
+}
+
+// heard asks the parent about a generation after one that runs here.
+func (h *Hosting) heard(g order.GroupID, out []HostingAction) []HostingAction {
+	p := g.Prefix
+	if _, asking := h.rumours[p]; asking || int(p.Len) != h.depth || len(h.rumours) >= ConfirmingMax || h.starts[g] != nil || !h.outlived(g) {
+		return out
+	}
+	h.rumours[p] = g
+	return append(out, Confirm{Group: g})
+}
+
+// outlived reports whether a replica of an earlier generation of g's prefix runs here.
+func (h *Hosting) outlived(g order.GroupID) bool {
+	for old := range h.hosted {
+		if old.Prefix == g.Prefix && old.Gen < g.Gen {
+			return true
+		}
+	}
+	return false
+}
+
+// superseded buries every replica of an earlier generation than the live one, which the parent has named.
+func (h *Hosting) superseded(live order.GroupID, out []HostingAction) []HostingAction {
+	if live.Overlay != h.overlay || int(live.Prefix.Len) != h.depth {
+		return out
+	}
+	var over []Hosted
+	for g, id := range h.hosted {
+		if g.Prefix == live.Prefix && g.Gen < live.Gen {
+			over = append(over, Hosted{Group: g, Replica: id})
+		}
+	}
+	// One that is starting is buried when it runs.
+	h.retire(Tombstone{Group: live})
+	slices.SortFunc(over, func(a, b Hosted) int { return a.Group.Compare(b.Group) })
+	for _, r := range over {
+		delete(h.hosted, r.Group)
+		out = append(out, Bury{r})
 	}
 	return out
 }
@@ -252,6 +313,12 @@ func (h *Hosting) start(ev StartReplica, out []HostingAction) []HostingAction {
 
 // confirmed starts the replica from the parent's own descriptor, never from the message's.
 func (h *Hosting) confirmed(ev Confirmed, out []HostingAction) []HostingAction {
+	if h.rumours[ev.Group.Prefix] == ev.Group {
+		delete(h.rumours, ev.Group.Prefix)
+	}
+	if ev.Err == nil && ev.Child.Group.Prefix == ev.Group.Prefix {
+		out = h.superseded(ev.Child.Group, out)
+	}
 	s := h.starts[ev.Group]
 	if s == nil || s.running {
 		return out

@@ -146,6 +146,12 @@ func TestWhatTheParentDoesNotConfirmDoesNotRun(t *testing.T) {
 		if out := h.Step(Confirmed{Group: ch.Group, Child: ch}, nil); len(out) != 0 {
 			t.Errorf("%s: a confirmation nobody waits for gave %v", name, out)
 		}
+		if name == "another life" { // which the parent has told: there is nothing to ask any more
+			if a := one[AnswerStart](t, h, StartReplica{Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrRetired) {
+				t.Errorf("%s: the repeat is answered %+v", name, a)
+			}
+			continue
+		}
 		one[Confirm](t, h, StartReplica{Descriptor: ch.Descriptor}) // the repeat asks anew
 	}
 }

@@ -1,0 +1,13 @@
+package placement
+
+// mutant is a deliberate mistake of a [Directory], with which the tests prove that they would notice. There is none outside
+// of tests.
+type mutant uint8
+
+const (
+	mutantReviveAnyGen  mutant = iota + 1 // a Revive need not name the generation that is lost
+	mutantReviveSameGen                   // a revived group keeps its generation
+	mutantUpdateAnyGen                    // a view of any generation is taken
+	mutantUpdateBack                      // an earlier view is taken
+	mutantReportAnyGen                    // a report counts for whatever generation there is
+)
