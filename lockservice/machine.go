@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"latchkey/internal/automaton"
+	"latchkey/internal/invariant"
 	"latchkey/lockservice/pb"
 	"latchkey/lockservice/table"
 	"latchkey/replicagroup/order"
@@ -14,7 +15,7 @@ import (
 
 // MachineConfig configures [NewMachine]. Every replica of a group must use the same.
 type MachineConfig struct {
-	Gen    uint64        // of the group: overlay generation << 32 | group generation
+	Gen    uint64        // of a prefix's group: overlay generation (at most [OverlayGenMax]) << 32 | generation of the prefix (at most [PrefixGenMax])
 	TTLMax time.Duration // longest lease, from the overlay's genesis
 	Drift  automaton.Drift
 }
@@ -30,11 +31,15 @@ type Machine struct {
 var _ session.Machine = (*Machine)(nil)
 
 // NewMachine returns an empty lock table. In a group that is not the first of its prefix it grants nothing before every lease
-// of an earlier one is over. It panics when TTLMax is below [TTLMin]; a genesis with such a maximum is not valid.
+// of an earlier one is over: stretch(TTLMax) of log time after its start, of which a change of leader takes nothing away, since
+// log time adds up only what some leader's own clock has counted. It panics when TTLMax is below [TTLMin], for a genesis with such
+// a maximum is not valid, and when Gen does not fit into a token, for a root makes no such group.
 func NewMachine(cfg MachineConfig) *Machine {
+	overlay, prefix := cfg.Gen>>32, uint32(cfg.Gen)
+	invariant.Check(overlay <= OverlayGenMax && prefix <= PrefixGenMax, "a generation that tokens can hold", cfg.Gen)
 	c := table.Config{
 		Drift:      cfg.Drift,
-		OverlayGen: uint8(cfg.Gen >> 32), GroupGen: uint16(cfg.Gen),
+		OverlayGen: uint8(overlay), GroupGen: uint16(prefix << keyGenBits),
 		TTLMin: TTLMin, TTLMax: cfg.TTLMax,
 	}
 	if cfg.Gen != 0 {

@@ -16,6 +16,7 @@ import (
 	"latchkey/internal/automaton"
 	"latchkey/lockservice/pb"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
 	"latchkey/replicagroup/session"
 )
 
@@ -129,8 +130,96 @@ func TestMachineOfALaterGenerationWaitsForFormerLeases(t *testing.T) {
 	}
 	var g *pb.Granted
 	m.Tick(session.Context{Now: at, Emit: func(_ order.ClientID, b []byte) { g, _ = decodeGranted(b) }})
-	if want := uint64(3)<<56 | 5<<40 | 1; g == nil || g.Token != want {
+	if want := uint64(3)<<56 | 5<<46 | 1; g == nil || g.Token != want {
 		t.Errorf("granted %v, want token %x", g, want)
+	}
+}
+
+// tokenOf returns the token of the first grant in a generation, as soon as it grants.
+func tokenOf(t *testing.T, gen uint64) Token {
+	t.Helper()
+	m := NewMachine(MachineConfig{Gen: gen, TTLMax: worldTTLMax, Drift: automaton.DriftDefault})
+	res, _ := call(t, m, 0, 1, acquire("n", 1, time.Second))
+	token := res.Token
+	if at, ok := m.Deadline(); gen > 0 {
+		if res.Status != pb.Status_STATUS_QUEUED || !ok {
+			t.Fatalf("generation %x granted at once: %v", gen, res)
+		}
+		m.Tick(session.Context{Now: at - 1, Emit: func(order.ClientID, []byte) { t.Errorf("generation %x granted too early", gen) }})
+		m.Tick(session.Context{Now: at, Emit: func(_ order.ClientID, b []byte) {
+			g, err := decodeGranted(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			token = g.Token
+		}})
+	}
+	return Token(token)
+}
+
+// A revived group's first token is above any that its predecessors, with all keys' own groups they may have had, can ever have
+// granted: their counters are full, and so are the generations of those groups.
+func TestTokensOfALaterGenerationAreLarger(t *testing.T) {
+	last := Token(0)
+	for _, gen := range []uint64{0, 1, 2, 3, 63, 64, 65, PrefixGenMax - 1, PrefixGenMax, 1 << 32, 1<<32 | 1, 2 << 32, OverlayGenMax << 32, OverlayGenMax<<32 | PrefixGenMax} {
+		first := tokenOf(t, gen)
+		if first <= last {
+			t.Errorf("generation %x begins with %x, and its predecessors go up to %x", gen, uint64(first), uint64(last))
+		}
+		last = first | (1<<keyGenBits-1)<<40 | (1<<40 - 1)
+	}
+	for _, gen := range []uint64{PrefixGenMax + 1, (OverlayGenMax + 1) << 32} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("generation %x, for which tokens have no room, was taken", gen)
+				}
+			}()
+			NewMachine(MachineConfig{Gen: gen, TTLMax: worldTTLMax, Drift: automaton.DriftDefault})
+		}()
+	}
+	if PrefixGenMax != placement.PrefixGenMax {
+		t.Errorf("tokens have room for %d generations of a prefix, and the root makes %d", PrefixGenMax, placement.PrefixGenMax)
+	}
+}
+
+// The wait of a later generation is by log time, through the session table: a leader's clock that jumps, and a change of leader,
+// can only make it longer.
+func TestTheWaitOfALaterGenerationOutlastsChangesOfLeader(t *testing.T) {
+	cfg := MachineConfig{Gen: 1, TTLMax: worldTTLMax, Drift: automaton.DriftDefault}
+	m := NewMachine(cfg)
+	s := session.NewTable(order.GroupID{Gen: 1}, cfg.Drift, map[string]session.Machine{ServiceName: m})
+	wait, client := cfg.Drift.Stretch(worldTTLMax), order.ClientID{1}
+	var index uint64
+	var granted *pb.Granted
+	entry := func(boot uint64, at time.Duration, service string, seq uint64, data []byte) {
+		t.Helper()
+		index++
+		var out session.Outputs
+		s.Apply(order.Entry{Index: index, Kind: order.Normal, Stamp: order.Stamp{Boot: boot, At: at},
+			Cmd: order.Command{Client: client, Seq: seq, Author: keyspace.NodeID{1}, Service: service, Data: data}}, &out)
+		for _, o := range out.List {
+			granted, _ = decodeGranted(o.Data)
+		}
+	}
+	entry(7, 0, session.Service, 0, session.OpenData(session.TTLMax))
+	entry(7, 0, ServiceName, 1, acquire("n", 1, time.Second))
+	for i, step := range []struct {
+		boot uint64
+		at   time.Duration
+		want bool
+	}{
+		{7, wait / 2, false},
+		{8, 100 * time.Hour, false},        // another leader's clock: no time has passed
+		{8, 100*time.Hour + wait/4, false}, // three quarters
+		{7, 200 * time.Hour, false},        // the first again: none has passed
+		{7, 200*time.Hour + wait/4 - 1, false},
+		{7, 200*time.Hour + wait/4 + 3, true}, // quarters are rounded
+	} {
+		entry(step.boot, step.at, session.TickService, 0, nil)
+		if (granted != nil) != step.want {
+			t.Fatalf("step %d at log time %v of %v: granted %v", i, s.Now(), wait, granted)
+		}
 	}
 }
 
