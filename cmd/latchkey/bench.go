@@ -15,15 +15,16 @@ import (
 func benchVerb(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "bench",
-		Short: "measure a fresh testnet on this machine: route, lock",
-		Long: `bench starts a testnet of its own, measures, and prints the figures beside those of a raw libp2p round trip between
-the same two hosts, taken in turns in the same run. It needs no daemon.
+		Short: "measure a fresh testnet on this machine: route, lock, order",
+		Long: `bench starts a testnet of its own, measures, and prints the figures beside those of what it is built on, taken in turns in the
+same run: of a raw libp2p round trip between the same two hosts, or of the raft library alone. It needs no daemon.
 
 On a machine that does other things too, trust the ratio, the counts and the CPU time; the load average tells.`,
 		Example: `  latchkey bench route
-  latchkey bench lock --protocol group -o json`,
+  latchkey bench lock --protocol group -o json
+  latchkey bench order --callers 512`,
 	})
-	c.AddCommand(benchRouteVerb(a), benchLockVerb(a))
+	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a))
 	return c
 }
 
@@ -35,11 +36,11 @@ func benchFlags(c *cobra.Command, o *bench.Options) {
 
 // bench runs one bench and prints what it found.
 func (a *app) bench(c *cobra.Command, o bench.Options, measure func(context.Context, bench.Options) (*bench.Result, error)) error {
-	switch {
-	case o.N <= 0:
+	if o.N <= 0 {
 		return usagef("bench: -n %d: it must be positive", o.N)
-	case o.Time <= 0 || o.Time > time.Hour:
-		return usagef("bench: --for %v: give a time of up to an hour", o.Time)
+	}
+	if err := checkBenchTime(o.Time); err != nil {
+		return err
 	}
 	ctx, release := interruptible(c.Context())
 	defer release()
@@ -52,6 +53,13 @@ func (a *app) bench(c *cobra.Command, o bench.Options, measure func(context.Cont
 		return err
 	}
 	return a.value(r, func(w io.Writer) { r.Text(w) })
+}
+
+func checkBenchTime(d time.Duration) error {
+	if d <= 0 || d > time.Hour {
+		return usagef("bench: --for %v: give a time of up to an hour", d)
+	}
+	return nil
 }
 
 func benchRouteVerb(a *app) *cobra.Command {
@@ -84,5 +92,43 @@ func benchLockVerb(a *app) *cobra.Command {
 	}
 	benchFlags(c, &o)
 	c.Flags().StringVar(&protocol, "protocol", "group", "how the lock is kept: group")
+	return c
+}
+
+func benchOrderVerb(a *app) *cobra.Command {
+	var o bench.OrderOptions
+	c := &cobra.Command{
+		Use:   "order",
+		Short: "commands ordered by a group of three voters, beside the raft library alone",
+		Long: `order has a peer send 64-byte commands to a group of three voters that another one leads, and measures how many are ordered,
+executed and answered in a second, by many callers at once, and how long one takes when there are 1,000 a second: with stores
+in memory (no_sync), on disk without sync (disk_no_sync), and on disk as a daemon has them (disk_sync). In turns with the first of
+them runs the raft library alone, in memory, without network, sessions or results, and as many callers (bare_raft).
+
+Trust ratio_to_bare_raft, the counts and the CPU time; rates depend on what else the machine does. When all is over the group
+is asked how many commands it has executed, and the bench fails unless each was executed once.`,
+		Example: `  latchkey bench order -o json
+  latchkey bench order --callers 64 --for 10s --dir /var/tmp`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if o.Callers <= 0 || o.Callers > bench.CallersMax {
+				return usagef("bench order: --callers %d: between 1 and %d, which is what one peer takes of another at once", o.Callers, bench.CallersMax)
+			}
+			if err := checkBenchTime(o.Time); err != nil {
+				return err
+			}
+			ctx, release := interruptible(c.Context())
+			defer release()
+			o.Progress = a.progressBar()
+			r, err := bench.Order(ctx, o)
+			if err != nil {
+				return err
+			}
+			return a.value(r, func(w io.Writer) { r.Text(w) })
+		},
+	}
+	c.Flags().IntVar(&o.Callers, "callers", bench.CallersDefault, "how many callers at once")
+	c.Flags().DurationVar(&o.Time, "for", bench.TimeDefault, "how long to measure the commands in memory and the library; other figures take half of it")
+	c.Flags().StringVar(&o.Dir, "dir", "", "where to make the stores on disk, which are removed (default: the system's directory for temporary files)")
 	return c
 }

@@ -89,6 +89,9 @@ func TestTestnetVerbsRefuseWhatMakesNoSense(t *testing.T) {
 		"bench route -n 2":                          {exitUsage, "at least 3"},
 		"bench route --for 0s":                      {exitUsage, "--for"},
 		"bench lock --protocol sigma":               {exitUsage, "use group"},
+		"bench order --callers 0":                   {exitUsage, "between 1 and 1024"},
+		"bench order --callers 1025":                {exitUsage, "between 1 and 1024"},
+		"bench order --for 2h":                      {exitUsage, "--for"},
 		"testnet ls --dir /nowhere/at/all":          {exitUnreachable, "latchkey testnet up --dir /nowhere/at/all"},
 		"testnet kill 0 --dir /nowhere/at/all":      {exitUnreachable, "start one with"},
 		"testnet run --dir /nowhere/at/all -- true": {exitUnreachable, "start one with"},
@@ -374,5 +377,21 @@ func TestUpShowsItsPeersAndGivesTheDirectoryBackWhenItEnds(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); !errors.Is(err, fs.ErrNotExist) { // which it has made itself
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestBenchOrderPrintsItsFiguresAndRemovesItsStores(t *testing.T) {
+	dir := t.TempDir()
+	out, errs, code := typed("bench", "order", "--callers", "16", "--for", "20ms", "--dir", dir, "-o", "json")
+	var r struct {
+		Ratio    float64 `json:"ratio_to_bare_raft"`
+		Commands int     `json:"commands"`
+		Callers  int     `json:"callers"`
+	}
+	if err := json.Unmarshal([]byte(out), &r); err != nil || code != exitOK || r.Ratio <= 0 || r.Commands == 0 || r.Callers != 16 {
+		t.Errorf("exit %d, %v: %s%s", code, err, out, errs)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("stores left behind: %v, %v", left, err)
 	}
 }

@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"latchkey/testnet"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -49,5 +54,103 @@ func TestABenchEndsWithItsContext(t *testing.T) {
 	cancel()
 	if _, err := Route(ctx, Options{}); err == nil {
 		t.Error("a cancelled bench returned a result")
+	}
+}
+
+func TestOrderFillsInEveryFigure(t *testing.T) {
+	var steps []testnet.Progress
+	dir := t.TempDir()
+	r, err := Order(t.Context(), OrderOptions{
+		Callers: 2 * perSession, Time: 100 * time.Millisecond, Dir: dir, Progress: func(p testnet.Progress) { steps = append(steps, p) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	r.Text(&text)
+	t.Log("\n" + text.String())
+	measured := uint64(0)
+	filled := func(name string, l OrderLoad, messages bool) {
+		if l.Operations == 0 || l.OpsPerS <= 0 || l.P50us <= 0 || l.P99us < l.P50us || l.CPUusOp < 0 || l.AllocsOp <= 0 || l.MessagesOp > 0 != messages {
+			t.Errorf("%s: %+v", name, l)
+		}
+		if messages {
+			measured += uint64(l.Operations)
+		}
+	}
+	for name, l := range map[string]OrderLoads{"no sync": r.NoSync, "disk": r.Disk, "sync": r.Sync} {
+		filled(name+", batched", l.Batched, true)
+		filled(name+", paced", l.Paced, true)
+		if want := 50; l.Paced.Operations != want {
+			t.Errorf("%s: %d paced commands in 50 ms, want %d", name, l.Paced.Operations, want)
+		}
+	}
+	filled("bare raft", r.BareRaft, false)
+	if r.Bench != "order" || r.Voters != 3 || r.Callers != 2*perSession || r.Payload != 64 || r.Rate != 1000 || r.Errors != 0 {
+		t.Errorf("%+v", r)
+	}
+	if n := len(steps); n != 4 || steps[n-1].Done != steps[n-1].Total {
+		t.Errorf("progress %+v", steps)
+	}
+	if want := r.NoSync.Batched.OpsPerS / r.BareRaft.OpsPerS; r.Ratio != want {
+		t.Errorf("ratio %v, want %v", r.Ratio, want)
+	}
+	if r.Commands < measured { // the warm-up comes on top
+		t.Errorf("%d commands executed, %d measured", r.Commands, measured)
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range []string{"no_sync", "disk_no_sync", "disk_sync", "bare_raft", "batched", "paced", "ops_per_s", "p50_us", "p99_us", "cpu_us_per_op",
+		"allocs_per_op", "messages_per_op", "ratio_to_bare_raft", "commands", "errors", "load"} {
+		if !strings.Contains(string(b), `"`+field+`":`) {
+			t.Errorf("%s lacks %s", b, field)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("stores left behind: %v, %v", left, err)
+	}
+}
+
+func TestOrderRefusesCallersThatWouldBeTurnedAway(t *testing.T) {
+	for _, n := range []int{-1, CallersMax + 1} {
+		if _, err := Order(t.Context(), OrderOptions{Callers: n}); err == nil {
+			t.Errorf("%d callers were taken", n)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Order(ctx, OrderOptions{Callers: CallersMax}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled bench: %v", err)
+	}
+}
+
+func TestBareRaftOrdersForAllCallers(t *testing.T) {
+	const callers, each = 4, 3 * bareCompactEvery / 4 // beyond a compaction
+	b, err := newBareRaft(t.Context(), callers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range callers {
+		wg.Go(func() {
+			for range each {
+				if err := b.do(t.Context(), i, make([]byte, payloadBytes)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.close()
+	m := b.members[0] // the others may be behind
+	last, err := m.log.LastIndex()
+	if err != nil || last < callers*each {
+		t.Errorf("the leader has %d entries, %v", last, err)
+	}
+	if first, _ := m.log.FirstIndex(); first <= 2 || last-first > 2*bareCompactEvery {
+		t.Errorf("the leader keeps %d to %d", first, last)
 	}
 }

@@ -1,0 +1,202 @@
+package bench
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/replicagroup"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+// trio is the smallest overlay that bears a failure: three peers on the loopback, each on a libp2p host and a store of its own, that
+// keep one group of a machine that only counts.
+type trio struct {
+	peers [voters]*trioPeer
+	key   keyspace.Key // of the group
+}
+
+type trioPeer struct {
+	host    host.Host
+	store   replicagroup.Store
+	done    func() error // closes the store
+	overlay *dht.Overlay
+	groups  *replicagroup.Host
+}
+
+const (
+	voters       = 3
+	countService = "count"
+)
+
+// newTrio starts the peers and waits until they know each other. Stores are made in directories below dir.
+func newTrio(ctx context.Context, dir string, store makeStore) (_ *trio, err error) {
+	t := &trio{key: keyspace.Preimage("bench").Key()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.close())
+		}
+	}()
+	g := placement.Defaults()
+	g.Name, g.F, g.RootKey = "bench", 1, make(ed25519.PublicKey, ed25519.PublicKeySize)
+	rand.Read(g.Nonce[:])
+	var infos []peer.AddrInfo
+	for i := range t.peers {
+		p := new(trioPeer)
+		if p.host, err = libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics()); err != nil {
+			return nil, err
+		}
+		t.peers[i] = p
+		infos = append(infos, peer.AddrInfo{ID: p.host.ID(), Addrs: p.host.Addrs()})
+		founder := placement.Peer{ID: string(p.host.ID())}
+		for _, a := range p.host.Addrs() {
+			founder.Addrs = append(founder.Addrs, a.String())
+		}
+		var id order.StoreID
+		rand.Read(id[:])
+		g.Founders = append(g.Founders, placement.Host{Peer: founder, Store: id})
+	}
+	for i, p := range t.peers {
+		if p.store, p.done, err = store(filepath.Join(dir, strconv.Itoa(i)), g.ID(), g.Founders[i].Store); err != nil {
+			return nil, err
+		}
+		if err := replicagroup.Found(p.store, g, dht.NodeIDOf(p.host.ID())); err != nil {
+			return nil, err
+		}
+		if p.overlay, err = dht.New(p.host, dht.WithOverlayID(g.ID()), dht.WithBootstrap(infos...)); err != nil {
+			return nil, err
+		}
+		p.groups, err = replicagroup.New(replicagroup.Config{Genesis: g, Overlay: p.overlay, Store: p.store,
+			Services: map[string]replicagroup.MachineFactory{countService: func(order.GroupID) session.Machine { return new(count64) }}})
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(p.groups.Start(ctx), p.overlay.Start(ctx)); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range t.peers {
+		if err := p.overlay.WaitPeers(ctx, voters-1); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// follower returns a peer that does not lead the group.
+func (t *trio) follower(ctx context.Context) (*trioPeer, error) {
+	leader, err := t.peers[0].groups.Leader(ctx, t.key)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range t.peers {
+		if string(p.host.ID()) != leader.ID {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("bench: no follower")
+}
+
+// messages returns how many messages all peers have sent.
+func (t *trio) messages() (n uint64) {
+	for _, p := range t.peers {
+		n += p.overlay.Stats().MessagesSent
+	}
+	return n
+}
+
+func (t *trio) close() error {
+	var errs []error
+	for _, p := range t.peers {
+		if p == nil {
+			continue
+		}
+		if p.groups != nil {
+			errs = append(errs, p.groups.Close())
+		}
+		if p.overlay != nil {
+			errs = append(errs, p.overlay.Close())
+		}
+		errs = append(errs, p.host.Close())
+		if p.done != nil {
+			errs = append(errs, p.done())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sender is one peer's callers: their clients, and how many commands they have sent.
+type sender struct {
+	t       *trio
+	clients []*replicagroup.Client // each serves perSession callers
+	payload [payloadBytes]byte
+	sent    atomic.Uint64
+}
+
+// newSender makes clients for n callers at a peer that does not lead the group, which it thereby creates.
+func newSender(ctx context.Context, t *trio, n int) (*sender, error) {
+	p, err := t.follower(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &sender{t: t}
+	for range (n + perSession - 1) / perSession {
+		s.clients = append(s.clients, p.groups.NewClient()) // closed with the peer
+	}
+	return s, nil
+}
+
+// do sends one command of a caller and waits until it was executed.
+func (s *sender) do(ctx context.Context, caller int) error {
+	s.sent.Add(1)
+	_, err := s.clients[caller/perSession].Do(ctx, s.t.key, countService, s.payload[:])
+	return err
+}
+
+// check asks the group how many commands it has executed, which must be as many as were sent.
+func (s *sender) check(ctx context.Context) (uint64, error) {
+	b, err := s.clients[0].Query(ctx, s.t.key, countService, nil)
+	if err != nil {
+		return 0, err
+	}
+	if sent := s.sent.Load(); binary.BigEndian.Uint64(b) != sent {
+		return 0, fmt.Errorf("the group has executed %d commands of %d", binary.BigEndian.Uint64(b), sent)
+	}
+	return s.sent.Load(), nil
+}
+
+// count64 counts commands.
+type count64 struct{ n uint64 }
+
+func (m *count64) Apply(session.Context, []byte) []byte {
+	m.n++
+	return m.Snapshot()
+}
+func (m *count64) Query(session.Context, []byte) []byte         { return m.Snapshot() }
+func (m *count64) Tick(session.Context)                         {}
+func (m *count64) SessionEnded(session.Context, order.ClientID) {}
+func (m *count64) Deadline() (time.Duration, bool)              { return 0, false }
+func (m *count64) Resend(session.Context)                       {}
+func (m *count64) Snapshot() []byte                             { return binary.BigEndian.AppendUint64(nil, m.n) }
+func (m *count64) Restore(b []byte) error {
+	if len(b) != 8 {
+		return errors.New("bench: a count has eight bytes")
+	}
+	m.n = binary.BigEndian.Uint64(b)
+	return nil
+}
