@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -135,10 +136,12 @@ const (
 	// strangersMax is how many peers are waiting for that to pass. Others are looked for again when these have gone; where none is
 	// disconnected, they are counted at once.
 	strangersMax = 256
-	// closesMax is how many peers' connections are closed at once: to close one may take 100 ms, when the peer reads nothing. While so
-	// many are, the next one is tried again after closePause.
+	// closesMax is how many peers are asked, and their connections closed, at once: to close one may take 100 ms, when the peer reads
+	// nothing. While so many are, the next one is tried again after closePause.
 	closesMax  = 16
 	closePause = 20 * time.Millisecond
+	// askTimeout bounds the question whether a peer speaks our protocol after all.
+	askTimeout = 5 * time.Second
 )
 
 // start begins to follow; stop ends it.
@@ -155,17 +158,20 @@ func (s *strangers) run(events <-chan any) {
 	missed := false     // somebody, for want of room
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	closing := make(chan struct{}, closesMax)
+	closing := make(map[peer.ID]bool) // being asked and sent away
+	closed := make(chan peer.ID, closesMax)
 	var closes sync.WaitGroup
 	defer closes.Wait()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	meet := func(p peer.ID) {
-		_, refuse := s.judge(p)
+		why, refuse := s.judge(p)
 		switch {
-		case !refuse || slices.ContainsFunc(queue, func(l leaving) bool { return l.peer == p }):
+		case !refuse || closing[p] || slices.ContainsFunc(queue, func(l leaving) bool { return l.peer == p }):
 		case len(queue) >= strangersMax && s.close:
 			missed = true
 		case len(queue) >= strangersMax:
-			s.refuse(p)
+			s.count(p, why)
 		default:
 			queue = append(queue, leaving{p, time.Now().Add(strangerGrace)})
 			timer.Reset(time.Until(queue[0].at))
@@ -183,17 +189,17 @@ func (s *strangers) run(events <-chan any) {
 			case event.EvtPeerProtocolsUpdated:
 				meet(e.Peer)
 			}
+		case p := <-closed:
+			delete(closing, p)
 		case <-timer.C:
 			for len(queue) > 0 && time.Until(queue[0].at) <= 0 && len(closing) < closesMax {
 				p := queue[0].peer
 				queue = queue[1:]
-				if s.refuse(p) {
-					closing <- struct{}{}
+				if _, refuse := s.judge(p); refuse {
+					closing[p] = true
 					closes.Go(func() {
-						defer func() { <-closing }()
-						for _, c := range s.host.Network().ConnsToPeer(p) {
-							c.CloseWithError(network.ConnGated)
-						}
+						s.refuse(ctx, p)
+						closed <- p
 					})
 				}
 			}
@@ -225,14 +231,39 @@ func (s *strangers) judge(p peer.ID) (why Refusal, refuse bool) {
 	return RefusedOverlay, true
 }
 
-// refuse counts p, unless it has come to speak our protocol: one that is starting opens its protocols one after another. It reports
-// whether p's connections are to be closed.
-func (s *strangers) refuse(p peer.ID) bool {
+// refuse counts p and ends its connections, unless it speaks our protocol by now. Before the verdict it is asked: one that is
+// starting opens its protocols one after another, and what it said last need not be what we know. It says so on streams of their
+// own, of which libp2p may read an older one after a newer one and then believe that for good. Whoever gives no answer is taken
+// at its word.
+func (s *strangers) refuse(ctx context.Context, p peer.ID) {
+	speaks := s.asked(ctx, p)
 	why, refuse := s.judge(p)
-	if !refuse {
+	if speaks || !refuse || ctx.Err() != nil {
+		return
+	}
+	s.count(p, why)
+	if s.close {
+		for _, c := range s.host.Network().ConnsToPeer(p) {
+			c.CloseWithError(network.ConnGated)
+		}
+	}
+}
+
+// asked opens a stream of our protocol to p, over a connection that is there, and reports whether p agrees to it. If so the host
+// knows it from then on.
+func (s *strangers) asked(ctx context.Context, p peer.ID) bool {
+	const why = "a peer may have come to speak our protocol"
+	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(network.WithNoDial(ctx, why), why), askTimeout)
+	defer cancel()
+	stream, err := s.host.NewStream(ctx, p, s.control)
+	if err != nil {
 		return false
 	}
+	stream.Reset()
+	return true
+}
+
+func (s *strangers) count(p peer.ID, why Refusal) {
 	s.refusals.add(why)
 	log.Debugw("refused", "peer", p, "reason", why)
-	return s.close
 }

@@ -1,6 +1,9 @@
 package node
 
 import (
+	"context"
+	"errors"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -89,25 +92,162 @@ func TestPeersOfAnotherVersionAreCounted(t *testing.T) {
 	})
 }
 
+// outdated is a host that knows of one peer what that peer said at first, and never learns better.
+type outdated struct {
+	host.Host
+	peer  peer.ID
+	first []protocol.ID
+}
+
+type outdatedBook struct {
+	peerstore.Peerstore
+	host outdated
+}
+
+func (h outdated) Peerstore() peerstore.Peerstore { return outdatedBook{h.Host.Peerstore(), h} }
+
+func (h outdated) NewStream(ctx context.Context, p peer.ID, ids ...protocol.ID) (network.Stream, error) {
+	if p == h.peer { // else the host would not ask
+		if err := h.Host.Peerstore().SetProtocols(p, h.first...); err != nil {
+			return nil, err
+		}
+	}
+	return h.Host.NewStream(ctx, p, ids...)
+}
+
+func (b outdatedBook) GetProtocols(p peer.ID) ([]protocol.ID, error) {
+	if p == b.host.peer {
+		return b.host.first, nil
+	}
+	return b.Peerstore.GetProtocols(p)
+}
+
+// libp2p may take what a peer said first for what it said last: the two come on streams of their own.
 func TestAPeerThatIsStartingIsNotRefused(t *testing.T) {
 	test := profile(t, config.Test, anyTCP)
 	var r Refusals
-	n := soleNode(t, hostOf(t, test, key(1), &r), WithRefusals(&r))
-	starting := hostOf(t, test, key(1), nil)
-	starting.SetStreamHandler(protocol.ID(n.strangers.prefix+"kad/1.0.0"), func(s network.Stream) { s.Reset() })
-	if err := starting.Connect(within(t, 10*time.Second), info(n.host)); err != nil {
+	h, starting := hostOf(t, test, key(1), &r), hostOf(t, test, key(1), nil)
+	s := &strangers{
+		host:     outdated{h, starting.ID(), []protocol.ID{"/latchkey/ours/kad/1.0.0"}},
+		control:  "/latchkey/ours/control/1.0.0",
+		prefix:   "/latchkey/ours/",
+		refusals: &r,
+		close:    true,
+	}
+	asked := make(chan struct{}, 1)
+	starting.SetStreamHandler(s.control, func(s network.Stream) {
+		io.Copy(io.Discard, s) // as a peer that waits for a hello; a reset at once could overtake the answer
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+	})
+	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
-	starting.SetStreamHandler(n.strangers.control, func(s network.Stream) { s.Reset() })
-	// Another overlay's peer comes after it, so by the time that one is sent away, this one has been judged.
+	defer s.stop()
+	if err := starting.Connect(within(t, 10*time.Second), info(h)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-asked:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it was not asked")
+	}
 	other := soleNode(t, hostOf(t, test, key(1), nil))
-	if err := other.host.Connect(within(t, 10*time.Second), info(n.host)); err != nil {
+	if err := other.host.Connect(within(t, 10*time.Second), info(h)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the other is sent away", func() bool { return !connected(n.host, other.host) })
-	if got := n.Refused(); !connected(n.host, starting) || len(got) != 1 || got[RefusedOverlay] != 1 {
-		t.Errorf("connected %v, refused %v", connected(n.host, starting), got)
+	eventually(t, "another overlay's peer is sent away", func() bool { return !connected(h, other.host) })
+	s.stop()
+	if got := r.Counts(); !connected(h, starting) || len(got) != 1 || got[RefusedOverlay] != 1 {
+		t.Errorf("connected %v, refused %v", connected(h, starting), got)
 	}
+}
+
+func TestPeersAreAskedBeforeTheyAreRefused(t *testing.T) {
+	const ours, kad, control = "/latchkey/ours/", "/latchkey/ours/kad/1.0.0", "/latchkey/ours/control/1.0.0"
+	refusals := new(Refusals)
+	for name, c := range map[string]struct {
+		says   []protocol.ID // when it is met
+		later  []protocol.ID // strangerGrace/2 later
+		answer func(context.Context) error
+		want   Refusal
+		after  time.Duration
+	}{
+		"it opens our protocol soon":         {[]protocol.ID{kad}, []protocol.ID{kad, control}, nil, "", 0},
+		"it speaks it and we do not know":    {[]protocol.ID{kad}, nil, func(context.Context) error { return nil }, "", 0},
+		"it says so while it is being asked": {[]protocol.ID{kad}, nil, answersLater, "", 0},
+		"it does not speak it":               {[]protocol.ID{kad}, nil, answersNo, RefusedVersion, strangerGrace},
+		"it is of another overlay":           {[]protocol.ID{"/latchkey/other/kad/1.0.0"}, nil, answersNo, RefusedOverlay, strangerGrace},
+		"it gives no answer":                 {[]protocol.ID{kad}, nil, answersNever, RefusedVersion, strangerGrace + askTimeout},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			*refusals = Refusals{}
+			h := &strangeHost{peers: map[peer.ID]bool{"p": true}, says: c.says}
+			h.network, h.book = strangeNetwork{host: h}, strangeBook{host: h}
+			h.answer = func(ctx context.Context) error {
+				err := c.answer(ctx)
+				if err == errLater {
+					h.say([]protocol.ID{kad, control})
+				}
+				return err
+			}
+			s := &strangers{host: h, control: control, prefix: ours, refusals: refusals, close: true}
+			events, done := make(chan any), make(chan struct{})
+			go func() { defer close(done); s.run(events) }()
+			events <- event.EvtPeerIdentificationCompleted{Peer: "p"}
+			time.Sleep(strangerGrace / 2)
+			if c.later != nil {
+				h.say(c.later)
+			}
+			time.Sleep(c.after - strangerGrace/2 - 1)
+			events <- event.EvtPeerProtocolsUpdated{Peer: "p"} // is not met twice
+			synctest.Wait()
+			if got := refusals.Counts(); len(got) != 0 {
+				t.Errorf("%s: refused %v too soon", name, got)
+			}
+			time.Sleep(2 * time.Nanosecond)
+			synctest.Wait()
+			if got := refusals.Counts(); c.want != "" && (len(got) != 1 || got[c.want] != 1 || len(h.network.Peers()) != 0) {
+				t.Errorf("%s: refused %v, want %v; left %v", name, got, c.want, h.network.Peers())
+			}
+			time.Sleep(time.Minute)
+			if got := refusals.Counts(); c.want == "" && (len(got) != 0 || len(h.network.Peers()) != 1) || c.want != "" && got[c.want] != 1 {
+				t.Errorf("%s: refused %v, want %v; left %v", name, got, c.want, h.network.Peers())
+			}
+			close(events)
+			<-done
+		})
+	}
+}
+
+var errLater = errors.New("not yet")
+
+func answersNo(context.Context) error    { return errors.New("not supported") }
+func answersLater(context.Context) error { return errLater }
+func answersNever(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Who is being asked when the node closes is not refused.
+func TestNobodyIsRefusedWhileANodeCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &strangeHost{peers: map[peer.ID]bool{"p": true}, says: []protocol.ID{"/latchkey/other/kad/1.0.0"}, answer: answersNever}
+		h.network, h.book = strangeNetwork{host: h}, strangeBook{host: h}
+		s := &strangers{host: h, control: "/latchkey/ours/control/1.0.0", prefix: "/latchkey/ours/", refusals: new(Refusals), close: true}
+		events, done := make(chan any), make(chan struct{})
+		go func() { defer close(done); s.run(events) }()
+		events <- event.EvtPeerIdentificationCompleted{Peer: "p"}
+		time.Sleep(strangerGrace + askTimeout/2)
+		began := time.Now()
+		close(events)
+		<-done
+		if got := s.refusals.Counts(); len(got) != 0 || time.Since(began) != 0 {
+			t.Errorf("refused %v, closed after %v", got, time.Since(began))
+		}
+	})
 }
 
 func TestAnInboundConnectionIsCountedByItsEnd(t *testing.T) {
@@ -187,6 +327,8 @@ type strangeHost struct {
 	now     int // being closed
 	most    int // at once, ever
 	takes   time.Duration
+	says    []protocol.ID
+	answer  func(context.Context) error // to the question whether they speak our protocol
 }
 
 type (
@@ -194,14 +336,32 @@ type (
 		network.Network
 		host *strangeHost
 	}
-	strangeBook struct{ peerstore.Peerstore }
+	strangeBook struct {
+		peerstore.Peerstore
+		host *strangeHost
+	}
+	strangeStream struct{ network.Stream }
 )
+
+func (strangeStream) Reset() error { return nil }
+
+func (h *strangeHost) NewStream(ctx context.Context, _ peer.ID, _ ...protocol.ID) (network.Stream, error) {
+	return strangeStream{}, h.answer(ctx)
+}
+
+func (h *strangeHost) say(ids []protocol.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.says = ids
+}
 
 func (h *strangeHost) Network() network.Network       { return h.network }
 func (h *strangeHost) Peerstore() peerstore.Peerstore { return h.book }
 
-func (strangeBook) GetProtocols(peer.ID) ([]protocol.ID, error) {
-	return []protocol.ID{"/latchkey/other/control/1.0.0"}, nil
+func (b strangeBook) GetProtocols(peer.ID) ([]protocol.ID, error) {
+	b.host.mu.Lock()
+	defer b.host.mu.Unlock()
+	return b.host.says, nil
 }
 
 func (n strangeNetwork) Peers() []peer.ID {
@@ -238,8 +398,11 @@ func TestStrangersThatTakeLongToCloseHoldUpNobody(t *testing.T) {
 	for _, closes := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			const n = 3 * strangersMax
-			h := &strangeHost{peers: make(map[peer.ID]bool), takes: 100 * time.Millisecond}
-			h.network, h.book = strangeNetwork{host: h}, strangeBook{}
+			h := &strangeHost{
+				peers: make(map[peer.ID]bool), takes: 100 * time.Millisecond,
+				says: []protocol.ID{"/latchkey/other/control/1.0.0"}, answer: answersNo,
+			}
+			h.network, h.book = strangeNetwork{host: h}, strangeBook{host: h}
 			s := &strangers{host: h, control: "/latchkey/ours/control/1.0.0", prefix: "/latchkey/ours/", refusals: new(Refusals), close: closes}
 			events, done := make(chan any), make(chan struct{})
 			go func() { defer close(done); s.run(events) }()
