@@ -274,3 +274,12 @@ func (o *Overlay) Peers() []PeerInfo {
 	slices.SortFunc(infos, func(a, b PeerInfo) int { return bytes.Compare(a.Node[:], b.Node[:]) })
 	return infos
 }
+
+// Info returns a peer's id with the addresses that are known of it; our own are those that we tell others. It does not block on the
+// network. It is safe for concurrent use.
+func (o *Overlay) Info(p peer.ID) peer.AddrInfo {
+	if p == o.self {
+		return peer.AddrInfo{ID: p, Addrs: o.host.Addrs()}
+	}
+	return peer.AddrInfo{ID: p, Addrs: o.host.Peerstore().Addrs(p)}
+}

@@ -133,7 +133,9 @@ func (c *Client) query(ctx context.Context, p keyspace.Prefix, service string, d
 		return nil, noQuorum(err, order.GroupID{Prefix: p}, nil)
 	}
 	var result []byte
-	req := marshal(&pb.QueryRequest{Group: groupToPB(d.Group), View: d.View.Num, Service: service, Data: data})
+	req := func(d placement.Descriptor) []byte {
+		return marshal(&pb.QueryRequest{Group: groupToPB(d.Group), View: d.View.Num, Service: service, Data: data})
+	}
 	err = h.askLeader(ctx, d, keyspace.Key{}, serviceQuery, req, func(r reply) (bool, error) {
 		switch r.status {
 		case pb.Status_OK:
@@ -374,7 +376,9 @@ func (s *groupSession) answered(a session.SendTo, d placement.Descriptor, b []by
 		log.Debugw("no answer", "group", d.Group, "node", a.To, "err", err)
 		return session.NoAnswer{Call: a.Call}
 	}
-	h.corrected(d, r)
+	if h.corrected(d, r) {
+		s.renew()
+	}
 	if status, ok := statusFromPB(r.status); ok {
 		h.locator.led(d.Group, a.To)
 		return session.Answer{Call: a.Call, Status: status, Data: r.data}
@@ -384,6 +388,18 @@ func (s *groupSession) answered(a session.SendTo, d placement.Descriptor, b []by
 		return session.NotLeader{Call: a.Call, Hint: r.leader}
 	}
 	return session.NoAnswer{Call: a.Call}
+}
+
+// renew takes over what has become known of the group's place.
+func (s *groupSession) renew() {
+	if d, ok := s.client.host.locator.cached(s.prefix); ok {
+		s.mu.Lock()
+		newer := placement.Newer(d, s.descriptor)
+		s.mu.Unlock()
+		if newer {
+			s.located(d)
+		}
+	}
 }
 
 // locate finds the group for the automaton; fresh when what was found before did not answer.
@@ -424,9 +440,13 @@ func (s *groupSession) located(d placement.Descriptor) {
 // takes reports whether an output of this group from this node is to be believed: it must come from a member.
 func (s *groupSession) takes(g order.GroupID, from keyspace.NodeID) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, member := s.descriptor.View.MemberAt(from)
-	return member && s.descriptor.Group == g
+	d := s.descriptor
+	s.mu.Unlock()
+	if newer, ok := s.client.host.locator.cached(s.prefix); ok && placement.Newer(newer, d) {
+		d = newer
+	}
+	_, member := d.View.MemberAt(from)
+	return member && d.Group == g
 }
 
 func (s *groupSession) close() {

@@ -11,6 +11,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/placement"
 	"latchkey/replicagroup/session"
 )
 
@@ -63,7 +64,8 @@ func TestTheNextSearchBeginsAfterTheVoterThatWasSilent(t *testing.T) {
 		if want := root.View.Members[i%3].Peer; h.locator.leader(root.Group) != want {
 			t.Fatalf("search %d begins with %v, want %v", i, h.locator.leader(root.Group), want)
 		}
-		if err := h.askLeader(ctx, root, keyspace.Key{}, serviceLocate, nil, nil); err == nil {
+		nothing := func(placement.Descriptor) []byte { return nil }
+		if err := h.askLeader(ctx, root, keyspace.Key{}, serviceLocate, nothing, nil); err == nil {
 			t.Fatal("somebody answered")
 		}
 	}

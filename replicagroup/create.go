@@ -249,7 +249,7 @@ func (e ensureEvent) handle(s *shard) {
 		h.absent(h.root, e.req)
 		return
 	}
-	if !r.ready(r.view.Num, e.req) {
+	if !r.ready(e.req) {
 		return
 	}
 	known, _ := r.directory().Lookup(e.prefix)
@@ -354,11 +354,14 @@ func (m *hosting) reply(ref uint64, data []byte) {
 
 // begin puts a replica into the store, then runs it.
 func (m *hosting) begin(a placement.Run) error {
+	if err := m.host.retire(a.Descriptor.Group, a.Replica); err != nil {
+		return err
+	}
 	err := m.host.store.Create(Identity{Group: a.Descriptor.Group, Self: a.Replica, Descriptor: encodeDescriptor(a.Descriptor)})
 	if err != nil {
 		return err
 	}
-	return m.host.run(a.Descriptor, a.Replica, order.Image{})
+	return m.host.run(a.Descriptor, a.Replica, order.Image{}, false)
 }
 
 // confirm reads linearizably what the parent's directory says of a group.

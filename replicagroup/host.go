@@ -19,6 +19,7 @@ import (
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/pb"
@@ -43,6 +44,7 @@ type Overlay interface {
 	Watch(p peer.ID, active bool)
 	Unwatch(p peer.ID)
 	Learn(peer.AddrInfo)
+	Info(peer.ID) peer.AddrInfo
 	PeerOf(keyspace.NodeID) (peer.ID, bool)
 }
 
@@ -83,7 +85,9 @@ type Host struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
-	fellows atomic.Pointer[map[peer.ID]bool] // the peers of all groups hosted here; replaced, never changed
+	fellows atomic.Pointer[map[peer.ID]bool] // the keys of meetings; replaced, never changed
+
+	rootSought atomic.Int64 // an automaton.Instant: when the root was last looked for because of a stranger who spoke for it
 
 	mu       sync.Mutex
 	started  bool
@@ -92,6 +96,7 @@ type Host struct {
 	clients  map[*Client]struct{}
 	sessions map[order.ClientID]*groupSession // open sessions of this host's clients, for outputs
 	watched  map[peer.ID]int                  // how many have a reason to watch a peer
+	meetings map[peer.ID]int                  // how many replicas here have a member at a peer
 	failed   error
 }
 
@@ -116,7 +121,7 @@ func New(cfg Config) (*Host, error) {
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(), root: cfg.Genesis.RootGroup(),
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
-		watched: make(map[peer.ID]int),
+		watched: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
 	}
 	if h.clock == nil {
 		h.clock = driver.NewClock()
@@ -197,7 +202,13 @@ func (h *Host) Start(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("replicagroup: stored descriptor of group %v: %w", r.Group, err)
 		}
-		if err := h.run(d, r.Self, r.Image); err != nil {
+		switch err := h.run(d, r.Self, r.Image, false); {
+		case errors.Is(err, raft.ErrRemoved):
+			if err := h.store.Retire(r.Group); err != nil {
+				return err
+			}
+			h.left(r.Group, r.Self)
+		case err != nil:
 			return err
 		}
 	}
@@ -213,6 +224,9 @@ func (h *Host) checkFounding(known []StoredReplica) error {
 		if r.Group == h.root {
 			return nil
 		}
+	}
+	if h.storeID == h.genesis.Founders[0].Store {
+		return nil // the root was here, and has moved on
 	}
 	return ErrRootLost
 }
@@ -319,8 +333,9 @@ func Found(s Store, g placement.Genesis, self keyspace.NodeID) error {
 	return s.Create(Identity{Group: g.RootGroup(), Self: m.ID, Descriptor: desc})
 }
 
-// run starts the replica self of the group that d describes from what the store has of it.
-func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Image) error {
+// run starts the replica self of the group that d describes from what the store has of it: nothing, where it joins a group that
+// exists. An error matches [raft.ErrRemoved] when the group has removed it as far as the store knows.
+func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Image, join bool) error {
 	m, ok := d.View.Member(self)
 	if !ok || m.Peer != h.overlay.Node() || m.Store != h.storeID {
 		// The store knows better than a descriptor can: this life of the store never was that member.
@@ -328,10 +343,6 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	}
 	h.mu.Lock()
 	n, known := len(h.hosted), h.hosted[d.Group]
-	if !known && n < groupsMax {
-		h.hosted[d.Group] = true
-		h.meetLocked(d)
-	}
 	h.mu.Unlock()
 	switch {
 	case known:
@@ -339,13 +350,16 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	case n >= groupsMax:
 		return fmt.Errorf("replicagroup: this peer runs %d groups already, the most it takes", groupsMax)
 	}
-	engine, err := raft.New(raft.Config{Group: d.Group, Self: self, Store: h.storeID, View: d.View}, image)
+	engine, err := raft.New(raft.Config{Group: d.Group, Self: self, Store: h.storeID, View: d.View, Join: join}, image)
 	if err != nil {
 		return fmt.Errorf("replicagroup: group %v: %w", d.Group, err)
 	}
+	h.mu.Lock()
+	h.hosted[d.Group] = true
+	h.mu.Unlock()
 	h.locator.put(d)
 	h.shardOf(d.Group).box.Put(startEvent{newReplica(self, d, engine, h.machines(d.Group), h.genesis.Drift)})
-	log.Infow("replica started", "group", d.Group, "replica", self, "voters", len(d.View.Voters()))
+	log.Infow("replica started", "group", d.Group, "replica", self, "joins", join, "voters", len(d.View.Voters()))
 	return nil
 }
 
@@ -364,25 +378,17 @@ func (h *Host) unwatchLocked(p peer.ID) {
 	}
 }
 
-// meetLocked remembers the peers of a group as such that engine messages are taken from, and watches them.
-func (h *Host) meetLocked(d placement.Descriptor) {
-	fellows := make(map[peer.ID]bool)
-	if known := h.fellows.Load(); known != nil {
-		maps.Copy(fellows, *known)
-	}
-	for _, p := range d.Peers {
-		if id := peer.ID(p.ID); !fellows[id] {
-			fellows[id] = true
-			h.watchLocked(id)
-		}
-	}
-	h.fellows.Store(&fellows)
-}
-
 // fromParent reports whether a peer is a member of the group that creates groups. Only its leader asks others to host.
 func (h *Host) fromParent(p peer.ID) bool {
 	root, _ := h.locator.cached(keyspace.Prefix{})
 	_, member := root.View.MemberAt(dht.NodeIDOf(p))
+	if !member {
+		// The root may have moved on. Who is its leader asks again; others shall not keep this peer busy.
+		now, last := h.clock.Now(), h.rootSought.Load()
+		if now.Sub(automaton.Instant(last)) >= newsAfter && h.rootSought.CompareAndSwap(last, int64(now)) {
+			h.spawn(func() { _, _ = h.locator.locate(h.ctx, keyspace.Prefix{}, true) })
+		}
+	}
 	return member
 }
 
@@ -528,13 +534,10 @@ func (h *Host) link(p peer.ID, up bool) {
 	}
 }
 
-// suspect tells every shard of a peer that seems to have stopped. That it was wrong need not be told: an engine finds out by
-// what the peer sends.
+// suspect tells every shard of a peer that seems to have stopped, or that seemed so and has not. Engines need not be told that it
+// was wrong, they find out by what the peer sends; the plan of view changes has to know.
 func (h *Host) suspect(p peer.ID, suspected bool) {
-	if !suspected {
-		return
-	}
-	e := suspectEvent{dht.NodeIDOf(p)}
+	e := suspectEvent{dht.NodeIDOf(p), suspected}
 	for _, s := range h.shards {
 		s.box.Put(e)
 	}

@@ -70,10 +70,6 @@ func (l *locator) put(d placement.Descriptor) {
 	l.mu.Lock()
 	e, ok := l.known[d.Group.Prefix]
 	switch {
-	case ok && d.Group.Prefix == keyspace.Prefix{}:
-		// The root's members are those of the genesis document, whatever anybody says: membership is fixed.
-		l.mu.Unlock()
-		return
 	case !ok:
 		l.known[d.Group.Prefix] = l.recent.PushFront(&knownGroup{descriptor: d})
 		l.evictLocked()
@@ -133,7 +129,7 @@ func (l *locator) silent(g order.GroupID, who, next keyspace.NodeID) {
 // the overlay again because the cached members did not answer.
 func (l *locator) locate(ctx context.Context, p keyspace.Prefix, fresh bool) (placement.Descriptor, error) {
 	l.mu.Lock()
-	if e, ok := l.known[p]; ok && (!fresh || p == keyspace.Prefix{}) {
+	if e, ok := l.known[p]; ok && !fresh {
 		l.recent.MoveToFront(e)
 		d := e.Value.(*knownGroup).descriptor
 		l.mu.Unlock()
@@ -173,6 +169,10 @@ func (l *locator) search(p keyspace.Prefix) (placement.Descriptor, error) {
 		l.put(d)
 		return d, nil
 	}
+	if p == (keyspace.Prefix{}) {
+		root, _ := l.cached(p) // nobody else makes it
+		return root, nil
+	}
 	d, err := l.ensure(ctx, p)
 	if err != nil {
 		// What was known may still be right, and its members back by now; whoever asks them finds out.
@@ -209,6 +209,9 @@ func (l *locator) anchor(p keyspace.Prefix) (keyspace.Preimage, error) {
 // askClosest asks the peers closest to the prefix's anchor, who are its members unless peers came and went, and the members
 // this peer has heard of, and takes the newest answer. One of the closest that is frozen holds up the look-up, so those it
 // has heard of must do where that takes long: if they know nothing, the root does.
+//
+// The root's descriptor is where all others come from. Where a member of the root as this peer knows it answers, nobody else is
+// believed about it; others are when all of those are gone.
 func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest placement.Descriptor, ok bool) {
 	a, err := l.anchor(p)
 	if err != nil {
@@ -227,31 +230,28 @@ func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest pla
 	if err != nil && !heard {
 		return newest, false
 	}
-	ask := make(map[peer.ID]bool)
-	for _, c := range closest {
-		ask[c.ID] = true
-	}
+	var members, others []peer.ID
 	for _, m := range known.Peers {
-		ask[peer.ID(m.ID)] = true
-	}
-	delete(ask, l.host.overlay.Self())
-	req := marshal(&pb.LocateRequest{Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix})
-	answers := make(chan placement.Descriptor, len(ask))
-	for id := range ask {
-		go func() {
-			var d placement.Descriptor
-			if b, err := l.host.overlay.Call(ctx, id, keyspace.Key{}, serviceLocate, req); err == nil {
-				if r, err := l.host.decode.reply(b); err == nil && r.status == pb.Status_OK && r.descriptor.Group.Prefix == p {
-					d = r.descriptor
-				}
-			}
-			answers <- d
-		}()
-	}
-	for range ask {
-		if d := <-answers; placement.Newer(d, newest) {
-			newest = d
+		if id := peer.ID(m.ID); id != l.host.overlay.Self() {
+			members = append(members, id)
 		}
+	}
+	for _, c := range closest {
+		if c.ID != l.host.overlay.Self() && !slices.Contains(members, c.ID) {
+			others = append(others, c.ID)
+		}
+	}
+	answers := make(chan placement.Descriptor, 1)
+	go func() {
+		d, _ := l.host.askPeers(ctx, p, others)
+		answers <- d
+	}()
+	newest, answered := l.host.askPeers(ctx, p, members)
+	if p == (keyspace.Prefix{}) && answered {
+		return newest, !newest.IsZero()
+	}
+	if d := <-answers; placement.Newer(d, newest) {
+		newest = d
 	}
 	return newest, !newest.IsZero()
 }
@@ -261,7 +261,8 @@ func (l *locator) ensure(ctx context.Context, p keyspace.Prefix) (placement.Desc
 	req := marshal(&pb.EnsureRequest{Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix})
 	root, _ := l.cached(keyspace.Prefix{})
 	var d placement.Descriptor
-	err := l.host.askLeader(ctx, root, keyspace.Key{}, serviceEnsure, req, func(r reply) (bool, error) {
+	always := func(placement.Descriptor) []byte { return req }
+	err := l.host.askLeader(ctx, root, keyspace.Key{}, serviceEnsure, always, func(r reply) (bool, error) {
 		if r.status != pb.Status_OK {
 			return false, nil
 		}
@@ -293,29 +294,40 @@ func (l *locator) handleLocate(req *dht.Request) error {
 }
 
 // corrected remembers the descriptor that came with an answer of a member of d's group, if it is of the same prefix: nobody is
-// believed about the groups of others.
-func (h *Host) corrected(d placement.Descriptor, r reply) {
-	if !r.descriptor.IsZero() && r.descriptor.Group.Prefix == d.Group.Prefix {
-		h.locator.put(r.descriptor)
+// believed about the groups of others. It reports whether there was one.
+func (h *Host) corrected(d placement.Descriptor, r reply) bool {
+	if r.descriptor.IsZero() || r.descriptor.Group.Prefix != d.Group.Prefix {
+		return false
 	}
+	h.locator.put(r.descriptor)
+	return true
 }
 
-// askLeader puts one request to a group's leader, going round the voters until use accepts an answer or ctx ends. Requests
-// sent this way may arrive more than once.
-func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspace.Key, service string, req []byte,
+// askLeader puts one request to the leader of the group that d describes, or of what that group has become, going round the voters
+// until use accepts an answer or ctx ends. Requests sent this way may arrive more than once.
+func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspace.Key, service string, req func(placement.Descriptor) []byte,
 	use func(r reply) (done bool, err error)) error {
 	round := newRound(d, h.locator.leader(d.Group))
 	var last error
-	for {
+	for turns := 0; ; {
+		if now, ok := h.locator.cached(d.Group.Prefix); ok && placement.Newer(now, d) {
+			d, round = now, newRound(now, h.locator.leader(now.Group))
+		}
 		member, ok := round.next()
 		if !ok {
 			if err := pause(ctx, retryPause); err != nil {
 				return noQuorum(err, d.Group, last)
 			}
+			if turns++; turns%lostTurns == 0 {
+				// Perhaps all that this peer knows of have left.
+				if _, err := h.locator.locate(ctx, d.Group.Prefix, true); err != nil && ctx.Err() != nil {
+					return noQuorum(err, d.Group, last)
+				}
+			}
 			continue
 		}
 		ask, cancel := context.WithTimeout(ctx, commandTimeout)
-		b, err := h.overlay.Call(ask, peer.ID(member.peer.ID), key, service, req)
+		b, err := h.overlay.Call(ask, peer.ID(member.peer.ID), key, service, req(d))
 		cancel()
 		if err != nil {
 			h.locator.silent(d.Group, member.node, round.after(member.node))
@@ -450,13 +462,18 @@ func (h *Host) Leader(ctx context.Context, key keyspace.Key) (placement.Peer, er
 		return placement.Peer{}, err
 	}
 	// Any linearizable read will do; the session service has no state to read, and says so only after the round.
-	req := marshal(&pb.QueryRequest{Group: groupToPB(d.Group), View: d.View.Num, Service: session.Service})
+	req := func(d placement.Descriptor) []byte {
+		return marshal(&pb.QueryRequest{Group: groupToPB(d.Group), View: d.View.Num, Service: session.Service})
+	}
 	err = h.askLeader(ctx, d, key, serviceQuery, req, func(r reply) (bool, error) {
 		_, fromTable := statusFromPB(r.status)
 		return fromTable, nil
 	})
 	if err != nil {
 		return placement.Peer{}, err
+	}
+	if now, ok := h.locator.cached(d.Group.Prefix); ok {
+		d = now // it may have moved since
 	}
 	if m, ok := d.View.MemberAt(h.locator.leader(d.Group)); ok {
 		p, _ := d.Peer(m.ID)

@@ -28,8 +28,10 @@ const (
 	// descriptorsMax bounds the descriptor cache of a host. The one not used for longest goes first.
 	descriptorsMax = 4096
 
-	// compactEvery is how many applied entries a replica lets gather before it takes a snapshot and drops them.
+	// compactEvery is how many applied entries a replica lets gather before it takes a snapshot and drops them, compactBytes
+	// how many bytes of data in them.
 	compactEvery = 8192
+	compactBytes = 16 << 20
 
 	// commandTimeout is how long a client waits for one answer of one voter before it asks the next. It is above the time a
 	// group needs to elect a leader, since a command that waits for its commit is not lost.
@@ -45,6 +47,8 @@ const (
 	tickPause = time.Millisecond
 	// resendEvery is how often a leader repeats the outputs its machines still await an effect of.
 	resendEvery = time.Second
+	// lostTurns is after how many turns round the voters a query looks for the group anew.
+	lostTurns = 3
 	// retryPause is how long a query waits before it goes round the voters again.
 	retryPause = 50 * time.Millisecond
 )

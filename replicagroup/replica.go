@@ -16,7 +16,13 @@ import (
 const (
 	timerDeadline order.TimerKind = 0xf0 + iota // a machine has something to end by log time
 	timerResend                                 // repeat awaited outputs
+	timerNews                                   // no leader was heard of for a while
+	timerParting                                // the group has removed this replica, by what others say
+	timerPlan                                   // of the plan of view changes
 )
+
+// hostTimers are those that run beside the engine's.
+var hostTimers = []order.TimerKind{timerDeadline, timerResend, timerNews, timerParting, timerPlan}
 
 // replica is one group's replica on this host: an engine that orders and a table of sessions and machines that executes.
 // It belongs to its shard's goroutine.
@@ -24,9 +30,11 @@ type replica struct {
 	shard      *shard
 	group      order.GroupID
 	self       order.ReplicaID
-	view       order.View
-	descriptor placement.Descriptor
-	peers      map[order.ReplicaID]peer.ID
+	view       order.View           // as of what was delivered; joint for the time a change takes
+	descriptor placement.Descriptor // of the last settled view
+	encoded    []byte               // of descriptor, once somebody needed it
+	later      placement.Descriptor // the newest that others told of; zero, or of a later view when it was told
+	fellows    []peer.ID            // the peers of view and later
 	engine     order.Orderer
 	machines   map[string]session.Machine
 	table      *session.Table // of machines
@@ -37,8 +45,9 @@ type replica struct {
 	held     []order.Send // wait for their persist, by rising After
 	storedTo uint64       // every persist up to here is stored
 
-	applied   uint64
-	compacted uint64 // index of the last snapshot made or installed here
+	applied       uint64
+	gathered      int // entries since the last snapshot
+	gatheredBytes int // and the bytes of their data
 
 	leading   bool
 	nextRef   uint64
@@ -49,6 +58,10 @@ type replica struct {
 	blocked   []blockedRead           // have their read point and wait for it to be applied
 	ticking   bool                    // a tick is proposed and not yet applied
 	halted    bool
+	led       bool // a leader is known
+	asked     int  // how often in a row the members were asked for news
+	parting   bool // by what others say
+	partings  []chan<- error
 	contention
 }
 
@@ -77,6 +90,15 @@ func keyOf(c order.Command) commandKey {
 // start gives the engine its randomness, which sets its timers going.
 func (r *replica) start(s *shard) {
 	r.shard = s
+	if d, ok := r.describe(former(r.view)); ok && placement.Newer(d, r.descriptor) {
+		r.descriptor = d
+		s.host.locator.put(d)
+	}
+	if r.later.View.Num <= r.view.Num {
+		r.later = placement.Descriptor{}
+	}
+	r.meet()
+	r.led = true // as if it were known, so that not knowing one is a change
 	r.step(order.Rand{Bits: s.host.random()})
 	r.afterStep()
 }
@@ -106,6 +128,12 @@ func (r *replica) step(ev order.Event) {
 // perform carries out the actions of one step.
 func (r *replica) perform(a *order.Actions) {
 	s := r.shard
+	for _, n := range a.Views { // first, since messages may be for members that they are the first to name
+		r.setView(n)
+		if r.leading {
+			r.planView(n)
+		}
+	}
 	for _, p := range a.Persist {
 		s.writes = append(s.writes, Write{Group: r.group, Records: p.Records})
 		s.persists = append(s.persists, persist{replica: r, seq: p.Seq, sync: p.Sync})
@@ -157,20 +185,21 @@ func (r *replica) stored(seq uint64) {
 }
 
 func (r *replica) send(m order.Send) {
-	to, ok := r.view.Member(m.To)
-	if !ok {
-		return
+	if to, ok := r.member(m.To); ok && to.PeerID != "" {
+		r.shard.send(peer.ID(to.PeerID), r, m, to.Store)
 	}
-	r.shard.send(r.peers[m.To], r, m, to.Store)
 }
 
-// install replaces the machines' state by the leader's snapshot.
+// install replaces the machines' state by the leader's snapshot. Without data it is the empty one, which a replica that has only
+// just joined has.
 func (r *replica) install(in order.Install) {
-	if err := r.table.Restore(in.Data); err != nil {
+	if in.Data == nil {
+		invariant.Check(r.applied <= in.Index, "only an empty machine begins at the beginning", r.applied)
+	} else if err := r.table.Restore(in.Data); err != nil {
 		r.halt("snapshot of the leader cannot be read: " + err.Error())
 		return
 	}
-	r.applied, r.compacted = in.Index, in.Index
+	r.applied, r.gathered, r.gatheredBytes = in.Index, 0, 0
 	r.step(order.Applied{Index: in.Index})
 }
 
@@ -189,13 +218,18 @@ func (r *replica) deliver(entries []order.Entry) {
 		if leading {
 			s.host.push(r.group, &s.outputs)
 		}
+		r.gathered++
+		r.gatheredBytes += len(e.Cmd.Data)
+		if r.gathered >= compactEvery || r.gatheredBytes >= compactBytes {
+			// Where a snapshot is taken depends on the log alone, so those of all replicas are alike, and a transfer that one of them
+			// began can be continued by another.
+			r.gathered, r.gatheredBytes = 0, 0
+			r.step(order.Applied{Index: r.applied})
+			r.step(order.Compact{Index: r.applied, Data: r.table.Snapshot()})
+		}
 	}
 	r.serveBlocked()
 	r.step(order.Applied{Index: r.applied})
-	if r.applied-r.compacted >= compactEvery {
-		r.compacted = r.applied
-		r.step(order.Compact{Index: r.applied, Data: r.table.Snapshot()})
-	}
 }
 
 // result answers everybody who waits for a command that was executed.
@@ -230,6 +264,9 @@ func (r *replica) done(d order.Outcome) {
 		return
 	}
 	key, ok := r.proposals[d.Ref]
+	if !ok && r.planDone(d) {
+		return
+	}
 	if !ok {
 		r.ticking = false // a tick has no waiter, and its outcome comes with its delivery
 		return
@@ -262,13 +299,12 @@ func (r *replica) notLeader() *pb.Reply {
 	return reply
 }
 
-// ready says whether this replica can take a request for a view, and answers it when not.
-func (r *replica) ready(view uint64, call caller) bool {
+// ready says whether this replica can take a request, and answers it when not. The log gives commands their order in whatever
+// view, so who asks with another one in mind is served and told of the present one.
+func (r *replica) ready(call caller) bool {
 	switch {
 	case r.halted:
 		r.shard.host.absent(r.group, call)
-	case view != r.view.Num:
-		call.Reply(marshal(&pb.Reply{Status: pb.Status_MOVED, Descriptor_: encodeDescriptor(r.descriptor)}))
 	case !r.leading:
 		call.Reply(marshal(r.notLeader()))
 	default:
@@ -341,6 +377,12 @@ func (r *replica) expired(kind order.TimerKind) {
 		r.tick()
 	case timerResend:
 		r.resend()
+	case timerNews:
+		r.askNews()
+	case timerParting:
+		r.part()
+	case timerPlan:
+		r.planExpired()
 	default:
 		r.step(order.Timer{Kind: kind, Epoch: r.epochs[kind]})
 	}
@@ -349,11 +391,17 @@ func (r *replica) expired(kind order.TimerKind) {
 
 // afterStep notices a change of leadership and keeps the host's own timers in step with the machines.
 func (r *replica) afterStep() {
-	_, leading := r.engine.Leader()
+	leader, leading := r.engine.Leader()
 	leading = leading && !r.halted
+	r.noteLeader(leader)
 	if leading != r.leading {
 		r.leading = leading
 		r.ticking = false
+		if leading {
+			r.planBegin()
+		} else {
+			r.planEnd()
+		}
 		if r.group == r.shard.host.root {
 			r.shard.host.creator.feed(placement.LeaderChange{Leading: leading, Unstarted: r.directory().Unstarted()})
 		}
@@ -412,7 +460,11 @@ func (r *replica) halt(reason string) {
 		return
 	}
 	r.halted = true
-	log.Errorw("replica halted; the group goes on without it", "group", r.group, "replica", r.self, "reason", reason)
+	if reason == order.Removed {
+		r.shard.parting = append(r.shard.parting, r)
+	} else {
+		log.Errorw("replica halted; the group goes on without it", "group", r.group, "replica", r.self, "reason", reason)
+	}
 	for key := range r.waiting {
 		r.answer(key, marshal(&pb.Reply{Status: pb.Status_DROPPED}))
 	}
@@ -428,7 +480,7 @@ func (r *replica) halt(reason string) {
 		s.running = 0
 		r.serveLine(author, s) // nobody's turn comes: each is told
 	}
-	for _, kind := range []order.TimerKind{timerDeadline, timerResend} {
+	for _, kind := range hostTimers {
 		r.shard.timers.Stop(timerKey{r, kind})
 	}
 	for kind := range r.epochs {
@@ -438,15 +490,11 @@ func (r *replica) halt(reason string) {
 
 // newReplica makes a replica around an engine and machines of its own.
 func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Orderer, machines map[string]session.Machine, drift automaton.Drift) *replica {
-	peers := make(map[order.ReplicaID]peer.ID)
-	for i, m := range d.View.Members {
-		peers[m.ID] = peer.ID(d.Peers[i].ID)
-	}
-	applied := engine.Status().Applied // the log begins above this
+	status := engine.Status()
 	return &replica{
-		applied: applied, compacted: applied,
-		group: d.Group, self: self, view: d.View, descriptor: d, peers: peers, engine: engine,
-		machines: machines, table: session.NewTable(d.Group, drift, machines),
+		applied: status.Applied, // the log begins above this
+		group:   d.Group, self: self, view: status.View, descriptor: d, engine: engine,
+		later: d, machines: machines, table: session.NewTable(d.Group, drift, machines),
 		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
 		proposals: make(map[uint64]commandKey), reads: make(map[uint64]*queryEvent),
 		contention: contention{shares: make(map[keyspace.NodeID]*share), window: windowFirst},

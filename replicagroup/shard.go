@@ -24,6 +24,8 @@ type shard struct {
 
 	// What follows belongs to the goroutine of run.
 	replicas map[order.GroupID]*replica
+	parting  []*replica               // stopped for good in this turn
+	down     map[keyspace.NodeID]bool // peers under suspicion
 	timers   driver.Timers[timerKey]
 	now      automaton.Instant // of this turn
 	actions  order.Actions
@@ -70,8 +72,11 @@ type (
 		peer keyspace.NodeID
 		up   bool
 	}
-	// suspectEvent is the opinion that a peer has stopped.
-	suspectEvent struct{ peer keyspace.NodeID }
+	// suspectEvent is the opinion that a peer has stopped, or that it has not after all.
+	suspectEvent struct {
+		peer keyspace.NodeID
+		down bool
+	}
 	// commandEvent asks for a command to be executed.
 	commandEvent struct {
 		group order.GroupID
@@ -104,6 +109,7 @@ func newShard(h *Host) *shard {
 		host:     h,
 		box:      driver.NewMailbox[shardEvent](mailboxMax),
 		replicas: make(map[order.GroupID]*replica),
+		down:     make(map[keyspace.NodeID]bool),
 		out:      make(map[peer.ID]*outgoing),
 	}
 }
@@ -166,7 +172,10 @@ func (s *shard) turn(batch []shardEvent) error {
 		}
 		key.replica.expired(key.kind)
 	}
-	return s.settle()
+	if err := s.settle(); err != nil || len(s.parting) == 0 {
+		return err
+	}
+	return s.bury()
 }
 
 // settle stores what the replicas want stored and sends what they want sent, until they want nothing more.
@@ -254,7 +263,7 @@ func (e *engineEvent) handle(s *shard) {
 		s.host.counters.strayMessages.Add(1)
 		return
 	}
-	if r.peers[e.recv.From] != e.from { // an unknown member has no peer
+	if m, ok := r.member(e.recv.From); !ok || m.PeerID != string(e.from) || m.Store != e.recv.Store {
 		s.host.counters.strayMessages.Add(1)
 		return
 	}
@@ -263,18 +272,28 @@ func (e *engineEvent) handle(s *shard) {
 
 func (e linkEvent) handle(s *shard) {
 	for _, r := range s.replicas {
-		m, ok := r.view.MemberAt(e.peer)
-		if !ok || m.ID == r.self {
-			continue
+		for _, m := range r.view.Members {
+			if m.Peer == e.peer && m.ID != r.self {
+				r.step(order.Link{To: m.ID, Up: e.up})
+			}
 		}
-		r.step(order.Link{To: m.ID, Up: e.up})
 	}
 }
 
 func (e suspectEvent) handle(s *shard) {
+	if e.down {
+		s.down[e.peer] = true
+	} else {
+		delete(s.down, e.peer)
+	}
 	for _, r := range s.replicas {
-		if m, ok := r.view.MemberAt(e.peer); ok && m.ID != r.self {
-			r.step(order.Suspect{Member: m.ID})
+		for _, m := range r.view.Members {
+			if e.down && m.Peer == e.peer && m.ID != r.self {
+				r.step(order.Suspect{Member: m.ID})
+			}
+		}
+		if r.leading {
+			r.planPeer(e.peer, !e.down)
 		}
 	}
 }

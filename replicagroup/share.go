@@ -42,12 +42,13 @@ type asked interface {
 	caller() caller
 	// begin starts it, or answers it, at a replica that is ready for it, and reports whether something is under way because of it.
 	begin(r *replica) bool
-	wants() (view uint64)
+	// inform says with which view in mind it asks, and who is to hear the answer instead.
+	inform(with func(view uint64, call caller) caller)
 }
 
-func (e *commandEvent) author() keyspace.NodeID { return e.cmd.Author }
-func (e *commandEvent) caller() caller          { return e.call }
-func (e *commandEvent) wants() uint64           { return e.view }
+func (e *commandEvent) author() keyspace.NodeID                 { return e.cmd.Author }
+func (e *commandEvent) caller() caller                          { return e.call }
+func (e *commandEvent) inform(with func(uint64, caller) caller) { e.call = with(e.view, e.call) }
 func (e *commandEvent) begin(r *replica) bool {
 	if r.table.Refuses(e.cmd) {
 		r.waiters--
@@ -57,14 +58,15 @@ func (e *commandEvent) begin(r *replica) bool {
 	return r.propose(e)
 }
 
-func (e *queryEvent) author() keyspace.NodeID { return e.from }
-func (e *queryEvent) caller() caller          { return e.call }
-func (e *queryEvent) wants() uint64           { return e.view }
-func (e *queryEvent) begin(r *replica) bool   { return r.read(e) }
+func (e *queryEvent) author() keyspace.NodeID                 { return e.from }
+func (e *queryEvent) caller() caller                          { return e.call }
+func (e *queryEvent) inform(with func(uint64, caller) caller) { e.call = with(e.view, e.call) }
+func (e *queryEvent) begin(r *replica) bool                   { return r.read(e) }
 
 // ask takes what a peer asks for: it begins at once or joins the peer's line, or is answered that it cannot.
 func (r *replica) ask(e asked) {
-	if !r.ready(e.wants(), e.caller()) {
+	e.inform(r.inform)
+	if !r.ready(e.caller()) {
 		return
 	}
 	author, now := e.author(), r.shard.now
@@ -114,7 +116,7 @@ func (r *replica) serveLine(author keyspace.NodeID, s *share) {
 		if s.line = s.line[1:]; len(s.line) == 0 {
 			s.line = nil
 		}
-		if r.ready(e.wants(), e.caller()) { // it may have ceased to be while this waited
+		if r.ready(e.caller()) { // it may have ceased to be while this waited
 			r.begin(e, s)
 		} else {
 			r.waiters--

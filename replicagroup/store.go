@@ -21,6 +21,9 @@ type Store interface {
 	// Create records that a replica exists, before it persists anything. A group that was created here before, under whatever
 	// replica id up to this one, is refused with an error: ids are never used twice.
 	Create(r Identity) error
+	// Retire drops a group's replica with all it has persisted; its id stays used. It is durable when Retire returns. It is
+	// idempotent; a group that never had a replica here is an error.
+	Retire(g order.GroupID) error
 	// Write makes the records durable, all of them or none, in order; when sync is set they have reached the disk when it
 	// returns. The store copies nothing: callers do not change the records afterwards.
 	Write(batch []Write, sync bool) error
@@ -58,6 +61,7 @@ type memoryDisk struct {
 	mu       sync.Mutex
 	attached uint64
 	replicas map[order.GroupID]*memoryReplica
+	used     map[order.GroupID]order.ReplicaID // the highest id of a retired replica
 }
 
 type memoryReplica struct {
@@ -77,7 +81,7 @@ func NewMemoryStore() *MemoryStore {
 // NewMemoryStoreAs makes an empty store with a given id, which must be one that no store has borne: a founder's first store
 // has the id that the genesis document names.
 func NewMemoryStoreAs(id order.StoreID) *MemoryStore {
-	return &MemoryStore{disk: &memoryDisk{id: id, replicas: make(map[order.GroupID]*memoryReplica)}}
+	return &MemoryStore{disk: &memoryDisk{id: id, replicas: make(map[order.GroupID]*memoryReplica), used: make(map[order.GroupID]order.ReplicaID)}}
 }
 
 // Detach takes the disk away from whoever uses this or an earlier handle, in the midst of whatever they are doing, and
@@ -128,11 +132,33 @@ func (s *MemoryStore) Create(id Identity) error {
 		return err
 	}
 	defer s.disk.mu.Unlock()
-	if old, ok := s.disk.replicas[id.Group]; ok && old.identity.Self >= id.Self {
-		return fmt.Errorf("replicagroup: store %v already has replica %d of group %v; %d would be used twice",
-			s.disk.id, old.identity.Self, id.Group, id.Self)
+	used := s.disk.used[id.Group]
+	if old, ok := s.disk.replicas[id.Group]; ok {
+		used = max(used, old.identity.Self)
+	}
+	if used >= id.Self {
+		return fmt.Errorf("replicagroup: store %v already has had replica %d of group %v; %d would be used twice",
+			s.disk.id, used, id.Group, id.Self)
 	}
 	s.disk.replicas[id.Group] = &memoryReplica{identity: id}
+	return nil
+}
+
+// Retire implements [Store].
+func (s *MemoryStore) Retire(g order.GroupID) error {
+	if err := s.lockDisk(); err != nil {
+		return err
+	}
+	defer s.disk.mu.Unlock()
+	r, ok := s.disk.replicas[g]
+	if !ok {
+		if _, was := s.disk.used[g]; was {
+			return nil
+		}
+		return fmt.Errorf("replicagroup: no replica of group %v was created in store %v", g, s.disk.id)
+	}
+	s.disk.used[g] = r.identity.Self
+	delete(s.disk.replicas, g)
 	return nil
 }
 

@@ -281,6 +281,9 @@ func stand(v order.View, id order.ReplicaID, store order.StoreID) standing {
 	return unknown
 }
 
+// ErrRemoved is matched when the group has removed a replica, as far as its store or its configuration knows: it has done its part.
+var ErrRemoved = errors.New("raft: replica was removed from the group")
+
 // errNotMember says that a replica cannot run under a view.
 var errNotMember = errors.New("replica is not in the view")
 

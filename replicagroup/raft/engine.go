@@ -177,7 +177,7 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 	}
 	switch stand(view, cfg.Self, cfg.Store) {
 	case removed:
-		return nil, fmt.Errorf("%w: replica %d: %w", ErrConfig, cfg.Self, errNotMember)
+		return nil, fmt.Errorf("%w: %w: replica %d, view %d", ErrConfig, ErrRemoved, cfg.Self, view.Num)
 	case alien:
 		return nil, fmt.Errorf("%w: replica %d of view %d has another than %v", ErrWrongStore, cfg.Self, view.Num, cfg.Store)
 	}

@@ -83,7 +83,7 @@ type (
 	// KeepAlive says whether an open session must stay alive while no command is under way.
 	KeepAlive struct{ On bool }
 	// Located answers [Relocate]: the voters of the group and its leader, zero when unknown. No voters: the group was not
-	// found, and the client asks again after a pause.
+	// found, and the client asks again after a pause. Unasked it says who the voters are now, and changes nothing else.
 	Located struct {
 		Voters []keyspace.NodeID
 		Leader keyspace.NodeID
@@ -305,6 +305,9 @@ func (c *Client) abandon(ref uint64, out []ClientAction) []ClientAction {
 
 func (c *Client) located(l Located) {
 	if !c.locating {
+		if len(l.Voters) > 0 { // unasked
+			c.voters = slices.Clone(l.Voters)
+		}
 		return
 	}
 	c.locating, c.failures, c.hinted = false, 0, false
