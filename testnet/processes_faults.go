@@ -12,6 +12,9 @@ const (
 	startMax = 20 * time.Second // until a started process serves
 	tellMax  = 5 * time.Second  // until a peer has taken its rules
 	tellPoll = 50 * time.Millisecond
+
+	stillMax  = 5 * time.Second // until a process stands still that was sent SIGSTOP: one may be waiting for a disk
+	stillPoll = time.Millisecond
 )
 
 // start starts the process of a peer that is down, and returns when it serves by the standing rules.
@@ -51,7 +54,7 @@ func (p *Processes) startLocked(s *place) (*child, error) {
 	case s.child != nil:
 		return nil, fmt.Errorf("%w: %d; kill it first", ErrUp, s.index)
 	}
-	c, err := p.spawn(s, p.standing.rules(s.index, p.addrsLocked()))
+	c, err := p.spawn(s, p.rulesLocked(s))
 	if err != nil {
 		return nil, describe(s, err)
 	}
@@ -113,8 +116,42 @@ func (p *Processes) Kill(i int, witness ...func()) error {
 	return nil
 }
 
-// Pause freezes peer i by SIGSTOP. Errors: [ErrNoPeer], [ErrDown], [ErrPaused] when it is already, [ErrClosed].
+// Pause freezes peer i by SIGSTOP, and returns when nothing of it runs any more (on Linux; elsewhere that takes a moment longer).
+// Errors: [ErrNoPeer], [ErrDown], [ErrPaused] when it is already, [ErrClosed].
 func (p *Processes) Pause(i int) error {
+	c, err := p.pause(i)
+	if err != nil {
+		return err
+	}
+	return p.awaitStill(i, c)
+}
+
+// awaitStill waits until the process of a peer that was sent SIGSTOP stands still, or has ended.
+func (p *Processes) awaitStill(i int, c *child) error {
+	tick := time.NewTicker(stillPoll)
+	defer tick.Stop()
+	late := time.After(stillMax)
+	for {
+		select {
+		case <-c.ended:
+			return nil
+		default:
+		}
+		if ok, err := still(c.process); ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			return fmt.Errorf("testnet: peer %d: its process still runs %v after SIGSTOP", i, stillMax)
+		case <-p.life.Done():
+			return ErrClosed
+		}
+	}
+}
+
+// pause sends SIGSTOP to a peer and returns its life.
+func (p *Processes) pause(i int) (*child, error) {
 	for {
 		p.mu.Lock()
 		s, c, err := p.livedLocked(i)
@@ -131,7 +168,7 @@ func (p *Processes) Pause(i int) error {
 			case <-news:
 				continue
 			case <-p.life.Done():
-				return ErrClosed
+				return nil, ErrClosed
 			}
 		default:
 			if err = describe(s, freeze(c.process)); err == nil {
@@ -140,7 +177,7 @@ func (p *Processes) Pause(i int) error {
 			}
 		}
 		p.mu.Unlock()
-		return err
+		return c, err
 	}
 }
 

@@ -7,11 +7,29 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // childAttributes keeps a terminal's signals from the peers, and ends them with us.
 func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}
+
+// still reports whether all threads of a child of ours stand still since a SIGSTOP. The signal is on its way for a moment after
+// it was sent, and the state in /proc is that of the first thread only.
+func still(p *os.Process) (bool, error) {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, p.Pid, &info, unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return false, os.NewSyscallError("waitid", err)
+		}
+		return info.Signo == int32(unix.SIGCHLD), nil
+	}
 }
 
 // tick is the unit of processor time in /proc, whatever the kernel uses inside.

@@ -2,7 +2,13 @@
 
 package testnet
 
-import "syscall"
+import (
+	"os"
+	"syscall"
+)
 
 // childAttributes keeps a terminal's signals from the peers. The system cannot end them with us.
 func childAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+
+// still cannot be told here: a peer stands still a moment after it was paused.
+func still(*os.Process) (bool, error) { return true, nil }

@@ -10,8 +10,9 @@ import (
 
 func childAttributes() *syscall.SysProcAttr { return nil }
 
-func freeze(*os.Process) error { return noSignals("pause") }
-func thaw(*os.Process) error   { return noSignals("resume") }
+func freeze(*os.Process) error        { return noSignals("pause") }
+func still(*os.Process) (bool, error) { return false, noSignals("pause") }
+func thaw(*os.Process) error          { return noSignals("resume") }
 
 // dismiss cannot ask here.
 func dismiss(*os.Process) error { return noSignals("leave") }

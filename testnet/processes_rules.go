@@ -118,7 +118,7 @@ func (p *Processes) awaitReady(ctx context.Context, s *place, c *child) error {
 func (p *Processes) inform(s *place, c *child) {
 	for {
 		p.mu.Lock()
-		version, rules := p.version, p.standing.rules(s.index, p.addrsLocked())
+		version, rules := p.version, p.rulesLocked(s)
 		c.telling = c.told != version && !s.paused && s.child == c
 		telling, news := c.telling, p.newsLocked()
 		p.mu.Unlock()
@@ -147,6 +147,13 @@ func (p *Processes) inform(s *place, c *child) {
 			return
 		}
 	}
+}
+
+// rulesLocked returns the standing rules of a peer's wire. Called with p.mu held.
+func (p *Processes) rulesLocked(s *place) wire.Rules {
+	r := p.standing.rules(s.index, p.addrsLocked())
+	r.Version = p.version
+	return r
 }
 
 // tell gives one life of a peer its rules.

@@ -84,6 +84,11 @@ func (w *wireOf) blocks() (n int) {
 	return n
 }
 
+func (w *wireOf) version() (v uint64) {
+	w.set(func() { v = w.present.Version })
+	return v
+}
+
 // scripted is a testnet whose peers do what a shell says once each, none of them started, and what answers at their wires.
 func scripted(t *testing.T, texts ...string) (*Processes, []*wireOf) {
 	t.Helper()
@@ -213,6 +218,10 @@ func TestAPeerThatDoesNotTakeItsRulesIsShownAndToldAgain(t *testing.T) {
 	}
 	wires[1].set(func() { wires[1].fails = false })
 	until(t, "it is told again", func() bool { return !behind() && wires[1].blocks() == 1 })
+
+	if got := wires[1].version(); got != p.version {
+		t.Errorf("it was told version %d of %d", got, p.version)
+	}
 
 	// Of what changed during a pause it hears when it goes on, and if it cannot, later.
 	if err := p.Pause(1); err != nil {

@@ -196,10 +196,16 @@ func TestATestnetOfProcesses(t *testing.T) {
 	frozen := members[2]
 	n.verb(exitOK, fmt.Sprint("pause ", frozen))
 	pid := n.status().Peers[frozen].PID
-	eventually(t, "the paused peer's process stands still", func() bool { // the signal is on its way when pause returns
-		state, _ := processState(pid)
-		return state == 'T'
-	})
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	if err != nil || len(threads) < 2 {
+		t.Fatalf("threads of the paused peer: %q, %v", threads, err)
+	}
+	for _, thread := range threads {
+		tid, _ := strconv.Atoi(filepath.Base(thread))
+		if state, _ := processState(tid); state != 'T' {
+			t.Errorf("thread %d of the paused peer is in state %c", tid, state)
+		}
+	}
 	if says := n.verb(exitOK, "ls").out.String(); !strings.Contains(says, "paused") {
 		t.Errorf("ls says %s", says)
 	}

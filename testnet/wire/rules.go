@@ -19,6 +19,8 @@ const (
 var (
 	// ErrRules is matched when rules are refused.
 	ErrRules = errors.New("wire: rules")
+	// ErrStale is matched when rules are refused because newer ones are in effect.
+	ErrStale = errors.New("wire: older rules than those in effect")
 	// ErrAddress is matched when an address to dial is none that rules could block: a name, or an address that stands for several.
 	ErrAddress = errors.New("wire: address")
 )
@@ -33,6 +35,9 @@ type Rules struct {
 	// Latency is how long everything takes, each way: 0 to [LatencyMax]. A new connection takes a round trip. Throughput is
 	// bounded: [LineBytesMax] of each direction can be under way.
 	Latency time.Duration `json:"latency_ns,omitempty"`
+	// Version orders rules: a wire takes none of a lower version than those it has. Rules for another process may be on their way
+	// for long, and arrive after later ones, when that process is stopped.
+	Version uint64 `json:"version,string,omitempty"`
 }
 
 // Validate reports whether [Wire.SetRules] would take the rules. The error matches [ErrRules].
@@ -51,10 +56,11 @@ type rule struct {
 type ruleset struct {
 	blocked []netip.AddrPort // sorted
 	latency time.Duration
+	version uint64
 }
 
 func (r Rules) compile() (ruleset, error) {
-	s := ruleset{latency: r.Latency}
+	s := ruleset{latency: r.Latency, version: r.Version}
 	if r.Latency < 0 || r.Latency > LatencyMax {
 		return s, fmt.Errorf("%w: latency is %v; it can be 0 to %v", ErrRules, r.Latency, LatencyMax)
 	}

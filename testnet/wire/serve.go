@@ -36,6 +36,8 @@ func Serve(l net.Listener, w *Wire) error {
 		switch {
 		case errors.Is(err, ErrCut):
 			http.Error(rw, err.Error(), http.StatusGone)
+		case errors.Is(err, ErrStale):
+			http.Error(rw, err.Error(), http.StatusConflict)
 		case err != nil:
 			http.Error(rw, err.Error(), http.StatusBadRequest)
 		default:
@@ -73,7 +75,7 @@ type Remote struct {
 	Socket string // path of the unix socket
 }
 
-// SetRules does what [Wire.SetRules] does. Errors: [ErrRules], [ErrCut], context.Cause(ctx), or that nobody answers.
+// SetRules does what [Wire.SetRules] does. Errors: [ErrRules], [ErrStale], [ErrCut], context.Cause(ctx), or that nobody answers.
 func (r Remote) SetRules(ctx context.Context, rules Rules) error {
 	if err := rules.Validate(); err != nil {
 		return err
@@ -105,6 +107,8 @@ func (r Remote) SetRules(ctx context.Context, rules Rules) error {
 		return nil
 	case http.StatusGone:
 		return ErrCut
+	case http.StatusConflict:
+		return fmt.Errorf("%w: refused: %s", ErrStale, text)
 	case http.StatusBadRequest:
 		return fmt.Errorf("%w: refused: %s", ErrRules, text)
 	default:

@@ -80,6 +80,31 @@ func TestRulesOfAnotherProcessApply(t *testing.T) {
 	}
 }
 
+// A request that was on its way while the process was stopped may come after the one that was to replace it.
+func TestRulesThatArriveLateDoNotReplaceNewerOnes(t *testing.T) {
+	w := New()
+	defer w.Cut()
+	near, far := pair(t, w)
+	r, end := serve(t, w)
+	defer end()
+	if err := r.SetRules(t.Context(), Rules{Version: 7, Blocked: []string{near.RemoteAddr().String()}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, version := range []uint64{0, 6} {
+		if err := r.SetRules(t.Context(), Rules{Version: version}); !errors.Is(err, ErrStale) || errors.Is(err, ErrRules) || !strings.Contains(err.Error(), "version 7") {
+			t.Errorf("version %d after 7: %v", version, err)
+		}
+	}
+	send(t, near, "hello")
+	silent(t, far)
+	for _, version := range []uint64{7, 8} { // the same may be told twice
+		if err := r.SetRules(t.Context(), Rules{Version: version}); err != nil {
+			t.Errorf("version %d: %v", version, err)
+		}
+	}
+	receive(t, far, "hello")
+}
+
 func TestWhatIsNoRulesIsRefused(t *testing.T) {
 	w := New()
 	defer w.Cut()
@@ -121,7 +146,7 @@ func TestWhatIsNoRulesIsRefused(t *testing.T) {
 }
 
 func FuzzDecodeRules(f *testing.F) {
-	f.Add([]byte(`{"blocked":["127.0.0.1:1","[::1]:2"],"latency_ns":1000}`))
+	f.Add([]byte(`{"blocked":["127.0.0.1:1","[::1]:2"],"latency_ns":1000,"version":"18446744073709551615"}`))
 	f.Add([]byte(`{"latency_ns":-1}`))
 	f.Add([]byte(`{}{}`))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -12,6 +12,7 @@ package wire
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -89,7 +90,7 @@ func (w *Wire) Cut() {
 }
 
 // SetRules replaces the rules, for the connections there are as for those to come. When it returns, nothing moves that they
-// forbid. It waits for no remote end. Errors: [ErrRules], and then the former rules stay; [ErrCut].
+// forbid. It waits for no remote end. Errors: [ErrRules] and [ErrStale], and then the former rules stay; [ErrCut].
 func (w *Wire) SetRules(r Rules) error {
 	rules, err := r.compile()
 	if err != nil {
@@ -101,6 +102,10 @@ func (w *Wire) SetRules(r Rules) error {
 	if w.cut.Load() {
 		w.mu.Unlock()
 		return ErrCut
+	}
+	if has := w.rules.version; rules.version < has {
+		w.mu.Unlock()
+		return fmt.Errorf("%w: version %d, and it has version %d", ErrStale, rules.version, has)
 	}
 	w.rules = rules
 	close(w.ruled)
