@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -184,13 +185,20 @@ func makeDir(dir string) error {
 	return nil
 }
 
-// mark makes the file that says that the directory is unfinished. It may be there from the last time.
+// markText is what the mark holds. It is on the disk before anything else of the directory is touched.
+const markText = "latchkey init or join is making a peer here. If it was interrupted, run it again: it starts over.\n"
+
+// mark makes the file that says that the directory is unfinished. It may be there from the last time, whole or cut off.
 func mark(dir string) error {
 	f, err := os.OpenFile(filepath.Join(dir, unfinishedFile), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	_, err = f.WriteString(markText)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // undo removes what an unfinished directory has, the mark last. Where it fails the mark stays.
@@ -273,24 +281,42 @@ func checkVacant(dir string) error {
 	if unfinished, err := isUnfinished(dir); unfinished || err != nil {
 		return err
 	}
-	for _, name := range madeFiles {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return fmt.Errorf("%w: %s has %s; use another directory, or remove this one to give up its identity and overlay",
-				ErrExists, dir, name)
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("node: %w", err)
-		}
+	name, err := anyMade(dir)
+	if err == nil && name != "" {
+		err = fmt.Errorf("%w: %s has %s; use another directory, or remove this one to give up its identity and overlay", ErrExists, dir, name)
 	}
-	return nil
+	return err
 }
 
+// anyMade returns one of the files that init and join make, if the directory has any.
+func anyMade(dir string) (name string, err error) {
+	for _, name := range madeFiles {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return name, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("node: %w", err)
+		}
+	}
+	return "", nil
+}
+
+// isUnfinished tells whether init or join was interrupted in a directory, or is at work there: whatever it has of the files that
+// these make goes when the next one starts over. So a file that merely has the mark's name is no mark, but an error that matches
+// [ErrDamaged]: the files beside it may be a peer's whose directory is complete.
 func isUnfinished(dir string) (bool, error) {
-	switch _, err := os.Lstat(filepath.Join(dir, unfinishedFile)); {
-	case err == nil:
-		return true, nil
+	b, err := readFile(dir, unfinishedFile)
+	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
-	default:
-		return false, fmt.Errorf("node: %w", err)
+	case err == nil && string(b) == markText:
+		return true, nil
+	case err == nil && strings.HasPrefix(markText, string(b)): // cut off, before anything else was done
+		if name, err := anyMade(dir); name == "" || err != nil {
+			return err == nil, err
+		}
+	case err != nil && !errors.Is(err, ErrDamaged):
+		return false, err
 	}
+	return false, fmt.Errorf("%w: %s: neither init nor join has written this; if it is yours move it away, and what else is there stays as it is",
+		ErrDamaged, filepath.Join(dir, unfinishedFile))
 }

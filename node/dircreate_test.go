@@ -154,7 +154,7 @@ func TestUnfinishedDirectoryStartsOver(t *testing.T) {
 	for _, name := range madeFiles {
 		for kind, b := range map[string][]byte{"empty": nil, "cut": []byte("latch"), "other": []byte(strings.Repeat("x", 1<<17))} {
 			dir := t.TempDir()
-			for file, data := range map[string][]byte{unfinishedFile: nil, name: b} {
+			for file, data := range map[string][]byte{unfinishedFile: []byte(markText), name: b} {
 				if err := os.WriteFile(filepath.Join(dir, file), data, 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -177,8 +177,8 @@ func TestUnfinishedDirectoryStartsOver(t *testing.T) {
 // Other files in the directory are nobody's business.
 func TestStartingOverRemovesItsOwnFilesOnly(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{unfinishedFile, "notes.txt", peersFile} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("{}"), 0o644); err != nil {
+	for name, data := range map[string]string{unfinishedFile: markText, "notes.txt": "{}", peersFile: "{}"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -189,6 +189,49 @@ func TestStartingOverRemovesItsOwnFilesOnly(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A file that somebody calls unfinished is no leave to remove the peer beside it.
+func TestAFileThatIsNoMarkIsRefusedAndNothingRemoved(t *testing.T) {
+	for what, b := range map[string]string{"empty": "", "cut": markText[:10], "other": "tax return\n", "more": markText + "x", "long": strings.Repeat("x", fileBytesMax+1)} {
+		complete, vacant := initDir(t), t.TempDir()
+		for _, dir := range []string{complete, vacant} {
+			if err := os.WriteFile(filepath.Join(dir, unfinishedFile), []byte(b), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			before, spec := contents(t, dir), joinerSpec(t)
+			err := CreateDir(dir, spec)
+			if dir == vacant && (what == "empty" || what == "cut") { // killed while it marked
+				checkHolds(t, dir, spec)
+				continue
+			}
+			_, opened := OpenDir(dir)
+			for _, err := range []error{err, opened} {
+				if !errors.Is(err, ErrDamaged) || errors.Is(err, ErrUnfinished) || !strings.Contains(err.Error(), filepath.Join(dir, unfinishedFile)) ||
+					!strings.Contains(err.Error(), "move it away") || strings.Contains(err.Error(), "\n") {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if !maps.Equal(before, contents(t, dir)) {
+				t.Errorf("%s: files changed", what)
+			}
+		}
+		if err := os.Remove(filepath.Join(complete, unfinishedFile)); err != nil {
+			t.Fatal(err)
+		}
+		d, err := OpenDir(complete)
+		if err != nil {
+			t.Fatalf("%s: moved away: %v", what, err)
+		}
+		d.Close()
+	}
+	dir := initDir(t)
+	if err := os.Mkdir(filepath.Join(dir, unfinishedFile), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := InitDir(dir, InitOptions{}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a directory of that name: %v", err)
 	}
 }
 
@@ -243,7 +286,7 @@ func TestNobodyStartsOverWhileADaemonRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if err := os.WriteFile(filepath.Join(dir, unfinishedFile), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, unfinishedFile), []byte(markText), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	before := contents(t, dir)

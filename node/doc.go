@@ -20,8 +20,8 @@
 //	unfinished    there while init or join writes: first made, last removed
 //
 // A directory that init or join was killed in has the file unfinished. [OpenDir] refuses it ([ErrUnfinished]), and the next
-// init or join removes what is there of its files and starts over; nobody has used them. Without that file a directory is
-// complete. All files that change later are replaced in one step.
+// init or join removes what is there of its files and starts over; nobody has used them. The mark is known by its content: a file
+// of that name with another is refused and nothing is removed. Without that file a directory is complete. All files that change later are replaced in one step.
 //
 // A directory without config.yaml, as the time before there was one left it, runs with the defaults of profile test: on the
 // loopback only. One whose profile needs a swarm key and that has none does not run.
