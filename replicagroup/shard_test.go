@@ -22,6 +22,7 @@ func (e *busyEngine) Step(ev order.Event, out *order.Actions) {
 func (e *busyEngine) Hash() [32]byte                  { return [32]byte{} }
 func (e *busyEngine) Status() order.Status            { return order.Status{} }
 func (e *busyEngine) Leader() (order.ReplicaID, bool) { return 1, true }
+func (e *busyEngine) Quiesced() bool                  { return false }
 
 // overdue is a machine that always has something to end.
 type overdue struct{ counter }

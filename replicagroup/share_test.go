@@ -45,6 +45,7 @@ func (e *slowEngine) Step(ev order.Event, out *order.Actions) {
 func (e *slowEngine) Hash() [32]byte                  { return [32]byte{} }
 func (e *slowEngine) Status() order.Status            { return order.Status{} }
 func (e *slowEngine) Leader() (order.ReplicaID, bool) { return 1, true }
+func (e *slowEngine) Quiesced() bool                  { return false }
 
 // asker is a peer that asks a replica.
 type asker struct {

@@ -233,8 +233,12 @@ type (
 		To ReplicaID
 		Up bool
 	}
-	// Suspect is the opinion of the node's failure detector about a member: it may be wrong, and costs only time then.
+	// Suspect is the opinion of the node's failure detector about a member: it may be wrong, and costs only time then. It holds
+	// until a Trust takes it back. A driver repeats it for whoever is suspected already when an engine starts or tells of a
+	// view.
 	Suspect struct{ Member ReplicaID }
+	// Trust takes a Suspect back.
+	Trust struct{ Member ReplicaID }
 	// Carried reports how the last Send with a Snapshot to a member fares. A driver that never does so is taken to have sent it
 	// at once. One that does reports Underway at least every second: an engine that hears nothing for a while sends anew.
 	Carried struct {
@@ -258,6 +262,7 @@ func (Stored) isEvent()  {}
 func (Applied) isEvent() {}
 func (Link) isEvent()    {}
 func (Suspect) isEvent() {}
+func (Trust) isEvent()   {}
 func (Carried) isEvent() {}
 func (Compact) isEvent() {}
 func (Rand) isEvent()    {}
@@ -347,6 +352,9 @@ type SetTimer struct {
 	Kind  TimerKind
 	Epoch uint64
 	After time.Duration
+	// Beat marks a timer that may run out up to After too early. A driver lets those of many groups run out at common moments,
+	// so that what they send to one peer travels together.
+	Beat bool
 }
 
 // Outcome tells what became of a proposal (or, with Err set, of a read). Err nil: the command stands at Index and has been
@@ -410,6 +418,8 @@ type Status struct {
 	Term    uint64
 	Commit  uint64
 	Applied uint64
+	// Quiesced: the group sleeps, as far as this replica knows; see [Orderer].
+	Quiesced bool
 	// First and Last bound the log that is kept, so a driver can tell when to compact.
 	First, Last uint64
 	// Behind says, on a leader, how many entries each other member lacks.
@@ -429,4 +439,7 @@ type Orderer interface {
 	Status() Status
 	// Leader returns the member that leads, 0 when unknown, and whether it is this replica and ready to serve. It is cheap.
 	Leader() (leader ReplicaID, leading bool)
+	// Quiesced reports whether the replica sleeps: it has no timer set and waits for an event. Nothing but the driver's failure
+	// detector notices then that a member has stopped. It is cheap.
+	Quiesced() bool
 }

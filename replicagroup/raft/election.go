@@ -80,11 +80,13 @@ func (e *Engine) arm(out *order.Actions) {
 
 func (e *Engine) armIn(after time.Duration, out *order.Actions) {
 	e.clock.epoch++
-	out.Timers = append(out.Timers, order.SetTimer{Kind: tickTimer, Epoch: e.clock.epoch, After: after})
+	out.Timers = append(out.Timers, order.SetTimer{
+		Kind: tickTimer, Epoch: e.clock.epoch, After: after, Beat: after == e.cfg.Heartbeat,
+	})
 }
 
 // tick is one run of the timer.
-func (e *Engine) tick() {
+func (e *Engine) tick(out *order.Actions) {
 	if e.role == etcd.StateLeader {
 		e.beats = (e.beats + 1) % e.cfg.ElectionTicks
 		e.raft.Tick()
@@ -92,6 +94,9 @@ func (e *Engine) tick() {
 		return
 	}
 	e.clock.elapsed++
+	if e.clock.elapsed == max(e.cfg.ElectionTicks-2, 1) {
+		e.wakeLeader(out) // it may sleep, and we have not heard that
+	}
 	if e.clock.elapsed >= e.cfg.ElectionTicks {
 		// The promise not to help depose this leader (PreVote, CheckQuorum) is over.
 		_ = e.raft.ForgetLeader()
@@ -148,9 +153,11 @@ func (e *Engine) stagger(rank int) time.Duration { return time.Duration(rank) * 
 // leader and refuse the pre-vote; the next heartbeat ends it. Hearing of the same leader again changes nothing before that,
 // so a detector that repeats itself cannot put the campaign off.
 func (e *Engine) suspect(m order.ReplicaID, out *order.Actions) {
+	e.setSuspected(m, true)
 	if m == 0 || m != e.lead || m == e.cfg.Self {
 		return
 	}
+	e.wake(out)
 	e.forget(out)
 	e.drain(out)
 }
@@ -166,7 +173,15 @@ func (e *Engine) forget(out *order.Actions) {
 
 // link lets a leader find out what a member has, once messages to it were lost or flow again: the library probes it, beginning
 // with the next heartbeat's answer, instead of counting on appends and snapshots that went astray.
+//
+// Where the group sleeps nothing was under way. A follower makes sure then that the leader is still there, and still leads.
 func (e *Engine) link(l order.Link, out *order.Actions) {
+	if e.asleep {
+		if l.To == e.lead {
+			e.called(out)
+		}
+		return
+	}
 	if _, ok := e.view.Member(l.To); !ok || l.To == e.cfg.Self || e.role != etcd.StateLeader {
 		return
 	}

@@ -38,6 +38,9 @@ type Config struct {
 	// ElectionTicks is the election time-out T in heartbeats, at least 2; 0 stands for [ElectionTicksDefault]. A follower that
 	// has heard nothing for T forgets its leader; it campaigns at a random moment before 2T.
 	ElectionTicks int
+	// Quiesce is how long a leader has nothing to do before it puts the group to sleep (quiesce.go), counted in heartbeats; 0
+	// stands for [QuiesceDefault], less than 0 for never.
+	Quiesce time.Duration
 }
 
 func (c *Config) validate() error {
@@ -46,6 +49,9 @@ func (c *Config) validate() error {
 	}
 	if c.ElectionTicks == 0 {
 		c.ElectionTicks = ElectionTicksDefault
+	}
+	if c.Quiesce == 0 {
+		c.Quiesce = QuiesceDefault
 	}
 	switch {
 	case c.Heartbeat < 0:
@@ -116,6 +122,7 @@ type Engine struct {
 	probing bool           // within a step: a member answers a heartbeat, and may have to be probed
 	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
 	clock   electionClock
+	asleep  bool // no timer is set; see quiesce.go
 
 	// Writes under way, oldest first; seq is the newest one's number, stored the newest that is durable.
 	writes      fifo[write]
@@ -137,6 +144,7 @@ type Engine struct {
 	asked     uint64         // rounds begun in this leadership: the highest position a heartbeat carries
 	changeAt  uint64         // index of the newest change of the view proposed here or delivered
 	beats     int            // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
+	idle      int            // ticks since there was something to do
 	peers     []peer         // beside view.Members
 	dropped   uint64         // messages refused
 	scratch   []byte         // for Hash
@@ -163,6 +171,7 @@ type peer struct {
 	snapTicks int    // heartbeats since a snapshot went out to it, 0 when none is under way
 	ballot    byte   // its answer in the election under way: none, granted, refused (for Hash)
 	acked     uint64 // read round it has confirmed (for Hash)
+	suspected bool   // by the driver's detector; the only field that is not for leaders
 }
 
 // New returns a replica that starts from img. An empty image starts the group's first configuration, which the first step
@@ -323,19 +332,23 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 	case order.Recv:
 		e.recv(ev, out)
 	case order.Timer:
-		if ev.Kind == tickTimer && ev.Epoch == e.clock.epoch {
-			e.tick()
+		if ev.Kind == tickTimer && ev.Epoch == e.clock.epoch && !e.quiesce(out) {
+			e.tick(out)
 			e.drain(out)
 			e.arm(out)
 			e.tickRemoved(out)
 		}
 	case order.Propose:
+		e.called(out)
 		e.propose(ev, out)
 	case order.Read:
+		e.called(out)
 		e.read(ev, out)
 	case order.Change:
+		e.called(out)
 		e.change(ev, out)
 	case order.Transfer:
+		e.called(out)
 		e.transfer(ev.To, out)
 	case order.Stored:
 		e.onStored(ev.Seq, out)
@@ -345,6 +358,8 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 		e.link(ev, out)
 	case order.Suspect:
 		e.suspect(ev.Member, out)
+	case order.Trust:
+		e.setSuspected(ev.Member, false)
 	case order.Carried:
 		e.carried(ev, out)
 	case order.Compact:
@@ -628,7 +643,7 @@ func (e *Engine) stepDown(out *order.Actions) {
 		out.Done = append(out.Done, order.Outcome{Ref: ref, Err: order.ErrNotLeader})
 	}
 	e.round, e.waiting = nil, nil
-	e.asked, e.beats, e.ready, e.changeAt = 0, 0, 0, 0
+	e.asked, e.beats, e.idle, e.ready, e.changeAt = 0, 0, 0, 0, 0
 	for i := range e.peers {
 		e.peers[i].snapTicks, e.peers[i].acked = 0, 0
 	}
@@ -697,6 +712,9 @@ func (e *Engine) compact(c order.Compact, out *order.Actions) {
 // Leader returns who leads, as far as this replica knows; see [order.Orderer].
 func (e *Engine) Leader() (leader order.ReplicaID, leading bool) { return e.lead, e.leading() }
 
+// Quiesced reports whether this replica sleeps; see [order.Orderer].
+func (e *Engine) Quiesced() bool { return e.asleep }
+
 // Dropped returns how many messages were refused because no honest member in its right state sends them, or because the
 // disk is too far behind.
 func (e *Engine) Dropped() uint64 { return e.dropped }
@@ -707,7 +725,7 @@ func (e *Engine) Status() order.Status {
 	view.Members = slices.Clone(view.Members)
 	s := order.Status{
 		View: view, Self: e.cfg.Self, Leader: e.lead, Leading: e.leading(), Term: e.term, Commit: e.commit, Applied: e.applied,
-		First: e.log.snapIndex() + 1, Last: e.log.last(),
+		First: e.log.snapIndex() + 1, Last: e.log.last(), Quiesced: e.asleep,
 	}
 	if e.role == etcd.StateLeader {
 		s.Behind, s.Match = make(map[order.ReplicaID]uint64), make(map[order.ReplicaID]uint64)

@@ -25,6 +25,18 @@ func (e *Engine) recv(r order.Recv, out *order.Actions) {
 		e.dropped++
 		return
 	}
+	switch m.GetType() {
+	case msgQuiesce:
+		e.onQuiesce(m, out)
+		return
+	case msgWake:
+		e.onWake(r.From, out)
+		return
+	}
+	woken := e.asleep && !e.lateAnswer(m)
+	if woken {
+		e.wake(out)
+	}
 	if t := m.GetType(); (t == pb.MsgPreVote || t == pb.MsgVote) && r.From == e.lead && m.GetTerm() > e.term {
 		// A leader does not campaign: it has restarted, and there is nobody left to be loyal to.
 		_ = e.raft.ForgetLeader()
@@ -39,6 +51,9 @@ func (e *Engine) recv(r order.Recv, out *order.Actions) {
 		if e.role == etcd.StateFollower && e.lead == r.From && e.term == m.GetTerm() {
 			e.clock.rest(e.cfg)
 		}
+	}
+	if woken {
+		e.passOn(r.From, out)
 	}
 }
 
@@ -85,6 +100,8 @@ func (e *Engine) admitType(m *pb.Message) error {
 		return refused("context in %v", m.GetType())
 	}
 	switch m.GetType() {
+	case msgQuiesce, msgWake:
+		return nil
 	case pb.MsgVote, pb.MsgPreVote, pb.MsgVoteResp, pb.MsgPreVoteResp:
 		return nil
 	case pb.MsgTimeoutNow:

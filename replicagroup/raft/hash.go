@@ -69,7 +69,8 @@ func (e *Engine) Hash() [32]byte {
 	b = append(b, log[:]...)
 	num(uint64(e.cfg.Self), e.view.Num, uint64(e.role), uint64(e.lead), e.term, e.vote, e.commit, e.log.last(),
 		e.log.snapIndex(), e.log.snap.GetMetadata().GetTerm(), uint64(len(e.log.snap.GetData())))
-	num(e.clock.rng, uint64(e.clock.elapsed), uint64(e.clock.limit), uint64(e.clock.tail), uint64(e.clock.tries), e.clock.epoch)
+	num(e.clock.rng, uint64(e.clock.elapsed), uint64(e.clock.limit), uint64(e.clock.tail), uint64(e.clock.tries), e.clock.epoch,
+		flag(e.asleep), uint64(e.idle))
 	for _, v := range e.views {
 		num(v.index)
 		b = appendView(b, v.view)
@@ -92,7 +93,7 @@ func (e *Engine) Hash() [32]byte {
 	num(uint64(len(e.waiting)))
 	num(e.waiting...)
 	for _, p := range e.peers {
-		num(uint64(p.snapTicks), uint64(p.ballot), p.acked)
+		num(uint64(p.snapTicks), uint64(p.ballot), p.acked, flag(p.suspected))
 	}
 	if e.role == etcd.StateLeader {
 		e.raft.WithProgress(func(id uint64, _ etcd.ProgressType, pr tracker.Progress) {

@@ -12,6 +12,7 @@ const (
 const (
 	HeartbeatDefault     = 100 * time.Millisecond
 	ElectionTicksDefault = 10
+	QuiesceDefault       = 3 * time.Second
 )
 
 // Limits of the library's flow control (replica-groups.md section 3.1).

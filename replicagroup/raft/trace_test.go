@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -40,6 +41,10 @@ func TestTraces(t *testing.T) {
 				d.ScanArgs(t, "voters", &voters)
 				d.MaybeScanArgs(t, "learners", &learners)
 				s = newStage(testView(voters, learners))
+				if beats := 0; d.HasArg("quiesce") {
+					d.ScanArgs(t, "quiesce", &beats)
+					s.cfg.Quiesce = time.Duration(beats) * HeartbeatDefault
+				}
 				for _, m := range s.cfg.View.Members {
 					s.start(t, m.ID)
 				}
@@ -97,13 +102,23 @@ func (s *stage) command(t *testing.T, d *datadriven.TestData) {
 	d.MaybeScanArgs(t, "ref", &ref)
 	switch d.Cmd {
 	case "timer":
-		s.step(id, order.Timer{Kind: tickTimer, Epoch: s.engines[id].clock.epoch})
+		times := 1
+		d.MaybeScanArgs(t, "times", &times)
+		for range times {
+			s.step(id, order.Timer{Kind: tickTimer, Epoch: s.engines[id].clock.epoch})
+		}
 	case "propose":
 		s.step(id, order.Propose{Ref: ref, Cmd: command(ref)})
 	case "read":
 		s.step(id, order.Read{Ref: ref})
 	case "suspect":
 		s.step(id, order.Suspect{Member: to})
+	case "trust":
+		s.step(id, order.Trust{Member: to})
+	case "quiesce": // says again, for replica of, what it said when it fell asleep
+		e := s.engines[to]
+		m := &pb.Message{Type: msgQuiesce.Enum(), From: new(uint64(to)), To: new(uint64(id)), Term: &e.term, Commit: &e.commit}
+		s.step(id, order.Recv{From: to, Store: s.cfg.View.Members[to-1].Store, Msg: appendMessage(nil, m)})
 	case "link-up":
 		s.step(id, order.Link{To: to, Up: true})
 	case "compact":
@@ -124,8 +139,12 @@ func (s *stage) command(t *testing.T, d *datadriven.TestData) {
 	case "status":
 		for _, m := range s.cfg.View.Members {
 			st := s.engines[m.ID].Status()
-			fmt.Fprintf(&s.out, "%d: leader %d leading %v term %d commit %d applied %d log %d-%d\n",
-				m.ID, st.Leader, st.Leading, st.Term, st.Commit, st.Applied, st.First, st.Last)
+			asleep := ""
+			if st.Quiesced {
+				asleep = " asleep"
+			}
+			fmt.Fprintf(&s.out, "%d: leader %d leading %v term %d commit %d applied %d log %d-%d%s\n",
+				m.ID, st.Leader, st.Leading, st.Term, st.Commit, st.Applied, st.First, st.Last, asleep)
 		}
 	default:
 		t.Fatalf("%s: unknown command %s", d.Pos, d.Cmd)
@@ -184,7 +203,7 @@ func (s *stage) step(id order.ReplicaID, ev order.Event) {
 	name := strings.ToLower(strings.TrimPrefix(fmt.Sprintf("%T", ev), "order."))
 	if r, ok := ev.(order.Recv); ok {
 		m, _ := decodeMessage(r.Msg)
-		name = fmt.Sprintf("%v from %d", m.GetType(), r.From)
+		name = fmt.Sprintf("%v from %d", typeName(m), r.From)
 	}
 	before := s.out.Len()
 	line := func(format string, args ...any) {
@@ -210,6 +229,10 @@ func (s *stage) step(id order.ReplicaID, ev order.Event) {
 		s.send(id, m)
 	}
 	for _, t := range out.Timers {
+		if t.After < 0 {
+			line("no timer")
+			continue
+		}
 		line("timer in %v", t.After.Truncate(1e6))
 	}
 	for _, in := range out.Install {
@@ -247,9 +270,21 @@ func describeRecord(r order.Record) string {
 	return fmt.Sprintf("entry %d", r.Index)
 }
 
-func describe(m *pb.Message) string {
-	b := fmt.Sprintf("%v term %d", m.GetType(), m.GetTerm())
+func typeName(m *pb.Message) string {
 	switch m.GetType() {
+	case msgQuiesce:
+		return "Quiesce"
+	case msgWake:
+		return "Wake"
+	}
+	return m.GetType().String()
+}
+
+func describe(m *pb.Message) string {
+	b := fmt.Sprintf("%v term %d", typeName(m), m.GetTerm())
+	switch m.GetType() {
+	case msgQuiesce:
+		b += fmt.Sprintf(" commit %d", m.GetCommit())
 	case pb.MsgApp:
 		b += fmt.Sprintf(" after %d/%d, %d entries, commit %d", m.GetIndex(), m.GetLogTerm(), len(m.GetEntries()), m.GetCommit())
 	case pb.MsgAppResp:

@@ -60,6 +60,10 @@ func (cl *client) begin() {
 	if cl.busy || cl.finished() || cl.stopped {
 		return
 	}
+	if cl.c.hushed {
+		cl.env.After(patience/20, cl.begin)
+		return
+	}
 	r := cl.draw()
 	cl.number++
 	cl.busy, cl.request, cl.began, cl.hops = true, r, cl.c.world.Now(), 0

@@ -30,6 +30,7 @@ type mistakes struct {
 	forgetful     bool // its machine executes repeats again
 	keepStoreID   bool // a member that lost its disk goes on under the old store id
 	staleSnapshot bool // hands the engine a snapshot older than it says
+	sleepsDeaf    bool // does not report a suspicion to an engine that sleeps
 }
 
 // setup describes a cluster and its workload.
@@ -58,6 +59,8 @@ type setup struct {
 	impostor bool
 
 	quiet bool // no stale timers, false suspicions and link reports
+	// quiesce is [Config].Quiesce; 0 draws it from the seed.
+	quiesce time.Duration
 }
 
 // groupID is the group of every cluster; an engine must not care.
@@ -106,8 +109,11 @@ type cluster struct {
 	topTerm uint64
 	acked   uint64 // the highest index behind an answer given to a client
 	points  int
-	refused int      // engines that their factory refused
-	trail   []uint64 // digests, with trace
+	hushed  bool                // clients begin nothing
+	sent    int                 // messages of engines
+	doubted map[sim.NodeID]bool // by detectors
+	refused int                 // engines that their factory refused
+	trail   []uint64            // digests, with trace
 	answers func(m *member, cl *client) error
 }
 
@@ -127,6 +133,10 @@ func newCluster(s suite, u setup) *cluster {
 		hosts: u.members + u.spares, running: make([]*member, u.members+u.spares),
 		views: make(map[uint64]order.View), ids: make(map[order.ReplicaID]order.Member), home: make(map[order.ReplicaID]sim.NodeID),
 		placed: make(map[order.ReplicaID]bool), changes: make(map[uint64]uint64), answeredChange: make(map[uint64]uint64),
+		doubted: make(map[sim.NodeID]bool),
+	}
+	if c.quiesce == 0 { // a group with something to do all the time sleeps only if it does so at once
+		c.quiesce = [...]time.Duration{patience / 5, -1, 0}[u.seed%3]
 	}
 	c.syncTime = time.Duration(50_000 * (1 + c.rand.IntN(200)))
 	if c.rand.IntN(2) == 0 {

@@ -8,7 +8,9 @@ import (
 )
 
 func raftFactory(c Config, img order.Image) (order.Orderer, error) {
-	return raft.New(raft.Config{Group: c.Group, Self: c.Self, Store: c.Store, View: c.View, Join: c.Join}, img)
+	return raft.New(raft.Config{
+		Group: c.Group, Self: c.Self, Store: c.Store, View: c.View, Join: c.Join, Quiesce: c.Quiesce,
+	}, img)
 }
 
 func TestSuiteAcceptsRaft(t *testing.T) { Run(t, raftFactory) }

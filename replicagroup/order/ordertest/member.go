@@ -80,6 +80,7 @@ type member struct {
 	leader order.ReplicaID
 	ready  bool
 	halted bool
+	last   frame // the newest that came
 }
 
 // boot starts a replica from its disk.
@@ -99,7 +100,7 @@ func (c *cluster) boot(e *sim.Env) *member {
 	if c.impostor {
 		store = named.Store
 	}
-	cfg := Config{Group: groupID, Self: m.id, Store: store, View: c.founded}
+	cfg := Config{Group: groupID, Self: m.id, Store: store, View: c.founded, Quiesce: c.quiesce}
 	if m.disk.join != nil {
 		cfg.View, cfg.Join = *m.disk.join, true
 	}
@@ -143,6 +144,7 @@ func (m *member) nuisance() {
 			switch m.env.Rand().IntN(4) {
 			case 0:
 				m.step(order.Suspect{Member: other})
+				m.env.After(patience/2, func() { m.step(order.Trust{Member: other}) })
 			case 1:
 				m.step(order.Link{To: other, Up: true})
 			default:
@@ -159,6 +161,7 @@ func (m *member) Receive(from sim.NodeID, msg any) {
 	switch msg := msg.(type) {
 	case frame:
 		if msg.to == m.id {
+			m.last = msg
 			m.step(order.Recv{From: msg.from, Store: msg.store, Msg: msg.msg})
 		}
 	case ask:
@@ -363,6 +366,7 @@ func (m *member) send(s order.Send) bool {
 	if named := m.c.ids[m.id]; named.Store != m.disk.store && !m.c.impostor {
 		m.c.fail("I11: replica %d speaks from store %v, the view names %v", m.id, m.disk.store, named.Store)
 	}
+	m.c.sent++
 	m.env.Send(to, frame{from: m.id, to: s.To, store: m.disk.store, msg: s.Whole()})
 	return m.c.point(m)
 }

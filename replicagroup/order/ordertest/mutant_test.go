@@ -3,6 +3,7 @@ package ordertest
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,6 +62,9 @@ func bend(plant func(c Config, e order.Orderer) *bent) Factory {
 		return b, nil
 	}
 }
+
+// Where engine raft's messages say that the group falls asleep, or wakes: in their second byte.
+const quiesceType, wakeType = 0x40, 0x41
 
 var mutants = []struct {
 	name    string
@@ -308,6 +312,72 @@ var mutants = []struct {
 		}},
 	{name: "engine starts empty", test: restartAll, effort: 1, finds: "",
 		factory: func(c Config, _ order.Image) (order.Orderer, error) { return raftFactory(c, order.Image{}) }},
+
+	// Groups that sleep.
+	{name: "engine never sleeps", test: sleeping, effort: .1, finds: "does not sleep",
+		factory: func(c Config, img order.Image) (order.Orderer, error) {
+			c.Quiesce = -1
+			return raftFactory(c, img)
+		}},
+	{name: "one follower does not sleep", test: sleeping, effort: .1, finds: "sleep",
+		factory: bend(func(c Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				r, ok := ev.(order.Recv)
+				return ok && c.Self == 2 && r.Msg[1] == quiesceType
+			}}
+		})},
+	{name: "driver does not report suspicions to who sleeps", driver: mistakes{sleepsDeaf: true}, test: sleeping, effort: 1, finds: "nobody takes over"},
+	{name: "engine that sleeps is not woken by a suspicion", test: sleeping, effort: 1, finds: "nobody takes over",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				_, ok := ev.(order.Suspect)
+				return ok && e.Quiesced()
+			}}
+		})},
+	{name: "engine that sleeps is not woken by a command", test: sleeping, effort: .2, finds: "had no answer",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {
+				switch ev := ev.(type) {
+				case order.Propose:
+					if e.Quiesced() {
+						a.Done = append(a.Done, order.Outcome{Ref: ev.Ref, Err: order.ErrNotLeader})
+						return true
+					}
+				case order.Read:
+					if e.Quiesced() {
+						a.Done = append(a.Done, order.Outcome{Ref: ev.Ref, Err: order.ErrNotLeader})
+						return true
+					}
+				}
+				return false
+			}}
+		})},
+	{name: "engine that sleeps is not woken by messages", test: sleeping, effort: 1, finds: "",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				_, ok := ev.(order.Recv)
+				return ok && e.Quiesced()
+			}}
+		})},
+	{name: "engine that is woken campaigns", test: sleeping, effort: 1, finds: "now",
+		factory: bend(func(c Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {
+				slept := e.Quiesced()
+				if e.Step(ev, a); slept && !e.Quiesced() {
+					if leader, _ := e.Leader(); leader != c.Self {
+						e.Step(order.Suspect{Member: leader}, a)
+						e.Step(order.Trust{Member: leader}, a)
+					}
+				}
+				return true
+			}}
+		})},
+	{name: "engines wake nobody", test: sleeping, effort: 1, finds: "unheard",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				a.Send = slices.DeleteFunc(a.Send, func(s order.Send) bool { return s.Msg[1] == wakeType })
+			}}
+		})},
 }
 
 // Whatever answers on the side of a minority also reads or writes what does not fit, and is mostly found by that. So the check

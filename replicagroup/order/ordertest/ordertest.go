@@ -15,6 +15,8 @@ type Config struct {
 	Store order.StoreID // of the disk the engine's image comes from
 	View  order.View    // the group's first; with Join, one that names the replica
 	Join  bool          // the replica is new in a group that exists
+	// Quiesce is how long the group has nothing to do before it sleeps; 0 leaves that to the engine, less than 0 is never.
+	Quiesce time.Duration
 }
 
 // Factory makes an engine that continues from an image; an empty image is a new replica. An error is right only where
@@ -56,6 +58,7 @@ var tests = []test{
 	{"11ChangesRaceCrashesAndEachOther", racingChanges},
 	{"12PartitionedLeaderAnswersNoStaleRead", staleReads},
 	{"13HistoriesAreLinearizable", linearizability},
+	{"19GroupsSleepAndWake", sleeping},
 }
 
 // The seeds of the tests are fixed, so that what passed once passes again. These flags look further.

@@ -1,0 +1,195 @@
+package raft
+
+import (
+	etcd "go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
+
+	"latchkey/replicagroup/order"
+)
+
+// A group that nobody asks anything sleeps (replica-groups.md section 3.3): no replica of it has a timer set, and it costs
+// its nodes nothing but memory. That its members live is then noticed by the driver's failure detector, once for each pair of
+// nodes instead of once for each group.
+//
+// Falling asleep. A leader that has had nothing to do for [Config].Quiesce, and whose members all have acknowledged the whole
+// log, which is committed and applied, sends Quiesce{term, commit} after its last append and stops its timer. A follower takes
+// it for a heartbeat, too. If it then has the same term and commit index, nothing beyond, and everything on its disk, and its
+// detector does not suspect the leader, it stops its timer as well; otherwise it goes on and says so by a Wake.
+//
+// Waking up. Who leads wakes by a proposal, read, change or transfer, and by any message but a late answer to what was over
+// before it slept; in the latter case it sends heartbeats at once. Who follows wakes by the same, by a suspicion of the leader,
+// and by a link to the leader that broke or came back; unless it was woken by the leader, it wakes the leader in turn. It waits
+// the whole election time-out from then on: a late message wakes, and deposes nobody. Only a suspicion lets it forget the leader
+// and campaign, as it does awake.
+//
+// What may go wrong:
+//
+//   - A Quiesce is lost. Its follower hears nothing more and would campaign. Two heartbeats before it forgets the leader it
+//     sends a Wake, which a leader that is awake ignores. So the whole group wakes, and sleeps again later.
+//   - A suspicion comes before the follower falls asleep. It is remembered until the detector takes it back, and nobody falls
+//     asleep under a leader that he suspects: a dead one's last Quiesce may be late.
+//   - The leader restarts, and is a follower now. It campaigns as every voter does that knows no leader, and goes on; who
+//     sleeps gives up a leader that campaigns, and wakes.
+//   - A follower restarts. Its first campaign is refused by those that sleep, since they know a leader, and wakes them all; the
+//     leader's heartbeat ends it.
+//   - Another leader was elected while this one sleeps, cut off. That one cannot put the group to sleep before this one, too,
+//     has acknowledged its log, and so has woken up and stepped down.
+//   - The leader's replica is gone while its node lives on. Whoever asks a follower for something wakes it, and it finds out.
+//
+// In short: a voter that is awake and has no leader campaigns again and again, and thereby wakes everybody; a replica that
+// sleeps has a leader whose node the detector watches.
+
+// Messages of the engine's own: numbers that the library does not use.
+const (
+	// msgQuiesce says that the leader of a term falls asleep, and everything up to commit with it.
+	msgQuiesce pb.MessageType = 0x40
+	// msgWake says that the sender is awake and takes the receiver for its leader.
+	msgWake pb.MessageType = 0x41
+)
+
+// quiesce counts a leader's idle heartbeats, and puts the group to sleep after enough of them.
+func (e *Engine) quiesce(out *order.Actions) bool {
+	if e.role != etcd.StateLeader || e.cfg.Quiesce < 0 {
+		return false
+	}
+	if !e.nothingToDo() {
+		e.idle = 0
+		return false
+	}
+	if e.idle++; e.idle < int((e.cfg.Quiesce+e.cfg.Heartbeat-1)/e.cfg.Heartbeat) {
+		return false
+	}
+	for _, m := range e.view.Members {
+		if m.ID != e.cfg.Self {
+			e.tell(msgQuiesce, m.ID, out)
+		}
+	}
+	e.sleep(out)
+	return true
+}
+
+// nothingToDo reports whether a leader has neither anything to do for anybody nor anything that a member might lack.
+func (e *Engine) nothingToDo() bool {
+	if !e.leading() || e.changing() || e.applied != e.log.last() || e.commit != e.log.last() ||
+		e.proposals.len()+len(e.waiting)+len(e.round)+e.writes.len() > 0 || e.raft.BasicStatus().LeadTransferee != 0 {
+		return false
+	}
+	settled := true
+	e.raft.WithProgress(func(_ uint64, _ etcd.ProgressType, pr tracker.Progress) {
+		settled = settled && pr.Match == e.log.last() && pr.State == tracker.StateReplicate
+	})
+	return settled
+}
+
+func (e *Engine) sleep(out *order.Actions) {
+	e.asleep = true
+	e.clock.epoch++ // a timer that ran out already means nothing
+	out.Timers = append(out.Timers, order.SetTimer{Kind: tickTimer, Epoch: e.clock.epoch, After: -1})
+}
+
+// wake sets the timer again. Whatever the time was before, patience with the leader begins anew.
+func (e *Engine) wake(out *order.Actions) {
+	if e.asleep {
+		e.asleep, e.idle = false, 0
+		e.clock.rest(e.cfg)
+		e.arm(out)
+	}
+}
+
+// called wakes a replica that its driver asks for something.
+func (e *Engine) called(out *order.Actions) {
+	if e.idle = 0; e.asleep {
+		e.wake(out)
+		e.wakeLeader(out)
+	}
+}
+
+// passOn tells the others that this replica was woken by a message: a leader by its heartbeat, a follower its leader.
+func (e *Engine) passOn(from order.ReplicaID, out *order.Actions) {
+	if e.role == etcd.StateLeader {
+		e.tick(out)
+		e.drain(out)
+	} else if from != e.lead {
+		e.wakeLeader(out)
+	}
+}
+
+// wakeLeader makes sure that the leader, if this replica follows one, is awake.
+func (e *Engine) wakeLeader(out *order.Actions) {
+	if e.lead != 0 && e.lead != e.cfg.Self {
+		e.tell(msgWake, e.lead, out)
+	}
+}
+
+// tell sends a message of the engine's own.
+func (e *Engine) tell(t pb.MessageType, to order.ReplicaID, out *order.Actions) {
+	e.send(out, &pb.Message{
+		Type: t.Enum(), From: new(uint64(e.cfg.Self)), To: new(uint64(to)), Term: new(e.term), Commit: new(e.commit),
+	}, 0)
+}
+
+// onQuiesce falls asleep with the leader, or objects.
+func (e *Engine) onQuiesce(m *pb.Message, out *order.Actions) {
+	from := order.ReplicaID(m.GetFrom())
+	inStep := func() bool {
+		return e.role == etcd.StateFollower && e.lead == from && e.term == m.GetTerm() && e.commit == m.GetCommit()
+	}
+	if e.asleep && inStep() {
+		return // it came twice
+	}
+	woken := e.asleep
+	e.wake(out)
+	if beat := m.GetCommit(); !inStep() && beat <= e.log.last() {
+		e.feed(&pb.Message{Type: pb.MsgHeartbeat.Enum(), From: m.From, To: m.To, Term: m.Term, Commit: m.Commit})
+		e.drain(out)
+	}
+	if inStep() {
+		e.clock.rest(e.cfg)
+		if e.commit == e.log.last() && e.writes.len() == 0 && e.linger == 0 && !e.suspects(from) {
+			e.sleep(out)
+			return
+		}
+	}
+	e.tell(msgWake, from, out)
+	if woken {
+		e.passOn(from, out)
+	}
+}
+
+// onWake wakes up for a member that is awake.
+func (e *Engine) onWake(from order.ReplicaID, out *order.Actions) {
+	if e.asleep {
+		e.wake(out)
+		e.passOn(from, out)
+	}
+}
+
+// lateAnswer reports whether a message answers something that was over before this replica fell asleep.
+func (e *Engine) lateAnswer(m *pb.Message) bool {
+	switch m.GetType() {
+	case pb.MsgAppResp:
+		return m.GetTerm() <= e.term && !m.GetReject()
+	case pb.MsgHeartbeatResp, pb.MsgVoteResp, pb.MsgPreVoteResp:
+		return m.GetTerm() <= e.term
+	}
+	return false
+}
+
+// setSuspected takes note of what the detector says of a member.
+func (e *Engine) setSuspected(id order.ReplicaID, suspected bool) {
+	for i, m := range e.view.Members {
+		if m.ID == id {
+			e.peers[i].suspected = suspected
+		}
+	}
+}
+
+func (e *Engine) suspects(id order.ReplicaID) bool {
+	for i, m := range e.view.Members {
+		if m.ID == id {
+			return e.peers[i].suspected
+		}
+	}
+	return false
+}

@@ -1,0 +1,245 @@
+package raft
+
+import (
+	"testing"
+	"time"
+
+	etcd "go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"latchkey/replicagroup/order"
+)
+
+// asleep reports whether everybody who is up sleeps.
+func (w *world) asleep() bool {
+	for _, id := range w.ids() {
+		if n := w.nodes[id]; n.up && !n.eng.Quiesced() {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *world) awaitSleep() {
+	w.tb.Helper()
+	if !w.run(10*QuiesceDefault, w.asleep) {
+		for _, id := range w.ids() {
+			w.tb.Errorf("%d: up %v %+v", id, w.nodes[id].up, w.nodes[id].eng.Status())
+		}
+		w.tb.Fatal("the group does not sleep")
+	}
+}
+
+// sleepers returns a group that sleeps, and its leader.
+func sleepers(t *testing.T, seed uint64, voters, learners int) (*world, *node) {
+	w := newWorld(t, seed, voters, learners)
+	w.startAll()
+	lead := w.awaitLeader(electionTimeout)
+	w.commit(lead, 1, 3)
+	from := w.now
+	w.awaitSleep()
+	if d := w.now - from; d < QuiesceDefault-2*HeartbeatDefault || d > QuiesceDefault+5*HeartbeatDefault {
+		t.Fatalf("asleep after %v", d)
+	}
+	w.pass(HeartbeatDefault) // timers whose epoch is over, and answers that are late
+	return w, lead
+}
+
+func TestAGroupThatSleepsSetsNoTimer(t *testing.T) {
+	for _, voters := range []int{1, 3, 5} {
+		for seed := range uint64(10) {
+			w, lead := sleepers(t, seed, voters, int(seed%2))
+			if n := len(w.queue); n > 0 {
+				t.Fatalf("%d events to come in a group of %d that sleeps", n, voters)
+			}
+			if st := lead.eng.Status(); !st.Quiesced || !st.Leading {
+				t.Fatalf("%+v", st)
+			}
+			term := lead.eng.term
+			w.pass(time.Hour)
+			w.commit(lead, 4, 5)
+			w.agree(3 * HeartbeatDefault)
+			if lead.eng.term != term || w.leader() != lead {
+				t.Fatalf("term %d after %d", lead.eng.term, term)
+			}
+			w.awaitSleep()
+		}
+	}
+}
+
+func TestAGroupNeverSleepsThatIsToldSo(t *testing.T) {
+	w := newWorld(t, 1, 3, 0)
+	w.cfg.Quiesce = -1
+	w.startAll()
+	lead := w.awaitLeader(electionTimeout)
+	for range 100 {
+		w.pass(HeartbeatDefault)
+		for _, id := range w.ids() {
+			if w.nodes[id].eng.Quiesced() {
+				t.Fatalf("%d sleeps", id)
+			}
+		}
+	}
+	if w.leader() != lead {
+		t.Fatal("another leader")
+	}
+}
+
+// A group with something to do does not sleep, however long nobody asks for anything.
+func TestALeaderDoesNotSleepWhileAMemberLacksSomething(t *testing.T) {
+	for name, away := range map[string]func(lead *node) order.ReplicaID{
+		"voter":   func(lead *node) order.ReplicaID { return lead.id%3 + 1 },
+		"learner": func(*node) order.ReplicaID { return 4 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 3, 3, 1)
+			w.startAll()
+			lead := w.awaitLeader(electionTimeout)
+			w.pass(5 * HeartbeatDefault)
+			id := away(lead)
+			w.crash(id)
+			w.commit(lead, 1, 2)
+			w.pass(5 * QuiesceDefault)
+			if lead.eng.Quiesced() || !lead.eng.leading() {
+				t.Fatalf("%+v", lead.eng.Status())
+			}
+			w.start(id)
+			w.awaitSleep()
+			if w.leader() != lead || w.nodes[id].last != lead.last {
+				t.Fatalf("%d leads; %d of %d", w.leader().id, w.nodes[id].last, lead.last)
+			}
+		})
+	}
+}
+
+// A dead leader's Quiesce may be the last that is heard of it, after the detector has given it up.
+func TestNobodySleepsUnderALeaderThatIsSuspected(t *testing.T) {
+	w := newWorld(t, 5, 3, 1)
+	w.startAll()
+	lead := w.awaitLeader(electionTimeout)
+	w.pass(5 * HeartbeatDefault)
+	doubter := w.nodes[lead.id%3+1]
+	w.step(doubter, order.Suspect{Member: lead.id})
+	w.pass(4 * QuiesceDefault)
+	if doubter.eng.Quiesced() || doubter.eng.lead != lead.id || w.leader() != lead {
+		t.Fatalf("%+v", doubter.eng.Status())
+	}
+	w.step(doubter, order.Trust{Member: lead.id})
+	w.awaitSleep()
+
+	w.step(doubter, order.Suspect{Member: 99}) // nobody
+	w.step(doubter, order.Trust{Member: 99})
+	for _, id := range w.ids() { // not the leader
+		if id != doubter.id && id != lead.id {
+			w.step(doubter, order.Suspect{Member: id})
+		}
+	}
+	if !w.asleep() {
+		t.Fatal("woken by a suspicion of another than the leader")
+	}
+}
+
+// What a sleeping follower hears of its link to the leader makes it look; what a leader hears of others does not.
+func TestALinkToTheLeaderWakes(t *testing.T) {
+	for _, up := range []bool{true, false} {
+		w, lead := sleepers(t, 6, 3, 0)
+		follower := w.nodes[lead.id%3+1]
+		w.step(lead, order.Link{To: follower.id, Up: up})
+		if !w.asleep() {
+			t.Fatal("woken by a link of the leader's")
+		}
+		beats := lead.sent["MsgHeartbeat"]
+		w.step(follower, order.Link{To: lead.id, Up: up})
+		w.pass(3 * HeartbeatDefault)
+		if w.asleep() || lead.sent["MsgHeartbeat"] == beats {
+			t.Fatal("the follower did not look for its leader")
+		}
+		w.awaitSleep()
+	}
+}
+
+// Whatever wrong a Quiesce says, nobody falls asleep over it that is not in step, and nobody panics.
+func TestOnlyTheLeaderInStepPutsAFollowerToSleep(t *testing.T) {
+	for _, role := range everyRole {
+		for _, from := range []uint64{1, 3, 4, 9} {
+			for term := uint64(1); term < 9; term++ {
+				for commit := uint64(0); commit < 20; commit++ {
+					e := inRole(t, role)
+					var out order.Actions
+					m := message(msgQuiesce, from, term)
+					m.Commit = new(commit)
+					before, last := e.commit, e.log.last()
+					e.Step(recvOf(m), &out)
+					if e.raft.HasReady() {
+						t.Fatalf("%v: something left after %v", role, m)
+					}
+					if e.commit != before && (commit > last || e.commit != commit) {
+						t.Fatalf("%v: commit %d after %v, it was %d of %d", role, e.commit, m, before, last)
+					}
+					if want := e.role == etcd.StateFollower && uint64(e.lead) == from && e.term == term && commit == last && e.writes.len() == 0; e.asleep != want {
+						t.Fatalf("%v: asleep %v after %v, leader %d term %d commit %d last %d", role, e.asleep, m, e.lead, e.term, e.commit, last)
+					}
+					e.Step(recvOf(message(msgWake, 3, term)), &out)
+					if e.asleep && e.term == term {
+						t.Fatalf("%v: asleep after a Wake", role)
+					}
+				}
+			}
+		}
+	}
+}
+
+// A leader that was cut off while the group slept wakes up to find that it leads no more.
+func TestALeaderThatWasDeposedAsleepStepsDown(t *testing.T) {
+	w, old := sleepers(t, 8, 3, 0)
+	rest := []order.ReplicaID{old.id%3 + 1, (old.id+1)%3 + 1}
+	w.split([]order.ReplicaID{old.id}, rest)
+	for _, id := range rest {
+		w.step(w.nodes[id], order.Suspect{Member: old.id})
+	}
+	if !w.run(electionTimeout, func() bool { return w.leader() != old }) {
+		t.Fatal("nobody else leads")
+	}
+	lead := w.leader()
+	w.commit(lead, 10, 12)
+	w.pass(5 * QuiesceDefault)
+	if lead.eng.Quiesced() || !old.eng.Quiesced() {
+		t.Fatalf("%+v\n%+v", lead.eng.Status(), old.eng.Status())
+	}
+	w.split()
+	w.step(old, order.Read{Ref: 77}) // before it hears of anything
+	w.pass(3 * HeartbeatDefault)
+	if _, ok := old.reads[77]; ok || old.eng.role != etcd.StateFollower {
+		t.Fatalf("a deposed leader answers: %+v", old.eng.Status())
+	}
+	for _, id := range rest {
+		w.step(w.nodes[id], order.Trust{Member: old.id})
+	}
+	w.awaitSleep()
+	w.agree(0)
+}
+
+// A late answer to what was over before does not wake; what makes a difference does.
+func TestWhichMessagesWakeALeader(t *testing.T) {
+	for _, c := range []struct {
+		typ   pb.MessageType
+		term  int64 // relative
+		wakes bool
+	}{
+		{pb.MsgHeartbeatResp, 0, false}, {pb.MsgHeartbeatResp, -1, false}, {pb.MsgAppResp, 0, false}, {pb.MsgVoteResp, 0, false},
+		{pb.MsgPreVoteResp, 0, false}, {pb.MsgAppResp, 1, true}, {pb.MsgPreVote, 1, true}, {pb.MsgVote, 1, true}, {pb.MsgHeartbeat, 1, true},
+		{msgWake, 0, true},
+	} {
+		w, lead := sleepers(t, 9, 3, 0)
+		from := lead.id%3 + 1
+		m := &pb.Message{Type: c.typ.Enum(), From: new(uint64(from)), To: new(uint64(lead.id)), Term: new(uint64(int64(lead.eng.term) + c.term)), Index: new(lead.eng.log.last())}
+		if c.typ == pb.MsgPreVote || c.typ == pb.MsgVote {
+			m.LogTerm = &lead.eng.term
+		}
+		w.step(lead, order.Recv{From: from, Store: w.member(from).Store, Msg: appendMessage(nil, m)})
+		if lead.eng.Quiesced() == c.wakes {
+			t.Errorf("%v of term %+d: asleep %v", c.typ, c.term, lead.eng.Quiesced())
+		}
+		w.awaitSleep()
+	}
+}
