@@ -51,22 +51,25 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 		}
 	}
 	for _, b := range n.overlay.Bootstrap() {
-		p := api.BootstrapPeer{
-			Peer: b.Info.ID.String(), Connected: n.host.Network().Connectedness(b.Info.ID) == network.Connected, Tried: b.At,
-		}
-		for _, a := range b.Info.Addrs {
-			p.Addrs = append(p.Addrs, a.String())
-		}
-		if b.Err != nil {
-			p.Error = strings.Join(strings.Fields(b.Err.Error()), " ")
-		}
-		s.Bootstrap = append(s.Bootstrap, p)
+		s.Bootstrap = append(s.Bootstrap, bootstrapStatus(b, n.host.Network().Connectedness(b.Info.ID) == network.Connected))
 	}
 	for why, count := range n.Refused() {
 		s.Refused = append(s.Refused, api.Refused{Reason: string(why), Count: count})
 	}
 	slices.SortFunc(s.Refused, func(a, b api.Refused) int { return strings.Compare(a.Reason, b.Reason) })
 	return s, nil
+}
+
+// bootstrapStatus tells of one bootstrap peer. Why the last attempt failed is over once the peer is connected: it may have dialled us.
+func bootstrapStatus(b dht.BootstrapPeer, connected bool) api.BootstrapPeer {
+	p := api.BootstrapPeer{Peer: b.Info.ID.String(), Connected: connected, Tried: b.At}
+	for _, a := range b.Info.Addrs {
+		p.Addrs = append(p.Addrs, a.String())
+	}
+	if b.Err != nil && !connected {
+		p.Error = strings.Join(strings.Fields(b.Err.Error()), " ")
+	}
+	return p
 }
 
 // mode is what the node was made to be.

@@ -1,12 +1,15 @@
 package node
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 
+	"latchkey/dht"
 	"latchkey/node/config"
 )
 
@@ -79,6 +82,16 @@ func TestStatusTellsHowAPeerIsDoing(t *testing.T) {
 	s, err = client.Status(within(t, 10*time.Second))
 	if err != nil || s.Mode != "client" || s.Hosting || s.Groups != 0 || len(s.Bootstrap) != 1 || !s.Bootstrap[0].Connected || s.Bootstrap[0].Error != "" {
 		t.Errorf("the client: %+v, %v", s, err)
+	}
+}
+
+func TestABootstrapPeerThatHasConnectedHasNoErrorAnyMore(t *testing.T) {
+	failed := dht.BootstrapPeer{Info: peer.AddrInfo{ID: "x"}, At: time.Now(), Err: errors.New("refused\nby  all")}
+	if p := bootstrapStatus(failed, false); p.Connected || p.Error != "refused by all" || !p.Tried.Equal(failed.At) {
+		t.Errorf("while it is away: %+v", p)
+	}
+	if p := bootstrapStatus(failed, true); !p.Connected || p.Error != "" || !p.Tried.Equal(failed.At) {
+		t.Errorf("once it is there: %+v", p)
 	}
 }
 

@@ -99,7 +99,7 @@ type BootstrapPeer struct {
 	Addrs     []string  `json:"addrs"`
 	Connected bool      `json:"connected"`
 	Tried     time.Time `json:"tried,omitzero"` // when the last attempt ended; zero: there was none
-	Error     string    `json:"error"`          // why it failed, on one line; empty: it did not
+	Error     string    `json:"error"`          // why it failed, on one line; empty: it did not, or the peer is connected
 }
 
 // Refused counts those who were turned away for one reason.

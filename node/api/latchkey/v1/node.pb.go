@@ -498,7 +498,7 @@ type BootstrapPeer struct {
 	Addrs         []string               `protobuf:"bytes,2,rep,name=addrs,proto3" json:"addrs,omitempty"`
 	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
 	Tried         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=tried,proto3" json:"tried,omitempty"` // when the last attempt ended; absent: there was none
-	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"` // why it failed, on one line; empty: it did not
+	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"` // why it failed, on one line; empty: it did not, or it is connected
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
