@@ -94,7 +94,7 @@ func (r *replica) start(s *shard) {
 		r.descriptor = d
 		s.host.locator.put(d)
 	}
-	if r.later.View.Num <= r.view.Num {
+	if r.later.View.Num < r.view.Num { // of one that joins they are the same, and its log begins with an earlier one
 		r.later = placement.Descriptor{}
 	}
 	r.meet()

@@ -301,13 +301,15 @@ func (s *shard) bury() error {
 		s.host.meet(r.fellows, nil)
 		r.fellows = nil
 		err := s.host.store.Retire(r.group)
+		if err == nil {
+			s.host.left(r.group, r.self)
+		}
 		for _, done := range r.partings {
 			done <- err
 		}
 		if err != nil {
 			return err
 		}
-		s.host.left(r.group, r.self)
 	}
 	clear(s.parting)
 	s.parting = s.parting[:0]
