@@ -30,6 +30,7 @@ type replica struct {
 	shard      *shard
 	group      order.GroupID
 	self       order.ReplicaID
+	peerID     string               // of this peer
 	view       order.View           // as of what was delivered; joint for the time a change takes
 	descriptor placement.Descriptor // of the last settled view
 	encoded    []byte               // of descriptor, once somebody needed it
@@ -90,9 +91,11 @@ func keyOf(c order.Command) commandKey {
 // start gives the engine its randomness, which sets its timers going.
 func (r *replica) start(s *shard) {
 	r.shard = s
-	if d, ok := r.describe(former(r.view)); ok && placement.Newer(d, r.descriptor) {
-		r.descriptor = d
-		s.host.locator.put(d)
+	if v := former(r.view); v.Num > r.descriptor.View.Num {
+		if d, ok := r.describe(v); ok {
+			r.descriptor = d
+			s.host.locator.put(d)
+		}
 	}
 	if r.later.View.Num < r.view.Num { // of one that joins they are the same, and its log begins with an earlier one
 		r.later = placement.Descriptor{}
@@ -491,9 +494,10 @@ func (r *replica) halt(reason string) {
 // newReplica makes a replica around an engine and machines of its own.
 func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Orderer, machines map[string]session.Machine, drift automaton.Drift) *replica {
 	status := engine.Status()
+	own, _ := d.View.Member(self)
 	return &replica{
 		applied: status.Applied, // the log begins above this
-		group:   d.Group, self: self, view: status.View, descriptor: d, engine: engine,
+		group:   d.Group, self: self, peerID: own.PeerID, view: status.View, descriptor: d, engine: engine,
 		later: d, machines: machines, table: session.NewTable(d.Group, drift, machines),
 		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
 		proposals: make(map[uint64]commandKey), reads: make(map[uint64]*queryEvent),

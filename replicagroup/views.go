@@ -86,7 +86,7 @@ func (r *replica) meet() {
 	var peers []peer.ID
 	for _, v := range []order.View{r.view, r.later.View} {
 		for _, m := range v.Members {
-			if p := peer.ID(m.PeerID); p != r.shard.host.overlay.Self() && !slices.Contains(peers, p) {
+			if p := peer.ID(m.PeerID); m.PeerID != r.peerID && !slices.Contains(peers, p) {
 				peers = append(peers, p)
 			}
 		}

@@ -228,7 +228,7 @@ func TestWhoWasAwayHearsWhatBecameOfTheGroup(t *testing.T) {
 	first := w.join(t, ctx, g, others[0])
 	w.replace(t, ctx, g, first, id)
 	disks[away] = away.kill()
-	_, v = w.leader(t, ctx, g)
+	w.leader(t, ctx, g)
 	w.join(t, ctx, g, others[1])
 	if _, err := user.Do(ctx, key, "count", number(1)); err != nil {
 		t.Fatal(err)
