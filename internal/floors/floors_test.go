@@ -46,6 +46,7 @@ var packages = map[string]int{
 	"replicagroup/raft":      automata,
 	"replicagroup/placement": automata,
 	"replicagroup/session":   automata,
+	"replicagroup/transfer":  automata,
 	"lockservice/table":      automata,
 	"lockservice/hold":       automata,
 	"dht/detector":           automata,
@@ -98,6 +99,7 @@ var beside = map[string][]string{
 	"replicagroup/raft":      {"replicagroup/quorum", "replicagroup/order"},
 	"replicagroup/placement": {"replicagroup/quorum", "replicagroup/order"},
 	"replicagroup/session":   {"replicagroup/quorum", "replicagroup/order"},
+	"replicagroup/transfer":  {"replicagroup/order"},
 }
 
 // foreign lists what an automaton may import from outside, by path prefix.
@@ -105,7 +107,7 @@ var foreign = map[string][]string{"replicagroup/raft": {"go.etcd.io/raft/v3", "g
 
 // pure lists what the two lowest floors may import of the standard library.
 var pure = strings.Fields(`bytes cmp container/heap container/list crypto/ed25519 crypto/sha256 encoding/base64 encoding/binary
-	encoding/hex encoding/json errors fmt hash/fnv io iter maps math math/bits math/rand/v2 slices sort strconv strings time
+	encoding/hex encoding/json errors fmt hash hash/fnv io iter maps math math/bits math/rand/v2 slices sort strconv strings time
 	unicode unicode/utf8`)
 
 // impure lists what the two lowest floors may not name of packages they may import; a leading ! turns the list into all that
