@@ -55,6 +55,7 @@ type replica struct {
 	waiting   map[commandKey][]caller // commands proposed here, by what names them
 	waiters   int                     // callers in waiting, reads, blocked and lines
 	proposals map[uint64]commandKey   // by Ref
+	proposing []order.Propose         // gathered in this turn; empty unless shard.proposers has the replica
 	reads     map[uint64]*queryEvent  // by Ref: wait for their read point
 	blocked   []blockedRead           // have their read point and wait for it to be applied
 	ticking   bool                    // a tick is proposed and not yet applied
@@ -329,8 +330,21 @@ func (r *replica) propose(e *commandEvent) bool {
 	r.nextRef++
 	r.proposals[r.nextRef] = key
 	r.sample(key)
-	r.step(order.Propose{Ref: r.nextRef, Stamp: r.shard.stamp(), Cmd: e.cmd})
+	if len(r.proposing) == 0 {
+		r.shard.proposers = append(r.shard.proposers, r)
+		r.proposing, r.shard.spare = r.shard.spare, nil
+	}
+	r.proposing = append(r.proposing, order.Propose{Ref: r.nextRef, Stamp: r.shard.stamp(), Cmd: e.cmd})
 	return true
+}
+
+// proposeAll proposes what has gathered. What comes of it may gather more.
+func (r *replica) proposeAll() {
+	all := r.proposing
+	r.proposing = nil
+	r.step(order.ProposeAll{List: all})
+	clear(all)
+	r.shard.spare = all[:0]
 }
 
 func (r *replica) read(e *queryEvent) bool {

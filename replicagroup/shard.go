@@ -23,19 +23,21 @@ type shard struct {
 	engineBytes atomic.Int64
 
 	// What follows belongs to the goroutine of run.
-	replicas map[order.GroupID]*replica
-	parting  []*replica               // stopped for good in this turn
-	down     map[keyspace.NodeID]bool // peers under suspicion
-	timers   driver.Timers[timerKey]
-	now      automaton.Instant // of this turn
-	actions  order.Actions
-	outputs  session.Outputs
-	persists []persist
-	storing  []persist // storage of those that are being stored
-	writes   []Write
-	out      map[peer.ID]*outgoing
-	outOrder []peer.ID // peers of out that have messages, in the order of their first one
-	reply    []byte    // storage of one reply
+	replicas  map[order.GroupID]*replica
+	parting   []*replica               // stopped for good in this turn
+	down      map[keyspace.NodeID]bool // peers under suspicion
+	timers    driver.Timers[timerKey]
+	now       automaton.Instant // of this turn
+	actions   order.Actions
+	outputs   session.Outputs
+	proposers []*replica      // those that have gathered commands to propose
+	spare     []order.Propose // storage of what the next one gathers
+	persists  []persist
+	storing   []persist // storage of those that are being stored
+	writes    []Write
+	out       map[peer.ID]*outgoing
+	outOrder  []peer.ID // peers of out that have messages, in the order of their first one
+	reply     []byte    // storage of one reply
 }
 
 // outgoing gathers one turn's engine messages to one peer: a pb.EngineBatch under way.
@@ -180,7 +182,7 @@ func (s *shard) turn(batch []shardEvent) error {
 
 // settle stores what the replicas want stored and sends what they want sent, until they want nothing more.
 func (s *shard) settle() error {
-	for len(s.persists) > 0 {
+	for s.propose(); len(s.persists) > 0; s.propose() {
 		s.flush() // what need not wait for the store is on its way meanwhile
 		if err := s.store(); err != nil {
 			return err
@@ -188,6 +190,15 @@ func (s *shard) settle() error {
 	}
 	s.flush()
 	return nil
+}
+
+// propose hands the engines the commands that have gathered, those of one group together.
+func (s *shard) propose() {
+	for i := 0; i < len(s.proposers); i++ {
+		s.proposers[i].proposeAll()
+	}
+	clear(s.proposers)
+	s.proposers = s.proposers[:0]
 }
 
 // stamp is this turn's reading of the host's clock, for the log time of entries proposed in it.

@@ -29,6 +29,10 @@ func (e *slowEngine) Step(ev order.Event, out *order.Actions) {
 	switch ev := ev.(type) {
 	case order.Propose:
 		e.refs, e.cmds = append(e.refs, ev.Ref), append(e.cmds, ev.Cmd)
+	case order.ProposeAll:
+		for _, p := range ev.List {
+			e.refs, e.cmds = append(e.refs, p.Ref), append(e.cmds, p.Cmd)
+		}
 	case order.Timer:
 		if e.halt {
 			out.Halt = &order.Halt{Reason: "told to"}
@@ -70,6 +74,7 @@ func (a *asker) ask(s *shard, r *replica, n int) {
 			Client: order.ClientID{1: a.node[0]}, Seq: a.sent, Author: a.node, Service: "count",
 		}, call: a}).handle(s)
 	}
+	s.propose()
 }
 
 // asked returns a leading replica whose engine orders when told, and peers that can ask it.
@@ -92,6 +97,7 @@ func newAsked(t *testing.T) (s *shard, r *replica, e *slowEngine, peers []*asker
 func (e *slowEngine) order(r *replica, n int) {
 	e.due = n
 	r.step(order.Timer{})
+	r.shard.propose()
 }
 
 func TestAPeerAloneIsNotHeldBack(t *testing.T) {

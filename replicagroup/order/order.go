@@ -222,6 +222,9 @@ type (
 		Stamp Stamp
 		Cmd   Command
 	}
+	// ProposeAll is a Propose of each in turn, at the price of little more than one: they travel and are stored together. The
+	// engine does not keep List.
+	ProposeAll struct{ List []Propose }
 	// Read asks for a linearizable read point. Every Read is answered by exactly one [ReadPoint] or [Outcome] with its Ref.
 	Read struct{ Ref uint64 }
 	// Stored reports that Persist Seq is durable. A driver whose store fails stops the replica instead.
@@ -254,18 +257,19 @@ type (
 	Rand struct{ Bits uint64 }
 )
 
-func (Recv) isEvent()    {}
-func (Timer) isEvent()   {}
-func (Propose) isEvent() {}
-func (Read) isEvent()    {}
-func (Stored) isEvent()  {}
-func (Applied) isEvent() {}
-func (Link) isEvent()    {}
-func (Suspect) isEvent() {}
-func (Trust) isEvent()   {}
-func (Carried) isEvent() {}
-func (Compact) isEvent() {}
-func (Rand) isEvent()    {}
+func (Recv) isEvent()       {}
+func (Timer) isEvent()      {}
+func (Propose) isEvent()    {}
+func (ProposeAll) isEvent() {}
+func (Read) isEvent()       {}
+func (Stored) isEvent()     {}
+func (Applied) isEvent()    {}
+func (Link) isEvent()       {}
+func (Suspect) isEvent()    {}
+func (Trust) isEvent()      {}
+func (Carried) isEvent()    {}
+func (Compact) isEvent()    {}
+func (Rand) isEvent()       {}
 
 // TimerKind names a timer of an engine; each kind runs at most once at a time.
 type TimerKind uint8

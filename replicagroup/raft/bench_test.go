@@ -110,6 +110,24 @@ func BenchmarkCommitBatched(b *testing.B) {
 	}
 }
 
+// BenchmarkCommitTogether proposes 64 commands at once.
+func BenchmarkCommitTogether(b *testing.B) {
+	w := newTrio(b)
+	cmd := order.Command{Client: order.ClientID{1}, Service: "locks", Data: make([]byte, 128)}
+	all := make([]order.Propose, 0, 64)
+	b.ReportAllocs()
+	for i := uint64(1); b.Loop(); i++ {
+		if all = append(all, order.Propose{Ref: i, Stamp: order.Stamp{Boot: 1, At: time.Duration(i)}, Cmd: cmd}); i%64 == 0 {
+			w.push(0, order.ProposeAll{List: all})
+			w.run()
+			all = all[:0]
+		}
+		if i%4096 == 0 {
+			w.compact()
+		}
+	}
+}
+
 func BenchmarkRead(b *testing.B) {
 	w := newTrio(b)
 	b.ReportAllocs()

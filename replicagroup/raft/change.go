@@ -249,6 +249,11 @@ func stepHalted(ev order.Event, out *order.Actions) {
 	switch ev := ev.(type) {
 	case order.Propose:
 		ref = ev.Ref
+	case order.ProposeAll:
+		for _, p := range ev.List {
+			stepHalted(p, out)
+		}
+		return
 	case order.Read:
 		ref = ev.Ref
 	case order.Change:

@@ -340,7 +340,10 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 		}
 	case order.Propose:
 		e.called(out)
-		e.propose(ev, out)
+		e.propose([]order.Propose{ev}, out)
+	case order.ProposeAll:
+		e.called(out)
+		e.propose(ev.List, out)
 	case order.Read:
 		e.called(out)
 		e.read(ev, out)
@@ -610,27 +613,55 @@ func (e *Engine) onApplied(index uint64, out *order.Actions) {
 // leading reports whether this replica leads and has applied an entry of its own term.
 func (e *Engine) leading() bool { return e.role == etcd.StateLeader && e.applied >= e.ready }
 
-func (e *Engine) propose(p order.Propose, out *order.Actions) {
-	refuse := func(err error) { out.Done = append(out.Done, order.Outcome{Ref: p.Ref, Err: err}) }
-	if e.role != etcd.StateLeader {
-		refuse(order.ErrNotLeader)
-		return
+// propose hands the library commands, many in one message: however many they are, each member gets one append, stores and
+// acknowledges once, and the library goes once through all it does for a proposal.
+func (e *Engine) propose(ps []order.Propose, out *order.Actions) {
+	refuse := func(ref uint64, err error) { out.Done = append(out.Done, order.Outcome{Ref: ref, Err: err}) }
+	next := e.log.last() + 1
+	offer := func(refs []uint64, ents []*pb.Entry) bool { // taken all or not at all
+		if e.raft.Step(&pb.Message{Type: pb.MsgProp.Enum(), From: new(uint64(e.cfg.Self)), Entries: ents}) != nil {
+			return false
+		}
+		for _, ref := range refs {
+			e.proposals.push(proposal{ref: ref, index: next})
+			next++
+		}
+		return true
 	}
+	for len(ps) > 0 {
+		refs, ents := make([]uint64, 0, len(ps)), make([]*pb.Entry, 0, len(ps))
+		for bytes := 0; len(ps) > 0 && bytes < appendBytesMax; ps = ps[1:] {
+			p := ps[0]
+			switch data, err := encodeCommand(p); {
+			case e.role != etcd.StateLeader:
+				refuse(p.Ref, order.ErrNotLeader)
+			case err != nil:
+				refuse(p.Ref, err)
+			case e.writes.len() >= persistsMax:
+				refuse(p.Ref, order.ErrBusy)
+			default:
+				refs, ents, bytes = append(refs, p.Ref), append(ents, &pb.Entry{Data: data}), bytes+len(data)
+			}
+		}
+		if len(ents) == 0 || offer(refs, ents) {
+			continue
+		}
+		for i, ref := range refs { // there may be room for some
+			if !offer(refs[i:i+1], ents[i:i+1]) {
+				refuse(ref, order.ErrBusy)
+			}
+		}
+	}
+	e.drain(out)
+}
+
+// encodeCommand returns what the log holds of a proposal. It must be readable at delivery.
+func encodeCommand(p order.Propose) ([]byte, error) {
 	data, err := order.AppendCommand(make([]byte, 0, commandOverhead+len(p.Cmd.Data)), p.Stamp, p.Cmd)
 	if err == nil {
-		// What the log holds must be readable at delivery.
 		err = order.CheckCommand(data)
 	}
-	if err != nil {
-		refuse(err)
-		return
-	}
-	if e.writes.len() >= persistsMax || e.raft.Propose(data) != nil {
-		refuse(order.ErrBusy)
-		return
-	}
-	e.proposals.push(proposal{ref: p.Ref, index: e.log.last() + 1})
-	e.drain(out)
+	return data, err
 }
 
 // stepDown ends a leadership: nobody can say any more what becomes of its proposals, and its reads were never confirmed.

@@ -58,6 +58,115 @@ func TestTooMuchUncommittedIsBusy(t *testing.T) {
 	}
 }
 
+func together(from, to uint64) order.ProposeAll {
+	var all order.ProposeAll
+	for ref := from; ref <= to; ref++ {
+		all.List = append(all.List, order.Propose{Ref: ref, Stamp: order.Stamp{Boot: 1}, Cmd: command(ref)})
+	}
+	return all
+}
+
+func TestCommandsProposedTogetherAreStoredAndSentTogether(t *testing.T) {
+	e := inRole(t, etcd.StateLeader)
+	var out order.Actions
+	e.Step(together(1, 100), &out)
+	if len(out.Persist) != 1 || len(out.Done) != 0 {
+		t.Errorf("%d writes, outcomes %+v", len(out.Persist), out.Done)
+	}
+	to := make(map[order.ReplicaID]int)
+	for _, s := range out.Send {
+		if to[s.To]++; to[s.To] > 1 {
+			t.Errorf("%d messages to member %d", to[s.To], s.To)
+		}
+	}
+	if len(to) == 0 {
+		t.Error("nothing was sent")
+	}
+}
+
+func TestCommandsProposedTogetherAreEachAnswered(t *testing.T) {
+	w := newWorld(t, 1, 3, 0)
+	w.startAll()
+	lead := w.awaitLeader(10 * time.Second)
+	all := together(1, 1000) // more than one append holds
+	for i := range all.List {
+		all.List[i].Cmd.Data = append(make([]byte, 200), all.List[i].Cmd.Data...)
+	}
+	all.List[49].Cmd.Data = make([]byte, order.DataBytesMax+1)
+	w.step(lead, all)
+	if !w.run(10*time.Second, func() bool { return len(lead.done) == len(all.List) }) {
+		t.Fatalf("%d of %d commands answered", len(lead.done), len(all.List))
+	}
+	last := uint64(0)
+	for _, p := range all.List {
+		o := lead.done[p.Ref]
+		switch {
+		case p.Ref == 50:
+			if !errors.Is(o.Err, order.ErrTooLarge) {
+				t.Errorf("too large a command: %+v", o)
+			}
+		case o.Err != nil || last != 0 && o.Index != last+1:
+			t.Errorf("command %d: %+v after %d", p.Ref, o, last)
+		default:
+			last = o.Index
+			if line := lineOf(w.log[o.Index]); line != lineOf(order.Entry{Index: o.Index, Kind: order.Normal, Cmd: p.Cmd}) {
+				t.Errorf("command %d: entry %d is %s", p.Ref, o.Index, line)
+			}
+		}
+	}
+	w.agree(10 * time.Second)
+}
+
+func TestOfCommandsProposedTogetherThoseWithoutRoomAreBusy(t *testing.T) {
+	e := inRole(t, etcd.StateLeader)
+	all := together(1, 2*uncommittedBytesMax/order.DataBytesMax)
+	for i := range all.List {
+		all.List[i].Cmd.Data = make([]byte, order.DataBytesMax)
+	}
+	small := order.Propose{Ref: 1000, Cmd: command(1)}
+	all.List = append(all.List, small)
+	var out order.Actions
+	e.Step(all, &out)
+	refused := make(map[uint64]bool)
+	for _, o := range out.Done {
+		if refused[o.Ref] || !errors.Is(o.Err, order.ErrBusy) {
+			t.Errorf("%+v", o)
+		}
+		refused[o.Ref] = true
+	}
+	taken := 0
+	for _, p := range all.List {
+		if !refused[p.Ref] {
+			taken += len(p.Cmd.Data)
+		}
+	}
+	if taken < uncommittedBytesMax-2*order.DataBytesMax || taken > uncommittedBytesMax {
+		t.Errorf("%d bytes taken, the limit is %d", taken, uncommittedBytesMax)
+	}
+	if refused[small.Ref] {
+		t.Error("a small command was refused for those before it, and would have had room")
+	}
+}
+
+func TestCommandsProposedTogetherAreEachRefused(t *testing.T) {
+	for _, role := range everyRole[:3] {
+		e := inRole(t, role)
+		var out order.Actions
+		e.Step(together(1, 2), &out)
+		want := []order.Outcome{{Ref: 1, Err: order.ErrNotLeader}, {Ref: 2, Err: order.ErrNotLeader}}
+		if !slices.Equal(out.Done, want) {
+			t.Errorf("%v: %+v", role, out.Done)
+		}
+	}
+	e := inRole(t, etcd.StateLeader)
+	e.halted = true
+	var out order.Actions
+	e.Step(together(1, 2), &out)
+	if want := []order.Outcome{{Ref: 1, Err: order.ErrHalted}, {Ref: 2, Err: order.ErrHalted}}; !slices.Equal(out.Done, want) {
+		t.Errorf("halted: %+v", out.Done)
+	}
+}
+
 func TestADeposedLeaderDropsItsProposalsAndReadsOnce(t *testing.T) {
 	e := inRole(t, etcd.StateLeader)
 	var out order.Actions
