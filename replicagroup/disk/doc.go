@@ -14,8 +14,16 @@
 //
 // After a crash the store holds everything up to some batch and nothing beyond: all batches that were synced, perhaps some
 // later ones, each whole. A write that was torn was never reported as stored and is dropped. The one thing that cannot be told
-// from that is a log that a crash left and whose very end then rots before the next start. Of a store that was closed, every
-// changed bit is noticed.
+// from that is the last log that a crash left, whose very end then rots before the next start: the store is then as of an
+// earlier batch. Of a store that was closed, every changed bit is noticed.
+//
+// Pebble alone would notice less. It ends a manifest or a log at the first thing in it that it cannot read, as if a crash had
+// cut it there, and it does not know which logs there should be. A manifest that lost its end has lost the word that a log's
+// batches are in tables, and that log may be gone by then: the batches before and after it would be there, and its own not. So
+// the file FILES says what logs and manifests there are and what they begin with, and is written before any of them goes and
+// whenever a log begins. At an opening each must be there and hold at least that. It costs no sync of a Write: it is written when a
+// memtable is full. The damage that is left to go unnoticed harms nothing, or is that end of the last log. This is about one file at
+// a time: STORE, FILES and the database are not signed, and whoever changes them together, each to fit, is believed.
 //
 // The first error of the disk (full, unreadable, unwritable) ends the life of an open store: every call from then on
 // returns that error, and nothing more reaches the disk, as if the process had been killed at that moment. Starting again

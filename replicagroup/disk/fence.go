@@ -21,14 +21,16 @@ import (
 type fence struct {
 	vfs.FS
 	ghosts *vfs.MemFS // takes the files that are made behind a closed fence
+	ledger *ledger    // knows what is written
 
 	mu   sync.RWMutex
 	err  error
 	dead chan struct{} // closed with the first error
 }
 
-func newFence(under vfs.FS) *fence {
-	return &fence{FS: under, ghosts: vfs.NewMem(), dead: make(chan struct{})}
+// newFence returns a fence before a file system, for the store in dir.
+func newFence(under vfs.FS, dir string) *fence {
+	return &fence{FS: under, ghosts: vfs.NewMem(), ledger: newLedger(under, dir), dead: make(chan struct{})}
 }
 
 // fail closes the fence. Only the first error is kept.
@@ -74,10 +76,24 @@ func (f *fence) change(op func() error) error {
 	return nil
 }
 
-// make is change for operations that return a file to write to.
-func (f *fence) make(op func() (vfs.File, error)) (vfs.File, error) {
+// make is change for operations that return a file to write to, at a path. What was there is gone.
+func (f *fence) make(path string, op func() (vfs.File, error)) (vfs.File, error) {
 	var file vfs.File
-	err := f.change(func() (err error) { file, err = op(); return err })
+	var grows *growing
+	err := f.change(func() (err error) {
+		if f.ledger.lists(path) {
+			if err := f.ledger.lose(path); err != nil {
+				return err
+			}
+		}
+		if file, err = op(); err != nil {
+			return err
+		}
+		if name, ok := f.ledger.name(path); ok {
+			grows, err = f.ledger.begun(name)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +106,17 @@ func (f *fence) make(op func() (vfs.File, error)) (vfs.File, error) {
 		}
 		return file, nil
 	}
-	return &fencedFile{File: file, fence: f}, nil
+	return &fencedFile{File: file, fence: f, grows: grows}, nil
+}
+
+// lose is change for operations after which what was at a path is there no more.
+func (f *fence) lose(path string, op func() error) error {
+	return f.change(func() error {
+		if err := f.ledger.lose(path); err != nil {
+			return err
+		}
+		return op()
+	})
 }
 
 // Create makes a file. Pebble makes a file named marker.* to point at another one that it has just made, and trusts the disk
@@ -101,15 +127,20 @@ func (f *fence) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 			return nil, err
 		}
 	}
-	return f.make(func() (vfs.File, error) { return f.FS.Create(name, c) })
+	return f.make(name, func() (vfs.File, error) { return f.FS.Create(name, c) })
 }
 
 func (f *fence) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
-	return f.make(func() (vfs.File, error) { return f.FS.OpenReadWrite(name, c, o...) })
+	return f.make(name, func() (vfs.File, error) { return f.FS.OpenReadWrite(name, c, o...) })
 }
 
 func (f *fence) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return f.make(func() (vfs.File, error) { return f.FS.ReuseForWrite(from, to, c) })
+	return f.make(to, func() (vfs.File, error) {
+		if err := f.ledger.lose(from); err != nil {
+			return nil, err
+		}
+		return f.FS.ReuseForWrite(from, to, c)
+	})
 }
 
 func (f *fence) Link(from, to string) error {
@@ -117,11 +148,11 @@ func (f *fence) Link(from, to string) error {
 }
 
 func (f *fence) Rename(from, to string) error {
-	return f.change(func() error { return f.FS.Rename(from, to) })
+	return f.lose(from, func() error { return f.FS.Rename(from, to) })
 }
 
 func (f *fence) Remove(name string) error {
-	return f.change(func() error { return f.FS.Remove(name) })
+	return f.lose(name, func() error { return f.FS.Remove(name) })
 }
 
 func (f *fence) RemoveAll(name string) error {
@@ -161,6 +192,7 @@ func (f *fence) Unwrap() vfs.FS { return f.FS }
 type fencedFile struct {
 	vfs.File
 	fence *fence
+	grows *growing // nil: FILES does not list it, or it is read
 }
 
 func (f *fencedFile) Read(p []byte) (int, error) {
@@ -179,7 +211,13 @@ func (f *fencedFile) Stat() (vfs.FileInfo, error) {
 }
 
 func (f *fencedFile) Write(p []byte) (int, error) {
-	return len(p), f.fence.change(func() error { _, err := f.File.Write(p); return err })
+	return len(p), f.fence.change(func() error {
+		_, err := f.File.Write(p)
+		if err == nil && f.grows != nil {
+			f.grows.wrote(p)
+		}
+		return err
+	})
 }
 
 func (f *fencedFile) WriteAt(p []byte, off int64) (int, error) {
@@ -194,8 +232,17 @@ func (f *fencedFile) Preallocate(off, n int64) error {
 	return nil
 }
 
-func (f *fencedFile) Sync() error     { return f.fence.change(f.File.Sync) }
-func (f *fencedFile) SyncData() error { return f.fence.change(f.File.SyncData) }
+func (f *fencedFile) Sync() error     { return f.sync(f.File.Sync) }
+func (f *fencedFile) SyncData() error { return f.sync(f.File.SyncData) }
+
+func (f *fencedFile) sync(do func() error) error {
+	return f.fence.change(func() error {
+		if f.grows == nil {
+			return do()
+		}
+		return f.grows.sync(do)
+	})
+}
 
 func (f *fencedFile) SyncTo(n int64) (full bool, err error) {
 	err = f.fence.change(func() (err error) { full, err = f.File.SyncTo(n); return err })

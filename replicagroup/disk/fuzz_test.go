@@ -10,8 +10,9 @@ import (
 
 // Whatever a file of ours holds, reading it gives an error that matches, or what encodes to the same bytes.
 func FuzzDecodeFiles(f *testing.F) {
-	f.Add(marker{overlay, 7}.encode())
+	f.Add(marker{overlay: overlay, boots: 7}.encode())
 	f.Add(clean{1, 2, 3}.encode())
+	f.Add(encodeFiles([]listed{{"000007.log", part{1, 2}}, {"MANIFEST-000001", part{}}}))
 	f.Add([]byte(nil))
 	f.Add(head())
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -19,6 +20,8 @@ func FuzzDecodeFiles(f *testing.F) {
 		same(t, b, m.encode(), err)
 		c, err := decodeClean(b)
 		same(t, b, c.encode(), err)
+		files, err := decodeFiles(b)
+		same(t, b, encodeFiles(files), err)
 	})
 }
 

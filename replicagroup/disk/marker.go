@@ -7,8 +7,8 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"math"
 	"slices"
-	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -22,11 +22,14 @@ const (
 	unfinishedFile = "STORE.unfinished" // what STORE will be, while the store is being made
 	cleanFile      = "CLEAN"            // there while the store is closed in good order; see [clean]
 	cleanNew       = "CLEAN.new"        // becomes CLEAN
+	filesFile      = "FILES"            // what Pebble's logs and manifests must at least hold; see [ledger]
+	filesNew       = "FILES.new"        // becomes FILES
 	lockFile       = "LOCK"             // Pebble's, and locked all the time
 )
 
-// FormatVersion is the version of the stores that this program writes and reads. Pebble's own format is part of it.
-const FormatVersion = 1
+// FormatVersion is the version of the stores that this program writes. It reads those from 1 on, which become this version when they
+// are opened. Pebble's own format is part of it. Version 2 has the file FILES, which a program of version 1 would not keep.
+const FormatVersion = 2
 
 // Every file of ours begins with a head, which all versions share: what it is, its version, and the checksum of both.
 var magic = [8]byte{'l', 'k', 's', 't', 'o', 'r', 'e', '\n'}
@@ -36,7 +39,7 @@ const (
 	headBytes     = len(magic) + 4 + crcBytes
 	markerBytes   = headBytes + 32 + 8 + crcBytes
 	cleanBytes    = headBytes + 8 + 8 + 4 + crcBytes
-	smallBytesMax = 4096 // no file of ours of any version is longer
+	smallBytesMax = 4096 // STORE and CLEAN of no version are longer
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -64,29 +67,31 @@ func summed(b []byte) ([]byte, bool) {
 	return body, crc32.Checksum(body, castagnoli) == binary.BigEndian.Uint32(crc)
 }
 
-// body checks head and checksum of an encoding of n bytes and returns what is between.
-func body(b []byte, n int) ([]byte, error) {
+// body checks head and checksum of an encoding of n bytes and returns its version and what is between.
+func body(b []byte, n int) (version uint32, between []byte, err error) {
 	if len(b) < headBytes {
-		return nil, damaged("%d bytes", len(b))
+		return 0, nil, damaged("%d bytes", len(b))
 	}
 	h, ok := summed(b[:headBytes])
 	if !ok || [8]byte(h) != magic {
-		return nil, damaged("not a latchkey store")
+		return 0, nil, damaged("not a latchkey store")
 	}
-	if v := binary.BigEndian.Uint32(h[len(magic):]); v != FormatVersion {
-		return nil, fmt.Errorf("%w: it has version %d and this program reads version %d: use the program that wrote it", ErrVersion, v, FormatVersion)
+	v := binary.BigEndian.Uint32(h[len(magic):])
+	if v < 1 || v > FormatVersion {
+		return v, nil, fmt.Errorf("%w: it has version %d and this program reads versions up to %d: use the program that wrote it", ErrVersion, v, FormatVersion)
 	}
 	whole, ok := summed(b)
-	if !ok || len(b) != n {
-		return nil, damaged("wrong checksum")
+	if !ok || len(b) != n || len(whole) < headBytes {
+		return v, nil, damaged("wrong checksum")
 	}
-	return whole[headBytes:], nil
+	return v, whole[headBytes:], nil
 }
 
 // marker is the content of STORE.
 type marker struct {
 	overlay order.OverlayID
 	boots   uint64 // how often the store has been opened
+	version uint32 // as it was read
 }
 
 func (m marker) encode() []byte {
@@ -96,7 +101,7 @@ func (m marker) encode() []byte {
 
 // decodeMarker reads what [marker.encode] wrote. Errors match [ErrVersion] or [ErrDamaged].
 func decodeMarker(b []byte) (m marker, err error) {
-	if b, err = body(b, markerBytes); err != nil {
+	if m.version, b, err = body(b, markerBytes); err != nil {
 		return m, err
 	}
 	b = b[copy(m.overlay[:], b):]
@@ -121,7 +126,7 @@ func (c clean) encode() []byte {
 
 // decodeClean reads what [clean.encode] wrote. Errors match [ErrVersion] or [ErrDamaged].
 func decodeClean(b []byte) (c clean, err error) {
-	if b, err = body(b, cleanBytes); err != nil {
+	if _, b, err = body(b, cleanBytes); err != nil {
 		return c, err
 	}
 	return clean{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint32(b[16:])}, nil
@@ -136,10 +141,10 @@ func survey(f vfs.FS, dir string) (c clean, err error) {
 	slices.Sort(names)
 	h := crc32.New(castagnoli)
 	for _, name := range names {
-		if !strings.HasSuffix(name, ".log") && !strings.HasPrefix(name, "MANIFEST-") {
+		if !watched(name) {
 			continue
 		}
-		n, err := readInto(h, f, f.PathJoin(dir, name))
+		n, err := readInto(h, f, f.PathJoin(dir, name), math.MaxInt64)
 		if err != nil {
 			return c, err
 		}
@@ -151,23 +156,14 @@ func survey(f vfs.FS, dir string) (c clean, err error) {
 	return c, nil
 }
 
-func readInto(w io.Writer, f vfs.FS, path string) (int64, error) {
-	file, err := f.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	defer file.Close()
-	return io.Copy(w, struct{ io.Reader }{file})
-}
-
-// readSmall reads a file of ours.
-func readSmall(f vfs.FS, path string) ([]byte, error) {
+// readSmall reads a file of ours that has at most max bytes.
+func readSmall(f vfs.FS, path string, max int) ([]byte, error) {
 	file, err := f.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	return io.ReadAll(io.LimitReader(file, smallBytesMax+1))
+	return io.ReadAll(io.LimitReader(file, int64(max)+1))
 }
 
 // writeSmall makes a file and waits until its content is on the disk.

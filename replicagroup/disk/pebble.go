@@ -47,6 +47,7 @@ func (o Options) pebble(f *fence, lock *pebble.Lock) *pebble.Options {
 	if o.memtableBytes > 0 {
 		p.MemTableSize = o.memtableBytes
 	}
+	p.DisableAutomaticCompactions = o.noCompactions
 	p.Experimental.ReadSamplingMultiplier = -1 // reading never starts a compaction
 	p.Experimental.FileCacheShards = 1
 	p.Experimental.CompactionScheduler = &compactions{fence: f}

@@ -3,6 +3,7 @@ package disk
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -10,10 +11,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
@@ -245,41 +249,151 @@ func TestPartsOfDifferentAgesAreRefused(t *testing.T) {
 	refused(t, dir, o, ErrCopied, "daemon --restored")
 }
 
-// written makes a store in memory that has flushed some of a script and not all, and returns what it held after each step.
-func written(t *testing.T, close bool) (*vfs.MemFS, []string) {
+// wreck is what a store left.
+type wreck struct {
+	name   string
+	disk   *vfs.MemFS
+	states []string // what it held after each step of its script
+	closed bool     // in good order
+}
+
+// written makes a store in memory that has flushed some of a script and not all, by itself.
+func written(t *testing.T, closed bool) wreck {
 	t.Helper()
 	steps, states := script(42, 60)
-	disk := vfs.NewCrashableMem()
-	s, _ := fresh(t, small.on(disk))
+	w := wreck{fmt.Sprint("closed ", closed), vfs.NewCrashableMem(), states, closed}
+	s, _ := fresh(t, small.on(w.disk))
 	if err := new(play).run(s, steps); err != nil {
 		t.Fatal(err)
 	}
-	s.Close()
-	if !close { // as if it had crashed at the end
-		if err := removeIfThere(disk, "/store", cleanFile); err != nil {
+	w.finish(t, s)
+	return w
+}
+
+func (w wreck) finish(t *testing.T, s *Store) {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !w.closed { // as if it had crashed at the end
+		if err := removeIfThere(w.disk, "/store", cleanFile); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return disk, states
+}
+
+// plain returns steps of which each makes or fills a replica of its own, so that to the others it makes no difference whether it
+// was taken: only a comparison with the states tells that one between them is missing.
+func plain(n int) (steps []step, states []string) {
+	m := newModel()
+	states = append(states, m.String())
+	for i := range n {
+		g := group("")
+		g.Gen = uint64(i / 2) // any will do that is another one
+		id := replicagroup.Identity{Group: g, Self: 1, Descriptor: fmt.Append(nil, i)}
+		st := step{do: func(s *Store) error { return s.Create(id) },
+			then: func(m *model) { m.replicas[g] = replicagroup.StoredReplica{Identity: id} }}
+		if rec := state(strings.Repeat(fmt.Sprint(i), 200)); i%2 == 1 {
+			st.do = func(s *Store) error {
+				return s.Write([]replicagroup.Write{{Group: g, Records: []order.Record{rec}}}, true)
+			}
+			st.then = func(m *model) { m.replicas[g] = taken(m.replicas[g], rec) }
+		}
+		st.then(m)
+		steps, states = append(steps, st), append(states, m.String())
+	}
+	return steps, states
+}
+
+// flushed makes a store in memory that has flushed when a number of steps of a script were done, and at no other time, and
+// crashed after the last step. Nothing was compacted, so every table that was ever written is still there, as far as the manifest
+// goes; the logs of what was flushed are not.
+func flushed(t *testing.T, at ...int) wreck {
+	t.Helper()
+	steps, states := plain(60)
+	w := wreck{fmt.Sprint("flushed at ", at), vfs.NewCrashableMem(), states, false}
+	s, _ := fresh(t, Options{noCompactions: true}.on(w.disk))
+	for i, st := range steps {
+		if err := st.do(s); err != nil {
+			t.Fatal(err)
+		}
+		if slices.Contains(at, i+1) {
+			if err := s.db.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.finish(t, s)
+	return w
+}
+
+// flushing makes a store in memory that crashed while a flush was under way, with one log of what was being flushed and one of
+// what came after. Half of what came before was flushed already.
+func flushing(t *testing.T, began, crashed int) wreck {
+	t.Helper()
+	steps, states := plain(crashed)
+	w := wreck{fmt.Sprintf("crashed at %d in a flush from %d on", crashed, began), vfs.NewCrashableMem(), states, false}
+	held, let := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var hold atomic.Bool
+	slow := errorfs.Wrap(w.disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if hold.Load() && op.Kind == errorfs.OpCreate && strings.HasSuffix(op.Path, ".sst") {
+			once.Do(func() { close(held) })
+			<-let
+		}
+		return nil
+	}))
+	s, _ := fresh(t, Options{}.on(slow))
+	for i, st := range steps {
+		if err := st.do(s); err != nil {
+			t.Fatal(err)
+		}
+		switch i + 1 {
+		case began / 2:
+			if err := s.db.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		case began:
+			hold.Store(true)
+			if _, err := s.db.AsyncFlush(); err != nil {
+				t.Fatal(err)
+			}
+			<-held
+		}
+	}
+	if err := s.Write(nil, true); err != nil {
+		t.Fatal(err)
+	}
+	left := w.disk.CrashClone(vfs.CrashCloneCfg{})
+	close(let)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.disk = left
+	return w
 }
 
 // Any file is changed, cut short or removed. The store is refused, or it holds what it held: nothing in between. After a crash
 // the last log may have been cut off by it, so there the store may be as of an earlier step. It is never as it never was.
 func TestDamageIsRefusedOrHarmless(t *testing.T) {
-	for _, closed := range []bool{true, false} {
-		disk, states := written(t, closed)
-		names, err := disk.List("/store")
+	for _, w := range []wreck{
+		written(t, true), written(t, false),
+		flushed(t), flushed(t, 20), flushed(t, 10, 20, 30, 40, 50),
+		flushing(t, 40, 60),
+	} {
+		names, err := w.disk.List("/store")
 		if err != nil {
 			t.Fatal(err)
 		}
 		slices.Sort(names)
 		refusals, harmless, shorter := 0, 0, 0
-		if n := newest(t, disk, names); n < 1000 {
-			t.Errorf("the last log has %d bytes, too few to damage", n)
+		last := newest(names)
+		if n := len(content(t, w.disk, "/store/"+last)); n < 1000 {
+			t.Errorf("%s: the last log has %d bytes, too few to damage", w.name, n)
 		}
-		try := func(what string, change func(f *vfs.MemFS)) {
+		try := func(name, what string, change func(f *vfs.MemFS)) {
 			t.Helper()
-			f := disk.CrashClone(vfs.CrashCloneCfg{})
+			f := w.disk.CrashClone(vfs.CrashCloneCfg{})
 			change(f)
 			s, err := Open("/store", small.on(f))
 			var got string
@@ -287,43 +401,74 @@ func TestDamageIsRefusedOrHarmless(t *testing.T) {
 				got, err = contents(s)
 				s.Close()
 			}
-			switch i := slices.Index(states, got); {
+			switch i := slices.Index(w.states, got); {
 			case err != nil:
 				if strings.Contains(err.Error(), "\n") {
-					t.Errorf("%s: more than one line: %q", what, err)
+					t.Errorf("%s, %s %s: more than one line: %q", w.name, name, what, err)
 				}
 				if !errors.Is(err, ErrDamaged) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrCopied) {
-					t.Errorf("%s: %v", what, err)
+					t.Errorf("%s, %s %s: %v", w.name, name, what, err)
 				}
 				refusals++
-			case got == states[len(states)-1]:
+			case got == w.states[len(w.states)-1]:
 				harmless++
-			case i >= 0 && !closed && strings.Contains(what, ".log"):
+			case i >= 0 && !w.closed && name == last && what != "removed":
 				shorter++
 			default:
-				t.Errorf("closed %v, %s: the store is as of step %d of %d", closed, what, i, len(states)-1)
+				t.Errorf("%s, %s %s: the store is as of step %d of %d", w.name, name, what, i, len(w.states)-1)
 			}
+		}
+		if try("nothing", "changed", func(*vfs.MemFS) {}); harmless != 1 {
+			t.Errorf("%s: refused as it is", w.name)
 		}
 		for _, name := range names {
 			path := "/store/" + name
-			data := content(t, disk, path)
+			data := content(t, w.disk, path)
 			if name != cleanFile { // without it a store looks like one that crashed
-				try("no "+name, func(f *vfs.MemFS) { f.Remove(path) })
+				try(name, "removed", func(f *vfs.MemFS) { f.Remove(path) })
 			}
-			for _, at := range places(len(data)) {
+			n := 16
+			if strings.HasPrefix(name, "MANIFEST-") {
+				n = 64 // it is short, and each of its records matters in its own way
+			}
+			for _, at := range places(len(data), n) {
 				if name != cleanFile || at > 0 {
-					try(name+" cut", func(f *vfs.MemFS) { replace(t, f, path, data[:at]) })
+					try(name, fmt.Sprintf("cut at %d", at), func(f *vfs.MemFS) { replace(t, f, path, data[:at]) })
 				}
 				changed := slices.Clone(data)
 				changed[at] ^= 1 << (at % 8)
-				try(name+" changed", func(f *vfs.MemFS) { replace(t, f, path, changed) })
+				try(name, fmt.Sprintf("changed at %d", at), func(f *vfs.MemFS) { replace(t, f, path, changed) })
 			}
 		}
-		t.Logf("closed %v: %d refused, %d harmless, %d as of an earlier step", closed, refusals, harmless, shorter)
+		t.Logf("%s: %d refused, %d harmless, %d as of an earlier step", w.name, refusals, harmless, shorter)
 		if refusals < 50 {
-			t.Errorf("only %d refusals", refusals)
+			t.Errorf("%s: only %d refusals", w.name, refusals)
 		}
 	}
+}
+
+// A store of version 1 has no FILES. It becomes one of this version when it is opened.
+func TestStoresOfVersionOneAreTaken(t *testing.T) {
+	s, o := fresh(t, Options{})
+	mustCreate(t, s, group("a"), 1)
+	write(t, s, group("a"), state("s"), entry(1, "one"))
+	want := dump(t, s)
+	boots := s.BootNonce().Count
+	s.Close()
+	one := sum(binary.BigEndian.AppendUint32(slices.Clone(magic[:]), 1))
+	one = sum(binary.BigEndian.AppendUint64(append(one, overlay[:]...), boots))
+	if err := errors.Join(writeSmall(o.fs, "/store/"+markerFile, one), o.fs.Remove("/store/"+filesFile)); err != nil {
+		t.Fatal(err)
+	}
+	s = reopen(t, "/store", o)
+	if got := dump(t, s); got != want || want == "" {
+		t.Errorf("have %s, want %s", got, want)
+	}
+	s.Close()
+	if err := o.fs.Remove("/store/" + filesFile); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, "/store", o, ErrDamaged, filesFile)
 }
 
 // The database says that all is well, and yet a record is not what was written, or is missing, or is nobody's.
@@ -380,19 +525,19 @@ func TestRecordsThatCannotBeAreRefused(t *testing.T) {
 	}
 }
 
-// newest returns the length of the last log.
-func newest(t *testing.T, f vfs.FS, names []string) (n int) {
-	for _, name := range names {
-		if strings.HasSuffix(name, ".log") {
-			n = len(content(t, f, "/store/"+name))
+// newest returns the name of the last log.
+func newest(names []string) (name string) {
+	for _, n := range names {
+		if strings.HasSuffix(n, ".log") {
+			name = max(name, n)
 		}
 	}
-	return n
+	return name
 }
 
-// places returns where to change or cut a file of n bytes.
-func places(n int) (at []int) {
-	for i := 0; i < n; i += 1 + n/16 {
+// places returns where to change or cut a file of n bytes, about as many as parts.
+func places(n, parts int) (at []int) {
+	for i := 0; i < n; i += 1 + n/parts {
 		at = append(at, i)
 	}
 	return at

@@ -31,6 +31,7 @@ type Options struct {
 	reclaimAfter  time.Duration       // zero: reclaimAfter
 	memtableBytes uint64              // zero: memtableBytes
 	chunkBytes    int                 // zero: ChunkBytesMax
+	noCompactions bool
 }
 
 func (o Options) fill() Options {
@@ -99,7 +100,7 @@ func create(dir string, id order.StoreID, o Options) (err error) {
 	if id == (order.StoreID{}) {
 		id = newID()
 	}
-	f := newFence(o.fs)
+	f := newFence(o.fs, dir)
 	defer func() {
 		if failure := f.failure(); failure != nil {
 			err = failure
@@ -202,7 +203,7 @@ func Adopt(dir string, o Options) error {
 }
 
 func openStore(dir string, o Options, anew bool) (*Store, error) {
-	f := newFence(o.fs)
+	f := newFence(o.fs, dir)
 	s := &Store{
 		dir: dir, o: o, fence: f, closing: make(chan struct{}),
 		replicas: make(map[order.GroupID]*replica), tombstones: make(map[order.GroupID]order.ReplicaID), graves: make(map[grave]uint64),
@@ -235,6 +236,12 @@ func (s *Store) open(anew bool) error {
 	}
 	m, err := s.readMarker()
 	if err != nil {
+		return err
+	}
+	// A store of version 1 has no FILES before it is opened.
+	if err := f.ledger.read(f); errors.Is(err, fs.ErrNotExist) && m.version > 1 {
+		return damaged("there is no file %s beside %s", filesFile, markerFile)
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := s.checkClean(); err != nil {
@@ -295,7 +302,7 @@ func lockDir(f *fence, dir string) (*pebble.Lock, error) {
 
 // readMarker checks that the directory is what it should be, before anything in it changes.
 func (s *Store) readMarker() (marker, error) {
-	b, err := readSmall(s.fence, s.fence.PathJoin(s.dir, markerFile))
+	b, err := readSmall(s.fence, s.fence.PathJoin(s.dir, markerFile), smallBytesMax)
 	if err != nil {
 		return marker{}, err
 	}
@@ -311,7 +318,7 @@ func (s *Store) readMarker() (marker, error) {
 
 // checkClean compares logs and manifests with what the last Close left, and forgets that: from here on they may change.
 func (s *Store) checkClean() error {
-	b, err := readSmall(s.fence, s.fence.PathJoin(s.dir, cleanFile))
+	b, err := readSmall(s.fence, s.fence.PathJoin(s.dir, cleanFile), smallBytesMax)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
