@@ -357,9 +357,11 @@ func (s *groupSession) followLocked(p peer.ID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if p != "" {
+		h.activateLocked(p, true)
 		h.watchLocked(p)
 	}
 	if s.follows != "" {
+		h.activateLocked(s.follows, false)
 		h.unwatchLocked(s.follows)
 	}
 	s.follows = p

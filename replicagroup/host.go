@@ -96,6 +96,7 @@ type Host struct {
 	clients  map[*Client]struct{}
 	sessions map[order.ClientID]*groupSession // open sessions of this host's clients, for outputs
 	watched  map[peer.ID]int                  // how many have a reason to watch a peer
+	active   map[peer.ID]int                  // and how many to watch it closely
 	meetings map[peer.ID]int                  // how many replicas here have a member at a peer
 	failed   error
 }
@@ -121,7 +122,7 @@ func New(cfg Config) (*Host, error) {
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(), root: cfg.Genesis.RootGroup(),
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
-		watched: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
+		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
 	}
 	if h.clock == nil {
 		h.clock = driver.NewClock()
@@ -363,21 +364,6 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	return nil
 }
 
-// watchLocked and unwatchLocked count reasons to watch a peer; with the first one the watch begins, with the last it ends. It is
-// an active one, since no group sleeps.
-func (h *Host) watchLocked(p peer.ID) {
-	if h.watched[p]++; h.watched[p] == 1 {
-		h.overlay.Watch(p, true)
-	}
-}
-
-func (h *Host) unwatchLocked(p peer.ID) {
-	if h.watched[p]--; h.watched[p] <= 0 {
-		delete(h.watched, p)
-		h.overlay.Unwatch(p)
-	}
-}
-
 // fromParent reports whether a peer is a member of the group that creates groups. Only its leader asks others to host.
 func (h *Host) fromParent(p peer.ID) bool {
 	root, _ := h.locator.cached(keyspace.Prefix{})
@@ -534,8 +520,7 @@ func (h *Host) link(p peer.ID, up bool) {
 	}
 }
 
-// suspect tells every shard of a peer that seems to have stopped, or that seemed so and has not. Engines need not be told that it
-// was wrong, they find out by what the peer sends; the plan of view changes has to know.
+// suspect tells every shard of a peer that seems to have stopped, or that seemed so and has not.
 func (h *Host) suspect(p peer.ID, suspected bool) {
 	e := suspectEvent{dht.NodeIDOf(p), suspected}
 	for _, s := range h.shards {

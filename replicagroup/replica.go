@@ -59,7 +59,9 @@ type replica struct {
 	reads     map[uint64]*queryEvent  // by Ref: wait for their read point
 	blocked   []blockedRead           // have their read point and wait for it to be applied
 	ticking   bool                    // a tick is proposed and not yet applied
+	resending bool                    // timerResend is set
 	halted    bool
+	awake     bool // the engine is
 	led       bool // a leader is known
 	asked     int  // how often in a row the members were asked for news
 	parting   bool // by what others say
@@ -104,6 +106,7 @@ func (r *replica) start(s *shard) {
 	r.meet()
 	r.led = true // as if it were known, so that not knowing one is a change
 	r.step(order.Rand{Bits: s.host.random()})
+	r.doubt()
 	r.afterStep()
 }
 
@@ -149,7 +152,7 @@ func (r *replica) perform(a *order.Actions) {
 			continue
 		}
 		r.epochs[t.Kind] = t.Epoch
-		s.timers.Set(key, s.now.Add(t.After))
+		s.timers.Set(key, s.due(t))
 	}
 	for _, m := range a.Send {
 		if m.After > r.storedTo {
@@ -219,8 +222,9 @@ func (r *replica) deliver(entries []order.Entry) {
 		if e.Kind == order.Normal {
 			r.result(keyOf(e.Cmd), statusToPB(res.Status), res.Data)
 		}
-		if leading {
+		if leading && len(s.outputs.List) > 0 {
 			s.host.push(r.group, &s.outputs)
+			r.resendLater()
 		}
 		r.gathered++
 		r.gatheredBytes += len(e.Cmd.Data)
@@ -410,6 +414,7 @@ func (r *replica) expired(kind order.TimerKind) {
 func (r *replica) afterStep() {
 	leader, leading := r.engine.Leader()
 	leading = leading && !r.halted
+	r.stir()
 	r.noteLeader(leader)
 	if leading != r.leading {
 		r.leading = leading
@@ -430,6 +435,7 @@ func (r *replica) afterStep() {
 		} else {
 			r.shard.timers.Stop(timerKey{r, timerDeadline})
 			r.shard.timers.Stop(timerKey{r, timerResend})
+			r.resending = false
 		}
 	}
 	if r.leading {
@@ -459,16 +465,26 @@ func (r *replica) tick() {
 }
 
 // resend pushes again what the machines still await an effect of: a new leader does so at once, since its predecessor may
-// have died before it sent, and every leader from time to time, since pushes may be lost.
+// have died before it sent, and every leader from time to time, since pushes may be lost. It ends when there is nothing left.
 func (r *replica) resend() {
+	r.resending = false
 	if !r.leading {
 		return
 	}
 	s := r.shard
 	s.outputs.Reset()
 	r.table.Resend(&s.outputs)
-	s.host.push(r.group, &s.outputs)
-	s.timers.Set(timerKey{r, timerResend}, s.now.Add(resendEvery))
+	if len(s.outputs.List) > 0 {
+		s.host.push(r.group, &s.outputs)
+		r.resendLater()
+	}
+}
+
+func (r *replica) resendLater() {
+	if !r.resending {
+		r.resending = true
+		r.shard.timers.Set(timerKey{r, timerResend}, r.shard.now.Add(resendEvery))
+	}
 }
 
 // halt stops the replica for good; the rest of the host goes on.
@@ -512,7 +528,7 @@ func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Order
 	return &replica{
 		applied: status.Applied, // the log begins above this
 		group:   d.Group, self: self, peerID: own.PeerID, view: status.View, descriptor: d, engine: engine,
-		later: d, machines: machines, table: session.NewTable(d.Group, drift, machines),
+		awake: true, later: d, machines: machines, table: session.NewTable(d.Group, drift, machines),
 		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
 		proposals: make(map[uint64]commandKey), reads: make(map[uint64]*queryEvent),
 		contention: contention{shares: make(map[keyspace.NodeID]*share), window: windowFirst},

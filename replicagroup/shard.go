@@ -299,8 +299,13 @@ func (e suspectEvent) handle(s *shard) {
 	}
 	for _, r := range s.replicas {
 		for _, m := range r.view.Members {
-			if e.down && m.Peer == e.peer && m.ID != r.self {
+			if m.Peer != e.peer || m.ID == r.self {
+				continue
+			}
+			if e.down {
 				r.step(order.Suspect{Member: m.ID})
+			} else {
+				r.step(order.Trust{Member: m.ID})
 			}
 		}
 		if r.leading {

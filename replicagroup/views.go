@@ -24,6 +24,7 @@ func (r *replica) setView(n order.ViewNote) {
 		r.later = placement.Descriptor{}
 	}
 	r.meet()
+	r.doubt()
 	if n.Joint || n.View.Num <= r.descriptor.View.Num {
 		return // who asks is told of the view before; a replica that catches up knows of a later one
 	}
@@ -91,12 +92,13 @@ func (r *replica) meet() {
 			}
 		}
 	}
-	r.shard.host.meet(r.fellows, peers)
+	r.shard.host.meet(r.fellows, peers, r.awake)
 	r.fellows = peers
 }
 
-// meet exchanges a replica's peers for others: engine messages are taken from peers of some replica only, and they are watched.
-func (h *Host) meet(former, peers []peer.ID) {
+// meet exchanges a replica's peers for others: engine messages are taken from peers of some replica only, and they are watched,
+// closely while the replica is awake.
+func (h *Host) meet(former, peers []peer.ID, awake bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed || h.failed != nil {
@@ -104,6 +106,14 @@ func (h *Host) meet(former, peers []peer.ID) {
 	}
 	known := h.fellows.Load()
 	changed := false
+	if awake {
+		for _, p := range peers {
+			h.activateLocked(p, true)
+		}
+		for _, p := range former {
+			h.activateLocked(p, false)
+		}
+	}
 	for _, p := range peers {
 		if h.meetings[p]++; h.meetings[p] == 1 {
 			h.watchLocked(p)
@@ -298,7 +308,7 @@ func (r *replica) part() {
 func (s *shard) bury() error {
 	for _, r := range s.parting {
 		delete(s.replicas, r.group)
-		s.host.meet(r.fellows, nil)
+		s.host.meet(r.fellows, nil, r.awake)
 		r.fellows = nil
 		err := s.host.store.Retire(r.group)
 		if err == nil {

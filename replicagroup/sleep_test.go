@@ -1,0 +1,238 @@
+package replicagroup
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/internal/driver"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/session"
+)
+
+// closely returns whom a host has told the overlay to watch closely.
+func (h *Host) closely() []peer.ID {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Sorted(maps.Keys(h.active))
+}
+
+// Test 16 of replica-groups.md section 8, in small: groups that nobody asks anything send nothing and look at nobody closely.
+// When a peer is gone, all its groups answer within three seconds.
+func TestGroupsSleepAndOutliveAPeer(t *testing.T) {
+	const groups = 24
+	w := newWorld(t, 7, 2)
+	ctx := deadline(t, 60*time.Second)
+	var keys []keyspace.Key
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for i := range groups {
+		key := keyspace.Preimage(fmt.Sprint("group ", i)).Key()
+		keys = append(keys, key)
+		wg.Go(func() {
+			c := w.peers[i%len(w.peers)].groups.NewClient()
+			defer c.Close()
+			if _, err := c.Do(ctx, key, "count", number(1)); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	// replicas returns the state of all replicas at the peers among.
+	replicas := func(among []*testPeer) (all []ReplicaStatus) {
+		for _, p := range among {
+			s, err := p.groups.Status(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, s...)
+		}
+		return all
+	}
+	asleep := func() bool {
+		for _, r := range replicas(w.peers) {
+			if !r.Status.Quiesced {
+				return false
+			}
+		}
+		return true
+	}
+	for !asleep() {
+		if err := pause(ctx, 10*time.Millisecond); err != nil {
+			t.Fatalf("not every group sleeps: %v", err)
+		}
+	}
+	for _, p := range w.peers {
+		self := p.overlay.Self() // which a client of its own may have asked last
+		if who := slices.DeleteFunc(p.groups.closely(), func(p peer.ID) bool { return p == self }); len(who) > 0 {
+			t.Errorf("%v watches %v closely", p.overlay.Self(), who)
+		}
+		if n := len(p.groups.watches()); n == 0 {
+			t.Errorf("%v watches nobody", p.overlay.Self())
+		}
+	}
+
+	// The peer that leads most goes.
+	leads := make(map[peer.ID]int)
+	for _, r := range replicas(w.peers) {
+		if r.Status.Leading {
+			m, _ := r.Status.View.Member(r.Status.Self)
+			leads[peer.ID(m.PeerID)]++
+		}
+	}
+	victim := slices.MaxFunc(w.peers, func(a, b *testPeer) int { return leads[a.overlay.Self()] - leads[b.overlay.Self()] })
+	rest := slices.DeleteFunc(slices.Clone(w.peers), func(p *testPeer) bool { return p == victim })
+	victim.groups.Close()
+	victim.overlay.Close()
+	victim.host.Close()
+	gone := time.Now()
+	var longest time.Duration
+	for i, key := range keys {
+		wg.Go(func() {
+			c := rest[i%len(rest)].groups.NewClient()
+			defer c.Close()
+			got, err := c.Do(ctx, key, "count", number(1))
+			took := time.Since(gone)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil || binary.BigEndian.Uint64(got) < 2 {
+				t.Errorf("%x, %v", got, err)
+			}
+			longest = max(longest, took)
+		})
+	}
+	wg.Wait()
+	t.Logf("%d of %d groups lost their leader, all answer after %v", leads[victim.overlay.Self()], groups, longest)
+	if leads[victim.overlay.Self()] == 0 {
+		t.Error("nobody lost its leader")
+	}
+	if longest > 3*time.Second {
+		t.Errorf("a group answers %v after a peer is gone, at most 3s", longest)
+	}
+}
+
+// sleeper is an engine that sleeps when it is told to.
+type sleeper struct {
+	view   order.View
+	asleep bool
+	heard  []order.Event
+}
+
+func (e *sleeper) Step(ev order.Event, _ *order.Actions)     { e.heard = append(e.heard, ev) }
+func (e *sleeper) Hash() [32]byte                            { return [32]byte{} }
+func (e *sleeper) Status() order.Status                      { return order.Status{View: e.view} }
+func (e *sleeper) Leader() (leader order.ReplicaID, ok bool) { return 2, false }
+func (e *sleeper) Quiesced() bool                            { return e.asleep }
+
+// watcher is an overlay that takes note of whom it is to watch.
+type watcher struct {
+	Overlay
+	watched map[peer.ID]bool // closely
+}
+
+func (o *watcher) Self() peer.ID                 { return "1" }
+func (o *watcher) Node() keyspace.NodeID         { return keyspace.NodeID{1} }
+func (o *watcher) Watch(p peer.ID, closely bool) { o.watched[p] = closely }
+func (o *watcher) Unwatch(p peer.ID)             { delete(o.watched, p) }
+func (o *watcher) Info(p peer.ID) peer.AddrInfo  { return peer.AddrInfo{ID: p} }
+
+func testMember(id byte) order.Member {
+	return order.Member{ID: order.ReplicaID(id), Peer: keyspace.NodeID{id}, PeerID: fmt.Sprint(id), Role: order.Voter}
+}
+
+// A detector's opinion holds until it is taken back: who starts, or hears of a new member, is told of it.
+func TestAnEngineKnowsWhoIsSuspected(t *testing.T) {
+	o := &watcher{watched: make(map[peer.ID]bool)}
+	h := &Host{clock: driver.NewClock(), overlay: o, watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int)}
+	h.locator = &locator{}
+	s := newShard(h)
+	h.shards = []*shard{s}
+	d := testDescriptor()
+	d.View.Members[0].PeerID = testMember(1).PeerID
+	e := &sleeper{view: order.View{Num: 1, Members: []order.Member{testMember(1), testMember(2)}, Next: 3}}
+	heard := func(want ...order.Event) {
+		t.Helper()
+		if !reflect.DeepEqual(e.heard[:min(len(want), len(e.heard))], want) || len(e.heard) != len(want) {
+			t.Errorf("the engine hears %v, want %v", e.heard, want)
+		}
+		e.heard = nil
+	}
+	suspectEvent{peer: keyspace.NodeID{2}, down: true}.handle(s)
+	suspectEvent{peer: keyspace.NodeID{3}, down: true}.handle(s)
+	r := newReplica(1, d, e, map[string]session.Machine{"count": new(counter)}, 1)
+	startEvent{r}.handle(s)
+	if _, ok := e.heard[0].(order.Rand); !ok {
+		t.Fatalf("the engine hears %v first", e.heard)
+	}
+	e.heard = e.heard[1:]
+	heard(order.Suspect{Member: 2})
+	suspectEvent{peer: keyspace.NodeID{2}}.handle(s)
+	heard(order.Trust{Member: 2})
+	r.setView(order.ViewNote{View: order.View{Num: 0, Members: []order.Member{testMember(1), testMember(2), testMember(3)}, Next: 4}, Index: 12})
+	heard(order.Suspect{Member: 3})
+	watchEvent{keyspace.NodeID{3}}.handle(s) // as of a watch that ended and began anew
+	heard(order.Trust{Member: 3})
+	watchEvent{keyspace.NodeID{2}}.handle(s)
+	heard()
+
+	// Whom the overlay watches closely.
+	closely := func(want map[peer.ID]bool) {
+		t.Helper()
+		if !maps.Equal(o.watched, want) {
+			t.Errorf("watched are %v, want %v", o.watched, want)
+		}
+	}
+	closely(map[peer.ID]bool{"2": true, "3": true})
+	e.asleep = true
+	r.step(order.Read{})
+	closely(map[peer.ID]bool{"2": false, "3": false})
+	r.setView(order.ViewNote{View: order.View{Num: 0, Members: []order.Member{testMember(1), testMember(2)}, Next: 4}, Index: 13})
+	closely(map[peer.ID]bool{"2": false})
+	e.asleep = false
+	r.step(order.Read{})
+	closely(map[peer.ID]bool{"2": true})
+	h.mu.Lock() // a client asks 2 for something
+	h.activateLocked("2", true)
+	h.watchLocked("2")
+	h.mu.Unlock()
+	r.halt("test")
+	r.afterStep()
+	closely(map[peer.ID]bool{"2": true})
+	h.mu.Lock()
+	h.activateLocked("2", false)
+	h.unwatchLocked("2")
+	h.mu.Unlock()
+	closely(map[peer.ID]bool{"2": false})
+	h.meet(r.fellows, nil, r.awake)
+	closely(map[peer.ID]bool{})
+}
+
+// Timers of heartbeats run out together, never late and never twice in one beat; others when they are set for.
+func TestHeartbeatsOfAllGroupsComeTogether(t *testing.T) {
+	s := &shard{}
+	const beat = 100 * time.Millisecond
+	for _, now := range []time.Duration{0, 1, beat - 1, beat, beat + beat/2, 10*beat + 7} {
+		s.now = automaton.Instant(now)
+		at := s.due(order.SetTimer{After: beat, Beat: true})
+		if at%automaton.Instant(beat) != 0 || at <= s.now || at > s.now.Add(beat) {
+			t.Errorf("set at %v, it runs out at %v", now, at)
+		}
+		if at := s.due(order.SetTimer{After: beat}); at != s.now.Add(beat) {
+			t.Errorf("set at %v for %v, it runs out at %v", now, beat, at)
+		}
+	}
+}
