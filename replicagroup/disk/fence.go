@@ -212,11 +212,11 @@ func (f *fencedFile) Stat() (vfs.FileInfo, error) {
 
 func (f *fencedFile) Write(p []byte) (int, error) {
 	return len(p), f.fence.change(func() error {
-		_, err := f.File.Write(p)
-		if err == nil && f.grows != nil {
-			f.grows.wrote(p)
+		do := func() error { _, err := f.File.Write(p); return err }
+		if f.grows == nil {
+			return do()
 		}
-		return err
+		return f.grows.write(p, do)
 	})
 }
 

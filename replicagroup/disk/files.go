@@ -104,7 +104,7 @@ type ledger struct {
 	listed map[string]bool     // in FILES as it is on the disk
 }
 
-// growing is how much of a file was written, and how much of that is on the disk for good.
+// growing is how much of a file was written, by one writer, and how much of that is on the disk for good.
 type growing struct {
 	mu            sync.Mutex
 	written, safe part
@@ -220,11 +220,18 @@ func (l *ledger) write() error {
 	return err
 }
 
-// wrote notes bytes that were appended.
-func (g *growing) wrote(p []byte) {
+// write notes that p was appended once do has succeeded, which may leave anything in p.
+func (g *growing) write(p []byte, do func() error) error {
+	g.mu.Lock()
+	after := part{g.written.length + int64(len(p)), crc32.Update(g.written.crc, castagnoli, p)}
+	g.mu.Unlock()
+	if err := do(); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.written = part{g.written.length + int64(len(p)), crc32.Update(g.written.crc, castagnoli, p)}
+	g.written = after
+	return nil
 }
 
 // sync notes that what was written before do is on the disk for good once do has succeeded.
