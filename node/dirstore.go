@@ -60,7 +60,7 @@ func (d *Dir) checkStore(c config.Config) error {
 	switch has, err := d.hasStore(); {
 	case err != nil:
 		return err
-	case founder && len(g.Founders) == 1 && !has:
+	case founder && len(g.Founders) == 1 && !has && !d.knowsOthers(c):
 		return rootLost(g.ID(), d.path)
 	case founder && has && c.Network.Mode != config.ModeServer:
 		return fmt.Errorf("%w: network.mode: %q: this peer is a founder of the overlay and keeps its root in %s; use server",
@@ -73,6 +73,11 @@ func (d *Dir) checkStore(c config.Config) error {
 			config.ErrInvalid, d.storePath())
 	}
 	return nil
+}
+
+// knowsOthers tells whether there are peers who may have the overlay's root, besides the founder whose directory this is.
+func (d *Dir) knowsOthers(c config.Config) bool {
+	return len(c.Network.Bootstrap) > 0 || len(openKnownPeers(filepath.Join(d.path, peersFile), nil).peers) > 0
 }
 
 // openStore opens the store on disk. A peer that has none gets an empty one under a new id, in which it never founds: if it had
@@ -133,6 +138,7 @@ func (d *Dir) Adopt() error {
 // rootLost says what a founder's user is to do when the root is gone.
 func rootLost(id order.OverlayID, dir string) error {
 	return fmt.Errorf("%w: this peer alone founded overlay %v, and the store with its root is not in %s any more; "+
+		"and no other peer is known; "+
 		"locks and tokens of that overlay are gone for good with it. To found a new overlay: mv %s %s.lost && latchkey init --path %s",
 		replicagroup.ErrRootLost, id, filepath.Join(dir, storeDir), dir, dir, dir)
 }

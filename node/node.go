@@ -164,21 +164,22 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	if c.mdns {
 		n.neighbours = &neighbours{host: h, name: mdnsName(id), found: overlay.Discovered}
 	}
-	n.groups, err = replicagroup.New(replicagroup.Config{
-		Genesis: c.genesis, Overlay: overlay, Store: c.store, Clock: n.clock,
-		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
-		Declines: !overlay.Hosting(),
-	})
-	if err != nil {
-		return nil, errors.Join(err, overlay.Close())
-	}
-	overlay.OnMode(n.groups.SetHosting)
 	if c.knownPeers != "" {
 		n.known = openKnownPeers(c.knownPeers, overlay.Peers)
 		for _, p := range slices.Backward(n.known.infos()) { // the overlay forgets the first ones first
 			overlay.Remember(p)
 		}
 	}
+	n.groups, err = replicagroup.New(replicagroup.Config{
+		Genesis: c.genesis, Overlay: overlay, Store: c.store, Clock: n.clock,
+		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
+		Declines: !overlay.Hosting(),
+		Rejoins:  len(c.bootstrap) > 0 || n.known != nil && len(n.known.peers) > 0,
+	})
+	if err != nil {
+		return nil, errors.Join(err, overlay.Close())
+	}
+	overlay.OnMode(n.groups.SetHosting)
 	n.failing, _ = c.store.(failing)
 	n.closing = c.closing
 	n.locks = n.NewLocks()

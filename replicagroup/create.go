@@ -284,10 +284,13 @@ func newHosting(h *Host) *hosting {
 }
 
 // start begins with the replicas that the store holds.
-func (m *hosting) start(known []StoredReplica) {
+func (m *hosting) start(known []StoredReplica, retired map[order.GroupID]order.ReplicaID) {
 	cfg := placement.HostingConfig{Genesis: m.host.genesis, Self: m.host.overlay.Node(), Store: m.host.storeID, Declines: m.host.declines || m.host.store == nil}
 	for _, r := range known {
 		cfg.Hosted = append(cfg.Hosted, placement.Hosted{Group: r.Group, Replica: r.Self})
+	}
+	for g, id := range retired {
+		cfg.Tombstones = append(cfg.Tombstones, placement.Tombstone{Group: g, Replica: id})
 	}
 	m.core = placement.NewHosting(cfg)
 	m.host.wg.Go(m.run)

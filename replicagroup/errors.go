@@ -19,6 +19,7 @@ var (
 	// ErrStore: the store failed or no longer belongs to this process. The host stops at once, since it may not act on what
 	// it cannot keep.
 	ErrStore = errors.New("replicagroup: store failed")
-	// ErrRootLost: this peer founded the overlay, and the root group it founded is gone with the store that held it.
+	// ErrRootLost: this peer alone founded the overlay, the root group it founded is gone with the store that held it, and no other
+	// peer is known that might have it.
 	ErrRootLost = errors.New("replicagroup: the overlay's root group is lost")
 )

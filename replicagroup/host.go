@@ -59,6 +59,9 @@ type Config struct {
 	Clock    *driver.Clock             // nil: a new one
 	Services map[string]MachineFactory // of every group but the root, by name
 	Declines bool                      // start as after SetHosting(false)
+	// Rejoins says that others may have the overlay's root: its only founder, if that is this peer and its store is gone, joins like
+	// any other peer. Without it such a start fails with [ErrRootLost].
+	Rejoins bool
 }
 
 // Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
@@ -73,6 +76,7 @@ type Host struct {
 	clock    *driver.Clock
 	services map[string]MachineFactory
 	declines bool // at the start
+	rejoins  bool
 	decode   decoder
 	shards   []*shard
 	locator  *locator
@@ -120,7 +124,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(), root: cfg.Genesis.RootGroup(),
-		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines,
+		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines, rejoins: cfg.Rejoins,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
 	}
@@ -176,12 +180,16 @@ func (h *Host) Start(ctx context.Context) error {
 	h.mu.Unlock()
 
 	var known []StoredReplica
+	var retired map[order.GroupID]order.ReplicaID
 	if h.store != nil {
 		var err error
 		if known, err = h.store.Replicas(); err != nil {
 			return err
 		}
-		if err := h.checkFounding(known); err != nil {
+		if retired, err = h.store.Retired(); err != nil {
+			return err
+		}
+		if err := h.checkFounding(known, retired); err != nil {
 			return err
 		}
 	}
@@ -193,7 +201,7 @@ func (h *Host) Start(ctx context.Context) error {
 		})
 	}
 	h.creator.start()
-	h.hosting.start(known)
+	h.hosting.start(known, retired)
 	for _, r := range known {
 		if r.Group.Overlay != h.id {
 			return fmt.Errorf("replicagroup: the store holds group %v of overlay %v, and this is overlay %v; "+
@@ -216,8 +224,9 @@ func (h *Host) Start(ctx context.Context) error {
 	return nil
 }
 
-// checkFounding refuses to go on when the overlay's root cannot exist any more.
-func (h *Host) checkFounding(known []StoredReplica) error {
+// checkFounding refuses to go on when the overlay's root cannot exist any more, or is missing from the very store that it was
+// founded in and never left.
+func (h *Host) checkFounding(known []StoredReplica, retired map[order.GroupID]order.ReplicaID) error {
 	if len(h.genesis.Founders) != 1 || h.genesis.Founders[0].Node() != h.overlay.Node() {
 		return nil
 	}
@@ -226,8 +235,12 @@ func (h *Host) checkFounding(known []StoredReplica) error {
 			return nil
 		}
 	}
-	if h.storeID == h.genesis.Founders[0].Store {
-		return nil // the root was here, and has moved on
+	if _, left := retired[h.root]; left {
+		return nil
+	}
+	if h.rejoins && h.storeID != h.genesis.Founders[0].Store {
+		log.Warnw("this peer founded the overlay, and its store is gone: it joins what others have kept of it", "overlay", h.id, "store", h.storeID)
+		return nil
 	}
 	return ErrRootLost
 }

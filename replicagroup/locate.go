@@ -226,7 +226,11 @@ func (l *locator) askClosest(ctx context.Context, p keyspace.Prefix) (newest pla
 	}
 	look, enough := context.WithTimeout(ctx, patience)
 	defer enough()
-	closest, err := l.host.overlay.ReplicaSet(look, a, 2*l.host.genesis.F+1)
+	n := 2*l.host.genesis.F + 1
+	if p == (keyspace.Prefix{}) {
+		n = placement.CandidatesMax // anybody may know where the root is
+	}
+	closest, err := l.host.overlay.ReplicaSet(look, a, n)
 	if err != nil && !heard {
 		return newest, false
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -24,6 +25,8 @@ type Store interface {
 	// Retire drops a group's replica with all it has persisted; its id stays used. It is durable when Retire returns. It is
 	// idempotent; a group that never had a replica here is an error.
 	Retire(g order.GroupID) error
+	// Retired returns the groups whose replicas here were retired, each with the highest id of them.
+	Retired() (map[order.GroupID]order.ReplicaID, error)
 	// Write makes the records durable, all of them or none, in order; when sync is set they have reached the disk when it
 	// returns. The store copies nothing: callers do not change the records afterwards.
 	Write(batch []Write, sync bool) error
@@ -160,6 +163,15 @@ func (s *MemoryStore) Retire(g order.GroupID) error {
 	s.disk.used[g] = r.identity.Self
 	delete(s.disk.replicas, g)
 	return nil
+}
+
+// Retired implements [Store].
+func (s *MemoryStore) Retired() (map[order.GroupID]order.ReplicaID, error) {
+	if err := s.lockDisk(); err != nil {
+		return nil, err
+	}
+	defer s.disk.mu.Unlock()
+	return maps.Clone(s.disk.used), nil
 }
 
 // errGap is what a store answers to records that do not continue what it has.

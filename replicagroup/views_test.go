@@ -3,15 +3,18 @@ package replicagroup
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
 )
 
 // touch runs a function on the goroutine that owns a peer's replica of a group.
@@ -322,5 +325,73 @@ func TestWhoSpeaksForAMember(t *testing.T) {
 	}
 	if dht.NodeIDOf(peer.ID(newcomer.PeerID)) != newcomer.Peer {
 		t.Fatal("the test is wrong")
+	}
+}
+
+// The root moves on like any group, and its founder is a peer like any other then: with its disk, and without.
+func TestTheRootOutlivesItsFounder(t *testing.T) {
+	w := newWorld(t, 3, 0)
+	ctx := deadline(t, 60*time.Second)
+	founder := w.peers[0]
+	root := w.genesis.RootGroup()
+	id := w.join(t, ctx, root, w.peers[1])
+	w.replace(t, ctx, root, id, 1)
+	if err := founder.groups.retire(root, id); err != nil {
+		t.Fatal(err)
+	}
+	serves := func(p *testPeer, name string) {
+		t.Helper()
+		if got, err := p.groups.NewClient().Do(ctx, keyspace.Preimage(name).Key(), "count", number(7)); err != nil || binary.BigEndian.Uint64(got) != 7 {
+			t.Errorf("%s: %x, %v", name, got, err)
+		}
+	}
+	serves(w.peers[2], "a group that only the root can make")
+	w.restart(t, founder, founder.kill())
+	serves(founder, "a group made for its founder")
+
+	founder.kill()
+	founder.reborn(t)
+	overlay, err := dht.New(founder.host, dht.WithOverlayID(w.genesis.ID()), dht.WithBootstrap(peer.AddrInfo{ID: w.peers[2].host.ID(), Addrs: w.peers[2].host.Addrs()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer overlay.Close()
+	cfg := Config{Genesis: w.genesis, Overlay: overlay, Store: NewMemoryStore(), Rejoins: true,
+		Services: map[string]MachineFactory{"count": func(order.GroupID) session.Machine { return new(counter) }}}
+	groups, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer groups.Close()
+	if err := errors.Join(groups.Start(ctx), overlay.Start(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	serves(&testPeer{groups: groups}, "a group made for a founder without its disk")
+	all, err := groups.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if r.Group == root {
+			t.Error("it runs a root of its own")
+		}
+	}
+	// The very store it founded with, emptied, is another matter: the root may still count on it.
+	h, err := libp2p.New(libp2p.Identity(founder.host.Peerstore().PrivKey(founder.host.ID())), libp2p.NoListenAddrs, libp2p.DisableMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if cfg.Overlay, err = dht.New(h, dht.WithOverlayID(w.genesis.ID())); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Store = NewMemoryStoreAs(w.genesis.Founders[0].Store)
+	emptied, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer emptied.Close()
+	if err := emptied.Start(ctx); !errors.Is(err, ErrRootLost) {
+		t.Errorf("with its own store emptied: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -58,6 +59,16 @@ func (s *Store) Retire(g order.GroupID) error {
 		err := errors.Join(drop(b, from, to), b.Delete(groupKey(keyReplica, g), nil), s.bar(b, g, r.self))
 		return func() { s.remove(g) }, err
 	})
+}
+
+// Retired implements [replicagroup.Store]. Buried replicas are among them. It does not read the disk.
+func (s *Store) Retired() (map[order.GroupID]order.ReplicaID, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return nil, err
+	}
+	return maps.Clone(s.tombstones), nil
 }
 
 // Bury puts a group's replica aside: it is not among [Store.Replicas] any more and takes no writes, its id stays used, and
