@@ -3,6 +3,7 @@ package replicagroup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -78,14 +79,19 @@ func (c *creator) run() {
 		now := c.host.clock.Now()
 		out = out[:0]
 		for _, e := range batch {
-			if en, ok := e.ev.(placement.Ensure); ok {
+			switch ev := e.ev.(type) {
+			case placement.Ensure:
 				if !c.admit(e.req) {
 					continue
 				}
-				c.nextRef++
-				en.Ref = c.nextRef
-				c.ensures[en.Ref] = e.req
-				e.ev = en
+				ev.Ref = c.await(e.req)
+				e.ev = ev
+			case placement.ReviveLost:
+				if !c.admit(e.req) {
+					continue
+				}
+				ev.Ref = c.await(e.req)
+				e.ev = ev
 			}
 			out = c.core.Step(e.ev, now, out)
 		}
@@ -109,6 +115,13 @@ func (c *creator) admit(req *dht.Request) bool {
 	}
 	c.asking[req.From]++
 	return true
+}
+
+// await remembers who waits for an AnswerEnsure.
+func (c *creator) await(req *dht.Request) uint64 {
+	c.nextRef++
+	c.ensures[c.nextRef] = req
+	return c.nextRef
 }
 
 // feed gives the core an event that was asked for, so its number is bounded.
@@ -171,11 +184,13 @@ func (c *creator) ensured(a placement.AnswerEnsure) *pb.Reply {
 		return &pb.Reply{Status: pb.Status_NOT_LEADER}
 	case errors.Is(a.Err, placement.ErrPrefix):
 		return &pb.Reply{Status: pb.Status_REFUSED}
+	case errors.Is(a.Err, placement.ErrRefused):
+		return &pb.Reply{Status: pb.Status_REFUSED, Data: []byte(a.Err.Error())}
 	case errors.Is(a.Err, placement.ErrUndecided):
 		return &pb.Reply{Status: pb.Status_DROPPED}
 	}
 	log.Infow("a group could not be created", "err", a.Err)
-	return &pb.Reply{Status: pb.Status_BUSY}
+	return &pb.Reply{Status: pb.Status_BUSY, Data: []byte(a.Err.Error())}
 }
 
 func (c *creator) lookUp(a placement.LookUp) {
@@ -214,17 +229,18 @@ func (c *creator) propose(cmd placement.Command) {
 			res, err = placement.DecodeResult(data)
 		}
 	}
-	if cmd.Kind != placement.Create {
+	if cmd.Kind != placement.Create && cmd.Kind != placement.Revive {
 		return
 	}
+	revived := cmd.Kind == placement.Revive && res.Status == placement.WrongGen && res.Child.Group.Gen > cmd.Gen
 	switch {
 	case err != nil:
 		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Err: err})
-	case res.Status == placement.OK, res.Status == placement.Exists:
-		log.Infow("group created", "prefix", cmd.Prefix, "status", res.Status, "voters", len(res.Child.View.Members))
+	case res.Status == placement.OK, res.Status == placement.Exists, revived:
+		log.Infow("group created", "group", res.Child.Group, "status", res.Status, "voters", len(res.Child.View.Members))
 		c.feed(placement.Committed{Child: res.Child})
 	default:
-		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Err: placement.ErrRefused})
+		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Err: fmt.Errorf("%w: %v", placement.ErrRefused, res.Status)})
 	}
 }
 
@@ -340,6 +356,10 @@ func (m *hosting) perform(a placement.HostingAction) {
 		m.reply(a.Ref, marshal(&pb.StartReply{Started: a.Err == nil}))
 	case placement.Confirm:
 		m.host.spawn(func() { m.confirm(a.Group) })
+	case placement.Bury:
+		if err := m.host.bury(a.Group, a.Replica); err != nil {
+			log.Warnw("replica of a generation that is over could not be put aside", "group", a.Group, "err", err)
+		}
 	case placement.Run:
 		err := m.begin(a)
 		if err != nil {

@@ -9,15 +9,38 @@ import (
 )
 
 // directoryMachine makes placement's directory a service of the root group. It ends nothing by time and pushes nothing.
-type directoryMachine struct{ *placement.Directory }
-
-func newDirectoryMachine(g placement.Genesis) directoryMachine {
-	return directoryMachine{placement.NewDirectory(g)}
+type directoryMachine struct {
+	*placement.Directory
+	moved func(placement.Child) // is told of a child that has a later view
 }
 
-// Apply executes a command of the leader's own host; hosts take none from anybody else (see [Host.handleCommand]).
+func newDirectoryMachine(g placement.Genesis, moved func(placement.Child)) directoryMachine {
+	return directoryMachine{placement.NewDirectory(g), moved}
+}
+
+// Apply executes a command of the leader's own host, or of a member of a group that tells of its view; hosts take none from
+// anybody else (see [Host.handleCommand]).
 func (m directoryMachine) Apply(_ session.Context, data []byte) []byte {
-	return m.Directory.Apply(data)
+	result := m.Directory.Apply(data)
+	if len(data) > 0 && placement.CommandKind(data[0]) == placement.Update {
+		if res, err := placement.DecodeResult(result); err == nil && res.Status == placement.OK {
+			m.moved(res.Child)
+		}
+	}
+	return result
+}
+
+// isUpdate reports whether a command of the directory is one that its author, who is a voter of the group it is about, may give.
+func isUpdate(c order.Command) bool {
+	if len(c.Data) == 0 || placement.CommandKind(c.Data[0]) != placement.Update {
+		return false
+	}
+	u, err := placement.DecodeCommand(c.Data)
+	if err != nil {
+		return false
+	}
+	m, ok := u.Descriptor.View.MemberAt(c.Author)
+	return ok && m.Role == order.Voter
 }
 
 func (m directoryMachine) Query(_ session.Context, data []byte) []byte {

@@ -19,6 +19,10 @@ var (
 	// ErrStore: the store failed or no longer belongs to this process. The host stops at once, since it may not act on what
 	// it cannot keep.
 	ErrStore = errors.New("replicagroup: store failed")
+	// ErrNoGroup: the prefix has no group, so there is none to revive.
+	ErrNoGroup = errors.New("replicagroup: the prefix has no group")
+	// ErrAlive: a majority of the group's voters answers, so the group is not lost.
+	ErrAlive = errors.New("replicagroup: the group is not lost")
 	// ErrRootLost: this peer alone founded the overlay, the root group it founded is gone with the store that held it, and no other
 	// peer is known that might have it.
 	ErrRootLost = errors.New("replicagroup: the overlay's root group is lost")

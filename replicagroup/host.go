@@ -91,6 +91,9 @@ type Host struct {
 
 	fellows atomic.Pointer[map[peer.ID]bool] // the keys of meetings; replaced, never changed
 
+	audits   chan struct{} // see [Host.audit]; holds one while one is due
+	rumoured atomic.Int64  // an automaton.Instant: when somebody last spoke of a generation not known here
+
 	rootSought atomic.Int64 // an automaton.Instant: when the root was last looked for because of a stranger who spoke for it
 
 	mu       sync.Mutex
@@ -127,6 +130,7 @@ func New(cfg Config) (*Host, error) {
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines, rejoins: cfg.Rejoins,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
+		audits: make(chan struct{}, 1),
 	}
 	if h.clock == nil {
 		h.clock = driver.NewClock()
@@ -152,6 +156,8 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceEnsure, h.counted(h.creator.handleEnsure))
 	h.overlay.Handle(serviceHost, h.counted(h.hosting.handleHost))
 	h.overlay.Handle(serviceStart, h.counted(h.hosting.handleStart))
+	h.overlay.Handle(servicePresent, h.counted(h.handlePresent))
+	h.overlay.Handle(serviceRevive, h.counted(h.creator.handleRevive))
 	h.overlay.OnLink(h.link)
 	h.overlay.OnSuspect(h.suspect)
 	return h, nil
@@ -202,6 +208,10 @@ func (h *Host) Start(ctx context.Context) error {
 	}
 	h.creator.start()
 	h.hosting.start(known, retired)
+	if h.store != nil {
+		h.wg.Go(h.audit)
+		h.auditDue()
+	}
 	for _, r := range known {
 		if r.Group.Overlay != h.id {
 			return fmt.Errorf("replicagroup: the store holds group %v of overlay %v, and this is overlay %v; "+
@@ -216,7 +226,7 @@ func (h *Host) Start(ctx context.Context) error {
 			if err := h.store.Retire(r.Group); err != nil {
 				return err
 			}
-			h.left(r.Group, r.Self)
+			h.left(r.Group, r.Self, false)
 		case err != nil:
 			return err
 		}
@@ -395,7 +405,7 @@ func (h *Host) fromParent(p peer.ID) bool {
 func (h *Host) machines(g order.GroupID) map[string]session.Machine {
 	m := make(map[string]session.Machine)
 	if g == h.root {
-		m[placement.Service] = newDirectoryMachine(h.genesis)
+		m[placement.Service] = newDirectoryMachine(h.genesis, h.creator.moved)
 		return m
 	}
 	for name, factory := range h.services {
@@ -453,9 +463,9 @@ func (h *Host) handleCommand(req *dht.Request) error {
 		return err
 	}
 	e.cmd.Author, e.call = dht.NodeIDOf(req.From), req
-	if e.cmd.Service == placement.Service && req.From != h.overlay.Self() {
-		// Only a leader's own host commands the directory. One that was deposed a moment ago may still try: it is no
-		// misbehaviour, and its creation is taken up by whoever asked for it.
+	if e.cmd.Service == placement.Service && req.From != h.overlay.Self() && !isUpdate(e.cmd) {
+		// Only a leader's own host commands the directory, but for a member of a group that tells of its view. One that was
+		// deposed a moment ago may still try: it is no misbehaviour, and its creation is taken up by whoever asked for it.
 		req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED}))
 		return nil
 	}
@@ -483,6 +493,7 @@ func (h *Host) submit(g order.GroupID, e shardEvent, call caller) {
 
 // absent answers a request for a group that has no replica here, with the best hint this peer has.
 func (h *Host) absent(g order.GroupID, call caller) {
+	h.rumour(g)
 	r := &pb.Reply{Status: pb.Status_NOT_HERE}
 	if d, ok := h.locator.cached(g.Prefix); ok {
 		r.Descriptor_ = encodeDescriptor(d)
@@ -527,6 +538,9 @@ func (h *Host) handleOutput(req *dht.Request) error {
 
 // link tells every shard that a peer came or went.
 func (h *Host) link(p peer.ID, up bool) {
+	if root, _ := h.locator.cached(keyspace.Prefix{}); up && slices.ContainsFunc(root.Peers, func(m placement.Peer) bool { return m.ID == string(p) }) {
+		h.auditDue()
+	}
 	e := linkEvent{peer: dht.NodeIDOf(p), up: up}
 	for _, s := range h.shards {
 		s.box.Put(e)
@@ -554,6 +568,8 @@ type ReplicaStatus struct {
 	Group      order.GroupID
 	Descriptor placement.Descriptor
 	Status     order.Status
+	// Leaderless is how long no leader has been known here; 0 while one is. Without a leader the group serves nobody.
+	Leaderless time.Duration
 }
 
 // Status returns the state of every replica on this host. It asks the goroutines that run them; ctx ends the wait.

@@ -165,10 +165,15 @@ func (l *locator) search(p keyspace.Prefix) (placement.Descriptor, error) {
 	ctx, cancel := context.WithTimeoutCause(l.host.ctx, locateTimeout,
 		fmt.Errorf("%w: the group of prefix %v was not found in %v", ErrNoQuorum, p, locateTimeout))
 	defer cancel()
-	if d, ok := l.askClosest(ctx, p); ok {
-		l.put(d)
-		return d, nil
+	before, known := l.cached(p)
+	found, ok := l.askClosest(ctx, p)
+	if ok {
+		l.put(found)
 	}
+	if ok && (!known || p == keyspace.Prefix{} || placement.Newer(found, before)) {
+		return found, nil
+	}
+	// Nobody knows more than what did not answer. The root does, if it has revived the group since.
 	if p == (keyspace.Prefix{}) {
 		root, _ := l.cached(p) // nobody else makes it
 		return root, nil

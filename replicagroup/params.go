@@ -33,6 +33,17 @@ const (
 	compactEvery = 8192
 	compactBytes = 16 << 20
 
+	// rollTime bounds the question who of a group's members is there. Those that do not answer are asked again every rollPause
+	// until then: a suspicion may be wrong, and a call to a suspect fails at once.
+	rollTime  = 3 * time.Second
+	rollPause = 500 * time.Millisecond
+	// rumourPause is the shortest time between two questions to the parent because somebody spoke of a generation not known here.
+	rumourPause = 100 * time.Millisecond
+	// auditPause is how long a host waits before it compares its groups with the parent's directory, so that one question serves
+	// several links that came up together, and auditRetry before it tries again when the parent did not answer.
+	auditPause = time.Second
+	auditRetry = 5 * time.Second
+
 	// commandTimeout is how long a client waits for one answer of one voter before it asks the next. It is above the time a
 	// group needs to elect a leader, since a command that waits for its commit is not lost.
 	commandTimeout = 2 * time.Second

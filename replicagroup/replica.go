@@ -67,6 +67,9 @@ type replica struct {
 	parting   bool // by what others say
 	partings  []chan<- error
 	contention
+
+	leaderless automaton.Instant // unless led: since when
+	aside      bool              // what it has is put aside when it ends
 }
 
 // commandKey names a command. The author is part of it, so that nobody can wait for the answer to another's command; and so

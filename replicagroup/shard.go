@@ -271,6 +271,9 @@ func (e *engineEvent) handle(s *shard) {
 	s.engineBytes.Add(-int64(len(e.recv.Msg)))
 	r, ok := s.replicas[e.group]
 	if !ok || e.to != r.self || e.store != s.host.store.ID() {
+		if !ok {
+			s.host.rumour(e.group)
+		}
 		s.host.counters.strayMessages.Add(1)
 		return
 	}
@@ -333,7 +336,7 @@ func (e *queryEvent) handle(s *shard) {
 func (e statusEvent) handle(s *shard) {
 	all := make([]ReplicaStatus, 0, len(s.replicas))
 	for _, r := range s.replicas {
-		all = append(all, ReplicaStatus{Group: r.group, Descriptor: r.descriptor, Status: r.engine.Status()})
+		all = append(all, ReplicaStatus{Group: r.group, Descriptor: r.descriptor, Status: r.engine.Status(), Leaderless: r.silence()})
 	}
 	e.answer <- all
 }

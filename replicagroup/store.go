@@ -25,6 +25,9 @@ type Store interface {
 	// Retire drops a group's replica with all it has persisted; its id stays used. It is durable when Retire returns. It is
 	// idempotent; a group that never had a replica here is an error.
 	Retire(g order.GroupID) error
+	// Bury puts a group's replica aside with all it has persisted: it is not among Replicas any more and takes no writes; its id
+	// stays used. It is durable when Bury returns. It is idempotent; a group that never had a replica here is an error.
+	Bury(g order.GroupID) error
 	// Retired returns the groups whose replicas here were retired, each with the highest id of them.
 	Retired() (map[order.GroupID]order.ReplicaID, error)
 	// Write makes the records durable, all of them or none, in order; when sync is set they have reached the disk when it
@@ -64,7 +67,8 @@ type memoryDisk struct {
 	mu       sync.Mutex
 	attached uint64
 	replicas map[order.GroupID]*memoryReplica
-	used     map[order.GroupID]order.ReplicaID // the highest id of a retired replica
+	used     map[order.GroupID]order.ReplicaID // the highest id of a retired or buried replica
+	graves   []*memoryReplica
 }
 
 type memoryReplica struct {
@@ -148,7 +152,25 @@ func (s *MemoryStore) Create(id Identity) error {
 }
 
 // Retire implements [Store].
-func (s *MemoryStore) Retire(g order.GroupID) error {
+func (s *MemoryStore) Retire(g order.GroupID) error { return s.remove(g, false) }
+
+// Bury implements [Store].
+func (s *MemoryStore) Bury(g order.GroupID) error { return s.remove(g, true) }
+
+// Graves returns who is buried, without data.
+func (s *MemoryStore) Graves() ([]Identity, error) {
+	if err := s.lockDisk(); err != nil {
+		return nil, err
+	}
+	defer s.disk.mu.Unlock()
+	var all []Identity
+	for _, r := range s.disk.graves {
+		all = append(all, r.identity)
+	}
+	return all, nil
+}
+
+func (s *MemoryStore) remove(g order.GroupID, aside bool) error {
 	if err := s.lockDisk(); err != nil {
 		return err
 	}
@@ -159,6 +181,9 @@ func (s *MemoryStore) Retire(g order.GroupID) error {
 			return nil
 		}
 		return fmt.Errorf("replicagroup: no replica of group %v was created in store %v", g, s.disk.id)
+	}
+	if aside {
+		s.disk.graves = append(s.disk.graves, r)
 	}
 	s.disk.used[g] = r.identity.Self
 	delete(s.disk.replicas, g)

@@ -171,6 +171,7 @@ func (e newsEvent) handle(s *shard) {
 // news tells the host of a descriptor that is to be believed.
 func (h *Host) news(d placement.Descriptor) {
 	h.locator.put(d)
+	h.rumour(d.Group)
 	h.shardOf(d.Group).box.Put(newsEvent{d})
 }
 
@@ -195,7 +196,7 @@ func (r *replica) noteLeader(leader order.ReplicaID) {
 	if known == r.led {
 		return
 	}
-	r.led = known
+	r.led, r.leaderless = known, r.shard.now
 	key := timerKey{r, timerNews}
 	if known || r.halted {
 		r.shard.timers.Stop(key)
@@ -209,13 +210,15 @@ func (r *replica) noteLeader(leader order.ReplicaID) {
 func (r *replica) askNews() {
 	h, d, peers := r.shard.host, r.descriptor, slices.Clone(r.fellows)
 	wait := min(newsAfter<<min(r.asked, 8), newsEvery)
+	// Members that are as lost as this one know nothing of a generation that the parent has made without them.
+	parent := r.asked%2 == 1
 	r.asked++
 	r.shard.timers.Set(timerKey{r, timerNews}, r.shard.now.Add(wait))
 	h.spawn(func() {
 		ctx, cancel := context.WithTimeout(h.ctx, askTimeout)
 		defer cancel()
 		newest, answered := h.askPeers(ctx, d.Group.Prefix, peers)
-		if !answered && d.Group != h.root {
+		if (!answered || parent && !placement.Newer(newest, d)) && d.Group != h.root {
 			newest, _ = h.askParent(ctx, d.Group.Prefix)
 		}
 		if placement.Newer(newest, d) {
@@ -268,6 +271,7 @@ func (h *Host) askParent(ctx context.Context, p keyspace.Prefix) (placement.Desc
 type retireEvent struct {
 	group order.GroupID
 	below order.ReplicaID // ends a replica with a lower id only
+	aside bool            // its generation is over: what it had is put aside
 	done  chan<- error
 }
 
@@ -278,14 +282,25 @@ func (e retireEvent) handle(s *shard) {
 		return
 	}
 	r.partings = append(r.partings, e.done)
+	r.aside = r.aside || e.aside
 	r.part()
 }
 
 // retire ends this peer's replica of a group if its id is below another one's: the group has removed it and taken the peer in
 // again since. It returns when the replica is out of the store.
 func (h *Host) retire(g order.GroupID, below order.ReplicaID) error {
+	return h.end(retireEvent{group: g, below: below})
+}
+
+// bury ends this peer's replica of a generation that is over. It returns when what the replica had is put aside.
+func (h *Host) bury(g order.GroupID, self order.ReplicaID) error {
+	return h.end(retireEvent{group: g, below: self + 1, aside: true})
+}
+
+func (h *Host) end(e retireEvent) error {
 	done := make(chan error, 1)
-	if !h.shardOf(g).box.Put(retireEvent{g, below, done}) {
+	e.done = done
+	if !h.shardOf(e.group).box.Put(e) {
 		return ErrClosed
 	}
 	select {
@@ -310,9 +325,13 @@ func (s *shard) bury() error {
 		delete(s.replicas, r.group)
 		s.host.meet(r.fellows, nil, r.awake)
 		r.fellows = nil
-		err := s.host.store.Retire(r.group)
+		remove := s.host.store.Retire
+		if r.aside {
+			remove = s.host.store.Bury
+		}
+		err := remove(r.group)
 		if err == nil {
-			s.host.left(r.group, r.self)
+			s.host.left(r.group, r.self, r.aside)
 		}
 		for _, done := range r.partings {
 			done <- err
@@ -327,11 +346,16 @@ func (s *shard) bury() error {
 }
 
 // left forgets a replica that is out of the store, and remembers that it must never run again.
-func (h *Host) left(g order.GroupID, self order.ReplicaID) {
+func (h *Host) left(g order.GroupID, self order.ReplicaID, aside bool) {
 	h.mu.Lock()
 	delete(h.hosted, g)
 	h.mu.Unlock()
 	h.hosting.box.Put(hostingEvent{ev: placement.Retired{Tombstone: placement.Tombstone{Group: g, Replica: self}}})
+	if aside {
+		log.Warnw("replica buried: its group was revived without it, under a later generation; what it knew is put aside",
+			"group", g, "replica", self)
+		return
+	}
 	log.Infow("replica retired: its group has removed it", "group", g, "replica", self)
 }
 

@@ -23,6 +23,8 @@ const (
 	serviceEnsure  = "group/ensure"
 	serviceHost    = "group/host"
 	serviceStart   = "group/start"
+	servicePresent = "group/present"
+	serviceRevive  = "group/revive"
 )
 
 // engineMessagesMax bounds the messages in one batch, which a sender cuts by bytes.

@@ -41,6 +41,7 @@ const (
 	Status_REFUSED            Status = 11 // the session belongs to another peer
 	Status_LIMIT              Status = 12 // too many sessions
 	Status_TOO_LARGE          Status = 13
+	Status_ALIVE              Status = 14 // a majority of the group's voters answers: it is not revived. data says who
 )
 
 // Enum value maps for Status.
@@ -60,6 +61,7 @@ var (
 		11: "REFUSED",
 		12: "LIMIT",
 		13: "TOO_LARGE",
+		14: "ALIVE",
 	}
 	Status_value = map[string]int32{
 		"STATUS_UNSPECIFIED": 0,
@@ -76,6 +78,7 @@ var (
 		"REFUSED":            11,
 		"LIMIT":              12,
 		"TOO_LARGE":          13,
+		"ALIVE":              14,
 	}
 )
 
@@ -863,6 +866,182 @@ func (x *StartReply) GetStarted() bool {
 	return false
 }
 
+// Service "group/present": do you run a replica of this group? Answered at once, whether the group has a majority or not.
+type PresentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PresentRequest) Reset() {
+	*x = PresentRequest{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PresentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PresentRequest) ProtoMessage() {}
+
+func (x *PresentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PresentRequest.ProtoReflect.Descriptor instead.
+func (*PresentRequest) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PresentRequest) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type PresentReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Present       bool                   `protobuf:"varint,1,opt,name=present,proto3" json:"present,omitempty"`
+	Leading       bool                   `protobuf:"varint,2,opt,name=leading,proto3" json:"leading,omitempty"`
+	Leader        []byte                 `protobuf:"bytes,3,opt,name=leader,proto3" json:"leader,omitempty"`         // node id of whom it takes for the leader; empty: nobody
+	Descriptor_   []byte                 `protobuf:"bytes,4,opt,name=descriptor,proto3" json:"descriptor,omitempty"` // of the view it knows
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PresentReply) Reset() {
+	*x = PresentReply{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PresentReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PresentReply) ProtoMessage() {}
+
+func (x *PresentReply) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PresentReply.ProtoReflect.Descriptor instead.
+func (*PresentReply) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PresentReply) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *PresentReply) GetLeading() bool {
+	if x != nil {
+		return x.Leading
+	}
+	return false
+}
+
+func (x *PresentReply) GetLeader() []byte {
+	if x != nil {
+		return x.Leader
+	}
+	return nil
+}
+
+func (x *PresentReply) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
+// Service "group/revive", at the parent's leader: the prefix's group, whose generation is gen, is lost; make the next one. Answered
+// by Reply with OK and the descriptor of the generation after gen, or with ALIVE, NOT_HERE (no such group), REFUSED or BUSY,
+// whose data says why. It may be repeated: gen is followed by one generation.
+type ReviveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        []byte                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Gen           uint64                 `protobuf:"varint,2,opt,name=gen,proto3" json:"gen,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // though a majority of the voters answers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviveRequest) Reset() {
+	*x = ReviveRequest{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviveRequest) ProtoMessage() {}
+
+func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviveRequest.ProtoReflect.Descriptor instead.
+func (*ReviveRequest) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReviveRequest) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+func (x *ReviveRequest) GetGen() uint64 {
+	if x != nil {
+		return x.Gen
+	}
+	return 0
+}
+
+func (x *ReviveRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 var File_replicagroup_pb_replicagroup_proto protoreflect.FileDescriptor
 
 const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
@@ -921,7 +1100,20 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"descriptor\"&\n" +
 	"\n" +
 	"StartReply\x12\x18\n" +
-	"\astarted\x18\x01 \x01(\bR\astarted*\xc8\x01\n" +
+	"\astarted\x18\x01 \x01(\bR\astarted\"G\n" +
+	"\x0ePresentRequest\x125\n" +
+	"\x05group\x18\x01 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x05group\"z\n" +
+	"\fPresentReply\x12\x18\n" +
+	"\apresent\x18\x01 \x01(\bR\apresent\x12\x18\n" +
+	"\aleading\x18\x02 \x01(\bR\aleading\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\fR\x06leader\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x04 \x01(\fR\n" +
+	"descriptor\"O\n" +
+	"\rReviveRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x10\n" +
+	"\x03gen\x18\x02 \x01(\x04R\x03gen\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force*\xd3\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\x0e\n" +
@@ -939,7 +1131,8 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\x12\v\n" +
 	"\aREFUSED\x10\v\x12\t\n" +
 	"\x05LIMIT\x10\f\x12\r\n" +
-	"\tTOO_LARGE\x10\rB\x1aZ\x18latchkey/replicagroup/pbb\x06proto3"
+	"\tTOO_LARGE\x10\r\x12\t\n" +
+	"\x05ALIVE\x10\x0eB\x1aZ\x18latchkey/replicagroup/pbb\x06proto3"
 
 var (
 	file_replicagroup_pb_replicagroup_proto_rawDescOnce sync.Once
@@ -954,7 +1147,7 @@ func file_replicagroup_pb_replicagroup_proto_rawDescGZIP() []byte {
 }
 
 var file_replicagroup_pb_replicagroup_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
 	(Status)(0),            // 0: latchkey.replicagroup.v1.Status
 	(*Group)(nil),          // 1: latchkey.replicagroup.v1.Group
@@ -970,6 +1163,9 @@ var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
 	(*HostReply)(nil),      // 11: latchkey.replicagroup.v1.HostReply
 	(*StartRequest)(nil),   // 12: latchkey.replicagroup.v1.StartRequest
 	(*StartReply)(nil),     // 13: latchkey.replicagroup.v1.StartReply
+	(*PresentRequest)(nil), // 14: latchkey.replicagroup.v1.PresentRequest
+	(*PresentReply)(nil),   // 15: latchkey.replicagroup.v1.PresentReply
+	(*ReviveRequest)(nil),  // 16: latchkey.replicagroup.v1.ReviveRequest
 }
 var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	3, // 0: latchkey.replicagroup.v1.EngineBatch.messages:type_name -> latchkey.replicagroup.v1.EngineMessage
@@ -978,11 +1174,12 @@ var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	1, // 3: latchkey.replicagroup.v1.QueryRequest.group:type_name -> latchkey.replicagroup.v1.Group
 	0, // 4: latchkey.replicagroup.v1.Reply.status:type_name -> latchkey.replicagroup.v1.Status
 	1, // 5: latchkey.replicagroup.v1.Output.group:type_name -> latchkey.replicagroup.v1.Group
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	1, // 6: latchkey.replicagroup.v1.PresentRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_replicagroup_pb_replicagroup_proto_init() }
@@ -996,7 +1193,7 @@ func file_replicagroup_pb_replicagroup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replicagroup_pb_replicagroup_proto_rawDesc), len(file_replicagroup_pb_replicagroup_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -323,6 +323,12 @@ func (c *Creator) revive(ev ReviveLost, now automaton.Instant, out []CreatorActi
 		return refuse(fmt.Errorf("%w: %v", ErrPrefix, p))
 	case !c.leading:
 		return refuse(ErrNotLeader)
+	case m != nil && m.phase != starting && m.revives && m.lost == ev.Known.Group.Gen: // asked again, or by a second operator
+		if len(m.ensures) >= EnsuresMax {
+			return refuse(ErrBusy)
+		}
+		m.ensures = append(m.ensures, ev.Ref)
+		return out
 	case m != nil && (m.phase != starting || m.child.Group.Gen > ev.Known.Group.Gen):
 		return refuse(ErrCreating)
 	case m == nil && c.pending >= CreationsMax:
