@@ -58,7 +58,10 @@ type setup struct {
 	// impostor: a member that lost its disk starts an engine as if it had not; its frames still carry its new store id.
 	impostor bool
 
-	quiet bool // no stale timers, false suspicions and link reports
+	quiet bool               // no stale timers, false suspicions and link reports
+	slow  map[sim.NodeID]int // how many times longer a member's disk and machine take
+	// sync is how long a write takes on an ordinary disk; 0 draws it from the seed.
+	sync time.Duration
 	// quiesce is [Config].Quiesce; 0 draws it from the seed.
 	quiesce time.Duration
 }
@@ -144,6 +147,9 @@ func newCluster(s suite, u setup) *cluster {
 	}
 	if c.rand.IntN(2) == 0 {
 		c.compactEvery = 5 + uint64(c.rand.IntN(200))
+	}
+	if u.sync > 0 {
+		c.syncTime = u.sync
 	}
 	c.view = order.View{Num: 1, Next: order.ReplicaID(u.members + 1)}
 	for i := range c.hosts {

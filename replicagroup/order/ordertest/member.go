@@ -311,7 +311,7 @@ func (m *member) persist(p order.Persist) bool {
 	m.disk.write(p)
 	m.writing = append(m.writing, p)
 	// The writes end in order whatever their times say: each end takes the first of them.
-	took := m.c.syncTime/2 + time.Duration(m.env.Rand().Int64N(int64(m.c.syncTime)))
+	took := (m.c.syncTime/2 + time.Duration(m.env.Rand().Int64N(int64(m.c.syncTime)))) * m.slowness()
 	if !p.Sync {
 		took = took/10 + 1
 	}
@@ -321,6 +321,9 @@ func (m *member) persist(p order.Persist) bool {
 	}
 	return m.c.point(m)
 }
+
+// slowness is how many times longer everything takes here than elsewhere.
+func (m *member) slowness() time.Duration { return time.Duration(max(1, m.c.slow[m.env.ID()])) }
 
 // written ends the oldest write under way.
 func (m *member) written() {
@@ -425,7 +428,7 @@ func (m *member) apply() {
 		return
 	}
 	m.applying = true
-	m.env.After(m.c.applyTime, func() {
+	m.env.After(m.c.applyTime*m.slowness(), func() {
 		m.applying = false
 		m.execute()
 	})

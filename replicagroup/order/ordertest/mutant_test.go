@@ -313,6 +313,22 @@ var mutants = []struct {
 	{name: "engine starts empty", test: restartAll, effort: 1, finds: "",
 		factory: func(c Config, _ order.Image) (order.Orderer, error) { return raftFactory(c, order.Image{}) }},
 
+	{name: "slow disk, driver reports Stored before the disk has it", driver: mistakes{storedEarly: true}, test: slowDisks, effort: .2, finds: "I12"},
+	{name: "slow disk, engine takes its newest write for stored", test: slowDisks, effort: 1, finds: "",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			newest := uint64(0)
+			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
+				if _, ok := ev.(order.Stored); ok {
+					return order.Stored{Seq: newest}
+				}
+				return ev
+			}, actions: func(_ order.Event, a *order.Actions) {
+				for _, p := range a.Persist {
+					newest = p.Seq
+				}
+			}}
+		})},
+
 	// Groups that sleep.
 	{name: "engine never sleeps", test: sleeping, effort: .1, finds: "does not sleep",
 		factory: func(c Config, img order.Image) (order.Orderer, error) {
@@ -372,6 +388,18 @@ var mutants = []struct {
 				return true
 			}}
 		})},
+	{name: "a node of a thousand groups stops, and no engine hears of it", test: manyGroups, effort: .1, finds: "no leader after",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				_, ok := ev.(order.Suspect)
+				return ok
+			}}
+		})},
+	{name: "groups never sleep, a thousand", test: manyGroups, effort: .1, finds: "a group that sleeps sends",
+		factory: func(c Config, img order.Image) (order.Orderer, error) {
+			c.Quiesce = -1
+			return raftFactory(c, img)
+		}},
 	{name: "engines wake nobody", test: sleeping, effort: 1, finds: "unheard",
 		factory: bend(func(_ Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {

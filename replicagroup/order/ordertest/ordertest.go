@@ -58,7 +58,9 @@ var tests = []test{
 	{"11ChangesRaceCrashesAndEachOther", racingChanges},
 	{"12PartitionedLeaderAnswersNoStaleRead", staleReads},
 	{"13HistoriesAreLinearizable", linearizability},
+	{"16ThousandGroupsOutliveANode", manyGroups},
 	{"19GroupsSleepAndWake", sleeping},
+	{"20DisksSlowerThanElections", slowDisks},
 }
 
 // The seeds of the tests are fixed, so that what passed once passes again. These flags look further.

@@ -2,6 +2,8 @@ package ordertest
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"latchkey/internal/sim"
@@ -54,17 +56,22 @@ func (c *cluster) silence() error {
 // suspectSoon lets every member's detector report a node after a while that differs between them: within a second, half of it
 // at least.
 func (c *cluster) suspectSoon(n sim.NodeID, by ...sim.NodeID) {
-	suspect := order.Suspect{Member: c.disks[n].self}
 	c.doubted[n] = true
 	for _, k := range by {
-		c.world.At(c.world.Now()+patience/2+time.Duration(c.rand.Int64N(int64(patience/2))), func() {
-			m := c.running[k]
-			if m == nil || m.engine == nil || !c.doubted[n] || c.mistakes.sleepsDeaf && m.engine.Quiesced() {
-				return
-			}
-			m.step(suspect)
-		})
+		c.suspectAt(patience/2+time.Duration(c.rand.Int64N(int64(patience/2))), n, k)
 	}
+}
+
+// suspectAt lets one member's detector report a node after a while, unless it is trusted again before.
+func (c *cluster) suspectAt(after time.Duration, n, by sim.NodeID) {
+	suspect := order.Suspect{Member: c.disks[n].self}
+	c.world.At(c.world.Now()+after, func() {
+		m := c.running[by]
+		if m == nil || m.engine == nil || !c.doubted[n] || c.mistakes.sleepsDeaf && m.engine.Quiesced() {
+			return
+		}
+		m.step(suspect)
+	})
 }
 
 // trust takes all suspicions of a node back.
@@ -110,6 +117,9 @@ func (c *cluster) undisturbed(leader sim.NodeID, term uint64, by string) error {
 		return fmt.Errorf("%s: member %d led in term %d, now %d in term %d (%v, %v)", by, leader, term, l, t, c, c.world)
 	}
 	for _, m := range c.running {
+		if m == nil {
+			continue
+		}
 		if l, _ := m.engine.Leader(); l != c.disks[leader].self {
 			return fmt.Errorf("%s: replica %d sleeps under leader %d, not %d (%v, %v)", by, m.id, l, c.disks[leader].self, c, c.world)
 		}
@@ -271,6 +281,64 @@ func sleeping(s suite) error {
 			if err := c.wakes(3*patience, "sleeps"); err != nil {
 				return fmt.Errorf("after nap %d: %w", nap, err)
 			}
+		}
+		return c.stopAndFinish()
+	})
+}
+
+// manyGroups is test 16: a thousand groups of five on seven nodes. Ten seconds after the last command none of them sends anything;
+// what is left, the pings of nodes, is the drivers' business. A node stops, and the detectors of the others notice within two
+// seconds, as they do where no group is awake. All groups that had their leader there have another within three seconds, and the
+// others go on as they were.
+//
+// Groups share nothing but the detectors, so each has a world of its own.
+func manyGroups(s suite) error {
+	const nodes, stops = 7, 3
+	var noticed [nodes]time.Duration // when each node suspects the one that stops
+	rnd := rand.New(rand.NewPCG(s.seed, 16))
+	for n := range noticed {
+		noticed[n] = patience + time.Duration(rnd.Int64N(int64(patience)))
+	}
+	return parallel(s.count(1000), func(i int) error {
+		u := setup{seed: s.seed + 16_000 + uint64(i), members: 5, clients: 1, keys: 3, faults: calm, think: patience / 20, quiet: true, quiesce: 3 * patience}
+		c := newCluster(s, u)
+		if err := c.warm(1); err != nil {
+			return err
+		}
+		c.hushed = true
+		if err := c.pass(10 * patience); err != nil {
+			return err
+		}
+		if err := c.silence(); err != nil {
+			return err
+		}
+		at := c.rand.Perm(nodes) // where the members live
+		victim := sim.NodeID(slices.Index(at[:u.members], stops))
+		leader, term := c.leader(), c.term()
+		if victim >= 0 {
+			c.world.Crash(victim)
+			c.doubted[victim] = true
+			for _, n := range c.others(victim) {
+				c.suspectAt(noticed[at[n]], victim, n)
+			}
+		}
+		if err := c.await(3*patience, "a group has no leader after a node stopped", func() bool { return c.leader() >= 0 }); err != nil {
+			return err
+		}
+		if victim != leader {
+			if err := c.undisturbed(leader, term, "another member's end"); err != nil {
+				return err
+			}
+		}
+		if err := c.wakes(3*patience, "lost a member"); err != nil {
+			return err
+		}
+		if victim >= 0 {
+			c.world.Restart(victim)
+			c.trust(victim)
+		}
+		if err := c.hush(); err != nil {
+			return err
 		}
 		return c.stopAndFinish()
 	})
