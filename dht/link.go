@@ -43,9 +43,11 @@ type link struct {
 	gone    bool // no longer in links
 	calls   map[uint64]*call
 	lanes   [classes]lane
-	streams int    // attached, of both lanes
-	session uint64 // ours
-	theirs  uint64 // of the attached streams
+	streams int         // attached, of both lanes
+	session uint64      // ours
+	theirs  uint64      // of the attached streams
+	timer   *time.Timer // ends calls of Go whose time is up; nil until the first one
+	wakes   time.Time   // when it runs out; zero when it is not set
 }
 
 // lane is one class of a link.
@@ -281,15 +283,50 @@ func (l *link) await(id uint64, c *call) error {
 	return nil
 }
 
+// awaitLocked registers a call. One timer serves all calls of the link, and is touched only by one that ends before all others: most
+// are answered long before their time, and a timer for each would cost more than the rest of this.
 func (l *link) awaitLocked(id uint64, c *call) {
-	if c.done != nil {
-		c.timer = time.AfterFunc(c.timeout, func() {
-			if c := l.take(id); c != nil {
-				c.end(nil, fmt.Errorf("%w: %s, service %s, %v", ErrTimeout, l.peer, c.service, c.timeout))
-			}
-		})
-	}
 	l.calls[id] = c
+	if c.done != nil {
+		c.due = time.Now().Add(c.timeout)
+		l.armLocked(c.due)
+	}
+}
+
+func (l *link) armLocked(due time.Time) {
+	if !l.wakes.IsZero() && !due.Before(l.wakes) {
+		return
+	}
+	l.wakes = due
+	if wait := time.Until(due); l.timer == nil {
+		l.timer = time.AfterFunc(wait, l.expire)
+	} else {
+		l.timer.Reset(wait)
+	}
+}
+
+// expire ends the calls whose time is up.
+func (l *link) expire() {
+	var late []*call
+	l.mu.Lock()
+	now, next := time.Now(), time.Time{}
+	for id, c := range l.calls {
+		switch {
+		case c.done == nil: // its caller looks to its time itself
+		case !c.due.After(now):
+			delete(l.calls, id)
+			late = append(late, c)
+		case next.IsZero() || c.due.Before(next):
+			next = c.due
+		}
+	}
+	if l.wakes = (time.Time{}); !next.IsZero() {
+		l.armLocked(next)
+	}
+	l.mu.Unlock()
+	for _, c := range late {
+		c.end(nil, fmt.Errorf("%w: %s, service %s, %v", ErrTimeout, l.peer, c.service, c.timeout))
+	}
 }
 
 // take removes a call for the caller to end; nil if it is gone.
@@ -500,6 +537,9 @@ func (l *link) shut() {
 	l.mu.Lock()
 	l.gone = true
 	lost, calls := l.loseLocked()
+	if l.timer != nil {
+		l.timer.Stop()
+	}
 	l.mu.Unlock()
 	for _, s := range lost {
 		s.net.ResetWithError(network.StreamShutdown)

@@ -125,7 +125,7 @@ type call struct {
 	service string
 	class   Class
 	timeout time.Duration              // of Go
-	timer   *time.Timer                // of Go; set under the link's mu
+	due     time.Time                  // of Go; set under the link's mu
 	done    func(data []byte, e error) // of Go
 	answer  chan answer                // of Call
 }
@@ -140,7 +140,6 @@ func (c *call) end(data []byte, err error) {
 		c.answer <- answer{data, err} // room for one, and one is sent
 		return
 	}
-	c.timer.Stop()
 	c.done(data, err)
 }
 

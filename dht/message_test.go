@@ -315,6 +315,43 @@ func TestServiceErrorsComeBack(t *testing.T) {
 	}
 }
 
+// One timer serves all calls of a link: whatever their order, each ends when its own time is up and none before.
+func TestEachCallEndsAtItsOwnTime(t *testing.T) {
+	a, b := pair(t, func(o *Overlay) { o.Handle("never", func(*Request) {}) })
+	for _, to := range []*Overlay{b, a} {
+		start := time.Now()
+		type end struct {
+			timeout, took time.Duration
+			err           error
+		}
+		ends := make(chan end)
+		timeouts := []time.Duration{time.Hour, 30 * time.Millisecond, 60 * time.Millisecond, 10 * time.Millisecond, 60 * time.Millisecond}
+		for _, d := range timeouts {
+			a.Go(to.Self(), keyspace.Key{}, "never", nil, d, func(_ []byte, err error) {
+				select {
+				case ends <- end{d, time.Since(start), err}:
+				case <-t.Context().Done(): // the one of an hour
+				}
+			})
+		}
+		for range len(timeouts) - 1 {
+			select {
+			case e := <-ends:
+				if e.took < e.timeout || e.timeout == time.Hour || !errors.Is(e.err, ErrTimeout) {
+					t.Errorf("%+v", e)
+				}
+			case <-within(t).Done():
+				t.Fatal("a call did not end")
+			}
+		}
+		// Once more, now that the timer stands at an hour.
+		a.Go(to.Self(), keyspace.Key{}, "never", nil, time.Millisecond, func(_ []byte, err error) { ends <- end{err: err} })
+		if e := <-ends; !errors.Is(e.err, ErrTimeout) {
+			t.Errorf("after a longer one: %v", e.err)
+		}
+	}
+}
+
 func TestCallsEndWithTheirTime(t *testing.T) {
 	asked := make(chan *Request, 4)
 	a, b := pair(t, func(o *Overlay) { o.Handle("later", func(r *Request) { asked <- r }) })

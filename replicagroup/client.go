@@ -160,8 +160,8 @@ type groupSession struct {
 
 	mu         sync.Mutex
 	core       *session.Client
-	id         order.ClientID // as registered with the host
-	descriptor placement.Descriptor
+	id         order.ClientID        // as registered with the host
+	descriptor *placement.Descriptor // replaced, never changed; zero: not located yet
 	waiting    map[uint64]chan<- session.Done
 	nextRef    uint64
 	keep       bool
@@ -170,14 +170,33 @@ type groupSession struct {
 	timer      *time.Timer
 	wakes      automaton.Instant // when timer runs out; Never when it is not set
 	closed     bool
-	follows    peer.ID // who was called last and is watched; empty: nobody
+	follows    peer.ID                // who was called last and is watched; empty: nobody
+	actions    []session.ClientAction // storage of one step's
 }
+
+// task is something that the automaton has asked for and that is done once mu is free: a call to be sent, or else a search.
+type task struct {
+	call  session.SendTo
+	place *placement.Descriptor // of the call; nil: search
+	fresh bool                  // of the search
+}
+
+// tasks are those of one event, which may step the automaton more than once.
+type tasks struct{ list []task }
+
+var taskPool = sync.Pool{New: func() any { return new(tasks) }}
+
+func newTasks() *tasks { return taskPool.Get().(*tasks) }
+
+// donePool has channels that a caller awaits its answer on. Each gets one, and is put back after that.
+var donePool = sync.Pool{New: func() any { return make(chan session.Done, 1) }}
 
 func newGroupSession(c *Client, p keyspace.Prefix) *groupSession {
 	s := &groupSession{
 		client: c, prefix: p,
-		core:    session.NewClient(session.ClientConfig{TTL: sessionTTL, CallTimeout: commandTimeout}),
-		waiting: make(map[uint64]chan<- session.Done), due: automaton.Never, wakes: automaton.Never,
+		core:       session.NewClient(session.ClientConfig{TTL: sessionTTL, CallTimeout: commandTimeout}),
+		descriptor: new(placement.Descriptor),
+		waiting:    make(map[uint64]chan<- session.Done), due: automaton.Never, wakes: automaton.Never,
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,21 +218,22 @@ func (s *groupSession) identityLocked() session.Identity {
 }
 
 func (s *groupSession) do(ctx context.Context, service string, data []byte) ([]byte, error) {
-	done := make(chan session.Done, 1)
+	done := donePool.Get().(chan session.Done)
+	defer donePool.Put(done)
+	todo := newTasks()
 	s.mu.Lock()
 	s.nextRef++
 	ref := s.nextRef
 	s.waiting[ref] = done
 	now := s.client.host.clock.Now()
 	s.used = now
-	var todo []func()
 	if !s.keep {
 		s.keep = true
-		todo = s.stepLocked(session.KeepAlive{On: true}, now, todo)
+		s.stepLocked(session.KeepAlive{On: true}, now, todo)
 	}
-	todo = s.stepLocked(session.Submit{Ref: ref, Service: service, Data: data}, now, todo)
+	s.stepLocked(session.Submit{Ref: ref, Service: service, Data: data}, now, todo)
 	s.mu.Unlock()
-	run(todo)
+	s.run(todo)
 	select {
 	case d := <-done:
 		return d.Data, s.failure(d.Err, nil)
@@ -247,44 +267,51 @@ func (s *groupSession) failure(err, cause error) error {
 
 // step feeds one event to the automaton and carries out what it asks for.
 func (s *groupSession) step(ev session.ClientEvent) {
+	todo := newTasks()
 	s.mu.Lock()
-	todo := s.stepLocked(ev, s.client.host.clock.Now(), nil)
+	s.stepLocked(ev, s.client.host.clock.Now(), todo)
 	s.mu.Unlock()
-	run(todo)
+	s.run(todo)
 }
 
-func run(todo []func()) {
-	for _, f := range todo {
-		f()
+// run does what has gathered, and gives its storage back.
+func (s *groupSession) run(todo *tasks) {
+	for i := range todo.list {
+		if t := &todo.list[i]; t.place != nil {
+			s.send(&t.call, t.place)
+		} else {
+			s.locate(t.fresh)
+		}
 	}
+	clear(todo.list)
+	todo.list = todo.list[:0]
+	taskPool.Put(todo)
 }
 
-// stepLocked steps the automaton and appends to todo what has to be done after mu is free.
-func (s *groupSession) stepLocked(ev session.ClientEvent, now automaton.Instant, todo []func()) []func() {
-	var space [4]session.ClientAction
+// stepLocked steps the automaton and adds to todo what has to be done after mu is free.
+func (s *groupSession) stepLocked(ev session.ClientEvent, now automaton.Instant, todo *tasks) {
 	lost := false
-	for _, a := range s.core.Step(ev, now, space[:0]) {
+	s.actions = s.core.Step(ev, now, s.actions[:0])
+	for _, a := range s.actions {
 		switch a := a.(type) {
 		case session.SendTo:
-			d := s.descriptor
-			todo = append(todo, func() { s.send(a, d) })
+			todo.list = append(todo.list, task{call: a, place: s.descriptor})
 		case session.Arm:
 			s.armLocked(a.At, now)
 		case session.Done:
 			s.waiting[a.Ref] <- a
 			delete(s.waiting, a.Ref)
 		case session.Relocate:
-			fresh := !s.descriptor.IsZero()
-			todo = append(todo, func() { s.locate(fresh) })
+			todo.list = append(todo.list, task{fresh: !s.descriptor.IsZero()})
 		case session.Lost:
 			lost = true
 		}
 	}
+	clear(s.actions)
 	if lost { // after the rest, since the automaton goes on at once with what it could take back
 		log.Debugw("session lost", "prefix", s.prefix, "client", s.id)
-		todo = s.stepLocked(s.identityLocked(), now, todo)
+		s.stepLocked(s.identityLocked(), now, todo)
 	}
-	return todo
 }
 
 // armLocked takes note of when the automaton wants to be woken. The timer is touched only when it would run out later than that:
@@ -308,34 +335,34 @@ func (s *groupSession) expired() {
 	s.mu.Lock()
 	now := h.clock.Now()
 	s.wakes = automaton.Never
-	var todo []func()
+	todo := newTasks()
 	if s.keep && now.Sub(s.used) > h.genesis.TTLMax+sessionTTL {
 		s.keep = false
-		todo = s.stepLocked(session.KeepAlive{On: false}, now, todo)
+		s.stepLocked(session.KeepAlive{On: false}, now, todo)
 		s.followLocked("")
 	}
 	if s.due <= now {
-		todo = s.stepLocked(session.Timer{}, now, todo)
+		s.stepLocked(session.Timer{}, now, todo)
 	} else {
 		s.armLocked(s.due, now)
 	}
 	s.mu.Unlock()
-	run(todo)
+	s.run(todo)
 }
 
 // send carries one call to a replica. Every call gets its answer, so the automaton's bound on calls holds.
-func (s *groupSession) send(a session.SendTo, d placement.Descriptor) {
-	h := s.client.host
+func (s *groupSession) send(a *session.SendTo, d *placement.Descriptor) {
+	h, call, to := s.client.host, a.Call, a.To
 	m, ok := d.View.MemberAt(a.To)
 	if !ok { // a hint named a stranger
-		s.step(session.NotLeader{Call: a.Call})
+		s.step(session.NotLeader{Call: call})
 		return
 	}
 	p, _ := d.Peer(m.ID)
 	s.follow(peer.ID(p.ID))
 	req := encodeCommand(d.Group, d.View.Num, a.Cmd)
 	h.overlay.Go(peer.ID(p.ID), keyspace.Key{}, serviceCommand, req, a.Timeout, func(b []byte, err error) {
-		s.step(s.answered(a, d, b, err))
+		s.step(s.answered(call, to, d, b, err))
 	})
 }
 
@@ -367,36 +394,36 @@ func (s *groupSession) followLocked(p peer.ID) {
 	s.follows = p
 }
 
-// answered turns the answer to a call into the automaton's event.
-func (s *groupSession) answered(a session.SendTo, d placement.Descriptor, b []byte, err error) session.ClientEvent {
+// answered turns the answer to a call to a node into the automaton's event.
+func (s *groupSession) answered(call uint64, to keyspace.NodeID, d *placement.Descriptor, b []byte, err error) session.ClientEvent {
 	h := s.client.host
 	var r reply
 	if err == nil {
 		r, err = h.decode.reply(b)
 	}
 	if err != nil {
-		log.Debugw("no answer", "group", d.Group, "node", a.To, "err", err)
-		return session.NoAnswer{Call: a.Call}
+		log.Debugw("no answer", "group", d.Group, "node", to, "err", err)
+		return session.NoAnswer{Call: call}
 	}
-	if h.corrected(d, r) {
+	if h.corrected(*d, r) {
 		s.renew()
 	}
 	if status, ok := statusFromPB(r.status); ok {
-		h.locator.led(d.Group, a.To)
-		return session.Answer{Call: a.Call, Status: status, Data: r.data}
+		h.locator.led(d.Group, to)
+		return session.Answer{Call: call, Status: status, Data: r.data}
 	}
 	switch r.status {
 	case pb.Status_NOT_LEADER, pb.Status_NOT_HERE, pb.Status_MOVED, pb.Status_BUSY:
-		return session.NotLeader{Call: a.Call, Hint: r.leader}
+		return session.NotLeader{Call: call, Hint: r.leader}
 	}
-	return session.NoAnswer{Call: a.Call}
+	return session.NoAnswer{Call: call}
 }
 
 // renew takes over what has become known of the group's place.
 func (s *groupSession) renew() {
 	if d, ok := s.client.host.locator.cached(s.prefix); ok {
 		s.mu.Lock()
-		newer := placement.Newer(d, s.descriptor)
+		newer := placement.Newer(d, *s.descriptor)
 		s.mu.Unlock()
 		if newer {
 			s.located(d)
@@ -430,19 +457,20 @@ func (s *groupSession) located(d placement.Descriptor) {
 			ev.Voters = append(ev.Voters, m.Peer)
 		}
 	}
+	todo := newTasks()
 	s.mu.Lock()
 	if !d.IsZero() {
-		s.descriptor = d
+		s.descriptor = &d
 	}
-	todo := s.stepLocked(ev, s.client.host.clock.Now(), nil)
+	s.stepLocked(ev, s.client.host.clock.Now(), todo)
 	s.mu.Unlock()
-	run(todo)
+	s.run(todo)
 }
 
 // takes reports whether an output of this group from this node is to be believed: it must come from a member.
 func (s *groupSession) takes(g order.GroupID, from keyspace.NodeID) bool {
 	s.mu.Lock()
-	d := s.descriptor
+	d := *s.descriptor
 	s.mu.Unlock()
 	if newer, ok := s.client.host.locator.cached(s.prefix); ok && placement.Newer(newer, d) {
 		d = newer
@@ -452,10 +480,10 @@ func (s *groupSession) takes(g order.GroupID, from keyspace.NodeID) bool {
 }
 
 func (s *groupSession) close() {
-	h := s.client.host
+	h, todo := s.client.host, newTasks()
 	s.mu.Lock()
 	s.closed = true
-	todo := s.stepLocked(session.Close{}, h.clock.Now(), nil)
+	s.stepLocked(session.Close{}, h.clock.Now(), todo)
 	if s.timer != nil {
 		s.timer.Stop()
 	}
@@ -464,5 +492,5 @@ func (s *groupSession) close() {
 	delete(h.sessions, s.id)
 	h.mu.Unlock()
 	s.mu.Unlock()
-	run(todo)
+	s.run(todo)
 }

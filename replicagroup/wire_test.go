@@ -186,7 +186,7 @@ func TestSessionOfAnotherPeerIsRefused(t *testing.T) {
 	req := marshal(&pb.CommandRequest{Group: groupToPB(s.descriptor.Group), View: s.descriptor.View.Num, Client: s.id[:], Seq: 1,
 		Service: "count", Data: number(1)})
 	var got reply
-	err := w.peers[1].groups.askLeader(ctx, s.descriptor, keyspace.Key{}, serviceCommand, func(placement.Descriptor) []byte { return req }, func(r reply) (bool, error) {
+	err := w.peers[1].groups.askLeader(ctx, *s.descriptor, keyspace.Key{}, serviceCommand, func(placement.Descriptor) []byte { return req }, func(r reply) (bool, error) {
 		got = r
 		return true, nil
 	})

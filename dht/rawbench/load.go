@@ -15,7 +15,7 @@ func MeasureMany(ctx context.Context, d time.Duration, n int, op func(caller int
 	defer cancel(nil)
 	samples := make([][]time.Duration, n)
 	for i := range samples {
-		samples[i] = make([]time.Duration, 0, 1<<10)
+		samples[i] = make([]time.Duration, 0, 1<<6)
 	}
 	most := max(samplesMax/max(n, 1), 1)
 	return measured(func(start time.Time) ([]time.Duration, error) {
