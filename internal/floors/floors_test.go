@@ -50,6 +50,7 @@ var packages = map[string]int{
 	"lockservice/table":      automata,
 	"lockservice/hold":       automata,
 	"dht/detector":           automata,
+	"dht/twins":              automata,
 
 	"internal/driver":      tools,
 	"internal/durablefile": tools,
