@@ -38,7 +38,7 @@ func stranger(t *testing.T, h host.Host, o *Overlay, class Class, hello bool) ne
 		if err != nil {
 			t.Fatalf("no hello came back: %v", err)
 		}
-		if _, _, err := decodeHello(body, testOverlay); err != nil {
+		if _, err := decodeHello(body, testOverlay); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -282,34 +282,58 @@ func (a *assembler) drop() {
 	a.begun, a.buf = item{}, nil
 }
 
-// encodeHello returns the body of the first frame.
-func encodeHello(overlay [32]byte, session uint64, application []byte) ([]byte, error) {
-	return proto.Marshal(&pb.Frame{Hello: &pb.Hello{
-		Version: protocolVersion, Overlay: overlay[:], Session: session, Application: application,
-	}})
+// hello is what a peer says of itself in the first frame of a stream.
+type hello struct {
+	session     uint64
+	boot        Boot
+	application []byte
 }
 
-// decodeHello checks the body of the first frame of a stream and returns the peer's session and the application's part. Errors
-// are *badFrame.
-func decodeHello(b []byte, overlay [32]byte) (session uint64, application []byte, err error) {
+// encodeHello returns the body of the first frame.
+func encodeHello(overlay [32]byte, h hello) ([]byte, error) {
+	m := &pb.Hello{Version: protocolVersion, Overlay: overlay[:], Session: h.session, Application: h.application}
+	if b := h.boot; b.Store != [16]byte{} {
+		m.Store, m.BootCount, m.BootNonce = b.Store[:], b.Count, b.Nonce
+	}
+	return proto.Marshal(&pb.Frame{Hello: m})
+}
+
+// decodeHello checks the body of the first frame of a stream. Errors are *badFrame.
+func decodeHello(b []byte, overlay [32]byte) (hello, error) {
 	var f pb.Frame
 	if err := proto.Unmarshal(b, &f); err != nil {
-		return 0, nil, malformed("hello: %v", err)
+		return hello{}, malformed("hello: %v", err)
 	}
-	switch h := f.GetHello(); {
+	h := f.GetHello()
+	switch {
 	case h == nil, len(f.GetItems()) > 0:
-		return 0, nil, &badFrame{ReasonNoHello, "in the first frame"}
+		return hello{}, &badFrame{ReasonNoHello, "in the first frame"}
 	case h.GetVersion() != protocolVersion:
-		return 0, nil, &badFrame{ReasonVersion, fmt.Sprint(h.GetVersion())}
+		return hello{}, &badFrame{ReasonVersion, fmt.Sprint(h.GetVersion())}
 	case string(h.GetOverlay()) != string(overlay[:]):
-		return 0, nil, &badFrame{ReasonOverlay, fmt.Sprintf("%x", h.GetOverlay())}
+		return hello{}, &badFrame{ReasonOverlay, fmt.Sprintf("%x", h.GetOverlay())}
 	case h.GetSession() == 0:
-		return 0, nil, malformed("hello without a session")
+		return hello{}, malformed("hello without a session")
 	case len(h.GetApplication()) > HelloBytesMax:
-		return 0, nil, &badFrame{ReasonOversize, fmt.Sprintf("application hello of %d bytes", len(h.GetApplication()))}
-	default:
-		return h.GetSession(), h.GetApplication(), nil
+		return hello{}, &badFrame{ReasonOversize, fmt.Sprintf("application hello of %d bytes", len(h.GetApplication()))}
 	}
+	boot, err := decodeBoot(h.GetStore(), h.GetBootCount(), h.GetBootNonce())
+	return hello{h.GetSession(), boot, h.GetApplication()}, err
+}
+
+// decodeBoot checks the start of a store, or of a peer without one.
+func decodeBoot(store []byte, count, nonce uint64) (b Boot, err error) {
+	if len(store) == 0 && count == 0 && nonce == 0 {
+		return b, nil
+	}
+	if len(store) != len(b.Store) || count == 0 || nonce == 0 {
+		return b, malformed("start %d of a store with an id of %d bytes, nonce %x", count, len(store), nonce)
+	}
+	b = Boot{Count: count, Nonce: nonce}
+	if copy(b.Store[:], store); b.Store == [16]byte{} {
+		return Boot{}, malformed("a store whose id is zero")
+	}
+	return b, nil
 }
 
 // asBadFrame returns err's reason if it is about the peer's bytes rather than about the stream.

@@ -136,7 +136,7 @@ func manyItems(n int) []*pb.Item {
 }
 
 func mustHello(overlay [32]byte) []byte {
-	b, err := encodeHello(overlay, 1, nil)
+	b, err := encodeHello(overlay, hello{session: 1})
 	if err != nil {
 		panic(err)
 	}
@@ -213,35 +213,41 @@ func TestPiecesJoinToTheMessage(t *testing.T) {
 }
 
 func TestHelloIsChecked(t *testing.T) {
-	hello := func(h *pb.Hello, items ...*pb.Item) []byte {
+	said := func(h *pb.Hello, items ...*pb.Item) []byte {
 		b, _ := proto.Marshal(&pb.Frame{Hello: h, Items: items})
 		return b
 	}
 	other := testOverlay
 	other[31]++ // the same protocol id
+	store := [16]byte{1}
 	for name, c := range map[string]struct {
 		body   []byte
 		reason Reason
 	}{
 		"garbage":       {[]byte{0xff}, ReasonMalformed},
 		"items":         {frameOf(&pb.Item{Kind: 1, Service: "echo"}), ReasonNoHello},
-		"with items":    {hello(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:]}, &pb.Item{Kind: 1, Service: "echo"}), ReasonNoHello},
-		"other version": {hello(&pb.Hello{Version: protocolVersion + 1, Overlay: testOverlay[:]}), ReasonVersion},
+		"with items":    {said(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:]}, &pb.Item{Kind: 1, Service: "echo"}), ReasonNoHello},
+		"other version": {said(&pb.Hello{Version: protocolVersion + 1, Overlay: testOverlay[:]}), ReasonVersion},
 		"other overlay": {mustHello(other), ReasonOverlay},
-		"no session":    {hello(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:]}), ReasonMalformed},
-		"long":          {hello(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:], Session: 1, Application: make([]byte, HelloBytesMax+1)}), ReasonOversize},
+		"no session":    {said(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:]}), ReasonMalformed},
+		"long":          {said(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:], Session: 1, Application: make([]byte, HelloBytesMax+1)}), ReasonOversize},
+		"short store":   {said(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:], Session: 1, Store: make([]byte, 15), BootCount: 1, BootNonce: 1}), ReasonMalformed},
+		"zero store":    {said(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:], Session: 1, Store: make([]byte, 16), BootCount: 1, BootNonce: 1}), ReasonMalformed},
+		"no count":      {said(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:], Session: 1, Store: store[:], BootNonce: 1}), ReasonMalformed},
+		"no nonce":      {said(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:], Session: 1, Store: store[:], BootCount: 1}), ReasonMalformed},
+		"no store":      {said(&pb.Hello{Version: protocolVersion, Overlay: testOverlay[:], Session: 1, BootCount: 1}), ReasonMalformed},
 	} {
-		_, _, err := decodeHello(c.body, testOverlay)
+		_, err := decodeHello(c.body, testOverlay)
 		if reason, ok := asBadFrame(err); !ok || reason != c.reason {
 			t.Errorf("%s: %v, want %q", name, err, c.reason)
 		}
 	}
-	largest, err := encodeHello(testOverlay, math.MaxUint64, make([]byte, HelloBytesMax))
+	largest, err := encodeHello(testOverlay, hello{math.MaxUint64, Boot{Store: [16]byte{1}, Count: math.MaxUint64, Nonce: math.MaxUint64}, make([]byte, HelloBytesMax)})
 	if err != nil || len(largest) > helloFrameBytesMax {
 		t.Errorf("the largest hello takes %d bytes, %v", len(largest), err)
 	}
-	if _, app, err := decodeHello(largest, testOverlay); err != nil || len(app) != HelloBytesMax {
-		t.Errorf("the largest hello: %d bytes, %v", len(app), err)
+	if h, err := decodeHello(largest, testOverlay); err != nil || len(h.application) != HelloBytesMax || h.boot.Count != math.MaxUint64 {
+		t.Errorf("the largest hello: %+v, %v", h, err)
 	}
 }
 
@@ -309,9 +315,9 @@ func FuzzDecodeHello(f *testing.F) {
 	f.Add(mustHello(testOverlay))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, app, err := decodeHello(b, testOverlay)
-		if _, ok := asBadFrame(err); err != nil && !ok || len(app) > HelloBytesMax {
-			t.Errorf("%d bytes, %v", len(app), err)
+		h, err := decodeHello(b, testOverlay)
+		if _, ok := asBadFrame(err); err != nil && !ok || len(h.application) > HelloBytesMax || err == nil && (h.boot.Store == [16]byte{}) != (h.boot == Boot{}) {
+			t.Errorf("%+v, %v", h, err)
 		}
 	})
 }

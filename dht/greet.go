@@ -61,7 +61,7 @@ func Greet(ctx context.Context, h host.Host, overlay [32]byte, p peer.ID) error 
 	}
 	defer s.Reset() // no effect after Close
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
-	body, err := encodeHello(overlay, newSession(), nil)
+	body, err := encodeHello(overlay, hello{session: newSession()})
 	if err != nil {
 		return fail(err)
 	}
@@ -71,7 +71,7 @@ func Greet(ctx context.Context, h host.Host, overlay [32]byte, p peer.ID) error 
 	if body, err = readFrame(bufio.NewReader(s), helloFrameBytesMax, nil); err != nil {
 		return fail(err)
 	}
-	if _, _, err := decodeHello(body, overlay); err != nil {
+	if _, err := decodeHello(body, overlay); err != nil {
 		return fail(err)
 	}
 	return s.Close()

@@ -10,6 +10,7 @@ import (
 
 	"latchkey/dht/detector"
 	"latchkey/dht/keyspace"
+	"latchkey/dht/twins"
 	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 )
@@ -50,6 +51,7 @@ func (o *Overlay) OnSuspect(f func(p peer.ID, suspected bool)) {
 type heartbeats struct {
 	now    func() automaton.Instant
 	nonce  uint64 // of this start
+	boot   Boot   // of our store, if we have one: the nonce is the store's then
 	send   func(to peer.ID, msg []byte)
 	heard  func(p peer.ID) bool // since it was asked last
 	change func(p peer.ID, suspected bool, silence time.Duration)
@@ -63,9 +65,13 @@ type heartbeats struct {
 
 func newHeartbeats(o *Overlay) *heartbeats {
 	clock := driver.NewClock()
+	nonce := clock.Nonce()
+	if o.own != (Boot{}) {
+		nonce = o.own.Nonce
+	}
 	return &heartbeats{
-		now: clock.Now, nonce: clock.Nonce(),
-		send: o.sendHeartbeat, heard: o.heard, change: o.suspect, alarm: o.alarm,
+		now: clock.Now, nonce: nonce, boot: o.own,
+		send: o.sendHeartbeat, heard: o.heard, change: o.suspect, alarm: func(p peer.ID) { o.alarm(Alarm{Peer: p}) },
 		box: driver.NewMailbox[detector.Event](heartbeatsMax), watched: make(map[peer.ID]struct{}),
 	}
 }
@@ -121,7 +127,7 @@ func (b *heartbeats) step(ev detector.Event) {
 	for _, a := range b.actions {
 		switch a := a.(type) {
 		case detector.Ping:
-			b.send(peer.ID(a.Peer), heartbeat{nonce: b.nonce, at: now}.encode())
+			b.send(peer.ID(a.Peer), heartbeat{nonce: b.nonce, boot: b.boot, at: now}.encode())
 		case detector.Suspect:
 			b.change(peer.ID(a.Peer), true, a.Silence)
 		case detector.Trust:
@@ -136,7 +142,7 @@ func (b *heartbeats) step(ev detector.Event) {
 // waits for nothing.
 func (b *heartbeats) received(from peer.ID, m heartbeat) {
 	if !m.answer {
-		b.send(from, heartbeat{answer: true, nonce: b.nonce, at: m.at}.encode())
+		b.send(from, heartbeat{answer: true, nonce: b.nonce, boot: b.boot, at: m.at}.encode())
 	}
 	b.box.TryPut(detector.Beat{Peer: detector.Peer(from), Nonce: m.nonce, Answer: m.answer, Echo: m.at})
 }
@@ -162,7 +168,7 @@ func (o *Overlay) heard(p peer.ID) bool {
 	o.linksMu.RLock()
 	l := o.links[p]
 	o.linksMu.RUnlock()
-	return l != nil && l.heard.Swap(false)
+	return l != nil && l.heard.Swap(false) && !o.refused(p)
 }
 
 // suspect tells everybody of a suspicion that begins or ends.
@@ -199,30 +205,31 @@ func (l *link) giveUp() {
 	endAll(calls, fmt.Errorf("%w: %s", ErrSuspected, l.peer))
 }
 
-// alarm tells of a peer whose identity two processes use.
-func (o *Overlay) alarm(p peer.ID) {
-	o.count.alarms.Add(1)
-	log.Errorw("two processes use the identity of one peer, as a copied directory makes them: stop one of them", "peer", p)
-}
-
 func (o *Overlay) handleHeartbeat(r *Request) {
 	m, err := decodeHeartbeat(r.Data)
 	if err != nil || !r.OneWay() {
 		r.Misbehaved(string(ReasonHeartbeat))
 		return
 	}
-	o.beats.received(r.From, m)
+	asked := automaton.Instant(0)
+	if m.answer {
+		asked = m.at
+	}
+	if o.judge(r.From, m.boot, asked) == twins.Accept {
+		o.beats.received(r.From, m)
+	}
 }
 
 // heartbeat is a ping or the answer to one, which repeats its instant: one byte, 0 or 1, then nonce and instant, eight bytes each,
-// the highest first.
+// the highest first; then id and count of the sender's store, sixteen bytes and eight, or zeros if it has none.
 type heartbeat struct {
 	answer bool
 	nonce  uint64            // of the sender's start, never 0
 	at     automaton.Instant // of who has pinged, when it did
+	boot   Boot              // of the sender's store, or zero; with the same nonce
 }
 
-const heartbeatBytes = 17
+const heartbeatBytes = 41
 
 func (m heartbeat) encode() []byte {
 	b := make([]byte, 1, heartbeatBytes)
@@ -230,16 +237,21 @@ func (m heartbeat) encode() []byte {
 		b[0] = 1
 	}
 	b = binary.BigEndian.AppendUint64(b, m.nonce)
-	return binary.BigEndian.AppendUint64(b, uint64(m.at))
+	b = binary.BigEndian.AppendUint64(b, uint64(m.at))
+	b = append(b, m.boot.Store[:]...)
+	return binary.BigEndian.AppendUint64(b, m.boot.Count)
 }
 
 func decodeHeartbeat(b []byte) (m heartbeat, err error) {
 	if len(b) != heartbeatBytes || b[0] > 1 {
 		return m, malformed("heartbeat of %d bytes", len(b))
 	}
-	m = heartbeat{b[0] == 1, binary.BigEndian.Uint64(b[1:]), automaton.Instant(binary.BigEndian.Uint64(b[9:]))}
+	m = heartbeat{answer: b[0] == 1, nonce: binary.BigEndian.Uint64(b[1:]), at: automaton.Instant(binary.BigEndian.Uint64(b[9:]))}
 	if m.nonce == 0 {
 		return m, malformed("heartbeat without nonce")
 	}
-	return m, nil
+	if store, count := b[17:33], binary.BigEndian.Uint64(b[33:]); count > 0 || [16]byte(store) != [16]byte{} {
+		m.boot, err = decodeBoot(store, count, m.nonce)
+	}
+	return m, err
 }

@@ -362,7 +362,8 @@ func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T)
 func TestABadHeartbeatResetsTheStream(t *testing.T) {
 	a, b := pair(t, nil)
 	good := heartbeat{nonce: 1, at: 2}.encode()
-	for _, msg := range [][]byte{nil, good[:16], append(bytes.Clone(good), 0), append([]byte{2}, good[1:]...), heartbeat{at: 3}.encode()} {
+	for _, msg := range [][]byte{nil, good[:heartbeatBytes-1], append(bytes.Clone(good), 0), append([]byte{2}, good[1:]...), heartbeat{at: 3}.encode(),
+		heartbeat{nonce: 1, boot: Boot{Store: [16]byte{1}}}.encode(), heartbeat{nonce: 1, boot: Boot{Count: 1}}.encode()} {
 		before := b.Stats().StreamsReset[ReasonHeartbeat]
 		if err := a.Send(b.Self(), keyspace.Key{}, serviceHeartbeat, msg); err != nil {
 			t.Fatal(err)
@@ -379,7 +380,8 @@ func TestABadHeartbeatResetsTheStream(t *testing.T) {
 }
 
 func FuzzHeartbeat(f *testing.F) {
-	f.Add(heartbeat{true, 1, 2}.encode())
+	f.Add(heartbeat{answer: true, nonce: 1, at: 2}.encode())
+	f.Add(heartbeat{nonce: 1, at: 2, boot: Boot{Store: [16]byte{3}, Count: 4, Nonce: 1}}.encode())
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if m, err := decodeHeartbeat(b); err == nil && !slices.Equal(m.encode(), b) {

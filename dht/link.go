@@ -37,6 +37,7 @@ type link struct {
 	servingBytes atomic.Int64 // of the requests in service
 	heard        atomic.Bool  // a frame has come since the failure detector looked
 	silent       atomic.Bool  // suspected because none came; calls are refused
+	asking       atomic.Bool  // whether a former start of the peer is still there
 
 	// mu guards the fields below and all of the lanes. It is taken after linksMu and before life.
 	mu      sync.Mutex
@@ -403,6 +404,9 @@ func (l *link) waitOut() bool {
 // errStale says that another stream of the peer was lost while this one was opened.
 var errStale = errors.New("dht: session over")
 
+// errTwin says that the peer's store runs in two places.
+var errTwin = &badFrame{ReasonTwin, "it is refused"}
+
 // dial returns a stream that is attached, or nil if the peer's own came first.
 func (l *link) dial(class Class) (*stream, error) {
 	ctx, cancel := context.WithTimeout(l.o.ctx, openTimeout)
@@ -425,7 +429,7 @@ func (l *link) dial(class Class) (*stream, error) {
 		return nil, err
 	}
 	if err := l.attach(s); err != nil {
-		ns.Reset()
+		s.reset(err)
 		return nil, err
 	}
 	return s, nil
@@ -455,7 +459,7 @@ func (l *link) openFailed(class Class, err error) {
 }
 
 // attach puts a greeted stream to use, in place of those the peer has lost. It returns errStale when we have lost one while this
-// was greeted, errGone when the link was forgotten, and ErrClosed.
+// was greeted, errGone when the link was forgotten, errTwin, and ErrClosed.
 func (l *link) attach(s *stream) error {
 	l.mu.Lock()
 	ln := &l.lanes[s.class]
@@ -473,6 +477,9 @@ func (l *link) attach(s *stream) error {
 	case s.ours != l.session:
 		l.mu.Unlock()
 		return errStale
+	case l.o.Refuses(l.peer, s.boot.Store): // found out since it was greeted
+		l.mu.Unlock()
+		return errTwin
 	}
 	var lost []*stream
 	var calls []*call

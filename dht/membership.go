@@ -108,7 +108,9 @@ func (o *Overlay) linkChanged(p peer.ID, up bool) {
 	default:
 		o.sets.left(p)
 	}
-	o.beats.link(p, up)
+	if !up || !o.refused(p) { // it is as good as gone
+		o.beats.link(p, up)
+	}
 	for _, f := range o.onLink {
 		f(p, up)
 	}

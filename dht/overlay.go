@@ -21,6 +21,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 
 	"latchkey/dht/keyspace"
+	"latchkey/dht/twins"
 )
 
 var log = logging.Logger("latchkey/dht")
@@ -37,6 +38,7 @@ type config struct {
 	helloMake  func() []byte
 	helloCheck func(peer.ID, []byte) error
 	sawOverlay bool
+	own        Boot
 }
 
 // Option sets one property of an overlay. See the With functions.
@@ -85,6 +87,9 @@ type Overlay struct {
 	onLink    []func(peer.ID, bool)
 	onMode    []func(hosting bool)
 	onSuspect []func(p peer.ID, suspected bool)
+	onAlarm   []func(Alarm)
+	onAccused []func(by peer.ID)
+	boots     boots
 	beats     *heartbeats
 	hosting   atomic.Bool  // we may be in replica sets; changed by watch
 	reach     atomic.Int32 // network.Reachability, as the host sees it; changed by watch
@@ -159,6 +164,7 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
 	o.local = newLocal(o)
 	o.beats = newHeartbeats(o)
+	o.boots.judge.See(twins.Sighting{Peer: twins.Peer(o.self), Boot: o.own}, 0)
 	o.handlers[serviceHeartbeat] = &service{serviceHeartbeat, o.handleHeartbeat}
 	o.nodes.add(o.self)
 	return o, nil
@@ -167,6 +173,9 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 func (o *Overlay) validate() error {
 	if !o.sawOverlay {
 		return fmt.Errorf("%w: WithOverlayID is required", ErrOption)
+	}
+	if b := o.own; b != (Boot{}) && (b.Store == [16]byte{} || b.Count == 0 || b.Nonce == 0) {
+		return fmt.Errorf("%w: WithBoot: start %d of store %x with nonce %x", ErrOption, b.Count, b.Store, b.Nonce)
 	}
 	o.bootstrap = slices.DeleteFunc(o.bootstrap, func(p peer.AddrInfo) bool { return p.ID == o.self })
 	for _, p := range o.bootstrap {

@@ -25,6 +25,8 @@ const (
 	ReasonStreams     Reason = "too many streams"
 	ReasonStalled     Reason = "reads nothing"
 	ReasonHeartbeat   Reason = "bad heartbeat"
+	ReasonTwin        Reason = "store in two places"
+	ReasonFormer      Reason = "former start"
 	ReasonUnfinished  Reason = "unfinished message"
 	reasonOther       Reason = "other"
 )
@@ -57,7 +59,7 @@ type Stats struct {
 	LateReplies    uint64 // answers nobody waited for any more
 
 	Suspicions uint64 // of watched peers, right or wrong
-	Alarms     uint64 // that two processes use the identity of a watched peer
+	Alarms     uint64 // that a store runs in two places, or that two processes use one identity
 }
 
 type counters struct {

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"latchkey/dht/pb"
+	"latchkey/dht/twins"
+	"latchkey/internal/automaton"
 )
 
 // stream is one libp2p stream of a link. One goroutine reads it; if it is its lane's writer, another writes it.
@@ -29,6 +31,7 @@ type stream struct {
 	idle     bool          // the writer sleeps; guarded by the link's mu
 
 	ours, theirs uint64 // sessions, of the hellos
+	boot         Boot   // of the peer's hello
 }
 
 func newStream(l *link, class Class, ns network.Stream, mine bool) *stream {
@@ -56,7 +59,7 @@ func (o *Overlay) accept(ns network.Stream, class Class) {
 		return
 	}
 	if err := l.attach(s); err != nil {
-		ns.Reset() // the peer sees it, and tries again when it has something to say
+		s.reset(err) // the peer sees it, and tries again when it has something to say
 		return
 	}
 	s.read()
@@ -75,7 +78,9 @@ func (s *stream) greet() (err error) {
 	if err := s.net.SetDeadline(time.Now().Add(o.hello)); err != nil {
 		return err
 	}
+	asked := automaton.Instant(0)
 	if s.mine {
+		asked = o.beats.now()
 		if err := s.sendHello(); err != nil {
 			return err
 		}
@@ -84,15 +89,25 @@ func (s *stream) greet() (err error) {
 	if err != nil {
 		return err
 	}
-	session, application, err := decodeHello(body, o.id)
+	h, err := decodeHello(body, o.id)
 	if err != nil {
 		return err
 	}
-	s.theirs = session
+	s.theirs, s.boot = h.session, h.boot
 	if o.helloCheck != nil {
-		if err := o.helloCheck(s.link.peer, application); err != nil {
+		if err := o.helloCheck(s.link.peer, h.application); err != nil {
 			return &badFrame{ReasonRefused, err.Error()}
 		}
+	}
+	switch o.judge(s.link.peer, h.boot, asked) {
+	case twins.Refuse:
+		return errTwin
+	case twins.Late:
+		if s.mine {
+			return errStale // a later one was heard of while we asked
+		}
+		o.question(s.link, s.net.Conn())
+		return &badFrame{ReasonFormer, fmt.Sprint("start ", h.boot.Count)}
 	}
 	if s.mine {
 		o.count.streamsOpened.Add(1)
@@ -116,7 +131,7 @@ func (s *stream) sendHello() error {
 	s.link.mu.Lock()
 	s.ours = s.link.session
 	s.link.mu.Unlock()
-	body, err := encodeHello(s.link.o.id, s.ours, application)
+	body, err := encodeHello(s.link.o.id, hello{s.ours, s.link.o.own, application})
 	if err != nil {
 		return err
 	}
@@ -130,6 +145,7 @@ func (s *stream) refuse(err error) {
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		err = &badFrame{ReasonNoHello, "in time"}
 	}
+	s.heed(err)
 	s.reset(err)
 }
 
@@ -143,8 +159,13 @@ func (s *stream) reset(err error) {
 	s.link.o.count.reset(reason)
 	log.Debugw("stream reset", "peer", s.link.peer, "class", s.class, "err", err)
 	code := network.StreamProtocolViolation
-	if reason == ReasonRefused {
+	switch reason {
+	case ReasonRefused:
 		code = network.StreamGated
+	case ReasonFormer:
+		code = network.StreamSupplanted
+	case ReasonTwin:
+		code = streamTwin
 	}
 	s.net.ResetWithError(code)
 }
@@ -152,6 +173,7 @@ func (s *stream) reset(err error) {
 // close ends an attached stream and with it the others of the peer, once: its calls fail with [ErrLinkLost] because of err.
 func (s *stream) close(err error) {
 	l := s.link
+	s.heed(err)
 	l.mu.Lock()
 	if s.detached.Load() {
 		l.mu.Unlock()

@@ -203,7 +203,12 @@ type Hello struct {
 	Application []byte `protobuf:"bytes,3,opt,name=application,proto3" json:"application,omitempty"`
 	// session is a number the sender draws anew, never 0, whenever it has lost a stream to this peer. All streams of a peer with
 	// another session are lost to it.
-	Session       uint64 `protobuf:"fixed64,4,opt,name=session,proto3" json:"session,omitempty"`
+	Session uint64 `protobuf:"fixed64,4,opt,name=session,proto3" json:"session,omitempty"`
+	// store is the id of the store that the sender keeps replicas in, 16 bytes; absent if it keeps none. boot_count says how often the
+	// store was started, from 1, and boot_nonce is what was drawn at this start, never 0.
+	Store         []byte `protobuf:"bytes,5,opt,name=store,proto3" json:"store,omitempty"`
+	BootCount     uint64 `protobuf:"varint,6,opt,name=boot_count,json=bootCount,proto3" json:"boot_count,omitempty"`
+	BootNonce     uint64 `protobuf:"fixed64,7,opt,name=boot_nonce,json=bootNonce,proto3" json:"boot_nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -262,6 +267,27 @@ func (x *Hello) GetApplication() []byte {
 func (x *Hello) GetSession() uint64 {
 	if x != nil {
 		return x.Session
+	}
+	return 0
+}
+
+func (x *Hello) GetStore() []byte {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *Hello) GetBootCount() uint64 {
+	if x != nil {
+		return x.BootCount
+	}
+	return 0
+}
+
+func (x *Hello) GetBootNonce() uint64 {
+	if x != nil {
+		return x.BootNonce
 	}
 	return 0
 }
@@ -370,12 +396,17 @@ const file_dht_proto_rawDesc = "" +
 	"\tdht.proto\x12\flatchkey.dht\"\\\n" +
 	"\x05Frame\x12)\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.latchkey.dht.HelloR\x05hello\x12(\n" +
-	"\x05items\x18\x02 \x03(\v2\x12.latchkey.dht.ItemR\x05items\"w\n" +
+	"\x05items\x18\x02 \x03(\v2\x12.latchkey.dht.ItemR\x05items\"\xcb\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\aoverlay\x18\x02 \x01(\fR\aoverlay\x12 \n" +
 	"\vapplication\x18\x03 \x01(\fR\vapplication\x12\x18\n" +
-	"\asession\x18\x04 \x01(\x06R\asession\"\xc5\x01\n" +
+	"\asession\x18\x04 \x01(\x06R\asession\x12\x14\n" +
+	"\x05store\x18\x05 \x01(\fR\x05store\x12\x1d\n" +
+	"\n" +
+	"boot_count\x18\x06 \x01(\x04R\tbootCount\x12\x1d\n" +
+	"\n" +
+	"boot_nonce\x18\a \x01(\x06R\tbootNonce\"\xc5\x01\n" +
 	"\x04Item\x12&\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x12.latchkey.dht.KindR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x18\n" +
