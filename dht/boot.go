@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -56,6 +57,7 @@ func (a Alarm) String() string {
 type boots struct {
 	mu     sync.Mutex
 	judge  twins.Judge
+	any    atomic.Bool // somebody was refused; before that nobody need ask
 	alarms []Alarm
 }
 
@@ -91,6 +93,9 @@ func (o *Overlay) Alarms() []Alarm {
 // Refuses reports whether the peer is refused with this store, since it runs in two places. That lasts as long as this overlay: it is
 // over for the peer once it has another store.
 func (o *Overlay) Refuses(p peer.ID, store [16]byte) bool {
+	if !o.boots.any.Load() {
+		return false
+	}
 	o.boots.mu.Lock()
 	defer o.boots.mu.Unlock()
 	return o.boots.judge.Refuses(twins.Peer(p), store)
@@ -98,6 +103,9 @@ func (o *Overlay) Refuses(p peer.ID, store [16]byte) bool {
 
 // refused reports whether the peer is refused with the store it was last started with.
 func (o *Overlay) refused(p peer.ID) bool {
+	if !o.boots.any.Load() {
+		return false
+	}
 	o.boots.mu.Lock()
 	defer o.boots.mu.Unlock()
 	return o.boots.judge.Refused(twins.Peer(p))
@@ -112,6 +120,9 @@ func (o *Overlay) judge(p peer.ID, b Boot, asked automaton.Instant) twins.Verdic
 		asked = max(asked, 1) // whoever speaks to us has lived since we started, which was at 0
 	}
 	v, alarm := o.boots.judge.See(twins.Sighting{Peer: twins.Peer(p), Boot: b, Asked: asked}, o.beats.now())
+	if v == twins.Refuse {
+		o.boots.any.Store(true)
+	}
 	var ours *twins.Alarm
 	if own { // and so have we
 		now := o.beats.now()

@@ -37,6 +37,10 @@ func (s *Stream) Peer() peer.ID { return s.s.link.peer }
 
 // Read reads what the peer has written. The end of the stream is io.EOF; one that was cut has another error.
 func (s *Stream) Read(b []byte) (int, error) {
+	if s.o.Refuses(s.Peer(), s.s.boot.Store) {
+		s.s.net.ResetWithError(streamTwin)
+		return 0, errTwin
+	}
 	n, err := s.s.reader.Read(b)
 	s.o.count.rawReceived.Add(uint64(n))
 	return n, err

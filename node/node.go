@@ -63,6 +63,9 @@ type failing interface {
 	Err() error
 }
 
+// booted is a store that counts its starts, so that others notice when it runs in two places. Both of ours do.
+type booted interface{ BootNonce() replicagroup.Boot }
+
 type options struct {
 	genesis    placement.Genesis
 	hasGenesis bool
@@ -86,7 +89,7 @@ func WithOverlay(g placement.Genesis) Option {
 }
 
 // WithStore sets where the node keeps its replicas. Default: an empty store in memory. The caller closes the store after the
-// node. One that has Failed() <-chan struct{} and Err() error, as that of package disk has, stops the node when it fails.
+// node. One that has BootNonce() replicagroup.Boot, as both of ours have, is noticed by others when it runs in two places. One that has Failed() <-chan struct{} and Err() error, as that of package disk has, stops the node when it fails.
 func WithStore(s replicagroup.Store) Option { return func(c *options) { c.store = s } }
 
 // withClosing has Close call f, the last of all.
@@ -148,6 +151,10 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	if c.kad != nil {
 		overlayOpts = append(overlayOpts, dht.WithDHT(c.kad))
 	}
+	if s, ok := c.store.(booted); ok {
+		b := s.BootNonce()
+		overlayOpts = append(overlayOpts, dht.WithBoot(dht.Boot{Store: c.store.ID(), Count: b.Count, Nonce: b.Nonce}))
+	}
 	overlay, err := dht.New(h, overlayOpts...)
 	if err != nil {
 		return nil, err
@@ -175,11 +182,14 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
 		Declines: !overlay.Hosting(),
 		Rejoins:  len(c.bootstrap) > 0 || n.known != nil && len(n.known.peers) > 0,
+
+		Distrusts: func(p peer.ID, s order.StoreID) bool { return overlay.Refuses(p, s) },
 	})
 	if err != nil {
 		return nil, errors.Join(err, overlay.Close())
 	}
 	overlay.OnMode(n.groups.SetHosting)
+	overlay.OnAccused(n.groups.Accused)
 	n.failing, _ = c.store.(failing)
 	n.closing = c.closing
 	n.locks = n.NewLocks()
@@ -338,6 +348,31 @@ func Version() string {
 		return info.Main.Version
 	}
 	return "(devel)"
+}
+
+// Revision is the commit of the checkout that this was built from, with +dirty if there was more than that; empty when unknown.
+func Revision() string {
+	b, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	return revisionOf(b.Settings)
+}
+
+func revisionOf(settings []debug.BuildSetting) string {
+	revision, dirty := "", ""
+	for _, s := range settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value[:min(len(s.Value), 12)]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = "+dirty"
+		}
+	}
+	if revision == "" {
+		return ""
+	}
+	return revision + dirty
 }
 
 // Info implements [api.Node]: who this peer is.

@@ -33,6 +33,8 @@ const (
 	RefusedVersion Refusal = "other version"
 	// RefusedHello: a peer whose hello we did not accept.
 	RefusedHello Refusal = "hello refused"
+	// RefusedTwin: a peer whose store runs in two places.
+	RefusedTwin Refusal = "store in two places"
 )
 
 // Refusals counts those whom a peer turned away, by reason. The zero value is ready to use; methods are safe for concurrent

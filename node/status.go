@@ -10,6 +10,7 @@ import (
 	"latchkey/dht"
 	"latchkey/node/api"
 	"latchkey/node/config"
+	"latchkey/replicagroup/order"
 )
 
 // Refused returns how many this node has turned away since its host or itself was made, by reason; reasons without any are absent.
@@ -18,6 +19,7 @@ func (n *Node) Refused() map[Refusal]uint64 {
 	resets := n.overlay.Stats().StreamsReset
 	for why, reason := range map[Refusal]dht.Reason{
 		RefusedOverlay: dht.ReasonOverlay, RefusedVersion: dht.ReasonVersion, RefusedHello: dht.ReasonRefused,
+		RefusedTwin: dht.ReasonTwin,
 	} {
 		if resets[reason] > 0 {
 			counts[why] += resets[reason]
@@ -32,7 +34,7 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 	s := api.Status{
 		Peer: n.host.ID().String(), Overlay: n.genesis.ID().Hex(), OverlayName: n.genesis.Name, Version: Version(), Started: n.started,
 		Mode: string(n.mode()), Hosting: n.overlay.Hosting(), Reachability: strings.ToLower(n.overlay.Reachability().String()),
-		Bootstrap: []api.BootstrapPeer{}, Refused: []api.Refused{},
+		Bootstrap: []api.BootstrapPeer{}, Refused: []api.Refused{}, Alarms: []api.Alarm{}, Revision: Revision(),
 	}
 	for _, p := range n.overlay.Peers() {
 		s.PeersKnown++
@@ -53,6 +55,9 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 	for _, b := range n.overlay.Bootstrap() {
 		s.Bootstrap = append(s.Bootstrap, bootstrapStatus(b, n.host.Network().Connectedness(b.Info.ID) == network.Connected))
 	}
+	for _, a := range n.overlay.Alarms() {
+		s.Alarms = append(s.Alarms, alarmStatus(a, n.overlay.Refuses(a.Peer, a.Store)))
+	}
 	for why, count := range n.Refused() {
 		s.Refused = append(s.Refused, api.Refused{Reason: string(why), Count: count})
 	}
@@ -70,6 +75,17 @@ func bootstrapStatus(b dht.BootstrapPeer, connected bool) api.BootstrapPeer {
 		p.Error = strings.Join(strings.Fields(b.Err.Error()), " ")
 	}
 	return p
+}
+
+func alarmStatus(a dht.Alarm, refused bool) api.Alarm {
+	s := api.Alarm{Peer: a.Peer.String(), At: a.At, Refused: refused, Text: a.String()}
+	if a.Other != "" {
+		s.Other = a.Other.String()
+	}
+	if a.Store != [16]byte{} {
+		s.Store = order.StoreID(a.Store).String()
+	}
+	return s
 }
 
 // mode is what the node was made to be.

@@ -23,6 +23,8 @@ var (
 	ErrNoGroup = errors.New("replicagroup: the prefix has no group")
 	// ErrAlive: a majority of the group's voters answers, so the group is not lost.
 	ErrAlive = errors.New("replicagroup: the group is not lost")
+	// ErrTwin: this peer's store runs in two places. The host stops, since neither has all that was promised.
+	ErrTwin = errors.New("replicagroup: this peer's store runs in two places")
 	// ErrRootLost: this peer alone founded the overlay, the root group it founded is gone with the store that held it, and no other
 	// peer is known that might have it.
 	ErrRootLost = errors.New("replicagroup: the overlay's root group is lost")

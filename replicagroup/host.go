@@ -62,6 +62,9 @@ type Config struct {
 	// Rejoins says that others may have the overlay's root: its only founder, if that is this peer and its store is gone, joins like
 	// any other peer. Without it such a start fails with [ErrRootLost].
 	Rejoins bool
+
+	// Distrusts reports whether a peer's store runs in two places, as far as the overlay knows; nil: it knows of none.
+	Distrusts func(peer.ID, order.StoreID) bool
 }
 
 // Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
@@ -91,8 +94,9 @@ type Host struct {
 
 	fellows atomic.Pointer[map[peer.ID]bool] // the keys of meetings; replaced, never changed
 
-	audits   chan struct{} // see [Host.audit]; holds one while one is due
-	rumoured atomic.Int64  // an automaton.Instant: when somebody last spoke of a generation not known here
+	audits    chan struct{}                     // see [Host.audit]; holds one while one is due
+	rumoured  atomic.Int64                      // an automaton.Instant: when somebody last spoke of a generation not known here
+	distrusts func(peer.ID, order.StoreID) bool // [Config.Distrusts]
 
 	rootSought atomic.Int64 // an automaton.Instant: when the root was last looked for because of a stranger who spoke for it
 
@@ -128,7 +132,8 @@ func New(cfg Config) (*Host, error) {
 	h := &Host{
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(), root: cfg.Genesis.RootGroup(),
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines, rejoins: cfg.Rejoins,
-		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
+		distrusts: cfg.Distrusts,
+		hosted:    make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
 		audits: make(chan struct{}, 1),
 	}
@@ -274,7 +279,7 @@ func (h *Host) spawn(fn func()) bool {
 	return true
 }
 
-// fail stops the host after its store has failed.
+// fail stops the host after its store has failed, or was found to be another's too.
 func (h *Host) fail(err error) {
 	h.mu.Lock()
 	first := h.failed == nil && !h.closed
@@ -285,8 +290,8 @@ func (h *Host) fail(err error) {
 	if !first {
 		return
 	}
-	if errors.Is(err, errTakenOver) {
-		log.Infow("host stops: its store has another user now", "err", err)
+	if errors.Is(err, errTakenOver) || errors.Is(err, ErrTwin) {
+		log.Infow("host stops: its store has another user", "err", err)
 	} else {
 		log.Errorw("host stops: it cannot keep what it would have to promise", "err", err)
 	}
@@ -451,6 +456,10 @@ func (h *Host) handleEngine(req *dht.Request) error {
 	}
 	for i := range events {
 		e := &events[i]
+		if h.distrusted(req.From, e.recv.Store) {
+			h.counters.strayMessages.Add(1)
+			continue
+		}
 		e.from = req.From
 		h.shardOf(e.group).tryPutEngine(e) // a full mailbox loses it, as a network may
 	}

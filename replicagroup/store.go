@@ -2,6 +2,7 @@ package replicagroup
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -59,6 +60,7 @@ type Write struct {
 type MemoryStore struct {
 	disk  *memoryDisk
 	lease uint64 // which attachment of the disk this handle is
+	nonce uint64 // of the start that uses it
 }
 
 type memoryDisk struct {
@@ -88,7 +90,7 @@ func NewMemoryStore() *MemoryStore {
 // NewMemoryStoreAs makes an empty store with a given id, which must be one that no store has borne: a founder's first store
 // has the id that the genesis document names.
 func NewMemoryStoreAs(id order.StoreID) *MemoryStore {
-	return &MemoryStore{disk: &memoryDisk{id: id, replicas: make(map[order.GroupID]*memoryReplica), used: make(map[order.GroupID]order.ReplicaID)}}
+	return &MemoryStore{nonce: drawNonce(), disk: &memoryDisk{id: id, replicas: make(map[order.GroupID]*memoryReplica), used: make(map[order.GroupID]order.ReplicaID)}}
 }
 
 // Detach takes the disk away from whoever uses this or an earlier handle, in the midst of whatever they are doing, and
@@ -98,7 +100,16 @@ func (s *MemoryStore) Detach() *MemoryStore {
 	s.disk.mu.Lock()
 	defer s.disk.mu.Unlock()
 	s.disk.attached++
-	return &MemoryStore{disk: s.disk, lease: s.disk.attached}
+	return &MemoryStore{disk: s.disk, lease: s.disk.attached, nonce: drawNonce()}
+}
+
+// BootNonce names the start that uses this handle: each one, as [MemoryStore.Detach] returns them, is for another start.
+func (s *MemoryStore) BootNonce() Boot { return Boot{s.lease + 1, s.nonce} }
+
+func drawNonce() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return max(binary.BigEndian.Uint64(b[:]), 1)
 }
 
 // ID implements [Store].

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"latchkey/node"
 	"latchkey/node/api"
 )
 
@@ -131,7 +132,7 @@ func (p keyPlace) write(w io.Writer) {
 		fmt.Fprintf(w, "group\tnone yet: the first lock under this key's prefix makes it\n")
 		return
 	}
-	fmt.Fprintf(w, "group\t%s, generation %d, view %d, bears %d failures\n", g.ID, g.Generation, g.View, g.Bears)
+	fmt.Fprintf(w, "group\t%s, generation %d, view %d, bears %s\n", g.ID, g.Generation, g.View, plural(g.Bears, "failure"))
 	for _, m := range g.Members {
 		role, connected := "member", "no"
 		if m == g.Leader {
@@ -145,6 +146,14 @@ func (p keyPlace) write(w io.Writer) {
 	if g.Leader == "" {
 		fmt.Fprintf(w, "leader\tnone answers\n")
 	}
+}
+
+// plural counts things whose plural is regular.
+func plural(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 func shutdownVerb(a *app) *cobra.Command {
@@ -190,7 +199,7 @@ func versionVerb(a *app) *cobra.Command {
 			v := struct {
 				api.Version
 				Revision string `json:"revision"` // of the checkout it was built from; empty when unknown
-			}{api.Version{Version: buildVersion(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}, buildRevision()}
+			}{api.Version{Version: buildVersion(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}, node.Revision()}
 			return a.value(v, func(w io.Writer) { fmt.Fprintln(w, buildLine()) })
 		},
 	}
@@ -199,7 +208,7 @@ func versionVerb(a *app) *cobra.Command {
 // buildLine tells in one line which build this is.
 func buildLine() string {
 	revision := ""
-	if r := buildRevision(); r != "" {
+	if r := node.Revision(); r != "" {
 		revision = "revision " + r + ", "
 	}
 	return fmt.Sprintf("latchkey %s (%s%s, %s/%s)", buildVersion(), revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
@@ -211,27 +220,6 @@ func buildVersion() string {
 		return b.Main.Version
 	}
 	return "(unknown)"
-}
-
-// buildRevision is the commit of the checkout that was built, with +dirty if there was more than that; empty when unknown.
-func buildRevision() string {
-	b, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	revision, dirty := "", ""
-	for _, s := range b.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			revision = s.Value[:min(len(s.Value), 12)]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			dirty = "+dirty"
-		}
-	}
-	if revision == "" {
-		return ""
-	}
-	return revision + dirty
 }
 
 func completionVerb(a *app) *cobra.Command {

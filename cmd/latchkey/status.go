@@ -25,7 +25,10 @@ are dialled only while too few others are known, so an old error is no trouble w
 Turned away, since the daemon started: "handshake" is a connection that never showed who it is, for want of the swarm
 key or because it was given up, as when two peers dial each other at the same moment; "limits" one too many; "other
 overlay" and "other version" are peers that speak another one's protocols; "hello refused" those whose greeting was not
-accepted.`,
+accepted; "store in two places" a peer that an ALARM line names.
+
+ALARM: a peer's store, or its identity, is in use twice, as when its directory was copied, or was put back from a backup.
+While a store runs twice, nothing of it counts here. The line says what to do.`,
 		Example: `  latchkey status
   latchkey status -o json | jq .peers_connected`,
 		Args: exactly(0),
@@ -49,7 +52,11 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 			mode = "auto, now a server"
 		}
 	}
-	fmt.Fprintf(w, "peer\t%s\noverlay\t%s %s\nup\t%s, version %s\n", s.Peer, s.Overlay, s.OverlayName, ago(now, s.Started), s.Version)
+	version := s.Version
+	if s.Revision != "" {
+		version += ", revision " + s.Revision
+	}
+	fmt.Fprintf(w, "peer\t%s\noverlay\t%s %s\nup\t%s, version %s\n", s.Peer, s.Overlay, s.OverlayName, ago(now, s.Started), version)
 	fmt.Fprintf(w, "mode\t%s\nreachability\t%s\npeers\t%d connected, %d known\n", mode, s.Reachability, s.PeersConnected, s.PeersKnown)
 	groups := fmt.Sprintf("%d hosted", s.Groups)
 	if s.GroupsLeaderless > 0 {
@@ -77,6 +84,9 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 		refused = strings.Join(parts, ", ")
 	}
 	fmt.Fprintf(w, "turned away\t%s\n", refused)
+	for _, a := range s.Alarms {
+		fmt.Fprintf(w, "ALARM\t%s ago: %s\n", ago(now, a.At), a.Text)
+	}
 }
 
 // ago tells a past time to the second.

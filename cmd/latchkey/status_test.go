@@ -27,7 +27,7 @@ func TestStatusOfADaemon(t *testing.T) {
 	if err := json.Unmarshal(p.out.Bytes(), &s); err != nil || p.code != 0 {
 		t.Fatalf("status -o json: exit %d, %v: %s", p.code, err, p.out.String())
 	}
-	if s["mode"] != "server" || s["hosting"] != true || s["groups"] != 1.0 || s["peers_known"] != 0.0 || s["bootstrap"] == nil || s["refused"] == nil {
+	if s["mode"] != "server" || s["hosting"] != true || s["groups"] != 1.0 || s["peers_known"] != 0.0 || s["bootstrap"] == nil || s["refused"] == nil || s["alarms"] == nil {
 		t.Errorf("%v", s)
 	}
 	expect(t, at(t, dir, "status", "now"), exitUsage, "status")
@@ -44,11 +44,13 @@ func TestStatusInWords(t *testing.T) {
 			{Peer: "12D3KooWsix", Tried: now.Add(-time.Hour)},
 			{Peer: "12D3KooWten"},
 		},
-		Refused: []api.Refused{{Reason: "handshake", Count: 7}, {Reason: "other overlay", Count: 1}},
+		Refused:  []api.Refused{{Reason: "handshake", Count: 7}, {Reason: "other overlay", Count: 1}},
+		Alarms:   []api.Alarm{{Peer: "12D3KooWone", Store: "aa", At: now.Add(-time.Minute), Refused: true, Text: "store aa of peer 12D3KooWone runs in two places: stop one"}},
+		Revision: "abcdef012345",
 	}
 	const want = `peer          12D3KooWself
 overlay       0badcafe work
-up            1m30s, version v1
+up            1m30s, version v1, revision abcdef012345
 mode          auto, now a client
 reachability  private
 peers         2 connected, 5 known
@@ -58,6 +60,7 @@ bootstrap     12D3KooWtwo failed 3s ago: connection refused
 bootstrap     12D3KooWsix reached 1h0m0s ago, away now
 bootstrap     12D3KooWten not tried yet
 turned away   7 handshake, 1 other overlay
+ALARM         1m0s ago: store aa of peer 12D3KooWone runs in two places: stop one
 `
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)

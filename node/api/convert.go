@@ -74,7 +74,7 @@ func encodeStatus(s Status) *latchkeyv1.StatusResponse {
 		Peer: s.Peer, Overlay: s.Overlay, OverlayName: s.OverlayName, Version: s.Version, Started: encodeTime(s.Started),
 		Mode: s.Mode, Hosting: s.Hosting, Reachability: s.Reachability,
 		PeersConnected: uint32(s.PeersConnected), PeersKnown: uint32(s.PeersKnown),
-		Groups: uint32(s.Groups), GroupsLeaderless: uint32(s.GroupsLeaderless),
+		Groups: uint32(s.Groups), GroupsLeaderless: uint32(s.GroupsLeaderless), Revision: s.Revision,
 	}
 	for _, b := range s.Bootstrap {
 		res.Bootstrap = append(res.Bootstrap, &latchkeyv1.BootstrapPeer{
@@ -83,6 +83,11 @@ func encodeStatus(s Status) *latchkeyv1.StatusResponse {
 	}
 	for _, r := range s.Refused {
 		res.Refused = append(res.Refused, &latchkeyv1.Refused{Reason: r.Reason, Count: r.Count})
+	}
+	for _, a := range s.Alarms {
+		res.Alarms = append(res.Alarms, &latchkeyv1.Alarm{
+			Peer: a.Peer, Other: a.Other, Store: a.Store, At: encodeTime(a.At), Refused: a.Refused, Text: a.Text,
+		})
 	}
 	return res
 }
@@ -94,12 +99,16 @@ func decodeStatus(r *latchkeyv1.StatusResponse) Status {
 		PeersConnected: int(r.PeersConnected), PeersKnown: int(r.PeersKnown),
 		Groups: int(r.Groups), GroupsLeaderless: int(r.GroupsLeaderless),
 		Bootstrap: make([]BootstrapPeer, len(r.Bootstrap)), Refused: make([]Refused, len(r.Refused)), // empty, not null, in JSON
+		Alarms: make([]Alarm, len(r.Alarms)), Revision: r.Revision,
 	}
 	for i, b := range r.Bootstrap {
 		s.Bootstrap[i] = BootstrapPeer{Peer: b.Peer, Addrs: list(b.Addrs), Connected: b.Connected, Tried: decodeTime(b.Tried), Error: b.Error}
 	}
 	for i, f := range r.Refused {
 		s.Refused[i] = Refused{Reason: f.Reason, Count: f.Count}
+	}
+	for i, a := range r.Alarms {
+		s.Alarms[i] = Alarm{Peer: a.Peer, Other: a.Other, Store: a.Store, At: decodeTime(a.At), Refused: a.Refused, Text: a.Text}
 	}
 	return s
 }

@@ -90,7 +90,19 @@ type Status struct {
 	Groups           int             `json:"groups"`
 	GroupsLeaderless int             `json:"groups_leaderless"` // of those
 	Bootstrap        []BootstrapPeer `json:"bootstrap"`
-	Refused          []Refused       `json:"refused"` // in the order of the reasons
+	Refused          []Refused       `json:"refused"`  // in the order of the reasons
+	Alarms           []Alarm         `json:"alarms"`   // the latest, the oldest first
+	Revision         string          `json:"revision"` // of the checkout that the daemon was built from; empty when unknown
+}
+
+// Alarm says that something exists twice that must exist once: a store, as a copied or set-back directory makes it, or an identity.
+type Alarm struct {
+	Peer    string    `json:"peer"`
+	Other   string    `json:"other"`   // uses the store too; empty: two processes have the peer's identity
+	Store   string    `json:"store"`   // that runs twice; empty: none that we know of
+	At      time.Time `json:"at"`      // when it was noticed last
+	Refused bool      `json:"refused"` // the peer is, with this store
+	Text    string    `json:"text"`    // the same as a sentence, with what to do
 }
 
 // BootstrapPeer is a peer to join the overlay by.

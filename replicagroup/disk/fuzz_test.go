@@ -28,7 +28,7 @@ func FuzzDecodeFiles(f *testing.F) {
 // The same for keys and values of the database.
 func FuzzDecodeRecords(f *testing.F) {
 	g := group("a")
-	f.Add(storeKey, record{overlay: overlay, id: order.StoreID{1}, boot: Boot{1, 2}, file: 3}.encode())
+	f.Add(storeKey, record{overlay: overlay, id: order.StoreID{1}, boot: Boot{Count: 1, Nonce: 2}, file: 3}.encode())
 	f.Add(groupKey(keyReplica, g), listing{1, 2, []byte("d")}.encode())
 	f.Add(graveKey(g, 5), listing{1, 2, nil}.encode())
 	f.Add(groupKey(keyTombstone, g), make([]byte, 8))

@@ -172,7 +172,7 @@ func decodeRecord(b []byte) (r record, err error) {
 	}
 	b = b[copy(r.overlay[:], b):]
 	b = b[copy(r.id[:], b):]
-	r.boot = Boot{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])}
+	r.boot = Boot{Count: binary.BigEndian.Uint64(b), Nonce: binary.BigEndian.Uint64(b[8:])}
 	r.file, r.formerBoots, r.formerFile = binary.BigEndian.Uint64(b[16:]), binary.BigEndian.Uint64(b[24:]), binary.BigEndian.Uint64(b[32:])
 	if r.id == (order.StoreID{}) {
 		return r, damaged("store record without an id")

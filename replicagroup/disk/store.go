@@ -50,12 +50,8 @@ func (o Options) fill() Options {
 	return o
 }
 
-// Boot names one opening of a store. Of two boots of one store id that are both alive, or heard in the wrong order, one is a
-// copy's (replica-groups.md section 3.6). It is comparable.
-type Boot struct {
-	Count uint64 // rises by one with each opening, from 1
-	Nonce uint64 // random, never zero
-}
+// Boot names one opening of a store.
+type Boot = replicagroup.Boot
 
 // Store keeps replicas on disk. It implements [replicagroup.Store]. Safe for concurrent use.
 type Store struct {

@@ -284,6 +284,11 @@ func (Node) Status(context.Context) (api.Status, error) {
 			{Peer: "12D3KooWtwo", Addrs: []string{}, Tried: at.Add(time.Minute), Error: "connection refused"},
 		},
 		Refused: []api.Refused{{Reason: "handshake", Count: 1 << 60}},
+		Alarms: []api.Alarm{
+			{Peer: "12D3KooWone", Store: "aa01", At: at.Add(time.Hour), Refused: true, Text: "one runs twice: stop it"},
+			{Peer: "12D3KooWone", Other: "12D3KooWtwo", Store: "aa02", At: at, Text: "one and two have one store"},
+		},
+		Revision: "abcdef012345+dirty",
 	}, nil
 }
 

@@ -357,7 +357,9 @@ type StatusResponse struct {
 	Groups           uint32                 `protobuf:"varint,11,opt,name=groups,proto3" json:"groups,omitempty"`                                             // replica groups it takes part in
 	GroupsLeaderless uint32                 `protobuf:"varint,12,opt,name=groups_leaderless,json=groupsLeaderless,proto3" json:"groups_leaderless,omitempty"` // those of them that have no leader now, so they serve nobody
 	Bootstrap        []*BootstrapPeer       `protobuf:"bytes,13,rep,name=bootstrap,proto3" json:"bootstrap,omitempty"`
-	Refused          []*Refused             `protobuf:"bytes,14,rep,name=refused,proto3" json:"refused,omitempty"` // by reason, in the order of the reasons
+	Refused          []*Refused             `protobuf:"bytes,14,rep,name=refused,proto3" json:"refused,omitempty"`   // by reason, in the order of the reasons
+	Alarms           []*Alarm               `protobuf:"bytes,15,rep,name=alarms,proto3" json:"alarms,omitempty"`     // the latest, the oldest first
+	Revision         string                 `protobuf:"bytes,16,opt,name=revision,proto3" json:"revision,omitempty"` // of the checkout that the daemon was built from; empty: unknown
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -490,6 +492,105 @@ func (x *StatusResponse) GetRefused() []*Refused {
 	return nil
 }
 
+func (x *StatusResponse) GetAlarms() []*Alarm {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+// Alarm says that something exists twice that must exist once: a store, as a copied or set-back directory makes it, or an identity.
+type Alarm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Other         string                 `protobuf:"bytes,2,opt,name=other,proto3" json:"other,omitempty"`      // uses the store too; empty: two processes have the peer's identity
+	Store         string                 `protobuf:"bytes,3,opt,name=store,proto3" json:"store,omitempty"`      // that runs twice, hexadecimal; empty: none that we know of
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`            // when it was noticed last
+	Refused       bool                   `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"` // the peer is, with this store
+	Text          string                 `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`        // the same as a sentence, with what to do
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alarm) Reset() {
+	*x = Alarm{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alarm) ProtoMessage() {}
+
+func (x *Alarm) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
+func (*Alarm) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Alarm) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Alarm) GetOther() string {
+	if x != nil {
+		return x.Other
+	}
+	return ""
+}
+
+func (x *Alarm) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *Alarm) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Alarm) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *Alarm) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // BootstrapPeer is a peer to join the overlay by, from the configuration, the genesis document or an earlier meeting. It is dialled
 // only while too few others are known.
 type BootstrapPeer struct {
@@ -505,7 +606,7 @@ type BootstrapPeer struct {
 
 func (x *BootstrapPeer) Reset() {
 	*x = BootstrapPeer{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	mi := &file_latchkey_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +618,7 @@ func (x *BootstrapPeer) String() string {
 func (*BootstrapPeer) ProtoMessage() {}
 
 func (x *BootstrapPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	mi := &file_latchkey_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +631,7 @@ func (x *BootstrapPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootstrapPeer.ProtoReflect.Descriptor instead.
 func (*BootstrapPeer) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BootstrapPeer) GetPeer() string {
@@ -578,7 +679,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[8]
+	mi := &file_latchkey_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +691,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[8]
+	mi := &file_latchkey_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +704,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Refused) GetReason() string {
@@ -629,7 +730,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[9]
+	mi := &file_latchkey_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +742,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[9]
+	mi := &file_latchkey_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +755,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *KeyRequest) GetName() string {
@@ -676,7 +777,7 @@ type KeyResponse struct {
 
 func (x *KeyResponse) Reset() {
 	*x = KeyResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[10]
+	mi := &file_latchkey_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +789,7 @@ func (x *KeyResponse) String() string {
 func (*KeyResponse) ProtoMessage() {}
 
 func (x *KeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[10]
+	mi := &file_latchkey_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +802,7 @@ func (x *KeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyResponse.ProtoReflect.Descriptor instead.
 func (*KeyResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *KeyResponse) GetName() string {
@@ -745,7 +846,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[11]
+	mi := &file_latchkey_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +858,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[11]
+	mi := &file_latchkey_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +871,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Group) GetId() string {
@@ -816,7 +917,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[12]
+	mi := &file_latchkey_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +929,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[12]
+	mi := &file_latchkey_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +942,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 type ShutdownResponse struct {
@@ -852,7 +953,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[13]
+	mi := &file_latchkey_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +965,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[13]
+	mi := &file_latchkey_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +978,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 type VersionRequest struct {
@@ -888,7 +989,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[14]
+	mi := &file_latchkey_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1001,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[14]
+	mi := &file_latchkey_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1014,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 type VersionResponse struct {
@@ -927,7 +1028,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[15]
+	mi := &file_latchkey_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1040,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[15]
+	mi := &file_latchkey_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1053,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -999,7 +1100,7 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\"8\n" +
 	"\rPeersResponse\x12'\n" +
 	"\x05peers\x18\x01 \x03(\v2\x11.latchkey.v1.PeerR\x05peers\"\x0f\n" +
-	"\rStatusRequest\"\xfc\x03\n" +
+	"\rStatusRequest\"\xc4\x04\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x18\n" +
 	"\aoverlay\x18\x02 \x01(\tR\aoverlay\x12!\n" +
@@ -1016,7 +1117,16 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\x06groups\x18\v \x01(\rR\x06groups\x12+\n" +
 	"\x11groups_leaderless\x18\f \x01(\rR\x10groupsLeaderless\x128\n" +
 	"\tbootstrap\x18\r \x03(\v2\x1a.latchkey.v1.BootstrapPeerR\tbootstrap\x12.\n" +
-	"\arefused\x18\x0e \x03(\v2\x14.latchkey.v1.RefusedR\arefused\"\x9f\x01\n" +
+	"\arefused\x18\x0e \x03(\v2\x14.latchkey.v1.RefusedR\arefused\x12*\n" +
+	"\x06alarms\x18\x0f \x03(\v2\x12.latchkey.v1.AlarmR\x06alarms\x12\x1a\n" +
+	"\brevision\x18\x10 \x01(\tR\brevision\"\xa1\x01\n" +
+	"\x05Alarm\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
+	"\x05other\x18\x02 \x01(\tR\x05other\x12\x14\n" +
+	"\x05store\x18\x03 \x01(\tR\x05store\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\bR\arefused\x12\x12\n" +
+	"\x04text\x18\x06 \x01(\tR\x04text\"\x9f\x01\n" +
 	"\rBootstrapPeer\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
 	"\x05addrs\x18\x02 \x03(\tR\x05addrs\x12\x1c\n" +
@@ -1069,7 +1179,7 @@ func file_latchkey_v1_node_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_node_proto_rawDescData
 }
 
-var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_latchkey_v1_node_proto_goTypes = []any{
 	(*IdRequest)(nil),             // 0: latchkey.v1.IdRequest
 	(*IdResponse)(nil),            // 1: latchkey.v1.IdResponse
@@ -1078,41 +1188,44 @@ var file_latchkey_v1_node_proto_goTypes = []any{
 	(*PeersResponse)(nil),         // 4: latchkey.v1.PeersResponse
 	(*StatusRequest)(nil),         // 5: latchkey.v1.StatusRequest
 	(*StatusResponse)(nil),        // 6: latchkey.v1.StatusResponse
-	(*BootstrapPeer)(nil),         // 7: latchkey.v1.BootstrapPeer
-	(*Refused)(nil),               // 8: latchkey.v1.Refused
-	(*KeyRequest)(nil),            // 9: latchkey.v1.KeyRequest
-	(*KeyResponse)(nil),           // 10: latchkey.v1.KeyResponse
-	(*Group)(nil),                 // 11: latchkey.v1.Group
-	(*ShutdownRequest)(nil),       // 12: latchkey.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 13: latchkey.v1.ShutdownResponse
-	(*VersionRequest)(nil),        // 14: latchkey.v1.VersionRequest
-	(*VersionResponse)(nil),       // 15: latchkey.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*Alarm)(nil),                 // 7: latchkey.v1.Alarm
+	(*BootstrapPeer)(nil),         // 8: latchkey.v1.BootstrapPeer
+	(*Refused)(nil),               // 9: latchkey.v1.Refused
+	(*KeyRequest)(nil),            // 10: latchkey.v1.KeyRequest
+	(*KeyResponse)(nil),           // 11: latchkey.v1.KeyResponse
+	(*Group)(nil),                 // 12: latchkey.v1.Group
+	(*ShutdownRequest)(nil),       // 13: latchkey.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 14: latchkey.v1.ShutdownResponse
+	(*VersionRequest)(nil),        // 15: latchkey.v1.VersionRequest
+	(*VersionResponse)(nil),       // 16: latchkey.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_latchkey_v1_node_proto_depIdxs = []int32{
 	3,  // 0: latchkey.v1.PeersResponse.peers:type_name -> latchkey.v1.Peer
-	16, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	7,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
-	8,  // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
-	16, // 4: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
-	11, // 5: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
-	0,  // 6: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
-	2,  // 7: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
-	5,  // 8: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
-	9,  // 9: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
-	12, // 10: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
-	14, // 11: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
-	1,  // 12: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
-	4,  // 13: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
-	6,  // 14: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
-	10, // 15: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
-	13, // 16: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
-	15, // 17: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	17, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	8,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
+	9,  // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
+	7,  // 4: latchkey.v1.StatusResponse.alarms:type_name -> latchkey.v1.Alarm
+	17, // 5: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
+	17, // 6: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
+	12, // 7: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
+	0,  // 8: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
+	2,  // 9: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
+	5,  // 10: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
+	10, // 11: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
+	13, // 12: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
+	15, // 13: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
+	1,  // 14: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
+	4,  // 15: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
+	6,  // 16: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
+	11, // 17: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
+	14, // 18: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
+	16, // 19: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
+	14, // [14:20] is the sub-list for method output_type
+	8,  // [8:14] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_node_proto_init() }
@@ -1126,7 +1239,7 @@ func file_latchkey_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_node_proto_rawDesc), len(file_latchkey_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
