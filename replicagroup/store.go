@@ -134,14 +134,7 @@ func (s *MemoryStore) Replicas() ([]StoredReplica, error) {
 		return nil, err
 	}
 	defer s.disk.mu.Unlock()
-	var all []StoredReplica
-	for _, r := range s.disk.replicas {
-		all = append(all, StoredReplica{Identity: r.identity, Image: order.Image{
-			State: r.state, Snapshot: r.snapshot, Entries: slices.Clone(r.entries),
-		}})
-	}
-	slices.SortFunc(all, func(a, b StoredReplica) int { return a.Group.Compare(b.Group) })
-	return all, nil
+	return s.disk.stored(), nil
 }
 
 // Create implements [Store].

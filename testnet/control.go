@@ -27,6 +27,7 @@ const (
 	headerTimeout   = 5 * time.Second
 	bodyTimeout     = 5 * time.Second
 	answerTimeout   = 30 * time.Second // of a request that waits for peers
+	dumpTimeout     = 10 * time.Minute // of one for the state
 	closeTimeout    = time.Second
 )
 
@@ -58,7 +59,7 @@ func DefaultDir() string {
 func controlSocket(dir string) string { return filepath.Join(dir, "control.sock") }
 
 // Control answers other processes of the same user about one testnet, in JSON over HTTP on a unix socket: GET /status, GET
-// /logs/N, and POST /kill/N, /restart/N, /pause/N, /resume/N, /leave/N, /join, /partition, /heal and /latency. It also keeps a
+// /logs/N, GET /state (a state, not JSON), and POST /kill/N, /restart/N, /pause/N, /resume/N, /leave/N, /join, /partition, /heal and /latency. It also keeps a
 // second testnet out of the directory.
 type Control struct {
 	listener net.Listener
@@ -71,22 +72,9 @@ type Control struct {
 // Claim takes dir for a testnet, makes it if needed, removes what a testnet left there that was killed, and begins to answer that
 // the testnet is starting. A directory that is there must be this user's alone. Errors: [ErrRunning], [ErrOptions], [api.ErrAddr] when the socket's path is too long.
 func Claim(dir string) (*Control, error) {
-	if _, err := api.ParseAddr(controlSocket(dir)); err != nil {
-		return nil, fmt.Errorf("testnet: %w", err)
-	}
-	made := missing(dir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("testnet: directory: %w", err)
-	}
-	if err := checkPrivate(dir); err != nil {
-		return nil, err
-	}
-	l, err := api.Listen(controlSocket(dir))
-	if errors.Is(err, api.ErrInUse) {
-		return nil, fmt.Errorf("%w in %s; stop it, or choose another --dir", ErrRunning, dir)
-	}
+	made, l, err := claimDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("testnet: %w", err)
+		return nil, err
 	}
 	if err := sweep(dir); err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -126,6 +114,7 @@ func Claim(dir string) (*Control, error) {
 		}
 		return nothing, t.Latency(r.Context(), q.Latency)
 	}))
+	mux.HandleFunc("GET /state", c.dump)
 	c.server = &http.Server{
 		Handler: http.MaxBytesHandler(mux, requestBytesMax), ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: requestBytesMax,
 	}
@@ -134,6 +123,28 @@ func Claim(dir string) (*Control, error) {
 		_ = c.server.Serve(l) // ends with Close
 	}()
 	return c, nil
+}
+
+// claimDir takes a directory for a testnet, and returns which of it and those above it it has made, the deepest last.
+func claimDir(dir string) (made []string, l net.Listener, err error) {
+	if _, err := api.ParseAddr(controlSocket(dir)); err != nil {
+		return nil, nil, fmt.Errorf("testnet: %w", err)
+	}
+	made = missing(dir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("testnet: directory: %w", err)
+	}
+	if err := checkPrivate(dir); err != nil {
+		return nil, nil, err
+	}
+	l, err = api.Listen(controlSocket(dir))
+	if errors.Is(err, api.ErrInUse) {
+		return nil, nil, fmt.Errorf("%w in %s; stop it, or choose another --dir", ErrRunning, dir)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("testnet: %w", err)
+	}
+	return made, l, nil
 }
 
 // Serve lets c answer for t, which is up.
@@ -199,7 +210,7 @@ var reasons = []struct {
 	sentinel error
 }{
 	{"no_peer", ErrNoPeer}, {"down", ErrDown}, {"up", ErrUp}, {"paused", ErrPaused}, {"not_paused", ErrNotPaused}, {"mode", ErrMode}, {"full", ErrFull},
-	{"options", ErrOptions}, {"starting", ErrStarting}, {"closed", ErrClosed}, {"foreign", ErrForeign},
+	{"running", ErrRunning}, {"state", ErrState}, {"options", ErrOptions}, {"starting", ErrStarting}, {"closed", ErrClosed}, {"foreign", ErrForeign},
 }
 
 func reasonOf(err error) (reason string, code int) {
@@ -247,6 +258,40 @@ func receive(w http.ResponseWriter, r *http.Request) error {
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	return nil
 }
+
+// dump answers with the testnet's state, which ends early when that fails half-way.
+func (c *Control) dump(w http.ResponseWriter, r *http.Request) {
+	err := receive(w, r)
+	t := c.testnet.Load()
+	if err == nil && t == nil {
+		err = ErrStarting
+	}
+	begun := false
+	if err == nil {
+		ctx, cancel := context.WithTimeoutCause(r.Context(), dumpTimeout, fmt.Errorf("testnet: it took longer than %v", dumpTimeout))
+		defer cancel()
+		err = (*t).Dump(ctx, writerFunc(func(b []byte) (int, error) {
+			if !begun {
+				begun = true
+				w.Header().Set("Content-Type", "application/octet-stream")
+			}
+			return w.Write(b)
+		}))
+	}
+	switch {
+	case err != nil && begun:
+		panic(http.ErrAbortHandler) // who reads must not take it for whole
+	case err != nil:
+		reason, code := reasonOf(err)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(failure{reason, err.Error()})
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 // handle adapts fn, whose request's context ends after answerTimeout.
 func (c *Control) handle(fn func(r *http.Request, t Testnet) (any, error)) http.HandlerFunc {

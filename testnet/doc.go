@@ -26,6 +26,13 @@
 // heals. Each peer's wire does this to what that peer has dialled, so those that restart or join have their rules before they
 // send a byte. One thing gets across: the reset that ends what a killed peer had dialled.
 //
+// # States
+//
+// [Network.Dump] and [Processes.Dump] write a testnet into a file, [OpenState] reads it, and with [Options.State] it is taken up
+// again: the same overlay, with the same peers, locks and tokens. All stores are copied as of one moment. A dump that is taken up
+// takes the whole overlay back to that moment at once, so nobody in it knows better; the peers' ports keep it from being taken up
+// beside the original.
+//
 // # From other processes
 //
 // With a directory, each peer answers the node API on DIR/<number>/api.sock, and a [Control] answers on DIR/control.sock who

@@ -72,6 +72,10 @@ type Options struct {
 	Seed uint64 // of the identities; 0 is SeedDefault
 	// Depth makes 2^Depth groups share the key space: placement.DepthMin to placement.DepthMax; 0 is placement.DepthDefault.
 	Depth int
+	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed and Depth, which are not
+	// to be set. Peers that were down stay down. Of partitions, latency and pauses it says nothing: there are none. [ErrMode] is
+	// matched when it is of the other mode, [ErrRunning] while the testnet that it was made of still runs.
+	State *State
 	// Latency delays everything between two peers, each way; at most [LatencyMax]. See [Network.Latency].
 	Latency time.Duration
 	// Dir gets a socket of the node API for each peer. Empty: none.
@@ -97,6 +101,12 @@ func (o Options) Validate() error {
 
 // withDefaults fills in what is not set, and says what cannot be.
 func (o Options) withDefaults() (Options, error) {
+	if o.State != nil {
+		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 {
+			return o, fmt.Errorf("%w: peers, f, seed and depth of a state are what they were", ErrOptions)
+		}
+		o = o.State.options(o)
+	}
 	o.N, o.F, o.Seed = cmp.Or(o.N, PeersDefault), cmp.Or(o.F, FDefault), cmp.Or(o.Seed, SeedDefault)
 	o.Depth = cmp.Or(o.Depth, placement.DepthDefault)
 	switch {
@@ -131,7 +141,7 @@ type Network struct {
 
 var _ Testnet = (*Network)(nil)
 
-// Up founds an overlay and starts its peers. It returns when each of them sees all others and knows who owns a key; ctx bounds
+// Up founds an overlay, or takes up that of [Options.State], and starts its peers. It returns when each of them sees all others and knows who owns a key; ctx bounds
 // that and nothing else. The caller closes the network.
 func Up(ctx context.Context, opts Options) (*Network, error) {
 	opts, err := opts.withDefaults()
@@ -145,7 +155,11 @@ func Up(ctx context.Context, opts Options) (*Network, error) {
 	if opts.Progress != nil {
 		n.progress = opts.Progress
 	}
-	if err := n.found(); err != nil {
+	begin := n.found
+	if opts.State != nil {
+		begin = func() error { return n.restore(opts.State) }
+	}
+	if err := begin(); err != nil {
 		return nil, err
 	}
 	if err := n.bearAll(ctx); err != nil {
@@ -186,14 +200,23 @@ func (n *Network) found() error {
 
 // newSlot makes the place of peer i: identity, port and store.
 func (n *Network) newSlot(i int) (*slot, error) {
-	s := &slot{index: i, key: identity(n.opts.Seed, i), store: replicagroup.NewMemoryStore()}
+	for {
+		port, err := n.ports()
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(n.slots, func(s *slot) bool { return s.port == port }) { // of one that is down
+			return n.slotAt(i, port)
+		}
+	}
+}
+
+// slotAt makes the place of peer i at a port.
+func (n *Network) slotAt(i, port int) (*slot, error) {
+	s := &slot{index: i, key: identity(n.opts.Seed, i), port: port, store: replicagroup.NewMemoryStore()}
 	var err error
 	if s.id, err = peer.IDFromPrivateKey(s.key); err != nil {
 		return nil, fmt.Errorf("testnet: identity of peer %d: %w", i, err)
-	}
-	port, err := n.ports()
-	if err != nil {
-		return nil, err
 	}
 	s.hostPort = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	s.addr = ma.StringCast("/ip4/127.0.0.1/tcp/" + strconv.Itoa(port))
@@ -244,19 +267,28 @@ func portsFrom(start int) func() (int, error) {
 	}
 }
 
-// bearAll starts every peer at once.
+// bearAll starts every peer at once, but for those of a state that were down.
 func (n *Network) bearAll(ctx context.Context) error {
 	errs := make(chan error)
-	for _, s := range n.slots {
-		go func() { errs <- n.bear(ctx, s) }()
+	starting := slices.DeleteFunc(slices.Clone(n.slots), func(s *slot) bool { return n.opts.State != nil && !n.opts.State.Peers[s.index].Up })
+	for _, s := range starting {
+		go func() { errs <- n.bear(ctx, s, n.opts.known(n.slots)...) }()
 	}
 	var all []error
-	for done := range n.slots {
-		n.progress(Progress{"starting peers", done, len(n.slots)})
+	for done := range starting {
+		n.progress(Progress{"starting peers", done, len(starting)})
 		all = append(all, <-errs)
 	}
-	n.progress(Progress{"starting peers", len(n.slots), len(n.slots)})
+	n.progress(Progress{"starting peers", len(starting), len(starting)})
 	return errors.Join(all...)
+}
+
+// known returns those of slots that a peer knows at the start of a testnet: of a state all, as a daemon remembers whom it has met.
+func (o Options) known(slots []*slot) []*slot {
+	if o.State == nil {
+		return nil
+	}
+	return slots
 }
 
 // bear starts a peer that is down. It is told of the founders, and of those it knows. Errors: [ErrUp], [ErrClosed].

@@ -64,6 +64,7 @@ type slot struct {
 	index    int
 	key      crypto.PrivKey
 	id       peer.ID
+	port     int
 	addr     ma.Multiaddr
 	hostPort string // addr as rules name it
 	dir      string // empty in a testnet without a directory

@@ -8,6 +8,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -48,7 +49,9 @@ type Processes struct {
 	end      context.CancelCauseFunc
 	clean    func() error // closes once
 	watchers sync.WaitGroup
-	joining  sync.Mutex // held while a place is added
+	joining  sync.Mutex // held while a place is added, or the state copied; taken first
+	// resting is held for writing while the state is copied, and for reading by who lets a process start or go on. It is taken before mu.
+	resting  sync.RWMutex
 	nextPort func() (int, error)
 	mu       sync.Mutex
 	closed   bool
@@ -79,7 +82,7 @@ func (s *place) apiSocket() string  { return filepath.Join(s.dir, apiSocketFile)
 func (s *place) wireSocket() string { return filepath.Join(s.dir, wireSocketFile) }
 func (s *place) log() string        { return filepath.Join(s.dir, logFile) }
 
-// UpProcesses founds an overlay and starts its peers as processes. It returns when each of them is connected to the 20 others
+// UpProcesses founds an overlay, or takes up that of [Options.State], and starts its peers as processes. It returns when each of them is connected to the 20 others
 // closest to it in the key space, in a testnet of up to 21 peers thus to all; ctx bounds that and nothing else. The caller closes the testnet, and has claimed its directory before ([Claim]).
 func UpProcesses(ctx context.Context, o ProcessOptions) (*Processes, error) {
 	var err error
@@ -96,13 +99,17 @@ func UpProcesses(ctx context.Context, o ProcessOptions) (*Processes, error) {
 	p.life, p.end = context.WithCancelCause(context.Background())
 	p.clean = sync.OnceValue(p.takeDown)
 	p.nursery = newNursery()
-	if err := p.found(); err != nil {
+	begin := p.found
+	if o.State != nil {
+		begin = func() error { return p.restore(o.State) }
+	}
+	if err := begin(); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	if err := p.startAll(ctx); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
-	if err := p.awaitMesh(ctx, func(done int) { p.progress("peers finding each other", done) }); err != nil {
+	if err := p.awaitMesh(ctx, func(done, total int) { p.progress("peers finding each other", done, total) }); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
@@ -135,14 +142,25 @@ func (p *Processes) found() error {
 
 // newPlace makes a place for one more peer, which must not become one of p.places before its number is taken.
 func (p *Processes) newPlace() (*place, error) {
-	i := len(p.places)
-	s := &place{index: i, key: identity(p.opts.Seed, i), dir: filepath.Join(p.opts.Dir, strconv.Itoa(i))}
+	for {
+		port, err := p.nextPort()
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(p.places, func(s *place) bool { return s.port == port }) { // of one that is down
+			return p.placeAt(len(p.places), port)
+		}
+	}
+}
+
+// placeAt makes the place of peer i at a port.
+func (p *Processes) placeAt(i, port int) (*place, error) {
+	s := &place{index: i, key: identity(p.opts.Seed, i), port: port, dir: filepath.Join(p.opts.Dir, strconv.Itoa(i))}
 	var err error
 	if s.id, err = peer.IDFromPrivateKey(s.key); err != nil {
 		return nil, fmt.Errorf("testnet: identity of peer %d: %w", i, err)
 	}
-	s.port, err = p.nextPort()
-	return s, err
+	return s, nil
 }
 
 // furnish makes the directory of a peer, with the beginning of the root group in the store of a founder. bootstrap are peers to dial beside the
@@ -155,37 +173,38 @@ func (p *Processes) furnish(s *place, bootstrap []string) error {
 	c.Network.Listen, c.Network.Bootstrap = []string{s.addr()}, bootstrap
 	spec := node.DirSpec{Key: s.key, Genesis: p.genesis, SwarmKey: p.psk, Config: c}
 	spec.Founds = s.index < len(p.genesis.Founders)
-	if err := markDir(s.dir); err != nil {
+	if err := p.markDir(s.dir); err != nil {
 		return err
 	}
 	return describe(s, node.CreateDir(s.dir, spec))
 }
 
-// startAll starts every peer at once.
+// startAll starts every peer at once, but for those of a state that were down.
 func (p *Processes) startAll(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	errs := make(chan error)
-	for _, s := range p.places {
+	starting := slices.DeleteFunc(slices.Clone(p.places), func(s *place) bool { return p.opts.State != nil && !p.opts.State.Peers[s.index].Up })
+	for _, s := range starting {
 		go func() { errs <- p.start(ctx, s) }()
 	}
-	p.progress("starting peers", 0)
+	p.progress("starting peers", 0, len(starting))
 	var first error
-	for done := range p.places {
+	for done := range starting {
 		if err := <-errs; err != nil && first == nil {
 			first = err
 			cancel(err) // the others need not go on
 		}
 		if first == nil {
-			p.progress("starting peers", done+1)
+			p.progress("starting peers", done+1, len(starting))
 		}
 	}
 	return first
 }
 
-func (p *Processes) progress(stage string, done int) {
+func (p *Processes) progress(stage string, done, total int) {
 	if p.opts.Progress != nil {
-		p.opts.Progress(Progress{Stage: stage, Done: done, Total: p.opts.N})
+		p.opts.Progress(Progress{Stage: stage, Done: done, Total: total})
 	}
 }
 

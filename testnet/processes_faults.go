@@ -19,9 +19,11 @@ const (
 
 // start starts the process of a peer that is down, and returns when it serves by the standing rules.
 func (p *Processes) start(ctx context.Context, s *place) error {
+	p.resting.RLock()
 	p.mu.Lock()
 	c, err := p.startLocked(s)
 	p.mu.Unlock()
+	p.resting.RUnlock()
 	if err != nil {
 		return err
 	}
@@ -184,6 +186,7 @@ func (p *Processes) pause(i int) (*child, error) {
 // Resume lets peer i go on, and waits until it has the rules that it missed. Errors: [ErrNoPeer], [ErrDown], [ErrNotPaused],
 // [ErrClosed].
 func (p *Processes) Resume(i int) error {
+	p.resting.RLock()
 	p.mu.Lock()
 	s, c, err := p.livedLocked(i)
 	switch {
@@ -202,6 +205,7 @@ func (p *Processes) Resume(i int) error {
 		hearers = append(hearers, hearer{s, c, c.failures})
 	}
 	p.mu.Unlock()
+	p.resting.RUnlock()
 	if err != nil {
 		return err
 	}
@@ -220,7 +224,7 @@ func (p *Processes) Restart(ctx context.Context, i int) error {
 	if err := p.start(ctx, s); err != nil {
 		return err
 	}
-	return p.awaitMesh(ctx, func(int) {})
+	return p.awaitMesh(ctx, func(int, int) {})
 }
 
 // Join adds a peer, waits as Restart does, and returns its number. A peer that does not come up keeps its number. Errors:
@@ -237,7 +241,7 @@ func (p *Processes) Join(ctx context.Context) (int, error) {
 	if err := p.start(ctx, s); err != nil {
 		return 0, err
 	}
-	return s.index, p.awaitMesh(ctx, func(int) {})
+	return s.index, p.awaitMesh(ctx, func(int, int) {})
 }
 
 // place adds a place for one more peer, with its directory, and returns what to wait for until all know its address.

@@ -16,6 +16,9 @@ func childAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
+// stillKnown says whether still knows.
+const stillKnown = true
+
 // still reports whether all threads of a child of ours stand still since a SIGSTOP. The signal is on its way for a moment after
 // it was sent, and the state in /proc is that of the first thread only.
 func still(p *os.Process) (bool, error) {

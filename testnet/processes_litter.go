@@ -25,6 +25,19 @@ const (
 
 const markText = "A testnet made this directory and removes it, with store and the files it knows, when it ends.\n"
 
+// markSeed begins the mark's second line, which tells of what seed the testnet is.
+const markSeed = "seed "
+
+// seedOfMark reads the seed in a mark.
+func seedOfMark(text string) (seed uint64, ok bool) {
+	_, line, ok := strings.Cut(text, "\n"+markSeed)
+	if !ok {
+		return 0, false
+	}
+	seed, err := strconv.ParseUint(strings.TrimSpace(line), 10, 64)
+	return seed, err == nil
+}
+
 // ErrForeign is matched when something is where a peer's directory would be that no testnet has put there.
 var ErrForeign = errors.New("testnet: directory holds what is not a testnet's")
 
@@ -44,7 +57,7 @@ func peerFile(name string) bool {
 }
 
 // markDir makes a peer's directory and marks it. One that is there must be empty, or be marked and hold no peer.
-func markDir(dir string) error {
+func (p *Processes) markDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("testnet: %w", err)
 	}
@@ -55,7 +68,7 @@ func markDir(dir string) error {
 	if !marked(entries) && len(entries) > 0 {
 		return fmt.Errorf("%w: %s has %s; choose another --dir", ErrForeign, dir, entries[0].Name())
 	}
-	if err := os.WriteFile(filepath.Join(dir, markFile), []byte(markText), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, markFile), fmt.Appendf(nil, "%s%s%d\n", markText, markSeed, p.opts.Seed), 0o600); err != nil {
 		return fmt.Errorf("testnet: %w", err)
 	}
 	return nil
@@ -103,6 +116,12 @@ func sweep(dir string) error {
 		return fmt.Errorf("testnet: %w", err)
 	}
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), spoolPrefix) && e.Type().IsRegular() {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return fmt.Errorf("testnet: %w", err)
+			}
+			continue
+		}
 		if n, err := strconv.Atoi(e.Name()); err != nil || n < 0 || strconv.Itoa(n) != e.Name() || !e.IsDir() {
 			continue
 		}

@@ -21,9 +21,9 @@ const (
 )
 
 // awaitMesh waits until every peer that is up now is connected to those others of them that it must be ([closestPlaces]), and calls
-// progress with how many are. Who is killed, leaves or is paused meanwhile is waited for no longer; a process that ends by itself is an error,
+// progress with how many of how many are. Who is killed, leaves or is paused meanwhile is waited for no longer; a process that ends by itself is an error,
 // and so is the end of ctx, which tells who is behind.
-func (p *Processes) awaitMesh(ctx context.Context, progress func(done int)) error {
+func (p *Processes) awaitMesh(ctx context.Context, progress func(done, total int)) error {
 	var late []*meshPeer
 	for _, s := range p.hearing(nil) {
 		c, err := api.Dial(s.apiSocket())
@@ -39,7 +39,7 @@ func (p *Processes) awaitMesh(ctx context.Context, progress func(done int)) erro
 			return err
 		}
 		late = p.behind(ctx, late)
-		progress(len(all) - len(late))
+		progress(len(all)-len(late), len(all))
 		if len(late) == 0 {
 			return nil
 		}

@@ -10,6 +10,8 @@ import (
 
 func childAttributes() *syscall.SysProcAttr { return nil }
 
+const stillKnown = false
+
 func freeze(*os.Process) error        { return noSignals("pause") }
 func still(*os.Process) (bool, error) { return false, noSignals("pause") }
 func thaw(*os.Process) error          { return noSignals("resume") }

@@ -88,36 +88,67 @@ func (r *Remote) Logs(ctx context.Context, i int) (path string, err error) {
 	return a.Path, err
 }
 
+// Dump writes the testnet's state. See [Testnet]. It does not look at what it writes: a testnet that ends in the midst of it is an
+// error, and [OpenState] tells whether a file is whole.
+func (r *Remote) Dump(ctx context.Context, to io.Writer) error {
+	resp, err := r.send(ctx, http.MethodGet, "/state", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		answer, err := io.ReadAll(io.LimitReader(resp.Body, answerBytesMax))
+		if err != nil {
+			return fmt.Errorf("testnet: answer cut off: %w", err)
+		}
+		return decodeAnswer(resp.StatusCode, answer, nil)
+	}
+	if n, err := io.Copy(to, io.LimitReader(resp.Body, 2*StateBytesMax)); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("testnet: the state is cut off after %d bytes: %w", n, err)
+	}
+	return nil
+}
+
 func (r *Remote) post(ctx context.Context, path string) error {
 	return r.call(ctx, http.MethodPost, path, nil, nil)
 }
 
-// call sends one request, with ask as its body unless that is nil, and reads the answer into into.
-func (r *Remote) call(ctx context.Context, method, path string, ask, into any) error {
+// send sends one request, with ask as its body unless that is nil. The caller closes the answer's body.
+func (r *Remote) send(ctx context.Context, method, path string, ask any) (*http.Response, error) {
 	if _, err := api.ParseAddr(controlSocket(r.dir)); err != nil {
-		return fmt.Errorf("testnet: %w", err)
+		return nil, fmt.Errorf("testnet: %w", err)
 	}
 	var body io.Reader
 	if ask != nil {
 		b, err := json.Marshal(ask)
 		if err != nil {
-			return fmt.Errorf("testnet: %w", err)
+			return nil, fmt.Errorf("testnet: %w", err)
 		}
 		body = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://testnet"+path, body)
 	if err != nil {
-		return fmt.Errorf("testnet: %w", err)
+		return nil, fmt.Errorf("testnet: %w", err)
 	}
 	resp, err := r.http.Do(req)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if op := (*net.OpError)(nil); err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	} else if errors.As(err, &op) && op.Op == "dial" {
+		err = fmt.Errorf("%w in %s", ErrNotRunning, r.dir)
+	} else if err != nil {
+		err = fmt.Errorf("testnet: no answer from the one in %s: %w", r.dir, err)
 	}
-	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
-		return fmt.Errorf("%w in %s", ErrNotRunning, r.dir)
-	}
+	return resp, err
+}
+
+// call sends one request, with ask as its body unless that is nil, and reads the answer into into.
+func (r *Remote) call(ctx context.Context, method, path string, ask, into any) error {
+	resp, err := r.send(ctx, method, path, ask)
 	if err != nil {
-		return fmt.Errorf("testnet: no answer from the one in %s: %w", r.dir, err)
+		return err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, answerBytesMax))

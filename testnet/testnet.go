@@ -3,6 +3,7 @@ package testnet
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
 )
 
@@ -48,6 +49,10 @@ type Testnet interface {
 	Heal(ctx context.Context) error
 	// Latency delays everything between two peers by d each way.
 	Latency(ctx context.Context, d time.Duration) error
+	// Dump writes the state of the testnet, as of one moment: who its peers are and what they have stored. [Options.State] takes it up
+	// again, here or elsewhere. The peers stand still while their stores are copied. Nothing that stands between peers is in it,
+	// and nothing that only runs: a holder whose lock is in it will not renew it.
+	Dump(ctx context.Context, to io.Writer) error
 	// Logs returns the file that peer i's output goes to. Errors: [ErrMode] where peers share a process.
 	Logs(i int) (path string, err error)
 	// Close ends all peers at once and waits for what they leave to do. It is idempotent.

@@ -21,7 +21,8 @@ import (
 // upOptions configure "testnet up".
 type upOptions struct {
 	testnet.Options
-	mode testnet.Mode
+	mode  testnet.Mode
+	state string // file; empty: found an overlay
 }
 
 func testnetUpVerb(a *app, dir *string) *cobra.Command {
@@ -39,9 +40,20 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 		Example: `  latchkey testnet up
   latchkey testnet up -n 9 --f 2
   latchkey testnet up --depth 12                     # 4,096 groups, once all are used
-  latchkey testnet up --mode process --latency 20ms`,
+  latchkey testnet up --mode process --latency 20ms
+  latchkey testnet up --state seven.state            # as it was dumped`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if o.state != "" {
+				for _, name := range []string{"nodes", "f", "seed", "depth", "mode"} {
+					if c.Flags().Changed(name) {
+						return usagef("testnet up: --state and --%s: the state says that already", name)
+					}
+				}
+				o.N, o.F, o.Seed = 0, 0, 0
+				o.Dir = testnetDir(*dir)
+				return a.testnetUp(c.Context(), o)
+			}
 			if o.N <= 0 || o.F <= 0 {
 				return usagef("testnet up: -n %d, --f %d: both must be positive", o.N, o.F)
 			}
@@ -65,6 +77,7 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 	c.Flags().IntVar(&o.Depth, "depth", 0, fmt.Sprintf("%d to %d: 2^depth groups share the key space (default %d)",
 		placement.DepthMin, placement.DepthMax, placement.DepthDefault))
 	c.Flags().Uint64Var(&o.Seed, "seed", testnet.SeedDefault, "what the peers' identities come from")
+	c.Flags().StringVar(&o.state, "state", "", "take up the testnet in a file of \"testnet state dump\"")
 	c.Flags().StringVar(&mode, "mode", string(testnet.ModeInProcess), "inproc: all peers in this process; process: each in its own")
 	c.Flags().DurationVar(&o.Latency, "latency", 0, fmt.Sprintf("delay between two peers, each way, at most %v", testnet.LatencyMax))
 	return c
@@ -87,6 +100,13 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, control.Close()) }()
 	start := time.Now()
+	if o.state != "" {
+		if o.State, err = testnet.OpenState(o.state); err != nil {
+			return err
+		}
+		o.mode = o.State.Mode()
+		defer func() { err = errors.Join(err, o.State.Close()) }()
+	}
 	o.Progress = a.progressBar()
 	t, err := bringUp(ctx, o, []string{"--log-level", a.logLevel})
 	if err != nil {
@@ -163,7 +183,7 @@ func (a *app) progressBar() func(testnet.Progress) {
 	}
 	const width = 24
 	return func(p testnet.Progress) {
-		full := width * p.Done / p.Total
+		full := width * p.Done / max(p.Total, 1)
 		fmt.Fprintf(a.err, clearLine+"%-24s [%s%s] %d/%d", p.Stage, strings.Repeat("#", full), strings.Repeat(".", width-full), p.Done, p.Total)
 		if p.Done == p.Total {
 			fmt.Fprint(a.err, clearLine)

@@ -4,6 +4,7 @@ package durablefile
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -23,9 +24,16 @@ func Create(path string, data []byte, mode fs.FileMode) error {
 	return write(f, data)
 }
 
-func write(f *os.File, data []byte) (err error) {
+func write(f *os.File, data []byte) error {
+	return fill(f, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+func fill(f *os.File, content func(io.Writer) error) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.Write(data); err != nil {
+	if err := content(f); err != nil {
 		return err
 	}
 	return f.Sync()
@@ -35,6 +43,14 @@ func write(f *os.File, data []byte) (err error) {
 // crash. The file is data's for good when Replace returns. It gets this mode, whatever it had. After an error it holds what
 // it held, unless the error came from the last step, the wait for the directory.
 func Replace(path string, data []byte, mode fs.FileMode) error {
+	return ReplaceWith(path, mode, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// ReplaceWith does what [Replace] does, with what content writes. An error of content is returned and changes nothing.
+func ReplaceWith(path string, mode fs.FileMode, content func(io.Writer) error) error {
 	dir, name := filepath.Split(path)
 	if dir == "" {
 		dir = "."
@@ -44,7 +60,7 @@ func Replace(path string, data []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	if err = errors.Join(f.Chmod(mode), write(f, data)); err == nil {
+	if err = errors.Join(f.Chmod(mode), fill(f, content)); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {

@@ -3,6 +3,7 @@ package durablefile
 import (
 	"bytes"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -72,6 +73,27 @@ func TestReplaceIsWholeOrNothing(t *testing.T) {
 		t.Errorf("without a directory: %v", err)
 	}
 	if all := names(t, dir); len(all) != 2 {
+		t.Errorf("left: %v", all)
+	}
+}
+
+func TestContentThatFailsHalfWayChangesNothing(t *testing.T) {
+	dir := t.TempDir()
+	path, why := filepath.Join(dir, "f"), errors.New("torn")
+	if err := Replace(path, []byte("one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := ReplaceWith(path, 0o644, func(w io.Writer) error {
+		if _, err := w.Write([]byte("tw")); err != nil {
+			t.Error(err)
+		}
+		return why
+	})
+	if !errors.Is(err, why) {
+		t.Errorf("got %v", err)
+	}
+	checkFile(t, path, "one", 0o600)
+	if all := names(t, dir); len(all) != 1 {
 		t.Errorf("left: %v", all)
 	}
 }
