@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -309,5 +310,33 @@ func TestCallerThatLeavesLearnsWhatItCanKnow(t *testing.T) {
 	c.Close()
 	if _, err := c.Do(t.Context(), keyspace.Key{}, "count", number(1)); !errors.Is(err, ErrClosed) {
 		t.Errorf("Do after Close: %v", err)
+	}
+}
+
+func TestAFullHostRunsNoFurtherGroup(t *testing.T) {
+	w := newWorld(t, 1, 0)
+	h := w.peers[0].groups
+	d := w.genesis.RootDescriptor()
+	d.Group.Prefix = keyspace.PrefixOf(keyspace.Preimage("one more").Key(), w.genesis.Depth)
+	m := d.View.Members[0]
+	fill := func(n int) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		for i := uint64(1); len(h.hosted) < n; i++ {
+			h.hosted[order.GroupID{Gen: i}] = true
+		}
+	}
+	fill(groupsMax)
+	if err := h.run(d, m.ID, order.Image{}, false); err == nil || !strings.Contains(err.Error(), "16384 groups") {
+		t.Errorf("one group above the limit: %v", err)
+	}
+	h.mu.Lock()
+	delete(h.hosted, order.GroupID{Gen: 1})
+	h.mu.Unlock()
+	if err := w.peers[0].store.Create(Identity{Group: d.Group, Self: m.ID}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.run(d, m.ID, order.Image{}, false); err != nil {
+		t.Errorf("the last group that has room: %v", err)
 	}
 }

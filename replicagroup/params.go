@@ -1,12 +1,16 @@
 package replicagroup
 
-import "time"
+import (
+	"time"
+
+	"latchkey/replicagroup/placement"
+)
 
 // Limits and periods of a host. Each says what happens at its edge.
 const (
 	// groupsMax bounds the replicas one host runs. A peer that is asked for one more declines, and the parent asks the next
 	// closest.
-	groupsMax = 4096
+	groupsMax = placement.HostedMax
 	// mailboxMax bounds the events that wait for one shard. Engine messages beyond it are dropped, which engines allow for;
 	// commands and queries are answered BUSY.
 	mailboxMax = 16 << 10

@@ -15,16 +15,17 @@ import (
 func benchVerb(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "bench",
-		Short: "measure a fresh testnet on this machine: route, lock, order",
+		Short: "measure a fresh testnet on this machine: route, lock, order, groups",
 		Long: `bench starts a testnet of its own, measures, and prints the figures beside those of what it is built on, taken in turns in the
 same run: of a raw libp2p round trip between the same two hosts, or of the raft library alone. It needs no daemon.
 
 On a machine that does other things too, trust the ratio, the counts and the CPU time; the load average tells.`,
 		Example: `  latchkey bench route
   latchkey bench lock --protocol group -o json
-  latchkey bench order --callers 512`,
+  latchkey bench order --callers 512
+  latchkey bench groups`,
 	})
-	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a))
+	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a), benchGroupsVerb(a))
 	return c
 }
 
@@ -129,6 +130,41 @@ is asked how many commands it has executed, and the bench fails unless each was 
 	}
 	c.Flags().IntVar(&o.Callers, "callers", bench.CallersDefault, "how many callers at once")
 	c.Flags().DurationVar(&o.Time, "for", bench.TimeDefault, "how long to measure the commands in memory and the library; other figures take half of it")
+	c.Flags().StringVar(&o.Dir, "dir", "", "where to make the stores on disk, which are removed (default: the system's directory for temporary files)")
+	return c
+}
+
+func benchGroupsVerb(a *app) *cobra.Command {
+	var o bench.GroupsOptions
+	c := &cobra.Command{
+		Use:   "groups",
+		Short: "what groups that sleep cost a peer in memory and CPU",
+		Long: `groups starts three peers that keep the same groups, each group with a lock table and none with anything to do, waits until all
+of them have elected a leader and sleep, and measures heap, resident memory and CPU of a peer, beside those of three peers without
+groups. The peers share one process, whose figures are divided by three.`,
+		Example: `  latchkey bench groups -o json
+  latchkey bench groups --groups 1000 --disk`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if o.Groups <= 0 || o.Groups > bench.GroupsMax {
+				return usagef("bench groups: --groups %d: between 1 and %d, which is what a peer keeps", o.Groups, bench.GroupsMax)
+			}
+			if err := checkBenchTime(o.Time); err != nil {
+				return err
+			}
+			ctx, release := interruptible(c.Context())
+			defer release()
+			o.Progress = a.progressBar()
+			r, err := bench.Groups(ctx, o)
+			if err != nil {
+				return err
+			}
+			return a.value(r, func(w io.Writer) { r.Text(w) })
+		},
+	}
+	c.Flags().IntVar(&o.Groups, "groups", bench.GroupsDefault, "how many groups")
+	c.Flags().BoolVar(&o.Disk, "disk", false, "keep them on disk, as a daemon does, and not in memory")
+	c.Flags().DurationVar(&o.Time, "for", bench.TimeDefault, "how long to measure CPU")
 	c.Flags().StringVar(&o.Dir, "dir", "", "where to make the stores on disk, which are removed (default: the system's directory for temporary files)")
 	return c
 }

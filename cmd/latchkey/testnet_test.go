@@ -402,3 +402,11 @@ func TestBenchOrderPrintsItsFiguresAndRemovesItsStores(t *testing.T) {
 		t.Errorf("stores left behind: %v, %v", left, err)
 	}
 }
+
+func TestBenchGroupsRefusesWhatAPeerDoesNotKeep(t *testing.T) {
+	for line, want := range map[string]string{"--groups 0": "between 1 and 16383", "--groups 16384": "between 1 and 16383", "--for 0s": "--for"} {
+		if out, errs, code := typed(strings.Fields("bench groups " + line)...); code != exitUsage || !strings.Contains(errs, want) || out != "" {
+			t.Errorf("%s: exit %d, %q, %q", line, code, out, errs)
+		}
+	}
+}

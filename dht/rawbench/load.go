@@ -83,9 +83,9 @@ func MeasurePaced(ctx context.Context, d time.Duration, rate int, op func(i int)
 func measured(load func(start time.Time) ([]time.Duration, error)) (Result, error) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	cpu, start := cpuTime(), time.Now()
+	cpu, start := CPUTime(), time.Now()
 	samples, err := load(start)
-	r := Result{Samples: samples, Wall: time.Since(start), CPU: cpuTime() - cpu}
+	r := Result{Samples: samples, Wall: time.Since(start), CPU: CPUTime() - cpu}
 	runtime.ReadMemStats(&after)
 	r.Allocs = after.Mallocs - before.Mallocs
 	return r, err

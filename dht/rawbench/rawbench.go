@@ -73,7 +73,7 @@ func Measure(ctx context.Context, d time.Duration, op func() error) (Result, err
 	var before, after runtime.MemStats
 	r := Result{Samples: make([]time.Duration, 0, 1<<16)}
 	runtime.ReadMemStats(&before)
-	cpu, start := cpuTime(), time.Now()
+	cpu, start := CPUTime(), time.Now()
 	for now := start; now.Sub(start) < d && len(r.Samples) < samplesMax; {
 		if err := context.Cause(ctx); err != nil {
 			return r, err
@@ -85,7 +85,7 @@ func Measure(ctx context.Context, d time.Duration, op func() error) (Result, err
 		r.Samples = append(r.Samples, then.Sub(now))
 		now = then
 	}
-	r.Wall, r.CPU = time.Since(start), cpuTime()-cpu
+	r.Wall, r.CPU = time.Since(start), CPUTime()-cpu
 	runtime.ReadMemStats(&after)
 	r.Allocs = after.Mallocs - before.Mallocs
 	return r, nil

@@ -31,7 +31,7 @@ func TestRoundTripCountsWhatItDid(t *testing.T) {
 		r.OpsPerSecond() <= 0 {
 		t.Errorf("%d samples, p50 %v, p99 %v, wall %v, %v allocations", len(r.Samples), r.Quantile(0.5), r.Quantile(0.99), r.Wall, r.AllocsPerOp())
 	}
-	if cpuTime() > 0 && r.CPUPerOp() <= 0 {
+	if CPUTime() > 0 && r.CPUPerOp() <= 0 {
 		t.Errorf("CPU per operation %v", r.CPUPerOp())
 	}
 }

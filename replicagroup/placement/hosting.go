@@ -14,7 +14,7 @@ import (
 const (
 	ConfirmingMax    = 64      // Starts being confirmed with the parent; a further one gets ErrHostBusy, its sender repeats
 	StartsWaitingMax = 16      // Starts of one group that wait for one confirmation
-	HostedMax        = 1 << 13 // groups this peer takes part in; beyond, it declines to host
+	HostedMax        = 1 << 14 // groups this peer takes part in; beyond, it declines to host
 )
 
 // Why a member refuses a Start.

@@ -126,6 +126,37 @@ func TestOrderRefusesCallersThatWouldBeTurnedAway(t *testing.T) {
 	}
 }
 
+func TestGroupsFillInEveryFigure(t *testing.T) {
+	for _, onDisk := range []bool{false, true} {
+		var last testnet.Progress
+		dir := t.TempDir()
+		r, err := Groups(t.Context(), GroupsOptions{
+			Groups: 20, Disk: onDisk, Time: 100 * time.Millisecond, Dir: dir, Progress: func(p testnet.Progress) { last = p },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text bytes.Buffer
+		r.Text(&text)
+		t.Log("\n" + text.String())
+		if r.Bench != "groups" || r.Groups != 20 || r.Peers != 3 || r.Store == "" || r.HeapMB <= 0 || r.BytesReplica <= 0 || r.RSSMB == 0 || r.CPUPercent < 0 ||
+			r.CPUEmpty < 0 || r.MessagesS < 0 || r.AsleepS <= 0 || r.StartCPUms < 0 {
+			t.Errorf("%+v", r)
+		}
+		if want := 3 * 21; last.Done != want || last.Total != want { // the root sleeps, too
+			t.Errorf("%+v, want %d replicas asleep", last, want)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("stores left behind: %v, %v", left, err)
+		}
+	}
+	for _, n := range []int{-1, GroupsMax + 1} {
+		if _, err := Groups(t.Context(), GroupsOptions{Groups: n}); err == nil {
+			t.Errorf("%d groups were taken", n)
+		}
+	}
+}
+
 func TestBareRaftOrdersForAllCallers(t *testing.T) {
 	const callers, each = 4, 3 * bareCompactEvery / 4 // beyond a compaction
 	b, err := newBareRaft(t.Context(), callers)

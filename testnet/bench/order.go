@@ -172,7 +172,9 @@ func (s unsynced) Write(batch []replicagroup.Write, _ bool) error { return s.Sto
 
 // loads measures one kind of store, in turns with bare raft where that is asked for. It returns how many commands there were.
 func (o *OrderOptions) loads(ctx context.Context, out *OrderLoads, bare *OrderLoad, dir string, store makeStore) (_ uint64, err error) {
-	t, err := trioWithin(ctx, dir, store)
+	up, cancel := context.WithTimeoutCause(ctx, readyMax, fmt.Errorf("three peers are not up after %v", readyMax))
+	defer cancel()
+	t, err := newTrio(up, dir, store, counting, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -232,10 +234,4 @@ func figures(r rawbench.Result, messages uint64) OrderLoad {
 		Operations: len(r.Samples), OpsPerS: r.OpsPerSecond(), P50us: micros(r.Quantile(0.5)), P99us: micros(r.Quantile(0.99)),
 		CPUusOp: micros(r.CPUPerOp()), AllocsOp: r.AllocsPerOp(), MessagesOp: float64(messages) / float64(max(len(r.Samples), 1)),
 	}
-}
-
-func trioWithin(ctx context.Context, dir string, store makeStore) (*trio, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyMax, fmt.Errorf("three peers are not up after %v", readyMax))
-	defer cancel()
-	return newTrio(ctx, dir, store)
 }

@@ -45,7 +45,10 @@ const (
 )
 
 // newTrio starts the peers and waits until they know each other. Stores are made in directories below dir.
-func newTrio(ctx context.Context, dir string, store makeStore) (_ *trio, err error) {
+//
+// services are what the groups offer; fill, if any, puts more into a store before its peer starts.
+func newTrio(ctx context.Context, dir string, store makeStore, services map[string]replicagroup.MachineFactory,
+	fill func(g placement.Genesis, self keyspace.NodeID, s replicagroup.Store) error) (_ *trio, err error) {
 	t := &trio{key: keyspace.Preimage("bench").Key()}
 	defer func() {
 		if err != nil {
@@ -81,9 +84,12 @@ func newTrio(ctx context.Context, dir string, store makeStore) (_ *trio, err err
 		if p.overlay, err = dht.New(p.host, dht.WithOverlayID(g.ID()), dht.WithBootstrap(infos...)); err != nil {
 			return nil, err
 		}
-		p.groups, err = replicagroup.New(replicagroup.Config{Genesis: g, Overlay: p.overlay, Store: p.store,
-			Services: map[string]replicagroup.MachineFactory{countService: func(order.GroupID) session.Machine { return new(count64) }}})
-		if err != nil {
+		if fill != nil {
+			if err := fill(g, dht.NodeIDOf(p.host.ID()), p.store); err != nil {
+				return nil, err
+			}
+		}
+		if p.groups, err = replicagroup.New(replicagroup.Config{Genesis: g, Overlay: p.overlay, Store: p.store, Services: services}); err != nil {
 			return nil, err
 		}
 		if err := errors.Join(p.groups.Start(ctx), p.overlay.Start(ctx)); err != nil {
@@ -179,6 +185,8 @@ func (s *sender) check(ctx context.Context) (uint64, error) {
 	}
 	return s.sent.Load(), nil
 }
+
+var counting = map[string]replicagroup.MachineFactory{countService: func(order.GroupID) session.Machine { return new(count64) }}
 
 // count64 counts commands.
 type count64 struct{ n uint64 }
