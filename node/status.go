@@ -34,7 +34,7 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 	s := api.Status{
 		Peer: n.host.ID().String(), Overlay: n.genesis.ID().Hex(), OverlayName: n.genesis.Name, Version: Version(), Started: n.started,
 		Mode: string(n.mode()), Hosting: n.overlay.Hosting(), Reachability: strings.ToLower(n.overlay.Reachability().String()),
-		Bootstrap: []api.BootstrapPeer{}, Refused: []api.Refused{}, Alarms: []api.Alarm{}, Revision: Revision(),
+		Bootstrap: []api.BootstrapPeer{}, Refused: []api.Refused{}, Alarms: []api.Alarm{}, Down: []api.HostedGroup{}, Revision: Revision(),
 	}
 	for _, p := range n.overlay.Peers() {
 		s.PeersKnown++
@@ -47,11 +47,14 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 		return api.Status{}, err
 	}
 	s.Groups = len(groups)
-	for _, g := range groups {
-		if g.Status.Leader == 0 {
+	for _, g := range n.hostedGroups(groups) {
+		if !g.Leaderless.IsZero() {
 			s.GroupsLeaderless++
+			s.Down = append(s.Down, g)
 		}
 	}
+	slices.SortStableFunc(s.Down, func(a, b api.HostedGroup) int { return a.Leaderless.Compare(b.Leaderless) })
+	s.Down = s.Down[:min(len(s.Down), api.DownMax)]
 	for _, b := range n.overlay.Bootstrap() {
 		s.Bootstrap = append(s.Bootstrap, bootstrapStatus(b, n.host.Network().Connectedness(b.Info.ID) == network.Connected))
 	}

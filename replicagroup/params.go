@@ -42,7 +42,7 @@ const (
 	rollTime  = 3 * time.Second
 	rollPause = 500 * time.Millisecond
 	// rumourPause is the shortest time between two questions to the parent because somebody spoke of a generation not known here.
-	rumourPause = 100 * time.Millisecond
+	rumourPause = time.Second
 	// auditPause is how long a host waits before it compares its groups with the parent's directory, so that one question serves
 	// several links that came up together, and auditRetry before it tries again when the parent did not answer.
 	auditPause = time.Second

@@ -96,6 +96,9 @@ func (h *Host) Child(ctx context.Context, p keyspace.Prefix) (placement.Child, e
 	return res.Child, nil
 }
 
+// Known returns the descriptor that this host has of a prefix's group, of the root for the whole key space. It asks nobody.
+func (h *Host) Known(p keyspace.Prefix) (placement.Descriptor, bool) { return h.locator.cached(p) }
+
 // Children returns what the root's directory holds, by rising prefix. It blocks until the root answers or ctx ends ([ErrNoQuorum]).
 func (h *Host) Children(ctx context.Context) ([]placement.Summary, error) {
 	var all []placement.Summary

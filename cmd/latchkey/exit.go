@@ -69,8 +69,10 @@ func exitCode(err error) int {
 		return exit.code
 	case errors.As(err, &interrupt):
 		return exitSignal + int(interrupt.sig)
-	case errors.Is(err, lockservice.ErrName), errors.Is(err, lockservice.ErrTTL), errors.Is(err, api.ErrAddr):
+	case errors.Is(err, lockservice.ErrName), errors.Is(err, lockservice.ErrTTL), errors.Is(err, api.ErrAddr), errors.Is(err, api.ErrPrefix):
 		return exitUsage
+	case errors.Is(err, api.ErrNoGroup):
+		return exitNotFound
 	case errors.Is(err, api.ErrUnreachable), errors.Is(err, lockservice.ErrClosed):
 		return exitUnreachable
 	case errors.Is(err, lockservice.ErrLocked), errors.Is(err, lockservice.ErrWait):

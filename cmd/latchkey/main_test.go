@@ -476,7 +476,7 @@ func TestSilentGroupIsNoConflict(t *testing.T) {
 					b.OnInfo = func(ctx context.Context, _ string) error { return group(ctx) }
 				})
 				want := fmt.Sprintf("latchkey: lock \"n\": its group gave no answer within %v; it keeps prefix f0/8 and needs 2 of its 2 members, of which this daemon "+
-					"is connected to 12D3KooWone and not to 12D3KooWtwo: start those that are down, or mend the network between them", c.within)
+					"is connected to 12D3KooWone and not to 12D3KooWtwo: start those that are down, or mend the network between them; if too many are gone for good, latchkey group revive f0/8", c.within)
 				start := time.Now()
 				p := d.run(c.args...)
 				if says := p.oneLine(); p.code != exitFailure || says != want {

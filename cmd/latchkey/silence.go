@@ -220,7 +220,7 @@ func groupStanding(g *api.GroupInfo, connected map[string]bool) string {
 		}
 		return strings.Join(ids, ", ")
 	}
-	todo := "start those that are down, or mend the network between them"
+	todo := "start those that are down, or mend the network between them; if too many are gone for good, latchkey group revive " + prefix
 	if len(away) == 0 {
 		todo = "try again, since they may be choosing a leader; if it stays so, the network between them is cut"
 	}

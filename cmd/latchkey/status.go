@@ -19,8 +19,8 @@ func statusVerb(a *app) *cobra.Command {
 		Long: `status tells how the peer is doing.
 
 A peer hosts replicas in mode server, none in mode client, and in mode auto while others reach it from the public
-internet. A group without a leader serves nobody until a majority of its members is connected again. Bootstrap peers
-are dialled only while too few others are known, so an old error is no trouble when there are peers.
+internet. A group without a leader serves nobody until a majority of its members is connected again; "latchkey group
+info" tells who is missing, and "latchkey group revive" is for one that has lost them for good. Bootstrap peers are dialled only while too few others are known, so an old error is no trouble when there are peers.
 
 Turned away, since the daemon started: "handshake" is a connection that never showed who it is, for want of the swarm
 key or because it was given up, as when two peers dial each other at the same moment; "limits" one too many; "other
@@ -63,6 +63,12 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 		groups += fmt.Sprintf(", %d of them without a leader", s.GroupsLeaderless)
 	}
 	fmt.Fprintf(w, "groups\t%s\n", groups)
+	for _, g := range s.Down {
+		fmt.Fprintf(w, "down\t%s\n", downLine(g, now))
+	}
+	if more := s.GroupsLeaderless - len(s.Down); more > 0 && len(s.Down) > 0 {
+		fmt.Fprintf(w, "down\tand %d more\n", more)
+	}
 	for _, b := range s.Bootstrap {
 		state := "not tried yet"
 		switch {

@@ -47,6 +47,7 @@ func TestStatusInWords(t *testing.T) {
 		Refused:  []api.Refused{{Reason: "handshake", Count: 7}, {Reason: "other overlay", Count: 1}},
 		Alarms:   []api.Alarm{{Peer: "12D3KooWone", Store: "aa", At: now.Add(-time.Minute), Refused: true, Text: "store aa of peer 12D3KooWone runs in two places: stop one"}},
 		Revision: "abcdef012345",
+		Down:     []api.HostedGroup{{Prefix: "a3/8", Generation: 1<<32 | 2, Leaderless: now.Add(-time.Minute)}},
 	}
 	const want = `peer          12D3KooWself
 overlay       0badcafe work
@@ -55,6 +56,7 @@ mode          auto, now a client
 reachability  private
 peers         2 connected, 5 known
 groups        4 hosted, 1 of them without a leader
+down          a3/8 generation 1.2: no leader for 1m0s, so no majority answers; latchkey group info a3/8 tells who is missing
 bootstrap     12D3KooWone connected
 bootstrap     12D3KooWtwo failed 3s ago: connection refused
 bootstrap     12D3KooWsix reached 1h0m0s ago, away now

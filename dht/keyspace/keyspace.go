@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // Size is the length of a [Key] and of a [NodeID] in bytes.
@@ -121,6 +123,22 @@ func (p Prefix) Valid() bool {
 // String prints the prefix as its bits in hexadecimal, a slash and its length, such as "a3/8". The whole space is "/0".
 func (p Prefix) String() string {
 	return fmt.Sprintf("%s/%d", hex.EncodeToString(p.Bits[:(int(p.Len)+7)/8]), p.Len)
+}
+
+// ParsePrefix reads what [Prefix.String] prints. Errors match [ErrPrefix].
+func ParsePrefix(s string) (Prefix, error) {
+	bits, length, ok := strings.Cut(s, "/")
+	n, err := strconv.ParseUint(length, 10, 16)
+	b, hexErr := hex.DecodeString(bits)
+	if !ok || err != nil || hexErr != nil || n > PrefixBitsMax || len(b) != (int(n)+7)/8 {
+		return Prefix{}, fmt.Errorf("%w: %.80q: write it like a3/8, its bits in hexadecimal and how many they are", ErrPrefix, s)
+	}
+	p := Prefix{Len: uint16(n)}
+	copy(p.Bits[:], b)
+	if p.String() != s || !p.Valid() {
+		return Prefix{}, fmt.Errorf("%w: %.80q: bits beyond its length, or not in the one form", ErrPrefix, s)
+	}
+	return p, nil
 }
 
 // Compare orders prefixes by their bits, then by length, so that an enclosing range comes first.

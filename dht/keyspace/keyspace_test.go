@@ -57,6 +57,20 @@ func TestPrefixRoundTripsAndContainsItsKeys(t *testing.T) {
 	})
 }
 
+func TestAPrefixIsReadAsItIsPrinted(t *testing.T) {
+	for n := range PrefixBitsMax + 1 {
+		p := PrefixOf(Key{0xa7, 0x31, 0xff, 31: 0xff}, n)
+		if got, err := ParsePrefix(p.String()); err != nil || got != p {
+			t.Fatalf("%v was read as %v, %v", p, got, err)
+		}
+	}
+	for _, s := range []string{"", "/", "a3", "a3/", "a3/7", "A3/8", "a3/08", "a3/+8", "a3/9", "a300/8", "a/4", "zz/8", "/257", "a3/8 ", "a3/8/1"} {
+		if p, err := ParsePrefix(s); !errors.Is(err, ErrPrefix) {
+			t.Errorf("%q was read as %v, %v", s, p, err)
+		}
+	}
+}
+
 func TestDecodePrefixRefusesStrayBits(t *testing.T) {
 	if _, _, err := DecodePrefix([]byte{0, 4, 0xff}); !errors.Is(err, ErrPrefix) {
 		t.Errorf("bits beyond the length: %v", err)

@@ -414,6 +414,27 @@ func TestNodeCalls(t *testing.T) {
 	if err != nil || fmt.Sprint(*got.Group) != fmt.Sprint(*wantKey.Group) || got.Hash != "ff" || len(got.Closest) != 2 {
 		t.Errorf("key %+v, %v", got, err)
 	}
+	wantGroups, _ := want.HostedGroups(ctx)
+	if got, err := w.client.Groups(ctx); err != nil || !reflect.DeepEqual(got, wantGroups) {
+		t.Errorf("groups %+v, %v", got, err)
+	}
+	wantStanding, _ := want.GroupStanding(ctx, "a3/8")
+	if got, err := w.client.Group(ctx, "a3/8"); err != nil || !reflect.DeepEqual(got, wantStanding) || got.Majority() {
+		t.Errorf("group %+v, %v", got, err)
+	}
+	wantRevived, _ := want.ReviveGroup(ctx, "a3/8", 6, false)
+	if got, err := w.client.Revive(ctx, "a3/8", 6, false); err != nil || !reflect.DeepEqual(got, wantRevived) || got.Generation != 7 {
+		t.Errorf("revive %+v, %v", got, err)
+	}
+	if _, err := w.client.Group(ctx, "77/8"); !errors.Is(err, api.ErrNoGroup) || !strings.Contains(err.Error(), "77/8") {
+		t.Errorf("a prefix without a group: %v", err)
+	}
+	if _, err := w.client.Revive(ctx, "a4/8", 0, false); !errors.Is(err, api.ErrAlive) || !strings.Contains(err.Error(), "12D3KooWone") {
+		t.Errorf("revive of a healthy group: %v", err)
+	}
+	if _, err := w.client.Revive(ctx, "nonsense", 0, false); !errors.Is(err, api.ErrPrefix) {
+		t.Errorf("revive of no prefix: %v", err)
+	}
 	if v, err := w.client.Version(ctx); err != nil || v.Version != "v1.2.3" || v.Go == "" || v.Platform == "" {
 		t.Errorf("version %+v, %v", v, err)
 	}

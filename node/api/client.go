@@ -117,6 +117,36 @@ func (c *Client) Key(ctx context.Context, name string) (KeyInfo, error) {
 	return k, nil
 }
 
+// Groups lists the groups that the daemon's peer takes part in, by prefix.
+func (c *Client) Groups(ctx context.Context) ([]HostedGroup, error) {
+	r, err := c.node.Groups(ctx, &latchkeyv1.GroupsRequest{})
+	if err != nil {
+		return nil, decodeError(ctx, c.addr, err, false)
+	}
+	return decodeHosted(r.Groups), nil
+}
+
+// Group tells how a group stands: of is a prefix, "root", or a lock's name. Errors: [ErrNoGroup].
+func (c *Client) Group(ctx context.Context, of string) (GroupStanding, error) {
+	r, err := c.node.Group(ctx, &latchkeyv1.GroupRequest{Of: of})
+	if err != nil {
+		return GroupStanding{}, decodeError(ctx, c.addr, err, false)
+	}
+	return decodeStanding(r), nil
+}
+
+// Revive makes the generation after gen of a prefix's group, which has lost its majority for good. Errors: [ErrPrefix],
+// [ErrNoGroup], [ErrAlive]. It may be repeated: gen is followed by one generation.
+func (c *Client) Revive(ctx context.Context, prefix string, gen uint64, force bool) (Revived, error) {
+	r, err := c.node.Revive(ctx, &latchkeyv1.ReviveRequest{Prefix: prefix, Generation: gen, Force: force})
+	if err != nil {
+		return Revived{}, decodeError(ctx, c.addr, err, true)
+	}
+	v := Revived{Prefix: r.Prefix, Generation: r.Generation, Members: list(r.Members), Embargo: r.Embargo.AsDuration()}
+	v.EmbargoMS = v.Embargo.Milliseconds()
+	return v, nil
+}
+
 // Shutdown asks the daemon to stop and returns when it has begun to.
 func (c *Client) Shutdown(ctx context.Context) error {
 	if _, err := c.node.Shutdown(ctx, &latchkeyv1.ShutdownRequest{}); err != nil {

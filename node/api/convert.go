@@ -89,7 +89,52 @@ func encodeStatus(s Status) *latchkeyv1.StatusResponse {
 			Peer: a.Peer, Other: a.Other, Store: a.Store, At: encodeTime(a.At), Refused: a.Refused, Text: a.Text,
 		})
 	}
+	res.Down = encodeHosted(s.Down)
 	return res
+}
+
+func encodeHosted(groups []HostedGroup) []*latchkeyv1.HostedGroup {
+	all := make([]*latchkeyv1.HostedGroup, len(groups))
+	for i, g := range groups {
+		all[i] = &latchkeyv1.HostedGroup{
+			Prefix: g.Prefix, Generation: g.Generation, View: g.View, Role: g.Role, Leader: g.Leader, Voters: g.Voters,
+			Lag: g.Lag, Quiesced: g.Quiesced, Leaderless: encodeTime(g.Leaderless),
+		}
+	}
+	return all
+}
+
+func decodeHosted(groups []*latchkeyv1.HostedGroup) []HostedGroup {
+	all := make([]HostedGroup, len(groups))
+	for i, g := range groups {
+		all[i] = HostedGroup{
+			Prefix: g.Prefix, Generation: g.Generation, View: g.View, Role: g.Role, Leader: g.Leader, Voters: list(g.Voters),
+			Lag: g.Lag, Quiesced: g.Quiesced, Leaderless: decodeTime(g.Leaderless),
+		}
+	}
+	return all
+}
+
+func encodeStanding(g GroupStanding) *latchkeyv1.GroupResponse {
+	res := &latchkeyv1.GroupResponse{
+		Prefix: g.Prefix, Generation: g.Generation, View: g.View, State: g.State, Voters: uint32(g.Voters), Answering: uint32(g.Answering),
+		Directory: g.Directory, Former: g.Former,
+	}
+	for _, m := range g.Members {
+		res.Members = append(res.Members, &latchkeyv1.GroupMember{Peer: m.Peer, Role: m.Role, State: m.State, View: m.View})
+	}
+	return res
+}
+
+func decodeStanding(r *latchkeyv1.GroupResponse) GroupStanding {
+	g := GroupStanding{
+		Prefix: r.Prefix, Generation: r.Generation, View: r.View, State: r.State, Voters: int(r.Voters), Answering: int(r.Answering),
+		Directory: r.Directory, Former: r.Former, Members: make([]GroupMember, len(r.Members)),
+	}
+	for i, m := range r.Members {
+		g.Members[i] = GroupMember{Peer: m.Peer, Role: m.Role, State: m.State, View: m.View}
+	}
+	return g
 }
 
 func decodeStatus(r *latchkeyv1.StatusResponse) Status {
@@ -104,6 +149,7 @@ func decodeStatus(r *latchkeyv1.StatusResponse) Status {
 	for i, b := range r.Bootstrap {
 		s.Bootstrap[i] = BootstrapPeer{Peer: b.Peer, Addrs: list(b.Addrs), Connected: b.Connected, Tried: decodeTime(b.Tried), Error: b.Error}
 	}
+	s.Down = decodeHosted(r.Down)
 	for i, f := range r.Refused {
 		s.Refused[i] = Refused{Reason: f.Reason, Count: f.Count}
 	}

@@ -16,6 +16,13 @@ import (
 // ErrUnreachable is matched when no daemon answers at the address.
 var ErrUnreachable = errors.New("api: daemon not reachable")
 
+// Errors about groups.
+var (
+	ErrNoGroup = errors.New("api: no such group")
+	ErrAlive   = errors.New("api: the group is not lost")
+	ErrPrefix  = errors.New("api: not a prefix of this overlay")
+)
+
 // reasons is how each sentinel travels, in the order in which an error is held against them. An error matching several
 // travels as the first: what is certain comes before the vague. lock.proto repeats this table.
 var reasons = []struct {
@@ -31,6 +38,9 @@ var reasons = []struct {
 	{latchkeyv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted, lockservice.ErrLimit},
 	{latchkeyv1.Reason_REASON_STALE_TOKEN, connect.CodeFailedPrecondition, lockservice.ErrStaleToken},
 	{latchkeyv1.Reason_REASON_GUARD_FILE, connect.CodeDataLoss, lockservice.ErrGuardFile},
+	{latchkeyv1.Reason_REASON_NO_GROUP, connect.CodeNotFound, ErrNoGroup},
+	{latchkeyv1.Reason_REASON_ALIVE, connect.CodeFailedPrecondition, ErrAlive},
+	{latchkeyv1.Reason_REASON_PREFIX, connect.CodeInvalidArgument, ErrPrefix},
 	{latchkeyv1.Reason_REASON_OUTCOME_UNKNOWN, connect.CodeUnknown, lockservice.ErrOutcomeUnknown},
 	{latchkeyv1.Reason_REASON_NO_QUORUM, connect.CodeUnavailable, lockservice.ErrNoQuorum},
 	{latchkeyv1.Reason_REASON_WAIT, connect.CodeDeadlineExceeded, lockservice.ErrWait},

@@ -54,6 +54,12 @@ type Node interface {
 	Status(ctx context.Context) (Status, error)
 	// Key tells where the lock named name lives.
 	Key(ctx context.Context, name string) (KeyInfo, error)
+	// HostedGroups lists the groups this peer takes part in, by prefix.
+	HostedGroups(ctx context.Context) ([]HostedGroup, error)
+	// GroupStanding tells how a group stands: of is a prefix, "root", or a lock's name. Errors: [ErrNoGroup].
+	GroupStanding(ctx context.Context, of string) (GroupStanding, error)
+	// ReviveGroup makes the generation after gen of a prefix's group. Errors: [ErrPrefix], [ErrNoGroup], [ErrAlive].
+	ReviveGroup(ctx context.Context, prefix string, gen uint64, force bool) (Revived, error)
 }
 
 // Info tells who a peer is.
@@ -92,6 +98,7 @@ type Status struct {
 	Bootstrap        []BootstrapPeer `json:"bootstrap"`
 	Refused          []Refused       `json:"refused"`  // in the order of the reasons
 	Alarms           []Alarm         `json:"alarms"`   // the latest, the oldest first
+	Down             []HostedGroup   `json:"down"`     // of the leaderless groups those that have been so for longest, at most [DownMax]
 	Revision         string          `json:"revision"` // of the checkout that the daemon was built from; empty when unknown
 }
 
@@ -135,6 +142,70 @@ type GroupInfo struct {
 	View       uint64   `json:"view,string"`
 	Leader     string   `json:"leader"` // empty when unknown
 	Members    []string `json:"members"`
+}
+
+// DownMax bounds the groups listed in [Status.Down].
+const DownMax = 16
+
+// HostedGroup is a group that a peer takes part in, as that peer knows it.
+type HostedGroup struct {
+	Prefix     string    `json:"prefix"` // like a3/8; /0 is the root
+	Generation uint64    `json:"generation,string"`
+	View       uint64    `json:"view,string"`
+	Role       string    `json:"role"`   // of this peer: leader, voter or learner
+	Leader     string    `json:"leader"` // empty when none is known
+	Voters     []string  `json:"voters"`
+	Lag        uint64    `json:"lag,string"` // entries: at the leader, what the slowest voter lacks; elsewhere, what is not applied here
+	Quiesced   bool      `json:"quiesced"`
+	Leaderless time.Time `json:"leaderless,omitzero"` // since when no leader is known, so it serves nobody
+}
+
+// States of a group, in [GroupStanding.State].
+const (
+	GroupServing    = "serving"
+	GroupReviving   = "reviving"    // of its new generation no majority has started yet
+	GroupLeaderless = "no leader"   // though a majority answers: it chooses one, or its network is cut
+	GroupDown       = "no majority" // too few voters answer
+)
+
+// GroupStanding tells how a group stands.
+type GroupStanding struct {
+	Prefix     string        `json:"prefix"`
+	Generation uint64        `json:"generation,string"`
+	View       uint64        `json:"view,string"`
+	State      string        `json:"state"`
+	Voters     int           `json:"voters"`
+	Answering  int           `json:"answering"` // of the voters
+	Members    []GroupMember `json:"members"`
+	Directory  bool          `json:"directory"` // the root has said so; else it did not answer, and this is what the peer knew
+	Former     uint64        `json:"former,string"`
+}
+
+// Majority reports whether a majority of the voters answers.
+func (g GroupStanding) Majority() bool { return g.Answering > g.Voters/2 }
+
+// States of a member, in [GroupMember.State].
+const (
+	MemberAnswers = "answers"
+	MemberSilent  = "does not answer"
+	MemberWithout = "has no replica" // it answers, and has lost its store, say
+)
+
+// GroupMember is a member of a group.
+type GroupMember struct {
+	Peer  string `json:"peer"`
+	Role  string `json:"role"` // leader, voter or learner
+	State string `json:"state"`
+	View  uint64 `json:"view,string"` // that it knows; 0 unless it answers
+}
+
+// Revived tells of a group that was brought back.
+type Revived struct {
+	Prefix     string        `json:"prefix"`
+	Generation uint64        `json:"generation,string"`
+	Members    []string      `json:"members"`
+	Embargo    time.Duration `json:"-"` // for about how long it grants no lock
+	EmbargoMS  int64         `json:"embargo_ms"`
 }
 
 // Version tells which build a daemon is.
@@ -280,6 +351,30 @@ func (h nodeHandler) Key(ctx context.Context, r *latchkeyv1.KeyRequest) (*latchk
 		res.Group = &latchkeyv1.Group{Id: g.ID, Generation: g.Generation, View: g.View, Leader: g.Leader, Members: g.Members}
 	}
 	return res, nil
+}
+
+func (h nodeHandler) Groups(ctx context.Context, _ *latchkeyv1.GroupsRequest) (*latchkeyv1.GroupsResponse, error) {
+	groups, err := h.s.cfg.Node.HostedGroups(ctx)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.GroupsResponse{Groups: encodeHosted(groups)}, nil
+}
+
+func (h nodeHandler) Group(ctx context.Context, r *latchkeyv1.GroupRequest) (*latchkeyv1.GroupResponse, error) {
+	g, err := h.s.cfg.Node.GroupStanding(ctx, r.Of)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return encodeStanding(g), nil
+}
+
+func (h nodeHandler) Revive(ctx context.Context, r *latchkeyv1.ReviveRequest) (*latchkeyv1.ReviveResponse, error) {
+	v, err := h.s.cfg.Node.ReviveGroup(ctx, r.Prefix, r.Generation, r.Force)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.ReviveResponse{Prefix: v.Prefix, Generation: v.Generation, Members: v.Members, Embargo: durationpb.New(v.Embargo)}, nil
 }
 
 func (h nodeHandler) Shutdown(context.Context, *latchkeyv1.ShutdownRequest) (*latchkeyv1.ShutdownResponse, error) {

@@ -289,7 +289,51 @@ func (Node) Status(context.Context) (api.Status, error) {
 			{Peer: "12D3KooWone", Other: "12D3KooWtwo", Store: "aa02", At: at, Text: "one and two have one store"},
 		},
 		Revision: "abcdef012345+dirty",
+		Down:     []api.HostedGroup{{Prefix: "a3/8", Generation: 2, Role: "voter", Voters: []string{"12D3KooWfake"}, Leaderless: at}},
 	}, nil
+}
+
+// HostedGroups implements [api.Node].
+func (Node) HostedGroups(context.Context) ([]api.HostedGroup, error) {
+	return []api.HostedGroup{
+		{Prefix: "/0", View: 4, Role: "leader", Leader: "12D3KooWfake", Voters: []string{"12D3KooWfake"}, Lag: 1 << 60, Quiesced: true},
+		{Prefix: "a3/8", Generation: 2, Role: "voter", Voters: []string{"12D3KooWfake", "12D3KooWone"}, Leaderless: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC)},
+	}, nil
+}
+
+// GroupStanding implements [api.Node]. It knows lost, a3/8, of which it says that it has lost its majority, and live, a4/8.
+func (Node) GroupStanding(_ context.Context, of string) (api.GroupStanding, error) {
+	g := api.GroupStanding{
+		Prefix: "a3/8", Generation: 2, View: 7, State: api.GroupDown, Voters: 3, Answering: 1, Former: 1, Directory: true,
+		Members: []api.GroupMember{
+			{Peer: "12D3KooWfake", Role: "voter", State: api.MemberAnswers, View: 7},
+			{Peer: "12D3KooWone", Role: "voter", State: api.MemberSilent},
+			{Peer: "12D3KooWtwo", Role: "voter", State: api.MemberWithout},
+		},
+	}
+	switch of {
+	case "a3/8":
+		return g, nil
+	case "a4/8":
+		g.Prefix, g.State, g.Answering = of, api.GroupServing, 2
+		g.Members[1] = api.GroupMember{Peer: "12D3KooWone", Role: "leader", State: api.MemberAnswers, View: 7}
+		return g, nil
+	case "root":
+		g.Prefix = "/0"
+		return g, nil
+	}
+	return api.GroupStanding{}, fmt.Errorf("%w: prefix %s has no group yet", api.ErrNoGroup, of)
+}
+
+// ReviveGroup implements [api.Node].
+func (Node) ReviveGroup(_ context.Context, prefix string, gen uint64, force bool) (api.Revived, error) {
+	switch {
+	case prefix == "a4/8" && !force:
+		return api.Revived{}, fmt.Errorf("%w: of its voters answer: 12D3KooWfake, 12D3KooWone", api.ErrAlive)
+	case prefix == "a3/8" || prefix == "a4/8":
+		return api.Revived{Prefix: prefix, Generation: gen + 1, Members: []string{"12D3KooWfake"}, Embargo: 61 * time.Second, EmbargoMS: 61000}, nil
+	}
+	return api.Revived{}, fmt.Errorf("%w: %q", api.ErrPrefix, prefix)
 }
 
 // Key implements [api.Node].

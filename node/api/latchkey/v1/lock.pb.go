@@ -39,6 +39,9 @@ const (
 	Reason_REASON_CLOSED          Reason = 10 // the daemon is stopping                               unavailable
 	Reason_REASON_STALE_TOKEN     Reason = 11 // a guard has seen a higher token                      failed_precondition
 	Reason_REASON_GUARD_FILE      Reason = 12 // a guard's file is damaged                            data_loss
+	Reason_REASON_NO_GROUP        Reason = 13 // the prefix has no group                              not_found
+	Reason_REASON_ALIVE           Reason = 14 // the group to revive is not lost                      failed_precondition
+	Reason_REASON_PREFIX          Reason = 15 // not a prefix of the overlay's depth                  invalid_argument
 )
 
 // Enum value maps for Reason.
@@ -57,6 +60,9 @@ var (
 		10: "REASON_CLOSED",
 		11: "REASON_STALE_TOKEN",
 		12: "REASON_GUARD_FILE",
+		13: "REASON_NO_GROUP",
+		14: "REASON_ALIVE",
+		15: "REASON_PREFIX",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -72,6 +78,9 @@ var (
 		"REASON_CLOSED":          10,
 		"REASON_STALE_TOKEN":     11,
 		"REASON_GUARD_FILE":      12,
+		"REASON_NO_GROUP":        13,
+		"REASON_ALIVE":           14,
+		"REASON_PREFIX":          15,
 	}
 )
 
@@ -1070,7 +1079,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.latchkey.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
 	"\x06holder\x18\x03 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\x12\x18\n" +
-	"\awaiting\x18\x04 \x01(\x03R\awaiting*\x91\x02\n" +
+	"\awaiting\x18\x04 \x01(\x03R\awaiting*\xcb\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -1086,7 +1095,10 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\rREASON_CLOSED\x10\n" +
 	"\x12\x16\n" +
 	"\x12REASON_STALE_TOKEN\x10\v\x12\x15\n" +
-	"\x11REASON_GUARD_FILE\x10\f2\xdb\x02\n" +
+	"\x11REASON_GUARD_FILE\x10\f\x12\x13\n" +
+	"\x0fREASON_NO_GROUP\x10\r\x12\x10\n" +
+	"\fREASON_ALIVE\x10\x0e\x12\x11\n" +
+	"\rREASON_PREFIX\x10\x0f2\xdb\x02\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +

@@ -17,6 +17,7 @@ package latchkeyv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -360,6 +361,7 @@ type StatusResponse struct {
 	Refused          []*Refused             `protobuf:"bytes,14,rep,name=refused,proto3" json:"refused,omitempty"`   // by reason, in the order of the reasons
 	Alarms           []*Alarm               `protobuf:"bytes,15,rep,name=alarms,proto3" json:"alarms,omitempty"`     // the latest, the oldest first
 	Revision         string                 `protobuf:"bytes,16,opt,name=revision,proto3" json:"revision,omitempty"` // of the checkout that the daemon was built from; empty: unknown
+	Down             []*HostedGroup         `protobuf:"bytes,17,rep,name=down,proto3" json:"down,omitempty"`         // the leaderless groups, the longest first; at most 16
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -504,6 +506,13 @@ func (x *StatusResponse) GetRevision() string {
 		return x.Revision
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetDown() []*HostedGroup {
+	if x != nil {
+		return x.Down
+	}
+	return nil
 }
 
 // Alarm says that something exists twice that must exist once: a store, as a copied or set-back directory makes it, or an identity.
@@ -909,6 +918,543 @@ func (x *Group) GetMembers() []string {
 	return nil
 }
 
+type GroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupsRequest) Reset() {
+	*x = GroupsRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupsRequest) ProtoMessage() {}
+
+func (x *GroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupsRequest.ProtoReflect.Descriptor instead.
+func (*GroupsRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+type GroupsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*HostedGroup         `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupsResponse) Reset() {
+	*x = GroupsResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupsResponse) ProtoMessage() {}
+
+func (x *GroupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupsResponse.ProtoReflect.Descriptor instead.
+func (*GroupsResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GroupsResponse) GetGroups() []*HostedGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// HostedGroup is a group that a peer takes part in, as that peer knows it.
+type HostedGroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // like a3/8; /0 is the root
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	View          uint64                 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
+	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`             // of this peer: leader, voter or learner
+	Leader        string                 `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`         // peer id; empty: none is known
+	Voters        []string               `protobuf:"bytes,6,rep,name=voters,proto3" json:"voters,omitempty"`         // peer ids
+	Lag           uint64                 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`              // entries: at the leader, what the slowest voter lacks; elsewhere, what is not applied here
+	Quiesced      bool                   `protobuf:"varint,8,opt,name=quiesced,proto3" json:"quiesced,omitempty"`    // it sleeps, since nobody uses it
+	Leaderless    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=leaderless,proto3" json:"leaderless,omitempty"` // since when no leader is known, so it serves nobody; absent: one is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostedGroup) Reset() {
+	*x = HostedGroup{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostedGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostedGroup) ProtoMessage() {}
+
+func (x *HostedGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostedGroup.ProtoReflect.Descriptor instead.
+func (*HostedGroup) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *HostedGroup) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *HostedGroup) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *HostedGroup) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+func (x *HostedGroup) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *HostedGroup) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *HostedGroup) GetVoters() []string {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *HostedGroup) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
+}
+
+func (x *HostedGroup) GetQuiesced() bool {
+	if x != nil {
+		return x.Quiesced
+	}
+	return false
+}
+
+func (x *HostedGroup) GetLeaderless() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Leaderless
+	}
+	return nil
+}
+
+type GroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Of            string                 `protobuf:"bytes,1,opt,name=of,proto3" json:"of,omitempty"` // a prefix like a3/8, "root", or a lock's name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupRequest) Reset() {
+	*x = GroupRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupRequest) ProtoMessage() {}
+
+func (x *GroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupRequest.ProtoReflect.Descriptor instead.
+func (*GroupRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GroupRequest) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+type GroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	View          uint64                 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // serving, reviving, no leader, or no majority
+	Voters        uint32                 `protobuf:"varint,5,opt,name=voters,proto3" json:"voters,omitempty"`
+	Answering     uint32                 `protobuf:"varint,6,opt,name=answering,proto3" json:"answering,omitempty"` // of the voters
+	Members       []*GroupMember         `protobuf:"bytes,7,rep,name=members,proto3" json:"members,omitempty"`
+	Directory     bool                   `protobuf:"varint,8,opt,name=directory,proto3" json:"directory,omitempty"` // what the root says is in it; else the root did not answer, and it is what this peer knew
+	Former        uint64                 `protobuf:"varint,9,opt,name=former,proto3" json:"former,omitempty"`       // generation that was lost before this one; only where generation is above 0
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupResponse) Reset() {
+	*x = GroupResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupResponse) ProtoMessage() {}
+
+func (x *GroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupResponse.ProtoReflect.Descriptor instead.
+func (*GroupResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GroupResponse) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *GroupResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *GroupResponse) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+func (x *GroupResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *GroupResponse) GetVoters() uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *GroupResponse) GetAnswering() uint32 {
+	if x != nil {
+		return x.Answering
+	}
+	return 0
+}
+
+func (x *GroupResponse) GetMembers() []*GroupMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *GroupResponse) GetDirectory() bool {
+	if x != nil {
+		return x.Directory
+	}
+	return false
+}
+
+func (x *GroupResponse) GetFormer() uint64 {
+	if x != nil {
+		return x.Former
+	}
+	return 0
+}
+
+type GroupMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`   // leader, voter or learner
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // answers, does not answer, or has no replica
+	View          uint64                 `protobuf:"varint,4,opt,name=view,proto3" json:"view,omitempty"`  // that it knows; 0 unless it answers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupMember) Reset() {
+	*x = GroupMember{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupMember) ProtoMessage() {}
+
+func (x *GroupMember) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupMember.ProtoReflect.Descriptor instead.
+func (*GroupMember) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GroupMember) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *GroupMember) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *GroupMember) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *GroupMember) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+type ReviveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // that is lost
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`           // though a majority of its voters answers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviveRequest) Reset() {
+	*x = ReviveRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviveRequest) ProtoMessage() {}
+
+func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviveRequest.ProtoReflect.Descriptor instead.
+func (*ReviveRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ReviveRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *ReviveRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ReviveRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type ReviveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // the new one
+	Members       []string               `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`        // peer ids
+	Embargo       *durationpb.Duration   `protobuf:"bytes,4,opt,name=embargo,proto3" json:"embargo,omitempty"`        // for about how long it grants no lock
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviveResponse) Reset() {
+	*x = ReviveResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviveResponse) ProtoMessage() {}
+
+func (x *ReviveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviveResponse.ProtoReflect.Descriptor instead.
+func (*ReviveResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ReviveResponse) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *ReviveResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ReviveResponse) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *ReviveResponse) GetEmbargo() *durationpb.Duration {
+	if x != nil {
+		return x.Embargo
+	}
+	return nil
+}
+
 type ShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -917,7 +1463,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[13]
+	mi := &file_latchkey_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1475,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[13]
+	mi := &file_latchkey_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1488,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 type ShutdownResponse struct {
@@ -953,7 +1499,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[14]
+	mi := &file_latchkey_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1511,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[14]
+	mi := &file_latchkey_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1524,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 type VersionRequest struct {
@@ -989,7 +1535,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[15]
+	mi := &file_latchkey_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1547,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[15]
+	mi := &file_latchkey_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1560,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 type VersionResponse struct {
@@ -1028,7 +1574,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[16]
+	mi := &file_latchkey_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1586,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[16]
+	mi := &file_latchkey_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1599,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -1081,7 +1627,7 @@ var File_latchkey_v1_node_proto protoreflect.FileDescriptor
 
 const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16latchkey/v1/node.proto\x12\vlatchkey.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\v\n" +
+	"\x16latchkey/v1/node.proto\x12\vlatchkey.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\v\n" +
 	"\tIdRequest\"\xb7\x01\n" +
 	"\n" +
 	"IdResponse\x12\x12\n" +
@@ -1100,7 +1646,7 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\"8\n" +
 	"\rPeersResponse\x12'\n" +
 	"\x05peers\x18\x01 \x03(\v2\x11.latchkey.v1.PeerR\x05peers\"\x0f\n" +
-	"\rStatusRequest\"\xc4\x04\n" +
+	"\rStatusRequest\"\xf2\x04\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x18\n" +
 	"\aoverlay\x18\x02 \x01(\tR\aoverlay\x12!\n" +
@@ -1119,7 +1665,8 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\tbootstrap\x18\r \x03(\v2\x1a.latchkey.v1.BootstrapPeerR\tbootstrap\x12.\n" +
 	"\arefused\x18\x0e \x03(\v2\x14.latchkey.v1.RefusedR\arefused\x12*\n" +
 	"\x06alarms\x18\x0f \x03(\v2\x12.latchkey.v1.AlarmR\x06alarms\x12\x1a\n" +
-	"\brevision\x18\x10 \x01(\tR\brevision\"\xa1\x01\n" +
+	"\brevision\x18\x10 \x01(\tR\brevision\x12,\n" +
+	"\x04down\x18\x11 \x03(\v2\x18.latchkey.v1.HostedGroupR\x04down\"\xa1\x01\n" +
 	"\x05Alarm\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
 	"\x05other\x18\x02 \x01(\tR\x05other\x12\x14\n" +
@@ -1151,19 +1698,71 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"generation\x12\x12\n" +
 	"\x04view\x18\x03 \x01(\x04R\x04view\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\tR\x06leader\x12\x18\n" +
-	"\amembers\x18\x05 \x03(\tR\amembers\"\x11\n" +
+	"\amembers\x18\x05 \x03(\tR\amembers\"\x0f\n" +
+	"\rGroupsRequest\"B\n" +
+	"\x0eGroupsResponse\x120\n" +
+	"\x06groups\x18\x01 \x03(\v2\x18.latchkey.v1.HostedGroupR\x06groups\"\x87\x02\n" +
+	"\vHostedGroup\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04view\x18\x03 \x01(\x04R\x04view\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x16\n" +
+	"\x06leader\x18\x05 \x01(\tR\x06leader\x12\x16\n" +
+	"\x06voters\x18\x06 \x03(\tR\x06voters\x12\x10\n" +
+	"\x03lag\x18\a \x01(\x04R\x03lag\x12\x1a\n" +
+	"\bquiesced\x18\b \x01(\bR\bquiesced\x12:\n" +
+	"\n" +
+	"leaderless\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"leaderless\"\x1e\n" +
+	"\fGroupRequest\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\"\x91\x02\n" +
+	"\rGroupResponse\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04view\x18\x03 \x01(\x04R\x04view\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n" +
+	"\x06voters\x18\x05 \x01(\rR\x06voters\x12\x1c\n" +
+	"\tanswering\x18\x06 \x01(\rR\tanswering\x122\n" +
+	"\amembers\x18\a \x03(\v2\x18.latchkey.v1.GroupMemberR\amembers\x12\x1c\n" +
+	"\tdirectory\x18\b \x01(\bR\tdirectory\x12\x16\n" +
+	"\x06former\x18\t \x01(\x04R\x06former\"_\n" +
+	"\vGroupMember\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n" +
+	"\x04view\x18\x04 \x01(\x04R\x04view\"]\n" +
+	"\rReviveRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\x97\x01\n" +
+	"\x0eReviveResponse\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x18\n" +
+	"\amembers\x18\x03 \x03(\tR\amembers\x123\n" +
+	"\aembargo\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aembargo\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
 	"\x10ShutdownResponse\"\x10\n" +
 	"\x0eVersionRequest\"W\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x0e\n" +
 	"\x02go\x18\x02 \x01(\tR\x02go\x12\x1a\n" +
-	"\bplatform\x18\x03 \x01(\tR\bplatform2\x90\x03\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform2\xd6\x04\n" +
 	"\vNodeService\x125\n" +
 	"\x02Id\x12\x16.latchkey.v1.IdRequest\x1a\x17.latchkey.v1.IdResponse\x12>\n" +
 	"\x05Peers\x12\x19.latchkey.v1.PeersRequest\x1a\x1a.latchkey.v1.PeersResponse\x12A\n" +
 	"\x06Status\x12\x1a.latchkey.v1.StatusRequest\x1a\x1b.latchkey.v1.StatusResponse\x128\n" +
-	"\x03Key\x12\x17.latchkey.v1.KeyRequest\x1a\x18.latchkey.v1.KeyResponse\x12G\n" +
+	"\x03Key\x12\x17.latchkey.v1.KeyRequest\x1a\x18.latchkey.v1.KeyResponse\x12A\n" +
+	"\x06Groups\x12\x1a.latchkey.v1.GroupsRequest\x1a\x1b.latchkey.v1.GroupsResponse\x12>\n" +
+	"\x05Group\x12\x19.latchkey.v1.GroupRequest\x1a\x1a.latchkey.v1.GroupResponse\x12A\n" +
+	"\x06Revive\x12\x1a.latchkey.v1.ReviveRequest\x1a\x1b.latchkey.v1.ReviveResponse\x12G\n" +
 	"\bShutdown\x12\x1c.latchkey.v1.ShutdownRequest\x1a\x1d.latchkey.v1.ShutdownResponse\x12D\n" +
 	"\aVersion\x12\x1b.latchkey.v1.VersionRequest\x1a\x1c.latchkey.v1.VersionResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
@@ -1179,7 +1778,7 @@ func file_latchkey_v1_node_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_node_proto_rawDescData
 }
 
-var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_latchkey_v1_node_proto_goTypes = []any{
 	(*IdRequest)(nil),             // 0: latchkey.v1.IdRequest
 	(*IdResponse)(nil),            // 1: latchkey.v1.IdResponse
@@ -1194,38 +1793,58 @@ var file_latchkey_v1_node_proto_goTypes = []any{
 	(*KeyRequest)(nil),            // 10: latchkey.v1.KeyRequest
 	(*KeyResponse)(nil),           // 11: latchkey.v1.KeyResponse
 	(*Group)(nil),                 // 12: latchkey.v1.Group
-	(*ShutdownRequest)(nil),       // 13: latchkey.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 14: latchkey.v1.ShutdownResponse
-	(*VersionRequest)(nil),        // 15: latchkey.v1.VersionRequest
-	(*VersionResponse)(nil),       // 16: latchkey.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*GroupsRequest)(nil),         // 13: latchkey.v1.GroupsRequest
+	(*GroupsResponse)(nil),        // 14: latchkey.v1.GroupsResponse
+	(*HostedGroup)(nil),           // 15: latchkey.v1.HostedGroup
+	(*GroupRequest)(nil),          // 16: latchkey.v1.GroupRequest
+	(*GroupResponse)(nil),         // 17: latchkey.v1.GroupResponse
+	(*GroupMember)(nil),           // 18: latchkey.v1.GroupMember
+	(*ReviveRequest)(nil),         // 19: latchkey.v1.ReviveRequest
+	(*ReviveResponse)(nil),        // 20: latchkey.v1.ReviveResponse
+	(*ShutdownRequest)(nil),       // 21: latchkey.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 22: latchkey.v1.ShutdownResponse
+	(*VersionRequest)(nil),        // 23: latchkey.v1.VersionRequest
+	(*VersionResponse)(nil),       // 24: latchkey.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
 }
 var file_latchkey_v1_node_proto_depIdxs = []int32{
 	3,  // 0: latchkey.v1.PeersResponse.peers:type_name -> latchkey.v1.Peer
-	17, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	25, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	8,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
 	9,  // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
 	7,  // 4: latchkey.v1.StatusResponse.alarms:type_name -> latchkey.v1.Alarm
-	17, // 5: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
-	17, // 6: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
-	12, // 7: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
-	0,  // 8: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
-	2,  // 9: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
-	5,  // 10: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
-	10, // 11: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
-	13, // 12: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
-	15, // 13: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
-	1,  // 14: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
-	4,  // 15: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
-	6,  // 16: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
-	11, // 17: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
-	14, // 18: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
-	16, // 19: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	15, // 5: latchkey.v1.StatusResponse.down:type_name -> latchkey.v1.HostedGroup
+	25, // 6: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
+	25, // 7: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
+	12, // 8: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
+	15, // 9: latchkey.v1.GroupsResponse.groups:type_name -> latchkey.v1.HostedGroup
+	25, // 10: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
+	18, // 11: latchkey.v1.GroupResponse.members:type_name -> latchkey.v1.GroupMember
+	26, // 12: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
+	0,  // 13: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
+	2,  // 14: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
+	5,  // 15: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
+	10, // 16: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
+	13, // 17: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
+	16, // 18: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
+	19, // 19: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
+	21, // 20: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
+	23, // 21: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
+	1,  // 22: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
+	4,  // 23: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
+	6,  // 24: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
+	11, // 25: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
+	14, // 26: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
+	17, // 27: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
+	20, // 28: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
+	22, // 29: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
+	24, // 30: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
+	22, // [22:31] is the sub-list for method output_type
+	13, // [13:22] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_node_proto_init() }
@@ -1239,7 +1858,7 @@ func file_latchkey_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_node_proto_rawDesc), len(file_latchkey_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

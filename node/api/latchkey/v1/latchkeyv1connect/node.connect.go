@@ -48,6 +48,12 @@ const (
 	NodeServiceStatusProcedure = "/latchkey.v1.NodeService/Status"
 	// NodeServiceKeyProcedure is the fully-qualified name of the NodeService's Key RPC.
 	NodeServiceKeyProcedure = "/latchkey.v1.NodeService/Key"
+	// NodeServiceGroupsProcedure is the fully-qualified name of the NodeService's Groups RPC.
+	NodeServiceGroupsProcedure = "/latchkey.v1.NodeService/Groups"
+	// NodeServiceGroupProcedure is the fully-qualified name of the NodeService's Group RPC.
+	NodeServiceGroupProcedure = "/latchkey.v1.NodeService/Group"
+	// NodeServiceReviveProcedure is the fully-qualified name of the NodeService's Revive RPC.
+	NodeServiceReviveProcedure = "/latchkey.v1.NodeService/Revive"
 	// NodeServiceShutdownProcedure is the fully-qualified name of the NodeService's Shutdown RPC.
 	NodeServiceShutdownProcedure = "/latchkey.v1.NodeService/Shutdown"
 	// NodeServiceVersionProcedure is the fully-qualified name of the NodeService's Version RPC.
@@ -64,6 +70,13 @@ type NodeServiceClient interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
 	// Key tells where a key lives: its hash, the peers closest to it, and the group that owns it.
 	Key(context.Context, *v1.KeyRequest) (*v1.KeyResponse, error)
+	// Groups lists the replica groups that this peer takes part in, by prefix.
+	Groups(context.Context, *v1.GroupsRequest) (*v1.GroupsResponse, error)
+	// Group tells how one group stands, this peer's or not: it asks the root for it, and every member whether it is there.
+	Group(context.Context, *v1.GroupRequest) (*v1.GroupResponse, error)
+	// Revive brings back a group that lost its majority for good, under its next generation. It is refused (ALIVE) while a majority of
+	// the voters answers, unless forced.
+	Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
 	// finished.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
@@ -106,6 +119,24 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Key")),
 			connect.WithClientOptions(opts...),
 		),
+		groups: connect.NewClient[v1.GroupsRequest, v1.GroupsResponse](
+			httpClient,
+			baseURL+NodeServiceGroupsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Groups")),
+			connect.WithClientOptions(opts...),
+		),
+		group: connect.NewClient[v1.GroupRequest, v1.GroupResponse](
+			httpClient,
+			baseURL+NodeServiceGroupProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Group")),
+			connect.WithClientOptions(opts...),
+		),
+		revive: connect.NewClient[v1.ReviveRequest, v1.ReviveResponse](
+			httpClient,
+			baseURL+NodeServiceReviveProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Revive")),
+			connect.WithClientOptions(opts...),
+		),
 		shutdown: connect.NewClient[v1.ShutdownRequest, v1.ShutdownResponse](
 			httpClient,
 			baseURL+NodeServiceShutdownProcedure,
@@ -127,6 +158,9 @@ type nodeServiceClient struct {
 	peers    *connect.Client[v1.PeersRequest, v1.PeersResponse]
 	status   *connect.Client[v1.StatusRequest, v1.StatusResponse]
 	key      *connect.Client[v1.KeyRequest, v1.KeyResponse]
+	groups   *connect.Client[v1.GroupsRequest, v1.GroupsResponse]
+	group    *connect.Client[v1.GroupRequest, v1.GroupResponse]
+	revive   *connect.Client[v1.ReviveRequest, v1.ReviveResponse]
 	shutdown *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
 	version  *connect.Client[v1.VersionRequest, v1.VersionResponse]
 }
@@ -167,6 +201,33 @@ func (c *nodeServiceClient) Key(ctx context.Context, req *v1.KeyRequest) (*v1.Ke
 	return nil, err
 }
 
+// Groups calls latchkey.v1.NodeService.Groups.
+func (c *nodeServiceClient) Groups(ctx context.Context, req *v1.GroupsRequest) (*v1.GroupsResponse, error) {
+	response, err := c.groups.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Group calls latchkey.v1.NodeService.Group.
+func (c *nodeServiceClient) Group(ctx context.Context, req *v1.GroupRequest) (*v1.GroupResponse, error) {
+	response, err := c.group.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Revive calls latchkey.v1.NodeService.Revive.
+func (c *nodeServiceClient) Revive(ctx context.Context, req *v1.ReviveRequest) (*v1.ReviveResponse, error) {
+	response, err := c.revive.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Shutdown calls latchkey.v1.NodeService.Shutdown.
 func (c *nodeServiceClient) Shutdown(ctx context.Context, req *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {
 	response, err := c.shutdown.CallUnary(ctx, connect.NewRequest(req))
@@ -195,6 +256,13 @@ type NodeServiceHandler interface {
 	Status(context.Context, *v1.StatusRequest) (*v1.StatusResponse, error)
 	// Key tells where a key lives: its hash, the peers closest to it, and the group that owns it.
 	Key(context.Context, *v1.KeyRequest) (*v1.KeyResponse, error)
+	// Groups lists the replica groups that this peer takes part in, by prefix.
+	Groups(context.Context, *v1.GroupsRequest) (*v1.GroupsResponse, error)
+	// Group tells how one group stands, this peer's or not: it asks the root for it, and every member whether it is there.
+	Group(context.Context, *v1.GroupRequest) (*v1.GroupResponse, error)
+	// Revive brings back a group that lost its majority for good, under its next generation. It is refused (ALIVE) while a majority of
+	// the voters answers, unless forced.
+	Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
 	// finished.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
@@ -233,6 +301,24 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Key")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceGroupsHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceGroupsProcedure,
+		svc.Groups,
+		connect.WithSchema(nodeServiceMethods.ByName("Groups")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceGroupHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceGroupProcedure,
+		svc.Group,
+		connect.WithSchema(nodeServiceMethods.ByName("Group")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceReviveHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceReviveProcedure,
+		svc.Revive,
+		connect.WithSchema(nodeServiceMethods.ByName("Revive")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceShutdownHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceShutdownProcedure,
 		svc.Shutdown,
@@ -255,6 +341,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceStatusHandler.ServeHTTP(w, r)
 		case NodeServiceKeyProcedure:
 			nodeServiceKeyHandler.ServeHTTP(w, r)
+		case NodeServiceGroupsProcedure:
+			nodeServiceGroupsHandler.ServeHTTP(w, r)
+		case NodeServiceGroupProcedure:
+			nodeServiceGroupHandler.ServeHTTP(w, r)
+		case NodeServiceReviveProcedure:
+			nodeServiceReviveHandler.ServeHTTP(w, r)
 		case NodeServiceShutdownProcedure:
 			nodeServiceShutdownHandler.ServeHTTP(w, r)
 		case NodeServiceVersionProcedure:
@@ -282,6 +374,18 @@ func (UnimplementedNodeServiceHandler) Status(context.Context, *v1.StatusRequest
 
 func (UnimplementedNodeServiceHandler) Key(context.Context, *v1.KeyRequest) (*v1.KeyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Key is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Groups(context.Context, *v1.GroupsRequest) (*v1.GroupsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Groups is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Group(context.Context, *v1.GroupRequest) (*v1.GroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Group is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Revive is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/node/api"
+)
+
+func groupVerb(a *app) *cobra.Command {
+	c := group(&cobra.Command{
+		Use:   "group",
+		Short: "look at the replica groups of the overlay, and bring back one that is lost",
+		Long: `Each lock lives in the replica group of its prefix, the first bits of its hash. A group serves while a majority of its voters
+answers. One that has lost its majority stays down, and says so, until its members are back or somebody revives it.`,
+		Example: `  latchkey group ls
+  latchkey group info nightly
+  latchkey group revive a3/8`,
+	})
+	c.AddCommand(groupLsVerb(a), groupInfoVerb(a), groupReviveVerb(a))
+	return c
+}
+
+func groupLsVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "ls",
+		Short: "list the groups that this peer takes part in, as it knows them",
+		Long: `ls lists the groups of which this peer has a replica; /0 is the root. The lag is in entries of the group's log: at the leader
+what its slowest voter lacks, elsewhere what has not been executed here yet.`,
+		Example: `  latchkey group ls
+  latchkey group ls -o json | jq '.groups[] | select(.leader == "")'`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
+				groups, err := daemon.Groups(ctx)
+				if err != nil {
+					return err
+				}
+				return a.list("groups", anys(groups), func(w io.Writer) { printGroups(w, groups, time.Now()) })
+			})
+		},
+	}
+}
+
+func printGroups(w io.Writer, groups []api.HostedGroup, now time.Time) {
+	if len(groups) == 0 {
+		fmt.Fprintln(w, "no groups")
+		return
+	}
+	fmt.Fprintf(w, "PREFIX\tGEN\tVIEW\tROLE\tVOTERS\tLAG\tSTATE\n")
+	for _, g := range groups {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d\t%d\t%s\n", g.Prefix, generation(g.Generation), g.View, g.Role, len(g.Voters), g.Lag, hostedState(g, now))
+	}
+}
+
+// generation prints that of a group; the overlay's own only once there was more than one.
+func generation(gen uint64) string {
+	if gen>>32 == 0 {
+		return fmt.Sprint(gen)
+	}
+	return fmt.Sprintf("%d.%d", gen>>32, uint32(gen))
+}
+
+func hostedState(g api.HostedGroup, now time.Time) string {
+	switch {
+	case !g.Leaderless.IsZero():
+		return "no leader for " + ago(now, g.Leaderless)
+	case g.Quiesced:
+		return "asleep"
+	}
+	return "serving"
+}
+
+// downLine tells in the status of a group without a leader, and what to do.
+func downLine(g api.HostedGroup, now time.Time) string {
+	return fmt.Sprintf("%s generation %s: no leader for %s, so no majority answers; latchkey group info %s tells who is missing",
+		g.Prefix, generation(g.Generation), ago(now, g.Leaderless), g.Prefix)
+}
+
+// groupInfoTimeout is how long group info waits when nobody set --timeout: members that are silent take some seconds.
+const groupInfoTimeout = 15 * time.Second
+
+// callLong is call, with another time-out unless somebody has set one.
+func (a *app) callLong(c *cobra.Command, d time.Duration, fn func(ctx context.Context, daemon *api.Client) error) error {
+	if !a.timeoutSet {
+		a.timeout = d
+	}
+	return a.call(c, fn)
+}
+
+func groupInfoVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "info PREFIX|NAME",
+		Short: "tell how a group stands: who of its members answers",
+		Long: `info tells how the group of a prefix, or of the lock of this name, stands: it asks the root who the members are, and each of them
+whether it is there. "root" is the root group itself.`,
+		Example: `  latchkey group info a3/8
+  latchkey group info nightly
+  latchkey group info root`,
+		Args: exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.callLong(c, groupInfoTimeout, func(ctx context.Context, daemon *api.Client) error {
+				g, err := daemon.Group(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.value(g, func(w io.Writer) { printStanding(w, g) })
+			})
+		},
+	}
+}
+
+func printStanding(w io.Writer, g api.GroupStanding) {
+	fmt.Fprintf(w, "group\t%s, generation %s, view %d\nstate\t%s: %d of %d voters answer\n", g.Prefix, generation(g.Generation), g.View, g.State, g.Answering, g.Voters)
+	if g.Generation > 0 {
+		fmt.Fprintf(w, "revived\tafter generation %s was lost\n", generation(g.Former))
+	}
+	for _, m := range g.Members {
+		fmt.Fprintf(w, "%s\t%s, %s\n", m.Role, m.Peer, m.State)
+	}
+	if !g.Directory && g.Prefix != rootPrefix {
+		fmt.Fprintf(w, "root\tdoes not answer; this is what the peer knew\n")
+	}
+	if g.State == api.GroupDown && g.Prefix != rootPrefix {
+		fmt.Fprintf(w, "to do\tstart the members that do not answer; if too many are gone for good: latchkey group revive %s\n", g.Prefix)
+	}
+}
+
+// rootPrefix is the prefix of the root group.
+const rootPrefix = "/0"
+
+// reviveTimeout is how long revive waits when nobody set --timeout: the roll, a look-up, and the start of the new members.
+const reviveTimeout = time.Minute
+
+func groupReviveVerb(a *app) *cobra.Command {
+	var yes, force bool
+	c := &cobra.Command{
+		Use:   "revive PREFIX",
+		Short: "bring back a group that has lost its majority for good",
+		Long: `revive has the root make the next generation of a group, of peers that are there now. It is for a group whose majority is gone for
+good: members that are merely down come back with all they knew, and should be started instead.
+
+What the old generation knew is lost. Its locks count as released. Tokens go on rising: those of the new generation are above
+all earlier ones. No lock is granted before every lease of the old generation is over, which takes a little more than
+the overlay's longest TTL. Old members that come back put what they have aside, and stop.
+
+It is refused while a majority of the old voters answers, unless forced. A majority that was merely cut off from the root
+cannot be told from one that is lost: it goes on serving its own side until it hears of the new generation, and there
+only the token protects what the locks are for.
+
+You are asked to type the prefix, unless --yes is given.`,
+		Example: `  latchkey group info a3/8
+  latchkey group revive a3/8
+  latchkey group revive a3/8 --yes -o json`,
+		Args: exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.callLong(c, reviveTimeout, func(ctx context.Context, daemon *api.Client) error {
+				return a.revive(ctx, c.InOrStdin(), daemon, args[0], yes, force)
+			})
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	c.Flags().BoolVar(&force, "force", false, "though a majority of the voters answers: what the living group knows is lost")
+	return c
+}
+
+func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, prefix string, yes, force bool) error {
+	g, err := daemon.Group(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	switch {
+	case g.Prefix == rootPrefix:
+		return exitf(exitFailure, "group revive: the root is not revived like other groups, since it has no parent that could do it; "+
+			"of its %d voters %d answer, and %d are needed: start those that do not", g.Voters, g.Answering, g.Voters/2+1)
+	case g.Prefix != prefix:
+		return usagef("group revive: %s is a lock's name; its group is that of prefix %s, which is shared with other locks: latchkey group revive %s",
+			prefix, g.Prefix, g.Prefix)
+	case g.Majority() && !force:
+		return exitf(exitFailure, "group revive: group %s is not lost: %d of its %d voters answer (%s); nothing was changed. --force revives it all the same, and loses what it knows",
+			prefix, g.Answering, g.Voters, strings.Join(membersThat(g, true), ", "))
+	}
+	if !yes {
+		if err := a.confirmRevive(ctx, in, g); err != nil {
+			return err
+		}
+	}
+	v, err := daemon.Revive(ctx, prefix, g.Generation, force)
+	if errors.Is(err, api.ErrAlive) {
+		return fmt.Errorf("%w; nothing was changed. --force revives it all the same, and loses what it knows", err)
+	}
+	if err != nil {
+		return err
+	}
+	return a.value(v, func(w io.Writer) {
+		fmt.Fprintf(w, "revived\t%s, generation %s\n", v.Prefix, generation(v.Generation))
+		for _, m := range v.Members {
+			fmt.Fprintf(w, "voter\t%s\n", m)
+		}
+		fmt.Fprintf(w, "locks\tgranted in about %v, when every lease of generation %s is over\n", v.Embargo.Round(time.Second), generation(g.Generation))
+		fmt.Fprintf(w, "note\ta majority of the old generation that was merely cut off goes on serving its own side; there only the token protects\n")
+	})
+}
+
+// membersThat returns the members that answer, or those that do not.
+func membersThat(g api.GroupStanding, answer bool) []string {
+	var ids []string
+	for _, m := range g.Members {
+		if (m.State == api.MemberAnswers) == answer {
+			ids = append(ids, m.Peer)
+		}
+	}
+	return ids
+}
+
+// confirmRevive tells what a revival means and has the person type the prefix.
+func (a *app) confirmRevive(ctx context.Context, in io.Reader, g api.GroupStanding) error {
+	missing := strings.Join(membersThat(g, false), ", ")
+	if missing == "" {
+		missing = "none"
+	}
+	fmt.Fprintf(a.err, `Group %s has %d of %d voters that answer. Missing: %s.
+Generation %s begins without what generation %s knew: its locks count as released, tokens go on rising.
+If a majority was merely cut off, it goes on serving its own side, where only the token protects.
+Type the prefix to go on: `, g.Prefix, g.Answering, g.Voters, plain(missing), generation(g.Generation+1), generation(g.Generation))
+	typed := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(io.LimitReader(in, 1<<10)).ReadString('\n')
+		typed <- strings.TrimSpace(line)
+	}()
+	select {
+	case line := <-typed:
+		if line == g.Prefix {
+			return nil
+		}
+		fmt.Fprintln(a.err)
+		return exitf(exitFailure, "group revive: not confirmed, so nothing was changed: type %s, or give --yes", g.Prefix)
+	case <-ctx.Done():
+		fmt.Fprintln(a.err)
+		return exitf(exitFailure, "group revive: nobody has confirmed it in time, so nothing was changed")
+	}
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"latchkey/node/api"
+)
+
+func TestGroupLsAndInfo(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	p := d.run("group", "ls", "-o", "json")
+	var ls struct{ Groups []map[string]any }
+	if err := json.Unmarshal(p.out.Bytes(), &ls); err != nil || p.code != 0 || len(ls.Groups) != 2 {
+		t.Fatalf("group ls -o json: exit %d, %v: %s", p.code, err, p.out.String())
+	}
+	if g := ls.Groups[0]; g["prefix"] != "/0" || g["lag"] != "1152921504606846976" || g["quiesced"] != true || g["leaderless"] != nil {
+		t.Errorf("%v", g)
+	}
+	if g := ls.Groups[1]; g["generation"] != "2" || g["leader"] != "" || g["leaderless"] == nil {
+		t.Errorf("%v", g)
+	}
+	p = d.run("group", "info", "a3/8")
+	for _, want := range []string{"a3/8, generation 2, view 7", "no majority: 1 of 3 voters answer", "12D3KooWone, does not answer", "12D3KooWtwo, has no replica",
+		"after generation 1 was lost", "latchkey group revive a3/8"} {
+		if p.code != 0 || !strings.Contains(p.out.String(), want) {
+			t.Errorf("group info: exit %d, %s; want %q", p.code, p.out.String(), want)
+		}
+	}
+	expect(t, d.run("group", "info", "77/8"), exitNotFound, "77/8")
+	expect(t, d.run("group", "info"), exitUsage, "usage: latchkey group info PREFIX|NAME")
+	expect(t, d.run("group"), exitUsage, "which verb?")
+}
+
+func TestGroupsInWords(t *testing.T) {
+	now := time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)
+	const want = `PREFIX  GEN  VIEW  ROLE     VOTERS  LAG  STATE
+/0      0    3     leader   3       5    serving
+a3/8    1.0  0     voter    1       0    no leader for 12s
+a4/8    1    9     learner  2       0    asleep
+`
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	printGroups(w, []api.HostedGroup{
+		{Prefix: "/0", View: 3, Role: "leader", Voters: []string{"a", "b", "c"}, Lag: 5},
+		{Prefix: "a3/8", Generation: 1 << 32, Role: "voter", Voters: []string{"a"}, Quiesced: true, Leaderless: now.Add(-12 * time.Second)},
+		{Prefix: "a4/8", Generation: 1, View: 9, Role: "learner", Voters: []string{"a", "b"}, Quiesced: true},
+	}, now)
+	w.Flush()
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+func TestGroupRevive(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	env := []string{"LATCHKEY_API=" + d.socket}
+
+	// Nothing happens unless the prefix is typed, or --yes is given.
+	for _, typed := range []string{"", "yes\n", "a3\n", "a4/8\n", strings.Repeat("a", 1<<12)} {
+		p := command(t, env, "group", "revive", "a3/8")
+		p.Stdin = strings.NewReader(typed)
+		p.start().wait()
+		if said := p.err.String(); p.code != exitFailure || p.out.Len() > 0 || !strings.Contains(said, "not confirmed, so nothing was changed") ||
+			!strings.Contains(said, "12D3KooWone, 12D3KooWtwo") || !strings.Contains(said, "only the token protects") {
+			t.Errorf("typed %.10q: exit %d, %s %s", typed, p.code, p.out.String(), said)
+		}
+	}
+	p := command(t, env, "group", "revive", "a3/8")
+	p.Stdin = strings.NewReader(" a3/8 \n")
+	p.start().wait()
+	for _, want := range []string{"a3/8, generation 3", "granted in about 1m1s", "merely cut off goes on serving its own side; there only the token protects"} {
+		if p.code != 0 || !strings.Contains(p.out.String(), want) {
+			t.Errorf("confirmed: exit %d, %s %s; want %q", p.code, p.out.String(), p.err.String(), want)
+		}
+	}
+	p = d.run("group", "revive", "a3/8", "--yes", "-o", "json")
+	var v map[string]any
+	if err := json.Unmarshal(p.out.Bytes(), &v); err != nil || p.code != 0 || v["generation"] != "3" || v["embargo_ms"] != 61000.0 || p.err.Len() > 0 {
+		t.Errorf("--yes -o json: exit %d, %v, %s %s", p.code, err, p.out.String(), p.err.String())
+	}
+
+	expect(t, d.run("group", "revive", "a4/8", "--yes"), exitFailure, "is not lost: 2 of its 3 voters answer (12D3KooWfake, 12D3KooWone); nothing was changed", "--force")
+	if p := d.run("group", "revive", "a4/8", "--yes", "--force"); p.code != 0 || !strings.Contains(p.out.String(), "a4/8, generation 3") {
+		t.Errorf("forced: exit %d, %s %s", p.code, p.out.String(), p.err.String())
+	}
+	expect(t, d.run("group", "revive", "77/8", "--yes"), exitNotFound, "77/8")
+	expect(t, d.run("group", "revive", "root", "--yes"), exitFailure, "the root is not revived like other groups", "2 are needed")
+	expect(t, d.run("group", "revive"), exitUsage, "usage: latchkey group revive PREFIX")
+}

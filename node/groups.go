@@ -1,0 +1,177 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/dht/keyspace"
+	"latchkey/lockservice"
+	"latchkey/node/api"
+	"latchkey/replicagroup"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
+)
+
+// rootName is how people name the root group.
+const rootName = "root"
+
+// groupTimeout bounds the question to the root where a group stands, in [Node.GroupStanding]: one that is away leaves time to tell what is
+// known without it.
+const groupTimeout = 2 * time.Second
+
+// HostedGroups implements [api.Node]: the groups this peer takes part in. It asks its replicas, which answer at once unless they are
+// overloaded; ctx ends the wait.
+func (n *Node) HostedGroups(ctx context.Context) ([]api.HostedGroup, error) {
+	groups, err := n.groups.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return n.hostedGroups(groups), nil
+}
+
+// hostedGroups tells people of this host's replicas, by group.
+func (n *Node) hostedGroups(groups []replicagroup.ReplicaStatus) []api.HostedGroup {
+	slices.SortFunc(groups, func(a, b replicagroup.ReplicaStatus) int { return a.Group.Compare(b.Group) })
+	all := make([]api.HostedGroup, 0, len(groups))
+	for _, r := range groups {
+		g := api.HostedGroup{
+			Prefix: r.Group.Prefix.String(), Generation: r.Group.Gen, View: r.Status.View.Num, Role: order.Voter.String(),
+			Voters: []string{}, Lag: r.Status.Commit - min(r.Status.Applied, r.Status.Commit), Quiesced: r.Status.Quiesced,
+		}
+		for _, m := range r.Status.View.Members {
+			if m.Role != order.Learner {
+				g.Voters = append(g.Voters, peer.ID(m.PeerID).String())
+			}
+			switch {
+			case m.ID == r.Status.Self && r.Status.Leading:
+				g.Role = "leader"
+			case m.ID == r.Status.Self:
+				g.Role = m.Role.String()
+			}
+			if m.ID == r.Status.Leader {
+				g.Leader = peer.ID(m.PeerID).String()
+			}
+			if r.Status.Leading && m.Role != order.Learner {
+				g.Lag = max(g.Lag, r.Status.Behind[m.ID])
+			}
+		}
+		if r.Leaderless > 0 {
+			g.Leaderless = time.Now().Add(-r.Leaderless)
+		}
+		all = append(all, g)
+	}
+	return all
+}
+
+// GroupStanding implements [api.Node]: how a group stands. of is a prefix of the overlay, "root", or the name of a lock, whose group is meant.
+// The root is asked who the members are, and each of them whether it is there. It makes no group. It blocks for a few seconds when
+// some do not answer; ctx ends it.
+func (n *Node) GroupStanding(ctx context.Context, of string) (api.GroupStanding, error) {
+	p, err := n.prefixOf(of)
+	if err != nil {
+		return api.GroupStanding{}, err
+	}
+	var g api.GroupStanding
+	d, _ := n.groups.Known(p)
+	if p.Len > 0 {
+		ask, cancel := context.WithTimeout(ctx, groupTimeout)
+		child, err := n.groups.Child(ask, p)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return g, context.Cause(ctx)
+		case err == nil:
+			g.Directory, g.Former = true, child.Former.Gen
+			if placement.Newer(child.Descriptor, d) {
+				d = child.Descriptor
+			}
+			if child.State == placement.Reviving && child.Group == d.Group {
+				g.State = api.GroupReviving
+			}
+		case errors.Is(err, replicagroup.ErrNoGroup):
+			return g, fmt.Errorf("%w: no lock under prefix %v was ever taken", api.ErrNoGroup, p)
+		case d.IsZero():
+			return g, fmt.Errorf("%w: the root does not answer, and this peer knows no group of prefix %v: %w", lockservice.ErrNoQuorum, p, err)
+		}
+	}
+	roll := n.groups.Roll(ctx, d)
+	if ctx.Err() != nil {
+		return g, context.Cause(ctx)
+	}
+	d = roll.Descriptor
+	g.Prefix, g.Generation, g.View = d.Group.Prefix.String(), d.Group.Gen, d.View.Num
+	g.Answering, g.Voters = roll.Voters()
+	led := false
+	for i, m := range d.View.Members {
+		a := roll.Present[i]
+		v := api.GroupMember{Peer: peer.ID(d.Peers[i].ID).String(), Role: m.Role.String(), State: api.MemberAnswers, View: a.View}
+		switch {
+		case a.Away:
+			v.State = api.MemberSilent
+		case !a.Answers:
+			v.State = api.MemberWithout
+		case a.Leading:
+			v.Role, led = "leader", true
+		}
+		g.Members = append(g.Members, v)
+	}
+	switch {
+	case !roll.Majority() && g.State == "":
+		g.State = api.GroupDown
+	case g.State != "":
+	case led:
+		g.State = api.GroupServing
+	default:
+		g.State = api.GroupLeaderless
+	}
+	return g, nil
+}
+
+// prefixOf returns the prefix that people mean.
+func (n *Node) prefixOf(of string) (keyspace.Prefix, error) {
+	p, err := keyspace.ParsePrefix(of)
+	switch {
+	case of == rootName, err == nil && p.Len == 0:
+		return keyspace.Prefix{}, nil
+	case err == nil && int(p.Len) != n.genesis.Depth:
+		return p, fmt.Errorf("%w: %v: its prefixes have %d bits", api.ErrPrefix, p, n.genesis.Depth)
+	case err == nil:
+		return p, nil
+	}
+	if err := lockservice.CheckName(of); err != nil {
+		return p, err
+	}
+	return n.genesis.PrefixOf(keyspace.Preimage(of).Key()), nil
+}
+
+// ReviveGroup implements [api.Node]: it makes the generation after gen of a prefix's group, which has lost its majority for good
+// ([replicagroup.Host.Revive]). It blocks until the new group runs, which takes some seconds, or ctx ends.
+func (n *Node) ReviveGroup(ctx context.Context, prefix string, gen uint64, force bool) (api.Revived, error) {
+	p, err := keyspace.ParsePrefix(prefix)
+	if err != nil || int(p.Len) != n.genesis.Depth {
+		return api.Revived{}, fmt.Errorf("%w: %.80q: its prefixes have %d bits, and are written like %v",
+			api.ErrPrefix, prefix, n.genesis.Depth, n.genesis.PrefixOf(keyspace.Key{0xa3}))
+	}
+	d, err := n.groups.Revive(ctx, p, gen, force)
+	switch {
+	case errors.Is(err, replicagroup.ErrAlive):
+		return api.Revived{}, fmt.Errorf("%w: %w", api.ErrAlive, err)
+	case errors.Is(err, replicagroup.ErrNoGroup):
+		return api.Revived{}, fmt.Errorf("%w: %w", api.ErrNoGroup, err)
+	case errors.Is(err, replicagroup.ErrNoQuorum):
+		return api.Revived{}, fmt.Errorf("%w: the root, which alone can revive a group: %w", lockservice.ErrNoQuorum, err)
+	case err != nil:
+		return api.Revived{}, err
+	}
+	v := api.Revived{Prefix: d.Group.Prefix.String(), Generation: d.Group.Gen, Embargo: n.genesis.Drift.Stretch(n.genesis.TTLMax)}
+	v.EmbargoMS = v.Embargo.Milliseconds()
+	for _, m := range d.Peers {
+		v.Members = append(v.Members, peer.ID(m.ID).String())
+	}
+	return v, nil
+}
