@@ -1,6 +1,8 @@
 package replicagroup
 
 import (
+	"time"
+
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/dht/keyspace"
@@ -108,7 +110,7 @@ func (r *replica) start(s *shard) {
 	}
 	r.meet()
 	r.led = true // as if it were known, so that not knowing one is a change
-	r.step(order.Rand{Bits: s.host.random()})
+	r.step(order.Rand{Bits: s.host.random(), Now: time.Duration(s.now)})
 	r.doubt()
 	r.afterStep()
 }
@@ -357,7 +359,7 @@ func (r *replica) proposeAll() {
 func (r *replica) read(e *queryEvent) bool {
 	r.nextRef++
 	r.reads[r.nextRef] = e
-	r.step(order.Read{Ref: r.nextRef})
+	r.step(order.Read{Ref: r.nextRef, Now: time.Duration(r.shard.now)})
 	return true
 }
 
@@ -408,7 +410,7 @@ func (r *replica) expired(kind order.TimerKind) {
 	case timerPlan:
 		r.planExpired()
 	default:
-		r.step(order.Timer{Kind: kind, Epoch: r.epochs[kind]})
+		r.step(order.Timer{Kind: kind, Epoch: r.epochs[kind], Now: time.Duration(r.shard.now)})
 	}
 	r.afterStep()
 }

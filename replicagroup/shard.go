@@ -281,6 +281,7 @@ func (e *engineEvent) handle(s *shard) {
 		s.host.counters.strayMessages.Add(1)
 		return
 	}
+	e.recv.Now = time.Duration(s.now)
 	r.step(e.recv)
 }
 
@@ -306,7 +307,7 @@ func (e suspectEvent) handle(s *shard) {
 				continue
 			}
 			if e.down {
-				r.step(order.Suspect{Member: m.ID})
+				r.step(order.Suspect{Member: m.ID, Now: time.Duration(s.now)})
 			} else {
 				r.step(order.Trust{Member: m.ID})
 			}

@@ -1,6 +1,8 @@
 package replicagroup
 
 import (
+	"time"
+
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/dht"
@@ -76,7 +78,7 @@ func (e watchEvent) handle(s *shard) {
 func (r *replica) doubt() {
 	for _, m := range r.view.Members {
 		if m.ID != r.self && r.shard.down[m.Peer] {
-			r.step(order.Suspect{Member: m.ID})
+			r.step(order.Suspect{Member: m.ID, Now: time.Duration(r.shard.now)})
 		}
 	}
 }

@@ -198,6 +198,9 @@ var (
 type Message []byte
 
 // Event is an input of an [Orderer].
+//
+// Some carry Now: the driver's clock, as the time since its start, which goes on while the machine sleeps and never goes back. An
+// engine compares it with itself alone. One that does not answer reads on a lease has no use for it, and then it may be left out.
 type Event interface{ isEvent() }
 
 // The events.
@@ -210,11 +213,13 @@ type (
 		From  ReplicaID
 		Store StoreID
 		Msg   Message
+		Now   time.Duration
 	}
 	// Timer reports that a timer set by [SetTimer] has run out. A stale epoch is ignored.
 	Timer struct {
 		Kind  TimerKind
 		Epoch uint64
+		Now   time.Duration
 	}
 	// Propose asks for a command's place in the log. Every Propose is answered by exactly one [Outcome] with its Ref.
 	Propose struct {
@@ -226,7 +231,10 @@ type (
 	// engine does not keep List.
 	ProposeAll struct{ List []Propose }
 	// Read asks for a linearizable read point. Every Read is answered by exactly one [ReadPoint] or [Outcome] with its Ref.
-	Read struct{ Ref uint64 }
+	Read struct {
+		Ref uint64
+		Now time.Duration
+	}
 	// Stored reports that Persist Seq is durable. A driver whose store fails stops the replica instead.
 	Stored struct{ Seq uint64 }
 	// Applied reports that the machine has executed everything up to Index.
@@ -239,7 +247,10 @@ type (
 	// Suspect is the opinion of the node's failure detector about a member: it may be wrong, and costs only time then. It holds
 	// until a Trust takes it back. A driver repeats it for whoever is suspected already when an engine starts or tells of a
 	// view.
-	Suspect struct{ Member ReplicaID }
+	Suspect struct {
+		Member ReplicaID
+		Now    time.Duration
+	}
 	// Trust takes a Suspect back.
 	Trust struct{ Member ReplicaID }
 	// Carried reports how the last Send with a Snapshot to a member fares. A driver that never does so is taken to have sent it
@@ -254,7 +265,10 @@ type (
 		Data  []byte
 	}
 	// Rand feeds random bits: the only source of randomness. A driver sends one before the first timer runs.
-	Rand struct{ Bits uint64 }
+	Rand struct {
+		Bits uint64
+		Now  time.Duration
+	}
 )
 
 func (Recv) isEvent()       {}

@@ -159,6 +159,8 @@ func (e *Engine) transfer(to order.ReplicaID, out *order.Actions) {
 	if e.raft.BasicStatus().LeadTransferee != uint64(to) {
 		e.beats = 0
 	}
+	e.endLease()
+	e.lease.handed = true
 	e.raft.TransferLeader(uint64(to))
 	e.drain(out)
 }
@@ -187,10 +189,11 @@ func (e *Engine) applyChange(ent *pb.Entry, out *order.Actions) error {
 	e.setView(next)
 	e.views = append(e.views, viewAt{ent.GetIndex(), next})
 	out.Views = append(out.Views, order.ViewNote{View: next, Index: ent.GetIndex(), Joint: e.joint})
-	if len(e.round) > 0 {
+	e.endLease()
+	if e.open {
 		// Who confirmed the round may not count any more, and nobody else may be asked.
 		e.waiting = append(e.round, e.waiting...)
-		e.round = nil
+		e.round, e.open = nil, false
 	}
 	if _, stays := next.Member(e.lead); e.lead != 0 && e.lead != e.cfg.Self && e.lead < next.Next && !stays {
 		e.forget(out) // it has stepped down

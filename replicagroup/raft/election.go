@@ -75,6 +75,9 @@ func (e *Engine) arm(out *order.Actions) {
 	if e.role != etcd.StateLeader && e.clock.elapsed+1 == e.clock.limit {
 		after = e.clock.tail
 	}
+	if e.lease.giveUp && e.promised() {
+		after = min(after, e.lease.until-e.lease.now)
+	}
 	e.armIn(after, out)
 }
 
@@ -96,6 +99,9 @@ func (e *Engine) tick(out *order.Actions) {
 	e.clock.elapsed++
 	if e.clock.elapsed == max(e.cfg.ElectionTicks-2, 1) {
 		e.wakeLeader(out) // it may sleep, and we have not heard that
+	}
+	if e.promised() {
+		return
 	}
 	if e.clock.elapsed >= e.cfg.ElectionTicks {
 		// The promise not to help depose this leader (PreVote, CheckQuorum) is over.
@@ -137,6 +143,10 @@ func (e *Engine) begin(out *order.Actions) {
 		e.arm(out)
 		return
 	}
+	if e.promised() {
+		e.arm(out)
+		return
+	}
 	e.clock.hasten()
 	if len(e.voters) == 1 {
 		e.armIn(0, out)
@@ -164,6 +174,11 @@ func (e *Engine) suspect(m order.ReplicaID, out *order.Actions) {
 
 // forget forgets a leader that is gone, and campaigns soon if this is a voter.
 func (e *Engine) forget(out *order.Actions) {
+	if e.promised() {
+		e.lease.giveUp = true
+		e.arm(out)
+		return
+	}
 	_ = e.raft.ForgetLeader()
 	if rank := e.rank(e.lead); rank >= 0 {
 		e.clock.hasten()

@@ -10,6 +10,7 @@ import (
 	etcd "go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 
+	"latchkey/internal/automaton"
 	"latchkey/internal/invariant"
 	"latchkey/replicagroup/order"
 )
@@ -38,6 +39,13 @@ type Config struct {
 	// ElectionTicks is the election time-out T in heartbeats, at least 2; 0 stands for [ElectionTicksDefault]. A follower that
 	// has heard nothing for T forgets its leader; it campaigns at a random moment before 2T.
 	ElectionTicks int
+	// LeaseReads lets a leader answer reads without asking the members, for about an election time-out after a majority has
+	// confirmed that it leads (lease.go). All replicas of a group must have it alike. It needs a driver that tells the time
+	// in events, and clocks whose rates keep to Drift; where one does not, a read may miss what another leader has committed
+	// meanwhile. It costs time when a leader dies: nobody takes over within an election time-out of its last heartbeat,
+	// suspected or not, and a restarted replica does not vote for as long.
+	LeaseReads bool
+	Drift      automaton.Drift
 	// Quiesce is how long a leader has nothing to do before it puts the group to sleep (quiesce.go), counted in heartbeats; 0
 	// stands for [QuiesceDefault], less than 0 for never.
 	Quiesce time.Duration
@@ -54,6 +62,8 @@ func (c *Config) validate() error {
 		c.Quiesce = QuiesceDefault
 	}
 	switch {
+	case c.Drift < 0 || c.LeaseReads && c.Drift.Shrink(c.patience()) <= 0:
+		return fmt.Errorf("%w: drift of %d ppm", ErrConfig, c.Drift)
 	case c.Heartbeat < 0:
 		return fmt.Errorf("%w: heartbeat %v", ErrConfig, c.Heartbeat)
 	case c.ElectionTicks < 2:
@@ -63,6 +73,9 @@ func (c *Config) validate() error {
 	}
 	return nil
 }
+
+// patience is the election time-out T.
+func (c *Config) patience() time.Duration { return time.Duration(c.ElectionTicks) * c.Heartbeat }
 
 // checkView tests the facts that a view must fulfil on its own.
 func checkView(v order.View) error {
@@ -123,6 +136,7 @@ type Engine struct {
 	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
 	clock   electionClock
 	asleep  bool // no timer is set; see quiesce.go
+	lease   lease
 
 	// Writes under way, oldest first; seq is the newest one's number, stored the newest that is durable.
 	writes      fifo[write]
@@ -141,6 +155,7 @@ type Engine struct {
 	waiting   []uint64       // reads that arrived since the round under way began
 	round     []uint64       // reads of the round under way; empty when there is none
 	rounds    uint64         // rounds ever begun; names the one under way
+	open      bool           // a round is under way, with or without reads
 	asked     uint64         // rounds begun in this leadership: the highest position a heartbeat carries
 	changeAt  uint64         // index of the newest change of the view proposed here or delivered
 	beats     int            // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
@@ -322,6 +337,7 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 		stepHalted(ev, out)
 		return
 	}
+	e.noteTime(ev)
 	if r, ok := ev.(order.Rand); ok {
 		e.clock.seed(r.Bits)
 	}
@@ -333,9 +349,11 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 		e.recv(ev, out)
 	case order.Timer:
 		if ev.Kind == tickTimer && ev.Epoch == e.clock.epoch && !e.quiesce(out) {
-			e.tick(out)
-			e.drain(out)
-			e.arm(out)
+			if !e.giveUp(out) {
+				e.tick(out)
+				e.drain(out)
+				e.arm(out)
+			}
 			e.tickRemoved(out)
 		}
 	case order.Propose:
@@ -373,6 +391,7 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 // start makes a new group durable, hands the image's snapshot to the machine and sets the timer.
 func (e *Engine) start(out *order.Actions) {
 	e.started = true
+	e.promise() // it may have made one before it stopped
 	if e.log.last() <= genesisIndex {
 		// Also after a restart that found nothing but the beginning: a write cut short may have left half of it.
 		e.persist(out, []order.Record{
@@ -673,7 +692,8 @@ func (e *Engine) stepDown(out *order.Actions) {
 	for _, ref := range slices.Concat(e.round, e.waiting) {
 		out.Done = append(out.Done, order.Outcome{Ref: ref, Err: order.ErrNotLeader})
 	}
-	e.round, e.waiting = nil, nil
+	e.round, e.waiting, e.open = nil, nil, false
+	e.endLease()
 	e.asked, e.beats, e.idle, e.ready, e.changeAt = 0, 0, 0, 0, 0
 	for i := range e.peers {
 		e.peers[i].snapTicks, e.peers[i].acked = 0, 0
@@ -687,6 +707,11 @@ func (e *Engine) read(r order.Read, out *order.Actions) {
 		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrNotLeader})
 	case len(e.waiting) >= readsMax:
 		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrBusy})
+	case e.leaseHolds():
+		out.ReadOK = append(out.ReadOK, order.ReadPoint{Ref: r.Ref, Index: e.commit})
+		if e.renewLease() {
+			e.drain(out)
+		}
 	default:
 		e.waiting = append(e.waiting, r.Ref)
 		e.drain(out)
@@ -696,9 +721,11 @@ func (e *Engine) read(r order.Read, out *order.Actions) {
 // beginRound starts a round of heartbeats for the reads that wait, unless one is under way: its answers may have left the
 // members before these reads came. A fresh leader does not know yet what its predecessors committed, so it waits.
 func (e *Engine) beginRound() bool {
-	if len(e.round) > 0 || len(e.waiting) == 0 || !e.leading() {
+	if e.open || len(e.waiting) == 0 && !e.lease.renew || !e.leading() {
 		return false
 	}
+	e.open = true
+	e.lease.renew, e.lease.began = false, e.lease.now
 	e.round, e.waiting = e.waiting, e.round
 	e.rounds++
 	if len(e.voters) > 1 {
@@ -716,7 +743,8 @@ func (e *Engine) answerRound(rs etcd.ReadState, out *order.Actions) {
 	for _, ref := range e.round {
 		out.ReadOK = append(out.ReadOK, order.ReadPoint{Ref: ref, Index: rs.Index})
 	}
-	e.round = e.round[:0]
+	e.round, e.open = e.round[:0], false
+	e.confirmLease()
 }
 
 // compact takes over a snapshot of the machine, with the view of its index. One that is too large, or not of an applied index

@@ -37,9 +37,16 @@ func (e *Engine) recv(r order.Recv, out *order.Actions) {
 	if woken {
 		e.wake(out)
 	}
-	if t := m.GetType(); (t == pb.MsgPreVote || t == pb.MsgVote) && r.From == e.lead && m.GetTerm() > e.term {
-		// A leader does not campaign: it has restarted, and there is nobody left to be loyal to.
-		_ = e.raft.ForgetLeader()
+	if t := m.GetType(); (t == pb.MsgPreVote || t == pb.MsgVote) && m.GetTerm() > e.term {
+		if r.From == e.lead {
+			// A leader does not campaign: it has restarted, and there is nobody left to be loyal to.
+			_ = e.raft.ForgetLeader()
+		} else if e.promised() && !transferVote(m) {
+			if woken {
+				e.passOn(r.From, out)
+			}
+			return
+		}
 	}
 	e.noteAck(m)
 	e.probing = m.GetType() == pb.MsgHeartbeatResp
@@ -50,6 +57,7 @@ func (e *Engine) recv(r order.Recv, out *order.Actions) {
 	case pb.MsgApp, pb.MsgHeartbeat, pb.MsgSnap:
 		if e.role == etcd.StateFollower && e.lead == r.From && e.term == m.GetTerm() {
 			e.clock.rest(e.cfg)
+			e.promise()
 		}
 	}
 	if woken {

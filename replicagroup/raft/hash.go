@@ -71,6 +71,8 @@ func (e *Engine) Hash() [32]byte {
 		e.log.snapIndex(), e.log.snap.GetMetadata().GetTerm(), uint64(len(e.log.snap.GetData())))
 	num(e.clock.rng, uint64(e.clock.elapsed), uint64(e.clock.limit), uint64(e.clock.tail), uint64(e.clock.tries), e.clock.epoch,
 		flag(e.asleep), uint64(e.idle))
+	l := &e.lease
+	num(uint64(l.now), uint64(l.until), flag(l.giveUp), uint64(l.began), uint64(l.confirmed), flag(l.held), flag(l.renew), flag(l.handed), flag(e.open))
 	for _, v := range e.views {
 		num(v.index)
 		b = appendView(b, v.view)

@@ -72,7 +72,7 @@ func (e *Engine) quiesce(out *order.Actions) bool {
 // nothingToDo reports whether a leader has neither anything to do for anybody nor anything that a member might lack.
 func (e *Engine) nothingToDo() bool {
 	if !e.leading() || e.changing() || e.applied != e.log.last() || e.commit != e.log.last() ||
-		e.proposals.len()+len(e.waiting)+len(e.round)+e.writes.len() > 0 || e.raft.BasicStatus().LeadTransferee != 0 {
+		e.proposals.len()+len(e.waiting)+len(e.round)+e.writes.len() > 0 || e.open || e.raft.BasicStatus().LeadTransferee != 0 {
 		return false
 	}
 	settled := true
@@ -84,6 +84,7 @@ func (e *Engine) nothingToDo() bool {
 
 func (e *Engine) sleep(out *order.Actions) {
 	e.asleep = true
+	e.endLease()
 	e.clock.epoch++ // a timer that ran out already means nothing
 	out.Timers = append(out.Timers, order.SetTimer{Kind: tickTimer, Epoch: e.clock.epoch, After: -1})
 }
@@ -146,6 +147,7 @@ func (e *Engine) onQuiesce(m *pb.Message, out *order.Actions) {
 	}
 	if inStep() {
 		e.clock.rest(e.cfg)
+		e.promise()
 		if e.commit == e.log.last() && e.writes.len() == 0 && e.linger == 0 && !e.suspects(from) {
 			e.sleep(out)
 			return

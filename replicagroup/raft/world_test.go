@@ -257,6 +257,7 @@ func (w *world) pass(d time.Duration) { w.run(d, func() bool { return false }) }
 
 func (w *world) step(n *node, ev order.Event) {
 	var out order.Actions
+	ev = timed(ev, w.now)
 	n.eng.Step(ev, &out)
 	if n.eng.raft.HasReady() {
 		w.tb.Fatalf("%d: the library still has something after %T", n.id, ev)
@@ -506,4 +507,27 @@ func (w *world) agree(d time.Duration) {
 		}
 		w.tb.FailNow()
 	}
+}
+
+// timed has an event tell the time.
+func timed(ev order.Event, now time.Duration) order.Event {
+	now += time.Hour // when the drivers started
+	switch e := ev.(type) {
+	case order.Recv:
+		e.Now = now
+		return e
+	case order.Timer:
+		e.Now = now
+		return e
+	case order.Read:
+		e.Now = now
+		return e
+	case order.Suspect:
+		e.Now = now
+		return e
+	case order.Rand:
+		e.Now = now
+		return e
+	}
+	return ev
 }

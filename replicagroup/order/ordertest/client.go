@@ -26,6 +26,7 @@ type client struct {
 	record  int // the operation in the history
 	busy    bool
 	stopped bool
+	paused  bool // begins nothing
 
 	began   sim.Time          // when the present operation did
 	target  sim.NodeID        // the member it asks
@@ -60,7 +61,7 @@ func (cl *client) begin() {
 	if cl.busy || cl.finished() || cl.stopped {
 		return
 	}
-	if cl.c.hushed {
+	if cl.c.hushed || cl.paused {
 		cl.env.After(patience/20, cl.begin)
 		return
 	}
@@ -119,7 +120,7 @@ func (cl *client) ask(number uint64) {
 	} else {
 		cl.env.Send(cl.target, cl.asking)
 	}
-	cl.env.After(clientRetry, func() {
+	cl.env.After(cl.c.retry, func() {
 		if cl.busy && cl.number == number {
 			cl.retarget()
 			cl.ask(number)

@@ -60,6 +60,9 @@ type setup struct {
 
 	quiet bool               // no stale timers, false suspicions and link reports
 	slow  map[sim.NodeID]int // how many times longer a member's disk and machine take
+	retry time.Duration      // when a client asks elsewhere; 0 is clientRetry
+	// leases lets leaders answer reads on a lease.
+	leases bool
 	// sync is how long a write takes on an ordinary disk; 0 draws it from the seed.
 	sync time.Duration
 	// quiesce is [Config].Quiesce; 0 draws it from the seed.
@@ -147,6 +150,9 @@ func newCluster(s suite, u setup) *cluster {
 	}
 	if c.rand.IntN(2) == 0 {
 		c.compactEvery = 5 + uint64(c.rand.IntN(200))
+	}
+	if c.retry == 0 {
+		c.retry = clientRetry
 	}
 	if u.sync > 0 {
 		c.syncTime = u.sync

@@ -10,6 +10,7 @@ import (
 func raftFactory(c Config, img order.Image) (order.Orderer, error) {
 	return raft.New(raft.Config{
 		Group: c.Group, Self: c.Self, Store: c.Store, View: c.View, Join: c.Join, Quiesce: c.Quiesce,
+		LeaseReads: c.LeaseReads, Drift: c.Drift,
 	}, img)
 }
 

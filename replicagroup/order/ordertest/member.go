@@ -100,7 +100,7 @@ func (c *cluster) boot(e *sim.Env) *member {
 	if c.impostor {
 		store = named.Store
 	}
-	cfg := Config{Group: groupID, Self: m.id, Store: store, View: c.founded, Quiesce: c.quiesce}
+	cfg := Config{Group: groupID, Self: m.id, Store: store, View: c.founded, Quiesce: c.quiesce, LeaseReads: c.leases, Drift: c.faults.Drift}
 	if m.disk.join != nil {
 		cfg.View, cfg.Join = *m.disk.join, true
 	}
@@ -117,12 +117,15 @@ func (c *cluster) boot(e *sim.Env) *member {
 	if cfg.Join && m.view.Num == cfg.View.Num {
 		m.view = order.View{} // it has been told of it; its log may begin earlier
 	}
-	m.step(order.Rand{Bits: e.Rand().Uint64()})
+	m.step(order.Rand{Bits: e.Rand().Uint64(), Now: m.now()})
 	if !c.quiet {
 		m.nuisance()
 	}
 	return m
 }
+
+// now reads the node's clock.
+func (m *member) now() time.Duration { return time.Duration(m.env.Now()) }
 
 // counts reports whether the member is the one that the view names, rather than one that lost its disk since.
 func (m *member) counts() bool {
@@ -143,7 +146,7 @@ func (m *member) nuisance() {
 		if other != m.id {
 			switch m.env.Rand().IntN(4) {
 			case 0:
-				m.step(order.Suspect{Member: other})
+				m.step(order.Suspect{Member: other, Now: m.now()})
 				m.env.After(patience/2, func() { m.step(order.Trust{Member: other}) })
 			case 1:
 				m.step(order.Link{To: other, Up: true})
@@ -162,7 +165,7 @@ func (m *member) Receive(from sim.NodeID, msg any) {
 	case frame:
 		if msg.to == m.id {
 			m.last = msg
-			m.step(order.Recv{From: msg.from, Store: msg.store, Msg: msg.msg})
+			m.step(order.Recv{From: msg.from, Store: msg.store, Msg: msg.msg, Now: m.now()})
 		}
 	case ask:
 		m.ask(from, msg)
@@ -189,7 +192,7 @@ func (m *member) ask(from sim.NodeID, a ask) {
 			return
 		}
 		m.reading[m.nextRef] = waiter{from, a, m.gone()}
-		m.step(order.Read{Ref: m.nextRef})
+		m.step(order.Read{Ref: m.nextRef, Now: m.now()})
 		return
 	}
 	a.cmd.Author = peerOf(from)
@@ -382,7 +385,7 @@ func (m *member) setTimer(t order.SetTimer) {
 	}
 	delete(m.timers, t.Kind)
 	if t.After >= 0 {
-		m.timers[t.Kind] = m.env.After(t.After, func() { m.step(order.Timer{Kind: t.Kind, Epoch: t.Epoch}) })
+		m.timers[t.Kind] = m.env.After(t.After, func() { m.step(order.Timer{Kind: t.Kind, Epoch: t.Epoch, Now: m.now()}) })
 	}
 }
 

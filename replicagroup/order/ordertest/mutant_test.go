@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"latchkey/replicagroup/order"
 )
@@ -61,6 +62,25 @@ func bend(plant func(c Config, e order.Orderer) *bent) Factory {
 		b.self = c.Self
 		return b, nil
 	}
+}
+
+// shifted has an event tell another time.
+func shifted(ev order.Event, by func(time.Duration) time.Duration) order.Event {
+	switch e := ev.(type) {
+	case order.Recv:
+		e.Now = by(e.Now)
+		return e
+	case order.Timer:
+		e.Now = by(e.Now)
+		return e
+	case order.Read:
+		e.Now = by(e.Now)
+		return e
+	case order.Suspect:
+		e.Now = by(e.Now)
+		return e
+	}
+	return ev
 }
 
 // Where engine raft's messages say that the group falls asleep, or wakes: in their second byte.
@@ -328,6 +348,45 @@ var mutants = []struct {
 				}
 			}}
 		})},
+
+	// Reads on a lease.
+	{name: "lease that does not allow for drift", test: leaseReads, effort: 4, finds: "I9",
+		factory: func(c Config, img order.Image) (order.Orderer, error) {
+			c.Drift = 0
+			return raftFactory(c, img)
+		}},
+	{name: "a clock is slower than the bound", test: leaseReads, effort: 4, finds: "I9",
+		factory: bend(func(c Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
+				if c.Self == 1 {
+					return shifted(ev, func(now time.Duration) time.Duration { return now / 2 })
+				}
+				return ev
+			}}
+		})},
+	{name: "a suspicion ends a promise", test: leaseReads, effort: 4, finds: "I9",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
+				if _, ok := ev.(order.Suspect); ok {
+					return shifted(ev, func(now time.Duration) time.Duration { return now + patience })
+				}
+				return ev
+			}}
+		})},
+	{name: "a restart ends a promise", test: leaseReads, effort: 4, finds: "I9",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
+				if r, ok := ev.(order.Rand); ok {
+					return r
+				}
+				return shifted(ev, func(now time.Duration) time.Duration { return now + patience })
+			}}
+		})},
+	{name: "the lease is never used", test: leaseReads, effort: .1, finds: "messages",
+		factory: func(c Config, img order.Image) (order.Orderer, error) {
+			c.LeaseReads = false
+			return raftFactory(c, img)
+		}},
 
 	// Groups that sleep.
 	{name: "engine never sleeps", test: sleeping, effort: .1, finds: "does not sleep",

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"latchkey/internal/automaton"
 	"latchkey/replicagroup/order"
 )
 
@@ -17,6 +18,9 @@ type Config struct {
 	Join  bool          // the replica is new in a group that exists
 	// Quiesce is how long the group has nothing to do before it sleeps; 0 leaves that to the engine, less than 0 is never.
 	Quiesce time.Duration
+	// LeaseReads lets the leader answer reads without asking the members, on clocks that keep to Drift.
+	LeaseReads bool
+	Drift      automaton.Drift
 }
 
 // Factory makes an engine that continues from an image; an empty image is a new replica. An error is right only where
@@ -61,6 +65,7 @@ var tests = []test{
 	{"16ThousandGroupsOutliveANode", manyGroups},
 	{"19GroupsSleepAndWake", sleeping},
 	{"20DisksSlowerThanElections", slowDisks},
+	{"21LeasesOfClocksThatDrift", leaseReads},
 }
 
 // The seeds of the tests are fixed, so that what passed once passes again. These flags look further.

@@ -64,13 +64,13 @@ func (c *cluster) suspectSoon(n sim.NodeID, by ...sim.NodeID) {
 
 // suspectAt lets one member's detector report a node after a while, unless it is trusted again before.
 func (c *cluster) suspectAt(after time.Duration, n, by sim.NodeID) {
-	suspect := order.Suspect{Member: c.disks[n].self}
+	id := c.disks[n].self
 	c.world.At(c.world.Now()+after, func() {
 		m := c.running[by]
 		if m == nil || m.engine == nil || !c.doubted[n] || c.mistakes.sleepsDeaf && m.engine.Quiesced() {
 			return
 		}
-		m.step(suspect)
+		m.step(order.Suspect{Member: id, Now: m.now()})
 	})
 }
 
@@ -191,7 +191,7 @@ var naps = []func(c *cluster, leader sim.NodeID) error{
 		term := c.term()
 		for range 1 + c.rand.IntN(4) {
 			m := c.running[c.rand.IntN(c.members)]
-			m.step(order.Recv{From: m.last.from, Store: m.last.store, Msg: m.last.msg})
+			m.step(order.Recv{From: m.last.from, Store: m.last.store, Msg: m.last.msg, Now: m.now()})
 		}
 		return c.undisturbed(leader, term, "a late message")
 	},
