@@ -62,6 +62,8 @@ type world struct {
 
 type testPeer struct {
 	host    host.Host
+	options []libp2p.Option // of the host of its next life
+	prepare func(h *Host)   // before groups start
 	overlay *dht.Overlay
 	groups  *Host
 	store   *MemoryStore
@@ -81,12 +83,18 @@ func (o told) OnSuspect(f func(p peer.ID, suspected bool)) {
 
 func newWorld(t testing.TB, n, f int) *world {
 	t.Helper()
+	return newWorldOn(t, n, f, func(int) []libp2p.Option { return nil })
+}
+
+// newWorldOn makes the hosts with further options.
+func newWorldOn(t testing.TB, n, f int, options func(i int) []libp2p.Option) *world {
+	t.Helper()
 	w := &world{genesis: placement.Defaults()}
 	w.genesis.Name, w.genesis.F, w.genesis.RootKey = t.Name(), f, make(ed25519.PublicKey, ed25519.PublicKeySize)
 	w.genesis.Nonce[0] = 1
 	var first []peer.AddrInfo
 	for i := range n {
-		h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())
+		h, err := libp2p.New(append(options(i), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -128,9 +136,15 @@ func (w *world) start(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo) {
 		t.Fatal(err)
 	}
 	p.groups, err = New(Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Store: p.store,
-		Services: map[string]MachineFactory{"count": func(order.GroupID) session.Machine { return new(counter) }}})
+		Services: map[string]MachineFactory{
+			"count": func(order.GroupID) session.Machine { return new(counter) },
+			"blob":  func(order.GroupID) session.Machine { return new(blob) },
+		}})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if p.prepare != nil {
+		p.prepare(p.groups)
 	}
 	if err := p.groups.Start(t.Context()); err != nil {
 		t.Fatal(err)
