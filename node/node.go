@@ -404,6 +404,15 @@ func (n *Node) Peers() []api.Peer {
 	return peers
 }
 
+// notFound says what to do when the group of a lock could not be found.
+func (n *Node) notFound(name string, err error) error {
+	if !errors.Is(err, replicagroup.ErrNoQuorum) {
+		return err
+	}
+	return fmt.Errorf("%w: the group of lock %q was not found: no peer near it that answers knows it, and the root, which would, has no majority; "+
+		"start peers that are down, founders above all, or mend the network between them: %w", lockservice.ErrNoQuorum, name, err)
+}
+
 // keyTimeout bounds the question who leads a group, in [Node.Key].
 const keyTimeout = 2 * time.Second
 
@@ -424,7 +433,7 @@ func (n *Node) Key(ctx context.Context, name string) (api.KeyInfo, error) {
 	}
 	d, err := n.groups.Locate(ctx, at.Key())
 	if err != nil {
-		return api.KeyInfo{}, err
+		return api.KeyInfo{}, n.notFound(name, err)
 	}
 	info.Group = &api.GroupInfo{ID: d.Group.String(), Generation: d.Group.Gen, View: d.View.Num}
 	for _, p := range d.Peers {

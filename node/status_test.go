@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/dht"
+	"latchkey/lockservice"
 	"latchkey/node/config"
 )
 
@@ -143,5 +145,55 @@ func TestANodeInAutoModeTakesReplicasWhileItIsReached(t *testing.T) {
 	names("c")
 	if groups() != had {
 		t.Errorf("it has %d groups now, and had %d when it went out of reach", groups(), had)
+	}
+}
+
+func TestRevisionOfABuild(t *testing.T) {
+	for want, settings := range map[string][]debug.BuildSetting{
+		"":                   {{Key: "vcs.modified", Value: "true"}},
+		"0123456789ab":       {{Key: "vcs.revision", Value: "0123456789abcdef"}, {Key: "vcs.modified", Value: "false"}},
+		"0123456789ab+dirty": {{Key: "vcs.modified", Value: "true"}, {Key: "vcs.revision", Value: "0123456789abcdef"}},
+		"short":              {{Key: "vcs", Value: "git"}, {Key: "vcs.revision", Value: "short"}},
+	} {
+		if got := revisionOf(settings); got != want {
+			t.Errorf("%v: %q, not %q", settings, got, want)
+		}
+	}
+}
+
+// The root is gone, and with it whoever could make or find the group of a key.
+func TestKeyWithoutARootSaysWhatToDo(t *testing.T) {
+	test := profile(t, config.Test, anyTCP)
+	founder := hostOf(t, test, key(1), nil)
+	g, store, err := Found(founder, FoundOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := New(founder, WithOverlay(g), WithStore(store))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := New(hostOf(t, test, key(1), nil), WithOverlay(g))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*Node{f, n} {
+		t.Cleanup(func() { n.Close() })
+		if err := n.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Overlay().WaitPeers(within(t, 10*time.Second), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	founder.Close()
+	_, err = n.Key(within(t, 20*time.Second), "lost")
+	for _, says := range []string{`"lost"`, "the root", "start peers that are down"} {
+		if !errors.Is(err, lockservice.ErrNoQuorum) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, which is to say %q", err, says)
+		}
 	}
 }
