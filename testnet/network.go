@@ -27,6 +27,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/node"
 	"latchkey/replicagroup"
+	"latchkey/replicagroup/disk"
 	"latchkey/replicagroup/placement"
 	"latchkey/testnet/wire"
 )
@@ -78,6 +79,8 @@ type Options struct {
 	State *State
 	// Latency delays everything between two peers, each way; at most [LatencyMax]. See [Network.Latency].
 	Latency time.Duration
+	// StoreDir gets the peers' stores, peer N's in StoreDir/N. Empty: they are in memory. Only for [Up], and not together with State.
+	StoreDir string
 	// Dir gets a socket of the node API for each peer. Empty: none.
 	Dir string
 	// Prepare, when set, is called for each life of each peer before it starts, to register services of the caller's own. Peers
@@ -104,6 +107,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.State != nil {
 		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 {
 			return o, fmt.Errorf("%w: peers, f, seed and depth of a state are what they were", ErrOptions)
+		}
+		if o.StoreDir != "" {
+			return o, fmt.Errorf("%w: a state has its stores in memory", ErrOptions)
 		}
 		o = o.State.options(o)
 	}
@@ -190,10 +196,34 @@ func (n *Network) found() error {
 	}
 	g := newGenesis(n.opts, hosts)
 	n.genesis = g
-	for _, s := range founders {
-		if err := replicagroup.Found(s.store, g, dht.NodeIDOf(s.id)); err != nil {
-			return fmt.Errorf("testnet: %w", err)
+	errs := make([]error, len(n.slots))
+	var wg sync.WaitGroup // each may wait for the disk
+	for i, s := range n.slots {
+		wg.Go(func() { errs[i] = n.furnish(s) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// furnish makes the store of a new peer on the disk, if that is where it is to be, and writes the root's beginning into that of a founder.
+func (n *Network) furnish(s *slot) error {
+	founds := s.index < len(n.genesis.Founders)
+	fail := func(err error) error { return fmt.Errorf("testnet: peer %d: %w", s.index, err) }
+	if n.opts.StoreDir != "" {
+		s.storeDir = filepath.Join(n.opts.StoreDir, strconv.Itoa(s.index))
+		if err := disk.Create(s.storeDir, n.genesis.ID(), s.store.ID()); err != nil {
+			return fail(err)
 		}
+	}
+	if !founds {
+		return nil
+	}
+	store, err := s.open(n.genesis)
+	if err != nil {
+		return fail(err)
+	}
+	if err := errors.Join(replicagroup.Found(store, n.genesis, dht.NodeIDOf(s.id)), s.shut()); err != nil {
+		return fail(err)
 	}
 	return nil
 }
@@ -298,7 +328,11 @@ func (n *Network) bear(ctx context.Context, s *slot, knows ...*slot) error {
 	if s.present() != nil {
 		return fmt.Errorf("%w: %d; kill it first", ErrUp, s.index)
 	}
-	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(s.store)}
+	store, err := s.open(n.genesis)
+	if err != nil {
+		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
+	}
+	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(store)}
 	for _, k := range knows {
 		if k != s {
 			opts = append(opts, node.WithBootstrap(peer.AddrInfo{ID: k.id, Addrs: []ma.Multiaddr{k.addr}}))
@@ -306,11 +340,12 @@ func (n *Network) bear(ctx context.Context, s *slot, knows ...*slot) error {
 	}
 	w, err := n.wireFor(s)
 	if err != nil {
-		return err
+		return errors.Join(err, s.shut())
 	}
 	p, err := s.bear(ctx, w, n.opts.Prepare, opts)
 	if err != nil {
 		s.end()
+		err = errors.Join(err, s.shut())
 		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
 	}
 	s.begin(p)

@@ -109,6 +109,9 @@ func (n *Network) add(ctx context.Context) (*slot, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := n.furnish(s); err != nil {
+		return nil, err
+	}
 	n.mu.Lock()
 	n.slots = append(n.slots, s)
 	n.mu.Unlock()

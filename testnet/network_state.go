@@ -35,6 +35,9 @@ func (n *Network) Dump(ctx context.Context, to io.Writer) error {
 
 // copyAtRest copies what the peers are and have stored. Nobody starts or ends meanwhile.
 func (n *Network) copyAtRest() (m manifest, images []replicagroup.MemoryImage, err error) {
+	if n.opts.StoreDir != "" {
+		return m, nil, fmt.Errorf("%w: dump: its stores are on disk, in a process", ErrMode)
+	}
 	n.changing.Lock()
 	slots := n.all()
 	n.changing.Unlock()

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -303,4 +305,52 @@ func residentMiB() float64 {
 	var size, resident float64
 	fmt.Sscan(string(b), &size, &resident)
 	return resident * float64(os.Getpagesize()) / (1 << 20)
+}
+
+// What outlives all peers at once is on the disk, and nothing else of them does.
+func TestStoresOnDiskOutliveAllPeers(t *testing.T) {
+	dir := t.TempDir()
+	n := up(t, Options{N: 4, StoreDir: dir, Depth: 1})
+	held, err := peerAt(t, n, 3).Node().Locks().Lock(short(t), "held", lockservice.WithTTL(TTLMax))
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := token(t, n, 0, "other")
+	if err := n.Dump(t.Context(), io.Discard); !errors.Is(err, ErrMode) {
+		t.Errorf("dump: %v", err)
+	}
+	for i := range 4 {
+		if err := n.Kill(i); err != nil {
+			t.Fatal(err)
+		}
+		if s := n.all()[i]; s.onDisk != nil {
+			t.Errorf("peer %d was killed and its store is open", i)
+		}
+	}
+	for i := range 4 {
+		if err := n.Restart(short(t), i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := peerAt(t, n, 1).Node().Locks().Info(short(t), "held")
+	if err != nil || !info.Held || info.Token != held.Token() {
+		t.Errorf("%+v, %v; want held with token %d", info, err, held.Token())
+	}
+	if is := token(t, n, 2, "other"); is <= was {
+		t.Errorf("token %d after %d", is, was)
+	}
+	if i, err := n.Join(short(t)); err != nil || i != 4 {
+		t.Errorf("join: %d, %v", i, err)
+	}
+	for i := range 5 {
+		if _, err := os.Stat(filepath.Join(dir, fmt.Sprint(i), "STORE")); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.Leave(short(t), 4); err != nil {
+		t.Error(err)
+	}
+	if err := n.Restart(short(t), 4); err != nil {
+		t.Error(err)
+	}
 }

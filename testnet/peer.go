@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	logging "github.com/ipfs/go-log/v2"
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
@@ -15,8 +16,12 @@ import (
 	"latchkey/node"
 	"latchkey/node/api"
 	"latchkey/replicagroup"
+	"latchkey/replicagroup/disk"
+	"latchkey/replicagroup/placement"
 	"latchkey/testnet/wire"
 )
+
+var log = logging.Logger("latchkey/testnet")
 
 // Peer is one life of one peer: from a start to a kill. Its methods are safe for concurrent use.
 type Peer struct {
@@ -69,14 +74,40 @@ type slot struct {
 	hostPort string // addr as rules name it
 	dir      string // empty in a testnet without a directory
 
-	// turn is held through a start and an end. It guards store.
-	turn  sync.Mutex
-	store *replicagroup.MemoryStore
+	// turn is held through a start and an end. It guards the stores.
+	turn     sync.Mutex
+	store    *replicagroup.MemoryStore
+	storeDir string      // of the store on disk that there is in its place; empty: there is none
+	onDisk   *disk.Store // that store while a life has it
 
 	mu   sync.Mutex
 	wire *wire.Wire // of the life that is, or begins; nil while down
 	life *Peer      // nil while down
 	left bool       // the last life ended by Leave
+}
+
+// open returns the peer's store for a life that begins. Called in turn, while down.
+func (s *slot) open(g placement.Genesis) (replicagroup.Store, error) {
+	if s.storeDir == "" {
+		return s.store, nil
+	}
+	store, err := disk.Open(s.storeDir, disk.Options{Overlay: g.ID()})
+	s.onDisk = store
+	return store, err
+}
+
+// shut takes the store away from the life that had it: whatever that does from now on leaves no trace. Called in turn.
+func (s *slot) shut() error {
+	if s.storeDir == "" {
+		s.store = s.store.Detach()
+		return nil
+	}
+	if s.onDisk == nil {
+		return nil
+	}
+	store := s.onDisk
+	s.onDisk = nil
+	return store.Close()
 }
 
 func (s *slot) socket() string {
@@ -190,7 +221,9 @@ func (s *slot) kill(witness ...func()) *Peer {
 		w()
 	}
 	p.wire.Cut()
-	s.store = s.store.Detach()
+	if err := s.shut(); err != nil { // only what was not synced can be lost, and nobody was told of that
+		log.Warnw("store of a killed peer", "peer", s.index, "err", err)
+	}
 	s.end()
 	close(p.killed)
 	return p

@@ -92,6 +92,8 @@ func UpProcesses(ctx context.Context, o ProcessOptions) (*Processes, error) {
 	switch {
 	case o.Dir == "" || o.Program == "":
 		return nil, fmt.Errorf("%w: peers of their own processes need a directory and a program", ErrOptions)
+	case o.StoreDir != "":
+		return nil, fmt.Errorf("%w: StoreDir: the peers have directories of their own", ErrOptions)
 	case o.Prepare != nil:
 		return nil, fmt.Errorf("%w: Prepare: the peers are not in this process", ErrOptions)
 	}
