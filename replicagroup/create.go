@@ -332,6 +332,9 @@ func (m *hosting) run() {
 			case placement.WillYouHost:
 				ev.Ref = m.nextRef
 				e.ev = ev
+			case placement.Probe:
+				ev.Ref = m.nextRef
+				e.ev = ev
 			case placement.StartReplica:
 				ev.Ref = m.nextRef
 				e.ev = ev
@@ -349,6 +352,13 @@ func (m *hosting) perform(a placement.HostingAction) {
 	switch a := a.(type) {
 	case placement.AnswerHost:
 		m.reply(a.Ref, marshal(&pb.HostReply{Ok: a.OK, Store: a.Store[:]}))
+	case placement.AnswerProbe:
+		up := m.host.clock.Now().Sub(m.host.since) / time.Millisecond
+		reply := &pb.ProbeReply{UpMs: uint64(max(up, 0)), Hosts: a.Hosts, Room: a.Room}
+		if m.host.store != nil {
+			reply.Store = a.Store[:]
+		}
+		m.reply(a.Ref, marshal(reply))
 	case placement.AnswerStart:
 		if a.Err != nil {
 			log.Infow("refused to start a replica", "err", a.Err)
@@ -384,10 +394,11 @@ func (m *hosting) begin(a placement.Run) error {
 	if err != nil {
 		return err
 	}
-	return m.host.run(a.Descriptor, a.Replica, order.Image{}, false)
+	return m.host.run(a.Descriptor, a.Replica, order.Image{}, a.Join)
 }
 
-// confirm reads linearizably what the parent's directory says of a group.
+// confirm reads linearizably what the parent's directory says of a group. The root has no parent; a read of it brings what this
+// peer knows of the root up to date.
 func (m *hosting) confirm(g order.GroupID) {
 	ctx, cancel := context.WithTimeout(m.host.ctx, askTimeout)
 	defer cancel()
@@ -395,6 +406,9 @@ func (m *hosting) confirm(g order.GroupID) {
 	var res placement.Result
 	if err == nil {
 		res, err = placement.DecodeResult(data)
+	}
+	if g == m.host.root {
+		res.Child.Descriptor, _ = m.host.locator.cached(g.Prefix)
 	}
 	m.box.Put(hostingEvent{ev: placement.Confirmed{Group: g, Child: res.Child, Err: err}})
 }
@@ -407,6 +421,10 @@ func (m *hosting) handleHost(req *dht.Request) error {
 	p, err := decodePrefix(r.Prefix)
 	if err != nil {
 		return err
+	}
+	if !m.host.fromParent(req.From) {
+		m.decline(req)
+		return nil
 	}
 	m.submit(hostingEvent{placement.WillYouHost{Prefix: p}, req})
 	return nil
@@ -421,15 +439,25 @@ func (m *hosting) handleStart(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	m.submit(hostingEvent{placement.StartReplica{Descriptor: d}, req})
+	from, parent := dht.NodeIDOf(req.From), m.host.fromParent(req.From)
+	if _, member := d.View.MemberAt(from); !member && !parent {
+		m.decline(req)
+		return nil
+	}
+	m.submit(hostingEvent{placement.StartReplica{From: from, Parent: parent, Descriptor: d}, req})
 	return nil
 }
 
-// submit takes a request of the parent, or declines when there is no room: the asker tries again, or another. Whoever does not
-// belong to the parent is declined too: each Start costs a question to the parent, and few are under way at a time.
+// submit takes a request, or declines when there is no room: the asker tries again, or another.
 func (m *hosting) submit(e hostingEvent) {
-	if !m.host.fromParent(e.req.From) || !m.box.TryPut(e) {
-		m.host.counters.busy.Add(1)
-		e.req.Reply(nil) // an empty HostReply or StartReply: no
+	if !m.box.TryPut(e) {
+		m.decline(e.req)
 	}
+}
+
+// decline answers no: by an empty HostReply or StartReply. Whoever belongs neither to the parent nor, for a Start, to the group
+// that it describes is declined: each Start costs a question to the parent, and few are under way at a time.
+func (m *hosting) decline(req *dht.Request) {
+	m.host.counters.busy.Add(1)
+	req.Reply(nil)
 }

@@ -37,8 +37,6 @@ type Overlay interface {
 	Handle(service string, h dht.Handler)
 	Send(to peer.ID, key keyspace.Key, service string, msg []byte) error
 	Call(ctx context.Context, to peer.ID, key keyspace.Key, service string, msg []byte) ([]byte, error)
-	HandleStream(name string, h func(*dht.Stream))
-	OpenStream(ctx context.Context, to peer.ID, name string) (*dht.Stream, error)
 	Go(to peer.ID, key keyspace.Key, service string, msg []byte, timeout time.Duration, done func(reply []byte, err error))
 	ReplicaSet(ctx context.Context, at keyspace.Preimage, r int) ([]peer.AddrInfo, error)
 	OnLink(func(p peer.ID, up bool))
@@ -67,29 +65,38 @@ type Config struct {
 
 	// Distrusts reports whether a peer's store runs in two places, as far as the overlay knows; nil: it knows of none.
 	Distrusts func(peer.ID, order.StoreID) bool
+	Plan      placement.PlanTimes // when groups change their members; the zero value stands for the defaults
+	// Fixed says that the groups this peer leads keep the members they have, whatever becomes of them: for measurements that view
+	// changes would disturb.
+	Fixed bool
 }
 
 // Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
 // concurrent use.
 type Host struct {
-	overlay   Overlay
-	genesis   placement.Genesis
-	id        order.OverlayID
-	root      order.GroupID
-	store     Store
-	storeID   order.StoreID
-	clock     *driver.Clock
-	services  map[string]MachineFactory
-	declines  bool // at the start
-	rejoins   bool
-	decode    decoder
-	shards    []*shard
-	locator   *locator
-	creator   *creator
-	hosting   *hosting
-	counters  counters
-	transfers *transfers
-	internal  *Client // of the host itself, for placement
+	overlay  Overlay
+	genesis  placement.Genesis
+	id       order.OverlayID
+	root     order.GroupID
+	store    Store
+	storeID  order.StoreID
+	clock    *driver.Clock
+	services map[string]MachineFactory
+	declines bool // at the start
+	rejoins  bool
+	decode   decoder
+	shards   []*shard
+	locator  *locator
+	creator  *creator
+	hosting  *hosting
+	counters counters
+	internal *Client // of the host itself, for placement
+
+	plan       placement.PlanTimes
+	neighbours *neighbours // nil: no plan is made
+	publisher  *publisher
+	since      automaton.Instant // when the host was made
+	leaving    atomic.Bool       // see Leave
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
@@ -143,6 +150,13 @@ func New(cfg Config) (*Host, error) {
 	if h.clock == nil {
 		h.clock = driver.NewClock()
 	}
+	if h.plan = cfg.Plan; h.plan == (placement.PlanTimes{}) {
+		h.plan = placement.DefaultPlanTimes()
+	}
+	if err := h.plan.Validate(); err != nil {
+		return nil, fmt.Errorf("replicagroup: %w", err)
+	}
+	h.since = h.clock.Now()
 	if h.store != nil {
 		h.storeID = h.store.ID()
 	}
@@ -155,9 +169,10 @@ func New(cfg Config) (*Host, error) {
 	h.internal = h.NewClient()
 	h.creator = newCreator(h)
 	h.hosting = newHosting(h)
-
-	h.transfers = newTransfers(h)
-	h.overlay.HandleStream(streamSnapshot, h.transfers.accept)
+	if !cfg.Fixed {
+		h.neighbours = newNeighbours(h)
+	}
+	h.publisher = newPublisher(h)
 
 	h.overlay.Handle(serviceEngine, h.counted(h.handleEngine))
 	h.overlay.Handle(serviceCommand, h.counted(h.handleCommand))
@@ -169,6 +184,10 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceStart, h.counted(h.hosting.handleStart))
 	h.overlay.Handle(servicePresent, h.counted(h.handlePresent))
 	h.overlay.Handle(serviceRevive, h.counted(h.creator.handleRevive))
+	h.overlay.Handle(serviceProbe, h.counted(h.hosting.handleProbe))
+	h.overlay.Handle(serviceEndorse, h.counted(h.handleEndorse))
+	h.overlay.Handle(serviceLeave, h.counted(h.handleLeave))
+	h.overlay.Handle(serviceDescriptor, h.counted(h.handleDescriptor))
 	h.overlay.OnLink(h.link)
 	h.overlay.OnSuspect(h.suspect)
 	return h, nil
@@ -217,7 +236,6 @@ func (h *Host) Start(ctx context.Context) error {
 			}
 		})
 	}
-	h.wg.Go(h.transfers.run)
 	h.creator.start()
 	h.hosting.start(known, retired)
 	if h.store != nil {
@@ -270,7 +288,7 @@ func (h *Host) checkFounding(known []StoredReplica, retired map[order.GroupID]or
 // SetHosting says whether this peer takes part in groups that it is asked to join from now on; a peer without a store never does.
 // The replicas it has stay. It does not block.
 func (h *Host) SetHosting(on bool) {
-	if h.store != nil {
+	if h.store != nil && !(on && h.leaving.Load()) {
 		h.hosting.box.Put(hostingEvent{ev: placement.Declining{On: !on}})
 	}
 }
@@ -283,17 +301,6 @@ func (h *Host) spawn(fn func()) bool {
 		return false
 	}
 	h.wg.Go(fn)
-	return true
-}
-
-// enter counts the calling goroutine among those that Close waits for; wg.Done ends that. It answers false once the host is closed.
-func (h *Host) enter() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return false
-	}
-	h.wg.Add(1)
 	return true
 }
 
@@ -328,7 +335,6 @@ func (h *Host) stop(cause error) {
 	for _, s := range h.shards {
 		s.box.Close()
 	}
-	h.transfers.box.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for p := range h.watched {
@@ -387,7 +393,8 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	m, ok := d.View.Member(self)
 	if !ok || m.Peer != h.overlay.Node() || m.Store != h.storeID {
 		// The store knows better than a descriptor can: this life of the store never was that member.
-		return fmt.Errorf("replicagroup: replica %d of group %v is not at this peer and store", self, d.Group)
+		return fmt.Errorf("replicagroup: replica %d of group %v is not at this peer and store: a store is that of the peer it was made for; "+
+			"run it there, and this peer with its own or an empty one", self, d.Group)
 	}
 	h.mu.Lock()
 	n, known := len(h.hosted), h.hosted[d.Group]
@@ -598,6 +605,7 @@ type ReplicaStatus struct {
 	Status     order.Status
 	// Leaderless is how long no leader has been known here; 0 while one is. Without a leader the group serves nobody.
 	Leaderless time.Duration
+	Halted     bool // it has stopped for good; the group goes on without it
 }
 
 // Status returns the state of every replica on this host. It asks the goroutines that run them; ctx ends the wait.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,16 +59,18 @@ func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 type world struct {
 	genesis placement.Genesis
 	peers   []*testPeer
+	plan    placement.PlanTimes // zero: the defaults, which change nothing within the time of a test
+	fixed   bool                // nothing changes but by the test's hand
 }
 
 type testPeer struct {
 	host    host.Host
-	options []libp2p.Option // of the host of its next life
-	prepare func(h *Host)   // before groups start
 	overlay *dht.Overlay
 	groups  *Host
 	store   *MemoryStore
 	told    func(p peer.ID, suspected bool) // what groups gave to OnSuspect
+
+	beforeWrite atomic.Pointer[func([]Write)] // see diesBefore
 }
 
 // told is an overlay that takes note of who wants to know of suspicions.
@@ -81,29 +84,36 @@ func (o told) OnSuspect(f func(p peer.ID, suspected bool)) {
 	o.Overlay.OnSuspect(f)
 }
 
+// newWorld starts n peers of which 2f+1 have founded the overlay.
 func newWorld(t testing.TB, n, f int) *world {
 	t.Helper()
-	return newWorldOn(t, n, f, func(int) []libp2p.Option { return nil })
+	return new(world).begin(t, n, f, min(n, 2*f+1))
 }
 
-// newWorldOn makes the hosts with further options.
-func newWorldOn(t testing.TB, n, f int, options func(i int) []libp2p.Option) *world {
+// newFixedWorld does the same, and groups keep their members, but for what the test does.
+func newFixedWorld(t testing.TB, n, f int) *world {
 	t.Helper()
-	w := &world{genesis: placement.Defaults()}
+	return (&world{fixed: true}).begin(t, n, f, min(n, 2*f+1))
+}
+
+// newPlannedWorld starts n peers, of which the first ones have founded the overlay, whose groups follow the peers within seconds.
+func newPlannedWorld(t testing.TB, n, f, founders int) *world {
+	t.Helper()
+	return (&world{plan: placement.TestnetPlanTimes()}).begin(t, n, f, founders)
+}
+
+// begin starts n peers of which the first ones, an odd number up to founders, have founded the overlay.
+func (w *world) begin(t testing.TB, n, f, founders int) *world {
+	t.Helper()
+	w.genesis = placement.Defaults()
 	w.genesis.Name, w.genesis.F, w.genesis.RootKey = t.Name(), f, make(ed25519.PublicKey, ed25519.PublicKeySize)
 	w.genesis.Nonce[0] = 1
 	var first []peer.AddrInfo
 	for i := range n {
-		h, err := libp2p.New(append(options(i), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { h.Close() })
-		p := &testPeer{host: h, store: NewMemoryStore()}
-		w.peers = append(w.peers, p)
-		info := peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()}
+		p := w.add(t)
+		info := peer.AddrInfo{ID: p.host.ID(), Addrs: p.host.Addrs()}
 		first = append(first, info)
-		if i < min(n, 2*f+1) {
+		if i < founders {
 			w.genesis.Founders = append(w.genesis.Founders, placement.Host{Peer: peerOfInfo(info), Store: p.store.ID()})
 		}
 	}
@@ -128,6 +138,19 @@ func newWorldOn(t testing.TB, n, f int, options func(i int) []libp2p.Option) *wo
 	return w
 }
 
+// add makes a further peer, which does not run yet.
+func (w *world) add(t testing.TB) *testPeer {
+	t.Helper()
+	h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	p := &testPeer{host: h, store: NewMemoryStore()}
+	w.peers = append(w.peers, p)
+	return p
+}
+
 func (w *world) start(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo) {
 	t.Helper()
 	var err error
@@ -135,16 +158,10 @@ func (w *world) start(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.groups, err = New(Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Store: p.store,
-		Services: map[string]MachineFactory{
-			"count": func(order.GroupID) session.Machine { return new(counter) },
-			"blob":  func(order.GroupID) session.Machine { return new(blob) },
-		}})
+	p.groups, err = New(Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Store: frail{p.store, p}, Plan: w.plan, Fixed: w.fixed,
+		Services: map[string]MachineFactory{"count": func(order.GroupID) session.Machine { return new(counter) }}})
 	if err != nil {
 		t.Fatal(err)
-	}
-	if p.prepare != nil {
-		p.prepare(p.groups)
 	}
 	if err := p.groups.Start(t.Context()); err != nil {
 		t.Fatal(err)

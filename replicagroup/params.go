@@ -24,12 +24,13 @@ const (
 	waitersMax = 8192
 	// ensuresPerPeerMax bounds the groups that one peer has asked the root for and that are not ready yet. More are answered BUSY.
 	ensuresPerPeerMax = 32
+	// looksMax bounds the look-ups around anchors that run at a time for the plans of the groups led here. Further ones wait.
+	looksMax = 8
+	// probesMax is from how many peers on what they said of themselves is forgotten once it is too old to be used again.
+	probesMax = 4096
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
 	// still goes alone.
 	batchBytesMax = 64 << 10
-	// transferBytesMin is the largest snapshot that goes along with other engine messages; a larger one gets a stream of its own, within
-	// the limits of package transfer.
-	transferBytesMin = 64 << 10
 	// commandOverhead is room for what an encoded command has beside its data, as a guess for buffers.
 	commandOverhead = 128
 	// descriptorsMax bounds the descriptor cache of a host. The one not used for longest goes first.
@@ -60,6 +61,10 @@ const (
 	askTimeout = 2 * time.Second
 	// lookupPatience bounds the look-up of the peers closest to a group whose members are known.
 	lookupPatience = 250 * time.Millisecond
+	// updateEvery is how often at most the parent is told of one child's new view, updateLook how often at least somebody looks
+	// whether it is time for that while there is something to tell.
+	updateEvery = 10 * time.Second
+	updateLook  = time.Second
 	// tickPause is the shortest time between two ticks of one group, so that one the engine has no room for is not repeated
 	// before there may be.
 	tickPause = time.Millisecond

@@ -68,6 +68,7 @@ type replica struct {
 	asked     int  // how often in a row the members were asked for news
 	parting   bool // by what others say
 	partings  []chan<- error
+	plan      *plan // of view changes, while this replica leads
 	contention
 
 	leaderless automaton.Instant // unless led: since when

@@ -25,6 +25,11 @@ const (
 	serviceStart   = "group/start"
 	servicePresent = "group/present"
 	serviceRevive  = "group/revive"
+
+	serviceProbe      = "group/probe"
+	serviceEndorse    = "group/endorse"
+	serviceLeave      = "group/leave"
+	serviceDescriptor = "group/descriptor"
 )
 
 // engineMessagesMax bounds the messages in one batch, which a sender cuts by bytes.

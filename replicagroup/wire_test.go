@@ -40,6 +40,11 @@ func wellFormed() map[string][]byte {
 		"output":     marshal(&pb.Output{Group: g, Client: id, Service: "s"}),
 		"reply":      marshal(&pb.Reply{Status: pb.Status_OK, Leader: make([]byte, 32), Descriptor_: encodeDescriptor(testDescriptor())}),
 		"descriptor": encodeDescriptor(testDescriptor()),
+		"push":       marshal(&pb.DescriptorPush{Descriptor_: encodeDescriptor(testDescriptor())}),
+		"probe":      marshal(&pb.ProbeReply{Store: id, UpMs: 5, Hosts: true, Room: true}),
+		"question": encodeQuestion(testDescriptor().Group, 1, placement.Question{Term: 1, Round: 2, View: 3,
+			Add: []keyspace.NodeID{{4}, {5}}, Remove: []placement.Removal{{Member: 6, Why: placement.Failed}}}),
+		"verdict": encodeVerdict(placement.Question{Term: 1, Round: 2, View: 3}, placement.VictimLive),
 	}
 }
 
@@ -58,6 +63,18 @@ func decodeAs(kind string, b []byte) error {
 		_, err = testDecoder.reply(b)
 	case "descriptor":
 		_, err = testDecoder.descriptor(b)
+	case "push":
+		_, err = testDecoder.push(b)
+	case "question":
+		_, err = testDecoder.question(b)
+	case "probe":
+		if _, ok := decodeProbe(b); !ok {
+			err = errMalformed
+		}
+	case "verdict":
+		if _, ok := decodeVerdict(b); !ok {
+			err = errMalformed
+		}
 	}
 	return err
 }
@@ -95,6 +112,18 @@ func TestDecodersRefuseWhatNoHostSends(t *testing.T) {
 		"short leader":             {"reply", &pb.Reply{Leader: []byte{1}}},
 		"bad descriptor":           {"reply", &pb.Reply{Descriptor_: []byte{1}}},
 		"foreign overlay":          {"reply", &pb.Reply{Descriptor_: encodeDescriptor(foreign)}},
+		"no pushed descriptor":     {"push", &pb.DescriptorPush{}},
+		"pushed from elsewhere":    {"push", &pb.DescriptorPush{Descriptor_: encodeDescriptor(foreign)}},
+		"short store of a peer":    {"probe", &pb.ProbeReply{Store: id[:5], Hosts: true}},
+		"host without a store":     {"probe", &pb.ProbeReply{Hosts: true}},
+		"up for a thousand years":  {"probe", &pb.ProbeReply{Store: id, UpMs: 1 << 45}},
+		"question of no group":     {"question", &pb.EndorseRequest{To: 1}},
+		"question of too many":     {"question", &pb.EndorseRequest{Group: g, Add: [][]byte{make([]byte, 32), make([]byte, 32), make([]byte, 32)}}},
+		"question of a short node": {"question", &pb.EndorseRequest{Group: g, Add: [][]byte{id}}},
+		"question without reason":  {"question", &pb.EndorseRequest{Group: g, Remove: []*pb.Removal{{Member: 1, Why: 99}}}},
+		"too many to remove":       {"question", &pb.EndorseRequest{Group: g, Remove: make([]*pb.Removal, order.MembersMax+1)}},
+		"no verdict":               {"verdict", &pb.EndorseReply{Term: 1}},
+		"unknown verdict":          {"verdict", &pb.EndorseReply{Verdict: uint32(placement.NoSense) + 1}},
 	} {
 		if err := decodeAs(c.kind, marshal(c.msg)); err == nil {
 			t.Errorf("%s: taken", name)
@@ -126,7 +155,8 @@ func TestMalformedMessagesAreCountedAndHurtNobody(t *testing.T) {
 	if _, err := w.peers[2].groups.NewClient().Do(ctx, key, "count", number(1)); err != nil {
 		t.Fatal(err)
 	}
-	services := []string{serviceEngine, serviceCommand, serviceQuery, serviceOutput, serviceLocate, serviceEnsure, serviceHost, serviceStart}
+	services := []string{serviceEngine, serviceCommand, serviceQuery, serviceOutput, serviceLocate, serviceEnsure, serviceHost, serviceStart,
+		serviceProbe, serviceEndorse, serviceLeave, serviceDescriptor}
 	for i, service := range services {
 		before := good.groups.Counters().Malformed
 		_, err := bad.overlay.Call(ctx, good.host.ID(), keyspace.Key{}, service, []byte{0xff, 0xff, 0xff})

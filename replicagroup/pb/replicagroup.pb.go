@@ -777,7 +777,77 @@ func (x *HostReply) GetStore() []byte {
 	return nil
 }
 
-// Service "group/start": you are a member of the group described; confirm it with the parent, start it and say so.
+// Service "group/probe", an empty request: are you fit to be the neighbour of any group?
+type ProbeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Store         []byte                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`            // the answering peer's store id; empty: it has none, and hosts nothing
+	UpMs          uint64                 `protobuf:"varint,2,opt,name=up_ms,json=upMs,proto3" json:"up_ms,omitempty"` // milliseconds since its process started
+	Hosts         bool                   `protobuf:"varint,3,opt,name=hosts,proto3" json:"hosts,omitempty"`           // it keeps the replicas it has
+	Room          bool                   `protobuf:"varint,4,opt,name=room,proto3" json:"room,omitempty"`             // it takes more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeReply) Reset() {
+	*x = ProbeReply{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeReply) ProtoMessage() {}
+
+func (x *ProbeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeReply.ProtoReflect.Descriptor instead.
+func (*ProbeReply) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ProbeReply) GetStore() []byte {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *ProbeReply) GetUpMs() uint64 {
+	if x != nil {
+		return x.UpMs
+	}
+	return 0
+}
+
+func (x *ProbeReply) GetHosts() bool {
+	if x != nil {
+		return x.Hosts
+	}
+	return false
+}
+
+func (x *ProbeReply) GetRoom() bool {
+	if x != nil {
+		return x.Room
+	}
+	return false
+}
+
+// Service "group/start": you are a member of the group described; confirm it with the parent, start it and say so. Sent by the
+// parent to the members of a new group, and by a group's leader to those that it adds.
 type StartRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
@@ -787,7 +857,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[11]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +869,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[11]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +882,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{11}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StartRequest) GetDescriptor_() []byte {
@@ -831,7 +901,7 @@ type StartReply struct {
 
 func (x *StartReply) Reset() {
 	*x = StartReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[12]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +913,7 @@ func (x *StartReply) String() string {
 func (*StartReply) ProtoMessage() {}
 
 func (x *StartReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[12]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +926,7 @@ func (x *StartReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReply.ProtoReflect.Descriptor instead.
 func (*StartReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{12}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartReply) GetStarted() bool {
@@ -876,7 +946,7 @@ type PresentRequest struct {
 
 func (x *PresentRequest) Reset() {
 	*x = PresentRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +958,7 @@ func (x *PresentRequest) String() string {
 func (*PresentRequest) ProtoMessage() {}
 
 func (x *PresentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +971,7 @@ func (x *PresentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresentRequest.ProtoReflect.Descriptor instead.
 func (*PresentRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{13}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PresentRequest) GetGroup() *Group {
@@ -923,7 +993,7 @@ type PresentReply struct {
 
 func (x *PresentReply) Reset() {
 	*x = PresentReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1005,7 @@ func (x *PresentReply) String() string {
 func (*PresentReply) ProtoMessage() {}
 
 func (x *PresentReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1018,7 @@ func (x *PresentReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresentReply.ProtoReflect.Descriptor instead.
 func (*PresentReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{14}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PresentReply) GetPresent() bool {
@@ -993,7 +1063,7 @@ type ReviveRequest struct {
 
 func (x *ReviveRequest) Reset() {
 	*x = ReviveRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1075,7 @@ func (x *ReviveRequest) String() string {
 func (*ReviveRequest) ProtoMessage() {}
 
 func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1088,7 @@ func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviveRequest.ProtoReflect.Descriptor instead.
 func (*ReviveRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{15}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReviveRequest) GetPrefix() []byte {
@@ -1040,6 +1110,362 @@ func (x *ReviveRequest) GetForce() bool {
 		return x.Force
 	}
 	return false
+}
+
+// Service "group/endorse": a leader asks a member whether it agrees to a change of the group (placement.Question).
+type EndorseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	To            uint64                 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"` // the replica that is asked
+	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	Round         uint64                 `protobuf:"varint,4,opt,name=round,proto3" json:"round,omitempty"`
+	View          uint64                 `protobuf:"varint,5,opt,name=view,proto3" json:"view,omitempty"`
+	Add           [][]byte               `protobuf:"bytes,6,rep,name=add,proto3" json:"add,omitempty"` // node ids
+	Remove        []*Removal             `protobuf:"bytes,7,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndorseRequest) Reset() {
+	*x = EndorseRequest{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndorseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndorseRequest) ProtoMessage() {}
+
+func (x *EndorseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndorseRequest.ProtoReflect.Descriptor instead.
+func (*EndorseRequest) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *EndorseRequest) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+func (x *EndorseRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *EndorseRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *EndorseRequest) GetRound() uint64 {
+	if x != nil {
+		return x.Round
+	}
+	return 0
+}
+
+func (x *EndorseRequest) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+func (x *EndorseRequest) GetAdd() [][]byte {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *EndorseRequest) GetRemove() []*Removal {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type Removal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Member        uint64                 `protobuf:"varint,1,opt,name=member,proto3" json:"member,omitempty"`
+	Why           uint32                 `protobuf:"varint,2,opt,name=why,proto3" json:"why,omitempty"` // placement.Reason
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Removal) Reset() {
+	*x = Removal{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Removal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Removal) ProtoMessage() {}
+
+func (x *Removal) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Removal.ProtoReflect.Descriptor instead.
+func (*Removal) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Removal) GetMember() uint64 {
+	if x != nil {
+		return x.Member
+	}
+	return 0
+}
+
+func (x *Removal) GetWhy() uint32 {
+	if x != nil {
+		return x.Why
+	}
+	return 0
+}
+
+// An empty answer is none: the replica is not there, or knows no such member as the asker.
+type EndorseReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	Round         uint64                 `protobuf:"varint,2,opt,name=round,proto3" json:"round,omitempty"`
+	View          uint64                 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
+	Verdict       uint32                 `protobuf:"varint,4,opt,name=verdict,proto3" json:"verdict,omitempty"` // placement.Verdict
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndorseReply) Reset() {
+	*x = EndorseReply{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndorseReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndorseReply) ProtoMessage() {}
+
+func (x *EndorseReply) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndorseReply.ProtoReflect.Descriptor instead.
+func (*EndorseReply) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *EndorseReply) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *EndorseReply) GetRound() uint64 {
+	if x != nil {
+		return x.Round
+	}
+	return 0
+}
+
+func (x *EndorseReply) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+func (x *EndorseReply) GetVerdict() uint32 {
+	if x != nil {
+		return x.Verdict
+	}
+	return 0
+}
+
+// Service "group/leave", at the group's leader: the sender wants to leave. Answered when it may go, or within about a second.
+type LeaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *LeaveRequest) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type LeaveReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MayGo         bool                   `protobuf:"varint,1,opt,name=may_go,json=mayGo,proto3" json:"may_go,omitempty"` // the group does nothing more for it
+	Leads         bool                   `protobuf:"varint,2,opt,name=leads,proto3" json:"leads,omitempty"`              // the answering replica leads, and has kept the answer back as long as it may
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveReply) Reset() {
+	*x = LeaveReply{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveReply) ProtoMessage() {}
+
+func (x *LeaveReply) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
+func (*LeaveReply) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *LeaveReply) GetMayGo() bool {
+	if x != nil {
+		return x.MayGo
+	}
+	return false
+}
+
+func (x *LeaveReply) GetLeads() bool {
+	if x != nil {
+		return x.Leads
+	}
+	return false
+}
+
+// Service "group/descriptor", one-way: a group has changed.
+type DescriptorPush struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Descriptor_   []byte                 `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescriptorPush) Reset() {
+	*x = DescriptorPush{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescriptorPush) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescriptorPush) ProtoMessage() {}
+
+func (x *DescriptorPush) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescriptorPush.ProtoReflect.Descriptor instead.
+func (*DescriptorPush) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DescriptorPush) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
 }
 
 var File_replicagroup_pb_replicagroup_proto protoreflect.FileDescriptor
@@ -1093,7 +1519,13 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\"1\n" +
 	"\tHostReply\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x14\n" +
-	"\x05store\x18\x02 \x01(\fR\x05store\".\n" +
+	"\x05store\x18\x02 \x01(\fR\x05store\"a\n" +
+	"\n" +
+	"ProbeReply\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\fR\x05store\x12\x13\n" +
+	"\x05up_ms\x18\x02 \x01(\x04R\x04upMs\x12\x14\n" +
+	"\x05hosts\x18\x03 \x01(\bR\x05hosts\x12\x12\n" +
+	"\x04room\x18\x04 \x01(\bR\x04room\".\n" +
 	"\fStartRequest\x12\x1e\n" +
 	"\n" +
 	"descriptor\x18\x01 \x01(\fR\n" +
@@ -1113,7 +1545,33 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\rReviveRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x10\n" +
 	"\x03gen\x18\x02 \x01(\x04R\x03gen\x12\x14\n" +
-	"\x05force\x18\x03 \x01(\bR\x05force*\xd3\x01\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\xe2\x01\n" +
+	"\x0eEndorseRequest\x125\n" +
+	"\x05group\x18\x01 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x05group\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\x04R\x02to\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05round\x18\x04 \x01(\x04R\x05round\x12\x12\n" +
+	"\x04view\x18\x05 \x01(\x04R\x04view\x12\x10\n" +
+	"\x03add\x18\x06 \x03(\fR\x03add\x129\n" +
+	"\x06remove\x18\a \x03(\v2!.latchkey.replicagroup.v1.RemovalR\x06remove\"3\n" +
+	"\aRemoval\x12\x16\n" +
+	"\x06member\x18\x01 \x01(\x04R\x06member\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\rR\x03why\"f\n" +
+	"\fEndorseReply\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05round\x18\x02 \x01(\x04R\x05round\x12\x12\n" +
+	"\x04view\x18\x03 \x01(\x04R\x04view\x12\x18\n" +
+	"\averdict\x18\x04 \x01(\rR\averdict\"E\n" +
+	"\fLeaveRequest\x125\n" +
+	"\x05group\x18\x01 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x05group\"9\n" +
+	"\n" +
+	"LeaveReply\x12\x15\n" +
+	"\x06may_go\x18\x01 \x01(\bR\x05mayGo\x12\x14\n" +
+	"\x05leads\x18\x02 \x01(\bR\x05leads\"0\n" +
+	"\x0eDescriptorPush\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x01 \x01(\fR\n" +
+	"descriptor*\xd3\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\x0e\n" +
@@ -1147,7 +1605,7 @@ func file_replicagroup_pb_replicagroup_proto_rawDescGZIP() []byte {
 }
 
 var file_replicagroup_pb_replicagroup_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
 	(Status)(0),            // 0: latchkey.replicagroup.v1.Status
 	(*Group)(nil),          // 1: latchkey.replicagroup.v1.Group
@@ -1161,25 +1619,35 @@ var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
 	(*EnsureRequest)(nil),  // 9: latchkey.replicagroup.v1.EnsureRequest
 	(*HostRequest)(nil),    // 10: latchkey.replicagroup.v1.HostRequest
 	(*HostReply)(nil),      // 11: latchkey.replicagroup.v1.HostReply
-	(*StartRequest)(nil),   // 12: latchkey.replicagroup.v1.StartRequest
-	(*StartReply)(nil),     // 13: latchkey.replicagroup.v1.StartReply
-	(*PresentRequest)(nil), // 14: latchkey.replicagroup.v1.PresentRequest
-	(*PresentReply)(nil),   // 15: latchkey.replicagroup.v1.PresentReply
-	(*ReviveRequest)(nil),  // 16: latchkey.replicagroup.v1.ReviveRequest
+	(*ProbeReply)(nil),     // 12: latchkey.replicagroup.v1.ProbeReply
+	(*StartRequest)(nil),   // 13: latchkey.replicagroup.v1.StartRequest
+	(*StartReply)(nil),     // 14: latchkey.replicagroup.v1.StartReply
+	(*PresentRequest)(nil), // 15: latchkey.replicagroup.v1.PresentRequest
+	(*PresentReply)(nil),   // 16: latchkey.replicagroup.v1.PresentReply
+	(*ReviveRequest)(nil),  // 17: latchkey.replicagroup.v1.ReviveRequest
+	(*EndorseRequest)(nil), // 18: latchkey.replicagroup.v1.EndorseRequest
+	(*Removal)(nil),        // 19: latchkey.replicagroup.v1.Removal
+	(*EndorseReply)(nil),   // 20: latchkey.replicagroup.v1.EndorseReply
+	(*LeaveRequest)(nil),   // 21: latchkey.replicagroup.v1.LeaveRequest
+	(*LeaveReply)(nil),     // 22: latchkey.replicagroup.v1.LeaveReply
+	(*DescriptorPush)(nil), // 23: latchkey.replicagroup.v1.DescriptorPush
 }
 var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
-	3, // 0: latchkey.replicagroup.v1.EngineBatch.messages:type_name -> latchkey.replicagroup.v1.EngineMessage
-	1, // 1: latchkey.replicagroup.v1.EngineMessage.group:type_name -> latchkey.replicagroup.v1.Group
-	1, // 2: latchkey.replicagroup.v1.CommandRequest.group:type_name -> latchkey.replicagroup.v1.Group
-	1, // 3: latchkey.replicagroup.v1.QueryRequest.group:type_name -> latchkey.replicagroup.v1.Group
-	0, // 4: latchkey.replicagroup.v1.Reply.status:type_name -> latchkey.replicagroup.v1.Status
-	1, // 5: latchkey.replicagroup.v1.Output.group:type_name -> latchkey.replicagroup.v1.Group
-	1, // 6: latchkey.replicagroup.v1.PresentRequest.group:type_name -> latchkey.replicagroup.v1.Group
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	3,  // 0: latchkey.replicagroup.v1.EngineBatch.messages:type_name -> latchkey.replicagroup.v1.EngineMessage
+	1,  // 1: latchkey.replicagroup.v1.EngineMessage.group:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 2: latchkey.replicagroup.v1.CommandRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 3: latchkey.replicagroup.v1.QueryRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	0,  // 4: latchkey.replicagroup.v1.Reply.status:type_name -> latchkey.replicagroup.v1.Status
+	1,  // 5: latchkey.replicagroup.v1.Output.group:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 6: latchkey.replicagroup.v1.PresentRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 7: latchkey.replicagroup.v1.EndorseRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	19, // 8: latchkey.replicagroup.v1.EndorseRequest.remove:type_name -> latchkey.replicagroup.v1.Removal
+	1,  // 9: latchkey.replicagroup.v1.LeaveRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_replicagroup_pb_replicagroup_proto_init() }
@@ -1193,7 +1661,7 @@ func file_replicagroup_pb_replicagroup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replicagroup_pb_replicagroup_proto_rawDesc), len(file_replicagroup_pb_replicagroup_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

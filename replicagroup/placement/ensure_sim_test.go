@@ -228,7 +228,7 @@ func (p *simPeer) Receive(from sim.NodeID, msg any) {
 		}
 	case startMsg:
 		p.starters = append(p.starters, starter{from, m.descriptor.Group})
-		p.host(StartReplica{Ref: uint64(len(p.starters) - 1), Descriptor: m.descriptor})
+		p.host(StartReplica{Parent: true, Ref: uint64(len(p.starters) - 1), Descriptor: m.descriptor})
 	case Started:
 		p.create(m)
 	case confirmMsg:

@@ -26,6 +26,7 @@ var (
 	ErrUnconfirmed = errors.New("placement: the parent group did not confirm the group")
 	ErrHostBusy    = errors.New("placement: too many groups are being started here")
 	ErrNotHosting  = errors.New("placement: this peer hosts no groups")
+	ErrSender      = errors.New("placement: told to start by a peer that belongs neither to the group nor to its parent")
 )
 
 // HostingEvent is an input of a [Hosting].
@@ -38,13 +39,17 @@ type (
 		Ref    uint64
 		Prefix keyspace.Prefix
 	}
+	// Probe asks whether this peer is fit to be anybody's neighbour; answered by [AnswerProbe].
+	Probe struct{ Ref uint64 }
 	// StartReplica tells this peer to run its replica. Every one is answered by exactly one [AnswerStart].
 	StartReplica struct {
 		Ref        uint64
+		From       keyspace.NodeID // whose stream it came by
+		Parent     bool            // From is a member of the parent group
 		Descriptor Descriptor
 	}
 	// Confirmed answers a [Confirm]: the parent's child as a linearizable read found it, zero if there is none; or why the
-	// parent could not be read.
+	// parent could not be read. Of the root, which has no parent, the child is what this peer knows of it after such a read.
 	Confirmed struct {
 		Group order.GroupID
 		Child Child
@@ -67,6 +72,7 @@ type (
 )
 
 func (WillYouHost) isHostingEvent()  {}
+func (Probe) isHostingEvent()        {}
 func (StartReplica) isHostingEvent() {}
 func (Confirmed) isHostingEvent()    {}
 func (Running) isHostingEvent()      {}
@@ -86,6 +92,13 @@ type (
 		OK    bool
 		Store order.StoreID
 	}
+	// AnswerProbe answers [Probe].
+	AnswerProbe struct {
+		Ref   uint64
+		Store order.StoreID
+		Hosts bool // it keeps the replicas it has
+		Room  bool // it takes more
+	}
 	// AnswerStart answers [StartReplica]: with Err nil this peer reports in as Replica in Store.
 	AnswerStart struct {
 		Ref     uint64
@@ -93,18 +106,23 @@ type (
 		Store   order.StoreID
 		Err     error
 	}
-	// Confirm asks the parent for Group's prefix by a linearizable read; answered by [Confirmed], once.
+	// Confirm asks the parent for Group's prefix by a linearizable read; answered by [Confirmed], once. The root itself is asked
+	// about the root.
 	Confirm struct{ Group order.GroupID }
 	// Bury asks the driver to stop a replica whose generation is over, and to put its data aside. It never runs again.
 	Bury struct{ Hosted }
-	// Run asks the driver to put the replica into the store and run it; answered by [Running], once.
+	// Run asks the driver to put the replica into the store and run it; answered by [Running], once. An earlier replica of the
+	// group that still runs here was removed, and goes first.
 	Run struct {
 		Replica    order.ReplicaID
 		Descriptor Descriptor
+		Join       bool            // the group exists: the replica begins with what the leader sends it
+		Former     order.ReplicaID // the earlier replica; 0 if there is none
 	}
 )
 
 func (AnswerHost) isHostingAction()  {}
+func (AnswerProbe) isHostingAction() {}
 func (AnswerStart) isHostingAction() {}
 func (Confirm) isHostingAction()     {}
 func (Bury) isHostingAction()        {}
@@ -136,11 +154,19 @@ type HostingConfig struct {
 type startingReplica struct {
 	refs    []uint64
 	replica order.ReplicaID // what the Starts name; 0 < replica
-	running bool            // Run was asked for
+	// What the newest Start of a member says, and who sent it; zero if only the parent has sent any.
+	told    Descriptor
+	from    keyspace.NodeID
+	running bool // Run was asked for
 }
 
-// Hosting is a member's side of creating groups (rule G3): it starts a replica at most once per group, replica id and store,
-// only in the store the group names, and only when the parent's directory holds the very group. Not safe for concurrent use.
+// Hosting is a member's side of creating groups (rule G3) and of joining them: it starts a replica at most once per group,
+// replica id and store, only in the store the group names, and only when the parent's directory holds the very group.
+//
+// A group that is new is told to its members by the parent, and they start what the parent's directory says. Later members are
+// made by the group itself, which tells them; the parent only confirms that the group is the prefix's present one, since it
+// learns of views late. So a joiner believes a peer that calls itself a member. One that lies could only make it run a replica that
+// no member speaks to. Not safe for concurrent use.
 type Hosting struct {
 	overlay  order.OverlayID
 	depth    int
@@ -175,6 +201,9 @@ func (h *Hosting) Step(ev HostingEvent, out []HostingAction) []HostingAction {
 	case WillYouHost:
 		ok := !h.declines && int(ev.Prefix.Len) == h.depth && len(h.hosted)+len(h.starts) < HostedMax
 		return append(out, AnswerHost{Ref: ev.Ref, OK: ok, Store: h.store})
+	case Probe:
+		room := !h.declines && len(h.hosted)+len(h.starts) < HostedMax
+		return append(out, AnswerProbe{Ref: ev.Ref, Store: h.store, Hosts: !h.declines, Room: room})
 	case StartReplica:
 		return h.start(ev, out)
 	case Confirmed:
@@ -266,11 +295,14 @@ func (h *Hosting) buried(g order.GroupID, id order.ReplicaID) bool {
 
 // mine returns the replica that d gives to this peer, or why it must not run.
 func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
-	m, ok := d.View.MemberAt(h.self)
+	m, ok := d.View.At(h.self, h.store)
+	if !ok {
+		m, ok = d.View.MemberAt(h.self)
+	}
 	_, taken := h.hosted[d.Group]
 	taken = taken || h.starts[d.Group] != nil
 	switch {
-	case d.Group.Overlay != h.overlay || int(d.Group.Prefix.Len) != h.depth:
+	case d.Group.Overlay != h.overlay || int(d.Group.Prefix.Len) != h.depth && !isRoot(d.Group):
 		return 0, fmt.Errorf("%w: %v of overlay %v", ErrOverlay, d.Group, d.Group.Overlay)
 	case h.declines && !taken:
 		return 0, ErrNotHosting
@@ -281,20 +313,27 @@ func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
 	case h.buried(d.Group, m.ID):
 		return 0, ErrRetired
 	}
-	if has, ok := h.hosted[d.Group]; ok && has != m.ID {
+	if has := h.hosted[d.Group]; has > m.ID { // a lower one was removed, and nobody has told us yet
 		return 0, fmt.Errorf("%w: it is replica %d, not %d", ErrNotMember, has, m.ID)
 	}
 	return m.ID, nil
 }
 
+// isRoot reports whether a group is the overlay's root, which has no parent.
+func isRoot(g order.GroupID) bool { return g.Prefix.Len == 0 }
+
 func (h *Hosting) start(ev StartReplica, out []HostingAction) []HostingAction {
-	g := ev.Descriptor.Group
+	d, g := ev.Descriptor, ev.Descriptor.Group
 	refuse := func(err error) []HostingAction { return append(out, AnswerStart{Ref: ev.Ref, Err: err}) }
-	id, err := h.mine(ev.Descriptor)
+	id, err := h.mine(d)
 	if err != nil {
 		return refuse(err)
 	}
-	if _, ok := h.hosted[g]; ok { // it runs: report in again
+	_, member := d.View.MemberAt(ev.From)
+	if !member && (!ev.Parent || isRoot(g)) {
+		return refuse(ErrSender)
+	}
+	if h.hosted[g] == id { // it runs: report in again
 		return append(out, AnswerStart{Ref: ev.Ref, Replica: id, Store: h.store})
 	}
 	s := h.starts[g]
@@ -303,15 +342,21 @@ func (h *Hosting) start(ev StartReplica, out []HostingAction) []HostingAction {
 		return refuse(ErrUnconfirmed)
 	case s != nil && len(s.refs) >= StartsWaitingMax, s == nil && len(h.starts) >= ConfirmingMax:
 		return refuse(ErrHostBusy)
-	case s != nil:
-		s.refs = append(s.refs, ev.Ref)
-		return out
 	}
-	h.starts[g] = &startingReplica{refs: []uint64{ev.Ref}, replica: id}
-	return append(out, Confirm{Group: g})
+	begun := s != nil
+	if !begun {
+		s = &startingReplica{replica: id}
+		h.starts[g] = s
+		out = append(out, Confirm{Group: g})
+	}
+	s.refs = append(s.refs, ev.Ref)
+	if member && Newer(d, s.told) {
+		s.told, s.from = d, ev.From
+	}
+	return out
 }
 
-// confirmed starts the replica from the parent's own descriptor, never from the message's.
+// confirmed starts the replica from the newest of what the parent's directory and the group's members say.
 func (h *Hosting) confirmed(ev Confirmed, out []HostingAction) []HostingAction {
 	if h.rumours[ev.Group.Prefix] == ev.Group {
 		delete(h.rumours, ev.Group.Prefix)
@@ -326,12 +371,23 @@ func (h *Hosting) confirmed(ev Confirmed, out []HostingAction) []HostingAction {
 	if ev.Err != nil {
 		return h.finish(ev.Group, s, fmt.Errorf("%w: %v", ErrUnconfirmed, ev.Err), out)
 	}
-	id, err := h.mine(ev.Child.Descriptor)
-	if err != nil || ev.Child.Group != ev.Group || id != s.replica {
+	if ev.Child.Group != ev.Group {
+		return h.finish(ev.Group, s, ErrUnconfirmed, out)
+	}
+	d := ev.Child.Descriptor
+	if isRoot(ev.Group) { // nobody else can say who belongs to it
+		if _, known := d.View.MemberAt(s.from); !known {
+			return h.finish(ev.Group, s, ErrSender, out)
+		}
+	}
+	if Newer(s.told, d) {
+		d = s.told
+	}
+	if id, err := h.mine(d); err != nil || id != s.replica {
 		return h.finish(ev.Group, s, ErrUnconfirmed, out)
 	}
 	s.running = true
-	return append(out, Run{Replica: id, Descriptor: ev.Child.Descriptor})
+	return append(out, Run{Replica: s.replica, Descriptor: d, Join: d.View.Num > 0, Former: h.hosted[ev.Group]})
 }
 
 func (h *Hosting) finish(g order.GroupID, s *startingReplica, err error, out []HostingAction) []HostingAction {

@@ -2,6 +2,8 @@ package placement
 
 import (
 	"errors"
+	"reflect"
+	"slices"
 	"testing"
 
 	"latchkey/replicagroup/order"
@@ -38,11 +40,11 @@ func one[A HostingAction](t *testing.T, h *Hosting, ev HostingEvent) A {
 
 func TestAMemberStartsOnceAfterTheParentConfirmed(t *testing.T) {
 	h, ch := memberOne(nil), child(t, 1)
-	if c := one[Confirm](t, h, StartReplica{Ref: 1, Descriptor: ch.Descriptor}); c.Group != ch.Group {
+	if c := one[Confirm](t, h, StartReplica{Ref: 1, Parent: true, Descriptor: ch.Descriptor}); c.Group != ch.Group {
 		t.Fatalf("confirms %v", c.Group)
 	}
 	for ref := range uint64(3) { // repeats wait for the same confirmation
-		if out := h.Step(StartReplica{Ref: 2 + ref, Descriptor: ch.Descriptor}, nil); len(out) != 0 {
+		if out := h.Step(StartReplica{Ref: 2 + ref, Parent: true, Descriptor: ch.Descriptor}, nil); len(out) != 0 {
 			t.Fatalf("a repeat gave %v", out)
 		}
 	}
@@ -61,7 +63,7 @@ func TestAMemberStartsOnceAfterTheParentConfirmed(t *testing.T) {
 	if len(out) != 4 {
 		t.Errorf("%d answers", len(out))
 	}
-	if a := one[AnswerStart](t, h, StartReplica{Ref: 9, Descriptor: ch.Descriptor}); a.Err != nil || a.Replica != 2 {
+	if a := one[AnswerStart](t, h, StartReplica{Ref: 9, Parent: true, Descriptor: ch.Descriptor}); a.Err != nil || a.Replica != 2 {
 		t.Errorf("when it runs a Start is answered %+v", a)
 	}
 	if out := h.Step(Running{Group: ch.Group}, nil); len(out) != 0 {
@@ -72,13 +74,144 @@ func TestAMemberStartsOnceAfterTheParentConfirmed(t *testing.T) {
 func TestAReplicaInTheStoreIsNotStartedAgain(t *testing.T) {
 	ch := child(t, 1)
 	h := memberOne(func(c *HostingConfig) { c.Hosted = []Hosted{{Group: ch.Group, Replica: 2}} })
-	if a := one[AnswerStart](t, h, StartReplica{Descriptor: ch.Descriptor}); a.Err != nil || a.Replica != 2 {
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: ch.Descriptor}); a.Err != nil || a.Replica != 2 {
 		t.Errorf("%+v", a)
 	}
-	ch.View.Members[1].ID, ch.View.Members[2].ID = 3, 4
-	ch.View.Next = 5
-	if a := one[AnswerStart](t, h, StartReplica{Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrNotMember) {
-		t.Errorf("under another replica id: %+v", a)
+	h = memberOne(func(c *HostingConfig) { c.Hosted = []Hosted{{Group: ch.Group, Replica: 3}} })
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrNotMember) {
+		t.Errorf("under an earlier replica id: %+v", a)
+	}
+}
+
+// later returns a child's descriptor after host i has become a learner of its group as replica id, which was the next one.
+func later(ch Child, id order.ReplicaID, i int) Descriptor {
+	d := ch.Descriptor
+	d.View.Num, d.View.Next = d.View.Num+uint64(id), id+1
+	d.View.Members = append(slices.Clone(d.View.Members),
+		order.Member{ID: id, Peer: host(i).Node(), Store: host(i).Store, Role: order.Learner, PeerID: host(i).ID})
+	d.Peers = append(slices.Clone(d.Peers), host(i).Peer)
+	return d
+}
+
+func newcomer() *Hosting {
+	return memberOne(func(c *HostingConfig) { c.Self, c.Store = host(5).Node(), host(5).Store })
+}
+
+func TestANewcomerJoinsOnAMembersWordOnceTheParentKnowsTheGroup(t *testing.T) {
+	h, ch := newcomer(), child(t, 1)
+	d := later(ch, 4, 5)
+	if a := one[AnswerStart](t, h, StartReplica{Ref: 1, From: host(6).Node(), Descriptor: d}); !errors.Is(a.Err, ErrSender) {
+		t.Errorf("told by a stranger: %+v", a)
+	}
+	if a := one[AnswerStart](t, h, StartReplica{Ref: 1, From: host(0).Node(), Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrNotMember) {
+		t.Errorf("told of a view without it: %+v", a)
+	}
+	if c := one[Confirm](t, h, StartReplica{Ref: 2, From: host(0).Node(), Descriptor: d}); c.Group != ch.Group {
+		t.Fatalf("confirms %v", c.Group)
+	}
+	if r := one[Run](t, h, Confirmed{Group: ch.Group, Child: ch}); r.Replica != 4 || !r.Join || r.Former != 0 || !reflect.DeepEqual(r.Descriptor, d) {
+		t.Fatalf("runs %+v", r)
+	}
+	if a := one[AnswerStart](t, h, Running{Group: ch.Group}); a.Ref != 2 || a.Err != nil || a.Replica != 4 {
+		t.Errorf("%+v", a)
+	}
+	if a := one[AnswerStart](t, h, StartReplica{Ref: 3, From: host(1).Node(), Descriptor: d}); a.Err != nil || a.Replica != 4 {
+		t.Errorf("told again: %+v", a)
+	}
+}
+
+func TestAJoinThatTheParentDoesNotConfirmDoesNotRun(t *testing.T) {
+	ch := child(t, 1)
+	gone := ch
+	gone.Group.Gen = 1
+	without := later(ch, 5, 6) // a later view than the message's, in which the newcomer is no more
+	for name, ev := range map[string]Confirmed{
+		"no such group":        {Group: ch.Group},
+		"the parent is away":   {Group: ch.Group, Child: ch, Err: errors.New("no quorum")},
+		"a later generation":   {Group: ch.Group, Child: gone},
+		"it was removed since": {Group: ch.Group, Child: Child{Descriptor: without}},
+	} {
+		h := newcomer()
+		h.Step(StartReplica{Ref: 4, From: host(0).Node(), Descriptor: later(ch, 4, 5)}, nil)
+		if a := one[AnswerStart](t, h, ev); a.Ref != 4 || !errors.Is(a.Err, ErrUnconfirmed) {
+			t.Errorf("%s: %+v", name, a)
+		}
+	}
+}
+
+func TestAMemberThatNeverStartedJoinsALaterView(t *testing.T) {
+	h, ch := memberOne(nil), child(t, 1)
+	ch.Descriptor = later(ch, 4, 5) // what the parent has heard since
+	one[Confirm](t, h, StartReplica{Parent: true, Descriptor: ch.Descriptor})
+	if r := one[Run](t, h, Confirmed{Group: ch.Group, Child: ch}); r.Replica != 2 || !r.Join {
+		t.Errorf("runs %+v: it cannot found what has moved on", r)
+	}
+}
+
+func TestTheRootIsJoinedOnTheWordOfAMemberThatThisPeerKnows(t *testing.T) {
+	g := genesis(3)
+	root := Child{Descriptor: g.RootDescriptor()}
+	d := later(root, 4, 5)
+	h := newcomer()
+	if a := one[AnswerStart](t, h, StartReplica{From: host(6).Node(), Parent: true, Descriptor: d}); !errors.Is(a.Err, ErrSender) {
+		t.Errorf("the root has no parent: %+v", a)
+	}
+	one[Confirm](t, h, StartReplica{From: host(1).Node(), Descriptor: d})
+	if r := one[Run](t, h, Confirmed{Group: root.Group, Child: root}); r.Replica != 4 || !r.Join {
+		t.Errorf("runs %+v", r)
+	}
+	// One that calls itself a member, and is none of the view this peer knows.
+	h, d = newcomer(), later(root, 4, 6)
+	d.View.Members = append(d.View.Members, later(root, 5, 5).View.Members[3])
+	d.Peers, d.View.Next = append(d.Peers, host(5).Peer), 6
+	one[Confirm](t, h, StartReplica{From: host(6).Node(), Descriptor: d})
+	if a := one[AnswerStart](t, h, Confirmed{Group: root.Group, Child: root}); !errors.Is(a.Err, ErrSender) {
+		t.Errorf("told by a stranger: %+v", a)
+	}
+}
+
+func TestAPeerJoinsBesideItsRemovedSelf(t *testing.T) {
+	ch := child(t, 1)
+	d := later(ch, 4, 1)
+	d.View.Members, d.Peers = slices.Delete(d.View.Members, 1, 2), slices.Delete(d.Peers, 1, 2)
+	h := memberOne(func(c *HostingConfig) { c.Hosted = []Hosted{{Group: ch.Group, Replica: 2}} })
+	one[Confirm](t, h, StartReplica{From: host(0).Node(), Descriptor: d})
+	if r := one[Run](t, h, Confirmed{Group: ch.Group, Child: ch}); r.Replica != 4 || r.Former != 2 || !r.Join {
+		t.Errorf("runs %+v", r)
+	}
+	if out := h.Step(Retired{Tombstone{Group: ch.Group, Replica: 2}}, nil); len(out) != 0 {
+		t.Errorf("the end of the former replica gave %v", out)
+	}
+	if a := one[AnswerStart](t, h, Running{Group: ch.Group}); a.Err != nil || a.Replica != 4 {
+		t.Errorf("%+v", a)
+	}
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrRetired) {
+		t.Errorf("told to start its former self: %+v", a)
+	}
+	// It lost its store: the view names both the lost replica and the new one.
+	d = later(ch, 4, 1)
+	d.View.Members[3].Store = storeID(77)
+	h = memberOne(func(c *HostingConfig) { c.Store = storeID(77) })
+	one[Confirm](t, h, StartReplica{From: host(0).Node(), Descriptor: d})
+	if r := one[Run](t, h, Confirmed{Group: ch.Group, Child: ch}); r.Replica != 4 || r.Former != 0 {
+		t.Errorf("with a new store it runs %+v", r)
+	}
+}
+
+func TestAProbeTellsWhetherAPeerHostsAndHasRoom(t *testing.T) {
+	if a := one[AnswerProbe](t, memberOne(nil), Probe{Ref: 3}); a != (AnswerProbe{Ref: 3, Store: host(1).Store, Hosts: true, Room: true}) {
+		t.Errorf("%+v", a)
+	}
+	full := memberOne(func(c *HostingConfig) {
+		for i := range HostedMax {
+			c.Hosted = append(c.Hosted, Hosted{Group: order.GroupID{Prefix: prefix(i), Gen: uint64(i)}, Replica: 1})
+		}
+	})
+	if a := one[AnswerProbe](t, full, Probe{}); !a.Hosts || a.Room {
+		t.Errorf("a full peer: %+v", a)
+	}
+	if a := one[AnswerProbe](t, memberOne(func(c *HostingConfig) { c.Declines = true }), Probe{}); a.Hosts || a.Room {
+		t.Errorf("a client: %+v", a)
 	}
 }
 
@@ -110,7 +243,7 @@ func TestAMemberRefusesWhatIsNotItsToStart(t *testing.T) {
 		if c.change != nil {
 			c.change(&d)
 		}
-		out := h.Step(StartReplica{Descriptor: d}, nil)
+		out := h.Step(StartReplica{Parent: true, Descriptor: d}, nil)
 		if c.want == nil {
 			if _, ok := out[0].(Confirm); !ok {
 				t.Errorf("%s: %v, want a Confirm", name, out)
@@ -139,7 +272,7 @@ func TestWhatTheParentDoesNotConfirmDoesNotRun(t *testing.T) {
 		"another prefix":          {Group: ch.Group, Child: child(t, 2)},
 	} {
 		h := memberOne(nil)
-		h.Step(StartReplica{Ref: 4, Descriptor: ch.Descriptor}, nil)
+		h.Step(StartReplica{Ref: 4, Parent: true, Descriptor: ch.Descriptor}, nil)
 		if a := one[AnswerStart](t, h, ev); a.Ref != 4 || !errors.Is(a.Err, ErrUnconfirmed) {
 			t.Errorf("%s: %+v", name, a)
 		}
@@ -147,29 +280,29 @@ func TestWhatTheParentDoesNotConfirmDoesNotRun(t *testing.T) {
 			t.Errorf("%s: a confirmation nobody waits for gave %v", name, out)
 		}
 		if name == "another life" { // which the parent has told: there is nothing to ask any more
-			if a := one[AnswerStart](t, h, StartReplica{Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrRetired) {
+			if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrRetired) {
 				t.Errorf("%s: the repeat is answered %+v", name, a)
 			}
 			continue
 		}
-		one[Confirm](t, h, StartReplica{Descriptor: ch.Descriptor}) // the repeat asks anew
+		one[Confirm](t, h, StartReplica{Parent: true, Descriptor: ch.Descriptor}) // the repeat asks anew
 	}
 }
 
 func TestAReplicaThatCannotRunIsReportedSo(t *testing.T) {
 	h, ch, broken := memberOne(nil), child(t, 1), errors.New("disk full")
-	h.Step(StartReplica{Descriptor: ch.Descriptor}, nil)
+	h.Step(StartReplica{Parent: true, Descriptor: ch.Descriptor}, nil)
 	h.Step(Confirmed{Group: ch.Group, Child: ch}, nil)
 	if a := one[AnswerStart](t, h, Running{Group: ch.Group, Err: broken}); !errors.Is(a.Err, broken) || a.Replica != 0 {
 		t.Errorf("%+v", a)
 	}
-	one[Confirm](t, h, StartReplica{Descriptor: ch.Descriptor})
+	one[Confirm](t, h, StartReplica{Parent: true, Descriptor: ch.Descriptor})
 }
 
 func TestARemovedReplicaStaysRemoved(t *testing.T) {
 	h, ch := memberOne(nil), child(t, 1)
 	gone := Retired{Tombstone{Group: ch.Group, Replica: 2}}
-	h.Step(StartReplica{Descriptor: ch.Descriptor}, nil)
+	h.Step(StartReplica{Parent: true, Descriptor: ch.Descriptor}, nil)
 	h.Step(Confirmed{Group: ch.Group, Child: ch}, nil)
 	h.Step(gone, nil) // while it starts
 	if a := one[AnswerStart](t, h, Running{Group: ch.Group}); !errors.Is(a.Err, ErrRetired) {
@@ -177,7 +310,7 @@ func TestARemovedReplicaStaysRemoved(t *testing.T) {
 	}
 	h = memberOne(func(c *HostingConfig) { c.Hosted = []Hosted{{Group: ch.Group, Replica: 2}} })
 	h.Step(gone, nil)
-	if a := one[AnswerStart](t, h, StartReplica{Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrRetired) {
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: ch.Descriptor}); !errors.Is(a.Err, ErrRetired) {
 		t.Errorf("removed while running: %+v", a)
 	}
 }
@@ -185,17 +318,17 @@ func TestARemovedReplicaStaysRemoved(t *testing.T) {
 func TestStartsAreBounded(t *testing.T) {
 	h := memberOne(nil)
 	for i := range ConfirmingMax {
-		one[Confirm](t, h, StartReplica{Descriptor: child(t, i).Descriptor})
+		one[Confirm](t, h, StartReplica{Parent: true, Descriptor: child(t, i).Descriptor})
 	}
-	if a := one[AnswerStart](t, h, StartReplica{Descriptor: child(t, ConfirmingMax).Descriptor}); !errors.Is(a.Err, ErrHostBusy) {
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: child(t, ConfirmingMax).Descriptor}); !errors.Is(a.Err, ErrHostBusy) {
 		t.Errorf("group %d: %+v", ConfirmingMax, a)
 	}
 	for range StartsWaitingMax - 1 {
-		if out := h.Step(StartReplica{Descriptor: child(t, 0).Descriptor}, nil); len(out) != 0 {
+		if out := h.Step(StartReplica{Parent: true, Descriptor: child(t, 0).Descriptor}, nil); len(out) != 0 {
 			t.Fatalf("a repeat gave %v", out)
 		}
 	}
-	if a := one[AnswerStart](t, h, StartReplica{Descriptor: child(t, 0).Descriptor}); !errors.Is(a.Err, ErrHostBusy) {
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: child(t, 0).Descriptor}); !errors.Is(a.Err, ErrHostBusy) {
 		t.Errorf("repeat %d: %+v", StartsWaitingMax, a)
 	}
 }
@@ -226,16 +359,16 @@ func TestWhoHostsSaysWhere(t *testing.T) {
 func TestAPeerThatDeclinesKeepsWhatItRunsAndTakesNothingMore(t *testing.T) {
 	running, starting, later := child(t, 1), child(t, 2), child(t, 3)
 	h := memberOne(func(c *HostingConfig) { c.Hosted = []Hosted{{Group: running.Group, Replica: 2}} })
-	one[Confirm](t, h, StartReplica{Ref: 1, Descriptor: starting.Descriptor})
+	one[Confirm](t, h, StartReplica{Ref: 1, Parent: true, Descriptor: starting.Descriptor})
 	h.Step(Declining{On: true}, nil)
 
-	if a := one[AnswerStart](t, h, StartReplica{Descriptor: running.Descriptor}); a.Err != nil || a.Replica != 2 {
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: running.Descriptor}); a.Err != nil || a.Replica != 2 {
 		t.Errorf("a replica that runs: %+v", a)
 	}
 	if r := one[Run](t, h, Confirmed{Group: starting.Group, Child: starting}); r.Replica != 2 {
 		t.Errorf("a replica that is being started: %+v", r)
 	}
-	if a := one[AnswerStart](t, h, StartReplica{Descriptor: later.Descriptor}); !errors.Is(a.Err, ErrNotHosting) {
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: later.Descriptor}); !errors.Is(a.Err, ErrNotHosting) {
 		t.Errorf("another Start: %+v", a)
 	}
 	if a := one[AnswerHost](t, h, WillYouHost{Prefix: prefix(3)}); a.OK {
@@ -246,7 +379,7 @@ func TestAPeerThatDeclinesKeepsWhatItRunsAndTakesNothingMore(t *testing.T) {
 	if a := one[AnswerHost](t, h, WillYouHost{Prefix: prefix(3)}); !a.OK {
 		t.Errorf("asked to host when it takes replicas again: %+v", a)
 	}
-	if c := one[Confirm](t, h, StartReplica{Descriptor: later.Descriptor}); c.Group != later.Group {
+	if c := one[Confirm](t, h, StartReplica{Parent: true, Descriptor: later.Descriptor}); c.Group != later.Group {
 		t.Errorf("and started: %+v", c)
 	}
 }

@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"fmt"
 	"time"
 
 	"latchkey/dht/keyspace"
@@ -11,7 +12,7 @@ import (
 type PlanTimes struct {
 	Every   time.Duration // between two attempts at a step that was refused, and between look-ups while there is work
 	Fail    time.Duration // T_fail: a member suspected that long without a break has failed
-	Stable  time.Duration // T_stable: a candidate has been up that long without a break; a wish to leave holds that long
+	Stable  time.Duration // T_stable: a candidate has been up that long without a break; a wish to leave holds that long, and no shorter than Fresh
 	Fresh   time.Duration // an answer to a look-up counts that long
 	Learn   time.Duration // a learner that has not moved that long, and is not near the end of the log, is dropped
 	LearnTo time.Duration // likewise one that moves and never gets there
@@ -27,6 +28,10 @@ type PlanTimes struct {
 
 // Within is how many entries a learner may lack when it is promoted.
 const Within = 64
+
+// holdLeaver is how long a voter that leaves, and goes after ten seconds in any case, is held back for a candidate that will have been up
+// for long enough by then.
+const holdLeaver = 8 * time.Second
 
 // ListedMax bounds the list of dropped learners; the oldest are forgotten first.
 const ListedMax = 64
@@ -52,6 +57,45 @@ func DefaultPlanTimes() PlanTimes {
 	}
 }
 
+// TestnetPlanTimes returns waits for overlays on one machine that come and go within minutes: a group has taken in who came
+// about five seconds ago, and replaced who has been away for as long. They are too short for a network that is not loopback, where a
+// peer may be silent for seconds and come back, and every move costs a copy of the group's state.
+func TestnetPlanTimes() PlanTimes {
+	return PlanTimes{
+		Every:   time.Second,
+		Fail:    5 * time.Second,
+		Stable:  2 * time.Second,
+		Fresh:   10 * time.Second, // longer than one frozen peer can hold up a look-up
+		Learn:   10 * time.Second,
+		LearnTo: time.Minute,
+		Listed:  20 * time.Second,
+		Damp:    2 * time.Second,
+		Idle:    5 * time.Second,
+		Answer:  time.Second,
+		Settle:  time.Second,
+		Hand:    2 * time.Second, // an election takes one when it must
+		Lag:     time.Second,
+		Soon:    250 * time.Millisecond,
+	}
+}
+
+// Validate says which wait is not positive, if one is not.
+func (t PlanTimes) Validate() error {
+	for _, w := range []struct {
+		name string
+		d    time.Duration
+	}{
+		{"Every", t.Every}, {"Fail", t.Fail}, {"Stable", t.Stable}, {"Fresh", t.Fresh}, {"Learn", t.Learn}, {"LearnTo", t.LearnTo},
+		{"Listed", t.Listed}, {"Damp", t.Damp}, {"Idle", t.Idle}, {"Answer", t.Answer}, {"Settle", t.Settle}, {"Hand", t.Hand},
+		{"Lag", t.Lag}, {"Soon", t.Soon},
+	} {
+		if w.d <= 0 {
+			return fmt.Errorf("placement: plan times: %s is %v, and has to be positive", w.name, w.d)
+		}
+	}
+	return nil
+}
+
 // Neighbour is a peer near a group's anchor, by its own answer to the node that looked it up.
 type Neighbour struct {
 	Peer  keyspace.NodeID
@@ -72,8 +116,11 @@ type (
 		Joint bool
 	}
 	// Candidates reports peers that have just answered, in any order: to a [LookUp], or unasked, as when a peer near the
-	// anchor appears. Members among them are welcome.
-	Candidates struct{ Peers []Neighbour }
+	// anchor appears. Members among them are welcome. Partial says that the look-up failed, so that others may be there.
+	Candidates struct {
+		Peers   []Neighbour
+		Partial bool
+	}
 	// PeerState reports a change of the node's failure detector about a peer. Drivers report it for members, and for other
 	// peers as far as they watch them; the state of every member that is not live when the plan begins or when it becomes a
 	// member. A peer never reported is live.

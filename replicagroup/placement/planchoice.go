@@ -66,7 +66,7 @@ type site struct {
 // choose computes the next step from the view and from what is known of the peers.
 func (p *Planner) choose(now automaton.Instant) choice {
 	members := p.standings(now)
-	pool, promising := p.pool(members, now)
+	pool, ripe, promising := p.pool(members, now)
 	c := choice{busy: promising || len(p.down) > 0 || len(p.wishes) > 0}
 
 	var gone, stay, learners []standing
@@ -93,7 +93,7 @@ func (p *Planner) choose(now automaton.Instant) choice {
 	}
 	if len(gone) > 0 {
 		c.busy = true
-		p.replaceGone(&c, gone, stay, learners, pool, now)
+		p.replaceGone(&c, gone, stay, learners, pool, ripe, now)
 		return c
 	}
 	c.step, c.busy = p.improve(want, stay, learners, now, c.busy)
@@ -134,12 +134,14 @@ func (p *Planner) standings(now automaton.Instant) []standing {
 }
 
 // pool returns the candidates, in no order: peers that could begin to learn. A peer whose replica lost its store is a
-// candidate with its new one. promising reports that others may soon be.
+// candidate with its new one. ripe is when the next one will be, Never if none is known, and promising reports that one may
+// soon be of use.
 //
 // Deviation from section 3.5, step 1, where the 2f+1 closest are taken from all peers that answered, and a candidate must
 // then be stable: peers that keep coming and going near the anchor, or that are on the list, would fill those places for ever
 // and a dead voter would never be replaced (TestFlappersNearTheAnchorDoNotStopTheRepair).
-func (p *Planner) pool(members []standing, now automaton.Instant) (pool []site, promising bool) {
+func (p *Planner) pool(members []standing, now automaton.Instant) (pool []site, ripe automaton.Instant, promising bool) {
+	ripe = automaton.Never
 	for peer, n := range p.near {
 		_, suspected := p.down[peer]
 		if !n.Hosts || suspected || p.wishes[peer] != nil || p.reached(n.at.Add(p.cfg.Times.Fresh), now) {
@@ -154,14 +156,15 @@ func (p *Planner) pool(members []standing, now automaton.Instant) (pool []site, 
 		if until, ok := p.listed[peer]; ok && !p.reached(until, now) {
 			continue
 		}
-		if !p.reached(n.since.Add(p.cfg.Times.Stable), now) {
+		if at := n.since.Add(p.cfg.Times.Stable); !p.reached(at, now) {
+			ripe = min(ripe, at)
 			closer := func(m standing) bool { return keyspace.Closer(p.point, peer, m.Peer) }
 			promising = promising || len(members) < 2*p.cfg.F+1 || slices.ContainsFunc(members, closer)
 			continue
 		}
 		pool = append(pool, site{peer: peer, store: n.Store, stranger: true})
 	}
-	return pool, promising
+	return pool, ripe, promising
 }
 
 // failing drops a learner that died, hangs, was refused for too long, or is no learner any more.
@@ -187,7 +190,7 @@ func (p *Planner) failing(learners []standing, now automaton.Instant) step {
 func (p *Planner) ready(l standing) bool { return l.why == 0 && l.live && p.progress[l.ID].near }
 
 // replaceGone replaces the voter that has to go most urgently, or lets several go together.
-func (p *Planner) replaceGone(c *choice, gone, stay, learners []standing, pool []site, now automaton.Instant) {
+func (p *Planner) replaceGone(c *choice, gone, stay, learners []standing, pool []site, ripe, now automaton.Instant) {
 	slices.SortStableFunc(gone, func(a, b standing) int {
 		if a.why != b.why {
 			return int(a.why) - int(b.why)
@@ -235,11 +238,11 @@ func (p *Planner) replaceGone(c *choice, gone, stay, learners []standing, pool [
 		c.step = p.sparing(s, stay, now)
 		return
 	}
-	if excess > 0 {
-		return
+	if excess > 0 || now >= p.answered.Add(p.cfg.Times.Fresh) {
+		return // a leader that has just begun does not know yet who could
 	}
 	for _, m := range gone {
-		if m.why == Leaving {
+		if m.why == Leaving && (len(stay) == 0 || ripe > p.wishes[m.Peer].first.Add(holdLeaver)) {
 			c.release = append(c.release, m.Peer)
 		}
 	}

@@ -90,7 +90,8 @@ type Planner struct {
 	progress map[order.ReplicaID]*catchUp          // of members
 
 	lookAt, lookedAt automaton.Instant
-	idle             time.Duration // the present pause between look-ups
+	answered         automaton.Instant // when those who answer near the anchor were last known, be it nobody
+	idle             time.Duration     // the present pause between look-ups
 
 	round      uint64
 	asking     *inquiry // nil when no endorsement is under way
@@ -112,7 +113,7 @@ func NewPlanner(cfg PlannerConfig) *Planner {
 	return &Planner{cfg: cfg, point: cfg.Anchor.Key(), near: make(map[keyspace.NodeID]*neighbour),
 		down: make(map[keyspace.NodeID]automaton.Instant), wishes: make(map[keyspace.NodeID]*wish),
 		listed: make(map[keyspace.NodeID]automaton.Instant), progress: make(map[order.ReplicaID]*catchUp),
-		idle: cfg.Times.Every, armed: automaton.Never}
+		idle: cfg.Times.Every, armed: automaton.Never, answered: -automaton.Never}
 }
 
 // Step consumes one event and appends what is to be done to out. It never blocks and never fails: an event that fits nothing
@@ -123,6 +124,9 @@ func (p *Planner) Step(ev PlanEvent, now automaton.Instant, out []PlanAction) []
 		out = p.viewSeen(ev, now, out)
 	case Candidates:
 		p.candidates(ev.Peers, now)
+		if !ev.Partial {
+			p.answered = now
+		}
 	case PeerState:
 		p.peerState(ev, now)
 	case Progress:
@@ -310,7 +314,8 @@ func (p *Planner) leaveWish(peer keyspace.NodeID, now automaton.Instant) {
 func (p *Planner) plan(now automaton.Instant, out []PlanAction) []PlanAction {
 	for _, peer := range slices.SortedFunc(maps.Keys(p.wishes), keyspace.NodeID.Compare) {
 		w := p.wishes[peer]
-		if p.reached(w.last.Add(p.cfg.Times.Stable), now) {
+		// As long as its last answer may be remembered, which does not say that it leaves.
+		if p.reached(w.last.Add(max(p.cfg.Times.Stable, p.cfg.Times.Fresh)), now) {
 			delete(p.wishes, peer)
 		} else if _, member := p.view.MemberAt(peer); !member && !p.joint {
 			out = p.release(peer, out)

@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -328,19 +329,19 @@ func TestWhoIsACandidate(t *testing.T) {
 		"one that names no store":             {func(_ *rig, n *Neighbour) { n.Store = order.StoreID{} }, false},
 		"a copy of a member's directory":      {func(r *rig, n *Neighbour) { n.Store = r.store(0) }, false},
 		"one that has just come up":           {func(_ *rig, n *Neighbour) { n.Up = 10 * time.Second }, false},
-		"one that wants to leave":             {func(r *rig, n *Neighbour) { r.do(Candidates{[]Neighbour{*n}}); r.do(LeaveWish{Peer: n.Peer}) }, false},
+		"one that wants to leave":             {func(r *rig, n *Neighbour) { r.do(Candidates{Peers: []Neighbour{*n}}); r.do(LeaveWish{Peer: n.Peer}) }, false},
 		"one under suspicion": {func(r *rig, n *Neighbour) {
-			r.do(Candidates{[]Neighbour{*n}})
+			r.do(Candidates{Peers: []Neighbour{*n}})
 			r.do(PeerState{Peer: n.Peer})
 			n.Peer = keyspace.NodeID{}
 		}, false},
 		"one that was suspected a moment ago": {func(r *rig, n *Neighbour) {
-			r.do(Candidates{[]Neighbour{*n}})
+			r.do(Candidates{Peers: []Neighbour{*n}})
 			r.do(PeerState{Peer: n.Peer})
 			r.do(PeerState{Peer: n.Peer, Live: true})
 		}, false},
 		"one that answered half a minute ago": {func(r *rig, n *Neighbour) {
-			r.do(Candidates{[]Neighbour{*n}})
+			r.do(Candidates{Peers: []Neighbour{*n}})
 			r.now = r.now.Add(30 * time.Second)
 			n.Peer = keyspace.NodeID{}
 		}, false},
@@ -355,7 +356,7 @@ func TestWhoIsACandidate(t *testing.T) {
 		c.change(r, &n)
 		var out []PlanAction
 		if !n.Peer.IsZero() {
-			out = r.do(Candidates{[]Neighbour{n}})
+			out = r.do(Candidates{Peers: []Neighbour{n}})
 		}
 		out = append(out, r.run(2*time.Second, false)...)
 		if asked := len(out) > 0; asked != c.want {
@@ -379,6 +380,64 @@ func TestALearnerUnderSuspicionIsNotPromoted(t *testing.T) {
 	}
 	if out := r.do(PeerState{Peer: r.node(3), Live: true}); len(out) == 0 {
 		t.Error("trusted again, and nothing is asked")
+	}
+}
+
+// A leader that has just begun knows of nobody who could take a place, until the peers near the anchor have answered: it must not let
+// a voter go for that, as it did when a leader that left had handed leadership over.
+func TestNobodyIsLetGoBeforeThePeersNearTheAnchorHaveAnswered(t *testing.T) {
+	for found, want := range map[string]string{
+		"nobody": "may go", "a candidate": "asks", "a failed look-up": "nothing",
+		"a candidate that is ripe in 5 s": "nothing", "a candidate that is ripe in 20 s": "may go",
+	} {
+		r := newRig(1, 0)
+		v := order.View{Next: 4, Members: []order.Member{r.member(1, 0, order.Voter), r.member(2, 1, order.Voter), r.member(3, 2, order.Voter)}}
+		out := r.Step(ViewSeen{View: v}, r.now, nil)
+		out = r.Step(LeaveWish{Peer: r.node(1)}, r.now, out)
+		if slices.ContainsFunc(out, func(a PlanAction) bool { _, ok := a.(MayGo); return ok }) {
+			t.Fatalf("at once: %v", out)
+		}
+		switch stable := r.cfg.Times.Stable; found {
+		case "a candidate":
+			r.answering[3] = r.now.Add(-time.Hour)
+		case "a candidate that is ripe in 5 s":
+			r.answering[3] = r.now.Add(5*time.Second - stable)
+		case "a candidate that is ripe in 20 s":
+			r.answering[3] = r.now.Add(20*time.Second - stable)
+		}
+		c := r.found()
+		c.Partial = found == "a failed look-up"
+		got := "nothing"
+		for _, a := range r.Step(c, r.now, nil) {
+			switch a.(type) {
+			case MayGo:
+				got = "may go"
+			case Endorse:
+				got = "asks"
+			}
+		}
+		if got != want {
+			t.Errorf("%s answered: %s, want %s", found, got, want)
+		}
+	}
+}
+
+// Where the waits are short a peer's last answer, by which it hosts groups, may be remembered for longer than a peer has to be stable.
+// It was then asked to join what it had left.
+func TestAWishToLeaveLastsAsLongAsTheAnswerBeforeIt(t *testing.T) {
+	r := newRig(1, 0)
+	r.cfg.Times = TestnetPlanTimes()
+	r.begin(0, 0, 1, 2)
+	r.answering[1] = r.now.Add(-time.Hour)
+	r.do(r.found())
+	r.do(LeaveWish{Peer: r.node(1)})
+	delete(r.answering, 1)
+	r.do(ViewSeen{View: order.View{Num: 3, Next: 4, Members: []order.Member{r.member(1, 0, order.Voter)}}})
+	for end := r.now.Add(r.cfg.Times.Fresh); r.now < end; r.now = r.now.Add(100 * time.Millisecond) {
+		if pool, _, _ := r.pool(r.standings(r.now), r.now); len(pool) != 0 {
+			t.Fatalf("%v after the start: %v is a candidate", r.now, pool)
+		}
+		r.do(Wake{})
 	}
 }
 

@@ -502,7 +502,7 @@ func TestAMemberBuriesWhatTheParentSaysIsOver(t *testing.T) {
 	if b := one[Bury](t, h, Confirmed{Group: next.Group, Child: next}); b.Group != old.Group || b.Replica != 2 {
 		t.Fatalf("buries %+v", b)
 	}
-	if a := one[AnswerStart](t, h, StartReplica{Descriptor: old.Descriptor}); !errors.Is(a.Err, ErrRetired) {
+	if a := one[AnswerStart](t, h, StartReplica{Parent: true, Descriptor: old.Descriptor}); !errors.Is(a.Err, ErrRetired) {
 		t.Errorf("the old generation starts again: %+v", a)
 	}
 	for _, ev := range []HostingEvent{HeardOf{next.Group}, HeardOf{old.Group}, Superseded{next.Group}, Superseded{child(t, 2).Group}} {
@@ -526,7 +526,7 @@ func TestAMemberBuriesWhatTheParentSaysIsOver(t *testing.T) {
 func TestAStartOfTheNextGenerationBuriesTheOldOne(t *testing.T) {
 	old, next := child(t, 1), revived(t)
 	h := memberOne(func(c *HostingConfig) { c.Hosted = []Hosted{{Group: old.Group, Replica: 2}} })
-	one[Confirm](t, h, StartReplica{Ref: 4, Descriptor: next.Descriptor})
+	one[Confirm](t, h, StartReplica{Parent: true, Ref: 4, Descriptor: next.Descriptor})
 	out := h.Step(Confirmed{Group: next.Group, Child: next}, nil)
 	if len(out) != 2 {
 		t.Fatalf("confirmed: %v", out)
@@ -542,7 +542,7 @@ func TestAStartOfTheNextGenerationBuriesTheOldOne(t *testing.T) {
 func TestAReplicaThatStartsTooLateIsBuried(t *testing.T) {
 	old, next := child(t, 1), revived(t)
 	h := memberOne(nil)
-	one[Confirm](t, h, StartReplica{Ref: 4, Descriptor: old.Descriptor})
+	one[Confirm](t, h, StartReplica{Parent: true, Ref: 4, Descriptor: old.Descriptor})
 	one[Run](t, h, Confirmed{Group: old.Group, Child: old})
 	if out := h.Step(Superseded{next.Group}, nil); len(out) != 0 {
 		t.Fatalf("superseded: %v", out)
