@@ -169,6 +169,10 @@ func (d *Dir) SwarmKey() pnet.PSK { return d.info.SwarmKey }
 // command line see [Dir.LoadConfig].
 func (d *Dir) Config() config.Config { return d.info.Config.Clone() }
 
+// RootKeyFile returns the path of a directory's root key, which is there only where the overlay was founded: the private key, as its
+// seed of 32 bytes, that signs a document which gives the overlay a new root. It is a secret, and is not needed to run a peer.
+func RootKeyFile(dir string) string { return filepath.Join(dir, rootKeyFile) }
+
 // ConfigFile returns the path of a directory's configuration file.
 func ConfigFile(dir string) string { return filepath.Join(dir, configFile) }
 

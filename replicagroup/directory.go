@@ -14,14 +14,14 @@ type directoryMachine struct {
 	moved func(placement.Child) // is told of a child that has a later view
 }
 
-func newDirectoryMachine(g placement.Genesis, moved func(placement.Child)) directoryMachine {
-	return directoryMachine{placement.NewDirectory(g), moved}
+func newDirectoryMachine(g placement.Genesis, root order.GroupID, moved func(placement.Child)) directoryMachine {
+	return directoryMachine{placement.NewDirectory(g, root), moved}
 }
 
 // Apply executes a command of the leader's own host, or of a member of a group that tells of its view; hosts take none from
 // anybody else (see [Host.handleCommand]).
-func (m directoryMachine) Apply(_ session.Context, data []byte) []byte {
-	result := m.Directory.Apply(data)
+func (m directoryMachine) Apply(c session.Context, data []byte) []byte {
+	result := m.Directory.Apply(c.Now, data)
 	if len(data) > 0 && placement.CommandKind(data[0]) == placement.Update {
 		if res, err := placement.DecodeResult(result); err == nil && res.Status == placement.OK {
 			m.moved(res.Child)

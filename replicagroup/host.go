@@ -436,7 +436,7 @@ func (h *Host) fromParent(p peer.ID) bool {
 func (h *Host) machines(g order.GroupID) map[string]session.Machine {
 	m := make(map[string]session.Machine)
 	if g == h.root {
-		m[placement.Service] = newDirectoryMachine(h.genesis, h.creator.moved)
+		m[placement.Service] = newDirectoryMachine(h.genesis, g, h.creator.moved)
 		return m
 	}
 	for name, factory := range h.services {

@@ -65,6 +65,14 @@ func TestLifeOfADirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The root key is there for its owner only, and init says once that a copy should be kept.
+	root, err := os.Stat(filepath.Join(dir, "root.key"))
+	if err != nil || root.Mode().Perm() != 0o600 || root.Size() != 32 || !strings.Contains(p.out.String(), filepath.Join(dir, "root.key")) {
+		t.Errorf("root.key: %v, %v; init said %s", root, err, p.out.String())
+	}
+	if p := at(t, filepath.Join(shortDir(t), "other"), "init", "--profile", "test"); p.code != 0 || !strings.Contains(p.out.String(), "root.key elsewhere") {
+		t.Errorf("init: exit %d, %s", p.code, p.out.String())
+	}
 	expect(t, at(t, dir, "init"), exitFailure, "use another directory")
 	if now, _ := os.ReadFile(filepath.Join(dir, "identity.key")); string(now) != string(identity) {
 		t.Fatal("the second init changed the identity")

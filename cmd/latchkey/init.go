@@ -32,7 +32,8 @@ everybody who has not got it, before any protocol is spoken. It works over TCP a
   client, lowpower   host nothing, so they cannot be first: they are profiles of "latchkey join"
 
 The root of the overlay is in the directory "store" in --path when init is done: nobody but this peer has
-it, so it must not be lost.`,
+it, so it must not be lost. Nor must root.key, of which a copy should be kept elsewhere: it is the overlay's root key, which
+nobody else gets, and without which an overlay whose root is lost can never be given a new one.`,
 		Example: `  latchkey init
   latchkey init --path /var/lib/latchkey --profile server --name build-farm --f 1
   latchkey init --listen /ip4/0.0.0.0/tcp/4701`,
@@ -65,6 +66,7 @@ type made struct {
 	Private bool     `json:"private"`
 	Profile string   `json:"profile"`
 	Listen  []string `json:"listen"`
+	RootKey string   `json:"root_key,omitempty"` // file; of init only
 }
 
 func (v made) write(w io.Writer) {
@@ -86,9 +88,10 @@ func (a *app) init(o node.InitOptions) error {
 	if err != nil {
 		return err
 	}
-	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, string(dir.Config.Profile), dir.Config.Network.Listen}
+	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
 	if err := a.value(v, func(w io.Writer) {
 		v.write(w)
+		fmt.Fprintf(w, "keep\ta copy of %s elsewhere, and secret: no invitation carries it, and only with it can the overlay be given a new root if ever its root is lost\n", v.RootKey)
 		fmt.Fprintf(w, "next\tlatchkey daemon%s\nothers\tlatchkey invite%s, then latchkey join on each other machine\n", a.pathFlag(), a.pathFlag())
 	}); err != nil {
 		return err

@@ -50,7 +50,7 @@ func mustEncode(t testing.TB, c Command) []byte {
 // apply executes c and returns its result.
 func apply(t testing.TB, d *Directory, c Command) Result {
 	t.Helper()
-	res, err := DecodeResult(d.Apply(mustEncode(t, c)))
+	res, err := DecodeResult(d.Apply(0, mustEncode(t, c)))
 	if err != nil {
 		t.Fatal(err)
 	}

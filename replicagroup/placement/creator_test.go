@@ -38,7 +38,7 @@ func TestCreatorTraces(t *testing.T) {
 			step := func(ev CreatorEvent) string { return show(c.Step(ev, now, nil), now) }
 			switch d.Cmd {
 			case "new":
-				now, dir = 0, NewDirectory(genesis(3))
+				now, dir = 0, NewDirectory(genesis(3), order.GroupID{})
 				c = NewCreator(genesis(3), peersOf(peers()))
 				return ""
 			case "lead":
@@ -163,7 +163,7 @@ func TestEnsureIsBounded(t *testing.T) {
 	}
 	answers(t, c.Step(Ensure{Prefix: prefix(3)}, 0, nil), ErrBusy)
 	// One that ends makes room for another.
-	dir := NewDirectory(genesis(3))
+	dir := NewDirectory(genesis(3), order.GroupID{})
 	ch := apply(t, dir, Command{Kind: Create, Prefix: prefix(5), Members: hosts(3)}).Child
 	c.Step(Committed{ch}, 0, nil)
 	if out := c.Step(Ensure{Prefix: prefix(CreationsMax)}, 0, nil); len(out) != 1 {
@@ -253,7 +253,7 @@ func TestThePeersAskedAreTheClosestToTheAnchor(t *testing.T) {
 
 func TestAReportThatSpeaksForAnotherPeerIsDropped(t *testing.T) {
 	c := leading()
-	ch := apply(t, NewDirectory(genesis(3)), Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)}).Child
+	ch := apply(t, NewDirectory(genesis(3), order.GroupID{}), Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)}).Child
 	c.Step(Committed{ch}, 0, nil)
 	good := Started{Group: ch.Group, Peer: host(1).Node(), Replica: 2, Store: host(1).Store}
 	for name, change := range map[string]func(*Started){

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
+	"time"
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/invariant"
@@ -121,19 +122,20 @@ type Status uint8
 
 // Statuses.
 const (
-	OK        Status = iota + 1 // done; of Create: the child was made by this command
-	Exists                      // Create: the prefix has a group already; the result holds it
-	NotFound                    // the prefix has no group, or no such member
-	Malformed                   // the bytes could not be read
-	BadPrefix                   // not a prefix of the overlay's depth
-	BadMember                   // the members cannot be the voters of a group
-	WrongGen                    // Update, Revive: the prefix's group is of another generation; the result holds it
-	Stale                       // Update: the directory knows a later view; the result holds it
-	Exhausted                   // Revive: the prefix has had as many generations as tokens can tell apart
+	OK          Status = iota + 1 // done; of Create: the child was made by this command
+	Exists                        // Create: the prefix has a group already; the result holds it
+	NotFound                      // the prefix has no group, or no such member
+	Malformed                     // the bytes could not be read
+	BadPrefix                     // not a prefix of the overlay's depth
+	BadMember                     // the members cannot be the voters of a group
+	WrongGen                      // Update, Revive: the prefix's group is of another generation; the result holds it
+	Stale                         // Update: the directory knows a later view; the result holds it
+	Exhausted                     // Revive: the prefix has had as many generations as tokens can tell apart
+	Quarantined                   // Create: the root is new, and the prefix's group may have survived and not be known yet
 )
 
 var statusNames = [...]string{OK: "ok", Exists: "exists", NotFound: "not found", Malformed: "malformed", BadPrefix: "bad prefix",
-	BadMember: "bad member", WrongGen: "wrong generation", Stale: "stale view", Exhausted: "generations exhausted"}
+	BadMember: "bad member", WrongGen: "wrong generation", Stale: "stale view", Exhausted: "generations exhausted", Quarantined: "in quarantine"}
 
 // holds reports whether a result of this status holds a child.
 func (s Status) holds() bool { return s == OK || s == Exists || s == WrongGen || s == Stale }
@@ -355,29 +357,40 @@ func DecodeListing(b []byte) (Listing, error) {
 // snapshots at every replica. Bounds: one child per prefix of the overlay's depth, at most 2^[DepthMax]. Not safe for
 // concurrent use.
 type Directory struct {
-	overlay order.OverlayID
-	depth   int
-	f       int
+	overlay    order.OverlayID
+	depth      int
+	f          int
+	gen        uint64        // of the overlay
+	quarantine time.Duration // log time until which nothing is created; 0 in the overlay's first generation
 	// children holds one valid descriptor per prefix, with Group.Overlay == overlay and Prefix.Len == depth.
 	children map[keyspace.Prefix]Child
 
 	mutant mutant
 }
 
-// NewDirectory returns the empty directory of g's root group. g must be valid.
-func NewDirectory(g Genesis) *Directory {
-	return &Directory{overlay: g.ID(), depth: g.Depth, f: g.F, children: make(map[keyspace.Prefix]Child)}
+// NewDirectory returns the empty directory of a root group. g must be valid.
+//
+// The root of a later generation of the overlay (see [Reseed]) has lost the directory of the one before, whose groups may live on.
+// An Update of such a group adopts it, with its generation and state. So that no prefix gets a second group while its first is on its way to
+// be adopted, nothing is created before the overlay's Lease, stretched, has passed in log time; a group that comes later than that,
+// and finds another in its place, is over.
+func NewDirectory(g Genesis, root order.GroupID) *Directory {
+	d := &Directory{overlay: g.ID(), depth: g.Depth, f: g.F, gen: root.Gen >> 32, children: make(map[keyspace.Prefix]Child)}
+	if d.gen > 0 {
+		d.quarantine = g.Drift.Stretch(g.Lease)
+	}
+	return d
 }
 
-// Apply executes one command and returns its encoded [Result].
-func (d *Directory) Apply(data []byte) []byte {
+// Apply executes one command at a log time and returns its encoded [Result].
+func (d *Directory) Apply(now time.Duration, data []byte) []byte {
 	c, err := DecodeCommand(data)
 	if err != nil {
 		return Result{Status: Malformed}.Encode()
 	}
 	switch c.Kind {
 	case Create:
-		return d.create(c).Encode()
+		return d.create(now, c).Encode()
 	case Reported:
 		return d.reported(c).Encode()
 	case Update:
@@ -386,7 +399,7 @@ func (d *Directory) Apply(data []byte) []byte {
 	return d.revive(c).Encode()
 }
 
-func (d *Directory) create(c Command) Result {
+func (d *Directory) create(now time.Duration, c Command) Result {
 	if int(c.Prefix.Len) != d.depth {
 		return Result{Status: BadPrefix}
 	}
@@ -396,7 +409,10 @@ func (d *Directory) create(c Command) Result {
 	if checkHosts(c.Members, d.f) != nil {
 		return Result{Status: BadMember}
 	}
-	ch := Child{Descriptor: describe(order.GroupID{Overlay: d.overlay, Prefix: c.Prefix}, c.Members)}
+	if now < d.quarantine && d.mutant != mutantNoQuarantine {
+		return Result{Status: Quarantined}
+	}
+	ch := Child{Descriptor: describe(order.GroupID{Overlay: d.overlay, Prefix: c.Prefix, Gen: d.gen << 32}, c.Members)}
 	d.children[c.Prefix] = ch
 	invariant.Check(len(d.children) <= 1<<d.depth, "one child per prefix", len(d.children))
 	return Result{Status: OK, Child: ch}
@@ -415,12 +431,23 @@ func (d *Directory) reported(c Command) Result {
 	return Result{Status: OK, Child: ch}
 }
 
+// adopts reports whether an Update brings a group of an earlier generation of the overlay, which takes the place of what is known of
+// its prefix: nothing, or an earlier one still.
+func (d *Directory) adopts(c Command, known Child, ok bool) bool {
+	g := c.Descriptor.Group
+	return g.Overlay == d.overlay && g.Gen>>32 < d.gen && (!ok || known.Group.Gen < g.Gen)
+}
+
 // update takes a later view of the live generation.
 func (d *Directory) update(c Command) Result {
 	ch, ok := d.children[c.Prefix]
 	switch {
 	case int(c.Prefix.Len) != d.depth:
 		return Result{Status: BadPrefix}
+	case d.adopts(c, ch, ok):
+		ch = Child{Descriptor: c.Descriptor, Started: uint8(1<<len(c.Descriptor.View.Members) - 1)}
+		d.children[c.Prefix] = ch
+		return Result{Status: OK, Child: ch}
 	case !ok:
 		return Result{Status: NotFound}
 	case c.Descriptor.Group != ch.Group && d.mutant != mutantUpdateAnyGen:
@@ -463,7 +490,10 @@ func (d *Directory) nextGen(gen uint64) (uint64, bool) {
 	if d.mutant == mutantReviveSameGen {
 		return gen, true
 	}
-	if uint32(gen) >= PrefixGenMax {
+	switch {
+	case gen>>32 < d.gen:
+		return d.gen << 32, true // above all generations that an earlier root made
+	case uint32(gen) >= PrefixGenMax:
 		return 0, false
 	}
 	return gen + 1, true
@@ -562,7 +592,7 @@ func (d *Directory) Restore(b []byte) error {
 		p := ch.Group.Prefix
 		switch {
 		case r.err != nil:
-		case ch.Group.Overlay != d.overlay || int(p.Len) != d.depth:
+		case ch.Group.Overlay != d.overlay || int(p.Len) != d.depth || ch.Group.Gen>>32 > d.gen:
 			r.fail("child %v is not of this overlay", ch.Group)
 		case i > 0 && last.Compare(p) >= 0:
 			r.fail("children out of order")

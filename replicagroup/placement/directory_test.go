@@ -120,7 +120,7 @@ func TestNewerGoesByGenerationThenView(t *testing.T) {
 }
 
 func TestTheFirstCommitWins(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	first := apply(t, d, Command{Kind: Create, Prefix: prefix(7), Members: hosts(3)})
 	if first.Status != OK || first.Child.Group.Prefix != prefix(7) || first.Child.Group.Overlay != genesis(3).ID() {
 		t.Fatalf("first: %+v", first)
@@ -139,7 +139,7 @@ func TestTheFirstCommitWins(t *testing.T) {
 }
 
 func TestTheDirectoryRefusesWhatCannotBeAGroup(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	twice := []Host{host(1), host(1), host(2)}
 	for name, c := range map[string]struct {
 		cmd  Command
@@ -159,7 +159,7 @@ func TestTheDirectoryRefusesWhatCannotBeAGroup(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, res.Status, c.want)
 		}
 	}
-	if res, _ := DecodeResult(d.Apply([]byte{77})); res.Status != Malformed {
+	if res, _ := DecodeResult(d.Apply(0, []byte{77})); res.Status != Malformed {
 		t.Errorf("unreadable bytes: %v", res.Status)
 	}
 	if len(d.children) != 0 {
@@ -168,7 +168,7 @@ func TestTheDirectoryRefusesWhatCannotBeAGroup(t *testing.T) {
 }
 
 func TestMembersReportIn(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	apply(t, d, Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)})
 	report := func(id order.ReplicaID, store order.StoreID) Status {
 		return apply(t, d, Command{Kind: Reported, Prefix: prefix(1), Replica: id, Store: store}).Status
@@ -193,7 +193,7 @@ func TestMembersReportIn(t *testing.T) {
 }
 
 func TestQueries(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	for i := range 1 << DepthDefault {
 		apply(t, d, Command{Kind: Create, Prefix: prefix(i), Members: hosts(1)})
 	}
@@ -201,7 +201,7 @@ func TestQueries(t *testing.T) {
 	if err != nil || res.Status != OK || res.Child.Group.Prefix != prefix(9) {
 		t.Fatalf("lookup: %+v, %v", res, err)
 	}
-	if res, _ := DecodeResult(NewDirectory(genesis(3)).Query(LookupQuery(prefix(9)))); res.Status != NotFound {
+	if res, _ := DecodeResult(NewDirectory(genesis(3), order.GroupID{}).Query(LookupQuery(prefix(9)))); res.Status != NotFound {
 		t.Errorf("lookup of nothing: %v", res.Status)
 	}
 	if res, _ := DecodeResult(d.Query(LookupQuery(keyspace.Prefix{}))); res.Status != BadPrefix {
@@ -221,7 +221,7 @@ func TestQueries(t *testing.T) {
 func TestListsComeInPages(t *testing.T) {
 	g := genesis(3)
 	g.Depth = DepthDefault + 1
-	d := NewDirectory(g)
+	d := NewDirectory(g, order.GroupID{})
 	for i := range 2*listMax - 1 {
 		p := keyspace.PrefixOf(keyspace.Key{byte(i >> 1), byte(i << 7)}, g.Depth)
 		apply(t, d, Command{Kind: Create, Prefix: p, Members: hosts(1)})
@@ -248,7 +248,7 @@ func TestListsComeInPages(t *testing.T) {
 }
 
 func TestSnapshotEqualsReplay(t *testing.T) {
-	a, b := NewDirectory(genesis(3)), NewDirectory(genesis(3))
+	a, b := NewDirectory(genesis(3), order.GroupID{}), NewDirectory(genesis(3), order.GroupID{})
 	run := func(d *Directory, from, to int) {
 		for i := from; i < to; i++ {
 			apply(t, d, Command{Kind: Create, Prefix: prefix(i * 37), Members: hosts(1 + 2*(i%2))})
@@ -267,12 +267,12 @@ func TestSnapshotEqualsReplay(t *testing.T) {
 }
 
 func TestASnapshotThatIsNotOursIsRefusedAndChangesNothing(t *testing.T) {
-	full := NewDirectory(genesis(3))
+	full := NewDirectory(genesis(3), order.GroupID{})
 	for i := range 3 {
 		apply(t, full, Command{Kind: Create, Prefix: prefix(i), Members: hosts(1)})
 	}
 	good := full.Snapshot()
-	swapped := NewDirectory(genesis(3))
+	swapped := NewDirectory(genesis(3), order.GroupID{})
 	one := len(appendChild(nil, full.children[prefix(0)]))
 	outOfOrder := bytes.Clone(good)
 	copy(outOfOrder[5:], good[5+one:5+2*one])
@@ -297,7 +297,7 @@ func TestASnapshotThatIsNotOursIsRefusedAndChangesNothing(t *testing.T) {
 			t.Errorf("%s: restored", name)
 		}
 	}
-	if err := NewDirectory(other).Restore(good); !errors.Is(err, ErrMalformed) {
+	if err := NewDirectory(other, order.GroupID{}).Restore(good); !errors.Is(err, ErrMalformed) {
 		t.Errorf("another overlay's: %v", err)
 	}
 	if err := full.Restore(outOfOrder); err == nil || !bytes.Equal(full.Snapshot(), good) {
@@ -328,8 +328,8 @@ func FuzzDecodeCommand(f *testing.F) {
 	f.Add(mustEncode(f, Command{Kind: Revive, Prefix: prefix(1), Gen: 2, Members: hosts(3)}))
 	f.Add(mustEncode(f, Command{Kind: Update, Prefix: prefix(1), Descriptor: viewed(child(f, 1), 4, 0, 1, 5)}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d := NewDirectory(genesis(3))
-		res, err := DecodeResult(d.Apply(b))
+		d := NewDirectory(genesis(3), order.GroupID{})
+		res, err := DecodeResult(d.Apply(0, b))
 		if err != nil {
 			t.Fatalf("an answer that does not read: %v", err)
 		}
@@ -369,7 +369,7 @@ func FuzzDecodeListing(f *testing.F) {
 func FuzzDecodeQuery(f *testing.F) {
 	f.Add(LookupQuery(prefix(1)))
 	f.Add(ListQuery(prefix(0)))
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	apply(f, d, Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		answer := d.Query(b)
@@ -382,7 +382,7 @@ func FuzzDecodeQuery(f *testing.F) {
 }
 
 func FuzzRestore(f *testing.F) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	f.Add(d.Snapshot())
 	for i := range 3 {
 		apply(f, d, Command{Kind: Create, Prefix: prefix(i), Members: hosts(3)})
@@ -392,7 +392,7 @@ func FuzzRestore(f *testing.F) {
 	apply(f, d, Command{Kind: Revive, Prefix: prefix(1), Members: hosts(1)})
 	f.Add(d.Snapshot())
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d := NewDirectory(genesis(3))
+		d := NewDirectory(genesis(3), order.GroupID{})
 		if err := d.Restore(b); err != nil {
 			return
 		}

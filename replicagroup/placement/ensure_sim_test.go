@@ -90,7 +90,7 @@ func newEnsureWorld(t *testing.T, seed uint64) *ensureWorld {
 		w.index[h.Node()] = sim.NodeID(i)
 	}
 	for i := range w.dirs {
-		w.dirs[i] = NewDirectory(w.g)
+		w.dirs[i] = NewDirectory(w.g, order.GroupID{})
 	}
 	faults := sim.Draw(seed, sim.Scale{Delay: 50 * time.Millisecond, Timeout: 2 * time.Second, Heal: simHeal})
 	w.World = sim.New(sim.Config{Seed: seed, Nodes: simPeers + 1, Faults: faults, CrashLimit: simPeers, Spare: []sim.NodeID{simPeers}}, w.boot)
@@ -139,7 +139,7 @@ func (w *ensureWorld) elect() {
 
 func (w *ensureWorld) catchUp(i sim.NodeID) {
 	for ; w.applied[i] < len(w.log); w.applied[i]++ {
-		w.dirs[i].Apply(w.log[w.applied[i]])
+		w.dirs[i].Apply(0, w.log[w.applied[i]])
 	}
 }
 
@@ -147,7 +147,7 @@ func (w *ensureWorld) catchUp(i sim.NodeID) {
 func (w *ensureWorld) commit(c Command) Result {
 	w.log = append(w.log, mustEncode(w.t, c))
 	w.applied[w.leader]++
-	res, err := DecodeResult(w.dirs[w.leader].Apply(w.log[len(w.log)-1]))
+	res, err := DecodeResult(w.dirs[w.leader].Apply(0, w.log[len(w.log)-1]))
 	if err != nil {
 		w.Fail(err)
 	}

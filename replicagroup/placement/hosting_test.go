@@ -12,7 +12,7 @@ import (
 // child returns the directory's child of prefix i with members 0, 1, 2.
 func child(t testing.TB, i int) Child {
 	t.Helper()
-	return apply(t, NewDirectory(genesis(3)), Command{Kind: Create, Prefix: prefix(i), Members: hosts(3)}).Child
+	return apply(t, NewDirectory(genesis(3), order.GroupID{}), Command{Kind: Create, Prefix: prefix(i), Members: hosts(3)}).Child
 }
 
 // memberOne returns the hosting side of peer 1, which is replica 2 of every child.
@@ -258,7 +258,7 @@ func TestAMemberRefusesWhatIsNotItsToStart(t *testing.T) {
 
 func TestWhatTheParentDoesNotConfirmDoesNotRun(t *testing.T) {
 	ch := child(t, 1)
-	elsewhere := apply(t, NewDirectory(genesis(3)), Command{Kind: Create, Prefix: prefix(1), Members: []Host{host(5)}}).Child
+	elsewhere := apply(t, NewDirectory(genesis(3), order.GroupID{}), Command{Kind: Create, Prefix: prefix(1), Members: []Host{host(5)}}).Child
 	later := child(t, 1)
 	later.Group.Gen = 1
 	moved := child(t, 1)

@@ -10,4 +10,5 @@ const (
 	mutantUpdateAnyGen                    // a view of any generation is taken
 	mutantUpdateBack                      // an earlier view is taken
 	mutantReportAnyGen                    // a report counts for whatever generation there is
+	mutantNoQuarantine                    // a new root creates groups at once
 )

@@ -44,19 +44,19 @@ func snapshot1(d *Directory) []byte {
 }
 
 func TestASnapshotOfVersion1IsRead(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	for i := range 4 {
 		apply(t, d, Command{Kind: Create, Prefix: prefix(i), Members: hosts(3)})
 		apply(t, d, Command{Kind: Reported, Prefix: prefix(i), Replica: 2, Store: host(1).Store})
 	}
-	again := NewDirectory(genesis(3))
+	again := NewDirectory(genesis(3), order.GroupID{})
 	if err := again.Restore(snapshot1(d)); err != nil || !bytes.Equal(again.Snapshot(), d.Snapshot()) {
 		t.Fatalf("restored to something else: %v", err)
 	}
 }
 
 func TestAnUpdateTakesLaterViewsOfTheLiveGeneration(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	update := func(to Descriptor) Result {
 		return apply(t, d, Command{Kind: Update, Prefix: to.Group.Prefix, Descriptor: to})
 	}
@@ -101,7 +101,7 @@ func TestAnUpdateTakesLaterViewsOfTheLiveGeneration(t *testing.T) {
 }
 
 func TestAReviveMakesTheNextGeneration(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	revive := func(gen uint64, members ...Host) Result {
 		return apply(t, d, Command{Kind: Revive, Prefix: prefix(1), Gen: gen, Members: members})
 	}
@@ -164,7 +164,7 @@ func TestAReviveMakesTheNextGeneration(t *testing.T) {
 
 // The bound on generations is that of tokens, at its edge.
 func TestTheLastGenerationCannotBeRevived(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	apply(t, d, Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)})
 	for gen := range uint64(PrefixGenMax) {
 		if res := apply(t, d, Command{Kind: Revive, Prefix: prefix(1), Gen: gen, Members: hosts(3)}); res.Status != OK || res.Child.Group.Gen != gen+1 {
@@ -186,7 +186,7 @@ type checked struct {
 }
 
 func newChecked(m mutant) *checked {
-	c := &checked{dir: NewDirectory(genesis(3)), gens: make(map[keyspace.Prefix][]Child), views: make(map[order.GroupID]uint64),
+	c := &checked{dir: NewDirectory(genesis(3), order.GroupID{}), gens: make(map[keyspace.Prefix][]Child), views: make(map[order.GroupID]uint64),
 		bits: make(map[order.GroupID]map[order.StoreID]bool)}
 	c.dir.mutant = m
 	return c
@@ -199,7 +199,7 @@ func (c *checked) apply(cmd Command) error {
 		return err
 	}
 	before, had := c.dir.Lookup(cmd.Prefix)
-	res, err := DecodeResult(c.dir.Apply(b))
+	res, err := DecodeResult(c.dir.Apply(0, b))
 	if err != nil {
 		return err
 	}
@@ -296,7 +296,7 @@ func schedule(seed uint64, m mutant) error {
 			return fmt.Errorf("seed %d, step %d: %w", seed, step, err)
 		}
 		if chance.IntN(20) == 0 { // a snapshot in between changes nothing
-			d := NewDirectory(genesis(3))
+			d := NewDirectory(genesis(3), order.GroupID{})
 			if err := d.Restore(c.dir.Snapshot()); err != nil {
 				return fmt.Errorf("seed %d, step %d: %w", seed, step, err)
 			}
@@ -371,7 +371,7 @@ func the[A CreatorAction](t *testing.T, out []CreatorAction) (found A) {
 }
 
 func TestACreatorRevivesALostGroup(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	c, lost := reviving(t, d)
 	out := answerYes(c, c.Step(Closest{Prefix: prefix(1), Peers: peersOf([]Host{host(4), host(5), host(6)})}, 0, nil))
 	cmd := the[Propose](t, out).Command
@@ -421,7 +421,7 @@ func TestACreatorRevivesALostGroup(t *testing.T) {
 
 func TestARevivalThatFails(t *testing.T) {
 	closest := Closest{Prefix: prefix(1), Peers: peersOf(hosts(3))}
-	c, lost := reviving(t, NewDirectory(genesis(3)))
+	c, lost := reviving(t, NewDirectory(genesis(3), order.GroupID{}))
 	the[Propose](t, answerYes(c, c.Step(closest, 0, nil)))
 	answers(t, c.Step(NotCommitted{Prefix: prefix(1), Err: fmt.Errorf("%w: wrong generation", ErrRefused)}, 0, nil), ErrRefused)
 	if c.Open() != 0 {
@@ -435,7 +435,7 @@ func TestARevivalThatFails(t *testing.T) {
 
 // Members of the lost generation that never reported in keep its creation open; a revival is not held up by that.
 func TestARevivalEndsTheStartingOfTheLostGeneration(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	c := leading()
 	c.Step(Ensure{Prefix: prefix(1), Ref: 1}, 0, nil)
 	lost := apply(t, d, Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)}).Child
@@ -453,7 +453,7 @@ func TestARevivalEndsTheStartingOfTheLostGeneration(t *testing.T) {
 
 // An Update that removes a member which never started ends the Starts to it.
 func TestACreatorFollowsTheViewsOfAChild(t *testing.T) {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	c := leading()
 	c.Step(Ensure{Prefix: prefix(1), Ref: 1}, 0, nil)
 	ch := apply(t, d, Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)}).Child
@@ -474,7 +474,7 @@ func TestACreatorFollowsTheViewsOfAChild(t *testing.T) {
 
 // revived returns the child of prefix 1 after it was revived with the same members.
 func revived(t testing.TB) Child {
-	d := NewDirectory(genesis(3))
+	d := NewDirectory(genesis(3), order.GroupID{})
 	apply(t, d, Command{Kind: Create, Prefix: prefix(1), Members: hosts(3)})
 	return apply(t, d, Command{Kind: Revive, Prefix: prefix(1), Members: hosts(3)}).Child
 }
