@@ -205,7 +205,7 @@ func BenchmarkLibraryCommit(b *testing.B) {
 		if i%4096 == 0 {
 			for _, l := range logs {
 				s := snapshot{group: testGroup, index: l.last(), term: l.baseTerm, view: view}
-				l.compact(s.message(nil))
+				l.compact(s.message(nil), s.index)
 			}
 		}
 	}

@@ -229,8 +229,10 @@ func (e *Engine) tickSnapshots() {
 	e.raft.WithProgress(func(_ uint64, _ etcd.ProgressType, pr tracker.Progress) {
 		if pr.State == tracker.StateSnapshot {
 			e.peers[i].snapTicks++
+			e.peers[i].pursuing = true
 		} else {
 			e.peers[i].snapTicks = 0
+			e.peers[i].pursuing = e.peers[i].pursuing && pr.Match+trailingEntriesMax/2 < e.log.last()
 		}
 		i++
 	})
@@ -241,4 +243,18 @@ func (e *Engine) tickSnapshots() {
 			e.raft.ReportSnapshot(uint64(m.ID), etcd.SnapshotFailure)
 		}
 	}
+}
+
+// needed returns the index after which members still need the log that were sent a snapshot, at most index.
+func (e *Engine) needed(index uint64) uint64 {
+	i := 0
+	e.raft.WithProgress(func(_ uint64, _ etcd.ProgressType, pr tracker.Progress) {
+		if pr.State == tracker.StateSnapshot {
+			index = min(index, pr.PendingSnapshot)
+		} else if i < len(e.peers) && e.peers[i].pursuing {
+			index = min(index, pr.Match)
+		}
+		i++
+	})
+	return index
 }

@@ -184,6 +184,7 @@ type proposal struct{ ref, index uint64 }
 // peer is what the engine keeps of a member beside what the library does.
 type peer struct {
 	snapTicks int    // heartbeats since a snapshot went out to it, 0 when none is under way
+	pursuing  bool   // it was sent a snapshot, and lacks much of what came after
 	ballot    byte   // its answer in the election under way: none, granted, refused (for Hash)
 	acked     uint64 // read round it has confirmed (for Hash)
 	suspected bool   // by the driver's detector; the only field that is not for leaders
@@ -696,7 +697,7 @@ func (e *Engine) stepDown(out *order.Actions) {
 	e.endLease()
 	e.asked, e.beats, e.idle, e.ready, e.changeAt = 0, 0, 0, 0, 0
 	for i := range e.peers {
-		e.peers[i].snapTicks, e.peers[i].acked = 0, 0
+		e.peers[i].snapTicks, e.peers[i].acked, e.peers[i].pursuing = 0, 0, false
 	}
 	e.clock.rest(e.cfg)
 }
@@ -764,7 +765,7 @@ func (e *Engine) compact(c order.Compact, out *order.Actions) {
 	for len(e.views) > 1 && e.views[1].index <= c.Index {
 		e.views = slices.Delete(e.views, 0, 1)
 	}
-	e.log.compact(s.message(rec))
+	e.log.compact(s.message(rec), e.needed(c.Index))
 	e.persist(out, []order.Record{{Kind: order.RecordSnapshot, Index: c.Index, Data: rec}})
 }
 

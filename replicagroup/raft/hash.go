@@ -95,7 +95,7 @@ func (e *Engine) Hash() [32]byte {
 	num(uint64(len(e.waiting)))
 	num(e.waiting...)
 	for _, p := range e.peers {
-		num(uint64(p.snapTicks), uint64(p.ballot), p.acked, flag(p.suspected))
+		num(uint64(p.snapTicks), flag(p.pursuing), uint64(p.ballot), p.acked, flag(p.suspected))
 	}
 	if e.role == etcd.StateLeader {
 		e.raft.WithProgress(func(id uint64, _ etcd.ProgressType, pr tracker.Progress) {

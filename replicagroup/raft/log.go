@@ -66,14 +66,16 @@ func (l *memLog) restore(s *pb.Snapshot) {
 	l.base, l.baseTerm = s.GetMetadata().GetIndex(), s.GetMetadata().GetTerm()
 }
 
-// compact takes a snapshot made here and forgets the entries below it but for a tail.
-func (l *memLog) compact(s *pb.Snapshot) {
+// compact takes a snapshot made here and forgets the entries below it but for a tail, which begins after need if somebody is
+// waiting for what is there.
+func (l *memLog) compact(s *pb.Snapshot, need uint64) {
 	l.snap = s
 	index := s.GetMetadata().GetIndex()
 	from, bytes := index, 0 // the entries (from, index] are kept
-	for from > l.base && index-from < trailingEntriesMax {
+	for from > l.base {
 		bytes += len(l.ents[from-l.base-1].GetData())
-		if bytes > trailingBytesMax {
+		if (index-from >= trailingEntriesMax || bytes > trailingBytesMax) &&
+			(from <= need || index-from >= pursuitEntriesMax || bytes > pursuitBytesMax) {
 			break
 		}
 		from--

@@ -36,6 +36,13 @@ const (
 	trailingBytesMax   = 1 << 20
 )
 
+// What it keeps for a member that a snapshot is on its way to, and until that one has caught up afterwards: a snapshot that takes
+// longer than the tail above lasts would be of no use, nor would the next.
+const (
+	pursuitEntriesMax = 1 << 16
+	pursuitBytesMax   = 32 << 20
+)
+
 // SnapshotBytesMax bounds the machine state in one snapshot. A larger [order.Compact] is dropped.
 const SnapshotBytesMax = 48 << 20
 

@@ -436,17 +436,47 @@ func TestTheTrailingLogIsBounded(t *testing.T) {
 	}
 	l.digest()
 	at := uint64(10 + 2*trailingEntriesMax)
-	l.compact(testSnapshot(at, 1, ""))
+	l.compact(testSnapshot(at, 1, ""), at)
 	if l.first() != at-trailingEntriesMax+1 || l.last() != 10+3*trailingEntriesMax {
 		t.Errorf("log %d..%d after a snapshot at %d", l.first(), l.last(), at)
 	}
 	at += 100
-	l.compact(testSnapshot(at, 1, ""))
+	l.compact(testSnapshot(at, 1, ""), at)
 	if l.first() != at-4+1 {
 		t.Errorf("log from %d after a snapshot at %d of large entries", l.first(), at)
 	}
 	if l.ents[0].GetIndex() != l.first() {
 		t.Errorf("first entry %d, log from %d", l.ents[0].GetIndex(), l.first())
+	}
+}
+
+// Who was sent a snapshot finds what came after it, within bounds, however long the snapshot took.
+func TestTheLogIsKeptForWhoGetsASnapshot(t *testing.T) {
+	fill := func(n uint64, data []byte) *memLog {
+		l := &memLog{}
+		l.restore(testSnapshot(10, 1, ""))
+		for i := uint64(11); i <= 10+n; i++ {
+			l.append([]*pb.Entry{{Term: new(uint64(1)), Index: new(i), Data: data}})
+		}
+		return l
+	}
+	const many = pursuitEntriesMax + 5000
+	for _, c := range []struct {
+		data            []byte
+		at, need, first uint64
+	}{
+		{nil, 6000, 6000, 6000 - trailingEntriesMax + 1},
+		{nil, 6000, 5900, 6000 - trailingEntriesMax + 1},
+		{nil, 6000, 3000, 3001},
+		{nil, 6000, 0, 11},
+		{nil, many, 0, many - pursuitEntriesMax + 1},
+		{make([]byte, pursuitBytesMax/100), 600, 0, 501},
+	} {
+		l := fill(c.at-10, c.data)
+		l.compact(testSnapshot(c.at, 1, ""), c.need)
+		if l.first() != c.first || l.last() != c.at {
+			t.Errorf("entries of %d bytes, snapshot at %d, needed after %d: log %d..%d, want it from %d", len(c.data), c.at, c.need, l.first(), l.last(), c.first)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 type churn struct {
 	every, until time.Duration // mean pause between two questions; when it ends
 	once         bool          // every founder is replaced by a peer that was no member before, two seconds apart, and that is all
+	polite       bool          // who leads is never asked to leave: it hands leadership over first
 	hasty        bool          // now and then two plans at once, or a learner promoted that has nothing
 }
 
@@ -74,7 +75,7 @@ func (c *cluster) step(m *member) order.Event {
 	if behind, ok := m.engine.Status().Behind[learner]; (!ok || behind > 64) && !(c.churn.hasty && c.rand.IntN(4) == 0) {
 		return nil
 	}
-	if victim == m.id && c.rand.IntN(4) > 0 {
+	if victim == m.id && (c.churn.polite || c.rand.IntN(4) > 0) {
 		to := v.Voters()
 		return order.Transfer{To: to[c.rand.IntN(len(to))]}
 	}

@@ -73,7 +73,7 @@ func (cl *client) begin() {
 		cl.asking.read = true
 	} else {
 		cl.seq++
-		cl.asking.cmd = order.Command{Client: cl.id, Seq: cl.seq, Acked: cl.seq - 1, Service: service, Data: r.encode()}
+		cl.asking.cmd = order.Command{Client: cl.id, Seq: cl.seq, Acked: cl.seq - 1, Service: service, Data: append(r.encode(), make([]byte, cl.c.pad)...)}
 		stamped := cl.asking.cmd
 		stamped.Author = peerOf(cl.env.ID())
 		cl.c.issued[commandID{cl.id, cl.seq}] = digestCommand(stamped)
@@ -156,6 +156,7 @@ func (cl *client) Receive(_ sim.NodeID, msg any) {
 	cl.answers++
 	cl.c.gap = max(cl.c.gap, cl.c.world.Now()-cl.c.answeredAt)
 	cl.c.answeredAt = cl.c.world.Now()
+	cl.c.slowest = max(cl.c.slowest, cl.c.world.Now()-cl.began)
 	cl.settle(r.answer)
 	cl.env.After(time.Duration(cl.env.Rand().ExpFloat64()*float64(cl.c.think)), cl.begin)
 }

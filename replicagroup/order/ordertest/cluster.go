@@ -58,9 +58,13 @@ type setup struct {
 	// impostor: a member that lost its disk starts an engine as if it had not; its frames still carry its new store id.
 	impostor bool
 
-	quiet bool               // no stale timers, false suspicions and link reports
-	slow  map[sim.NodeID]int // how many times longer a member's disk and machine take
-	retry time.Duration      // when a client asks elsewhere; 0 is clientRetry
+	quiet   bool               // no stale timers, false suspicions and link reports
+	slow    map[sim.NodeID]int // how many times longer a member's disk and machine take
+	retry   time.Duration      // when a client asks elsewhere; 0 is clientRetry
+	pad     int                // bytes that every command has beside what it says
+	ballast int                // bytes that every snapshot has beside what the machine knows
+	// carry is how many bytes of a snapshot the driver moves in a second, apart from messages; 0 is all, with its message.
+	carry int
 	// leases lets leaders answer reads on a lease.
 	leases bool
 	// sync is how long a write takes on an ordinary disk; 0 draws it from the seed.
@@ -108,19 +112,22 @@ type cluster struct {
 	onView         func(m *member, note order.ViewNote) // a view is told of for the first time
 
 	settled         sim.Time // when a joint view was left last
+	slowest         sim.Time // the longest that a client waited for an answer
 	gap, answeredAt sim.Time // the longest time without an answer to any client, and when the last came
 
-	written map[uint64]uint64          // by key, the newest value whose write was answered
-	leaders map[uint64]order.ReplicaID // by term
-	topTerm uint64
-	acked   uint64 // the highest index behind an answer given to a client
-	points  int
-	hushed  bool                // clients begin nothing
-	sent    int                 // messages of engines
-	doubted map[sim.NodeID]bool // by detectors
-	refused int                 // engines that their factory refused
-	trail   []uint64            // digests, with trace
-	answers func(m *member, cl *client) error
+	written  map[uint64]uint64          // by key, the newest value whose write was answered
+	leaders  map[uint64]order.ReplicaID // by term
+	topTerm  uint64
+	acked    uint64 // the highest index behind an answer given to a client
+	points   int
+	carrying int                 // snapshots that were sent apart
+	carried  int                 // snapshots that came through
+	hushed   bool                // clients begin nothing
+	sent     int                 // messages of engines
+	doubted  map[sim.NodeID]bool // by detectors
+	refused  int                 // engines that their factory refused
+	trail    []uint64            // digests, with trace
+	answers  func(m *member, cl *client) error
 }
 
 type commandID struct {

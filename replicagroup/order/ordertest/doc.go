@@ -1,5 +1,5 @@
 // Package ordertest is the conformance suite of ordering engines (replica-groups.md section 8): [Run] puts any
-// [order.Orderer] under tests 1 to 8, 10 to 13, 16 and 19 to 21, driven in internal/sim.
+// [order.Orderer] under tests 1 to 13, 15 to 17 and 19 to 21, driven in internal/sim.
 //
 // A cluster is one group: members, each an engine with a simulated driver and disk, and clients that keep proposing under
 // one (client, seq) until they are answered. The driver keeps the rules of package order: messages wait for the persist

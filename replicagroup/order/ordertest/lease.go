@@ -68,7 +68,7 @@ var partings = []func(c *cluster, old sim.NodeID, alone, rest []sim.NodeID){
 // leaseReads is test 21: a leader answers reads on a lease while others, suspicious at once, elect another and write as soon as they
 // may; clocks run as differently as they may. The history shows whether a lease ever outlived the promises that it rests on.
 func leaseReads(s suite) error {
-	return parallel(s.count(48), func(i int) error {
+	return parallel(s.count(32), func(i int) error {
 		u := setup{
 			seed: s.seed + 21_000 + uint64(i), members: 3 + 2*(i%2), clients: 4, keys: 1, faults: calm, think: patience / 50, quiet: true,
 			leases: true, retry: patience / 50, quiesce: [...]time.Duration{patience / 5, -1}[i/2%2],

@@ -80,7 +80,8 @@ type member struct {
 	leader order.ReplicaID
 	ready  bool
 	halted bool
-	last   frame // the newest that came
+	last   frame    // the newest that came
+	free   sim.Time // when a slow disk has written everything
 }
 
 // boot starts a replica from its disk.
@@ -318,6 +319,11 @@ func (m *member) persist(p order.Persist) bool {
 	if !p.Sync {
 		took = took/10 + 1
 	}
+	if m.slowness() > 1 { // one after the other
+		now := m.c.world.Now()
+		m.free = max(m.free, now) + took
+		took = m.free - now
+	}
 	m.env.After(took, m.written)
 	if m.c.mistakes.storedEarly {
 		m.stored(p.Seq)
@@ -373,6 +379,10 @@ func (m *member) send(s order.Send) bool {
 		m.c.fail("I11: replica %d speaks from store %v, the view names %v", m.id, m.disk.store, named.Store)
 	}
 	m.c.sent++
+	if s.Snapshot != nil && m.c.carry > 0 {
+		m.carry(to, s)
+		return m.c.point(m)
+	}
 	m.env.Send(to, frame{from: m.id, to: s.To, store: m.disk.store, msg: s.Whole()})
 	return m.c.point(m)
 }
@@ -454,7 +464,7 @@ func (m *member) execute() {
 				m.machine.index, m.machine.forgetful = t.Index, m.c.mistakes.forgetful
 				continue
 			}
-			restored, err := restoreMachine(t.Data)
+			restored, err := restoreMachine(t.Data[:max(0, len(t.Data)-m.c.ballast)])
 			if err != nil || restored.index != t.Index {
 				m.c.fail("I2: replica %d installs at %d: %w", m.id, t.Index, errSnapshot)
 				return
@@ -488,7 +498,7 @@ func (m *member) compact(index uint64) {
 		return
 	}
 	m.compacted = index
-	snap := m.machine.snapshot()
+	snap := append(m.machine.snapshot(), make([]byte, m.c.ballast)...)
 	if m.c.mistakes.staleSnapshot {
 		index--
 	}

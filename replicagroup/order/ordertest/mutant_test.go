@@ -83,8 +83,8 @@ func shifted(ev order.Event, by func(time.Duration) time.Duration) order.Event {
 	return ev
 }
 
-// Where engine raft's messages say that the group falls asleep, or wakes: in their second byte.
-const quiesceType, wakeType = 0x40, 0x41
+// What engine raft's messages are, in their second byte: the group falls asleep, it wakes, a successor is to campaign.
+const quiesceType, wakeType, transferType = 0x40, 0x41, 14
 
 var mutants = []struct {
 	name    string
@@ -346,6 +346,58 @@ var mutants = []struct {
 				for _, p := range a.Persist {
 					newest = p.Seq
 				}
+			}}
+		})},
+
+	// Load.
+	{name: "engine hears nothing of the snapshots it sends", test: lateJoiner, effort: 1, finds: "",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				_, ok := ev.(order.Carried)
+				return ok
+			}}
+		})},
+	{name: "leader waits for the slowest", test: backPressure, effort: .3, finds: "beside a slow member",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {
+				p, ok := ev.(order.Propose)
+				if !ok {
+					return false
+				}
+				for _, behind := range e.Status().Behind {
+					if behind > 64 {
+						a.Done = append(a.Done, order.Outcome{Ref: p.Ref, Err: order.ErrBusy})
+						return true
+					}
+				}
+				return false
+			}}
+		})},
+	{name: "slow member acknowledges before it has stored", test: backPressure, effort: .3, finds: "bytes wait",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				for i := range a.Send {
+					a.Send[i].After = 0
+				}
+			}}
+		})},
+	{name: "engine hands nothing over", test: gracefulLeave, effort: .1, finds: "not every founder",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				_, ok := ev.(order.Transfer)
+				return ok
+			}}
+		})},
+	{name: "engine hands over to nobody, and waits", test: gracefulLeave, effort: 1, finds: "waited for",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			lost := 0
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				a.Send = slices.DeleteFunc(a.Send, func(s order.Send) bool {
+					if s.Msg[1] == transferType {
+						lost++
+					}
+					return s.Msg[1] == transferType && lost%3 > 0
+				})
 			}}
 		})},
 

@@ -299,7 +299,7 @@ func manyGroups(s suite) error {
 	for n := range noticed {
 		noticed[n] = patience + time.Duration(rnd.Int64N(int64(patience)))
 	}
-	return parallel(s.count(1000), func(i int) error {
+	return parallel(s.count(250), func(i int) error { // all thousand of them take an effort of 4
 		u := setup{seed: s.seed + 16_000 + uint64(i), members: 5, clients: 1, keys: 3, faults: calm, think: patience / 20, quiet: true, quiesce: 3 * patience}
 		c := newCluster(s, u)
 		if err := c.warm(1); err != nil {
