@@ -37,6 +37,8 @@ type Overlay interface {
 	Handle(service string, h dht.Handler)
 	Send(to peer.ID, key keyspace.Key, service string, msg []byte) error
 	Call(ctx context.Context, to peer.ID, key keyspace.Key, service string, msg []byte) ([]byte, error)
+	HandleStream(name string, h func(*dht.Stream))
+	OpenStream(ctx context.Context, to peer.ID, name string) (*dht.Stream, error)
 	Go(to peer.ID, key keyspace.Key, service string, msg []byte, timeout time.Duration, done func(reply []byte, err error))
 	ReplicaSet(ctx context.Context, at keyspace.Preimage, r int) ([]peer.AddrInfo, error)
 	OnLink(func(p peer.ID, up bool))
@@ -74,23 +76,24 @@ type Config struct {
 // Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
 // concurrent use.
 type Host struct {
-	overlay  Overlay
-	genesis  placement.Genesis
-	id       order.OverlayID
-	root     order.GroupID
-	store    Store
-	storeID  order.StoreID
-	clock    *driver.Clock
-	services map[string]MachineFactory
-	declines bool // at the start
-	rejoins  bool
-	decode   decoder
-	shards   []*shard
-	locator  *locator
-	creator  *creator
-	hosting  *hosting
-	counters counters
-	internal *Client // of the host itself, for placement
+	overlay   Overlay
+	genesis   placement.Genesis
+	id        order.OverlayID
+	root      order.GroupID
+	store     Store
+	storeID   order.StoreID
+	clock     *driver.Clock
+	services  map[string]MachineFactory
+	declines  bool // at the start
+	rejoins   bool
+	decode    decoder
+	shards    []*shard
+	locator   *locator
+	creator   *creator
+	hosting   *hosting
+	counters  counters
+	transfers *transfers
+	internal  *Client // of the host itself, for placement
 
 	plan       placement.PlanTimes
 	neighbours *neighbours // nil: no plan is made
@@ -174,6 +177,9 @@ func New(cfg Config) (*Host, error) {
 	}
 	h.publisher = newPublisher(h)
 
+	h.transfers = newTransfers(h)
+	h.overlay.HandleStream(streamSnapshot, h.transfers.accept)
+
 	h.overlay.Handle(serviceEngine, h.counted(h.handleEngine))
 	h.overlay.Handle(serviceCommand, h.counted(h.handleCommand))
 	h.overlay.Handle(serviceQuery, h.counted(h.handleQuery))
@@ -236,6 +242,7 @@ func (h *Host) Start(ctx context.Context) error {
 			}
 		})
 	}
+	h.wg.Go(h.transfers.run)
 	h.creator.start()
 	h.hosting.start(known, retired)
 	if h.store != nil {
@@ -304,6 +311,17 @@ func (h *Host) spawn(fn func()) bool {
 	return true
 }
 
+// enter counts the calling goroutine among those that Close waits for; wg.Done ends that. It answers false once the host is closed.
+func (h *Host) enter() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.wg.Add(1)
+	return true
+}
+
 // fail stops the host after its store has failed, or was found to be another's too.
 func (h *Host) fail(err error) {
 	h.mu.Lock()
@@ -335,6 +353,7 @@ func (h *Host) stop(cause error) {
 	for _, s := range h.shards {
 		s.box.Close()
 	}
+	h.transfers.box.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for p := range h.watched {
@@ -393,8 +412,7 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	m, ok := d.View.Member(self)
 	if !ok || m.Peer != h.overlay.Node() || m.Store != h.storeID {
 		// The store knows better than a descriptor can: this life of the store never was that member.
-		return fmt.Errorf("replicagroup: replica %d of group %v is not at this peer and store: a store is that of the peer it was made for; "+
-			"run it there, and this peer with its own or an empty one", self, d.Group)
+		return fmt.Errorf("replicagroup: replica %d of group %v is not at this peer and store", self, d.Group)
 	}
 	h.mu.Lock()
 	n, known := len(h.hosted), h.hosted[d.Group]

@@ -61,10 +61,13 @@ type world struct {
 	peers   []*testPeer
 	plan    placement.PlanTimes // zero: the defaults, which change nothing within the time of a test
 	fixed   bool                // nothing changes but by the test's hand
+	options func(i int) []libp2p.Option
 }
 
 type testPeer struct {
 	host    host.Host
+	options []libp2p.Option // of the host of its next life
+	prepare func(h *Host)   // before groups start
 	overlay *dht.Overlay
 	groups  *Host
 	store   *MemoryStore
@@ -88,6 +91,12 @@ func (o told) OnSuspect(f func(p peer.ID, suspected bool)) {
 func newWorld(t testing.TB, n, f int) *world {
 	t.Helper()
 	return new(world).begin(t, n, f, min(n, 2*f+1))
+}
+
+// newWorldOn makes the hosts with further options.
+func newWorldOn(t testing.TB, n, f int, options func(i int) []libp2p.Option) *world {
+	t.Helper()
+	return (&world{options: options}).begin(t, n, f, min(n, 2*f+1))
 }
 
 // newFixedWorld does the same, and groups keep their members, but for what the test does.
@@ -141,7 +150,11 @@ func (w *world) begin(t testing.TB, n, f, founders int) *world {
 // add makes a further peer, which does not run yet.
 func (w *world) add(t testing.TB) *testPeer {
 	t.Helper()
-	h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())
+	var options []libp2p.Option
+	if w.options != nil {
+		options = w.options(len(w.peers))
+	}
+	h, err := libp2p.New(append(options, libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,9 +172,15 @@ func (w *world) start(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo) {
 		t.Fatal(err)
 	}
 	p.groups, err = New(Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Store: frail{p.store, p}, Plan: w.plan, Fixed: w.fixed,
-		Services: map[string]MachineFactory{"count": func(order.GroupID) session.Machine { return new(counter) }}})
+		Services: map[string]MachineFactory{
+			"count": func(order.GroupID) session.Machine { return new(counter) },
+			"blob":  func(order.GroupID) session.Machine { return new(blob) },
+		}})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if p.prepare != nil {
+		p.prepare(p.groups)
 	}
 	if err := p.groups.Start(t.Context()); err != nil {
 		t.Fatal(err)

@@ -31,6 +31,9 @@ const (
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
 	// still goes alone.
 	batchBytesMax = 64 << 10
+	// transferBytesMin is the largest snapshot that goes along with other engine messages; a larger one gets a stream of its own, within
+	// the limits of package transfer.
+	transferBytesMin = 64 << 10
 	// commandOverhead is room for what an encoded command has beside its data, as a guess for buffers.
 	commandOverhead = 128
 	// descriptorsMax bounds the descriptor cache of a host. The one not used for longest goes first.

@@ -28,7 +28,7 @@ func (p *testPeer) kill() *MemoryStore {
 func (p *testPeer) reborn(t *testing.T) {
 	t.Helper()
 	key := p.host.Peerstore().PrivKey(p.host.ID())
-	h, err := libp2p.New(libp2p.Identity(key), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())
+	h, err := libp2p.New(append(p.options, libp2p.Identity(key), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())...)
 	if err != nil {
 		t.Fatal(err)
 	}

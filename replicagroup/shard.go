@@ -227,6 +227,10 @@ func (s *shard) store() error {
 
 // send adds a message of a replica's engine to what this turn sends to a peer, whose store is the one it is meant for.
 func (s *shard) send(to peer.ID, r *replica, m order.Send, store order.StoreID) {
+	if len(m.Snapshot) > transferBytesMin {
+		s.host.transfers.send(to, r, m, store)
+		return
+	}
 	o, ok := s.out[to]
 	if !ok {
 		o = new(outgoing)
@@ -256,7 +260,7 @@ func (s *shard) sendBatch(to peer.ID, o *outgoing) {
 		log.Debugw("engine messages dropped", "peer", to, "bytes", len(o.batch), "err", err)
 	}
 	if o.batch = o.batch[:0]; cap(o.batch) > 2*batchBytesMax {
-		o.batch = nil // it held a snapshot
+		o.batch = nil // it held something large
 	}
 }
 
@@ -268,21 +272,33 @@ func (e startEvent) handle(s *shard) {
 }
 
 func (e *engineEvent) handle(s *shard) {
+	e.take(s)
+}
+
+// take steps the engine that the message is for. It is false when there is none, or the sender is not whom it says.
+func (e *engineEvent) take(s *shard) bool {
 	s.engineBytes.Add(-int64(len(e.recv.Msg)))
+	r := s.addressee(e)
+	if r != nil {
+		e.recv.Now = time.Duration(s.now)
+		r.step(e.recv)
+	}
+	return r != nil
+}
+
+// addressee returns the replica that an engine message is for; nil, and counted, if it may not be handed over.
+func (s *shard) addressee(e *engineEvent) *replica {
 	r, ok := s.replicas[e.group]
-	if !ok || e.to != r.self || e.store != s.host.store.ID() {
-		if !ok {
-			s.host.rumour(e.group)
+	if !ok {
+		s.host.rumour(e.group)
+	}
+	if ok && e.to == r.self && e.store == s.host.store.ID() {
+		if m, ok := r.member(e.recv.From); ok && m.PeerID == string(e.from) && m.Store == e.recv.Store {
+			return r
 		}
-		s.host.counters.strayMessages.Add(1)
-		return
 	}
-	if m, ok := r.member(e.recv.From); !ok || m.PeerID != string(e.from) || m.Store != e.recv.Store {
-		s.host.counters.strayMessages.Add(1)
-		return
-	}
-	e.recv.Now = time.Duration(s.now)
-	r.step(e.recv)
+	s.host.counters.strayMessages.Add(1)
+	return nil
 }
 
 func (e linkEvent) handle(s *shard) {

@@ -124,6 +124,13 @@ func (q *Queue) Waiting(k Key, now automaton.Instant, out *Orders) {
 	q.fill(now, out)
 }
 
+// Admitted says that the receiver has room.
+func (q *Queue) Admitted(k Key) {
+	if c := q.byKey[k]; c != nil && c.stream {
+		c.waits = automaton.Never
+	}
+}
+
 // Moved says that bytes went over.
 func (q *Queue) Moved(k Key) {
 	if c := q.byKey[k]; c != nil && c.stream {

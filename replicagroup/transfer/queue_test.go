@@ -124,6 +124,7 @@ func TestAPlaceAtABusyReceiverIsGivenUpForAnotherPeer(t *testing.T) {
 	begun(t, &out, 0, 1)
 	q.Waiting(testKey(0), at(0), &out)
 	q.Waiting(testKey(1), at(0), &out)
+	q.Waiting(testKey(2), at(0), &out) // has no stream
 	q.Tick(at(WaitMax-1), &out)
 	if len(out.Cut) > 0 {
 		t.Errorf("cut %v before its time", out.Cut)
@@ -146,6 +147,13 @@ func TestAPlaceAtABusyReceiverIsGivenUpForAnotherPeer(t *testing.T) {
 	begun(t, &out)
 	q.Tick(at(WaitMax+BusyPause), &out)
 	begun(t, &out, 0)
+	// One that was admitted in the end keeps its place.
+	q.Waiting(testKey(0), at(2*WaitMax), &out)
+	q.Admitted(testKey(0))
+	q.Want(testKey(4), "other", false, at(4*WaitMax), &out)
+	if len(out.Cut) > 0 {
+		t.Errorf("cut %v", out.Cut)
+	}
 }
 
 func TestTheOwnerHearsOfWhatIsUnderWay(t *testing.T) {
