@@ -276,7 +276,7 @@ func (e ensureEvent) handle(s *shard) {
 
 // directory is the root replica's directory; only its shard's goroutine may touch it.
 func (r *replica) directory() *placement.Directory {
-	return r.machines[placement.Service].(directoryMachine).Directory
+	return r.table.Machine(placement.Service).(directoryMachine).Directory
 }
 
 // hosting drives a member's side of creating groups.

@@ -94,6 +94,7 @@ type Host struct {
 	counters  counters
 	transfers *transfers
 	internal  *Client // of the host itself, for placement
+	kin       kin
 
 	plan       placement.PlanTimes
 	neighbours *neighbours // nil: no plan is made
@@ -423,6 +424,7 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	case n >= groupsMax:
 		return fmt.Errorf("replicagroup: this peer runs %d groups already, the most it takes", groupsMax)
 	}
+	d = h.kin.share(d)
 	engine, err := raft.New(raft.Config{Group: d.Group, Self: self, Store: h.storeID, View: d.View, Join: join}, image)
 	if err != nil {
 		return fmt.Errorf("replicagroup: group %v: %w", d.Group, err)

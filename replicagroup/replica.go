@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -39,12 +40,11 @@ type replica struct {
 	later      placement.Descriptor // the newest that others told of; zero, or of a later view when it was told
 	fellows    []peer.ID            // the peers of view and later
 	engine     order.Orderer
-	machines   map[string]session.Machine
-	table      *session.Table // of machines
+	table      *session.Table
 
 	events   []order.Event // to be stepped; see step
 	stepping bool
-	epochs   map[order.TimerKind]uint64
+	epochs   []epoch      // of the engine's timers
 	held     []order.Send // wait for their persist, by rising After
 	storedTo uint64       // every persist up to here is stored
 
@@ -52,8 +52,9 @@ type replica struct {
 	gathered      int // entries since the last snapshot
 	gatheredBytes int // and the bytes of their data
 
-	leading   bool
-	nextRef   uint64
+	leading bool
+	nextRef uint64
+	// These maps are nil in a replica that has slept since they were used.
 	waiting   map[commandKey][]caller // commands proposed here, by what names them
 	waiters   int                     // callers in waiting, reads, blocked and lines
 	proposals map[uint64]commandKey   // by Ref
@@ -73,6 +74,23 @@ type replica struct {
 
 	leaderless automaton.Instant // unless led: since when
 	aside      bool              // what it has is put aside when it ends
+}
+
+// epoch is the newest epoch of a kind of timer.
+type epoch struct {
+	kind  order.TimerKind
+	epoch uint64
+}
+
+// epochOf returns where a kind's epoch is kept.
+func (r *replica) epochOf(kind order.TimerKind) *uint64 {
+	for i := range r.epochs {
+		if r.epochs[i].kind == kind {
+			return &r.epochs[i].epoch
+		}
+	}
+	r.epochs = append(r.epochs, epoch{kind: kind})
+	return &r.epochs[len(r.epochs)-1].epoch
 }
 
 // commandKey names a command. The author is part of it, so that nobody can wait for the answer to another's command; and so
@@ -157,7 +175,7 @@ func (r *replica) perform(a *order.Actions) {
 			s.timers.Stop(key)
 			continue
 		}
-		r.epochs[t.Kind] = t.Epoch
+		*r.epochOf(t.Kind) = t.Epoch
 		s.timers.Set(key, s.due(t))
 	}
 	for _, m := range a.Send {
@@ -333,6 +351,9 @@ func busy() *pb.Reply { return &pb.Reply{Status: pb.Status_BUSY} }
 func (r *replica) propose(e *commandEvent) bool {
 	key := keyOf(e.cmd)
 	calls, under := r.waiting[key]
+	if r.waiting == nil {
+		r.waiting, r.proposals = make(map[commandKey][]caller), make(map[uint64]commandKey)
+	}
 	r.waiting[key] = append(calls, e.call)
 	if under {
 		return false
@@ -359,6 +380,9 @@ func (r *replica) proposeAll() {
 
 func (r *replica) read(e *queryEvent) bool {
 	r.nextRef++
+	if r.reads == nil {
+		r.reads = make(map[uint64]*queryEvent)
+	}
 	r.reads[r.nextRef] = e
 	r.step(order.Read{Ref: r.nextRef, Now: time.Duration(r.shard.now)})
 	return true
@@ -411,7 +435,7 @@ func (r *replica) expired(kind order.TimerKind) {
 	case timerPlan:
 		r.planExpired()
 	default:
-		r.step(order.Timer{Kind: kind, Epoch: r.epochs[kind], Now: time.Duration(r.shard.now)})
+		r.step(order.Timer{Kind: kind, Epoch: *r.epochOf(kind), Now: time.Duration(r.shard.now)})
 	}
 	r.afterStep()
 }
@@ -522,21 +546,22 @@ func (r *replica) halt(reason string) {
 	for _, kind := range hostTimers {
 		r.shard.timers.Stop(timerKey{r, kind})
 	}
-	for kind := range r.epochs {
-		r.shard.timers.Stop(timerKey{r, kind})
+	for _, e := range r.epochs {
+		r.shard.timers.Stop(timerKey{r, e.kind})
 	}
 }
 
 // newReplica makes a replica around an engine and machines of its own.
 func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Orderer, machines map[string]session.Machine, drift automaton.Drift) *replica {
 	status := engine.Status()
+	if v := status.View; v.Num == d.View.Num && v.Next == d.View.Next && slices.Equal(v.Members, d.View.Members) {
+		status.View = d.View // which may be shared by many
+	}
 	own, _ := d.View.Member(self)
 	return &replica{
 		applied: status.Applied, // the log begins above this
 		group:   d.Group, self: self, peerID: own.PeerID, view: status.View, descriptor: d, engine: engine,
-		awake: true, later: d, machines: machines, table: session.NewTable(d.Group, drift, machines),
-		epochs: make(map[order.TimerKind]uint64), waiting: make(map[commandKey][]caller),
-		proposals: make(map[uint64]commandKey), reads: make(map[uint64]*queryEvent),
-		contention: contention{shares: make(map[keyspace.NodeID]*share), window: windowFirst},
+		awake: true, later: d, table: session.NewTable(d.Group, drift, machines),
+		contention: contention{window: windowFirst},
 	}
 }

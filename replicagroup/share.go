@@ -81,6 +81,9 @@ func (r *replica) ask(e asked) {
 		if s = r.spare; s == nil {
 			s = new(share)
 		}
+		if r.shares == nil {
+			r.shares = make(map[keyspace.NodeID]*share)
+		}
 		r.shares[author], r.spare = s, nil
 	}
 	if r.waiters >= waitersMax && s.running+len(s.line) >= assuredMax {

@@ -186,7 +186,7 @@ type load struct {
 func newLoad(t *testing.T) *load {
 	_, r, _, _ := newAsked(t)
 	l := &load{r: r, flood: new(share), base: time.Millisecond}
-	r.shares[keyspace.NodeID{1}] = l.flood
+	r.shares = map[keyspace.NodeID]*share{{1}: l.flood}
 	return l
 }
 

@@ -21,12 +21,36 @@ func (r *replica) stir() {
 	if awake == r.awake {
 		return
 	}
-	r.awake = awake
+	if r.awake = awake; !awake {
+		r.lighten()
+	}
 	h := r.shard.host
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range r.fellows {
 		h.activateLocked(p, awake)
+	}
+}
+
+// lighten lets go of storage that a replica which sleeps does not need: there may be ten thousand of them.
+func (r *replica) lighten() {
+	if len(r.waiting)+len(r.proposals) == 0 {
+		r.waiting, r.proposals = nil, nil
+	}
+	if len(r.reads) == 0 {
+		r.reads = nil
+	}
+	if len(r.shares) == 0 {
+		r.shares, r.spare = nil, nil
+	}
+	if len(r.events) == 0 {
+		r.events = nil
+	}
+	if len(r.held) == 0 {
+		r.held = nil
+	}
+	if len(r.blocked) == 0 {
+		r.blocked = nil
 	}
 }
 

@@ -53,7 +53,7 @@ func (m *blob) digest() []byte {
 
 // blobOf returns the digest of a peer's replica's blob.
 func (p *testPeer) blobOf(g order.GroupID) (digest string) {
-	p.touch(g, func(r *replica) { digest = string(r.machines["blob"].(*blob).digest()) })
+	p.touch(g, func(r *replica) { digest = string(r.table.Machine("blob").(*blob).digest()) })
 	return digest
 }
 

@@ -203,8 +203,8 @@ func TestAGroupOutlivesItsMembers(t *testing.T) {
 		t.Errorf("replica id %d was given out twice", back)
 	}
 	if !members[0].touch(g, func(r *replica) {
-		if r.self != back || r.machines["count"].(*counter).sum != sum {
-			t.Errorf("replica %d has sum %d, want %d with %d", r.self, r.machines["count"].(*counter).sum, back, sum)
+		if r.self != back || r.table.Machine("count").(*counter).sum != sum {
+			t.Errorf("replica %d has sum %d, want %d with %d", r.self, r.table.Machine("count").(*counter).sum, back, sum)
 		}
 	}) {
 		t.Error("it has no replica")

@@ -79,10 +79,7 @@ type lock struct {
 // New returns an empty table. It panics when the TTL bounds are not 0 < TTLMin <= TTLMax: they come from a validated genesis.
 func New(cfg Config) *Table {
 	invariant.Check(cfg.TTLMin > 0 && cfg.TTLMin <= cfg.TTLMax, "TTL bounds", cfg)
-	return &Table{
-		cfg: cfg, locks: make(map[string]*lock), requests: make(map[Client]map[request]struct{}),
-		perPeer: make(map[keyspace.NodeID]int), stale: make(map[string]struct{}),
-	}
+	return &Table{cfg: cfg}
 }
 
 // Step executes one command at a log time, after everything that is over by then has ended, and appends what waiters must
@@ -150,8 +147,7 @@ func (t *Table) acquire(by Caller, a Acquire) Answer {
 	free := l == nil
 	if free {
 		l = &lock{name: a.Name, at: -1}
-		t.locks[a.Name] = l
-		t.bytes += len(a.Name)
+		t.insert(l)
 	}
 	w := WaiterState{Client: by.Client, Peer: by.Peer, Req: a.Req, TTL: a.TTL, Since: t.now}
 	t.remember(by, request{a.Name, a.Req})
@@ -160,7 +156,7 @@ func (t *Table) acquire(by Caller, a Acquire) Answer {
 		return Answer{Kind: Granted, Token: t.token(l.owner.Counter)}
 	}
 	if free {
-		t.stale[a.Name] = struct{}{}
+		t.noteStale(a.Name)
 	}
 	l.queue = append(l.queue, w)
 	t.waiting++
@@ -286,7 +282,27 @@ func (t *Table) dropIdle(l *lock) {
 	}
 }
 
+// Maps are made when they are needed: most of a node's groups have no lock.
+
+func (t *Table) insert(l *lock) {
+	if t.locks == nil {
+		t.locks = make(map[string]*lock)
+	}
+	t.locks[l.name] = l
+	t.bytes += len(l.name)
+}
+
+func (t *Table) noteStale(name string) {
+	if t.stale == nil {
+		t.stale = make(map[string]struct{})
+	}
+	t.stale[name] = struct{}{}
+}
+
 func (t *Table) remember(by Caller, r request) {
+	if t.requests == nil {
+		t.requests, t.perPeer = make(map[Client]map[request]struct{}), make(map[keyspace.NodeID]int)
+	}
 	if t.requests[by.Client] == nil {
 		t.requests[by.Client] = make(map[request]struct{})
 	}
@@ -423,8 +439,7 @@ func Restore(cfg Config, s State) (*Table, error) {
 
 func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
 	l := &lock{name: ls.Name, at: -1, queue: slices.Clone(ls.Queue)}
-	t.locks[ls.Name] = l
-	t.bytes += len(ls.Name)
+	t.insert(l)
 	add := func(by Caller, req uint64) error {
 		_, twice := t.requests[by.Client][request{ls.Name, req}]
 		if twice || len(t.requests[by.Client]) >= RequestsPerSessionMax || t.perPeer[by.Peer] >= RequestsPerPeerMax {
@@ -434,7 +449,7 @@ func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
 		return nil
 	}
 	if ls.Owner == nil {
-		t.stale[ls.Name] = struct{}{}
+		t.noteStale(ls.Name)
 	} else {
 		o := *ls.Owner
 		if _, twice := counters[o.Counter]; twice || o.Counter == 0 || o.Counter > t.counter || o.Ends <= t.now || !t.ttlFits(o.TTL) {

@@ -319,7 +319,11 @@ func (s snapshot) conf(self order.ReplicaID) *pb.ConfState {
 }
 
 func encodeSnapshot(s snapshot) []byte {
-	b := make([]byte, 0, 256+len(s.view.Members)*128+len(s.data))
+	size := 96 + len(s.data) // a replica keeps the record: there is not much more room than it takes
+	for _, m := range s.view.Members {
+		size += 56 + len(m.PeerID)
+	}
+	b := make([]byte, 0, size)
 	b = append(b, codecVersion)
 	b = append(b, s.group.Overlay[:]...)
 	b, err := s.group.Prefix.AppendBinary(b)

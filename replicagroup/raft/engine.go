@@ -146,7 +146,7 @@ type Engine struct {
 	// (also by Install), applied the newest it reported.
 	unapplied          fifo[*pb.Entry]
 	delivered, applied uint64
-	applyResp          *pb.Message // tells the library of them
+	applyResp          *pb.Message // tells the library of them; nil until it is needed
 
 	// The rest is used by leaders only and empty otherwise.
 
@@ -227,12 +227,10 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrConfig, err)
 	}
+	log.conf = nil // the library has asked for it
 	e := &Engine{
 		cfg: cfg, raft: rn, log: log, role: etcd.StateFollower, state: log.state, saved: log.state,
 		delivered: log.base, applied: log.base, views: []viewAt{{log.base, view}},
-		applyResp: &pb.Message{
-			Type: pb.MsgStorageApplyResp.Enum(), To: new(uint64(cfg.Self)), From: new(etcd.LocalApplyThread), Term: new(uint64),
-		},
 	}
 	e.setView(view)
 	if log.base > genesisIndex {
@@ -275,6 +273,9 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 	case s.index == 0 && s.term == 0 && img.Snapshot.Index == 0 && len(img.Entries) == 0: // it has joined and heard nothing yet
 	case s.index != img.Snapshot.Index || s.index < genesisIndex || s.index > indexMax || s.term < genesisTerm:
 		return nil, s.view, malformed("snapshot %d of term %d, stored as %d", s.index, s.term, img.Snapshot.Index)
+	}
+	if sameView(s.view, cfg.View) {
+		s.view = cfg.View // of which others may hold the same
 	}
 	l := &memLog{conf: s.conf(cfg.Self)}
 	l.restore(s.message(img.Snapshot.Data))
@@ -618,6 +619,11 @@ func (e *Engine) onApplied(index uint64, out *order.Actions) {
 	for ents := e.unapplied.all(); n < len(ents) && ents[n].GetIndex() <= index; n++ {
 	}
 	if n > 0 {
+		if e.applyResp == nil {
+			e.applyResp = &pb.Message{
+				Type: pb.MsgStorageApplyResp.Enum(), To: new(uint64(e.cfg.Self)), From: new(etcd.LocalApplyThread), Term: new(uint64),
+			}
+		}
 		e.applyResp.Entries = e.unapplied.all()[:n]
 		e.feed(e.applyResp) // the library reads it and does not keep it
 		e.applyResp.Entries = nil

@@ -40,3 +40,10 @@ func (q *fifo[T]) pop() {
 		q.items, q.head = q.items[:n], 0
 	}
 }
+
+// rest gives the storage of an empty queue back.
+func (q *fifo[T]) rest() {
+	if q.len() == 0 {
+		*q = fifo[T]{}
+	}
+}

@@ -17,8 +17,8 @@ import (
 //
 // Invariants: ents[i] has index base+1+i; terms never fall from baseTerm on; snap covers an index in [base, last].
 type memLog struct {
-	state state // at the start; not kept up to date
-	conf  *pb.ConfState
+	state state         // at the start; not kept up to date
+	conf  *pb.ConfState // at the start; nil later
 	// snap is the newest snapshot, with its record as Data. Entries up to its index that are still in ents serve followers
 	// that are a little behind (trailingEntriesMax); a store has dropped them.
 	snap           *pb.Snapshot

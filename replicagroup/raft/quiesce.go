@@ -85,6 +85,10 @@ func (e *Engine) nothingToDo() bool {
 func (e *Engine) sleep(out *order.Actions) {
 	e.asleep = true
 	e.endLease()
+	e.applyResp, e.scratch = nil, nil
+	e.writes.rest()
+	e.unapplied.rest()
+	e.proposals.rest()
 	e.clock.epoch++ // a timer that ran out already means nothing
 	out.Timers = append(out.Timers, order.SetTimer{Kind: tickTimer, Epoch: e.clock.epoch, After: -1})
 }

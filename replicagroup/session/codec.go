@@ -81,11 +81,12 @@ func (t *Table) Snapshot() []byte {
 	for _, id := range t.ended {
 		b = append(b, id[:]...)
 	}
-	b = append(b, byte(len(t.names)))
-	for _, n := range t.names {
+	b = append(b, byte(len(t.services)))
+	for _, s := range t.services {
+		n := s.name
 		b = append(b, byte(len(n)))
 		b = append(b, n...)
-		d := t.services[n].Snapshot()
+		d := s.Snapshot()
 		u32(len(d))
 		b = append(b, d...)
 	}
@@ -104,15 +105,16 @@ func (t *Table) Restore(snapshot []byte) error {
 	t.stamp = order.Stamp{Boot: r.u64(), At: r.duration()}
 	r.sessions(t)
 	r.ended(t)
-	blobs := r.services(t.names)
+	blobs := r.services(t.names())
 	if r.err == nil && len(r.b) > 0 {
 		r.fail("%d bytes left over", len(r.b))
 	}
 	if r.err != nil {
 		return r.err
 	}
-	for i, n := range t.names {
-		if err := t.services[n].Restore(blobs[i]); err != nil {
+	for i, s := range t.services {
+		n := s.name
+		if err := s.Restore(blobs[i]); err != nil {
 			return fmt.Errorf("session: restore service %q: %w", n, err)
 		}
 	}
@@ -224,7 +226,7 @@ func (r *reader) ended(t *Table) {
 			r.fail("session %v ended twice, or is live", id)
 		}
 		t.ended = append(t.ended, id)
-		t.isEnded[id] = struct{}{}
+		t.noteEnded(id)
 	}
 }
 

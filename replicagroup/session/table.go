@@ -133,8 +133,7 @@ type Result struct {
 type Table struct {
 	group    order.GroupID
 	drift    automaton.Drift
-	names    []string // of services, rising
-	services map[string]Machine
+	services []service // by rising name
 
 	index uint64
 	now   time.Duration
@@ -170,24 +169,48 @@ type stored struct {
 	data   []byte
 }
 
+// service is a machine and what it goes by.
+type service struct {
+	name string
+	Machine
+}
+
 // NewTable returns the empty table of a group that offers these services. Log time starts at zero. It panics when a service
 // has a reserved or overlong name: the names are the program's own.
 func NewTable(group order.GroupID, drift automaton.Drift, services map[string]Machine) *Table {
-	t := &Table{group: group, drift: drift, services: maps.Clone(services), names: slices.Sorted(maps.Keys(services))}
-	for _, n := range t.names {
+	t := &Table{group: group, drift: drift, services: make([]service, 0, len(services))}
+	for _, n := range slices.Sorted(maps.Keys(services)) {
 		invariant.Check(n != Service && n != TickService && n != "" && len(n) <= order.ServiceBytesMax, "service name", n)
+		t.services = append(t.services, service{n, services[n]})
 	}
 	t.emit = t.doEmit
 	t.clear()
 	return t
 }
 
+// clear makes the table as it was at first. A group that nobody has used yet needs no room for sessions.
 func (t *Table) clear() {
-	t.sessions = make(map[order.ClientID]*entry)
-	t.perPeer = make(map[keyspace.NodeID]int)
-	t.isEnded = make(map[order.ClientID]struct{})
-	t.byEnd, t.ended = nil, nil
+	t.sessions, t.perPeer, t.isEnded, t.byEnd, t.ended = nil, nil, nil, nil, nil
 	t.index, t.now, t.stamp = 0, 0, order.Stamp{}
+}
+
+// Machine returns the machine of a service, nil when there is none.
+func (t *Table) Machine(name string) Machine {
+	for _, s := range t.services {
+		if s.name == name {
+			return s.Machine
+		}
+	}
+	return nil
+}
+
+// names returns the names of the services, rising.
+func (t *Table) names() []string {
+	names := make([]string, len(t.services))
+	for i, s := range t.services {
+		names[i] = s.name
+	}
+	return names
 }
 
 // Apply executes one entry of the log and adds what the services emit to out. Entries must come in log order.
@@ -195,9 +218,9 @@ func (t *Table) Apply(e order.Entry, out *Outputs) Result {
 	t.index, t.out = e.Index, out
 	t.advance(e.Stamp)
 	t.endSessions()
-	for _, n := range t.names {
-		if d, ok := t.services[n].Deadline(); ok && d <= t.now {
-			t.services[n].Tick(t.context(n))
+	for _, s := range t.services {
+		if d, ok := s.Deadline(); ok && d <= t.now {
+			s.Tick(t.context(s.name))
 		}
 	}
 	if e.Kind != order.Normal || e.Cmd.Client == (order.ClientID{}) {
@@ -247,10 +270,17 @@ func (t *Table) end(s *entry) {
 		t.ended = t.ended[1:]
 	}
 	t.ended = append(t.ended, s.id)
-	t.isEnded[s.id] = struct{}{}
-	for _, n := range t.names {
-		t.services[n].SessionEnded(t.context(n), s.id)
+	t.noteEnded(s.id)
+	for _, m := range t.services {
+		m.SessionEnded(t.context(m.name), s.id)
 	}
+}
+
+func (t *Table) noteEnded(id order.ClientID) {
+	if t.isEnded == nil {
+		t.isEnded = make(map[order.ClientID]struct{})
+	}
+	t.isEnded[id] = struct{}{}
 }
 
 func (t *Table) context(service string) Context {
@@ -288,7 +318,7 @@ func (t *Table) run(c order.Command) (Status, []byte) {
 		return Window, nil
 	}
 	r := stored{status: UnknownService}
-	if m, ok := t.services[c.Service]; ok {
+	if m := t.Machine(c.Service); m != nil {
 		ctx := t.context(c.Service)
 		ctx.Client, ctx.Author = c.Client, c.Author
 		r = stored{OK, m.Apply(ctx, c.Data)}
@@ -348,6 +378,9 @@ func (t *Table) room(peer keyspace.NodeID) bool {
 }
 
 func (t *Table) insert(s *entry) {
+	if t.sessions == nil {
+		t.sessions, t.perPeer = make(map[order.ClientID]*entry), make(map[keyspace.NodeID]int)
+	}
 	t.sessions[s.id] = s
 	t.perPeer[s.peer]++
 	heap.Push(&t.byEnd, s)
@@ -374,8 +407,8 @@ func (t *Table) acknowledge(s *entry, acked uint64) {
 
 // Query answers a read from the present state. The caller has made sure that the state is recent enough (a read point).
 func (t *Table) Query(service string, author keyspace.NodeID, data []byte) (Status, []byte) {
-	m, ok := t.services[service]
-	if !ok {
+	m := t.Machine(service)
+	if m == nil {
 		return UnknownService, nil
 	}
 	c := t.context(service)
@@ -386,8 +419,8 @@ func (t *Table) Query(service string, author keyspace.NodeID, data []byte) (Stat
 // Resend adds every output that is still awaited to out.
 func (t *Table) Resend(out *Outputs) {
 	t.out = out
-	for _, n := range t.names {
-		t.services[n].Resend(t.context(n))
+	for _, s := range t.services {
+		s.Resend(t.context(s.name))
 	}
 }
 
@@ -410,8 +443,8 @@ func (t *Table) Deadline() (logTime time.Duration, ok bool) {
 	if len(t.byEnd) > 0 {
 		first(t.byEnd[0].ends, true)
 	}
-	for _, n := range t.names {
-		first(t.services[n].Deadline())
+	for _, s := range t.services {
+		first(s.Deadline())
 	}
 	return logTime, ok
 }
