@@ -16,6 +16,9 @@ type FoundOptions struct {
 	Name  string // of the overlay, for people; default "latchkey"
 	F     *int   // crashes a full group survives
 	Depth int    // of the prefixes; 0: default
+	// Regenesis says how a group that is lost for good comes back. nil: by hand ([placement.Manual]); [InitDir] takes [placement.Leased]
+	// for the profile public.
+	Regenesis *placement.Regenesis
 }
 
 // Found founds a new overlay with the peer of a libp2p host as its founder. It returns the genesis document, which every
@@ -53,6 +56,9 @@ func drawGenesis(founder placement.Peer, o FoundOptions) (placement.Genesis, ed2
 	}
 	if o.Depth != 0 {
 		g.Depth = o.Depth
+	}
+	if o.Regenesis != nil {
+		g.Regenesis = *o.Regenesis
 	}
 	host := placement.Host{Peer: founder}
 	rand.Read(host.Store[:])

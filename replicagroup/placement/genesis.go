@@ -50,11 +50,45 @@ const (
 // GenesisTextBytesMax bounds a genesis file, comments included.
 const GenesisTextBytesMax = 64 << 10
 
+// Versions of the encoding. One of policy [Manual] is written as version 1, which has no word for a policy, so the overlays of
+// programs that knew none keep their ids; version 2 holds another policy, and only that.
 const (
-	genesisVersion = 1
-	genesisHeader  = "latchkey genesis 1"
-	textWidth      = 76
+	genesisVersion1 = 1
+	genesisVersion2 = 2
+	genesisHeader   = "latchkey genesis 1" // of the file, whatever the version of the encoding in it
+	textWidth       = 76
 )
+
+// Regenesis says how a prefix's group that has lost its majority for good comes back (replica-groups.md section 6.5).
+type Regenesis uint8
+
+// The policies.
+const (
+	// Manual: it stays down until an operator revives it. Groups need nothing of the root to answer.
+	Manual Regenesis = iota
+	// Leased: groups answer under a lease from the root only, and the root revives by itself a group that has had none for too
+	// long. While the root is away for longer than a lease, no group answers.
+	Leased
+	regenesisEnd
+)
+
+// String returns the policy as users write it.
+func (r Regenesis) String() string {
+	if r >= regenesisEnd {
+		return fmt.Sprintf("Regenesis(%d)", uint8(r))
+	}
+	return [...]string{"manual", "lease"}[r]
+}
+
+// ParseRegenesis is the inverse of [Regenesis.String]. Errors match [ErrGenesis].
+func ParseRegenesis(s string) (Regenesis, error) {
+	for r := range regenesisEnd {
+		if r.String() == s {
+			return r, nil
+		}
+	}
+	return 0, fmt.Errorf("%w: regenesis %q (lease or manual)", ErrGenesis, s)
+}
 
 // ErrGenesis is matched by every error about a genesis document whose values are out of range.
 var ErrGenesis = errors.New("placement: genesis")
@@ -71,6 +105,7 @@ type Genesis struct {
 	Drift     automaton.Drift   // bound on the rate of every peer's clock
 	DeadAfter time.Duration     // how long a group must have been gone before it is made anew
 	OwnGroups bool              // whether a single key may get a group of its own
+	Regenesis Regenesis         // how a lost group comes back; Lease and DeadAfter count under [Leased] only
 	TTLMax    time.Duration     // longest lease of a lock
 	Nonce     [16]byte          // drawn by the founding act; makes the id unique
 }
@@ -108,6 +143,8 @@ func (g Genesis) Validate() error {
 		return bad("clock drift of %d parts per million (%d to %d)", g.Drift, DriftMin, DriftMax)
 	case g.DeadAfter < 0 || g.DeadAfter > DeadAfterMax:
 		return bad("dead after %v (0 to %v)", g.DeadAfter, DeadAfterMax)
+	case g.Regenesis >= regenesisEnd:
+		return bad("regenesis %d (lease or manual)", g.Regenesis)
 	case g.TTLMax < TTLMaxMin || g.TTLMax > TTLMaxMax:
 		return bad("longest lock lease %v (%v to %v)", g.TTLMax, TTLMaxMin, TTLMaxMax)
 	case len(g.RootKey) != ed25519.PublicKeySize:
@@ -127,13 +164,20 @@ func (g Genesis) Encode() ([]byte, error) {
 	if err := g.Validate(); err != nil {
 		return nil, err
 	}
-	b := appendText([]byte{genesisVersion}, g.Name)
+	version := byte(genesisVersion1)
+	if g.Regenesis != Manual {
+		version = genesisVersion2
+	}
+	b := appendText([]byte{version}, g.Name)
 	b = append(b, byte(g.Depth), byte(g.F))
 	b = binary.BigEndian.AppendUint64(b, uint64(g.Lease))
 	b = binary.BigEndian.AppendUint64(b, uint64(g.Drift))
 	b = binary.BigEndian.AppendUint64(b, uint64(g.DeadAfter))
 	b = binary.BigEndian.AppendUint64(b, uint64(g.TTLMax))
 	b = appendBool(b, g.OwnGroups)
+	if version == genesisVersion2 {
+		b = append(b, byte(g.Regenesis))
+	}
 	b = append(b, g.Nonce[:]...)
 	b = append(b, g.RootKey...)
 	return appendHosts(b, g.Founders), nil
@@ -142,8 +186,9 @@ func (g Genesis) Encode() ([]byte, error) {
 // DecodeGenesis reads what [Genesis.Encode] wrote. Errors match [ErrMalformed], or [ErrGenesis] when a value is out of range.
 func DecodeGenesis(b []byte) (Genesis, error) {
 	r := reader{b: b}
-	if v := r.u8(); r.err == nil && v != genesisVersion {
-		r.fail("genesis of version %d, this program reads %d", v, genesisVersion)
+	version := r.u8()
+	if r.err == nil && version != genesisVersion1 && version != genesisVersion2 {
+		r.fail("genesis of version %d, this program reads %d and %d", version, genesisVersion1, genesisVersion2)
 	}
 	g := Genesis{
 		Name:      r.text("name", NameBytesMax),
@@ -154,6 +199,11 @@ func DecodeGenesis(b []byte) (Genesis, error) {
 		DeadAfter: r.duration(),
 		TTLMax:    r.duration(),
 		OwnGroups: r.bool(),
+	}
+	if version == genesisVersion2 {
+		if g.Regenesis = Regenesis(r.u8()); r.err == nil && g.Regenesis == Manual {
+			r.fail("genesis of version %d with the policy of version %d", genesisVersion2, genesisVersion1)
+		}
 	}
 	r.fixed(g.Nonce[:])
 	g.RootKey = bytes.Clone(r.take(ed25519.PublicKeySize))

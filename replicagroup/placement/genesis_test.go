@@ -37,6 +37,46 @@ func TestGenesisRoundTrips(t *testing.T) {
 	}
 }
 
+// A document of policy manual has the bytes, and so the id, that it had before there was another policy.
+func TestGenesisOfVersion1KeepsItsID(t *testing.T) {
+	g := genesis(1)
+	b, err := g.Encode()
+	if err != nil || b[0] != 1 {
+		t.Fatalf("version %d, %v", b[0], err)
+	}
+	const before = "7126834a9513bb511be5e3c19b8aa5fe8cc42d0d4d35ce0b70851fe571be74ea"
+	if id := g.ID().Hex(); id != before {
+		t.Errorf("id %s, before %s", id, before)
+	}
+	g.Regenesis = Leased
+	l, err := g.Encode()
+	if err != nil || l[0] != 2 || len(l) != len(b)+1 {
+		t.Fatalf("leased: version %d of %d bytes, %v", l[0], len(l), err)
+	}
+	if got, err := DecodeGenesis(l); err != nil || !reflect.DeepEqual(got, g) {
+		t.Fatalf("decoded %+v, %v", got, err)
+	}
+	at := 1 + 1 + len(g.Name) + 2 + 4*8 + 1
+	for v, says := range map[byte]string{0: "with the policy of version 1", 2: "regenesis 2"} {
+		l[at] = v
+		if _, err := DecodeGenesis(l); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("policy %d: %v", v, err)
+		}
+	}
+	l[0] = 3
+	if _, err := DecodeGenesis(l); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "version 3") {
+		t.Errorf("a later version: %v", err)
+	}
+	for _, r := range []Regenesis{Manual, Leased} {
+		if p, err := ParseRegenesis(r.String()); err != nil || p != r {
+			t.Errorf("%v parsed as %v, %v", r, p, err)
+		}
+	}
+	if _, err := ParseRegenesis("auto"); !errors.Is(err, ErrGenesis) {
+		t.Errorf("an unknown policy: %v", err)
+	}
+}
+
 func TestEveryValueOfTheGenesisChangesTheOverlayID(t *testing.T) {
 	seen := map[order.OverlayID]string{genesis(3).ID(): "unchanged"}
 	for name, change := range map[string]func(*Genesis){
@@ -53,6 +93,7 @@ func TestEveryValueOfTheGenesisChangesTheOverlayID(t *testing.T) {
 		"dead":      func(g *Genesis) { g.DeadAfter++ },
 		"owngroups": func(g *Genesis) { g.OwnGroups = true },
 		"ttl":       func(g *Genesis) { g.TTLMax-- },
+		"regenesis": func(g *Genesis) { g.Regenesis = Leased },
 		"nonce":     func(g *Genesis) { g.Nonce[0]++ },
 	} {
 		g := genesis(3)
@@ -97,6 +138,7 @@ func TestGenesisRefusesValuesOutOfRange(t *testing.T) {
 		"drift too large":      func(g *Genesis) { g.Drift = DriftMax + 1 },
 		"dead after negative":  func(g *Genesis) { g.DeadAfter = -time.Second },
 		"dead after too long":  func(g *Genesis) { g.DeadAfter = DeadAfterMax + 1 },
+		"regenesis":            func(g *Genesis) { g.Regenesis = Leased + 1 },
 		"ttl short":            func(g *Genesis) { g.TTLMax = TTLMaxMin - 1 },
 		"ttl long":             func(g *Genesis) { g.TTLMax = TTLMaxMax + 1 },
 		"no nonce":             func(g *Genesis) { g.Nonce = [16]byte{} },
@@ -202,7 +244,11 @@ func TestANameCannotBreakOutOfItsComment(t *testing.T) {
 
 func FuzzDecodeGenesis(f *testing.F) {
 	for _, n := range []int{1, 3} {
-		b, _ := genesis(n).Encode()
+		g := genesis(n)
+		b, _ := g.Encode()
+		f.Add(b)
+		g.Regenesis = Leased
+		b, _ = g.Encode()
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
