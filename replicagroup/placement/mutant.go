@@ -12,3 +12,12 @@ const (
 	mutantReportAnyGen                    // a report counts for whatever generation there is
 	mutantNoQuarantine                    // a new root creates groups at once
 )
+
+// Mistakes of a [LeaseHolder] or a [LeaseGrantor]. Two more that the tests try need no name: a wait without a margin, or with too
+// small a one.
+const (
+	mutantCountFromReply  mutant = iota + 0x40 // a lease counts from the answer
+	mutantRenewDead                            // a dead generation gets its lease renewed
+	mutantNewLeaderNoWait                      // a new leader of the parent takes silence before its time for its own
+	mutantUnconfirmed                          // a leader grants without asking whether it still leads
+)
