@@ -413,7 +413,7 @@ func (s *groupSession) answered(call uint64, to keyspace.NodeID, d *placement.De
 		return session.Answer{Call: call, Status: status, Data: r.data}
 	}
 	switch r.status {
-	case pb.Status_NOT_LEADER, pb.Status_NOT_HERE, pb.Status_MOVED, pb.Status_BUSY:
+	case pb.Status_NOT_LEADER, pb.Status_NOT_HERE, pb.Status_MOVED, pb.Status_BUSY, pb.Status_NO_LEASE:
 		return session.NotLeader{Call: call, Hint: r.leader}
 	}
 	return session.NoAnswer{Call: call}

@@ -27,7 +27,8 @@ type creator struct {
 	// The rest belongs to the goroutine of run.
 	core    *placement.Creator
 	ensures map[uint64]*dht.Request
-	asking  map[peer.ID]int // how many of ensures are whose
+	own     map[uint64]order.GroupID // revivals that this leader wants itself: nobody waits for them
+	asking  map[peer.ID]int          // how many of ensures are whose
 	nextRef uint64
 	wake    automaton.Instant
 }
@@ -48,7 +49,7 @@ func newCreator(h *Host) *creator {
 	return &creator{
 		host: h, box: driver.NewMailbox[creatorEvent](mailboxMax),
 		core:    placement.NewCreator(h.genesis, h.genesis.RootDescriptor().Peers),
-		ensures: make(map[uint64]*dht.Request), asking: make(map[peer.ID]int), wake: automaton.Never,
+		ensures: make(map[uint64]*dht.Request), asking: make(map[peer.ID]int), own: make(map[uint64]order.GroupID), wake: automaton.Never,
 	}
 }
 
@@ -87,11 +88,13 @@ func (c *creator) run() {
 				ev.Ref = c.await(e.req)
 				e.ev = ev
 			case placement.ReviveLost:
-				if !c.admit(e.req) {
+				if e.req != nil && !c.admit(e.req) {
 					continue
 				}
 				ev.Ref = c.await(e.req)
-				e.ev = ev
+				if e.ev = ev; e.req == nil {
+					c.own[ev.Ref] = ev.Known.Group
+				}
 			}
 			out = c.core.Step(e.ev, now, out)
 		}
@@ -167,6 +170,14 @@ func (c *creator) perform(a placement.CreatorAction) {
 	case placement.AnswerEnsure:
 		req := c.ensures[a.Ref]
 		delete(c.ensures, a.Ref)
+		if g, own := c.own[a.Ref]; own {
+			delete(c.own, a.Ref)
+			if a.Err != nil {
+				log.Warnw("a lost group was not revived; that is tried again", "group", g, "err", a.Err)
+			}
+			h.shardOf(h.root).box.Put(grantEvent{placement.RevivalEnded{Group: g}})
+			return
+		}
 		if c.asking[req.From]--; c.asking[req.From] == 0 {
 			delete(c.asking, req.From)
 		}

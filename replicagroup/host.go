@@ -95,6 +95,7 @@ type Host struct {
 	transfers *transfers
 	internal  *Client // of the host itself, for placement
 	kin       kin
+	leases    *leases // nil under policy manual
 
 	plan       placement.PlanTimes
 	neighbours *neighbours // nil: no plan is made
@@ -177,6 +178,9 @@ func New(cfg Config) (*Host, error) {
 		h.neighbours = newNeighbours(h)
 	}
 	h.publisher = newPublisher(h)
+	if h.genesis.Regenesis == placement.Leased {
+		h.leases = newLeases(h)
+	}
 
 	h.transfers = newTransfers(h)
 	h.overlay.HandleStream(streamSnapshot, h.transfers.accept)
@@ -195,6 +199,7 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceEndorse, h.counted(h.handleEndorse))
 	h.overlay.Handle(serviceLeave, h.counted(h.handleLeave))
 	h.overlay.Handle(serviceDescriptor, h.counted(h.handleDescriptor))
+	h.overlay.Handle(serviceRenew, h.counted(h.handleRenew))
 	h.overlay.OnLink(h.link)
 	h.overlay.OnSuspect(h.suspect)
 	return h, nil
@@ -626,6 +631,8 @@ type ReplicaStatus struct {
 	// Leaderless is how long no leader has been known here; 0 while one is. Without a leader the group serves nobody.
 	Leaderless time.Duration
 	Halted     bool // it has stopped for good; the group goes on without it
+	// Unleased is set at a leader that may not answer, since the root has not renewed the group's lease (policy lease).
+	Unleased bool
 }
 
 // Status returns the state of every replica on this host. It asks the goroutines that run them; ctx ends the wait.

@@ -57,11 +57,12 @@ func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
 // world is a small overlay on real hosts.
 type world struct {
-	genesis placement.Genesis
-	peers   []*testPeer
-	plan    placement.PlanTimes // zero: the defaults, which change nothing within the time of a test
-	fixed   bool                // nothing changes but by the test's hand
-	options func(i int) []libp2p.Option
+	genesis   placement.Genesis
+	peers     []*testPeer
+	plan      placement.PlanTimes // zero: the defaults, which change nothing within the time of a test
+	fixed     bool                // nothing changes but by the test's hand
+	options   func(i int) []libp2p.Option
+	genesisBy []func(*placement.Genesis)
 }
 
 type testPeer struct {
@@ -88,9 +89,9 @@ func (o told) OnSuspect(f func(p peer.ID, suspected bool)) {
 }
 
 // newWorld starts n peers of which 2f+1 have founded the overlay.
-func newWorld(t testing.TB, n, f int) *world {
+func newWorld(t testing.TB, n, f int, change ...func(*placement.Genesis)) *world {
 	t.Helper()
-	return new(world).begin(t, n, f, min(n, 2*f+1))
+	return (&world{genesisBy: change}).begin(t, n, f, min(n, 2*f+1))
 }
 
 // newWorldOn makes the hosts with further options.
@@ -100,9 +101,9 @@ func newWorldOn(t testing.TB, n, f int, options func(i int) []libp2p.Option) *wo
 }
 
 // newFixedWorld does the same, and groups keep their members, but for what the test does.
-func newFixedWorld(t testing.TB, n, f int) *world {
+func newFixedWorld(t testing.TB, n, f int, change ...func(*placement.Genesis)) *world {
 	t.Helper()
-	return (&world{fixed: true}).begin(t, n, f, min(n, 2*f+1))
+	return (&world{fixed: true, genesisBy: change}).begin(t, n, f, min(n, 2*f+1))
 }
 
 // newPlannedWorld starts n peers, of which the first ones have founded the overlay, whose groups follow the peers within seconds.
@@ -117,6 +118,9 @@ func (w *world) begin(t testing.TB, n, f, founders int) *world {
 	w.genesis = placement.Defaults()
 	w.genesis.Name, w.genesis.F, w.genesis.RootKey = t.Name(), f, make(ed25519.PublicKey, ed25519.PublicKeySize)
 	w.genesis.Nonce[0] = 1
+	for _, c := range w.genesisBy {
+		c(&w.genesis)
+	}
 	var first []peer.AddrInfo
 	for i := range n {
 		p := w.add(t)

@@ -352,7 +352,9 @@ func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspa
 		}
 		h.corrected(d, r)
 		if r.status == pb.Status_NOT_LEADER {
-			last = fmt.Errorf("no leader known at %v", member.node)
+			if !errors.Is(last, errNoLease) { // who leads has said already what is the matter
+				last = fmt.Errorf("no leader known at %v", member.node)
+			}
 			round.hint(r.leader)
 			continue
 		}
@@ -364,7 +366,9 @@ func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspa
 			h.locator.led(d.Group, member.node)
 			return nil
 		}
-		last = fmt.Errorf("%v answered %v", member.node, r.status)
+		if last = fmt.Errorf("%v answered %v", member.node, r.status); r.status == pb.Status_NO_LEASE {
+			last = fmt.Errorf("%w: says %v", errNoLease, member.node)
+		}
 	}
 }
 

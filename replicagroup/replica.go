@@ -22,10 +22,11 @@ const (
 	timerNews                                   // no leader was heard of for a while
 	timerParting                                // the group has removed this replica, by what others say
 	timerPlan                                   // of the plan of view changes
+	timerLease                                  // the root's leader looks for groups whose lease is over
 )
 
 // hostTimers are those that run beside the engine's.
-var hostTimers = []order.TimerKind{timerDeadline, timerResend, timerNews, timerParting, timerPlan}
+var hostTimers = []order.TimerKind{timerDeadline, timerResend, timerNews, timerParting, timerPlan, timerLease}
 
 // replica is one group's replica on this host: an engine that orders and a table of sessions and machines that executes.
 // It belongs to its shard's goroutine.
@@ -71,6 +72,9 @@ type replica struct {
 	partings  []chan<- error
 	plan      *plan // of view changes, while this replica leads
 	contention
+
+	lease    *leaseCell // nil: it needs none to answer
+	granting *granting  // nil but at the root's replicas under policy lease
 
 	leaderless automaton.Instant // unless led: since when
 	aside      bool              // what it has is put aside when it ends
@@ -118,6 +122,13 @@ func keyOf(c order.Command) commandKey {
 // start gives the engine its randomness, which sets its timers going.
 func (r *replica) start(s *shard) {
 	r.shard = s
+	switch h := s.host; {
+	case h.leases == nil:
+	case r.group == h.root:
+		r.granting = newGranting(h.genesis, r)
+	default:
+		r.lease = new(leaseCell)
+	}
 	if v := former(r.view); v.Num > r.descriptor.View.Num {
 		if d, ok := r.describe(v); ok {
 			r.descriptor = d
@@ -247,7 +258,9 @@ func (r *replica) deliver(entries []order.Entry) {
 			r.result(keyOf(e.Cmd), statusToPB(res.Status), res.Data)
 		}
 		if leading && len(s.outputs.List) > 0 {
-			s.host.push(r.group, &s.outputs)
+			if r.leased() {
+				s.host.push(r.group, &s.outputs)
+			}
 			r.resendLater()
 		}
 		r.gathered++
@@ -267,6 +280,10 @@ func (r *replica) deliver(entries []order.Entry) {
 // result answers everybody who waits for a command that was executed.
 func (r *replica) result(key commandKey, status pb.Status, data []byte) {
 	if _, ok := r.waiting[key]; ok {
+		if !r.leased() { // it has taken effect, and who asks again will hear of it from whoever may answer
+			r.answer(key, marshal(&pb.Reply{Status: pb.Status_DROPPED}))
+			return
+		}
 		r.shard.reply = appendResult(r.shard.reply[:0], status, data)
 		r.answer(key, r.shard.reply)
 	}
@@ -339,6 +356,8 @@ func (r *replica) ready(call caller) bool {
 		r.shard.host.absent(r.group, call)
 	case !r.leading:
 		call.Reply(marshal(r.notLeader()))
+	case !r.leased():
+		call.Reply(marshal(noLease()))
 	default:
 		return true
 	}
@@ -373,6 +392,9 @@ func (r *replica) propose(e *commandEvent) bool {
 func (r *replica) proposeAll() {
 	all := r.proposing
 	r.proposing = nil
+	if r.granting != nil {
+		all = r.granting.allowed(all)
+	}
 	r.step(order.ProposeAll{List: all})
 	clear(all)
 	r.shard.spare = all[:0]
@@ -417,7 +439,11 @@ func (r *replica) serveBlocked() {
 func (r *replica) serve(q *queryEvent) {
 	r.waiters--
 	status, data := r.table.Query(q.service, q.from, q.data)
-	q.call.Reply(marshal(&pb.Reply{Status: statusToPB(status), Data: data}))
+	if r.leased() {
+		q.call.Reply(marshal(&pb.Reply{Status: statusToPB(status), Data: data}))
+	} else {
+		q.call.Reply(marshal(noLease()))
+	}
 	r.over(q.from)
 }
 
@@ -434,6 +460,8 @@ func (r *replica) expired(kind order.TimerKind) {
 		r.part()
 	case timerPlan:
 		r.planExpired()
+	case timerLease:
+		r.granting.step(placement.Wake{})
 	default:
 		r.step(order.Timer{Kind: kind, Epoch: *r.epochOf(kind), Now: time.Duration(r.shard.now)})
 	}
@@ -449,6 +477,12 @@ func (r *replica) afterStep() {
 	if leading != r.leading {
 		r.leading = leading
 		r.ticking = false
+		if r.lease != nil {
+			r.shard.host.leases.lead(r, leading)
+		}
+		if r.granting != nil {
+			r.granting.lead(leading)
+		}
 		if leading {
 			r.planBegin()
 		} else {
@@ -505,7 +539,9 @@ func (r *replica) resend() {
 	s.outputs.Reset()
 	r.table.Resend(&s.outputs)
 	if len(s.outputs.List) > 0 {
-		s.host.push(r.group, &s.outputs)
+		if r.leased() {
+			s.host.push(r.group, &s.outputs)
+		}
 		r.resendLater()
 	}
 }
@@ -523,6 +559,12 @@ func (r *replica) halt(reason string) {
 		return
 	}
 	r.halted = true
+	if r.lease != nil {
+		r.shard.host.leases.lead(r, false)
+	}
+	if r.granting != nil {
+		r.granting.lead(false)
+	}
 	if reason == order.Removed {
 		r.shard.parting = append(r.shard.parting, r)
 	} else {

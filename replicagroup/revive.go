@@ -339,6 +339,10 @@ func (c *creator) revive(known placement.Child, force bool, req *dht.Request) {
 		return
 	}
 	log.Warnw("reviving a group", "group", known.Group, "force", force, "roll", roll.String())
+	if h := c.host; h.leases != nil { // the lease it may have has to be over first
+		h.shardOf(h.root).box.Put(doomEvent{reviveEvent{known.Group.Prefix, known.Group.Gen, force, req}})
+		return
+	}
 	c.take(placement.ReviveLost{Known: known}, req)
 }
 

@@ -29,9 +29,9 @@ type lostWorld struct {
 	others  []*testPeer // peers that are no members
 }
 
-func newLostWorld(t *testing.T, ctx context.Context) *lostWorld {
+func newLostWorld(t *testing.T, ctx context.Context, change ...func(*placement.Genesis)) *lostWorld {
 	t.Helper()
-	w := &lostWorld{world: newWorld(t, 8, 1)}
+	w := &lostWorld{world: newWorld(t, 8, 1, change...)}
 	for i := range 200 {
 		w.key = keyspace.Preimage(fmt.Sprint("key ", i)).Key()
 		d, err := w.peers[0].groups.Locate(ctx, w.key)

@@ -330,6 +330,7 @@ func (e suspectEvent) handle(s *shard) {
 		}
 		if r.leading {
 			r.planPeer(e.peer, !e.down)
+			r.poll()
 		}
 	}
 }
@@ -355,6 +356,7 @@ func (e statusEvent) handle(s *shard) {
 	for _, r := range s.replicas {
 		all = append(all, ReplicaStatus{
 			Group: r.group, Descriptor: r.descriptor, Status: r.engine.Status(), Halted: r.halted, Leaderless: r.silence(),
+			Unleased: r.leading && !r.leased(),
 		})
 	}
 	e.answer <- all

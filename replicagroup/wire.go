@@ -30,6 +30,7 @@ const (
 	serviceEndorse    = "group/endorse"
 	serviceLeave      = "group/leave"
 	serviceDescriptor = "group/descriptor"
+	serviceRenew      = "group/renew"
 )
 
 // engineMessagesMax bounds the messages in one batch, which a sender cuts by bytes.

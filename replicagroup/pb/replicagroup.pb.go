@@ -42,6 +42,7 @@ const (
 	Status_LIMIT              Status = 12 // too many sessions
 	Status_TOO_LARGE          Status = 13
 	Status_ALIVE              Status = 14 // a majority of the group's voters answers: it is not revived. data says who
+	Status_NO_LEASE           Status = 15 // the group may not answer, since its parent has not renewed its lease; nothing was proposed. Ask again later
 )
 
 // Enum value maps for Status.
@@ -62,6 +63,7 @@ var (
 		12: "LIMIT",
 		13: "TOO_LARGE",
 		14: "ALIVE",
+		15: "NO_LEASE",
 	}
 	Status_value = map[string]int32{
 		"STATUS_UNSPECIFIED": 0,
@@ -79,6 +81,7 @@ var (
 		"LIMIT":              12,
 		"TOO_LARGE":          13,
 		"ALIVE":              14,
+		"NO_LEASE":           15,
 	}
 )
 
@@ -1468,6 +1471,97 @@ func (x *DescriptorPush) GetDescriptor_() []byte {
 	return nil
 }
 
+// Service "group/renew", at the parent's leader, under policy lease: the sender leads these groups and asks for their leases. The
+// lease counts from before this was sent. Answered by Reply with OK, whose data is a RenewAnswer, or with NOT_LEADER, NOT_HERE,
+// BUSY or DROPPED: then nothing is granted.
+type RenewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*Group               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RenewRequest) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type RenewAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refused       []uint32               `protobuf:"varint,1,rep,packed,name=refused,proto3" json:"refused,omitempty"` // indices of the groups whose generation does not live; the others are granted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewAnswer) Reset() {
+	*x = RenewAnswer{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewAnswer) ProtoMessage() {}
+
+func (x *RenewAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewAnswer.ProtoReflect.Descriptor instead.
+func (*RenewAnswer) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RenewAnswer) GetRefused() []uint32 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
 var File_replicagroup_pb_replicagroup_proto protoreflect.FileDescriptor
 
 const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
@@ -1571,7 +1665,11 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\x0eDescriptorPush\x12\x1e\n" +
 	"\n" +
 	"descriptor\x18\x01 \x01(\fR\n" +
-	"descriptor*\xd3\x01\n" +
+	"descriptor\"G\n" +
+	"\fRenewRequest\x127\n" +
+	"\x06groups\x18\x01 \x03(\v2\x1f.latchkey.replicagroup.v1.GroupR\x06groups\"'\n" +
+	"\vRenewAnswer\x12\x18\n" +
+	"\arefused\x18\x01 \x03(\rR\arefused*\xe1\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\x0e\n" +
@@ -1590,7 +1688,8 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\aREFUSED\x10\v\x12\t\n" +
 	"\x05LIMIT\x10\f\x12\r\n" +
 	"\tTOO_LARGE\x10\r\x12\t\n" +
-	"\x05ALIVE\x10\x0eB\x1aZ\x18latchkey/replicagroup/pbb\x06proto3"
+	"\x05ALIVE\x10\x0e\x12\f\n" +
+	"\bNO_LEASE\x10\x0fB\x1aZ\x18latchkey/replicagroup/pbb\x06proto3"
 
 var (
 	file_replicagroup_pb_replicagroup_proto_rawDescOnce sync.Once
@@ -1605,7 +1704,7 @@ func file_replicagroup_pb_replicagroup_proto_rawDescGZIP() []byte {
 }
 
 var file_replicagroup_pb_replicagroup_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
 	(Status)(0),            // 0: latchkey.replicagroup.v1.Status
 	(*Group)(nil),          // 1: latchkey.replicagroup.v1.Group
@@ -1631,6 +1730,8 @@ var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
 	(*LeaveRequest)(nil),   // 21: latchkey.replicagroup.v1.LeaveRequest
 	(*LeaveReply)(nil),     // 22: latchkey.replicagroup.v1.LeaveReply
 	(*DescriptorPush)(nil), // 23: latchkey.replicagroup.v1.DescriptorPush
+	(*RenewRequest)(nil),   // 24: latchkey.replicagroup.v1.RenewRequest
+	(*RenewAnswer)(nil),    // 25: latchkey.replicagroup.v1.RenewAnswer
 }
 var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	3,  // 0: latchkey.replicagroup.v1.EngineBatch.messages:type_name -> latchkey.replicagroup.v1.EngineMessage
@@ -1643,11 +1744,12 @@ var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	1,  // 7: latchkey.replicagroup.v1.EndorseRequest.group:type_name -> latchkey.replicagroup.v1.Group
 	19, // 8: latchkey.replicagroup.v1.EndorseRequest.remove:type_name -> latchkey.replicagroup.v1.Removal
 	1,  // 9: latchkey.replicagroup.v1.LeaveRequest.group:type_name -> latchkey.replicagroup.v1.Group
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	1,  // 10: latchkey.replicagroup.v1.RenewRequest.groups:type_name -> latchkey.replicagroup.v1.Group
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_replicagroup_pb_replicagroup_proto_init() }
@@ -1661,7 +1763,7 @@ func file_replicagroup_pb_replicagroup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replicagroup_pb_replicagroup_proto_rawDesc), len(file_replicagroup_pb_replicagroup_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
