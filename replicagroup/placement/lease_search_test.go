@@ -69,7 +69,7 @@ func newLeaseSearch(step int16, child, parent1, parent2 int16, margin time.Durat
 		wait:  (30 + margin) * searchUnit,
 		group: order.GroupID{Overlay: g.ID(), Prefix: prefix(1)}, seen: make(map[situation]struct{})}
 	directory := func() *Directory {
-		d := NewDirectory(g)
+		d := NewDirectory(g, g.RootGroup())
 		d.children[s.group.Prefix] = Child{Descriptor: describe(s.group, hosts(1)), Started: 1}
 		return d
 	}
