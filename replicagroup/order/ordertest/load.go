@@ -84,7 +84,7 @@ func (m *member) carry(to sim.NodeID, s order.Send) {
 // a new member needs its snapshot, which takes three seconds and more to carry. The sender dies in the middle of that, and another begins anew. The
 // snapshot comes through once or twice, not again and again, and the member catches up and becomes a voter.
 func lateJoiner(s suite) error {
-	return parallel(s.count(8), func(i int) error {
+	return parallel(s.count(4), func(i int) error {
 		u := setup{
 			seed: s.seed + 9_000 + uint64(i), members: 3, spares: 1, clients: 8, keys: 40, faults: calm, think: patience / 100, quiet: true,
 			ballast: 1 << 20, carry: (1 << 20) / (3 + i%3),
@@ -143,7 +143,7 @@ func lateJoiner(s suite) error {
 // it nor the log that is kept for it grows without bound.
 func backPressure(s suite) error {
 	const waitingMax = 2 << 20 // bytes that wait for a disk or a machine; what the clients write in the time is some times that
-	return parallel(s.count(3), func(i int) error {
+	return parallel(s.count(2), func(i int) error {
 		u := setup{
 			seed: s.seed + 15_000 + uint64(i), members: 3 + 2*(i%2), clients: 12, keys: 100, faults: calm, quiet: true,
 			pad: 8 << 10, sync: time.Millisecond, quiesce: -1,
@@ -156,7 +156,7 @@ func backPressure(s suite) error {
 		// answered counts the answers of a while.
 		answered := func() (int, error) {
 			before := c.answersSoFar()
-			err := c.pass(3 * patience)
+			err := c.pass(2 * patience)
 			return c.answersSoFar() - before, err
 		}
 		well, err := answered()
