@@ -43,6 +43,13 @@ func InitDir(dir string, o InitOptions) (placement.Genesis, peer.ID, error) {
 	if err != nil {
 		return fail(err)
 	}
+	switch leased := placement.Leased; {
+	case c.Profile != config.Public:
+	case o.Regenesis == nil:
+		o.Regenesis = &leased
+	case *o.Regenesis != placement.Leased:
+		return fail(fmt.Errorf("%w: a public overlay has regenesis lease: nobody there is in a position to know that a group is lost, and to revive it", config.ErrInvalid))
+	}
 	s := DirSpec{Config: c}
 	if s.Key, _, err = crypto.GenerateEd25519Key(rand.Reader); err != nil {
 		return fail(fmt.Errorf("node: init: %w", err))

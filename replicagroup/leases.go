@@ -263,7 +263,7 @@ func (g *granting) answer(a placement.AnswerRenew) {
 	}
 	m := new(pb.RenewAnswer)
 	for i, group := range w.groups {
-		if slices.Contains(a.Refused, group) {
+		if n := len(m.Refused); n < len(a.Refused) && a.Refused[n] == group {
 			m.Refused = append(m.Refused, uint32(i))
 		}
 	}

@@ -17,6 +17,7 @@ import (
 func initVerb(a *app) *cobra.Command {
 	var o node.InitOptions
 	var f int
+	var regenesis string
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "make a peer and a new overlay in --path",
@@ -30,6 +31,11 @@ everybody who has not got it, before any protocol is spoken. It works over TCP a
   public    no key, anybody may join; TCP and QUIC, through NATs. init prints whom you then have to trust
   test      on the loopback only, with a key
   client, lowpower   host nothing, so they cannot be first: they are profiles of "latchkey join"
+
+--regenesis says, for good, how a group that has lost most of its members for good comes back:
+  manual   by "latchkey group revive". Groups go on while the overlay's root group is away
+  lease    by itself, within ten minutes, without what it knew. Groups answer only while they hold a lease of the root group,
+           of two minutes: if that is away for longer, no lock can be taken or kept
 
 The root of the overlay is in the directory "store" in --path when init is done: nobody but this peer has
 it, so it must not be lost. Nor must root.key, of which a copy should be kept elsewhere: it is the overlay's root key, which
@@ -45,6 +51,13 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 			if c.Flags().Changed("depth") && o.Depth <= 0 {
 				return usagef("init: --depth %d: it must be positive", o.Depth)
 			}
+			if c.Flags().Changed("regenesis") {
+				r, err := placement.ParseRegenesis(regenesis)
+				if err != nil {
+					return usagef("init: --regenesis %s: want manual or lease", regenesis)
+				}
+				o.Regenesis = &r
+			}
 			return a.init(o)
 		},
 	}
@@ -54,6 +67,7 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 	c.Flags().IntVar(&f, "f", 0, "0 to 3: how many crashes a full group survives (default 2: groups of five, where there are five peers)")
 	c.Flags().IntVar(&o.Depth, "depth", 0, fmt.Sprintf("%d to %d: 2^depth groups share the key space (default %d)",
 		placement.DepthMin, placement.DepthMax, placement.DepthDefault))
+	c.Flags().StringVar(&regenesis, "regenesis", "", "manual or lease: how a group that has lost most of its members for good comes back (default manual; lease if public)")
 	return c
 }
 
@@ -64,6 +78,7 @@ type made struct {
 	Overlay string   `json:"overlay"`
 	Name    string   `json:"overlay_name"`
 	Private bool     `json:"private"`
+	Revives string   `json:"regenesis"`
 	Profile string   `json:"profile"`
 	Listen  []string `json:"listen"`
 	RootKey string   `json:"root_key,omitempty"` // file; of init only
@@ -74,7 +89,7 @@ func (v made) write(w io.Writer) {
 	if v.Private {
 		kind = "private"
 	}
-	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Profile, strings.Join(v.Listen, " "))
+	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s, regenesis %s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Revives, v.Profile, strings.Join(v.Listen, " "))
 }
 
 func (a *app) init(o node.InitOptions) error {
@@ -88,7 +103,7 @@ func (a *app) init(o node.InitOptions) error {
 	if err != nil {
 		return err
 	}
-	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
+	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, g.Regenesis.String(), string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
 	if err := a.value(v, func(w io.Writer) {
 		v.write(w)
 		fmt.Fprintf(w, "keep\ta copy of %s elsewhere, and secret: no invitation carries it, and only with it can the overlay be given a new root if ever its root is lost\n", v.RootKey)

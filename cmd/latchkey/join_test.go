@@ -474,3 +474,31 @@ func TestAnAddressThatIsNotOursIsOneLine(t *testing.T) {
 	ok(t, at(t, public, "init", "--profile", "public"))
 	expect(t, at(t, public, "daemon", "--listen", "/ip4/192.0.2.77/udp/4701/quic-v1"), exitFailure, "cannot listen at", "192.0.2.77")
 }
+
+// A public overlay revives lost groups by itself, any other one where its founder wants that; joiners hear of it.
+func TestInitChoosesHowGroupsComeBack(t *testing.T) {
+	t.Parallel()
+	base := shortDir(t)
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"default": {nil, "regenesis manual"},
+		"manual":  {[]string{"--regenesis", "manual"}, "regenesis manual"},
+		"lease":   {[]string{"--regenesis", "lease"}, "regenesis lease"},
+		"public":  {[]string{"--profile", "public"}, "regenesis lease"},
+	} {
+		dir := filepath.Join(base, name)
+		p := ok(t, at(t, dir, append([]string{"init", "--listen", "/ip4/127.0.0.1/tcp/0"}, c.args...)...))
+		if !strings.Contains(p.out.String(), c.want) {
+			t.Errorf("%s: no %q in %s", name, c.want, p.out.String())
+		}
+		p = ok(t, at(t, dir, "invite"))
+		p = ok(t, fed(t, dir+"2", p.out.String(), "join", "-", "--listen", "/ip4/127.0.0.1/tcp/0"))
+		if !strings.Contains(p.out.String(), c.want) {
+			t.Errorf("%s: who joins sees no %q in %s", name, c.want, p.out.String())
+		}
+	}
+	expect(t, at(t, filepath.Join(base, "x"), "init", "--regenesis", "auto"), exitUsage, "want manual or lease")
+	expect(t, at(t, filepath.Join(base, "x"), "init", "--regenesis", "manual", "--profile", "public"), exitUsage, "a public overlay has regenesis lease")
+}

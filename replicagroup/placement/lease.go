@@ -18,7 +18,7 @@ import (
 // Limits of leases.
 const (
 	// RenewGroupsMax bounds the groups of one renewal, which names all that a peer leads.
-	RenewGroupsMax = 4096
+	RenewGroupsMax = 1 << 14 // as many as HostedMax
 	// RenewalsMax bounds the renewals that wait at a parent's leader for it to confirm that it leads; a further one is answered at
 	// once that nothing was granted, and its sender asks again.
 	RenewalsMax = 1024
@@ -155,11 +155,15 @@ func (h *LeaseHolder) renewed(refused []order.GroupID, now automaton.Instant, ou
 	if h.mutant == mutantCountFromReply {
 		until = now.Add(h.length)
 	}
+	no := make(map[order.GroupID]bool, len(refused))
+	for _, g := range refused {
+		no[g] = true
+	}
 	for _, g := range slices.SortedFunc(maps.Keys(h.waiting), order.GroupID.Compare) {
 		l := h.waiting[g]
 		switch {
 		case h.leases[g] != l: // another leadership; it has to ask for itself
-		case slices.Contains(refused, g):
+		case no[g]:
 			out = append(out, Refused{g})
 		default:
 			l.until = until
@@ -251,7 +255,7 @@ type GrantorAction interface{ isGrantorAction() }
 type (
 	// StartRound asks for a majority's confirmation that this replica leads, begun after this step; answered by [RoundEnded].
 	StartRound struct{ Round uint64 }
-	// AnswerRenew answers a [Renew]. With OK, everything but Refused is granted.
+	// AnswerRenew answers a [Renew]. With OK, everything but Refused is granted, which is in the order of the question.
 	AnswerRenew struct {
 		Ref     uint64
 		OK      bool
