@@ -48,7 +48,7 @@ type ensureEvent struct {
 func newCreator(h *Host) *creator {
 	return &creator{
 		host: h, box: driver.NewMailbox[creatorEvent](mailboxMax),
-		core:    placement.NewCreator(h.genesis, h.genesis.RootDescriptor().Peers),
+		core:    placement.NewCreator(h.genesis, h.firstRoot().Peers),
 		ensures: make(map[uint64]*dht.Request), asking: make(map[peer.ID]int), own: make(map[uint64]order.GroupID), wake: automaton.Never,
 	}
 }
@@ -175,7 +175,7 @@ func (c *creator) perform(a placement.CreatorAction) {
 			if a.Err != nil {
 				log.Warnw("a lost group was not revived; that is tried again", "group", g, "err", a.Err)
 			}
-			h.shardOf(h.root).box.Put(grantEvent{placement.RevivalEnded{Group: g}})
+			h.shardOf(h.rootGroup()).box.Put(grantEvent{placement.RevivalEnded{Group: g}})
 			return
 		}
 		if c.asking[req.From]--; c.asking[req.From] == 0 {
@@ -265,21 +265,26 @@ func (c *creator) handleEnsure(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	c.host.submit(c.host.root, ensureEvent{p, req}, req)
+	c.host.submit(c.host.rootGroup(), ensureEvent{p, req}, req)
 	return nil
 }
 
 func (e ensureEvent) handle(s *shard) {
 	h := s.host
-	r, ok := s.replicas[h.root]
+	r, ok := s.replicas[h.rootGroup()]
 	if !ok {
-		h.absent(h.root, e.req)
+		h.absent(h.rootGroup(), e.req)
 		return
 	}
 	if !r.ready(e.req) {
 		return
 	}
-	known, _ := r.directory().Lookup(e.prefix)
+	known, ok := r.directory().Lookup(e.prefix)
+	if left := r.directory().Quarantine() - r.table.Now(); !ok && left > 0 {
+		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY, Data: fmt.Appendf(nil,
+			"the root is new, and waits %v more for a group of prefix %v that may have survived", left.Round(time.Second), e.prefix)}))
+		return
+	}
 	if !h.creator.box.TryPut(creatorEvent{ev: placement.Ensure{Prefix: e.prefix, Known: known}, req: e.req}) {
 		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY}))
 	}
@@ -418,7 +423,7 @@ func (m *hosting) confirm(g order.GroupID) {
 	if err == nil {
 		res, err = placement.DecodeResult(data)
 	}
-	if g == m.host.root {
+	if g == m.host.rootGroup() {
 		res.Child.Descriptor, _ = m.host.locator.cached(g.Prefix)
 	}
 	m.box.Put(hostingEvent{ev: placement.Confirmed{Group: g, Child: res.Child, Err: err}})

@@ -71,6 +71,11 @@ type Config struct {
 	// Fixed says that the groups this peer leads keep the members they have, whatever becomes of them: for measurements that view
 	// changes would disturb.
 	Fixed bool
+	// Reseed is the newest reseed document the peer knows ([placement.OpenReseed]), as OnReseed was given it; nil: none.
+	Reseed []byte
+	// OnReseed makes a reseed document durable that was verified and is newer. The host acts on it once that has returned nil. It may
+	// block. Nil: documents are forgotten with the host.
+	OnReseed func(doc []byte) error
 }
 
 // Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
@@ -79,7 +84,6 @@ type Host struct {
 	overlay   Overlay
 	genesis   placement.Genesis
 	id        order.OverlayID
-	root      order.GroupID
 	store     Store
 	storeID   order.StoreID
 	clock     *driver.Clock
@@ -125,6 +129,8 @@ type Host struct {
 	active   map[peer.ID]int                  // and how many to watch it closely
 	meetings map[peer.ID]int                  // how many replicas here have a member at a peer
 	failed   error
+
+	reseedable
 }
 
 type counters struct {
@@ -145,12 +151,15 @@ func New(cfg Config) (*Host, error) {
 		return nil, fmt.Errorf("replicagroup: %w", err)
 	}
 	h := &Host{
-		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(), root: cfg.Genesis.RootGroup(),
+		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(),
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines, rejoins: cfg.Rejoins,
 		distrusts: cfg.Distrusts,
 		hosted:    make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
-		audits: make(chan struct{}, 1),
+		audits: make(chan struct{}, 1), reseedable: reseedable{onReseed: cfg.OnReseed, linked: make(map[peer.ID]bool)},
+	}
+	if err := h.seed(cfg.Reseed); err != nil {
+		return nil, err
 	}
 	if h.clock == nil {
 		h.clock = driver.NewClock()
@@ -193,6 +202,7 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceEnsure, h.counted(h.creator.handleEnsure))
 	h.overlay.Handle(serviceHost, h.counted(h.hosting.handleHost))
 	h.overlay.Handle(serviceStart, h.counted(h.hosting.handleStart))
+	h.overlay.Handle(serviceReseed, h.counted(h.handleReseed))
 	h.overlay.Handle(servicePresent, h.counted(h.handlePresent))
 	h.overlay.Handle(serviceRevive, h.counted(h.creator.handleRevive))
 	h.overlay.Handle(serviceProbe, h.counted(h.hosting.handleProbe))
@@ -240,6 +250,9 @@ func (h *Host) Start(ctx context.Context) error {
 		if err := h.checkFounding(known, retired); err != nil {
 			return err
 		}
+		if known, err = h.foundReseeded(known, retired); err != nil {
+			return err
+		}
 	}
 	for _, s := range h.shards {
 		h.wg.Go(func() {
@@ -280,15 +293,18 @@ func (h *Host) Start(ctx context.Context) error {
 // checkFounding refuses to go on when the overlay's root cannot exist any more, or is missing from the very store that it was
 // founded in and never left.
 func (h *Host) checkFounding(known []StoredReplica, retired map[order.GroupID]order.ReplicaID) error {
+	if h.reseeded() {
+		return nil // the root it founded is over
+	}
 	if len(h.genesis.Founders) != 1 || h.genesis.Founders[0].Node() != h.overlay.Node() {
 		return nil
 	}
 	for _, r := range known {
-		if r.Group == h.root {
+		if r.Group == h.rootGroup() {
 			return nil
 		}
 	}
-	if _, left := retired[h.root]; left {
+	if _, left := retired[h.rootGroup()]; left {
 		return nil
 	}
 	if h.rejoins && h.storeID != h.genesis.Founders[0].Store {
@@ -460,7 +476,7 @@ func (h *Host) fromParent(p peer.ID) bool {
 // machines makes the state machines of a group: the root's directory, or the services of a prefix.
 func (h *Host) machines(g order.GroupID) map[string]session.Machine {
 	m := make(map[string]session.Machine)
-	if g == h.root {
+	if g.Prefix.Len == 0 {
 		m[placement.Service] = newDirectoryMachine(h.genesis, g, h.creator.moved)
 		return m
 	}
@@ -598,6 +614,7 @@ func (h *Host) handleOutput(req *dht.Request) error {
 
 // link tells every shard that a peer came or went.
 func (h *Host) link(p peer.ID, up bool) {
+	h.linkedTo(p, up)
 	if root, _ := h.locator.cached(keyspace.Prefix{}); up && slices.ContainsFunc(root.Peers, func(m placement.Peer) bool { return m.ID == string(p) }) {
 		h.auditDue()
 	}

@@ -170,16 +170,23 @@ func (w *world) add(t testing.TB) *testPeer {
 
 func (w *world) start(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo) {
 	t.Helper()
+	w.startWith(t, p, bootstrap, func(*Config) {})
+}
+
+func (w *world) startWith(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo, change func(*Config)) {
+	t.Helper()
 	var err error
 	p.overlay, err = dht.New(p.host, dht.WithOverlayID(w.genesis.ID()), dht.WithBootstrap(bootstrap...))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.groups, err = New(Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Store: frail{p.store, p}, Plan: w.plan, Fixed: w.fixed,
+	cfg := Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Store: frail{p.store, p}, Plan: w.plan, Fixed: w.fixed,
 		Services: map[string]MachineFactory{
 			"count": func(order.GroupID) session.Machine { return new(counter) },
 			"blob":  func(order.GroupID) session.Machine { return new(blob) },
-		}})
+		}}
+	change(&cfg)
+	p.groups, err = New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

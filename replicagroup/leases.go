@@ -314,7 +314,7 @@ func (e roundEnd) Reply(data []byte) {
 type grantEvent struct{ ev placement.GrantorEvent }
 
 func (e grantEvent) handle(s *shard) {
-	if r, ok := s.replicas[s.host.root]; ok && r.granting != nil {
+	if r, ok := s.replicas[s.host.rootGroup()]; ok && r.granting != nil {
 		r.granting.step(e.ev)
 	}
 }
@@ -339,15 +339,15 @@ func (h *Host) handleRenew(req *dht.Request) error {
 		}
 		e.groups = append(e.groups, group)
 	}
-	h.submit(h.root, e, req)
+	h.submit(h.rootGroup(), e, req)
 	return nil
 }
 
 func (e renewEvent) handle(s *shard) {
-	r, ok := s.replicas[s.host.root]
+	r, ok := s.replicas[s.host.rootGroup()]
 	switch {
 	case !ok:
-		s.host.absent(s.host.root, e.req)
+		s.host.absent(s.host.rootGroup(), e.req)
 	case r.granting == nil:
 		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: []byte("the overlay has no leases")}))
 	case r.ready(e.req):
@@ -363,9 +363,9 @@ type doomEvent struct{ reviveEvent }
 
 func (e doomEvent) handle(s *shard) {
 	h := s.host
-	r, ok := s.replicas[h.root]
+	r, ok := s.replicas[h.rootGroup()]
 	if !ok {
-		h.absent(h.root, e.req)
+		h.absent(h.rootGroup(), e.req)
 		return
 	}
 	if !r.ready(e.req) {

@@ -51,7 +51,7 @@ func newLocator(h *Host) *locator {
 		flights: make(map[keyspace.Prefix]*flight),
 		anchors: make(map[keyspace.Prefix]keyspace.Preimage),
 	}
-	l.put(h.genesis.RootDescriptor())
+	l.put(h.firstRoot())
 	return l
 }
 
@@ -67,6 +67,9 @@ func (l *locator) cached(p keyspace.Prefix) (placement.Descriptor, bool) {
 
 // put remembers a descriptor unless a newer one is known. Its peers become known to the overlay.
 func (l *locator) put(d placement.Descriptor) {
+	if d.Group.Prefix.Len == 0 && d.Group != l.host.rootGroup() {
+		return // only the root key makes another root
+	}
 	l.mu.Lock()
 	e, ok := l.known[d.Group.Prefix]
 	switch {
@@ -89,7 +92,7 @@ func (l *locator) put(d placement.Descriptor) {
 func (l *locator) evictLocked() {
 	for len(l.known) > descriptorsMax {
 		e := l.recent.Back()
-		if e.Value.(*knownGroup).descriptor.Group == l.host.root {
+		if e.Value.(*knownGroup).descriptor.Group == l.host.rootGroup() {
 			l.recent.MoveToFront(e)
 			continue
 		}
@@ -368,6 +371,8 @@ func (h *Host) askLeader(ctx context.Context, d placement.Descriptor, key keyspa
 		}
 		if last = fmt.Errorf("%v answered %v", member.node, r.status); r.status == pb.Status_NO_LEASE {
 			last = fmt.Errorf("%w: says %v", errNoLease, member.node)
+		} else if len(r.data) > 0 {
+			last = fmt.Errorf("%w: %s", last, r.data)
 		}
 	}
 }

@@ -124,7 +124,7 @@ func (r *replica) start(s *shard) {
 	r.shard = s
 	switch h := s.host; {
 	case h.leases == nil:
-	case r.group == h.root:
+	case r.group.Prefix.Len == 0:
 		r.granting = newGranting(h.genesis, r)
 	default:
 		r.lease = new(leaseCell)
@@ -488,7 +488,7 @@ func (r *replica) afterStep() {
 		} else {
 			r.planEnd()
 		}
-		if r.group == r.shard.host.root {
+		if r.group.Prefix.Len == 0 {
 			r.shard.host.creator.feed(placement.LeaderChange{Leading: leading, Unstarted: r.directory().Unstarted()})
 		}
 		if leading {
@@ -496,6 +496,9 @@ func (r *replica) afterStep() {
 			// The first stamp of a new leader adds nothing to log time; what comes after it does.
 			r.tick()
 			r.resend()
+			if r.shard.host.reseeded() {
+				r.shard.host.auditDue() // the new root may not know of this group
+			}
 		} else {
 			r.shard.timers.Stop(timerKey{r, timerDeadline})
 			r.shard.timers.Stop(timerKey{r, timerResend})

@@ -242,7 +242,7 @@ func (h *Host) Revive(ctx context.Context, p keyspace.Prefix, gen uint64, force 
 	var last error
 	for {
 		if _, err := h.Child(ctx, p); err != nil { // finds the root's leader, too
-			return placement.Descriptor{}, noQuorum(err, h.root, last)
+			return placement.Descriptor{}, noQuorum(err, h.rootGroup(), last)
 		}
 		root, _ := h.locator.cached(keyspace.Prefix{})
 		leader, ok := root.View.MemberAt(h.locator.leader(root.Group))
@@ -255,7 +255,7 @@ func (h *Host) Revive(ctx context.Context, p keyspace.Prefix, gen uint64, force 
 			last = err
 		}
 		if err := pause(ctx, retryPause); err != nil {
-			return placement.Descriptor{}, noQuorum(err, h.root, last)
+			return placement.Descriptor{}, noQuorum(err, h.rootGroup(), last)
 		}
 	}
 }
@@ -302,15 +302,15 @@ func (c *creator) handleRevive(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	c.host.submit(c.host.root, reviveEvent{p, m.Gen, m.Force, req}, req)
+	c.host.submit(c.host.rootGroup(), reviveEvent{p, m.Gen, m.Force, req}, req)
 	return nil
 }
 
 func (e reviveEvent) handle(s *shard) {
 	h := s.host
-	r, ok := s.replicas[h.root]
+	r, ok := s.replicas[h.rootGroup()]
 	if !ok {
-		h.absent(h.root, e.req)
+		h.absent(h.rootGroup(), e.req)
 		return
 	}
 	if !r.ready(e.req) {
@@ -340,7 +340,7 @@ func (c *creator) revive(known placement.Child, force bool, req *dht.Request) {
 	}
 	log.Warnw("reviving a group", "group", known.Group, "force", force, "roll", roll.String())
 	if h := c.host; h.leases != nil { // the lease it may have has to be over first
-		h.shardOf(h.root).box.Put(doomEvent{reviveEvent{known.Group.Prefix, known.Group.Gen, force, req}})
+		h.shardOf(h.rootGroup()).box.Put(doomEvent{reviveEvent{known.Group.Prefix, known.Group.Gen, force, req}})
 		return
 	}
 	c.take(placement.ReviveLost{Known: known}, req)
@@ -412,6 +412,10 @@ func (h *Host) audit() {
 				log.Debugw("the groups here were not compared with the directory", "err", err)
 				continue
 			}
+			if err := h.register(children); err != nil {
+				log.Debugw("the root was not told of the groups led here", "err", err)
+				continue
+			}
 			for _, c := range children {
 				if g := (order.GroupID{Overlay: h.id, Prefix: c.Prefix, Gen: c.Gen}); c.Gen > 0 && h.outlived(g) {
 					h.hosting.box.Put(hostingEvent{ev: placement.Superseded{Live: g}})
@@ -427,7 +431,7 @@ func (h *Host) hostsPrefixes() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for g := range h.hosted {
-		if g != h.root {
+		if g != h.rootGroup() {
 			return true
 		}
 	}

@@ -32,6 +32,13 @@ type lostWorld struct {
 func newLostWorld(t *testing.T, ctx context.Context, change ...func(*placement.Genesis)) *lostWorld {
 	t.Helper()
 	w := &lostWorld{world: newWorld(t, 8, 1, change...)}
+	w.pick(t, ctx)
+	return w
+}
+
+// pick finds such a key.
+func (w *lostWorld) pick(t *testing.T, ctx context.Context) {
+	t.Helper()
 	for i := range 200 {
 		w.key = keyspace.Preimage(fmt.Sprint("key ", i)).Key()
 		d, err := w.peers[0].groups.Locate(ctx, w.key)
@@ -49,11 +56,10 @@ func newLostWorld(t *testing.T, ctx context.Context, change ...func(*placement.G
 			}
 		}
 		if len(d.View.Members) == 3 && len(w.outside) >= 2 {
-			return w
+			return
 		}
 	}
 	t.Fatal("every group has two members of the root")
-	return nil
 }
 
 // runs reports whether a peer runs a replica of a group.

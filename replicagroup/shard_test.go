@@ -33,7 +33,7 @@ func (*overdue) Deadline() (time.Duration, bool) { return 0, true }
 // from making room.
 func TestRefusedTickDoesNotKeepATurnFromEnding(t *testing.T) {
 	d := testDescriptor()
-	h := &Host{clock: driver.NewClock(), root: order.GroupID{Overlay: d.Group.Overlay}}
+	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay}
 	s := newShard(h)
 	engine := new(busyEngine)
 	r := newReplica(1, d, engine, map[string]session.Machine{"count": new(overdue)}, 1)

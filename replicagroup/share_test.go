@@ -80,7 +80,7 @@ func (a *asker) ask(s *shard, r *replica, n int) {
 // asked returns a leading replica whose engine orders when told, and peers that can ask it.
 func newAsked(t *testing.T) (s *shard, r *replica, e *slowEngine, peers []*asker) {
 	d := testDescriptor()
-	h := &Host{clock: driver.NewClock(), root: order.GroupID{Overlay: d.Group.Overlay}}
+	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay}
 	h.locator = &locator{}
 	s, e = newShard(h), new(slowEngine)
 	r = newReplica(1, d, e, map[string]session.Machine{"count": new(counter)}, 1)

@@ -218,7 +218,7 @@ func (r *replica) askNews() {
 		ctx, cancel := context.WithTimeout(h.ctx, askTimeout)
 		defer cancel()
 		newest, answered := h.askPeers(ctx, d.Group.Prefix, peers)
-		if (!answered || parent && !placement.Newer(newest, d)) && d.Group != h.root {
+		if (!answered || parent && !placement.Newer(newest, d)) && d.Group != h.rootGroup() {
 			newest, _ = h.askParent(ctx, d.Group.Prefix)
 		}
 		if placement.Newer(newest, d) {

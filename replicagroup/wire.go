@@ -25,6 +25,7 @@ const (
 	serviceStart   = "group/start"
 	servicePresent = "group/present"
 	serviceRevive  = "group/revive"
+	serviceReseed  = "group/reseed"
 
 	serviceProbe      = "group/probe"
 	serviceEndorse    = "group/endorse"

@@ -542,6 +542,9 @@ func (d *Directory) Lookup(p keyspace.Prefix) (Child, bool) {
 	return ch, ok
 }
 
+// Quarantine returns the log time before which nothing is created; 0 in a root of the overlay's first generation.
+func (d *Directory) Quarantine() time.Duration { return d.quarantine }
+
 // Unstarted returns the children of which a member has not reported in, by rising prefix: what a new leader goes on with.
 func (d *Directory) Unstarted() []Child {
 	var list []Child

@@ -1,0 +1,200 @@
+package replicagroup
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/placement"
+)
+
+var rootKey = ed25519.NewKeyFromSeed(bytes.Repeat([]byte{5}, ed25519.SeedSize))
+
+// untilKnows waits until a peer's root is of a generation of the overlay.
+func (p *testPeer) untilKnows(t *testing.T, ctx context.Context, gen uint64) {
+	t.Helper()
+	for p.groups.rootGroup().Gen>>32 != gen {
+		if err := pause(ctx, 10*time.Millisecond); err != nil {
+			t.Fatalf("%v has a root of generation %d: %v", p.overlay.Node(), p.groups.rootGroup().Gen>>32, err)
+		}
+	}
+}
+
+func sign(t *testing.T, w *world, p *testPeer) []byte {
+	t.Helper()
+	r, err := p.groups.ProposeRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := r.Sign(w.genesis, rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// Conformance test 44: the root is lost for good; a peer that is left founds another one, which adopts the groups that survived, with what
+// they know, and makes none anew before they had time to come.
+func TestAnOverlayGetsANewRoot(t *testing.T) {
+	ctx := deadline(t, 90*time.Second)
+	lease := 4 * time.Second
+	w := &lostWorld{world: newWorld(t, 8, 1, func(g *placement.Genesis) {
+		g.RootKey, g.Lease = rootKey.Public().(ed25519.PublicKey), lease
+	})}
+	w.pick(t, ctx)
+	p, group := w.group.Group.Prefix, w.group.Group
+	dead := w.peers[:2] // of the root's three
+	for _, q := range dead {
+		if _, member := w.group.View.MemberAt(q.overlay.Node()); member && len(w.outside) < 2 {
+			t.Fatal("the group dies with the root")
+		}
+	}
+	founder := w.peers[7]
+	c := founder.groups.NewClient()
+	got, err := c.Do(ctx, w.key, "count", number(5))
+	if sum := sumOf(t, got, err); sum != 5 {
+		t.Fatalf("sum %d", sum)
+	}
+	early := sign(t, w.world, founder)
+
+	disks := []*MemoryStore{dead[0].kill(), dead[1].kill()}
+	got, err = c.Do(ctx, w.key, "count", number(1)) // groups go on without a root
+	if sum := sumOf(t, got, err); sum != 6 {
+		t.Fatalf("sum %d", sum)
+	}
+
+	// What is not signed by the root key is worth nothing.
+	forged := bytes.Clone(early)
+	forged[len(forged)-1]++
+	if err := founder.groups.Reseed(forged); !errors.Is(err, ErrReseed) || founder.groups.reseeded() {
+		t.Fatalf("a forged document: %v", err)
+	}
+	if err := founder.groups.Reseed(early); err != nil {
+		t.Fatal(err)
+	}
+	reseeded := time.Now()
+	if err := founder.groups.Reseed(early); err != nil {
+		t.Errorf("the same document again: %v", err)
+	}
+	for _, q := range w.peers[2:] {
+		q.untilKnows(t, ctx, 1)
+	}
+	if root := founder.groups.rootGroup(); root.Gen != 1<<32 {
+		t.Errorf("the root is %v", root)
+	}
+
+	// The group that survived is adopted under its own generation, and has lost nothing.
+	for {
+		child, err := w.peers[4].groups.Child(ctx, p)
+		if err == nil && child.Group == group {
+			break
+		}
+		if err != nil && !errors.Is(err, ErrNoGroup) {
+			t.Fatal(err)
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			t.Fatal("the surviving group was not adopted")
+		}
+	}
+	got, err = w.peers[5].groups.NewClient().Do(ctx, w.key, "count", number(1))
+	if sum := sumOf(t, got, err); sum != 7 {
+		t.Errorf("sum %d after the adoption", sum)
+	}
+
+	// A prefix that nobody came for gets a group of the new generation, when survivors have had their time.
+	var other keyspace.Key
+	for i := 0; ; i++ {
+		other = keyspace.Preimage(fmt.Sprint("new ", i)).Key()
+		if _, known := founder.groups.Known(w.genesis.PrefixOf(other)); !known && w.genesis.PrefixOf(other) != p {
+			break
+		}
+	}
+	if time.Since(reseeded) < lease/2 {
+		short, cancel := context.WithTimeoutCause(ctx, 300*time.Millisecond, errors.New("patience"))
+		defer cancel()
+		_, err := w.peers[6].groups.locator.ensure(short, w.genesis.PrefixOf(other))
+		if err == nil || !strings.Contains(err.Error(), "may have survived") {
+			t.Errorf("a group was made %v after the root: %v", time.Since(reseeded), err)
+		}
+	}
+	got, err = w.peers[6].groups.NewClient().Do(ctx, other, "count", number(2))
+	if sum := sumOf(t, got, err); sum != 2 {
+		t.Errorf("sum %d in a new group", sum)
+	}
+	if waited := time.Since(reseeded); waited < w.genesis.Drift.Shrink(lease) {
+		t.Errorf("a group was made after %v, want %v at least", waited, lease)
+	}
+	if child, err := w.peers[6].groups.Child(ctx, w.genesis.PrefixOf(other)); err != nil || child.Group.Gen != 1<<32 {
+		t.Errorf("it is %v, %v", child.Group, err)
+	}
+
+	// Members of the former root come back with their disks: they are told, and put it aside.
+	for i, q := range dead {
+		w.restart(t, q, disks[i])
+	}
+	for _, q := range w.peers[:3] {
+		q.untilKnows(t, ctx, 1)
+		q.untilBuried(t, ctx, w.genesis.RootGroup())
+	}
+	if _, err := dead[0].groups.Child(ctx, p); err != nil {
+		t.Errorf("a former member does not find the new root: %v", err)
+	}
+
+	// An older document, and another one of the same generation, change nothing.
+	r := placement.Reseed{Overlay: w.genesis.ID(), OverlayGen: 1, Founders: []placement.Host{{Peer: peerOfInfo(peer.AddrInfo{ID: w.peers[3].host.ID()}), Store: w.peers[3].store.ID()}}}
+	rival, err := r.Sign(w.genesis, rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.peers[3].groups.Reseed(rival); !errors.Is(err, ErrReseed) || w.peers[3].runs(t, ctx, r.RootGroup()) {
+		t.Errorf("a second root of the same generation: %v", err)
+	}
+}
+
+// The founder of a new root keeps the document, and begins the root once, when it was killed in between too; a store that is not the one
+// that was named never does.
+func TestANewRootBeginsOnceInTheStoreThatIsNamed(t *testing.T) {
+	w := newWorld(t, 2, 0, func(g *placement.Genesis) { g.RootKey = rootKey.Public().(ed25519.PublicKey) })
+	ctx := deadline(t, 30*time.Second)
+	p := w.peers[1]
+	doc := sign(t, w, p)
+	broken := errors.New("disk full")
+	p.groups.onReseed = func([]byte) error { return broken }
+	if err := p.groups.Reseed(doc); !errors.Is(err, broken) || p.groups.reseeded() {
+		t.Fatalf("a document that cannot be kept: %v", err)
+	}
+	store := p.kill()
+	start := func(s *MemoryStore) *Host {
+		t.Helper()
+		p.reborn(t)
+		p.store = s
+		w.startWith(t, p, []peer.AddrInfo{{ID: w.peers[0].host.ID(), Addrs: w.peers[0].host.Addrs()}}, func(c *Config) { c.Reseed = doc })
+		return p.groups
+	}
+	for range 2 {
+		h := start(store)
+		if m, ok := h.firstRoot().View.MemberAt(dht.NodeIDOf(p.host.ID())); !ok || m.ID != 1 || !p.runs(t, ctx, h.rootGroup()) {
+			t.Fatal("the new root does not run in the store that is named")
+		}
+		store = p.kill()
+	}
+	h := start(NewMemoryStore())
+	if p.runs(t, ctx, h.rootGroup()) {
+		t.Error("the new root began again in another store")
+	}
+	if _, err := New(Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Reseed: doc[1:]}); !errors.Is(err, placement.ErrMalformed) && !errors.Is(err, placement.ErrReseed) {
+		t.Errorf("a damaged document was taken: %v", err)
+	}
+	if _, err := (&Host{}).ProposeRoot(); !errors.Is(err, ErrReseed) {
+		t.Errorf("a host without a store would found: %v", err)
+	}
+}
