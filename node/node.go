@@ -78,6 +78,7 @@ type options struct {
 	refusals   *Refusals
 	knownPeers string // file; empty: none are kept
 	closing    func() error
+	plan       placement.PlanTimes
 }
 
 // Option configures [New].
@@ -119,6 +120,10 @@ func WithRefusals(r *Refusals) Option { return func(c *options) { c.refusals = r
 // WithDHT hands over a Kademlia instance of the caller's, on the same host, all of whose peers speak latchkey in this overlay.
 // Without it the node runs one of its own beside whatever the host has.
 func WithDHT(d *kaddht.IpfsDHT) Option { return func(c *options) { c.kad = d } }
+
+// WithPlanTimes sets when the groups that this node leads take in new members and replace those that are away, for overlays on one
+// machine, say (placement.TestnetPlanTimes). Default: placement.DefaultPlanTimes.
+func WithPlanTimes(t placement.PlanTimes) Option { return func(c *options) { c.plan = t } }
 
 // New makes a node on a libp2p host. It uses no network yet. The host must outlive the node.
 func New(h host.Host, opts ...Option) (*Node, error) {
@@ -183,6 +188,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		Declines: !overlay.Hosting(),
 		Rejoins:  len(c.bootstrap) > 0 || n.known != nil && len(n.known.peers) > 0,
 
+		Plan:      c.plan,
 		Distrusts: func(p peer.ID, s order.StoreID) bool { return overlay.Refuses(p, s) },
 	})
 	if err != nil {
@@ -273,6 +279,12 @@ func (n *Node) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Leave takes the node out of its groups before a [Node.Close]: it hands over leaderships and asks its groups to replace it, where
+// another peer can take its place. It blocks until they have, or have done without a leader for some seconds; at most
+// [replicagroup.LeaveTimeout], and until ctx ends. An error tells how many groups still count on the node; nothing is lost then
+// either. The node goes on until Close, but takes no new replicas before it is started anew.
+func (n *Node) Leave(ctx context.Context) error { return n.groups.Leave(ctx) }
 
 // watchStore stops the replicas when the store fails while nobody uses it.
 func (n *Node) watchStore() {

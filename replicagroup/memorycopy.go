@@ -11,6 +11,7 @@ import (
 // MemoryImage is what a [MemoryStore] held at one moment.
 type MemoryImage struct {
 	ID       order.StoreID
+	Starts   uint64          // that have used it
 	Replicas []StoredReplica // by group
 	Retired  []RetiredReplica
 }
@@ -37,7 +38,7 @@ func CopyMemory(stores ...*MemoryStore) ([]MemoryImage, error) {
 	}
 	var all []MemoryImage
 	for _, s := range stores {
-		m := MemoryImage{ID: s.disk.id, Replicas: s.disk.stored()}
+		m := MemoryImage{ID: s.disk.id, Starts: s.disk.attached + 1, Replicas: s.disk.stored()}
 		for g, id := range s.disk.used {
 			m.Retired = append(m.Retired, RetiredReplica{g, id})
 		}
@@ -54,6 +55,7 @@ func CopyMemory(stores ...*MemoryStore) ([]MemoryImage, error) {
 // of must not be used any more, or not in the same overlay: their replicas would be twins. An image that is none is refused.
 func NewMemoryStoreOf(m MemoryImage) (*MemoryStore, error) {
 	s := NewMemoryStoreAs(m.ID)
+	s.disk.attached, s.lease = m.Starts, m.Starts // the next one is later than all these
 	for _, r := range m.Replicas {
 		if r.Group.Prefix.Len > keyspace.Size*8 {
 			return nil, fmt.Errorf("replicagroup: image of store %v: a prefix of %d bits", m.ID, r.Group.Prefix.Len)

@@ -46,6 +46,9 @@ func TestACopyOfMemoryHoldsWhatTheStoreDid(t *testing.T) {
 	if got, err := c.Replicas(); err != nil || !reflect.DeepEqual(got, want) || c.ID() != s.ID() {
 		t.Errorf("store %v with %+v, %v; want %v with %+v", c.ID(), got, err, s.ID(), want)
 	}
+	if before, after := s.BootNonce(), c.BootNonce(); after.Count <= before.Count || after.Nonce == before.Nonce {
+		t.Errorf("start %+v after %+v", after, before)
+	}
 	if err := c.Create(Identity{Group: gone, Self: 7}); err == nil {
 		t.Error("the copy has forgotten a retired replica")
 	}

@@ -332,7 +332,7 @@ func (n *Network) bear(ctx context.Context, s *slot, knows ...*slot) error {
 	if err != nil {
 		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
 	}
-	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(store)}
+	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(store), node.WithPlanTimes(placement.TestnetPlanTimes())}
 	for _, k := range knows {
 		if k != s {
 			opts = append(opts, node.WithBootstrap(peer.AddrInfo{ID: k.id, Addrs: []ma.Multiaddr{k.addr}}))

@@ -118,8 +118,8 @@ func (n *Network) add(ctx context.Context) (*slot, error) {
 	return s, n.enforce()
 }
 
-// Leave ends peer i in an orderly way: it gives its locks back and closes its connections, which takes a few seconds when nobody
-// answers. ctx is looked at before it begins. The peer's place, identity and store stay, and [Network.Restart] takes them up
+// Leave ends peer i in an orderly way: its groups replace it, it gives its locks back and closes its connections, which takes a
+// few seconds, and longer when nobody answers. When ctx ends it goes unreplaced. The peer's place, identity and store stay, and [Network.Restart] takes them up
 // again. Errors: [ErrNoPeer], [ErrDown].
 func (n *Network) Leave(ctx context.Context, i int) error {
 	s, err := n.slot(i)
@@ -134,7 +134,7 @@ func (n *Network) Leave(ctx context.Context, i int) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	s.leave()
+	s.leave(ctx)
 	return nil
 }
 

@@ -230,8 +230,15 @@ func (s *slot) kill(witness ...func()) *Peer {
 }
 
 // leave ends the life s has in an orderly way. Called in turn, while up.
-func (s *slot) leave() {
-	s.present().bury() // not dead yet: this time others hear what it has to say
+func (s *slot) leave(ctx context.Context) {
+	p := s.present()
+	if p.server != nil {
+		p.server.Drain()
+	}
+	if err := p.node.Leave(ctx); err != nil {
+		log.Infow("a peer leaves and is not replaced everywhere", "peer", s.index, "err", err)
+	}
+	p.bury() // not dead yet: this time others hear what it has to say
 	s.kill()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	"latchkey/node"
 	"latchkey/node/api"
 	"latchkey/node/config"
+	"latchkey/replicagroup/placement"
 )
 
 func daemonVerb(a *app) *cobra.Command {
@@ -164,7 +165,11 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, offWire()) }()
-	n, host, err := dir.Run(ctx, conf, hostOpts)
+	var opts []node.Option
+	if *o.wireSocket != "" {
+		opts = append(opts, node.WithPlanTimes(placement.TestnetPlanTimes()))
+	}
+	n, host, err := dir.Run(ctx, conf, hostOpts, opts...)
 	if err != nil {
 		return err
 	}
@@ -181,9 +186,11 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	if *o.wireSocket == "" { // a testnet's divisions are meant, and silent
 		explaining.Go(func() { n.ExplainSolitude(ctx, dir.SwarmKey()) })
 	}
+	leaves := false
 	if err = a.ready(n.Info(), absolute(socket.Addr().String())); err == nil {
 		select {
 		case <-ctx.Done():
+			leaves = true
 		case <-n.Done():
 			err = n.Err()
 		case err = <-served:
@@ -191,6 +198,11 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	}
 	notify("STOPPING=1")
 	server.Drain()
+	if leaves {
+		if left := n.Leave(context.WithoutCancel(ctx)); left != nil {
+			fmt.Fprintf(a.err, "latchkey: note: %v; start it again, or they do without it\n", left)
+		}
+	}
 	stop(nil)
 	explaining.Wait()
 	// The socket goes last: when it has gone, so has everything else, and the directory is free.
