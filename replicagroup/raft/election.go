@@ -189,11 +189,18 @@ func (e *Engine) forget(out *order.Actions) {
 // link lets a leader find out what a member has, once messages to it were lost or flow again: the library probes it, beginning
 // with the next heartbeat's answer, instead of counting on appends and snapshots that went astray.
 //
-// Where the group sleeps nothing was under way. A follower makes sure then that the leader is still there, and still leads.
+// Where the group sleeps nothing was under way. A follower makes sure then that the leader is still there, and still leads; and a
+// leader that can be heard again, that it still does: the group may have gone on without it, and left it out even, so that nobody
+// would tell it.
 func (e *Engine) link(l order.Link, out *order.Actions) {
 	if e.asleep {
-		if l.To == e.lead {
+		switch _, ok := e.view.Member(l.To); {
+		case !ok || l.To == e.cfg.Self:
+		case l.To == e.lead:
 			e.called(out)
+		case l.Up && e.role == etcd.StateLeader:
+			e.wake(out)
+			e.passOn(l.To, out)
 		}
 		return
 	}

@@ -19,7 +19,7 @@ import (
 //
 // Waking up. Who leads wakes by a proposal, read, change or transfer, and by any message but a late answer to what was over
 // before it slept; in the latter case it sends heartbeats at once. Who follows wakes by the same, by a suspicion of the leader,
-// and by a link to the leader that broke or came back; unless it was woken by the leader, it wakes the leader in turn. It waits
+// and by a link to the leader that broke or came back, and a leader by any link that came back; unless it was woken by the leader, it wakes the leader in turn. It waits
 // the whole election time-out from then on: a late message wakes, and deposes nobody. Only a suspicion lets it forget the leader
 // and campaign, as it does awake.
 //

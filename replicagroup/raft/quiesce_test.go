@@ -139,14 +139,20 @@ func TestNobodySleepsUnderALeaderThatIsSuspected(t *testing.T) {
 	}
 }
 
-// What a sleeping follower hears of its link to the leader makes it look; what a leader hears of others does not.
+// What a sleeping follower hears of its link to the leader makes it look; what a leader hears of others does when they are back.
 func TestALinkToTheLeaderWakes(t *testing.T) {
 	for _, up := range []bool{true, false} {
 		w, lead := sleepers(t, 6, 3, 0)
 		follower := w.nodes[lead.id%3+1]
 		w.step(lead, order.Link{To: follower.id, Up: up})
+		if lead.eng.Quiesced() == up {
+			t.Fatalf("a link of the leader's, up %v: it sleeps %v", up, !up)
+		}
+		w.awaitSleep()
+		w.step(lead, order.Link{To: 99, Up: up})
+		w.step(lead, order.Link{To: lead.id, Up: up})
 		if !w.asleep() {
-			t.Fatal("woken by a link of the leader's")
+			t.Fatal("woken by a link to nobody")
 		}
 		beats := lead.sent["MsgHeartbeat"]
 		w.step(follower, order.Link{To: lead.id, Up: up})
@@ -241,5 +247,31 @@ func TestWhichMessagesWakeALeader(t *testing.T) {
 			t.Errorf("%v of term %+d: asleep %v", c.typ, c.term, lead.eng.Quiesced())
 		}
 		w.awaitSleep()
+	}
+}
+
+// One that was even removed while it slept, cut off, hears nothing of the others any more. It finds out when a link is back.
+func TestALeaderThatWasRemovedAsleepStepsDown(t *testing.T) {
+	w, old := sleepers(t, 10, 3, 0)
+	rest := []order.ReplicaID{old.id%3 + 1, (old.id+1)%3 + 1}
+	w.split([]order.ReplicaID{old.id}, rest)
+	for _, id := range rest {
+		w.step(w.nodes[id], order.Suspect{Member: old.id})
+	}
+	if !w.run(electionTimeout, func() bool { return w.leader() != old }) {
+		t.Fatal("nobody else leads")
+	}
+	lead := w.leader()
+	w.pass(5 * HeartbeatDefault)
+	w.step(lead, order.Change{Ref: 50, From: lead.eng.view.Num, Remove: []order.ReplicaID{old.id}})
+	if !w.run(5*electionTimeout, func() bool { return len(w.newest.View.Members) == 2 && !w.newest.Joint }) {
+		t.Fatalf("%+v", lead.done[50])
+	}
+	w.awaitSleep()
+	w.split()
+	w.step(old, order.Link{To: rest[0], Up: true})
+	w.pass(3 * electionTimeout)
+	if _, leading := old.eng.Leader(); leading || old.eng.Quiesced() {
+		t.Errorf("%+v", old.eng.Status())
 	}
 }
