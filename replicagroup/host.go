@@ -355,7 +355,7 @@ func (h *Host) fail(err error) {
 	if !first {
 		return
 	}
-	if errors.Is(err, errTakenOver) || errors.Is(err, ErrTwin) {
+	if errors.Is(err, ErrTakenOver) || errors.Is(err, ErrTwin) {
 		log.Infow("host stops: its store has another user", "err", err)
 	} else {
 		log.Errorw("host stops: it cannot keep what it would have to promise", "err", err)

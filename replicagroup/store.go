@@ -115,15 +115,16 @@ func drawNonce() uint64 {
 // ID implements [Store].
 func (s *MemoryStore) ID() order.StoreID { return s.disk.id }
 
-// errTakenOver says that a store has another user now: this process is the dead one of the two.
-var errTakenOver = errors.New("taken over")
+// ErrTakenOver is matched, beside [ErrStore], when a store has another user now: who is told so is the dead one of the two, and nothing
+// is wrong with the store.
+var ErrTakenOver = errors.New("taken over")
 
 // lockDisk locks the disk for this handle; the caller unlocks it when there was no error.
 func (s *MemoryStore) lockDisk() error {
 	s.disk.mu.Lock()
 	if s.lease != s.disk.attached {
 		s.disk.mu.Unlock()
-		return fmt.Errorf("%w: %w by a later start of its peer: store %v", ErrStore, errTakenOver, s.disk.id)
+		return fmt.Errorf("%w: %w by a later start of its peer: store %v", ErrStore, ErrTakenOver, s.disk.id)
 	}
 	return nil
 }

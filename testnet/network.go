@@ -491,6 +491,15 @@ func (n *Network) Founders() []int {
 // Genesis returns the overlay's genesis document.
 func (n *Network) Genesis() placement.Genesis { return n.genesis }
 
+// ID returns the peer id of peer i, which need not be there yet: that of the next peer to join, for one, is known before.
+func (n *Network) ID(i int) peer.ID {
+	id, err := peer.IDFromPrivateKey(identity(n.opts.Seed, i))
+	if err != nil {
+		panic(err) // an ed25519 key that has none: only by a mistake here
+	}
+	return id
+}
+
 // IndexOf returns the number of the peer with this id in text form, or -1.
 func (n *Network) IndexOf(id string) int {
 	return slices.IndexFunc(n.all(), func(s *slot) bool { return s.id.String() == id })

@@ -77,8 +77,8 @@ type slot struct {
 	// turn is held through a start and an end. It guards the stores.
 	turn     sync.Mutex
 	store    *replicagroup.MemoryStore
-	storeDir string      // of the store on disk that there is in its place; empty: there is none
-	onDisk   *disk.Store // that store while a life has it
+	storeDir string // of the store on disk that there is in its place; empty: there is none
+	onDisk   *lent  // that store while a life has it
 
 	mu   sync.Mutex
 	wire *wire.Wire // of the life that is, or begins; nil while down
@@ -92,8 +92,11 @@ func (s *slot) open(g placement.Genesis) (replicagroup.Store, error) {
 		return s.store, nil
 	}
 	store, err := disk.Open(s.storeDir, disk.Options{Overlay: g.ID()})
-	s.onDisk = store
-	return store, err
+	if err != nil {
+		return nil, err
+	}
+	s.onDisk = &lent{Store: store}
+	return s.onDisk, nil
 }
 
 // shut takes the store away from the life that had it: whatever that does from now on leaves no trace. Called in turn.
@@ -107,7 +110,7 @@ func (s *slot) shut() error {
 	}
 	store := s.onDisk
 	s.onDisk = nil
-	return store.Close()
+	return store.take()
 }
 
 func (s *slot) socket() string {

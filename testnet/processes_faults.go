@@ -213,7 +213,7 @@ func (p *Processes) Resume(i int) error {
 }
 
 // Restart starts the process of a peer that is down, and waits until it and the others that it can reach are connected. It has
-// its identity and port of before, and an empty store. Errors: [ErrNoPeer], [ErrUp], [ErrClosed].
+// its identity, port and store of before. Errors: [ErrNoPeer], [ErrUp], [ErrClosed].
 func (p *Processes) Restart(ctx context.Context, i int) error {
 	p.mu.Lock()
 	s, err := p.placeLocked(i)

@@ -32,7 +32,7 @@ A partition is silence: nothing arrives across it, connections stay open, and wh
 The same seed gives the same peer ids, which are no secret: do not use them for anything else. A restarted peer finds
 its replicas again: in one process they are kept in its memory, which outlives a killed peer, and as processes on
 disk, in N/store. While more than f of a group's 2f+1 members are down, the group stands still.`,
-		Example: `  latchkey testnet demo                              # the whole story in some ten seconds
+		Example: `  latchkey testnet demo                              # the whole story in some twenty seconds
   latchkey testnet up                                # seven peers, until Ctrl-C; then, elsewhere:
   latchkey testnet run 0 -- latchkey lock x -- sleep 5
   latchkey testnet kill 3
@@ -81,10 +81,12 @@ func testnetDemoVerb(a *app) *cobra.Command {
 	var o demo.Options
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "watch seven peers lose a leader and a lock holder, and lose no increment",
+		Short: "watch seven peers lose a leader, a lock holder and each other, and lose no increment",
 		Long: `demo starts seven peers. Eight clients increment one counter in an ordinary file, 50 times each, guarded by
 nothing but a lock of the overlay and its fencing token. Mid-way the leader of the lock's group is killed, then a peer
-that holds the lock, then one is restarted. At the end the file and the recorded history are judged.
+that holds the lock; both come back. Then a peer joins and takes over a replica, the leader leaves and is replaced, and
+all seven that are left are stopped at once and started again from their disks, while locks are held. At the end the file,
+the recorded history and those locks are judged. It takes some twenty seconds.
 
 It exits 0 only if every check passed. It needs no daemon and no running testnet, and touches neither.`,
 		Example: `  latchkey testnet demo

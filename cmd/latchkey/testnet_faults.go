@@ -57,7 +57,7 @@ var peerVerbs = []peerVerb{
 	}, {
 		name: "restart", short: "start peers again that were killed or have left", done: "restarted", do: (*testnet.Remote).Restart, fits: notUp,
 		long: `restart starts each peer with the identity and the port it had, and waits until it and those that it can reach are
-connected. In one process it finds the replicas that it had; as a process of its own it has lost them.`,
+connected. It finds the replicas that it had.`,
 		example: `  latchkey testnet restart 3
   latchkey testnet restart 0-2`,
 	}, {

@@ -207,3 +207,42 @@ func TestLongestPauseCountsFromTheKillToTheLastGrant(t *testing.T) {
 		}
 	}
 }
+
+// ran is what a correct run came to.
+func ran() moves {
+	return moves{
+		newcomer: 7, joined: placing{leader: 1, voters: []int{1, 2, 7}}, joinTook: time.Second,
+		leaver: 1, led: true, left: placing{leader: 2, voters: []int{2, 5, 7}}, leaveTook: time.Second, leaveGap: 100 * time.Millisecond,
+		stopped: 7, restartTook: time.Second,
+		kept: []keptLock{{"a", 3, 3, true, true}, {"b", 4, 4, true, true}},
+	}
+}
+
+func TestMoveChecksCatchWhatDidNotHappen(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil                func(m *moves)
+		join, leave, restart string
+	}{
+		"a correct run":        {func(*moves) {}, "", "", ""},
+		"nothing happened":     {func(m *moves) { *m = moves{} }, "no peer that joined", "no peer that left", "0 peers were stopped"},
+		"others were taken in": {func(m *moves) { m.joined.voters = []int{1, 2, 3} }, "peer 7 joined and is none", "", ""},
+		"a group that shrank":  {func(m *moves) { m.joined.voters, m.left.voters = []int{1, 7}, []int{2, 7} }, "2 voters", "2 voters", ""},
+		"who left was none":    {func(m *moves) { m.leaver = 4 }, "", "was none of the voters", ""},
+		"who left is there":    {func(m *moves) { m.left.voters = []int{1, 2, 7} }, "", "left and is one", ""},
+		"it took long":         {func(m *moves) { m.leaveGap = 2*time.Second + 1 }, "", "is the most", ""},
+		"one was left running": {func(m *moves) { m.stopped = 6 }, "", "", "6 peers were stopped"},
+		"no grant afterwards":  {func(m *moves) { m.restartTook = 0 }, "", "", "not granted again"},
+		"no lock was held":     {func(m *moves) { m.kept = nil }, "", "", "no lock was held"},
+		"a lock was lost":      {func(m *moves) { m.kept[1].held = false }, "", "", "b was held"},
+		"a token was lost":     {func(m *moves) { m.kept[0].is = 2 }, "", "", "a was held with token 3"},
+		"nobody could tell":    {func(m *moves) { m.kept[0] = keptLock{name: "a", was: 3} }, "", "", "a was held"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := ran()
+			tc.spoil(&m)
+			verdict(t, checkJoin(m, 1), tc.join)
+			verdict(t, checkLeave(m, 1), tc.leave)
+			verdict(t, checkRestart(m, 7), tc.restart)
+		})
+	}
+}

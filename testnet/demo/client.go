@@ -57,13 +57,16 @@ func (d *demo) newClient(id int, p *testnet.Peer) *client {
 	}
 	locks := p.Node().NewLocks()
 	c.take = func(ctx context.Context) (hold, error) {
-		return locks.NetworkLock(ctx, LockName, lockservice.WithTTL(d.opts.TTL))
+		return locks.NetworkLock(ctx, d.lock, lockservice.WithTTL(d.opts.TTL))
 	}
 	return c
 }
 
-// errKilled ends a life. Nothing is done on the way out.
-var errKilled = errors.New("demo: killed")
+// errKilled ends a life. Nothing is done on the way out. errMoved ends one between two turns, to go on at another peer.
+var (
+	errKilled = errors.New("demo: killed")
+	errMoved  = errors.New("demo: moved")
+)
 
 // do runs an effect of the client; errKilled when its peer is dead. See [testnet.Peer.Do].
 func (c *client) do(effect func()) error {
@@ -77,6 +80,9 @@ func (c *client) do(effect func()) error {
 func (c *client) run(ctx context.Context) error {
 	for {
 		if done, err := c.turn(ctx); done || err != nil {
+			return err
+		}
+		if err := c.d.between(ctx, c); err != nil {
 			return err
 		}
 	}

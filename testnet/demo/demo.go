@@ -17,7 +17,7 @@ import (
 	"latchkey/testnet"
 )
 
-// LockName is the lock that the clients contend for.
+// LockName begins the name of the lock that the clients contend for.
 const LockName = "demo-counter"
 
 // Defaults and bounds of [Options].
@@ -55,6 +55,7 @@ type demo struct {
 	file    *lockservice.FileGuard
 	history *history.History
 	start   time.Time
+	lock    string       // that the clients contend for
 	lives   atomic.Int64 // of clients, begun so far
 
 	clients sync.WaitGroup
@@ -64,14 +65,18 @@ type demo struct {
 	kills  []time.Time
 	gaps   []time.Duration // by kill: the longest time without a grant
 	took   time.Duration   // up to the end of the play
+	moves  moves
 
 	mu       sync.Mutex
 	grants   []time.Time     // when a client was granted the lock
 	waits    []time.Duration // how long it had waited
 	writes   int             // increments written
 	running  map[*client]bool
-	finished []int // clients whose work is done
-	failure  error // the first error of a client that is none of the expected ones
+	finished []int         // clients whose work is done
+	leisure  time.Duration // what every client waits between two turns
+	leaving  int           // peer whose clients end with their turn; -1: none
+	moved    []int         // clients that did
+	failure  error         // the first error of a client that is none of the expected ones
 	changed  chan struct{}
 	eligible []int   // peers whose next holder is to be stopped; nil: none
 	caught   *heldBy // who was stopped so
@@ -98,7 +103,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	d := newDemo(opts, filepath.Join(dir, "counter"))
 	run, cancel := context.WithTimeoutCause(ctx, timeMax, fmt.Errorf("demo: not done within %v", timeMax))
 	defer cancel()
-	d.net, err = testnet.Up(run, testnet.Options{Seed: opts.Seed})
+	d.net, err = testnet.Up(run, testnet.Options{Seed: opts.Seed, StoreDir: filepath.Join(dir, "stores")})
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +129,7 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 func newDemo(opts Options, path string) *demo {
 	return &demo{
 		opts: opts, file: lockservice.NewFileGuard(path), history: history.New(), start: time.Now(),
-		running: map[*client]bool{}, changed: make(chan struct{}),
+		lock: LockName, leaving: -1, running: map[*client]bool{}, changed: make(chan struct{}),
 	}
 }
 
@@ -213,7 +218,9 @@ func (d *demo) begin(ctx context.Context, id, i int) error {
 			return // killed
 		}
 		delete(d.running, c)
-		if err != nil && ctx.Err() == nil {
+		if errors.Is(err, errMoved) {
+			d.moved = append(d.moved, c.id)
+		} else if err != nil && ctx.Err() == nil {
 			d.failure = errors.Join(d.failure, fmt.Errorf("demo: client %d at peer %d: %w", c.id, i, err))
 		} else if err == nil {
 			d.finished = append(d.finished, c.id)

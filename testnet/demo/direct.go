@@ -1,19 +1,27 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"latchkey/dht/keyspace"
+	"latchkey/node/api"
 )
 
-// The play, in parts of all increments: when the leader is killed, when the holder, and when the first victim comes back.
+// rootPrefix is the root group's.
+const rootPrefix = "/0"
+
+// The play, in parts of all increments: when the leader is killed, when the holder, and when the first victim comes back. What follows
+// does not wait for increments.
 const (
 	killLeaderAt = 0.25
-	killHolderAt = 0.50
-	restartAt    = 0.75
+	killHolderAt = 0.45
+	restartAt    = 0.60
 )
 
 // statusPoll is the pause between two questions to the overlay about who leads.
@@ -23,22 +31,42 @@ const statusPoll = 20 * time.Millisecond
 type placing struct {
 	leader int
 	voters []int
+	root   []int // voters of the root group
 }
 
-// direct plays the run: it starts the clients, kills and restarts peers by their roles, and returns when all clients are done.
+// direct plays the run: it starts the clients, kills and restarts peers by their roles, has one join and one leave, stops all and starts
+// them again from their disks, and returns when all clients are done.
 func (d *demo) direct(ctx context.Context) error {
-	at, err := d.place(ctx, 0)
+	newcomer := d.net.N()
+	if err := d.chooseLock(newcomer); err != nil {
+		return err
+	}
+	at, err := d.found(ctx)
 	if err != nil {
 		return err
 	}
-	d.tell("the lock %q lives in the group of peers %s, led by peer %d; peers %s keep the root", LockName, list(at.voters), at.leader, list(d.net.Founders()))
+	d.tell("the lock %q lives in the group of peers %s, led by peer %d; peers %s keep the root", d.lock, list(at.voters), at.leader, list(at.root))
 	for id := range d.opts.Clients {
 		if err := d.begin(ctx, id, id%d.net.N()); err != nil {
 			return err
 		}
 	}
 	d.tell("%d clients at %d peers begin: %d increments each", d.opts.Clients, min(d.opts.Clients, d.net.N()), d.opts.Each)
+	if err := d.strikeTwice(ctx); err != nil {
+		return err
+	}
+	if err := d.follow(ctx, newcomer); err != nil {
+		return err
+	}
+	if err := d.await(ctx, func() bool { return len(d.finished) == d.opts.Clients }); err != nil {
+		return err
+	}
+	d.tell("all clients are done")
+	return nil
+}
 
+// strikeTwice kills a leader and a holder, and restarts one of them.
+func (d *demo) strikeTwice(ctx context.Context) error {
 	if err := d.untilPart(ctx, killLeaderAt); err != nil {
 		return err
 	}
@@ -53,15 +81,22 @@ func (d *demo) direct(ctx context.Context) error {
 	if err := d.untilPart(ctx, killHolderAt); err != nil {
 		return err
 	}
+	at, err := d.place(ctx)
+	if err != nil {
+		return err
+	}
 	restarted := false
-	if d.eligiblePeers(d.voters()) == nil {
+	if d.eligiblePeers(at) == nil {
 		// Whoever holds the lock, its death would leave a group without a majority.
 		if err := d.restart(ctx, first); err != nil {
 			return err
 		}
 		restarted = true
+		if at, err = d.place(ctx); err != nil {
+			return err
+		}
 	}
-	second, stopped, err := d.killHolder(ctx)
+	second, stopped, err := d.killHolder(ctx, at)
 	if err != nil {
 		return err
 	}
@@ -78,40 +113,65 @@ func (d *demo) direct(ctx context.Context) error {
 	if err := d.restart(ctx, back); err != nil {
 		return err
 	}
-	if err := d.goOn(ctx, stopped, back); err != nil {
-		return err
-	}
-	if err := d.await(ctx, func() bool { return len(d.finished) == d.opts.Clients }); err != nil {
-		return err
-	}
-	d.tell("all clients are done")
-	return nil
+	return d.goOn(ctx, stopped, back)
 }
 
-// place asks peer i where the lock lives and who leads there, until somebody does.
-func (d *demo) place(ctx context.Context, i int) (placing, error) {
+// place asks the overlay where the lock lives and who leads there, until somebody does.
+func (d *demo) place(ctx context.Context) (placing, error) {
 	tick := time.NewTicker(statusPoll)
 	defer tick.Stop()
 	for {
-		p, err := d.net.Peer(i)
-		if err != nil {
-			return placing{}, err
-		}
-		key, err := p.Node().Key(ctx, LockName)
-		if err == nil && key.Group != nil && key.Group.Leader != "" {
-			at := placing{leader: d.net.IndexOf(key.Group.Leader)}
-			for _, id := range key.Group.Members {
-				at.voters = append(at.voters, d.net.IndexOf(id))
-			}
-			slices.Sort(at.voters)
+		at, err := d.ask(ctx)
+		if err == nil {
 			return at, nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return placing{}, fmt.Errorf("demo: peer %d cannot tell who leads the lock's group (last answer: %v): %w", i, err, context.Cause(ctx))
+			return placing{}, fmt.Errorf("demo: nobody can tell who leads the lock's group (last answer: %v): %w", err, context.Cause(ctx))
 		}
 	}
+}
+
+// ask asks all peers who the members of the lock's group and of the root are. Those that have the newest view tell.
+func (d *demo) ask(ctx context.Context) (at placing, err error) {
+	var lock, root api.HostedGroup
+	leader := ""
+	prefix := d.net.Genesis().PrefixOf(keyspace.Preimage(d.lock).Key()).String()
+	for _, i := range d.alive(-1) {
+		p, err := d.net.Peer(i)
+		if err != nil {
+			return at, err
+		}
+		groups, err := p.Node().HostedGroups(ctx)
+		if err != nil {
+			return at, err
+		}
+		for _, g := range groups {
+			switch {
+			case g.Prefix == prefix && g.View >= lock.View:
+				if g.View > lock.View {
+					leader = ""
+				}
+				lock, leader = g, cmp.Or(leader, g.Leader)
+			case g.Prefix == rootPrefix && g.View >= root.View:
+				root = g
+			}
+		}
+	}
+	at.leader = d.net.IndexOf(leader)
+	for _, id := range lock.Voters {
+		at.voters = append(at.voters, d.net.IndexOf(id))
+	}
+	for _, id := range root.Voters {
+		at.root = append(at.root, d.net.IndexOf(id))
+	}
+	slices.Sort(at.voters)
+	slices.Sort(at.root)
+	if !slices.Contains(d.alive(-1), at.leader) || len(at.root) == 0 {
+		return at, errors.New("demo: no leader")
+	}
+	return at, nil
 }
 
 // untilPart waits until this part of all increments has been written, or no client is running any more.
@@ -122,11 +182,11 @@ func (d *demo) untilPart(ctx context.Context, part float64) error {
 
 // killLeader kills the leader of the lock's group.
 func (d *demo) killLeader(ctx context.Context) (victim int, stopped []int, err error) {
-	at, err := d.place(ctx, 0)
+	at, err := d.place(ctx)
 	if err != nil {
 		return 0, nil, err
 	}
-	stopped, err = d.strike(fault{kind: killLeader, peer: at.leader, leader: at.leader, holder: -1, voters: at.voters})
+	stopped, err = d.strike(fault{kind: killLeader, peer: at.leader, leader: at.leader, holder: -1, voters: at.voters, root: at.root})
 	if err != nil {
 		return 0, nil, err
 	}
@@ -135,10 +195,9 @@ func (d *demo) killLeader(ctx context.Context) (victim int, stopped []int, err e
 }
 
 // killHolder kills a peer at the moment when one of its clients holds the lock.
-func (d *demo) killHolder(ctx context.Context) (victim int, stopped []int, err error) {
-	voters := d.voters()
+func (d *demo) killHolder(ctx context.Context, at placing) (victim int, stopped []int, err error) {
 	d.mu.Lock()
-	d.eligible = d.eligiblePeers(voters)
+	d.eligible = d.eligiblePeers(at)
 	d.mu.Unlock()
 	if err := d.await(ctx, func() bool { return d.caught != nil || len(d.running) == 0 }); err != nil {
 		return 0, nil, err
@@ -154,7 +213,7 @@ func (d *demo) killHolder(ctx context.Context) (victim int, stopped []int, err e
 	if err != nil {
 		return 0, nil, err
 	}
-	stopped, err = d.strike(fault{kind: killHolder, peer: victim, leader: -1, holder: holder, voters: voters})
+	stopped, err = d.strike(fault{kind: killHolder, peer: victim, leader: -1, holder: holder, voters: at.voters, root: at.root})
 	if err != nil {
 		return 0, nil, err
 	}
@@ -172,7 +231,7 @@ func (d *demo) holder(ctx context.Context, victim int, h *heldBy) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	info, err := witness.Node().Locks().Info(ctx, LockName)
+	info, err := witness.Node().Locks().Info(ctx, d.lock)
 	if err != nil {
 		return 0, fmt.Errorf("demo: ask who holds the lock: %w", err)
 	}
@@ -184,7 +243,6 @@ func (d *demo) holder(ctx context.Context, victim int, h *heldBy) (int, error) {
 
 // strike kills f.peer and keeps record of it.
 func (d *demo) strike(f fault) (stopped []int, err error) {
-	f.root = d.net.Founders()
 	d.faults = append(d.faults, f)
 	d.kills = append(d.kills, time.Now())
 	return d.kill(f.peer)
@@ -251,9 +309,6 @@ func (d *demo) restart(ctx context.Context, i int) error {
 	return nil
 }
 
-// voters returns the voters of the lock's group, which are fixed.
-func (d *demo) voters() []int { return d.faults[0].voters }
-
 // alive returns the peers that are up, without except.
 func (d *demo) alive(except int) []int {
 	var up []int
@@ -280,12 +335,12 @@ func (d *demo) leastLoaded() []int {
 
 // eligiblePeers returns the peers that are up and whose death would leave no more than f voters of the lock's group or of the
 // root down; nil when there is none.
-func (d *demo) eligiblePeers(voters []int) []int {
+func (d *demo) eligiblePeers(at placing) []int {
 	up := d.alive(-1)
 	var fit []int
 	for _, i := range up {
 		harmless := true
-		for _, group := range [][]int{voters, d.net.Founders()} {
+		for _, group := range [][]int{at.voters, at.root} {
 			down := len(group) - common(group, up)
 			if slices.Contains(group, i) {
 				down++

@@ -8,6 +8,9 @@
 // ([testnet.Peer.Do]): its goroutine sees and does nothing from the instant of the kill on. Later it is started anew at
 // another peer, and learns where it was from the file.
 //
+// After the kills a peer joins, close enough to where the lock is kept that its group has to take it in; the group's leader leaves; and
+// all peers are stopped at once and started again from their disks while locks are held.
+//
 // The checks are functions of what the run left behind: the file with its journal of writes, the history of acquires and
-// releases, and the record of faults. Each has a test with one bad specimen of every kind it exists to catch.
+// releases, the record of faults, and what the overlay said of its groups and locks. Each has a test with one bad specimen of every kind it exists to catch.
 package demo

@@ -7,22 +7,29 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"latchkey/testnet"
 )
 
 // Report is what a run came to. Its JSON form is part of the command line's contract.
 type Report struct {
 	OK         bool    `json:"ok"`    // every check passed
-	Peers      int     `json:"peers"` // of the testnet
+	Peers      int     `json:"peers"` // of the testnet, at its start
 	Increments int     `json:"increments"`
 	Kills      int     `json:"kills"`
 	LockP50us  int64   `json:"lock_p50_us"` // from asking for the contended lock to holding it
 	FailoverMS []int64 `json:"failover_ms"` // by kill: the longest time in which nobody was granted the lock
+	JoinMS     int64   `json:"join_ms"`     // until a peer that joined had taken over a replica
+	LeaveMS    int64   `json:"leave_ms"`    // until a peer was gone that left, and another had its place
+	RestartMS  int64   `json:"restart_ms"`  // from the end of all peers until the lock was granted again
+	Kept       int     `json:"kept"`        // locks held meanwhile that are held still, with their tokens
 	Checks     []Check `json:"checks"`
 
 	clients, each, restarts int
 	acquires                int
 	lockP99, lockMax        time.Duration
 	took                    time.Duration
+	moves                   moves
 }
 
 // Check is the verdict of one checker.
@@ -35,10 +42,11 @@ type Check struct {
 // judge runs the checkers over what the run left behind. runErr is why the run was cut short, if it was.
 func (d *demo) judge(runErr error) (*Report, error) {
 	r := &Report{
-		Peers: d.net.N(), Kills: len(d.kills), FailoverMS: []int64{}, restarts: len(d.faults) - len(d.kills),
+		Peers: testnet.PeersDefault, Kills: len(d.kills), FailoverMS: []int64{}, restarts: len(d.faults) - len(d.kills),
 		clients: d.opts.Clients, each: d.opts.Each, acquires: len(d.waits),
 		LockP50us: percentile(d.waits, 50).Microseconds(), lockP99: percentile(d.waits, 99), lockMax: percentile(d.waits, 100),
-		took: d.took,
+		took: d.took, moves: d.moves,
+		JoinMS: d.moves.joinTook.Milliseconds(), LeaveMS: d.moves.leaveTook.Milliseconds(), RestartMS: d.moves.restartTook.Milliseconds(), Kept: d.intact(),
 	}
 	for _, g := range d.gaps {
 		r.FailoverMS = append(r.FailoverMS, g.Milliseconds())
@@ -64,6 +72,9 @@ func (d *demo) judge(runErr error) (*Report, error) {
 	check("tokens of the writes strictly rising", checkTokens(c.Writes))
 	check("history of acquire and release linearizable", checkHistory(d.history, judgeMax))
 	check("faults by role, never more than f voters down", checkFaults(d.faults, d.net.F()))
+	check("a peer that joined took over a replica", checkJoin(d.moves, d.net.F()))
+	check("a peer left and was replaced, with no pause over 2 s", checkLeave(d.moves, d.net.F()))
+	check("all peers restarted from disk, every lock and token intact", checkRestart(d.moves, testnet.PeersDefault))
 	r.OK = !slices.ContainsFunc(r.Checks, func(c Check) bool { return !c.OK })
 	return r, nil
 }
@@ -84,6 +95,10 @@ func (r *Report) Table(out io.Writer) error {
 	fmt.Fprintf(w, "acquires\t%d\tp50 %s, p99 %s, longest %s (contended)\n", r.acquires,
 		short(time.Duration(r.LockP50us)*time.Microsecond), short(r.lockP99), short(r.lockMax))
 	fmt.Fprintf(w, "faults\t%d killed, %d restarted\t%s\n", r.Kills, r.restarts, r.gapsText())
+	fmt.Fprintf(w, "moves\t1 joined, 1 left\ttook over a replica in %s; replaced in %s, longest time without a grant %s\n",
+		short(r.moves.joinTook), short(r.moves.leaveTook), short(r.moves.leaveGap))
+	fmt.Fprintf(w, "restart\t%d peers\tall at once, from disk: %s until the next grant; %d of %d locks kept their tokens\n",
+		r.moves.stopped, short(r.moves.restartTook), r.Kept, len(r.moves.kept))
 	fmt.Fprintf(w, "time\t%s\tup to the last increment\n", short(r.took))
 	for _, c := range r.Checks {
 		verdict, why := "ok", ""
