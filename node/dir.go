@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,6 +32,7 @@ const (
 	swarmKeyFile   = "swarm.key"    // the overlay's pre-shared key; not in a public overlay
 	configFile     = "config.yaml"  // the peer's configuration
 	rootKeyFile    = "root.key"     // the overlay's root key; only where the overlay was founded
+	reseedFile     = "reseed"       // the newest reseed document; only where the overlay's root was lost once
 	storeDir       = "store"        // a directory: the peer's replicas (package disk)
 	peersFile      = "peers.json"   // peers that were met
 	lockFile       = "daemon.lock"  // locked while a daemon runs, or somebody makes the directory
@@ -173,6 +175,23 @@ func (d *Dir) Config() config.Config { return d.info.Config.Clone() }
 // seed of 32 bytes, that signs a document which gives the overlay a new root. It is a secret, and is not needed to run a peer.
 func RootKeyFile(dir string) string { return filepath.Join(dir, rootKeyFile) }
 
+// ReadRootKey reads a root key from the file that init made, or a copy of it. A file that is not there matches fs.ErrNotExist; one that
+// holds something else, [ErrDamaged].
+func ReadRootKey(file string) (ed25519.PrivateKey, error) {
+	seed, err := durablefile.Read(file, fileBytesMax)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("node: %w", err)
+	case errors.Is(err, durablefile.ErrTooLong), errors.Is(err, durablefile.ErrNotAFile):
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	case err != nil:
+		return nil, fmt.Errorf("node: %w", err)
+	case len(seed) != ed25519.SeedSize:
+		return nil, fmt.Errorf("%w: %s has %d bytes, and a root key %d", ErrDamaged, file, len(seed), ed25519.SeedSize)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
+}
+
 // ConfigFile returns the path of a directory's configuration file.
 func ConfigFile(dir string) string { return filepath.Join(dir, configFile) }
 
@@ -222,6 +241,13 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	if c.Network.Mode == config.ModeAuto {
 		opts = append(opts, WithAutoMode())
 	}
+	reseed, err := d.reseed()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, withReseed(reseed, func(doc []byte) error {
+		return durablefile.Replace(filepath.Join(d.path, reseedFile), doc, 0o644)
+	}))
 	switch {
 	case c.Network.Mode == config.ModeClient:
 		if has, _ := d.hasStore(); has {
@@ -240,6 +266,21 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 		return nil, errors.Join(err, store.Close())
 	}
 	return n, nil
+}
+
+// reseed returns the reseed document that was kept, nil if there is none.
+func (d *Dir) reseed() ([]byte, error) {
+	doc, err := readFile(d.path, reseedFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := placement.OpenReseed(d.info.Genesis, doc); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w; remove it, and the peer is told of the overlay's root by others", ErrDamaged, filepath.Join(d.path, reseedFile), err)
+	}
+	return doc, nil
 }
 
 // check tells whether the directory's peer can run with this configuration.

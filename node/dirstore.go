@@ -60,7 +60,7 @@ func (d *Dir) checkStore(c config.Config) error {
 	switch has, err := d.hasStore(); {
 	case err != nil:
 		return err
-	case founder && len(g.Founders) == 1 && !has && !d.knowsOthers(c):
+	case founder && len(g.Founders) == 1 && !has && !d.knowsOthers(c) && !d.reseeded():
 		return rootLost(g.ID(), d.path)
 	case founder && has && c.Network.Mode != config.ModeServer:
 		return fmt.Errorf("%w: network.mode: %q: this peer is a founder of the overlay and keeps its root in %s; use server",
@@ -78,6 +78,12 @@ func (d *Dir) checkStore(c config.Config) error {
 // knowsOthers tells whether there are peers who may have the overlay's root, besides the founder whose directory this is.
 func (d *Dir) knowsOthers(c config.Config) bool {
 	return len(c.Network.Bootstrap) > 0 || len(openKnownPeers(filepath.Join(d.path, peersFile), nil).peers) > 0
+}
+
+// reseeded reports whether the overlay has had another root since it was founded.
+func (d *Dir) reseeded() bool {
+	doc, err := d.reseed()
+	return err == nil && doc != nil
 }
 
 // openStore opens the store on disk. A peer that has none gets an empty one under a new id, in which it never founds: if it had

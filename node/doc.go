@@ -13,6 +13,7 @@
 //	genesis       the overlay's genesis document
 //	swarm.key     the overlay's pre-shared key, in Kubo's format; not in a public overlay
 //	config.yaml   the peer's configuration
+//	reseed        the document that gave the overlay a new root; only where that was ever needed
 //	root.key      the overlay's root key; only where the overlay was founded
 //	store         a directory: the peer's replicas (package disk). Of a founder init makes it, of others the first start
 //	peers.json    peers that were met, dialled when nobody else is known; may be removed at any time

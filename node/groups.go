@@ -175,3 +175,66 @@ func (n *Node) ReviveGroup(ctx context.Context, prefix string, gen uint64, force
 	}
 	return v, nil
 }
+
+// ProposeRoot implements [api.Node]: the reseed document, not yet signed, that makes this peer the founder of a new root.
+func (n *Node) ProposeRoot(context.Context) (api.RootProposal, error) {
+	r, err := n.groups.ProposeRoot()
+	if err != nil {
+		return api.RootProposal{}, fmt.Errorf("%w: %w", api.ErrReseed, err)
+	}
+	doc, err := r.Propose(n.genesis)
+	if err != nil {
+		return api.RootProposal{}, fmt.Errorf("%w: %w", api.ErrReseed, err)
+	}
+	_, volatile := n.store.(*replicagroup.MemoryStore)
+	return api.RootProposal{Document: doc, Generation: uint32(r.OverlayGen), Volatile: volatile}, nil
+}
+
+// Reseed implements [api.Node]: it gives an overlay whose root group is lost for good another one, by a document that the root key has
+// signed ([replicagroup.Host.Reseed]), unless a majority of the root's voters answers and force is not set. Where the document names
+// this peer, it blocks until the new root leads here, or ctx ends.
+func (n *Node) Reseed(ctx context.Context, doc []byte, force bool) (api.Reseeded, error) {
+	r, err := placement.OpenReseed(n.genesis, doc)
+	if err != nil {
+		return api.Reseeded{}, fmt.Errorf("%w: %w", api.ErrReseed, err)
+	}
+	root, _ := n.groups.Known(keyspace.Prefix{})
+	if root.Group != r.RootGroup() { // else it is a repeat
+		roll := n.groups.Roll(ctx, root)
+		if ctx.Err() != nil {
+			return api.Reseeded{}, context.Cause(ctx)
+		}
+		if roll.Majority() && !force {
+			return api.Reseeded{}, fmt.Errorf("%w: of the root's voters: %s", api.ErrAlive, roll)
+		}
+	}
+	if err := n.groups.Reseed(doc); errors.Is(err, replicagroup.ErrReseed) {
+		return api.Reseeded{}, fmt.Errorf("%w: %w", api.ErrReseed, err)
+	} else if err != nil {
+		return api.Reseeded{}, err
+	}
+	v := api.Reseeded{
+		Generation: uint32(r.OverlayGen), Founder: peer.ID(r.Founders[0].ID).String(), Quarantine: n.genesis.Drift.Stretch(n.genesis.Lease),
+	}
+	v.QuarantineMS = v.Quarantine.Milliseconds()
+	poll := time.NewTicker(leadPoll)
+	defer poll.Stop()
+	for r.Founders[0].ID == string(n.host.ID()) {
+		groups, err := n.groups.Status(ctx)
+		if err != nil {
+			return v, err
+		}
+		if slices.ContainsFunc(groups, func(g replicagroup.ReplicaStatus) bool { return g.Group == r.RootGroup() && g.Status.Leading }) {
+			break
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return v, fmt.Errorf("%w: the new root does not lead yet: %w", lockservice.ErrNoQuorum, context.Cause(ctx))
+		}
+	}
+	return v, nil
+}
+
+// leadPoll is how often Reseed looks whether the new root leads.
+const leadPoll = 20 * time.Millisecond

@@ -79,6 +79,8 @@ type options struct {
 	knownPeers string // file; empty: none are kept
 	closing    func() error
 	plan       placement.PlanTimes
+	reseed     []byte
+	onReseed   func([]byte) error
 }
 
 // Option configures [New].
@@ -95,6 +97,11 @@ func WithStore(s replicagroup.Store) Option { return func(c *options) { c.store 
 
 // withClosing has Close call f, the last of all.
 func withClosing(f func() error) Option { return func(c *options) { c.closing = f } }
+
+// withReseed hands over the newest reseed document that was kept, and what keeps a newer one.
+func withReseed(doc []byte, keep func([]byte) error) Option {
+	return func(c *options) { c.reseed, c.onReseed = doc, keep }
+}
 
 // WithBootstrap names peers to dial when the node knows nobody else. The founders, at the addresses that the genesis document
 // gives for them, are always among them.
@@ -183,7 +190,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		}
 	}
 	n.groups, err = replicagroup.New(replicagroup.Config{
-		Genesis: c.genesis, Overlay: overlay, Store: c.store, Clock: n.clock,
+		Genesis: c.genesis, Reseed: c.reseed, OnReseed: c.onReseed, Overlay: overlay, Store: c.store, Clock: n.clock,
 		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
 		Declines: !overlay.Hosting(),
 		Rejoins:  len(c.bootstrap) > 0 || n.known != nil && len(n.known.peers) > 0,

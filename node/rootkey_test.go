@@ -5,10 +5,15 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"latchkey/node/api"
+	"latchkey/replicagroup/placement"
 )
 
 // Whoever has the root key can give the overlay a new root, so it leaves the founder's directory in no invitation, nor in anything
@@ -61,4 +66,54 @@ func TestNoInvitationCarriesTheRootKey(t *testing.T) {
 	if identity, err := os.ReadFile(filepath.Join(founder, rootKeyFile)); err != nil || !bytes.Equal(identity, seed) {
 		t.Errorf("joining changed the founder's key: %v", err)
 	}
+}
+
+// The document that gave the overlay another root is kept beside the store; one that was changed is refused, and says what to do.
+func TestAReseedDocumentIsKeptAndChecked(t *testing.T) {
+	dir := initDir(t)
+	key, err := ReadRootKey(RootKeyFile(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, dir, nil)
+	p, err := r.node.ProposeRoot(t.Context())
+	if err != nil || p.Generation != 1 || p.Volatile {
+		t.Fatalf("proposal %+v, %v", p, err)
+	}
+	g := r.node.Genesis()
+	proposal, err := placement.DecodeProposal(g, p.Document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := proposal.Sign(g, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := within(t, 20*time.Second)
+	if _, err := r.node.Reseed(ctx, p.Document, true); !errors.Is(err, api.ErrReseed) {
+		t.Errorf("without a signature: %v", err)
+	}
+	eventually(t, "the first root leads", func() bool {
+		s, err := r.node.GroupStanding(ctx, "root")
+		return err == nil && s.State == api.GroupServing
+	})
+	if _, err := r.node.Reseed(ctx, doc, false); !errors.Is(err, api.ErrAlive) {
+		t.Errorf("while the root lives: %v", err)
+	}
+	for range 2 { // it may be repeated
+		v, err := r.node.Reseed(ctx, doc, true)
+		if err != nil || v.Generation != 1 || v.Founder != r.node.ID().String() || v.QuarantineMS != v.Quarantine.Milliseconds() || v.Quarantine == 0 {
+			t.Fatalf("reseeded %+v, %v", v, err)
+		}
+	}
+	r.stop(t)
+	kept, err := os.ReadFile(filepath.Join(dir, reseedFile))
+	if err != nil || !bytes.Equal(kept, doc) {
+		t.Fatalf("kept %d bytes of %d, %v", len(kept), len(doc), err)
+	}
+	kept[len(kept)-1]++
+	if err := os.WriteFile(filepath.Join(dir, reseedFile), kept, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	runFails(t, dir, nil, ErrDamaged, reseedFile, "remove it")
 }

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"latchkey/node"
 	"latchkey/node/api"
+	"latchkey/replicagroup/placement"
 )
 
 func groupVerb(a *app) *cobra.Command {
@@ -140,9 +143,9 @@ const rootPrefix = "/0"
 const reviveTimeout = time.Minute
 
 func groupReviveVerb(a *app) *cobra.Command {
-	var yes, force bool
+	var o reviveOptions
 	c := &cobra.Command{
-		Use:   "revive PREFIX",
+		Use:   "revive PREFIX|root",
 		Short: "bring back a group that has lost its majority for good",
 		Long: `revive has the root make the next generation of a group, of peers that are there now. It is for a group whose majority is gone for
 good: members that are merely down come back with all they knew, and should be started instead.
@@ -155,44 +158,60 @@ It is refused while a majority of the old voters answers, unless forced. A major
 cannot be told from one that is lost: it goes on serving its own side until it hears of the new generation, and there
 only the token protects what the locks are for.
 
-You are asked to type the prefix, unless --yes is given.`,
+You are asked to type the prefix, unless --yes is given.
+
+The root group has no parent that could revive it. "revive root" makes this daemon's peer the founder of another root, which
+needs the overlay's root key: root.key, from the directory where the overlay was founded or from a copy of it. The new root knows no
+groups. Those that have a majority tell it of themselves and lose nothing; for as long as the overlay's lease time (two
+minutes by default) it makes no others. A group that comes later than that, and whose prefix has got a new group
+meanwhile, is over. From then on the new root grows as the first one did.`,
 		Example: `  latchkey group info a3/8
   latchkey group revive a3/8
-  latchkey group revive a3/8 --yes -o json`,
+  latchkey group revive a3/8 --yes -o json
+  latchkey group revive root --root-key /media/usb/root.key`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.callLong(c, reviveTimeout, func(ctx context.Context, daemon *api.Client) error {
-				return a.revive(ctx, c.InOrStdin(), daemon, args[0], yes, force)
+				return a.revive(ctx, c.InOrStdin(), daemon, args[0], o)
 			})
 		},
 	}
-	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	c.Flags().BoolVar(&force, "force", false, "though a majority of the voters answers: what the living group knows is lost")
+	c.Flags().StringVar(&o.rootKey, "root-key", "", "of revive root: the file with the overlay's root key (default root.key in --path)")
+	c.Flags().BoolVar(&o.yes, "yes", false, "do not ask")
+	c.Flags().BoolVar(&o.force, "force", false, "though a majority of the voters answers: what the living group knows is lost")
 	return c
 }
 
-func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, prefix string, yes, force bool) error {
+// reviveOptions are the flags of revive.
+type reviveOptions struct {
+	yes, force bool
+	rootKey    string
+}
+
+func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, prefix string, o reviveOptions) error {
 	g, err := daemon.Group(ctx, prefix)
 	if err != nil {
 		return err
 	}
 	switch {
+	case g.Prefix == rootPrefix && g.Majority() && !o.force:
+		return exitf(exitFailure, "group revive: the root is not lost: %d of its %d voters answer (%s); nothing was changed. --force gives the overlay another one all the same",
+			g.Answering, g.Voters, strings.Join(membersThat(g, true), ", "))
 	case g.Prefix == rootPrefix:
-		return exitf(exitFailure, "group revive: the root is not revived like other groups, since it has no parent that could do it; "+
-			"of its %d voters %d answer, and %d are needed: start those that do not", g.Voters, g.Answering, g.Voters/2+1)
+		return a.reviveRoot(ctx, in, daemon, g, o)
 	case g.Prefix != prefix:
 		return usagef("group revive: %s is a lock's name; its group is that of prefix %s, which is shared with other locks: latchkey group revive %s",
 			prefix, g.Prefix, g.Prefix)
-	case g.Majority() && !force:
+	case g.Majority() && !o.force:
 		return exitf(exitFailure, "group revive: group %s is not lost: %d of its %d voters answer (%s); nothing was changed. --force revives it all the same, and loses what it knows",
 			prefix, g.Answering, g.Voters, strings.Join(membersThat(g, true), ", "))
 	}
-	if !yes {
+	if !o.yes {
 		if err := a.confirmRevive(ctx, in, g); err != nil {
 			return err
 		}
 	}
-	v, err := daemon.Revive(ctx, prefix, g.Generation, force)
+	v, err := daemon.Revive(ctx, prefix, g.Generation, o.force)
 	if errors.Is(err, api.ErrAlive) {
 		return fmt.Errorf("%w; nothing was changed. --force revives it all the same, and loses what it knows", err)
 	}
@@ -222,14 +241,23 @@ func membersThat(g api.GroupStanding, answer bool) []string {
 
 // confirmRevive tells what a revival means and has the person type the prefix.
 func (a *app) confirmRevive(ctx context.Context, in io.Reader, g api.GroupStanding) error {
-	missing := strings.Join(membersThat(g, false), ", ")
-	if missing == "" {
-		missing = "none"
-	}
 	fmt.Fprintf(a.err, `Group %s has %d of %d voters that answer. Missing: %s.
 Generation %s begins without what generation %s knew: its locks count as released, tokens go on rising.
 If a majority was merely cut off, it goes on serving its own side, where only the token protects.
-Type the prefix to go on: `, g.Prefix, g.Answering, g.Voters, plain(missing), generation(g.Generation+1), generation(g.Generation))
+Type the prefix to go on: `, g.Prefix, g.Answering, g.Voters, missingOf(g), generation(g.Generation+1), generation(g.Generation))
+	return a.typed(ctx, in, g.Prefix)
+}
+
+// missingOf names the members that do not answer.
+func missingOf(g api.GroupStanding) string {
+	if ids := membersThat(g, false); len(ids) > 0 {
+		return plain(strings.Join(ids, ", "))
+	}
+	return "none"
+}
+
+// typed waits until the person has typed a word.
+func (a *app) typed(ctx context.Context, in io.Reader, word string) error {
 	typed := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(io.LimitReader(in, 1<<10)).ReadString('\n')
@@ -237,13 +265,72 @@ Type the prefix to go on: `, g.Prefix, g.Answering, g.Voters, plain(missing), ge
 	}()
 	select {
 	case line := <-typed:
-		if line == g.Prefix {
+		if line == word {
 			return nil
 		}
 		fmt.Fprintln(a.err)
-		return exitf(exitFailure, "group revive: not confirmed, so nothing was changed: type %s, or give --yes", g.Prefix)
+		return exitf(exitFailure, "group revive: not confirmed, so nothing was changed: type %s, or give --yes", word)
 	case <-ctx.Done():
 		fmt.Fprintln(a.err)
 		return exitf(exitFailure, "group revive: nobody has confirmed it in time, so nothing was changed")
 	}
 }
+
+// reviveRoot makes the daemon's peer the founder of another root of the overlay.
+func (a *app) reviveRoot(ctx context.Context, in io.Reader, daemon *api.Client, g api.GroupStanding, o reviveOptions) error {
+	file := o.rootKey
+	if file == "" {
+		file = node.RootKeyFile(a.path)
+	}
+	key, err := node.ReadRootKey(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return exitf(exitFailure, "group revive: there is no root key at %s, and without it this overlay cannot be given another root: its groups go on as long as their "+
+			"own majorities live, but none can be made, revived or found by newcomers until %d of the root's %d voters are back (missing: %s). "+
+			"The key is in the directory where the overlay was founded: name it, or a copy, with --root-key. If it is gone too: latchkey init founds another overlay",
+			file, g.Voters/2+1, g.Voters, missingOf(g))
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := node.PeekDir(a.path)
+	if err != nil {
+		return err
+	}
+	p, err := daemon.ProposeRoot(ctx)
+	if err != nil {
+		return err
+	}
+	if p.Volatile && !o.force {
+		return exitf(exitFailure, "group revive: this daemon's store is in memory, and the new root would end with it: run it without --volatile, or revive the root on another peer")
+	}
+	proposal, err := placement.DecodeProposal(dir.Genesis, p.Document)
+	if err != nil {
+		return fmt.Errorf("group revive: the daemon at %s is not of the overlay in %s: %w", a.socket(), a.path, err)
+	}
+	doc, err := proposal.Sign(dir.Genesis, key)
+	if err != nil {
+		return fmt.Errorf("group revive: %s: %w", file, err)
+	}
+	if !o.yes {
+		fmt.Fprintf(a.err, `The root has %d of %d voters that answer. Missing: %s.
+This peer founds another root, of generation %d of the overlay. Groups that have a majority go on and lose nothing; others may be
+made anew without what they knew, and their members put that aside. If the old root was merely cut off, its members
+stop as soon as they hear of the new one. There is no way back.
+Type root to go on: `, g.Answering, g.Voters, missingOf(g), p.Generation)
+		if err := a.typed(ctx, in, rootName); err != nil {
+			return err
+		}
+	}
+	v, err := daemon.Reseed(ctx, doc, o.force)
+	if err != nil {
+		return err
+	}
+	return a.value(v, func(w io.Writer) {
+		fmt.Fprintf(w, "root\tgeneration %d of the overlay, founded by %s\n", v.Generation, v.Founder)
+		fmt.Fprintf(w, "groups\tthat have a majority tell it of themselves now; others are made in about %v\n", v.Quarantine.Round(time.Second))
+		fmt.Fprintf(w, "next\tlatchkey group info root; it grows as peers are there\n")
+	})
+}
+
+// rootName is how people name the root group.
+const rootName = "root"

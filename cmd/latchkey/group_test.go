@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -90,6 +92,66 @@ func TestGroupRevive(t *testing.T) {
 		t.Errorf("forced: exit %d, %s %s", p.code, p.out.String(), p.err.String())
 	}
 	expect(t, d.run("group", "revive", "77/8", "--yes"), exitNotFound, "77/8")
-	expect(t, d.run("group", "revive", "root", "--yes"), exitFailure, "the root is not revived like other groups", "2 are needed")
-	expect(t, d.run("group", "revive"), exitUsage, "usage: latchkey group revive PREFIX")
+	expect(t, d.run("group", "revive", "root", "--yes", "--path", d.dir), exitFailure, "there is no root key at "+d.dir+"/root.key", "cannot be given another root",
+		"until 2 of the root's 3 voters are back (missing: 12D3KooWone, 12D3KooWtwo)")
+	expect(t, d.run("group", "revive"), exitUsage, "usage: latchkey group revive PREFIX|root")
+}
+
+// The root of an overlay of one peer is gone with its store: with the root key the peer founds another one, and goes on after a restart.
+func TestGroupReviveRoot(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	if p := at(t, dir, "init", "--profile", "test"); p.code != 0 {
+		t.Fatal(p.err.String())
+	}
+	d, _ := startDaemon(t, dir, nil)
+	expect(t, at(t, dir, "group", "revive", "root", "--yes"), exitFailure, "the root is not lost: 1 of its 1 voters answer", "nothing was changed")
+
+	wrong := filepath.Join(shortDir(t), "wrong.key")
+	if err := os.WriteFile(wrong, make([]byte, 32), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, at(t, dir, "group", "revive", "root", "--yes", "--force", "--root-key", wrong), exitFailure, "this is not the root key of overlay")
+	if err := os.WriteFile(wrong, []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, at(t, dir, "group", "revive", "root", "--yes", "--force", "--root-key", wrong), exitFailure, "has 5 bytes, and a root key 32")
+
+	// The key is a copy, as it should be.
+	kept := filepath.Join(shortDir(t), "kept.key")
+	if err := os.Rename(filepath.Join(dir, "root.key"), kept); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, at(t, dir, "group", "revive", "root", "--yes", "--force"), exitFailure, "there is no root key at")
+	p := command(t, nil, "--path", dir, "group", "revive", "root", "--force", "--root-key", kept)
+	p.Stdin = strings.NewReader("/0\n")
+	if p.start().wait(); p.code != exitFailure || !strings.Contains(p.err.String(), "There is no way back") || !strings.Contains(p.err.String(), "nothing was changed: type root") {
+		t.Fatalf("not confirmed: exit %d, %s", p.code, p.err.String())
+	}
+	p = command(t, nil, "--path", dir, "group", "revive", "root", "--force", "--root-key", kept, "-o", "json")
+	p.Stdin = strings.NewReader("root\n")
+	p.start().wait()
+	var v map[string]any
+	if err := json.Unmarshal(p.out.Bytes(), &v); err != nil || p.code != 0 || v["generation"] != 1.0 || v["founder"] == "" || v["quarantine_ms"] == nil {
+		t.Fatalf("revive root: exit %d, %v, %s %s", p.code, err, p.out.String(), p.err.String())
+	}
+	info := func() string {
+		t.Helper()
+		p := at(t, dir, "group", "info", "root")
+		if p.code != 0 {
+			t.Fatalf("group info root: %s", p.err.String())
+		}
+		return p.out.String()
+	}
+	if says := info(); !strings.Contains(says, "/0, generation 1.0, view 0") || !strings.Contains(says, "serving: 1 of 1 voters answer") {
+		t.Errorf("group info root: %s", says)
+	}
+	at(t, dir, "shutdown")
+	d.wait()
+	d, _ = startDaemon(t, dir, nil)
+	defer d.wait()
+	defer at(t, dir, "shutdown")
+	if says := info(); !strings.Contains(says, "/0, generation 1.0, view") {
+		t.Errorf("after a restart: %s", says)
+	}
 }

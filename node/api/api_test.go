@@ -432,6 +432,17 @@ func TestNodeCalls(t *testing.T) {
 	if _, err := w.client.Revive(ctx, "a4/8", 0, false); !errors.Is(err, api.ErrAlive) || !strings.Contains(err.Error(), "12D3KooWone") {
 		t.Errorf("revive of a healthy group: %v", err)
 	}
+	wantProposal, _ := want.ProposeRoot(ctx)
+	if got, err := w.client.ProposeRoot(ctx); err != nil || !reflect.DeepEqual(got, wantProposal) {
+		t.Errorf("proposal %+v, %v", got, err)
+	}
+	wantReseeded, _ := want.Reseed(ctx, []byte("signed"), true)
+	if got, err := w.client.Reseed(ctx, []byte("signed"), true); err != nil || got != wantReseeded {
+		t.Errorf("reseed %+v, %v", got, err)
+	}
+	if _, err := w.client.Reseed(ctx, []byte("forged"), true); !errors.Is(err, api.ErrReseed) {
+		t.Errorf("a forged document: %v", err)
+	}
 	if _, err := w.client.Revive(ctx, "nonsense", 0, false); !errors.Is(err, api.ErrPrefix) {
 		t.Errorf("revive of no prefix: %v", err)
 	}

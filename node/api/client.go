@@ -147,6 +147,26 @@ func (c *Client) Revive(ctx context.Context, prefix string, gen uint64, force bo
 	return v, nil
 }
 
+// ProposeRoot returns the reseed document, not yet signed, that makes the daemon's peer the founder of a new root.
+func (c *Client) ProposeRoot(ctx context.Context) (RootProposal, error) {
+	r, err := c.node.ProposeRoot(ctx, &latchkeyv1.ProposeRootRequest{})
+	if err != nil {
+		return RootProposal{}, decodeError(ctx, c.addr, err, false)
+	}
+	return RootProposal{Document: r.Document, Generation: r.Generation, Volatile: r.Volatile}, nil
+}
+
+// Reseed gives the overlay another root by a signed document. Errors: [ErrAlive], [ErrReseed]. It may be repeated.
+func (c *Client) Reseed(ctx context.Context, doc []byte, force bool) (Reseeded, error) {
+	r, err := c.node.Reseed(ctx, &latchkeyv1.ReseedRequest{Document: doc, Force: force})
+	if err != nil {
+		return Reseeded{}, decodeError(ctx, c.addr, err, true)
+	}
+	v := Reseeded{Generation: r.Generation, Founder: r.Founder, Quarantine: r.Quarantine.AsDuration()}
+	v.QuarantineMS = v.Quarantine.Milliseconds()
+	return v, nil
+}
+
 // Shutdown asks the daemon to stop and returns when it has begun to.
 func (c *Client) Shutdown(ctx context.Context) error {
 	if _, err := c.node.Shutdown(ctx, &latchkeyv1.ShutdownRequest{}); err != nil {

@@ -60,6 +60,10 @@ type Node interface {
 	GroupStanding(ctx context.Context, of string) (GroupStanding, error)
 	// ReviveGroup makes the generation after gen of a prefix's group. Errors: [ErrPrefix], [ErrNoGroup], [ErrAlive].
 	ReviveGroup(ctx context.Context, prefix string, gen uint64, force bool) (Revived, error)
+	// ProposeRoot returns the document, not yet signed, that makes this peer the founder of a new root.
+	ProposeRoot(ctx context.Context) (RootProposal, error)
+	// Reseed takes over such a document with its signature. Errors: [ErrAlive], [ErrReseed].
+	Reseed(ctx context.Context, doc []byte, force bool) (Reseeded, error)
 }
 
 // Info tells who a peer is.
@@ -206,6 +210,21 @@ type Revived struct {
 	Members    []string      `json:"members"`
 	Embargo    time.Duration `json:"-"` // for about how long it grants no lock
 	EmbargoMS  int64         `json:"embargo_ms"`
+}
+
+// RootProposal is a reseed document that lacks the root key's signature.
+type RootProposal struct {
+	Document   []byte
+	Generation uint32 // of the overlay, with the new root
+	Volatile   bool   // the peer's store is in memory, so the root would end with its process
+}
+
+// Reseeded tells of an overlay that was given a new root.
+type Reseeded struct {
+	Generation   uint32        `json:"generation"` // of the overlay
+	Founder      string        `json:"founder"`
+	Quarantine   time.Duration `json:"-"` // for about how long it makes no group
+	QuarantineMS int64         `json:"quarantine_ms"`
 }
 
 // Version tells which build a daemon is.
@@ -375,6 +394,22 @@ func (h nodeHandler) Revive(ctx context.Context, r *latchkeyv1.ReviveRequest) (*
 		return nil, encodeError(err)
 	}
 	return &latchkeyv1.ReviveResponse{Prefix: v.Prefix, Generation: v.Generation, Members: v.Members, Embargo: durationpb.New(v.Embargo)}, nil
+}
+
+func (h nodeHandler) ProposeRoot(ctx context.Context, _ *latchkeyv1.ProposeRootRequest) (*latchkeyv1.ProposeRootResponse, error) {
+	p, err := h.s.cfg.Node.ProposeRoot(ctx)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.ProposeRootResponse{Document: p.Document, Generation: p.Generation, Volatile: p.Volatile}, nil
+}
+
+func (h nodeHandler) Reseed(ctx context.Context, r *latchkeyv1.ReseedRequest) (*latchkeyv1.ReseedResponse, error) {
+	v, err := h.s.cfg.Node.Reseed(ctx, r.Document, r.Force)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.ReseedResponse{Generation: v.Generation, Founder: v.Founder, Quarantine: durationpb.New(v.Quarantine)}, nil
 }
 
 func (h nodeHandler) Shutdown(context.Context, *latchkeyv1.ShutdownRequest) (*latchkeyv1.ShutdownResponse, error) {

@@ -53,28 +53,25 @@ func (r Reseed) check(g Genesis) error {
 	return nil
 }
 
-// Sign returns the document with the signature of the overlay's root key. A key that is not the overlay's, like every other error,
-// matches [ErrReseed].
-func (r Reseed) Sign(g Genesis, key ed25519.PrivateKey) ([]byte, error) {
+func (r Reseed) body() []byte {
+	b := append([]byte{reseedVersion}, r.Overlay[:]...)
+	return appendHosts(append(b, r.OverlayGen), r.Founders)
+}
+
+// Propose returns the document without a signature, for whoever has the key. It counts for nothing. Errors match [ErrReseed].
+func (r Reseed) Propose(g Genesis) ([]byte, error) {
 	if err := r.check(g); err != nil {
 		return nil, err
 	}
-	if len(key) != ed25519.PrivateKeySize || !bytes.Equal(key.Public().(ed25519.PublicKey), g.RootKey) {
-		return nil, fmt.Errorf("%w: this is not the root key of overlay %v", ErrReseed, r.Overlay)
-	}
-	b := append([]byte{reseedVersion}, r.Overlay[:]...)
-	b = appendHosts(append(b, r.OverlayGen), r.Founders)
-	return append(b, ed25519.Sign(key, append([]byte(reseedDomain), b...))...), nil
+	return r.body(), nil
 }
 
-// OpenReseed reads a document that [Reseed.Sign] made and verifies it. Errors match [ErrMalformed] where it cannot be read, and
-// [ErrReseed] where it is of another overlay or not signed by its root key.
-func OpenReseed(g Genesis, b []byte) (Reseed, error) {
-	if len(b) > ReseedBytesMax || len(b) < ed25519.SignatureSize {
-		return Reseed{}, fmt.Errorf("%w: reseed document of %d bytes (%d to %d)", ErrMalformed, len(b), ed25519.SignatureSize, ReseedBytesMax)
+// DecodeProposal reads what [Reseed.Propose] wrote. Errors match [ErrMalformed], and [ErrReseed] where it is of another overlay.
+func DecodeProposal(g Genesis, b []byte) (Reseed, error) {
+	if len(b) > ReseedBytesMax {
+		return Reseed{}, fmt.Errorf("%w: reseed document of %d bytes (at most %d)", ErrMalformed, len(b), ReseedBytesMax)
 	}
-	body, signature := b[:len(b)-ed25519.SignatureSize], b[len(b)-ed25519.SignatureSize:]
-	r := reader{b: body}
+	r := reader{b: b}
 	if v := r.u8(); r.err == nil && v != reseedVersion {
 		r.fail("reseed document of version %d, this program reads %d", v, reseedVersion)
 	}
@@ -85,7 +82,31 @@ func OpenReseed(g Genesis, b []byte) (Reseed, error) {
 	if err := r.end(); err != nil {
 		return Reseed{}, err
 	}
-	if err := doc.check(g); err != nil {
+	return doc, doc.check(g)
+}
+
+// Sign returns the document with the signature of the overlay's root key. A key that is not the overlay's, like every other error,
+// matches [ErrReseed].
+func (r Reseed) Sign(g Genesis, key ed25519.PrivateKey) ([]byte, error) {
+	if err := r.check(g); err != nil {
+		return nil, err
+	}
+	if len(key) != ed25519.PrivateKeySize || !bytes.Equal(key.Public().(ed25519.PublicKey), g.RootKey) {
+		return nil, fmt.Errorf("%w: this is not the root key of overlay %v", ErrReseed, r.Overlay)
+	}
+	b := r.body()
+	return append(b, ed25519.Sign(key, append([]byte(reseedDomain), b...))...), nil
+}
+
+// OpenReseed reads a document that [Reseed.Sign] made and verifies it. Errors match [ErrMalformed] where it cannot be read, and
+// [ErrReseed] where it is of another overlay or not signed by its root key.
+func OpenReseed(g Genesis, b []byte) (Reseed, error) {
+	if len(b) > ReseedBytesMax || len(b) < ed25519.SignatureSize {
+		return Reseed{}, fmt.Errorf("%w: reseed document of %d bytes (%d to %d)", ErrMalformed, len(b), ed25519.SignatureSize, ReseedBytesMax)
+	}
+	body, signature := b[:len(b)-ed25519.SignatureSize], b[len(b)-ed25519.SignatureSize:]
+	doc, err := DecodeProposal(g, body)
+	if err != nil {
 		return Reseed{}, err
 	}
 	if !ed25519.Verify(g.RootKey, append([]byte(reseedDomain), body...), signature) {

@@ -78,6 +78,38 @@ func TestOnlyTheRootKeyMakesAReseedDocument(t *testing.T) {
 	}
 }
 
+func TestAProposalIsNoDocument(t *testing.T) {
+	g, key := reseedable()
+	r := Reseed{Overlay: g.ID(), OverlayGen: 3, Founders: hosts(1)}
+	b, err := r.Propose(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenReseed(g, b); err == nil {
+		t.Error("a proposal counts without a signature")
+	}
+	got, err := DecodeProposal(g, b)
+	if err != nil || !reflect.DeepEqual(got, r) {
+		t.Fatalf("decoded %+v, %v", got, err)
+	}
+	doc, err := got.Sign(g, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenReseed(g, doc); err != nil {
+		t.Errorf("signed: %v", err)
+	}
+	for name, b := range map[string][]byte{"empty": nil, "truncated": b[:9], "a byte more": append(bytes.Clone(b), 0), "too long": make([]byte, ReseedBytesMax+1), "signed": doc} {
+		if _, err := DecodeProposal(g, b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	r.OverlayGen = 0
+	if _, err := r.Propose(g); !errors.Is(err, ErrReseed) {
+		t.Errorf("generation 0: %v", err)
+	}
+}
+
 // Every changed bit makes a document that is refused.
 func TestAReseedDocumentThatWasChangedIsRefused(t *testing.T) {
 	g, b := signed(t, nil)

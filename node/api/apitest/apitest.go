@@ -336,6 +336,19 @@ func (Node) ReviveGroup(_ context.Context, prefix string, gen uint64, force bool
 	return api.Revived{}, fmt.Errorf("%w: %q", api.ErrPrefix, prefix)
 }
 
+// ProposeRoot implements [api.Node].
+func (Node) ProposeRoot(context.Context) (api.RootProposal, error) {
+	return api.RootProposal{Document: []byte("proposal"), Generation: 3, Volatile: true}, nil
+}
+
+// Reseed implements [api.Node].
+func (Node) Reseed(_ context.Context, doc []byte, force bool) (api.Reseeded, error) {
+	if string(doc) != "signed" || !force {
+		return api.Reseeded{}, fmt.Errorf("%w: %q", api.ErrReseed, doc)
+	}
+	return api.Reseeded{Generation: 3, Founder: "12D3KooWfake", Quarantine: 2 * time.Minute, QuarantineMS: 120000}, nil
+}
+
 // Key implements [api.Node].
 func (n Node) Key(_ context.Context, name string) (api.KeyInfo, error) {
 	if n.KeyErr != nil {

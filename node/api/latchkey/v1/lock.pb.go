@@ -42,6 +42,7 @@ const (
 	Reason_REASON_NO_GROUP        Reason = 13 // the prefix has no group                              not_found
 	Reason_REASON_ALIVE           Reason = 14 // the group to revive is not lost                      failed_precondition
 	Reason_REASON_PREFIX          Reason = 15 // not a prefix of the overlay's depth                  invalid_argument
+	Reason_REASON_RESEED          Reason = 16 // a reseed document is not signed, or not newer        failed_precondition
 )
 
 // Enum value maps for Reason.
@@ -63,6 +64,7 @@ var (
 		13: "REASON_NO_GROUP",
 		14: "REASON_ALIVE",
 		15: "REASON_PREFIX",
+		16: "REASON_RESEED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -81,6 +83,7 @@ var (
 		"REASON_NO_GROUP":        13,
 		"REASON_ALIVE":           14,
 		"REASON_PREFIX":          15,
+		"REASON_RESEED":          16,
 	}
 )
 
@@ -1079,7 +1082,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.latchkey.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
 	"\x06holder\x18\x03 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\x12\x18\n" +
-	"\awaiting\x18\x04 \x01(\x03R\awaiting*\xcb\x02\n" +
+	"\awaiting\x18\x04 \x01(\x03R\awaiting*\xde\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -1098,7 +1101,8 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x11REASON_GUARD_FILE\x10\f\x12\x13\n" +
 	"\x0fREASON_NO_GROUP\x10\r\x12\x10\n" +
 	"\fREASON_ALIVE\x10\x0e\x12\x11\n" +
-	"\rREASON_PREFIX\x10\x0f2\xdb\x02\n" +
+	"\rREASON_PREFIX\x10\x0f\x12\x11\n" +
+	"\rREASON_RESEED\x10\x102\xdb\x02\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +

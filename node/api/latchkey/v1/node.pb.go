@@ -1455,6 +1455,214 @@ func (x *ReviveResponse) GetEmbargo() *durationpb.Duration {
 	return nil
 }
 
+type ProposeRootRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeRootRequest) Reset() {
+	*x = ProposeRootRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeRootRequest) ProtoMessage() {}
+
+func (x *ProposeRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeRootRequest.ProtoReflect.Descriptor instead.
+func (*ProposeRootRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{21}
+}
+
+type ProposeRootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Document      []byte                 `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
+	Generation    uint32                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // of the overlay, with the new root
+	Volatile      bool                   `protobuf:"varint,3,opt,name=volatile,proto3" json:"volatile,omitempty"`     // the peer's store is in memory, so the root would end with its process
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeRootResponse) Reset() {
+	*x = ProposeRootResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeRootResponse) ProtoMessage() {}
+
+func (x *ProposeRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeRootResponse.ProtoReflect.Descriptor instead.
+func (*ProposeRootResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ProposeRootResponse) GetDocument() []byte {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
+func (x *ProposeRootResponse) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ProposeRootResponse) GetVolatile() bool {
+	if x != nil {
+		return x.Volatile
+	}
+	return false
+}
+
+type ReseedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Document      []byte                 `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"` // signed
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`      // though a majority of the root's voters answers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReseedRequest) Reset() {
+	*x = ReseedRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReseedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReseedRequest) ProtoMessage() {}
+
+func (x *ReseedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReseedRequest.ProtoReflect.Descriptor instead.
+func (*ReseedRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ReseedRequest) GetDocument() []byte {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
+func (x *ReseedRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type ReseedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"` // of the overlay
+	Founder       string                 `protobuf:"bytes,2,opt,name=founder,proto3" json:"founder,omitempty"`        // peer id
+	Quarantine    *durationpb.Duration   `protobuf:"bytes,3,opt,name=quarantine,proto3" json:"quarantine,omitempty"`  // for about how long it makes no group, so that survivors can tell it of theirs
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReseedResponse) Reset() {
+	*x = ReseedResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReseedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReseedResponse) ProtoMessage() {}
+
+func (x *ReseedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReseedResponse.ProtoReflect.Descriptor instead.
+func (*ReseedResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ReseedResponse) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ReseedResponse) GetFounder() string {
+	if x != nil {
+		return x.Founder
+	}
+	return ""
+}
+
+func (x *ReseedResponse) GetQuarantine() *durationpb.Duration {
+	if x != nil {
+		return x.Quarantine
+	}
+	return nil
+}
+
 type ShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1463,7 +1671,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	mi := &file_latchkey_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1683,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	mi := &file_latchkey_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1696,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 type ShutdownResponse struct {
@@ -1499,7 +1707,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	mi := &file_latchkey_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1719,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	mi := &file_latchkey_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1732,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 type VersionRequest struct {
@@ -1535,7 +1743,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[23]
+	mi := &file_latchkey_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1755,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[23]
+	mi := &file_latchkey_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1768,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 type VersionResponse struct {
@@ -1574,7 +1782,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[24]
+	mi := &file_latchkey_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1794,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[24]
+	mi := &file_latchkey_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1807,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -1747,14 +1955,32 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x18\n" +
 	"\amembers\x18\x03 \x03(\tR\amembers\x123\n" +
-	"\aembargo\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aembargo\"\x11\n" +
+	"\aembargo\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aembargo\"\x14\n" +
+	"\x12ProposeRootRequest\"m\n" +
+	"\x13ProposeRootResponse\x12\x1a\n" +
+	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\rR\n" +
+	"generation\x12\x1a\n" +
+	"\bvolatile\x18\x03 \x01(\bR\bvolatile\"A\n" +
+	"\rReseedRequest\x12\x1a\n" +
+	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x85\x01\n" +
+	"\x0eReseedResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12\x18\n" +
+	"\afounder\x18\x02 \x01(\tR\afounder\x129\n" +
+	"\n" +
+	"quarantine\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"quarantine\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
 	"\x10ShutdownResponse\"\x10\n" +
 	"\x0eVersionRequest\"W\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x0e\n" +
 	"\x02go\x18\x02 \x01(\tR\x02go\x12\x1a\n" +
-	"\bplatform\x18\x03 \x01(\tR\bplatform2\xd6\x04\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform2\xeb\x05\n" +
 	"\vNodeService\x125\n" +
 	"\x02Id\x12\x16.latchkey.v1.IdRequest\x1a\x17.latchkey.v1.IdResponse\x12>\n" +
 	"\x05Peers\x12\x19.latchkey.v1.PeersRequest\x1a\x1a.latchkey.v1.PeersResponse\x12A\n" +
@@ -1762,7 +1988,9 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\x03Key\x12\x17.latchkey.v1.KeyRequest\x1a\x18.latchkey.v1.KeyResponse\x12A\n" +
 	"\x06Groups\x12\x1a.latchkey.v1.GroupsRequest\x1a\x1b.latchkey.v1.GroupsResponse\x12>\n" +
 	"\x05Group\x12\x19.latchkey.v1.GroupRequest\x1a\x1a.latchkey.v1.GroupResponse\x12A\n" +
-	"\x06Revive\x12\x1a.latchkey.v1.ReviveRequest\x1a\x1b.latchkey.v1.ReviveResponse\x12G\n" +
+	"\x06Revive\x12\x1a.latchkey.v1.ReviveRequest\x1a\x1b.latchkey.v1.ReviveResponse\x12P\n" +
+	"\vProposeRoot\x12\x1f.latchkey.v1.ProposeRootRequest\x1a .latchkey.v1.ProposeRootResponse\x12A\n" +
+	"\x06Reseed\x12\x1a.latchkey.v1.ReseedRequest\x1a\x1b.latchkey.v1.ReseedResponse\x12G\n" +
 	"\bShutdown\x12\x1c.latchkey.v1.ShutdownRequest\x1a\x1d.latchkey.v1.ShutdownResponse\x12D\n" +
 	"\aVersion\x12\x1b.latchkey.v1.VersionRequest\x1a\x1c.latchkey.v1.VersionResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
@@ -1778,7 +2006,7 @@ func file_latchkey_v1_node_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_node_proto_rawDescData
 }
 
-var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_latchkey_v1_node_proto_goTypes = []any{
 	(*IdRequest)(nil),             // 0: latchkey.v1.IdRequest
 	(*IdResponse)(nil),            // 1: latchkey.v1.IdResponse
@@ -1801,50 +2029,59 @@ var file_latchkey_v1_node_proto_goTypes = []any{
 	(*GroupMember)(nil),           // 18: latchkey.v1.GroupMember
 	(*ReviveRequest)(nil),         // 19: latchkey.v1.ReviveRequest
 	(*ReviveResponse)(nil),        // 20: latchkey.v1.ReviveResponse
-	(*ShutdownRequest)(nil),       // 21: latchkey.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 22: latchkey.v1.ShutdownResponse
-	(*VersionRequest)(nil),        // 23: latchkey.v1.VersionRequest
-	(*VersionResponse)(nil),       // 24: latchkey.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
+	(*ProposeRootRequest)(nil),    // 21: latchkey.v1.ProposeRootRequest
+	(*ProposeRootResponse)(nil),   // 22: latchkey.v1.ProposeRootResponse
+	(*ReseedRequest)(nil),         // 23: latchkey.v1.ReseedRequest
+	(*ReseedResponse)(nil),        // 24: latchkey.v1.ReseedResponse
+	(*ShutdownRequest)(nil),       // 25: latchkey.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 26: latchkey.v1.ShutdownResponse
+	(*VersionRequest)(nil),        // 27: latchkey.v1.VersionRequest
+	(*VersionResponse)(nil),       // 28: latchkey.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
 }
 var file_latchkey_v1_node_proto_depIdxs = []int32{
 	3,  // 0: latchkey.v1.PeersResponse.peers:type_name -> latchkey.v1.Peer
-	25, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	29, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	8,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
 	9,  // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
 	7,  // 4: latchkey.v1.StatusResponse.alarms:type_name -> latchkey.v1.Alarm
 	15, // 5: latchkey.v1.StatusResponse.down:type_name -> latchkey.v1.HostedGroup
-	25, // 6: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
-	25, // 7: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
+	29, // 6: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
+	29, // 7: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
 	12, // 8: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
 	15, // 9: latchkey.v1.GroupsResponse.groups:type_name -> latchkey.v1.HostedGroup
-	25, // 10: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
+	29, // 10: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
 	18, // 11: latchkey.v1.GroupResponse.members:type_name -> latchkey.v1.GroupMember
-	26, // 12: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
-	0,  // 13: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
-	2,  // 14: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
-	5,  // 15: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
-	10, // 16: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
-	13, // 17: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
-	16, // 18: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
-	19, // 19: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
-	21, // 20: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
-	23, // 21: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
-	1,  // 22: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
-	4,  // 23: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
-	6,  // 24: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
-	11, // 25: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
-	14, // 26: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
-	17, // 27: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
-	20, // 28: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
-	22, // 29: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
-	24, // 30: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
-	22, // [22:31] is the sub-list for method output_type
-	13, // [13:22] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	30, // 12: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
+	30, // 13: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
+	0,  // 14: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
+	2,  // 15: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
+	5,  // 16: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
+	10, // 17: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
+	13, // 18: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
+	16, // 19: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
+	19, // 20: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
+	21, // 21: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
+	23, // 22: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
+	25, // 23: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
+	27, // 24: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
+	1,  // 25: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
+	4,  // 26: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
+	6,  // 27: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
+	11, // 28: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
+	14, // 29: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
+	17, // 30: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
+	20, // 31: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
+	22, // 32: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
+	24, // 33: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
+	26, // 34: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
+	28, // 35: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
+	25, // [25:36] is the sub-list for method output_type
+	14, // [14:25] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_node_proto_init() }
@@ -1858,7 +2095,7 @@ func file_latchkey_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_node_proto_rawDesc), len(file_latchkey_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -54,6 +54,10 @@ const (
 	NodeServiceGroupProcedure = "/latchkey.v1.NodeService/Group"
 	// NodeServiceReviveProcedure is the fully-qualified name of the NodeService's Revive RPC.
 	NodeServiceReviveProcedure = "/latchkey.v1.NodeService/Revive"
+	// NodeServiceProposeRootProcedure is the fully-qualified name of the NodeService's ProposeRoot RPC.
+	NodeServiceProposeRootProcedure = "/latchkey.v1.NodeService/ProposeRoot"
+	// NodeServiceReseedProcedure is the fully-qualified name of the NodeService's Reseed RPC.
+	NodeServiceReseedProcedure = "/latchkey.v1.NodeService/Reseed"
 	// NodeServiceShutdownProcedure is the fully-qualified name of the NodeService's Shutdown RPC.
 	NodeServiceShutdownProcedure = "/latchkey.v1.NodeService/Shutdown"
 	// NodeServiceVersionProcedure is the fully-qualified name of the NodeService's Version RPC.
@@ -77,6 +81,11 @@ type NodeServiceClient interface {
 	// Revive brings back a group that lost its majority for good, under its next generation. It is refused (ALIVE) while a majority of
 	// the voters answers, unless forced.
 	Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error)
+	// ProposeRoot returns a reseed document, not yet signed, that would make this peer the founder of a new root of the overlay.
+	ProposeRoot(context.Context, *v1.ProposeRootRequest) (*v1.ProposeRootResponse, error)
+	// Reseed gives an overlay whose root group is lost for good another one, by a document that its root key has signed. It is refused
+	// (ALIVE) while a majority of the root's voters answers, unless forced.
+	Reseed(context.Context, *v1.ReseedRequest) (*v1.ReseedResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
 	// finished.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
@@ -137,6 +146,18 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Revive")),
 			connect.WithClientOptions(opts...),
 		),
+		proposeRoot: connect.NewClient[v1.ProposeRootRequest, v1.ProposeRootResponse](
+			httpClient,
+			baseURL+NodeServiceProposeRootProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ProposeRoot")),
+			connect.WithClientOptions(opts...),
+		),
+		reseed: connect.NewClient[v1.ReseedRequest, v1.ReseedResponse](
+			httpClient,
+			baseURL+NodeServiceReseedProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Reseed")),
+			connect.WithClientOptions(opts...),
+		),
 		shutdown: connect.NewClient[v1.ShutdownRequest, v1.ShutdownResponse](
 			httpClient,
 			baseURL+NodeServiceShutdownProcedure,
@@ -154,15 +175,17 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	id       *connect.Client[v1.IdRequest, v1.IdResponse]
-	peers    *connect.Client[v1.PeersRequest, v1.PeersResponse]
-	status   *connect.Client[v1.StatusRequest, v1.StatusResponse]
-	key      *connect.Client[v1.KeyRequest, v1.KeyResponse]
-	groups   *connect.Client[v1.GroupsRequest, v1.GroupsResponse]
-	group    *connect.Client[v1.GroupRequest, v1.GroupResponse]
-	revive   *connect.Client[v1.ReviveRequest, v1.ReviveResponse]
-	shutdown *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
-	version  *connect.Client[v1.VersionRequest, v1.VersionResponse]
+	id          *connect.Client[v1.IdRequest, v1.IdResponse]
+	peers       *connect.Client[v1.PeersRequest, v1.PeersResponse]
+	status      *connect.Client[v1.StatusRequest, v1.StatusResponse]
+	key         *connect.Client[v1.KeyRequest, v1.KeyResponse]
+	groups      *connect.Client[v1.GroupsRequest, v1.GroupsResponse]
+	group       *connect.Client[v1.GroupRequest, v1.GroupResponse]
+	revive      *connect.Client[v1.ReviveRequest, v1.ReviveResponse]
+	proposeRoot *connect.Client[v1.ProposeRootRequest, v1.ProposeRootResponse]
+	reseed      *connect.Client[v1.ReseedRequest, v1.ReseedResponse]
+	shutdown    *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
+	version     *connect.Client[v1.VersionRequest, v1.VersionResponse]
 }
 
 // Id calls latchkey.v1.NodeService.Id.
@@ -228,6 +251,24 @@ func (c *nodeServiceClient) Revive(ctx context.Context, req *v1.ReviveRequest) (
 	return nil, err
 }
 
+// ProposeRoot calls latchkey.v1.NodeService.ProposeRoot.
+func (c *nodeServiceClient) ProposeRoot(ctx context.Context, req *v1.ProposeRootRequest) (*v1.ProposeRootResponse, error) {
+	response, err := c.proposeRoot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Reseed calls latchkey.v1.NodeService.Reseed.
+func (c *nodeServiceClient) Reseed(ctx context.Context, req *v1.ReseedRequest) (*v1.ReseedResponse, error) {
+	response, err := c.reseed.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Shutdown calls latchkey.v1.NodeService.Shutdown.
 func (c *nodeServiceClient) Shutdown(ctx context.Context, req *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {
 	response, err := c.shutdown.CallUnary(ctx, connect.NewRequest(req))
@@ -263,6 +304,11 @@ type NodeServiceHandler interface {
 	// Revive brings back a group that lost its majority for good, under its next generation. It is refused (ALIVE) while a majority of
 	// the voters answers, unless forced.
 	Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error)
+	// ProposeRoot returns a reseed document, not yet signed, that would make this peer the founder of a new root of the overlay.
+	ProposeRoot(context.Context, *v1.ProposeRootRequest) (*v1.ProposeRootResponse, error)
+	// Reseed gives an overlay whose root group is lost for good another one, by a document that its root key has signed. It is refused
+	// (ALIVE) while a majority of the root's voters answers, unless forced.
+	Reseed(context.Context, *v1.ReseedRequest) (*v1.ReseedResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
 	// finished.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
@@ -319,6 +365,18 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Revive")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceProposeRootHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceProposeRootProcedure,
+		svc.ProposeRoot,
+		connect.WithSchema(nodeServiceMethods.ByName("ProposeRoot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceReseedHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceReseedProcedure,
+		svc.Reseed,
+		connect.WithSchema(nodeServiceMethods.ByName("Reseed")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceShutdownHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceShutdownProcedure,
 		svc.Shutdown,
@@ -347,6 +405,10 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceGroupHandler.ServeHTTP(w, r)
 		case NodeServiceReviveProcedure:
 			nodeServiceReviveHandler.ServeHTTP(w, r)
+		case NodeServiceProposeRootProcedure:
+			nodeServiceProposeRootHandler.ServeHTTP(w, r)
+		case NodeServiceReseedProcedure:
+			nodeServiceReseedHandler.ServeHTTP(w, r)
 		case NodeServiceShutdownProcedure:
 			nodeServiceShutdownHandler.ServeHTTP(w, r)
 		case NodeServiceVersionProcedure:
@@ -386,6 +448,14 @@ func (UnimplementedNodeServiceHandler) Group(context.Context, *v1.GroupRequest) 
 
 func (UnimplementedNodeServiceHandler) Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Revive is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ProposeRoot(context.Context, *v1.ProposeRootRequest) (*v1.ProposeRootResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.ProposeRoot is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Reseed(context.Context, *v1.ReseedRequest) (*v1.ReseedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Reseed is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {
