@@ -16,7 +16,7 @@ const electionTimeout = ElectionTicksDefault * HeartbeatDefault
 // Test 18 of replica-groups.md section 8: with the engine's own timers a leader is found within 2 election time-outs after
 // the old one died, in 99.9 % of elections, without help from a failure detector.
 func TestALeaderIsFoundWithinTwoElectionTimeouts(t *testing.T) {
-	elections := 2000
+	elections := *seedsFlag
 	if testing.Short() {
 		elections = 300
 	}

@@ -84,13 +84,15 @@ func (w *world) mishaps(d time.Duration) {
 }
 
 func TestGroupsSurviveMishaps(t *testing.T) {
-	seeds := 60
+	seeds := max(60, *seedsFlag*3/100)
 	if testing.Short() {
 		seeds = 20
 	}
 	var snaps, dropped, reads, ok int
 	for seed := range uint64(seeds) {
 		w := newWorld(t, seed, 3+2*int(seed%2), int(seed%3)/2)
+		w.cfg.Quiesce = [...]time.Duration{0, HeartbeatDefault, -1}[seed/2%3] // with one idle heartbeat it sleeps in the middle of everything
+		w.cfg.LeaseReads = seed/6%2 == 1
 		w.mishaps(5 * time.Second)
 		// What was acknowledged stands in the log of all: agree has compared the machines, the log holds what they saw.
 		at := map[string]bool{}

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"container/heap"
+	goflag "flag" // the package has a function of that name
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -15,6 +16,9 @@ import (
 	"latchkey/internal/invariant"
 	"latchkey/replicagroup/order"
 )
+
+// seedsFlag is how many elections are held; groups that suffer mishaps are 30 to 1,000 of them, and 60 at least.
+var seedsFlag = goflag.Int("seeds", 2000, "how many simulated elections")
 
 // world runs a group in virtual time over a network and disks with faults, all drawn from one seed.
 type world struct {
