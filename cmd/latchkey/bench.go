@@ -164,7 +164,7 @@ groups. The peers share one process, whose figures are divided by three.`,
 	}
 	c.Flags().IntVar(&o.Groups, "groups", bench.GroupsDefault, "how many groups")
 	c.Flags().BoolVar(&o.Disk, "disk", false, "keep them on disk, as a daemon does, and not in memory")
-	c.Flags().DurationVar(&o.Time, "for", bench.TimeDefault, "how long to measure CPU")
+	c.Flags().DurationVar(&o.Time, "for", bench.GroupsTimeDefault, "how long to measure CPU")
 	c.Flags().StringVar(&o.Dir, "dir", "", "where to make the stores on disk, which are removed (default: the system's directory for temporary files)")
 	return c
 }

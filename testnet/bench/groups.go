@@ -29,7 +29,10 @@ const (
 	// GroupsMax is one less than a peer takes, since the root is a group too.
 	GroupsMax = placement.HostedMax - 1
 
-	groupsBits  = 16               // length of their prefixes: no overlay is that deep yet
+	// GroupsTimeDefault is long enough for a few collections of garbage not to look like a load.
+	GroupsTimeDefault = 10 * time.Second
+
+	groupsBits  = 14               // length of their prefixes: no overlay is that deep yet, and a longer one takes longer to find an anchor for
 	asleepWait  = 10 * time.Minute // for all groups to elect a leader and fall asleep
 	asleepPause = 500 * time.Millisecond
 )
@@ -38,7 +41,7 @@ const (
 type GroupsOptions struct {
 	Groups int           // on each peer; 0 is GroupsDefault, at most GroupsMax
 	Disk   bool          // stores on disk instead of in memory
-	Time   time.Duration // how long to measure CPU; 0 is TimeDefault
+	Time   time.Duration // how long to measure CPU; 0 is GroupsTimeDefault
 	Dir    string        // as in OrderOptions
 
 	Progress func(testnet.Progress) // Done and Total are replicas
@@ -77,7 +80,7 @@ func (r *GroupsResult) Text(w io.Writer) {
 
 // Groups measures what groups that sleep cost three peers that keep all of them.
 func Groups(ctx context.Context, o GroupsOptions) (_ *GroupsResult, err error) {
-	o.Groups, o.Time = cmp.Or(o.Groups, GroupsDefault), cmp.Or(o.Time, TimeDefault)
+	o.Groups, o.Time = cmp.Or(o.Groups, GroupsDefault), cmp.Or(o.Time, GroupsTimeDefault)
 	if o.Groups < 0 || o.Groups > GroupsMax {
 		return nil, fmt.Errorf("bench: %d groups: between 1 and %d", o.Groups, GroupsMax)
 	}
@@ -173,7 +176,7 @@ func found(g placement.Genesis, self keyspace.NodeID, s replicagroup.Store, n in
 	}
 	for i := range n {
 		var key keyspace.Key
-		binary.BigEndian.PutUint16(key[:], uint16(i))
+		binary.BigEndian.PutUint16(key[:], uint16(i<<(16-groupsBits)))
 		d.Group.Prefix = keyspace.PrefixOf(key, groupsBits)
 		b, err := d.Encode()
 		if err != nil {
