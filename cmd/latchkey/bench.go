@@ -15,7 +15,7 @@ import (
 func benchVerb(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "bench",
-		Short: "measure a fresh testnet on this machine: route, lock, order, groups",
+		Short: "measure a fresh testnet on this machine: route, lock, order, groups, join",
 		Long: `bench starts a testnet of its own, measures, and prints the figures beside those of what it is built on, taken in turns in the
 same run: of a raw libp2p round trip between the same two hosts, or of the raft library alone. It needs no daemon.
 
@@ -23,9 +23,10 @@ On a machine that does other things too, trust the ratio, the counts and the CPU
 		Example: `  latchkey bench route
   latchkey bench lock --protocol group -o json
   latchkey bench order --callers 512
-  latchkey bench groups`,
+  latchkey bench groups
+  latchkey bench join`,
 	})
-	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a), benchGroupsVerb(a))
+	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a), benchGroupsVerb(a), benchJoinVerb(a))
 	return c
 }
 
@@ -166,5 +167,40 @@ groups. The peers share one process, whose figures are divided by three.`,
 	c.Flags().BoolVar(&o.Disk, "disk", false, "keep them on disk, as a daemon does, and not in memory")
 	c.Flags().DurationVar(&o.Time, "for", bench.GroupsTimeDefault, "how long to measure CPU")
 	c.Flags().StringVar(&o.Dir, "dir", "", "where to make the stores on disk, which are removed (default: the system's directory for temporary files)")
+	return c
+}
+
+func benchJoinVerb(a *app) *cobra.Command {
+	var o bench.JoinOptions
+	c := &cobra.Command{
+		Use:   "join",
+		Short: "what a peer that joins moves: groups and bytes",
+		Long: `join starts a testnet, makes groups, lets one more peer join, and waits until no group changes its members any more. It prints how
+many groups did, and how much all peers sent meanwhile beyond what they send when idle.`,
+		Example: `  latchkey bench join -o json
+  latchkey bench join -n 7 --groups 16`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			switch {
+			case o.N <= 0:
+				return usagef("bench join: -n %d: it must be positive", o.N)
+			case o.Groups <= 0 || o.Groups > bench.JoinGroupsMax:
+				return usagef("bench join: --groups %d: between 1 and %d", o.Groups, bench.JoinGroupsMax)
+			}
+			ctx, release := interruptible(c.Context())
+			defer release()
+			o.Progress = a.progressBar()
+			r, err := bench.Join(ctx, o)
+			if errors.Is(err, testnet.ErrOptions) {
+				return usagef("%w", err)
+			}
+			if err != nil {
+				return err
+			}
+			return a.value(r, func(w io.Writer) { r.Text(w) })
+		},
+	}
+	c.Flags().IntVarP(&o.N, "nodes", "n", bench.JoinPeersDefault, "how many peers before the join")
+	c.Flags().IntVar(&o.Groups, "groups", bench.JoinGroupsDefault, "how many groups there are then")
 	return c
 }

@@ -403,6 +403,14 @@ func TestBenchOrderPrintsItsFiguresAndRemovesItsStores(t *testing.T) {
 	}
 }
 
+func TestBenchJoinRefusesWhatMakesNoSense(t *testing.T) {
+	for line, want := range map[string]string{"-n 0": "positive", "-n 2": "at least 3", "--groups 0": "between 1 and 256", "--groups 257": "between 1 and 256"} {
+		if out, errs, code := typed(strings.Fields("bench join " + line)...); code != exitUsage || !strings.Contains(errs, want) || out != "" {
+			t.Errorf("%s: exit %d, %q, %q", line, code, out, errs)
+		}
+	}
+}
+
 func TestBenchGroupsRefusesWhatAPeerDoesNotKeep(t *testing.T) {
 	for line, want := range map[string]string{"--groups 0": "between 1 and 16383", "--groups 16384": "between 1 and 16383", "--for 0s": "--for"} {
 		if out, errs, code := typed(strings.Fields("bench groups " + line)...); code != exitUsage || !strings.Contains(errs, want) || out != "" {

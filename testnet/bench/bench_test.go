@@ -157,6 +157,28 @@ func TestGroupsFillInEveryFigure(t *testing.T) {
 	}
 }
 
+// Groups of a testnet have up to five voters, so each takes in a fifth peer.
+func TestJoinTellsWhatItMoved(t *testing.T) {
+	r, err := Join(t.Context(), JoinOptions{N: 4, Groups: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	r.Text(&text)
+	t.Log("\n" + text.String())
+	if r.Bench != "join" || r.Peers != 4 || r.Groups < 4 || r.SettledS < 0 || r.IdleBytesS <= 0 {
+		t.Errorf("%+v", r)
+	}
+	if r.Touched == 0 || r.Gained == 0 || r.Gained > r.Groups || int(r.Views) < r.Touched || r.Bytes <= 0 || r.Messages <= 0 || r.BytesTouched <= 0 {
+		t.Errorf("a fifth peer that joins groups of up to five: %+v", r)
+	}
+	for _, n := range []int{-1, JoinGroupsMax + 1} {
+		if _, err := Join(t.Context(), JoinOptions{Groups: n}); err == nil {
+			t.Errorf("%d groups were taken", n)
+		}
+	}
+}
+
 func TestBareRaftOrdersForAllCallers(t *testing.T) {
 	const callers, each = 4, 3 * bareCompactEvery / 4 // beyond a compaction
 	b, err := newBareRaft(t.Context(), callers)
