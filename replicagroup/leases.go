@@ -115,23 +115,21 @@ func (l *leases) renew(a placement.SendRenew) {
 		m.Groups = append(m.Groups, groupToPB(g))
 	}
 	req := marshal(m)
-	var answer pb.RenewAnswer
+	var refused []order.GroupID
 	d, err := h.locator.locate(ctx, keyspace.Prefix{}, false)
 	if err == nil {
 		err = h.askLeader(ctx, d, keyspace.Key{}, serviceRenew, func(placement.Descriptor) []byte { return req }, func(r reply) (bool, error) {
-			return r.status == pb.Status_OK && proto.Unmarshal(r.data, &answer) == nil, nil
+			if r.status != pb.Status_OK {
+				return false, nil
+			}
+			refused, err = refusals(r.data, a.Groups)
+			return err == nil, nil
 		})
 	}
 	if err != nil {
 		log.Debugw("leases were not renewed", "groups", len(a.Groups), "err", err)
 		l.step(placement.NotRenewed{Round: a.Round})
 		return
-	}
-	var refused []order.GroupID
-	for _, i := range answer.Refused {
-		if int(i) < len(a.Groups) {
-			refused = append(refused, a.Groups[i])
-		}
 	}
 	l.step(placement.Renewed{Round: a.Round, Refused: refused})
 }
@@ -324,23 +322,46 @@ type renewEvent struct{ renewal }
 
 // handleRenew passes a renewal to the root's replica, if it is here.
 func (h *Host) handleRenew(req *dht.Request) error {
+	groups, err := h.decode.renewal(req.Data)
+	if err == nil {
+		h.submit(h.rootGroup(), renewEvent{renewal{groups, req}}, req)
+	}
+	return err
+}
+
+// renewal decodes the groups of a renewal.
+func (d decoder) renewal(b []byte) ([]order.GroupID, error) {
 	var m pb.RenewRequest
-	if err := proto.Unmarshal(req.Data, &m); err != nil {
-		return malformed("renew: %v", err)
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return nil, malformed("renewal: %v", err)
 	}
 	if len(m.Groups) > placement.RenewGroupsMax {
-		return malformed("renewal of %d groups (at most %d)", len(m.Groups), placement.RenewGroupsMax)
+		return nil, malformed("renewal of %d groups (at most %d)", len(m.Groups), placement.RenewGroupsMax)
 	}
-	e := renewEvent{renewal{req: req}}
-	for _, g := range m.Groups {
-		group, err := h.decode.group(g)
-		if err != nil {
-			return malformed("renew: %v", err)
+	groups := make([]order.GroupID, len(m.Groups))
+	for i, g := range m.Groups {
+		var err error
+		if groups[i], err = d.group(g); err != nil {
+			return nil, malformed("renewal: %v", err)
 		}
-		e.groups = append(e.groups, group)
 	}
-	h.submit(h.rootGroup(), e, req)
-	return nil
+	return groups, nil
+}
+
+// refusals decodes which of the groups that were asked for are refused.
+func refusals(b []byte, asked []order.GroupID) ([]order.GroupID, error) {
+	var m pb.RenewAnswer
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return nil, malformed("answer to a renewal: %v", err)
+	}
+	var refused []order.GroupID
+	for _, i := range m.Refused {
+		if int64(i) >= int64(len(asked)) {
+			return nil, malformed("answer about group %d of %d", i, len(asked))
+		}
+		refused = append(refused, asked[i])
+	}
+	return refused, nil
 }
 
 func (e renewEvent) handle(s *shard) {

@@ -5,12 +5,20 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/control"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
 	"latchkey/replicagroup/placement"
 )
 
@@ -211,5 +219,163 @@ func TestAReplicaAnswersOnlyWithinItsLease(t *testing.T) {
 	}
 	if r.lease = nil; !r.leased() {
 		t.Error("a replica that needs no lease does not answer")
+	}
+}
+
+// wall is a gater that keeps the peers of one side from those of the other while it stands.
+type wall struct {
+	mu   sync.Mutex
+	side map[peer.ID]bool // nil: it does not stand
+}
+
+// gate is one peer's view of the wall.
+type gate struct {
+	*wall
+	self func() peer.ID
+}
+
+func (g gate) lets(p peer.ID) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.side == nil || g.side[p] == g.side[g.self()]
+}
+
+func (g gate) InterceptPeerDial(p peer.ID) bool                 { return g.lets(p) }
+func (g gate) InterceptAddrDial(p peer.ID, _ ma.Multiaddr) bool { return g.lets(p) }
+func (g gate) InterceptAccept(network.ConnMultiaddrs) bool      { return true }
+func (g gate) InterceptSecured(_ network.Direction, p peer.ID, _ network.ConnMultiaddrs) bool {
+	return g.lets(p)
+}
+func (g gate) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
+
+// stand builds the wall between these peers and the others, or takes it down when there are none.
+func (l *wall) stand(w *world, these ...*testPeer) {
+	l.mu.Lock()
+	l.side = nil
+	if len(these) > 0 {
+		l.side = make(map[peer.ID]bool)
+		for _, p := range these {
+			l.side[p.host.ID()] = true
+		}
+	}
+	l.mu.Unlock()
+	for _, p := range these {
+		for _, q := range w.peers {
+			if !slices.Contains(these, q) {
+				p.host.Network().ClosePeer(q.host.ID())
+				q.host.Network().ClosePeer(p.host.ID())
+			}
+		}
+	}
+}
+
+// A group that is cut off from the root with all its members goes on for as long as its lease, and goes on again when the network
+// heals, with all it knew: the root leaves it the time.
+func TestAGroupBehindAPartitionStopsAnswering(t *testing.T) {
+	ctx := deadline(t, 90*time.Second)
+	l := new(wall)
+	w := &lostWorld{world: &world{genesisBy: []func(*placement.Genesis){leased, func(g *placement.Genesis) { g.DeadAfter = time.Minute }}}}
+	w.options = func(i int) []libp2p.Option {
+		return []libp2p.Option{libp2p.ConnectionGater(gate{l, func() peer.ID { return w.peers[i].host.ID() }})}
+	}
+	w.begin(t, 8, 1, 3)
+	w.pick(t, ctx)
+	var members, rest []*testPeer
+	for _, p := range w.peers {
+		if _, member := w.group.View.MemberAt(p.overlay.Node()); member {
+			members = append(members, p)
+		} else {
+			rest = append(rest, p)
+		}
+	}
+	c := members[0].groups.NewClient()
+	got, err := c.Do(ctx, w.key, "count", number(5))
+	if sum := sumOf(t, got, err); sum != 5 {
+		t.Fatalf("sum %d", sum)
+	}
+	l.stand(w.world, members...)
+	cut := time.Now()
+	for {
+		short, cancel := context.WithTimeoutCause(ctx, 300*time.Millisecond, errors.New("patience"))
+		sent := time.Now()
+		_, err := c.Query(short, w.key, "count", nil)
+		cancel()
+		// A round that was on its way at the cut may have been granted still; it began before.
+		if err == nil && sent.Sub(cut) > w.genesis.Lease {
+			t.Fatalf("the group answers what it was asked %v after it was cut off; its lease is %v", sent.Sub(cut), w.genesis.Lease)
+		}
+		if err != nil && strings.Contains(err.Error(), "lease has run out") {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("the group does not say why it is silent: %v", err)
+		}
+	}
+	// The root is well meanwhile, on its side.
+	if _, err := rest[0].groups.Children(ctx); err != nil {
+		t.Errorf("the root, on the other side: %v", err)
+	}
+	l.stand(w.world)
+	for _, p := range members {
+		for _, q := range rest {
+			if err := p.host.Connect(ctx, peer.AddrInfo{ID: q.host.ID(), Addrs: q.host.Addrs()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	got, err = c.Query(ctx, w.key, "count", nil)
+	if sum := sumOf(t, got, err); sum != 5 {
+		t.Errorf("sum %d after the network healed, want 5", sum)
+	}
+	if ch, err := c.host.Child(ctx, w.group.Group.Prefix); err != nil || ch.Group.Gen != 0 {
+		t.Errorf("the group is %v, %v; want its first generation", ch.Group, err)
+	}
+}
+
+// Whom the root's leader grants what.
+func TestWhatTheRootGrants(t *testing.T) {
+	ctx := deadline(t, 30*time.Second)
+	w := newWorld(t, 3, 1, leased)
+	key := keyspace.Preimage("granted").Key()
+	if _, err := w.peers[0].groups.NewClient().Do(ctx, key, "count", number(1)); err != nil {
+		t.Fatal(err)
+	}
+	live := order.GroupID{Overlay: w.genesis.ID(), Prefix: w.genesis.PrefixOf(key)}
+	later, unknown := live, live
+	later.Gen, unknown.Prefix = 1, w.genesis.PrefixOf(keyspace.Preimage("unused").Key())
+	ask := func(groups ...order.GroupID) (refused []order.GroupID) {
+		t.Helper()
+		m := new(pb.RenewRequest)
+		for _, g := range groups {
+			m.Groups = append(m.Groups, groupToPB(g))
+		}
+		h := w.peers[1].groups
+		d, err := h.locator.locate(ctx, keyspace.Prefix{}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = h.askLeader(ctx, d, keyspace.Key{}, serviceRenew, func(placement.Descriptor) []byte { return marshal(m) }, func(r reply) (bool, error) {
+			if r.status != pb.Status_OK {
+				return false, nil
+			}
+			refused, err = refusals(r.data, groups)
+			return true, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return refused
+	}
+	if got := ask(later, live, unknown); len(got) != 2 || got[0] != later || got[1] != unknown {
+		t.Errorf("refused are %v", got)
+	}
+	if got := ask(slices.Repeat([]order.GroupID{live}, placement.RenewGroupsMax)...); len(got) != 0 {
+		t.Errorf("%d of as many as there may be are refused", len(got))
+	}
+	// Where there are no leases none is asked for.
+	m := newWorld(t, 1, 0)
+	b, err := m.peers[0].overlay.Call(ctx, m.peers[0].host.ID(), keyspace.Key{}, serviceRenew, marshal(new(pb.RenewRequest)))
+	if r, _ := m.peers[0].groups.decode.reply(b); err != nil || r.status != pb.Status_REFUSED {
+		t.Errorf("under policy manual: %v, %v", r.status, err)
 	}
 }

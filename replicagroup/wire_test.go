@@ -3,6 +3,7 @@ package replicagroup
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -44,7 +45,9 @@ func wellFormed() map[string][]byte {
 		"probe":      marshal(&pb.ProbeReply{Store: id, UpMs: 5, Hosts: true, Room: true}),
 		"question": encodeQuestion(testDescriptor().Group, 1, placement.Question{Term: 1, Round: 2, View: 3,
 			Add: []keyspace.NodeID{{4}, {5}}, Remove: []placement.Removal{{Member: 6, Why: placement.Failed}}}),
-		"verdict": encodeVerdict(placement.Question{Term: 1, Round: 2, View: 3}, placement.VictimLive),
+		"renewal":  marshal(&pb.RenewRequest{Groups: []*pb.Group{g, g}}),
+		"refusals": marshal(&pb.RenewAnswer{Refused: []uint32{1}}),
+		"verdict":  encodeVerdict(placement.Question{Term: 1, Round: 2, View: 3}, placement.VictimLive),
 	}
 }
 
@@ -67,6 +70,10 @@ func decodeAs(kind string, b []byte) error {
 		_, err = testDecoder.push(b)
 	case "question":
 		_, err = testDecoder.question(b)
+	case "renewal":
+		_, err = testDecoder.renewal(b)
+	case "refusals":
+		_, err = refusals(b, make([]order.GroupID, 2))
 	case "probe":
 		if _, ok := decodeProbe(b); !ok {
 			err = errMalformed
@@ -122,6 +129,9 @@ func TestDecodersRefuseWhatNoHostSends(t *testing.T) {
 		"question of a short node": {"question", &pb.EndorseRequest{Group: g, Add: [][]byte{id}}},
 		"question without reason":  {"question", &pb.EndorseRequest{Group: g, Remove: []*pb.Removal{{Member: 1, Why: 99}}}},
 		"too many to remove":       {"question", &pb.EndorseRequest{Group: g, Remove: make([]*pb.Removal, order.MembersMax+1)}},
+		"renewal of no prefix":     {"renewal", &pb.RenewRequest{Groups: []*pb.Group{{}}}},
+		"renewal of too many":      {"renewal", &pb.RenewRequest{Groups: slices.Repeat([]*pb.Group{g}, placement.RenewGroupsMax+1)}},
+		"refusal of what was not":  {"refusals", &pb.RenewAnswer{Refused: []uint32{2}}},
 		"no verdict":               {"verdict", &pb.EndorseReply{Term: 1}},
 		"unknown verdict":          {"verdict", &pb.EndorseReply{Verdict: uint32(placement.NoSense) + 1}},
 	} {
@@ -156,7 +166,7 @@ func TestMalformedMessagesAreCountedAndHurtNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	services := []string{serviceEngine, serviceCommand, serviceQuery, serviceOutput, serviceLocate, serviceEnsure, serviceHost, serviceStart,
-		serviceProbe, serviceEndorse, serviceLeave, serviceDescriptor}
+		serviceProbe, serviceEndorse, serviceLeave, serviceDescriptor, serviceRenew}
 	for i, service := range services {
 		before := good.groups.Counters().Malformed
 		_, err := bad.overlay.Call(ctx, good.host.ID(), keyspace.Key{}, service, []byte{0xff, 0xff, 0xff})
