@@ -402,3 +402,39 @@ func (b brokenDump) Dump(_ context.Context, to io.Writer) error {
 	}
 	return ErrMode
 }
+
+func TestAStateBeyondItsBoundsIsNotWritten(t *testing.T) {
+	m := someManifest(t, ModeProcess)
+	begin := func() *stateWriter {
+		t.Helper()
+		w, err := newStateWriter(t.Context(), io.Discard, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	none := strings.NewReader("")
+	w := begin()
+	for i := w.files; i < stateFilesMax; i++ {
+		if err := w.file(fmt.Sprint("0/store/", i), 0, none); err != nil {
+			t.Fatalf("file %d: %v", i, err)
+		}
+	}
+	if err := w.file("0/store/one more", 0, none); !errors.Is(err, ErrState) {
+		t.Errorf("one file too many: %v", err)
+	}
+	if err := begin().file("0/store/x", StateBytesMax, none); !errors.Is(err, ErrState) { // with the manifest it is more
+		t.Errorf("too many bytes: %v", err)
+	}
+	long := "0/store/" + strings.Repeat("x", statePathBytesMax)
+	if err := begin().file(long[:statePathBytesMax], 0, none); err != nil {
+		t.Errorf("a path of %d bytes: %v", statePathBytesMax, err)
+	}
+	if err := begin().file(long[:statePathBytesMax+1], 0, none); !errors.Is(err, ErrState) {
+		t.Errorf("a path of %d bytes: %v", statePathBytesMax+1, err)
+	}
+	m.Genesis = strings.Repeat("x", stateManifestMax)
+	if _, err := newStateWriter(t.Context(), io.Discard, m); !errors.Is(err, ErrState) {
+		t.Errorf("a manifest of more than %d bytes: %v", stateManifestMax, err)
+	}
+}

@@ -344,3 +344,76 @@ func TestGroupsOutliveTheirLeadersUnderLoad(t *testing.T) {
 		t.Errorf("exit %d, %s", code, n.err.String())
 	}
 }
+
+// stepMax is how long a group may be silent because one member is replaced.
+const stepMax = 2 * time.Second
+
+// membersOf returns the numbers of the peers that keep a lock, as one of them sees it.
+func (n *liveNet) membersOf(name string, ask int) (members []int) {
+	n.t.Helper()
+	peers := n.status().Peers
+	daemon, err := api.Dial(peers[ask].API)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer daemon.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), waitMax)
+	defer cancel()
+	standing, err := daemon.Group(ctx, name)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, m := range standing.Members {
+		if m.Role == "learner" {
+			continue
+		}
+		for _, p := range peers {
+			if p.Peer == m.Peer {
+				members = append(members, p.N)
+			}
+		}
+	}
+	return members
+}
+
+// All members of a group leave, one after the other, under load: others take their places, and nothing that was acknowledged goes with
+// them.
+func TestAllMembersOfAGroupAreReplacedOneByOneUnderLoad(t *testing.T) {
+	t.Parallel()
+	const peers = 7
+	n := upLive(t, socketDir(t), "--mode", "process", "-n", fmt.Sprint(peers), "--depth", fmt.Sprint(loadDepth))
+	n.lock(exitOK, 0, "moved")
+	founders := n.membersOf("moved", 0)
+	keeper := 0
+	for slices.Contains(founders, keeper) {
+		keeper++
+	}
+	held := n.keep(keeper)
+	l := beginLoad(n, 16)
+	for _, leaver := range founders {
+		gap := l.silence(func() {
+			l.away[leaver].Store(true)
+			n.verb(exitOK, fmt.Sprint("leave ", leaver))
+			eventually(t, "another has its place", func() bool {
+				members := n.membersOf("moved", keeper)
+				return len(members) == 3 && !slices.Contains(members, leaver)
+			})
+		})
+		t.Logf("peer %d left: the longest silence of a group was %v", leaver, gap.Round(time.Millisecond))
+		if gap > stepMax {
+			t.Errorf("a group was silent for %v while peer %d was replaced", gap, leaver)
+		}
+		held.check(n, keeper)
+	}
+	l.end()
+	l.judge()
+	for name, h := range held.handles {
+		if err := context.Cause(h.Context()); err != nil {
+			t.Errorf("%s is lost: %v", name, err)
+		}
+	}
+	n.Process.Signal(syscall.SIGINT)
+	if code := n.wait(); code != exitOK {
+		t.Errorf("exit %d, %s", code, n.err.String())
+	}
+}
