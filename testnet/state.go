@@ -37,7 +37,7 @@ const (
 	stateHeadBytesMax  = len(stateHead) + 20 // of all versions
 	stateManifestFile  = "testnet.json"
 	stateManifestMax   = 256 << 10
-	stateFilesMax      = 1 << 16 // of all peers
+	stateFilesMax      = 65536 // of all peers
 	statePathBytesMax  = 256
 	stateMemoryFile    = "memory" // of a peer in this process: its store
 	stateStandsFor     = "the state of a testnet"

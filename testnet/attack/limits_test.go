@@ -21,7 +21,7 @@ import (
 // directories of the packages that docs/limits.md names.
 var directories = map[string]string{
 	"node": "node", "dht": "dht", "replicagroup": "replicagroup", "placement": "replicagroup/placement", "raft": "replicagroup/raft",
-	"order": "replicagroup/order", "session": "replicagroup/session", "transfer": "replicagroup/transfer", "table": "lockservice/table",
+	"order": "replicagroup/order", "session": "replicagroup/session", "transfer": "replicagroup/transfer", "table": "lockservice/table", "testnet": "testnet",
 }
 
 // row is a line of a table that names a limit and its value.
@@ -29,7 +29,7 @@ var row = regexp.MustCompile("^\\| `([a-z]+)\\.([A-Za-z0-9]+)` \\| ([^|]+) \\|")
 
 // units of values, and what constants are counted in.
 var units = map[string]int64{
-	"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "s": int64(time.Second), "min": int64(time.Minute),
+	"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "bytes": 1, "s": int64(time.Second), "min": int64(time.Minute),
 }
 
 func TestDocumentedLimitsAreThoseOfTheCode(t *testing.T) {
