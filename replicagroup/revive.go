@@ -129,13 +129,16 @@ func (h *Host) Roll(ctx context.Context, d placement.Descriptor) Roll {
 	}
 	answers := make(map[string]Present) // by peer id
 	for {
-		var asking sync.WaitGroup
-		var mu sync.Mutex
-		newest := d
+		var ask []placement.Peer
 		for _, p := range d.Peers {
-			if a, asked := answers[p.ID]; asked && !a.Away {
-				continue
+			if a, asked := answers[p.ID]; !asked || a.Away {
+				ask = append(ask, p)
 			}
+		}
+		var asking sync.WaitGroup
+		var mu sync.Mutex // guards answers and newest while asking
+		newest := d
+		for _, p := range ask {
 			h.learn(p)
 			asking.Go(func() {
 				a, told := h.present(ctx, peer.ID(p.ID), d.Group)
