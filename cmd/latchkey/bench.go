@@ -176,7 +176,7 @@ func benchJoinVerb(a *app) *cobra.Command {
 		Use:   "join",
 		Short: "what a peer that joins moves: groups and bytes",
 		Long: `join starts a testnet, makes groups, lets one more peer join, and waits until no group changes its members any more. It prints how
-many groups did, and how much all peers sent meanwhile beyond what they send when idle.`,
+many groups did, and how much the newcomer received and sent until the last of them had taken it in.`,
 		Example: `  latchkey bench join -o json
   latchkey bench join -n 7 --groups 16`,
 		Args: exactly(0),

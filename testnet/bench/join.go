@@ -45,11 +45,11 @@ type JoinResult struct {
 	Touched      int     `json:"groups_touched"`    // whose members changed
 	Gained       int     `json:"replicas_gained"`   // that the newcomer runs at the end, of groups without the root
 	Views        uint64  `json:"views"`             // that those groups went through
-	Bytes        float64 `json:"bytes"`             // sent by all peers until nothing changed any more, beyond what they send when idle
+	Bytes        uint64  `json:"bytes"`             // that the newcomer received and sent until the last of those views, heartbeats included
 	BytesTouched float64 `json:"bytes_per_touched"` // 0 when none was touched
-	Messages     float64 `json:"messages"`          // likewise
+	Messages     uint64  `json:"messages"`          // likewise
 	SettledS     float64 `json:"settled_after_s"`   // from the join to the last change
-	IdleBytesS   float64 `json:"idle_bytes_per_s"`  // of all peers
+	IdleBytesS   float64 `json:"idle_bytes_per_s"`  // sent by all peers together before the join
 	Load         float64 `json:"load"`              // average of the last minute, at the end; -1 where the system does not tell
 }
 
@@ -57,9 +57,9 @@ type JoinResult struct {
 func (r *JoinResult) Text(w io.Writer) {
 	fmt.Fprintf(w, "%s\t%s\n", r.Bench, r.Operation)
 	fmt.Fprintf(w, "groups touched\t%d of %d, in %d views; the newcomer has %d replicas\n", r.Touched, r.Groups, r.Views, r.Gained)
-	fmt.Fprintf(w, "moved\t%.0f bytes in %.0f messages, %.0f bytes a group touched, all peers together\n", r.Bytes, r.Messages, r.BytesTouched)
+	fmt.Fprintf(w, "moved\t%d bytes in %d messages to and from the newcomer, %.0f bytes a group touched\n", r.Bytes, r.Messages, r.BytesTouched)
 	fmt.Fprintf(w, "settled\t%.1f s after the join\n", r.SettledS)
-	fmt.Fprintf(w, "idle\t%.0f bytes a second, all peers together; not counted above\n", r.IdleBytesS)
+	fmt.Fprintf(w, "idle\t%.0f bytes a second, sent by all peers together before the join\n", r.IdleBytesS)
 	fmt.Fprintf(w, "load average\t%.2f\n", r.Load)
 }
 
@@ -83,7 +83,7 @@ func Join(ctx context.Context, o JoinOptions) (_ *JoinResult, err error) {
 	if err := makeGroups(up, asked, o.Groups); err != nil {
 		return nil, fmt.Errorf("bench: groups to begin with: %w", err)
 	}
-	before, _, err := settledViews(ctx, asked)
+	before, _, err := settledViews(ctx, asked, nil, func() {})
 	if err != nil {
 		return nil, err
 	}
@@ -97,23 +97,32 @@ func Join(ctx context.Context, o JoinOptions) (_ *JoinResult, err error) {
 		}
 	}
 	began := traffic(n)
-	bytesS, messagesS := rates(idle, began, time.Since(start))
+	idleS := float64(began.bytes-idle.bytes) / time.Since(start).Seconds()
 
 	start = time.Now()
 	i, err := n.Join(ctx)
 	if err != nil {
 		return nil, err
 	}
-	after, last, err := settledViews(ctx, asked)
+	newcomer, err := n.Peer(i)
 	if err != nil {
 		return nil, err
 	}
-	took, end := time.Since(start).Seconds(), traffic(n)
+	var moved sent
+	after, last, err := settledViews(ctx, asked, before, func() {
+		st := newcomer.Node().Overlay().Stats()
+		moved = sent{
+			bytes:    st.BytesSent + st.BytesReceived + st.RawSent + st.RawReceived,
+			messages: st.MessagesSent + st.MessagesReceived,
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
 	r := &JoinResult{
 		Bench: "join", Operation: fmt.Sprintf("one peer joins %d, who keep %d groups", o.N, len(before)),
-		Peers: o.N, Groups: len(before), SettledS: max(last.Sub(start), 0).Seconds(), IdleBytesS: bytesS,
-		Bytes:    max(0, float64(end.bytes-began.bytes)-bytesS*took),
-		Messages: max(0, float64(end.messages-began.messages)-messagesS*took),
+		Peers: o.N, Groups: len(before), SettledS: max(last.Sub(start), 0).Seconds(), IdleBytesS: idleS,
+		Bytes: moved.bytes, Messages: moved.messages,
 	}
 	for p, v := range before {
 		if after[p] > v {
@@ -122,11 +131,7 @@ func Join(ctx context.Context, o JoinOptions) (_ *JoinResult, err error) {
 		}
 	}
 	if r.Touched > 0 {
-		r.BytesTouched = r.Bytes / float64(r.Touched)
-	}
-	newcomer, err := n.Peer(i)
-	if err != nil {
-		return nil, err
+		r.BytesTouched = float64(r.Bytes) / float64(r.Touched)
 	}
 	all, err := newcomer.Node().Groups().Status(ctx)
 	if err != nil {
@@ -163,22 +168,24 @@ func makeGroups(ctx context.Context, p *testnet.Peer, n int) error {
 }
 
 // settledViews waits until the groups' views have not changed for a while, as the root knows them, and returns them and when the last
-// change was seen.
-func settledViews(ctx context.Context, p *testnet.Peer) (views map[keyspace.Prefix]uint64, last time.Time, err error) {
+// change was seen, with each of which it calls changed. views are those that were known before, if any.
+func settledViews(ctx context.Context, p *testnet.Peer, known map[keyspace.Prefix]uint64, changed func()) (views map[keyspace.Prefix]uint64, last time.Time, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, joinSettleMax, fmt.Errorf("bench: the groups go on changing after %v", joinSettleMax))
 	defer cancel()
+	views = known
 	for last = time.Now(); views == nil || time.Since(last) < joinQuiet; {
 		children, err := p.Node().Groups().Children(ctx)
 		if err != nil {
 			return nil, last, err
 		}
-		now, changed := make(map[keyspace.Prefix]uint64), false
+		now, other := make(map[keyspace.Prefix]uint64), false
 		for _, c := range children {
 			now[c.Prefix] = c.View
-			changed = changed || views != nil && views[c.Prefix] != c.View
+			other = other || views != nil && views[c.Prefix] != c.View
 		}
-		if views = now; changed {
+		if views = now; other {
 			last = time.Now()
+			changed()
 		}
 		if err := wait(ctx, joinPause); err != nil {
 			return nil, last, err
@@ -199,8 +206,4 @@ func traffic(n *testnet.Network) (s sent) {
 		}
 	}
 	return s
-}
-
-func rates(from, to sent, d time.Duration) (bytes, messages float64) {
-	return float64(to.bytes-from.bytes) / d.Seconds(), float64(to.messages-from.messages) / d.Seconds()
 }
