@@ -60,6 +60,9 @@ func (n *Node) hostedGroups(groups []replicagroup.ReplicaStatus) []api.HostedGro
 				g.Lag = max(g.Lag, r.Status.Behind[m.ID])
 			}
 		}
+		if r.Leaves {
+			g.Role = order.Leaving.String()
+		}
 		if r.Leaderless > 0 {
 			g.Leaderless = time.Now().Add(-r.Leaderless)
 		}

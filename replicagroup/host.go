@@ -647,7 +647,9 @@ type ReplicaStatus struct {
 	Status     order.Status
 	// Leaderless is how long no leader has been known here; 0 while one is. Without a leader the group serves nobody.
 	Leaderless time.Duration
-	Halted     bool // it has stopped for good; the group goes on without it
+	// Leaves: the group has removed this replica, which ends soon.
+	Leaves bool
+	Halted bool // it has stopped for good; the group goes on without it
 	// Unleased is set at a leader that may not answer, since the root has not renewed the group's lease (policy lease).
 	Unleased bool
 }

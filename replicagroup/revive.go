@@ -224,9 +224,16 @@ func (e presentEvent) handle(s *shard) {
 	e.req.Reply(marshal(&m))
 }
 
+// leaves reports whether the group has removed this replica, which goes on for a little while: nobody leads it any more, and that
+// says nothing about the group.
+func (r *replica) leaves() bool {
+	m, ok := r.view.Member(r.self)
+	return r.parting || !ok || m.Role == order.Leaving
+}
+
 // silence is for how long no leader has been known.
 func (r *replica) silence() time.Duration {
-	if r.led || r.halted {
+	if r.led || r.halted || r.leaves() {
 		return 0
 	}
 	return max(r.shard.host.clock.Now().Sub(r.leaderless), 1)

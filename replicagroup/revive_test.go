@@ -15,6 +15,7 @@ import (
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
+	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
 )
@@ -317,5 +318,32 @@ func TestABuriedReplicaIsOutOfTheWayAndItsIdUsed(t *testing.T) {
 	}
 	if err := s.Create(Identity{Group: g, Self: 4}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A replica that its group has removed goes on for a while without a leader. The group is not down for that.
+func TestARemovedReplicaDoesNotSayThatItsGroupIsDown(t *testing.T) {
+	d := testDescriptor()
+	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay}
+	r := newReplica(1, d, new(busyEngine), nil, 1)
+	r.shard, r.view = newShard(h), order.View{Members: []order.Member{{ID: 1, Role: order.Voter}}, Next: 2}
+	if r.leaves() || r.silence() == 0 {
+		t.Errorf("a voter without a leader: leaves %v, silent for %v", r.leaves(), r.silence())
+	}
+	r.led = true
+	if r.silence() != 0 {
+		t.Errorf("a voter with a leader: silent for %v", r.silence())
+	}
+	r.led = false
+	for name, change := range map[string]func(*replica){
+		"leaving":      func(r *replica) { r.view.Members[0].Role = order.Leaving },
+		"removed":      func(r *replica) { r.view.Members = nil },
+		"told of that": func(r *replica) { r.parting = true },
+	} {
+		c := *r
+		c.view.Members = []order.Member{{ID: 1, Role: order.Voter}}
+		if change(&c); !c.leaves() || c.silence() != 0 {
+			t.Errorf("%s: leaves %v, silent for %v", name, c.leaves(), c.silence())
+		}
 	}
 }

@@ -75,6 +75,8 @@ func hostedState(g api.HostedGroup, now time.Time) string {
 	switch {
 	case !g.Leaderless.IsZero():
 		return "no leader for " + ago(now, g.Leaderless)
+	case g.Role == "leaving":
+		return "leaving"
 	case g.Quiesced:
 		return "asleep"
 	}

@@ -44,6 +44,7 @@ func TestGroupsInWords(t *testing.T) {
 /0      0    3     leader   3       5    serving
 a3/8    1.0  0     voter    1       0    no leader for 12s
 a4/8    1    9     learner  2       0    asleep
+a5/8    0    2     leaving  1       0    leaving
 `
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -51,6 +52,7 @@ a4/8    1    9     learner  2       0    asleep
 		{Prefix: "/0", View: 3, Role: "leader", Voters: []string{"a", "b", "c"}, Lag: 5},
 		{Prefix: "a3/8", Generation: 1 << 32, Role: "voter", Voters: []string{"a"}, Quiesced: true, Leaderless: now.Add(-12 * time.Second)},
 		{Prefix: "a4/8", Generation: 1, View: 9, Role: "learner", Voters: []string{"a", "b"}, Quiesced: true},
+		{Prefix: "a5/8", View: 2, Role: "leaving", Voters: []string{"a"}},
 	}, now)
 	w.Flush()
 	if b.String() != want {

@@ -156,7 +156,7 @@ type HostedGroup struct {
 	Prefix     string    `json:"prefix"` // like a3/8; /0 is the root
 	Generation uint64    `json:"generation,string"`
 	View       uint64    `json:"view,string"`
-	Role       string    `json:"role"`   // of this peer: leader, voter or learner
+	Role       string    `json:"role"`   // of this peer: leader, voter, learner, or leaving when the group has removed it
 	Leader     string    `json:"leader"` // empty when none is known
 	Voters     []string  `json:"voters"`
 	Lag        uint64    `json:"lag,string"` // entries: at the leader, what the slowest voter lacks; elsewhere, what is not applied here

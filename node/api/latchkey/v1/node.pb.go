@@ -1004,7 +1004,7 @@ type HostedGroup struct {
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // like a3/8; /0 is the root
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	View          uint64                 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
-	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`             // of this peer: leader, voter or learner
+	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`             // of this peer: leader, voter, learner, or leaving when the group has removed it
 	Leader        string                 `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`         // peer id; empty: none is known
 	Voters        []string               `protobuf:"bytes,6,rep,name=voters,proto3" json:"voters,omitempty"`         // peer ids
 	Lag           uint64                 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`              // entries: at the leader, what the slowest voter lacks; elsewhere, what is not applied here
