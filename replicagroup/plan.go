@@ -32,7 +32,6 @@ type plan struct {
 	refs    map[uint64]uint64            // the automaton's, by the engine's, of the changes that have no outcome yet
 	near    []peer.ID                    // strangers that answered last, which are asked again
 	joining map[order.ReplicaID]*joining // learners
-	moved   map[order.ReplicaID]uint64   // bytes of a snapshot on their way to a member; see planMoved
 	leavers map[keyspace.NodeID]leaver   // who waits to be let go
 }
 
@@ -64,7 +63,7 @@ func (r *replica) planBegin() {
 	p := &plan{
 		replica: r, term: status.Term, anchor: anchor, wake: automaton.Never, beat: automaton.Never,
 		refs: make(map[uint64]uint64), joining: make(map[order.ReplicaID]*joining),
-		moved: make(map[order.ReplicaID]uint64), leavers: make(map[keyspace.NodeID]leaver),
+		leavers: make(map[keyspace.NodeID]leaver),
 	}
 	p.core = placement.NewPlanner(placement.PlannerConfig{
 		Prefix: r.group.Prefix, Anchor: anchor, F: s.host.genesis.F, Self: s.host.overlay.Node(), Term: status.Term, Times: s.host.plan,
@@ -127,14 +126,6 @@ func (r *replica) planPeer(n keyspace.NodeID, live bool) {
 	}
 }
 
-// planMoved notes how many bytes of a snapshot have been sent to a member in all. Without it, only what a learner has acknowledged
-// counts as moving on.
-func (r *replica) planMoved(to order.ReplicaID, bytes uint64) {
-	if r.plan != nil {
-		r.plan.moved[to] = bytes
-	}
-}
-
 // planExpired does what the plan wanted done at this time.
 func (r *replica) planExpired() {
 	p := r.plan
@@ -173,11 +164,6 @@ func (p *plan) seen(n order.ViewNote) {
 	for id := range p.joining {
 		if m, ok := n.View.Member(id); !ok || m.Role == order.Voter {
 			delete(p.joining, id)
-		}
-	}
-	for id := range p.moved {
-		if _, ok := n.View.Member(id); !ok {
-			delete(p.moved, id)
 		}
 	}
 	p.beat = min(p.beat, p.replica.shard.now) // there may be a learner
@@ -310,13 +296,29 @@ func (p *plan) look() {
 
 // progress tells the automaton how far the members have come.
 func (p *plan) progress() {
+	for _, report := range p.reports() {
+		p.feed(report)
+	}
+}
+
+// reports says how far the other members have come that were heard of, or that a snapshot is on its way to: one that takes long to
+// move is no reason to give a learner up.
+func (p *plan) reports() (list []placement.Progress) {
 	r := p.replica
 	status := r.engine.Status()
 	for _, m := range status.View.Members {
-		if match := status.Match[m.ID]; m.ID != r.self && (match > 0 || p.moved[m.ID] > 0) {
-			p.feed(placement.Progress{Member: m.ID, Match: match, Commit: status.Commit, Moved: p.moved[m.ID]})
+		if m.ID == r.self {
+			continue
+		}
+		report := placement.Progress{Member: m.ID, Match: status.Match[m.ID], Commit: status.Commit}
+		if m.Role == order.Learner {
+			report.Moved = r.shard.host.Moved(r.group, m.ID)
+		}
+		if report.Match > 0 || report.Moved > 0 {
+			list = append(list, report)
 		}
 	}
+	return list
 }
 
 // start tells a learner to start its replica, again and again until it says that it has.

@@ -14,6 +14,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/pb"
+	"latchkey/replicagroup/transfer"
 )
 
 // grow starts a further peer, which is told of those that run.
@@ -536,16 +537,25 @@ func TestTheParentAndTheNeighboursHearOfANewView(t *testing.T) {
 	}
 }
 
-func TestWhatIsSentToAMemberIsForgottenWithIt(t *testing.T) {
-	w := newPlannedWorld(t, 1, 0, 1)
-	ctx := deadline(t, 20*time.Second)
-	p, r := w.settled(t, ctx, keyspace.Prefix{}, "one voter", voters(1))
+func TestASnapshotOnItsWayCountsAsMovingOn(t *testing.T) {
+	t.Parallel()
+	w := newPlannedWorld(t, 2, 1, 1)
+	ctx := deadline(t, 30*time.Second)
+	p, r := w.settled(t, ctx, keyspace.Prefix{}, "a voter and a learner", func(v order.View) bool { return len(v.Members) == 2 })
+	learner := r.Status.View.Members[1].ID
+	key := transfer.Key{Group: r.Group, To: learner}
+	j := &job{key: key}
+	j.moved.Store(5)
 	p.touch(r.Group, func(r *replica) {
-		r.planMoved(1, 5)
-		r.planMoved(9, 7)
-		r.plan.seen(order.ViewNote{View: r.view})
-		if m := r.plan.moved; m[1] != 5 || len(m) != 1 {
-			t.Errorf("%v bytes are on their way", m)
+		h := r.shard.host
+		h.transfers.mu.Lock()
+		h.transfers.jobs[key] = j
+		h.transfers.mu.Unlock()
+		if got := r.plan.reports(); len(got) != 1 || got[0].Member != learner || got[0].Moved != 5 {
+			t.Errorf("the plan is told %+v", got)
 		}
+		h.transfers.mu.Lock()
+		delete(h.transfers.jobs, key)
+		h.transfers.mu.Unlock()
 	})
 }
