@@ -159,7 +159,7 @@ func TestGroupsFillInEveryFigure(t *testing.T) {
 
 // Groups of a testnet have up to five voters, so each takes in a fifth peer.
 func TestJoinTellsWhatItMoved(t *testing.T) {
-	r, err := Join(t.Context(), JoinOptions{N: 4, Groups: 4})
+	r, err := Join(t.Context(), JoinOptions{N: 4, Groups: 4, quiet: 6 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,6 +31,8 @@ type JoinOptions struct {
 	N        int // peers before the join; 0 is JoinPeersDefault
 	Groups   int // that exist then, at least; 0 is JoinGroupsDefault, at most JoinGroupsMax
 	Progress func(testnet.Progress)
+
+	quiet time.Duration // in place of joinQuiet, for tests
 }
 
 // JoinGroupsMax is how many groups a testnet of the default depth can have.
@@ -66,6 +68,7 @@ func (r *JoinResult) Text(w io.Writer) {
 // Join measures what a peer that joins a testnet moves: the groups that take it in, and the bytes sent until they have.
 func Join(ctx context.Context, o JoinOptions) (_ *JoinResult, err error) {
 	o.N, o.Groups = cmp.Or(o.N, JoinPeersDefault), cmp.Or(o.Groups, JoinGroupsDefault)
+	o.quiet = cmp.Or(o.quiet, joinQuiet)
 	if o.Groups < 0 || o.Groups > JoinGroupsMax {
 		return nil, fmt.Errorf("bench: %d groups: between 1 and %d", o.Groups, JoinGroupsMax)
 	}
@@ -83,7 +86,7 @@ func Join(ctx context.Context, o JoinOptions) (_ *JoinResult, err error) {
 	if err := makeGroups(up, asked, o.Groups); err != nil {
 		return nil, fmt.Errorf("bench: groups to begin with: %w", err)
 	}
-	before, _, err := settledViews(ctx, asked, nil, func() {})
+	before, _, err := settledViews(ctx, asked, o.quiet, nil, func() {})
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +112,7 @@ func Join(ctx context.Context, o JoinOptions) (_ *JoinResult, err error) {
 		return nil, err
 	}
 	var moved sent
-	after, last, err := settledViews(ctx, asked, before, func() {
+	after, last, err := settledViews(ctx, asked, o.quiet, before, func() {
 		st := newcomer.Node().Overlay().Stats()
 		moved = sent{
 			bytes:    st.BytesSent + st.BytesReceived + st.RawSent + st.RawReceived,
@@ -167,13 +170,13 @@ func makeGroups(ctx context.Context, p *testnet.Peer, n int) error {
 	return nil
 }
 
-// settledViews waits until the groups' views have not changed for a while, as the root knows them, and returns them and when the last
+// settledViews waits until the groups' views have not changed for so long, as the root knows them, and returns them and when the last
 // change was seen, with each of which it calls changed. views are those that were known before, if any.
-func settledViews(ctx context.Context, p *testnet.Peer, known map[keyspace.Prefix]uint64, changed func()) (views map[keyspace.Prefix]uint64, last time.Time, err error) {
+func settledViews(ctx context.Context, p *testnet.Peer, quiet time.Duration, known map[keyspace.Prefix]uint64, changed func()) (views map[keyspace.Prefix]uint64, last time.Time, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, joinSettleMax, fmt.Errorf("bench: the groups go on changing after %v", joinSettleMax))
 	defer cancel()
 	views = known
-	for last = time.Now(); views == nil || time.Since(last) < joinQuiet; {
+	for last = time.Now(); views == nil || time.Since(last) < quiet; {
 		children, err := p.Node().Groups().Children(ctx)
 		if err != nil {
 			return nil, last, err
