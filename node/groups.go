@@ -66,6 +66,7 @@ func (n *Node) hostedGroups(groups []replicagroup.ReplicaStatus) []api.HostedGro
 		if r.Leaderless > 0 {
 			g.Leaderless = time.Now().Add(-r.Leaderless)
 		}
+		g.Unleased = r.Unleased
 		all = append(all, g)
 	}
 	return all

@@ -77,6 +77,8 @@ func hostedState(g api.HostedGroup, now time.Time) string {
 		return "no leader for " + ago(now, g.Leaderless)
 	case g.Role == "leaving":
 		return "leaving"
+	case g.Unleased:
+		return "waits for a lease of the root"
 	case g.Quiesced:
 		return "asleep"
 	}
@@ -159,6 +161,9 @@ the overlay's longest TTL. Old members that come back put what they have aside, 
 It is refused while a majority of the old voters answers, unless forced. A majority that was merely cut off from the root
 cannot be told from one that is lost: it goes on serving its own side until it hears of the new generation, and there
 only the token protects what the locks are for.
+
+Where the overlay has regenesis lease, the root does all this by itself. A revival waits there until the old generation's lease
+is over, which takes some two minutes for a group that is alive (--force --timeout 3m); it may be said again.
 
 You are asked to type the prefix, unless --yes is given.
 

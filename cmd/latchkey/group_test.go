@@ -17,13 +17,16 @@ func TestGroupLsAndInfo(t *testing.T) {
 	d := newDaemon(t, nil)
 	p := d.run("group", "ls", "-o", "json")
 	var ls struct{ Groups []map[string]any }
-	if err := json.Unmarshal(p.out.Bytes(), &ls); err != nil || p.code != 0 || len(ls.Groups) != 2 {
+	if err := json.Unmarshal(p.out.Bytes(), &ls); err != nil || p.code != 0 || len(ls.Groups) != 3 {
 		t.Fatalf("group ls -o json: exit %d, %v: %s", p.code, err, p.out.String())
 	}
 	if g := ls.Groups[0]; g["prefix"] != "/0" || g["lag"] != "1152921504606846976" || g["quiesced"] != true || g["leaderless"] != nil {
 		t.Errorf("%v", g)
 	}
 	if g := ls.Groups[1]; g["generation"] != "2" || g["leader"] != "" || g["leaderless"] == nil {
+		t.Errorf("%v", g)
+	}
+	if g := ls.Groups[2]; g["unleased"] != true || ls.Groups[0]["unleased"] != nil {
 		t.Errorf("%v", g)
 	}
 	p = d.run("group", "info", "a3/8")
@@ -45,6 +48,7 @@ func TestGroupsInWords(t *testing.T) {
 a3/8    1.0  0     voter    1       0    no leader for 12s
 a4/8    1    9     learner  2       0    asleep
 a5/8    0    2     leaving  1       0    leaving
+a6/8    0    1     leader   1       0    waits for a lease of the root
 `
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -53,6 +57,7 @@ a5/8    0    2     leaving  1       0    leaving
 		{Prefix: "a3/8", Generation: 1 << 32, Role: "voter", Voters: []string{"a"}, Quiesced: true, Leaderless: now.Add(-12 * time.Second)},
 		{Prefix: "a4/8", Generation: 1, View: 9, Role: "learner", Voters: []string{"a", "b"}, Quiesced: true},
 		{Prefix: "a5/8", View: 2, Role: "leaving", Voters: []string{"a"}},
+		{Prefix: "a6/8", View: 1, Role: "leader", Voters: []string{"a"}, Quiesced: true, Unleased: true},
 	}, now)
 	w.Flush()
 	if b.String() != want {

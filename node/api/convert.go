@@ -99,6 +99,7 @@ func encodeHosted(groups []HostedGroup) []*latchkeyv1.HostedGroup {
 		all[i] = &latchkeyv1.HostedGroup{
 			Prefix: g.Prefix, Generation: g.Generation, View: g.View, Role: g.Role, Leader: g.Leader, Voters: g.Voters,
 			Lag: g.Lag, Quiesced: g.Quiesced, Leaderless: encodeTime(g.Leaderless),
+			Unleased: g.Unleased,
 		}
 	}
 	return all
@@ -110,6 +111,7 @@ func decodeHosted(groups []*latchkeyv1.HostedGroup) []HostedGroup {
 		all[i] = HostedGroup{
 			Prefix: g.Prefix, Generation: g.Generation, View: g.View, Role: g.Role, Leader: g.Leader, Voters: list(g.Voters),
 			Lag: g.Lag, Quiesced: g.Quiesced, Leaderless: decodeTime(g.Leaderless),
+			Unleased: g.Unleased,
 		}
 	}
 	return all

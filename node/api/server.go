@@ -162,6 +162,7 @@ type HostedGroup struct {
 	Lag        uint64    `json:"lag,string"` // entries: at the leader, what the slowest voter lacks; elsewhere, what is not applied here
 	Quiesced   bool      `json:"quiesced"`
 	Leaderless time.Time `json:"leaderless,omitzero"` // since when no leader is known, so it serves nobody
+	Unleased   bool      `json:"unleased,omitempty"`  // this peer leads it and may not answer: the root has not renewed its lease
 }
 
 // States of a group, in [GroupStanding.State].

@@ -298,6 +298,7 @@ func (Node) HostedGroups(context.Context) ([]api.HostedGroup, error) {
 	return []api.HostedGroup{
 		{Prefix: "/0", View: 4, Role: "leader", Leader: "12D3KooWfake", Voters: []string{"12D3KooWfake"}, Lag: 1 << 60, Quiesced: true},
 		{Prefix: "a3/8", Generation: 2, Role: "voter", Voters: []string{"12D3KooWfake", "12D3KooWone"}, Leaderless: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC)},
+		{Prefix: "a5/8", Role: "leader", Leader: "12D3KooWfake", Voters: []string{"12D3KooWfake"}, Unleased: true},
 	}, nil
 }
 

@@ -1010,6 +1010,7 @@ type HostedGroup struct {
 	Lag           uint64                 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`              // entries: at the leader, what the slowest voter lacks; elsewhere, what is not applied here
 	Quiesced      bool                   `protobuf:"varint,8,opt,name=quiesced,proto3" json:"quiesced,omitempty"`    // it sleeps, since nobody uses it
 	Leaderless    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=leaderless,proto3" json:"leaderless,omitempty"` // since when no leader is known, so it serves nobody; absent: one is
+	Unleased      bool                   `protobuf:"varint,10,opt,name=unleased,proto3" json:"unleased,omitempty"`   // this peer leads it and may not answer, since the root has not renewed its lease (regenesis: lease)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1105,6 +1106,13 @@ func (x *HostedGroup) GetLeaderless() *timestamppb.Timestamp {
 		return x.Leaderless
 	}
 	return nil
+}
+
+func (x *HostedGroup) GetUnleased() bool {
+	if x != nil {
+		return x.Unleased
+	}
+	return false
 }
 
 type GroupRequest struct {
@@ -1909,7 +1917,7 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\amembers\x18\x05 \x03(\tR\amembers\"\x0f\n" +
 	"\rGroupsRequest\"B\n" +
 	"\x0eGroupsResponse\x120\n" +
-	"\x06groups\x18\x01 \x03(\v2\x18.latchkey.v1.HostedGroupR\x06groups\"\x87\x02\n" +
+	"\x06groups\x18\x01 \x03(\v2\x18.latchkey.v1.HostedGroupR\x06groups\"\xa3\x02\n" +
 	"\vHostedGroup\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
 	"\n" +
@@ -1923,7 +1931,9 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\bquiesced\x18\b \x01(\bR\bquiesced\x12:\n" +
 	"\n" +
 	"leaderless\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"leaderless\"\x1e\n" +
+	"leaderless\x12\x1a\n" +
+	"\bunleased\x18\n" +
+	" \x01(\bR\bunleased\"\x1e\n" +
 	"\fGroupRequest\x12\x0e\n" +
 	"\x02of\x18\x01 \x01(\tR\x02of\"\x91\x02\n" +
 	"\rGroupResponse\x12\x16\n" +
