@@ -147,7 +147,7 @@ func (o *Overlay) alarm(a Alarm) {
 	if o.boots.keep(a) {
 		log.Error(a.String())
 	}
-	if a.Store != [16]byte{} && a.Other == "" {
+	if a.Other == "" && o.refused(a.Peer) {
 		o.beats.box.Put(detector.Lost{Peer: detector.Peer(a.Peer)}) // to those who watch it it is gone
 	}
 	for _, f := range o.onAlarm {
@@ -165,6 +165,21 @@ func (b *boots) keep(a Alarm) (first bool) {
 	b.alarms = append(b.alarms, a)
 	b.alarms = b.alarms[max(0, len(b.alarms)-alarmsMax):]
 	return first
+}
+
+// Refuse refuses a peer with this store, on the word of somebody whom the caller believes to have proof that it runs in two places. It
+// is as if we had heard both.
+func (o *Overlay) Refuse(p peer.ID, store [16]byte) {
+	o.boots.mu.Lock()
+	first := o.boots.judge.Condemn(twins.Peer(p), store)
+	if first {
+		o.boots.any.Store(true)
+	}
+	o.boots.mu.Unlock()
+	if first {
+		o.alarm(Alarm{Peer: p, Store: store})
+		o.expel(p)
+	}
 }
 
 // expel ends the streams of a peer that is refused, and with them its calls.

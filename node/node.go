@@ -197,12 +197,18 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 
 		Plan:      c.plan,
 		Distrusts: func(p peer.ID, s order.StoreID) bool { return overlay.Refuses(p, s) },
+		Distrust:  func(p peer.ID, s order.StoreID) { overlay.Refuse(p, s) },
 	})
 	if err != nil {
 		return nil, errors.Join(err, overlay.Close())
 	}
 	overlay.OnMode(n.groups.SetHosting)
 	overlay.OnAccused(n.groups.Accused)
+	overlay.OnAlarm(func(a dht.Alarm) {
+		if overlay.Refuses(a.Peer, a.Store) {
+			n.groups.Distrusted(a.Peer, a.Store)
+		}
+	})
 	n.failing, _ = c.store.(failing)
 	n.closing = c.closing
 	n.locks = n.NewLocks()

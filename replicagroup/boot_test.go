@@ -1,16 +1,21 @@
 package replicagroup
 
 import (
+	"context"
 	"errors"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
 )
 
 // An accusation is as good as who brings it forward.
@@ -93,6 +98,152 @@ func TestMessagesOfADistrustedStoreAreDropped(t *testing.T) {
 	if w.peers[0].groups.distrusted(from, bad) {
 		t.Error("a host that knows of no copies distrusts somebody")
 	}
+}
+
+// A member's directory is copied and started beside it, and the copy goes on whatever it is told: the leader replaces the member.
+func TestAMemberWhoseStoreRunsTwiceIsReplaced(t *testing.T) {
+	t.Parallel()
+	w := newPlannedWorld(t, 4, 1, 3)
+	ctx := deadline(t, 60*time.Second)
+	key := keyspace.Preimage("twice").Key()
+	prefix := w.genesis.PrefixOf(key)
+	if _, err := w.peers[0].groups.NewClient().Do(ctx, key, "count", number(0)); err != nil {
+		t.Fatal(err)
+	}
+	w.settled(t, ctx, keyspace.Prefix{}, "three voters", voters(3))
+	victim, r := w.settled(t, ctx, prefix, "three voters", voters(3))
+	client := w.peers[slices.IndexFunc(w.peers, func(p *testPeer) bool {
+		m, ok := r.Status.View.MemberAt(p.overlay.Node())
+		return !ok || m.Role == order.Learner
+	})]
+	l := w.load(t, key, 5*time.Millisecond, client)
+
+	h, err := libp2p.New(libp2p.Identity(victim.host.Peerstore().PrivKey(victim.host.ID())), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
+		libp2p.DisableRelay(), libp2p.DisableMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	boot := victim.boot()
+	boot.Count, boot.Nonce = boot.Count+2, boot.Nonce^1
+	var others []peer.AddrInfo
+	for _, p := range w.others(victim) {
+		others = append(others, peer.AddrInfo{ID: p.host.ID(), Addrs: p.host.Addrs()})
+	}
+	twin, err := dht.New(h, dht.WithOverlayID(w.genesis.ID()), dht.WithBoot(boot), dht.WithBootstrap(others...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer twin.Close()
+	if err := twin.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	talk, stop := context.WithCancel(ctx)
+	var talking sync.WaitGroup
+	defer talking.Wait()
+	defer stop()
+	talking.Go(func() {
+		for pause(talk, 20*time.Millisecond) == nil {
+			for _, p := range others {
+				twin.Send(p.ID, keyspace.Key{}, serviceEngine, nil)
+			}
+		}
+	})
+	select {
+	case <-victim.groups.Done():
+	case <-ctx.Done():
+		t.Fatal("one of two goes on")
+	}
+	if err := victim.groups.Err(); !errors.Is(err, ErrTwin) {
+		t.Errorf("it stops with %v", err)
+	}
+	for _, p := range []keyspace.Prefix{{}, prefix} {
+		_, r := w.settled(t, ctx, p, "three voters without it", without(3, victim))
+		t.Log(showView(r.Status.View))
+	}
+	gap, slowest := l.reset()
+	t.Logf("longest gap %v, slowest command %v", gap, slowest)
+	l.end(ctx, key, client)
+}
+
+// A fellow that has heard both tells the others, who may have heard one only: they refuse as it does. Nobody else is believed, nor
+// is anybody about strangers.
+func TestFellowsTellEachOtherOfAStoreThatRunsTwice(t *testing.T) {
+	w := newFixedWorld(t, 4, 1)
+	ctx := deadline(t, 20*time.Second)
+	witness, victim, third, outsider := w.peers[0], w.peers[1], w.peers[2], w.peers[3]
+	distrusted := func(p *testPeer) bool { return p.groups.distrusted(victim.host.ID(), victim.store.ID()) }
+	say := func(from, to, about *testPeer) {
+		t.Helper()
+		id := about.store.ID()
+		msg := marshal(&pb.TwinNotice{Peer: []byte(about.host.ID()), Store: id[:]})
+		if err := from.overlay.Send(to.host.ID(), keyspace.Key{}, serviceTwin, msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(outsider, third, victim)
+	say(outsider, third, third)
+	for third.groups.Counters().StrayMessages < 2 {
+		if err := pause(ctx, time.Millisecond); err != nil {
+			t.Fatal("a stranger's word is not counted as one")
+		}
+	}
+	if distrusted(third) || third.groups.Err() != nil {
+		t.Error("a stranger is believed")
+	}
+	say(witness, third, outsider)
+	witness.overlay.Refuse(victim.host.ID(), victim.store.ID())
+	for !distrusted(third) {
+		if err := pause(ctx, time.Millisecond); err != nil {
+			t.Fatal("the other fellow was not told")
+		}
+	}
+	if third.groups.distrusted(outsider.host.ID(), outsider.store.ID()) {
+		t.Error("believed about a stranger")
+	}
+	select {
+	case <-victim.groups.Done():
+	case <-ctx.Done():
+		t.Fatal("the member itself goes on")
+	}
+	// One that was down hears of it when it is back.
+	disk := third.kill()
+	w.restart(t, third, disk)
+	for !distrusted(third) {
+		if err := pause(ctx, time.Millisecond); err != nil {
+			t.Fatal("one that was down is not told")
+		}
+	}
+}
+
+func TestNoticesThatAreKeptAreBounded(t *testing.T) {
+	w := newFixedWorld(t, 1, 0)
+	h := w.peers[0].groups
+	for i := range noticesMax + 1 {
+		for range 2 {
+			h.Distrusted("p", order.StoreID{1, byte(i)})
+		}
+	}
+	if n := len(h.notices.list); n != noticesMax || h.notices.list[0].store[1] != 1 {
+		t.Errorf("%d notices are kept, the first about %v", n, h.notices.list[0].store)
+	}
+}
+
+func FuzzNotice(f *testing.F) {
+	f.Add(marshal(&pb.TwinNotice{Peer: []byte("p"), Store: make([]byte, 16)}))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, err := decodeNotice(b)
+		if err != nil {
+			return
+		}
+		if n.peer == "" || len(n.peer) > order.PeerIDBytesMax {
+			t.Errorf("%x: peer %q", b, n.peer)
+		}
+		if again, err := decodeNotice(marshal(&pb.TwinNotice{Peer: []byte(n.peer), Store: n.store[:]})); err != nil || again != n {
+			t.Errorf("%x: %+v, and then %+v, %v", b, n, again, err)
+		}
+	})
 }
 
 // Every handle on a memory store is another start of it.

@@ -65,8 +65,10 @@ type Config struct {
 	// any other peer. Without it such a start fails with [ErrRootLost].
 	Rejoins bool
 
-	// Distrusts reports whether a peer's store runs in two places, as far as the overlay knows; nil: it knows of none.
+	// Distrusts reports whether a peer's store runs in two places, as far as the overlay knows; nil: it knows of none. Distrust tells
+	// the overlay of one that a fellow knows; nil: nobody is told.
 	Distrusts func(peer.ID, order.StoreID) bool
+	Distrust  func(peer.ID, order.StoreID)
 	Plan      placement.PlanTimes // when groups change their members; the zero value stands for the defaults
 	// Fixed says that the groups this peer leads keep the members they have, whatever becomes of them: for measurements that view
 	// changes would disturb.
@@ -116,6 +118,8 @@ type Host struct {
 	audits    chan struct{}                     // see [Host.audit]; holds one while one is due
 	rumoured  atomic.Int64                      // an automaton.Instant: when somebody last spoke of a generation not known here
 	distrusts func(peer.ID, order.StoreID) bool // [Config.Distrusts]
+	distrust  func(peer.ID, order.StoreID)      // [Config.Distrust]
+	notices   notices
 
 	rootSought atomic.Int64 // an automaton.Instant: when the root was last looked for because of a stranger who spoke for it
 
@@ -153,8 +157,8 @@ func New(cfg Config) (*Host, error) {
 	h := &Host{
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(),
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines, rejoins: cfg.Rejoins,
-		distrusts: cfg.Distrusts,
-		hosted:    make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
+		distrusts: cfg.Distrusts, distrust: cfg.Distrust,
+		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
 		audits: make(chan struct{}, 1), reseedable: reseedable{onReseed: cfg.OnReseed, linked: make(map[peer.ID]bool)},
 	}
@@ -210,6 +214,7 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceLeave, h.counted(h.handleLeave))
 	h.overlay.Handle(serviceDescriptor, h.counted(h.handleDescriptor))
 	h.overlay.Handle(serviceRenew, h.counted(h.handleRenew))
+	h.overlay.Handle(serviceTwin, h.counted(h.handleTwin))
 	h.overlay.OnLink(h.link)
 	h.overlay.OnSuspect(h.suspect)
 	return h, nil

@@ -176,11 +176,13 @@ func (w *world) start(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo) {
 func (w *world) startWith(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo, change func(*Config)) {
 	t.Helper()
 	var err error
-	p.overlay, err = dht.New(p.host, dht.WithOverlayID(w.genesis.ID()), dht.WithBootstrap(bootstrap...))
+	p.overlay, err = dht.New(p.host, dht.WithOverlayID(w.genesis.ID()), dht.WithBootstrap(bootstrap...), dht.WithBoot(p.boot()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Store: frail{p.store, p}, Plan: w.plan, Fixed: w.fixed,
+		Distrusts: func(q peer.ID, s order.StoreID) bool { return p.overlay.Refuses(q, s) },
+		Distrust:  func(q peer.ID, s order.StoreID) { p.overlay.Refuse(q, s) },
 		Services: map[string]MachineFactory{
 			"count": func(order.GroupID) session.Machine { return new(counter) },
 			"blob":  func(order.GroupID) session.Machine { return new(blob) },
@@ -190,6 +192,12 @@ func (w *world) startWith(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo, 
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.overlay.OnAccused(p.groups.Accused)
+	p.overlay.OnAlarm(func(a dht.Alarm) {
+		if p.overlay.Refuses(a.Peer, a.Store) {
+			p.groups.Distrusted(a.Peer, a.Store)
+		}
+	})
 	if p.prepare != nil {
 		p.prepare(p.groups)
 	}
@@ -203,6 +211,12 @@ func (w *world) startWith(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo, 
 		p.groups.Close()
 		p.overlay.Close()
 	})
+}
+
+// boot is the start of its store that the peer's present life is.
+func (p *testPeer) boot() dht.Boot {
+	b := p.store.BootNonce()
+	return dht.Boot{Store: p.store.ID(), Count: b.Count, Nonce: b.Nonce}
 }
 
 func deadline(t testing.TB, d time.Duration) context.Context {

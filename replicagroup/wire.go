@@ -32,6 +32,7 @@ const (
 	serviceLeave      = "group/leave"
 	serviceDescriptor = "group/descriptor"
 	serviceRenew      = "group/renew"
+	serviceTwin       = "group/twin"
 )
 
 // engineMessagesMax bounds the messages in one batch, which a sender cuts by bytes.

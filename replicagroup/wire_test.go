@@ -166,7 +166,7 @@ func TestMalformedMessagesAreCountedAndHurtNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	services := []string{serviceEngine, serviceCommand, serviceQuery, serviceOutput, serviceLocate, serviceEnsure, serviceHost, serviceStart,
-		serviceProbe, serviceEndorse, serviceLeave, serviceDescriptor, serviceRenew}
+		serviceProbe, serviceEndorse, serviceLeave, serviceDescriptor, serviceRenew, serviceTwin}
 	for i, service := range services {
 		before := good.groups.Counters().Malformed
 		_, err := bad.overlay.Call(ctx, good.host.ID(), keyspace.Key{}, service, []byte{0xff, 0xff, 0xff})

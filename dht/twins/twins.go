@@ -110,6 +110,20 @@ func (j *Judge) See(s Sighting, now automaton.Instant) (Verdict, *Alarm) {
 	return v, j.share(s, r, now)
 }
 
+// Condemn refuses a peer with a store, on the word of somebody who is believed to have proof. It reports whether that is new.
+func (j *Judge) Condemn(p Peer, store [16]byte) bool {
+	if store == ([16]byte{}) {
+		return false
+	}
+	j.clock++
+	r := j.record(p)
+	r.heard = j.clock
+	c := j.claim(p, r, store)
+	was := c.refused
+	c.refused = true
+	return !was
+}
+
 // weigh compares a boot with the highest one known, which it replaces if it is higher.
 func (j *Judge) weigh(known *Boot, since *automaton.Instant, s Sighting, now automaton.Instant) Verdict {
 	switch {

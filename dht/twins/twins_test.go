@@ -164,6 +164,33 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 }
 
+// Who heard of it from another refuses as one who has heard both.
+func TestCondemned(t *testing.T) {
+	var j Judge
+	b := func(s byte, count, nonce uint64) Boot { return Boot{store(s), count, nonce} }
+	if j.Condemn("p", [16]byte{}) || j.Refused("p") {
+		t.Error("condemned with no store")
+	}
+	j.See(Sighting{Peer: "p", Boot: b(1, 5, 7)}, 10)
+	if !j.Condemn("p", store(1)) || j.Condemn("p", store(1)) {
+		t.Error("it is new once")
+	}
+	if v, alarm := j.See(Sighting{Peer: "p", Boot: b(1, 6, 8)}, 20); v != Refuse || alarm != nil || !j.Refused("p") {
+		t.Errorf("verdict %d, alarm %v", v, alarm)
+	}
+	if v, _ := j.See(Sighting{Peer: "p", Boot: b(2, 1, 9)}, 30); v != Accept || j.Refused("p") {
+		t.Error("refused with a new store")
+	}
+	// Of the one before the new store it may be told only now.
+	j.Condemn("p", store(3))
+	if j.Refused("p") || !j.Refuses("p", store(3)) {
+		t.Error("a late word about a former store is taken for one about the present")
+	}
+	if j.Condemn("q", store(4)); !j.Refused("q") {
+		t.Error("one that was never heard is not refused")
+	}
+}
+
 // Whatever is said in whatever order: memory stays bounded, a verdict of refusal lasts, and an alarm is raised once.
 func FuzzJudge(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8})

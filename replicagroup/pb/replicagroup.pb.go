@@ -1562,6 +1562,59 @@ func (x *RenewAnswer) GetRefused() []uint32 {
 	return nil
 }
 
+// Service "group/twin", one-way: the sender has heard a store of a fellow's in two places, and refuses it.
+type TwinNotice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          []byte                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Store         []byte                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TwinNotice) Reset() {
+	*x = TwinNotice{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TwinNotice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TwinNotice) ProtoMessage() {}
+
+func (x *TwinNotice) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TwinNotice.ProtoReflect.Descriptor instead.
+func (*TwinNotice) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *TwinNotice) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *TwinNotice) GetStore() []byte {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
 var File_replicagroup_pb_replicagroup_proto protoreflect.FileDescriptor
 
 const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
@@ -1669,7 +1722,11 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\fRenewRequest\x127\n" +
 	"\x06groups\x18\x01 \x03(\v2\x1f.latchkey.replicagroup.v1.GroupR\x06groups\"'\n" +
 	"\vRenewAnswer\x12\x18\n" +
-	"\arefused\x18\x01 \x03(\rR\arefused*\xe1\x01\n" +
+	"\arefused\x18\x01 \x03(\rR\arefused\"6\n" +
+	"\n" +
+	"TwinNotice\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\fR\x04peer\x12\x14\n" +
+	"\x05store\x18\x02 \x01(\fR\x05store*\xe1\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\x0e\n" +
@@ -1704,7 +1761,7 @@ func file_replicagroup_pb_replicagroup_proto_rawDescGZIP() []byte {
 }
 
 var file_replicagroup_pb_replicagroup_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
 	(Status)(0),            // 0: latchkey.replicagroup.v1.Status
 	(*Group)(nil),          // 1: latchkey.replicagroup.v1.Group
@@ -1732,6 +1789,7 @@ var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
 	(*DescriptorPush)(nil), // 23: latchkey.replicagroup.v1.DescriptorPush
 	(*RenewRequest)(nil),   // 24: latchkey.replicagroup.v1.RenewRequest
 	(*RenewAnswer)(nil),    // 25: latchkey.replicagroup.v1.RenewAnswer
+	(*TwinNotice)(nil),     // 26: latchkey.replicagroup.v1.TwinNotice
 }
 var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	3,  // 0: latchkey.replicagroup.v1.EngineBatch.messages:type_name -> latchkey.replicagroup.v1.EngineMessage
@@ -1763,7 +1821,7 @@ func file_replicagroup_pb_replicagroup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replicagroup_pb_replicagroup_proto_rawDesc), len(file_replicagroup_pb_replicagroup_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
