@@ -41,6 +41,13 @@
 // What is too large or too slow to share a kept-open stream gets one to itself, by [Overlay.OpenStream] and [Overlay.HandleStream]: after
 // the same hellos it is a plain byte stream, with its own fate.
 //
+// # Stores that run in two places
+//
+// A hello and a heartbeat say which store the sender keeps its replicas in, and which start of it this is ([WithBoot]). Package twins
+// judges by that whether the store was copied or set back and runs twice. What a former start says is not used, and somebody is asked
+// whether it is still there; if it is, both are refused: their streams are reset, nothing of theirs reaches a handler, watchers are told
+// that the peer is gone, and both are told why ([Overlay.OnAccused]). An [Alarm] names the peer, once.
+//
 // # Bad input
 //
 // Whatever is malformed, truncated, oversize or unknown resets the stream it came by and is counted by [Reason] in

@@ -121,7 +121,8 @@ func (d *Dir) Reidentify() (order.StoreID, error) {
 	g := d.info.Genesis
 	if _, founder := founderIn(g, string(d.info.ID)); founder && len(g.Founders) == 1 {
 		return order.StoreID{}, fmt.Errorf("node: this peer alone founded overlay %v, and its root would be lost with the store's id: "+
-			"if its original has not run since this copy was made, and never will again, start with --moved; else run the original of %s where it was", g.ID(), d.path)
+			"if its original has not run since this copy was made, and never will again, start with --moved; else run the original of %s where it was; "+
+			"if other peers have the root too by now, move %s away instead, and this peer joins them", g.ID(), d.path, d.storePath())
 	}
 	id, err := disk.Reidentify(d.storePath(), disk.Options{Overlay: g.ID()})
 	if errors.Is(err, fs.ErrNotExist) {

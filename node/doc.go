@@ -35,7 +35,8 @@
 //
 // A peer whose store is lost comes back under a new store id, under which it is never taken for its former self (section 3.6). An
 // overlay's only founder cannot ([replicagroup.ErrRootLost]): its root is lost. A store that may be a copy is refused
-// ([latchkey/replicagroup/disk.ErrCopied]) until [Dir.Reidentify] gives it a new id. When the disk fails the node stops, and
+// ([latchkey/replicagroup/disk.ErrCopied]) until [Dir.Reidentify] gives it a new id. A copy that runs all the same is refused by the others
+// with its original, and both nodes stop ([replicagroup.ErrTwin]). When the disk fails the node stops, and
 // [Node.Err] says why. With store.volatile in the configuration replicas are in memory and end with the process; a directory that
 // has a store refuses that, so that no peer leaves promises aside.
 package node

@@ -439,7 +439,8 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	m, ok := d.View.Member(self)
 	if !ok || m.Peer != h.overlay.Node() || m.Store != h.storeID {
 		// The store knows better than a descriptor can: this life of the store never was that member.
-		return fmt.Errorf("replicagroup: replica %d of group %v is not at this peer and store", self, d.Group)
+		return fmt.Errorf("replicagroup: replica %d of group %v is not at this peer and store: a store is that of the peer it was made for; "+
+			"run it there, and this peer with its own or an empty one", self, d.Group)
 	}
 	h.mu.Lock()
 	n, known := len(h.hosted), h.hosted[d.Group]

@@ -144,6 +144,18 @@ func TestCopyOfARunningPeerIsRefusedWithItsOriginal(t *testing.T) {
 	back.wait()
 }
 
+// The store alone is copied, to a peer of another identity, which is no member with it.
+func TestStoreOfAnotherPeerDoesNotRun(t *testing.T) {
+	t.Parallel()
+	dirs, daemons := three(t)
+	other := dirs[1] + "2"
+	token, _ := invited(t, dirs[0])
+	ok(t, fed(t, other, token+"\n", "join", "-", "--profile", "test"))
+	copyOf(t, filepath.Join(other, "store"), filepath.Join(dirs[1], "store"), daemons[1])
+	expect(t, at(t, other, "daemon", "--moved"), exitFailure, "is not at this peer", "its own or an empty one")
+	lockFrom(t, dirs...)
+}
+
 // A backup is put back as if it had only been moved: those who have heard of later starts know better.
 func TestBackupThatIsPassedOffAsMovedIsRefused(t *testing.T) {
 	t.Parallel()

@@ -32,5 +32,6 @@
 // # Boot nonces
 //
 // Pings and their answers carry a random number that the sender drew when it started. A peer that restarts has another one. Two
-// numbers that replace each other again and again mean that two processes use one identity: [Alarm].
+// numbers that replace each other again and again mean that two processes use one identity: [Alarm]. Whether they use one store,
+// which is worse, package twins finds out.
 package detector

@@ -20,7 +20,7 @@ import (
 
 // directories of the packages that docs/limits.md names.
 var directories = map[string]string{
-	"node": "node", "dht": "dht", "replicagroup": "replicagroup", "placement": "replicagroup/placement", "raft": "replicagroup/raft",
+	"node": "node", "dht": "dht", "twins": "dht/twins", "replicagroup": "replicagroup", "placement": "replicagroup/placement", "raft": "replicagroup/raft",
 	"order": "replicagroup/order", "session": "replicagroup/session", "transfer": "replicagroup/transfer", "table": "lockservice/table", "testnet": "testnet",
 }
 
