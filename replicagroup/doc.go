@@ -9,20 +9,23 @@
 //
 // Replicas are spread over shards, one goroutine each, which own everything of their replicas. A shard works in turns: it
 // takes all events that have arrived, steps the engines, writes what all of them want stored in one batch, then lets go of
-// the messages, one batch per peer. Stream readers, timers and clients only put events into its mailbox. The creation of
-// groups has two more goroutines: one for the parent leader's side, one for a member's (package placement).
+// the messages, one batch per peer. Stream readers, timers and clients only put events into its mailbox. A leader's plan of view
+// changes (rule G6) runs there too. The creation of groups has two more goroutines: one for the parent leader's side, one for a
+// member's (package placement). Large snapshots travel on streams of their own (package transfer). Groups that have nothing to do
+// sleep, without timers and messages.
 //
 // # What is promised
 //
 //   - Nothing leaves that depends on a record before the record is stored (invariant I12).
 //   - A command is answered after it was applied, and by a leader; the author of a command is the peer on whose
 //     authenticated stream it came. Hosts forward nothing.
-//   - A replica exists because the parent's log says so, in the store that log names, and only there.
+//   - A replica exists because the parent's log, or for a later member the group's own, says so, in the store that log names, and
+//     only there.
 //   - A peer whose store fails stops its replicas at once.
 //
 // # Departures from the design text
 //
-// Membership is fixed for the life of a group, and stores live in memory: see the package documentation of node. Raft's
-// messages and snapshots share the overlay's streams; the overlay moves large ones to its bulk class. Descriptors are not
-// pushed to the peers around an anchor: members have them, and other peers ask those and then the root.
+// A replica serves requests in whatever view they were sent, and tells who had another one in mind of the present one with the
+// answer: the log gives commands their order in any view, so a stale cache costs nothing. The root is a group like any other, but
+// that nobody outside of it is believed about it while one of its members answers. docs/deviations.md has the rest.
 package replicagroup
