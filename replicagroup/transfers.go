@@ -663,6 +663,7 @@ func (h *Host) Transfers(ctx context.Context) (TransferStats, error) {
 	t := h.transfers
 	answer := make(chan TransferStats, 1)
 	ask := func() {
+		t.perform() // what ended a moment before this is to be counted, too
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		st := t.stats
