@@ -51,9 +51,10 @@ func (s *replicaSet) has(p peer.ID) bool {
 type sets struct {
 	limit chan struct{} // holds a token for each look-up that runs
 
-	mu      sync.Mutex
-	cache   *lru[keyspace.Preimage, *replicaSet]
-	flights map[keyspace.Preimage]*flight
+	mu       sync.Mutex
+	cache    *lru[keyspace.Preimage, *replicaSet]
+	flights  map[keyspace.Preimage]*flight
+	departed *lru[peer.ID, time.Time] // when peers that have not come back became unreachable
 }
 
 // flight is a look-up under way, shared by all who want it.
@@ -66,9 +67,10 @@ type flight struct {
 
 func newSets() *sets {
 	return &sets{
-		limit:   make(chan struct{}, lookupsMax),
-		cache:   newLRU[keyspace.Preimage, *replicaSet](replicaSetsMax),
-		flights: make(map[keyspace.Preimage]*flight),
+		limit:    make(chan struct{}, lookupsMax),
+		cache:    newLRU[keyspace.Preimage, *replicaSet](replicaSetsMax),
+		flights:  make(map[keyspace.Preimage]*flight),
+		departed: newLRU[peer.ID, time.Time](departedMax),
 	}
 }
 
@@ -76,6 +78,7 @@ func newSets() *sets {
 func (s *sets) joined(m member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.departed.put(m.peer, time.Time{})
 	s.cache.all(func(r *replicaSet) { r.insert(m) })
 	for _, f := range s.flights {
 		f.dirty = true
@@ -86,10 +89,19 @@ func (s *sets) joined(m member) {
 func (s *sets) left(p peer.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.departed.put(p, time.Now())
 	s.cache.all(func(r *replicaSet) { r.stale = r.stale || r.has(p) })
 	for _, f := range s.flights {
 		f.dirty = true
 	}
+}
+
+// departs reports whether a look-up has named a peer that became unreachable a moment ago: somebody it asked has not noticed yet.
+func (s *sets) departs(set *replicaSet) bool {
+	return slices.ContainsFunc(set.members, func(m member) bool {
+		at, ok := s.departed.get(m.peer)
+		return ok && set.at.Sub(at) < departedFor
+	})
 }
 
 // ReplicaSet returns the r nodes closest to at's key, the closest first, this node among them when it is one: the candidates to
@@ -170,7 +182,7 @@ func (o *Overlay) fly(at keyspace.Preimage, f *flight) {
 	f.members = set.members
 	set.at = time.Now()
 	s.mu.Lock()
-	if keep && !f.dirty {
+	if keep && !f.dirty && !s.departs(set) {
 		s.cache.put(at, set)
 	}
 	delete(s.flights, at)

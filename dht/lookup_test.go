@@ -149,6 +149,34 @@ func TestReplicaSetIsLookedUpAgainAfterItsLifetime(t *testing.T) {
 	}
 }
 
+// Who is asked may not have noticed yet that a peer is gone. What such a look-up finds must not be taken for the truth for minutes.
+func TestLookupThatNamesWhoHasJustLeftIsNotKept(t *testing.T) {
+	os := mesh(t, 3, nil)
+	o, gone := os[0], os[1]
+	o.sets.left(gone.Self())
+	for i := range uint64(2) {
+		setIs(t, o, "k", trueSet(os, "k", 3))
+		if n := o.Stats().Lookups; n != i+1 {
+			t.Errorf("%d look-ups for question %d", n, i+1)
+		}
+	}
+	o.sets.joined(member{gone.Self(), gone.Node()})
+	for range 2 {
+		setIs(t, o, "k", trueSet(os, "k", 3))
+	}
+	if n := o.Stats().Lookups; n != 3 {
+		t.Errorf("%d look-ups: a peer that is back counts as gone", n)
+	}
+	o.sets.mu.Lock()
+	o.sets.departed.put(gone.Self(), time.Now().Add(-departedFor))
+	o.sets.mu.Unlock()
+	setIs(t, o, "other", trueSet(os, "other", 3))
+	setIs(t, o, "other", trueSet(os, "other", 3))
+	if n := o.Stats().Lookups; n != 4 {
+		t.Errorf("%d look-ups: a peer counts as just gone for ever", n)
+	}
+}
+
 func TestLookupDuringAChangeIsNotKept(t *testing.T) {
 	for name, change := range map[string]func(o, p *Overlay){
 		"joined":          func(o, p *Overlay) { o.sets.joined(member{p.Self(), p.Node()}) },

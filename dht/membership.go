@@ -159,6 +159,7 @@ func (o *Overlay) speaksNoMore(p peer.ID, protocols []protocol.ID) {
 func (s *sets) mayHaveJoined(m member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.departed.put(m.peer, time.Time{})
 	s.cache.all(func(r *replicaSet) {
 		with := replicaSet{key: r.key, members: r.members}
 		with.insert(m)

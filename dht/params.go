@@ -106,6 +106,11 @@ const (
 	// sooner; the lifetime bounds how long changes in a part of a large overlay we are not connected to go unseen.
 	ReplicaSetLifetime = 2 * time.Minute
 
+	// departedFor is how long after a peer became unreachable a look-up that names it is not kept: those that were asked may notice
+	// later than we. departedMax bounds of how many peers that is remembered; the one that departed first is forgotten first.
+	departedFor = 5 * time.Second
+	departedMax = 256
+
 	// lookupTimeout bounds one look-up: a frozen peer alone could hold one for 10 s. Until it is known to be gone, every look-up
 	// that comes across it takes this long, so those who wait for one wait longer (5 s in replicagroup).
 	lookupTimeout = 3 * time.Second
