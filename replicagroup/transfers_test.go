@@ -332,7 +332,8 @@ func TestAStalledReceiverIsGivenUp(t *testing.T) {
 	if err := other.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	from.set(func(tr *transfers) { tr.stall = 50 * time.Millisecond })
+	// The engine asked for nothing of this, so it is not asked whether it still wants it.
+	from.set(func(tr *transfers) { tr.stall, tr.keep = 50*time.Millisecond, true })
 	g := w.genesis.RootGroup()
 	body := make([]byte, 2<<20)
 	if !from.touch(g, func(r *replica) {

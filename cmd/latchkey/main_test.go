@@ -131,11 +131,17 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
+// Bytes returns a copy.
+func (b *buffer) Bytes() []byte { return []byte(b.String()) }
+
+// Len returns how much it is.
+func (b *buffer) Len() int { return len(b.String()) }
+
 // process is a started latchkey.
 type process struct {
 	*exec.Cmd
 	t        testing.TB
-	out, err bytes.Buffer
+	out, err buffer
 	ended    chan struct{}
 	code     int
 }

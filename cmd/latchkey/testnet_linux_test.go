@@ -39,7 +39,7 @@ func upLive(t *testing.T, dir string, args ...string) *liveNet {
 	p.start()
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
-		p.out.WriteString(lines.Text() + "\n")
+		io.WriteString(&p.out, lines.Text()+"\n")
 		if strings.Contains(lines.Text(), "Ctrl-C") {
 			go io.Copy(io.Discard, out)
 			return &liveNet{t, dir, p}
