@@ -1,14 +1,13 @@
 package disk
 
 import (
-	"os"
-	"syscall"
-
 	"golang.org/x/sys/unix"
 )
 
-// fileID returns the number by which the file system knows a file, which a copy does not share, or 0 where such numbers do
-// not last over remounts or are not known to.
+// fileID returns what the file system knows a file by, which a copy does not share, or 0 where that does not last over remounts
+// or is not known to. It is made of the file's number and, where the file system keeps it, the moment at which the file was
+// made: a number is given out again once its file is gone, and where a directory was removed and a copy put in its place, that may
+// be to the very file.
 func fileID(path string) uint64 {
 	var system unix.Statfs_t
 	if unix.Statfs(path, &system) != nil {
@@ -19,12 +18,13 @@ func fileID(path string) uint64 {
 	default:
 		return 0
 	}
-	info, err := os.Stat(path)
-	if err != nil {
+	var s unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO|unix.STATX_BTIME, &s) != nil || s.Mask&unix.STATX_INO == 0 {
 		return 0
 	}
-	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-		return stat.Ino
+	if s.Mask&unix.STATX_BTIME == 0 {
+		return s.Ino
 	}
-	return 0
+	// Any mixture will do; numbers are small and moments far apart.
+	return max(1, s.Ino<<40^s.Ino>>24^uint64(s.Btime.Sec)*1e9+uint64(s.Btime.Nsec))
 }
