@@ -285,9 +285,7 @@ func (e ensureEvent) handle(s *shard) {
 			"the root is new, and waits %v more for a group of prefix %v that may have survived", left.Round(time.Second), e.prefix)}))
 		return
 	}
-	if !h.creator.box.TryPut(creatorEvent{ev: placement.Ensure{Prefix: e.prefix, Known: known}, req: e.req}) {
-		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY}))
-	}
+	h.creator.take(placement.Ensure{Prefix: e.prefix, Known: known}, e.req)
 }
 
 // directory is the root replica's directory; only its shard's goroutine may touch it.
