@@ -13,8 +13,8 @@ import (
 )
 
 // Items are encoded and decoded by hand, because they are every message's path; the bytes are those of pb.Frame. The decoder
-// is stricter than protobuf asks: unknown fields and fields that a kind does not use are refused, since what their sender
-// meant by them cannot be known. Another version says so in its hello.
+// is stricter than protobuf asks: unknown fields, fields that come twice and fields that a kind does not use are refused, since
+// what their sender meant by them cannot be known. Another version says so in its hello.
 
 // badFrame is why a frame is refused.
 type badFrame struct {
@@ -132,6 +132,7 @@ func decodeFrame(b []byte, class Class, items []item) ([]item, error) {
 }
 
 func (it *item) decode(b []byte, class Class) error {
+	var seen uint8 // bit n: field n was there
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -151,6 +152,10 @@ func (it *item) decode(b []byte, class Class) error {
 		if n < 0 {
 			return malformed("field %d: %v", num, protowire.ParseError(n))
 		}
+		if seen&(1<<num) != 0 {
+			return malformed("field %d twice in an item", num)
+		}
+		seen |= 1 << num
 		b = b[n:]
 		switch num {
 		case 1:

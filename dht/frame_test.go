@@ -112,6 +112,7 @@ var badFrames = []struct {
 	{"no service", Control, frameOf(&pb.Item{Kind: 1}), ReasonMalformed},
 	{"long service name", Control, frameOf(&pb.Item{Kind: 1, Service: strings.Repeat("s", ServiceNameBytesMax+1)}), ReasonMalformed},
 	{"service name not UTF-8", Control, []byte{0x12, 5, 0x08, 1, 0x1a, 1, 0xff}, ReasonMalformed},
+	{"two service names, the first not UTF-8", Control, []byte{0x12, 8, 0x08, 1, 0x1a, 1, 0xff, 0x1a, 1, 's'}, ReasonMalformed},
 	{"service in a reply", Control, frameOf(&pb.Item{Kind: 3, Id: 1, Service: "echo"}), ReasonMalformed},
 	{"request without id", Control, frameOf(&pb.Item{Kind: 2, Service: "echo"}), ReasonMalformed},
 	{"one-way with id", Control, frameOf(&pb.Item{Kind: 1, Id: 1, Service: "echo"}), ReasonMalformed},
