@@ -19,6 +19,9 @@ type FoundOptions struct {
 	// Regenesis says how a group that is lost for good comes back. nil: by hand ([placement.Manual]); [InitDir] takes [placement.Leased]
 	// for the profile public.
 	Regenesis *placement.Regenesis
+	// LeaseReads has the leaders of groups answer reads without asking the other members each time (placement.Genesis.LeaseReads). It wants
+	// clocks that keep their rate, also against a virtual machine that is suspended: without that a read may be out of date.
+	LeaseReads bool
 }
 
 // Found founds a new overlay with the peer of a libp2p host as its founder. It returns the genesis document, which every
@@ -60,6 +63,7 @@ func drawGenesis(founder placement.Peer, o FoundOptions) (placement.Genesis, ed2
 	if o.Regenesis != nil {
 		g.Regenesis = *o.Regenesis
 	}
+	g.LeaseReads = o.LeaseReads
 	host := placement.Host{Peer: founder}
 	rand.Read(host.Store[:])
 	rand.Read(g.Nonce[:])

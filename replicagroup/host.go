@@ -452,7 +452,10 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 		return fmt.Errorf("replicagroup: this peer runs %d groups already, the most it takes", groupsMax)
 	}
 	d = h.kin.share(d)
-	engine, err := raft.New(raft.Config{Group: d.Group, Self: self, Store: h.storeID, View: d.View, Join: join}, image)
+	engine, err := raft.New(raft.Config{
+		Group: d.Group, Self: self, Store: h.storeID, View: d.View, Join: join,
+		LeaseReads: h.genesis.LeaseReads, PromisesOnly: !h.clock.SuspendAware(), Drift: h.genesis.Drift,
+	}, image)
 	if err != nil {
 		return fmt.Errorf("replicagroup: group %v: %w", d.Group, err)
 	}

@@ -75,6 +75,8 @@ type testPeer struct {
 	told    func(p peer.ID, suspected bool) // what groups gave to OnSuspect
 
 	beforeWrite atomic.Pointer[func([]Write)] // see diesBefore
+	// deaf, when set, says to whom engine messages are lost.
+	deaf atomic.Pointer[func(to peer.ID) bool]
 }
 
 // told is an overlay that takes note of who wants to know of suspicions.
@@ -86,6 +88,13 @@ type told struct {
 func (o told) OnSuspect(f func(p peer.ID, suspected bool)) {
 	o.peer.told = f
 	o.Overlay.OnSuspect(f)
+}
+
+func (o told) Send(to peer.ID, key keyspace.Key, service string, msg []byte) error {
+	if deaf := o.peer.deaf.Load(); deaf != nil && service == serviceEngine && (*deaf)(to) {
+		return nil
+	}
+	return o.Overlay.Send(to, key, service, msg)
 }
 
 // newWorld starts n peers of which 2f+1 have founded the overlay.

@@ -41,6 +41,9 @@ const (
 	SeedDefault = 1
 	// TTLMax is the longest lease of the overlay: short, because a testnet is there to lose holders.
 	TTLMax = 10 * time.Second
+	// Lease is how long a group's lease of the root lasts where [Options.Regenesis] wants them, and how long a root that was given to the
+	// overlay waits for the groups that live: short, because a testnet is there to lose groups.
+	Lease = 10 * time.Second
 )
 
 // Listening ports are taken from a range below those that systems give to outgoing connections, so that nobody takes the port
@@ -73,8 +76,12 @@ type Options struct {
 	Seed uint64 // of the identities; 0 is SeedDefault
 	// Depth makes 2^Depth groups share the key space: placement.DepthMin to placement.DepthMax; 0 is placement.DepthDefault.
 	Depth int
-	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed and Depth, which are not
-	// to be set. Peers that were down stay down. Of partitions, latency and pauses it says nothing: there are none. [ErrMode] is
+	// Regenesis says how a group that is lost for good comes back, and LeaseReads whether leaders read on leases (placement.Genesis). A
+	// lease of the root lasts [Lease] in a testnet.
+	Regenesis  placement.Regenesis
+	LeaseReads bool
+	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed, Depth, Regenesis and LeaseReads,
+	// which are not to be set. Peers that were down stay down. Of partitions, latency and pauses it says nothing: there are none. [ErrMode] is
 	// matched when it is of the other mode, [ErrRunning] while the testnet that it was made of still runs.
 	State *State
 	// Latency delays everything between two peers, each way; at most [LatencyMax]. See [Network.Latency].
@@ -105,8 +112,8 @@ func (o Options) Validate() error {
 // withDefaults fills in what is not set, and says what cannot be.
 func (o Options) withDefaults() (Options, error) {
 	if o.State != nil {
-		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 {
-			return o, fmt.Errorf("%w: peers, f, seed and depth of a state are what they were", ErrOptions)
+		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 || o.Regenesis != 0 || o.LeaseReads {
+			return o, fmt.Errorf("%w: peers, f, seed, depth, regenesis and reads of a state are what they were", ErrOptions)
 		}
 		if o.StoreDir != "" {
 			return o, fmt.Errorf("%w: a state has its stores in memory", ErrOptions)
@@ -120,6 +127,8 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("%w: f is %d; it can be 1 to %d", ErrOptions, o.F, placement.FMax)
 	case o.N < 2*o.F+1 || o.N > PeersMax:
 		return o, fmt.Errorf("%w: %d peers with f = %d; at least %d are needed, and %d are the most", ErrOptions, o.N, o.F, 2*o.F+1, PeersMax)
+	case o.Regenesis != placement.Manual && o.Regenesis != placement.Leased:
+		return o, fmt.Errorf("%w: regenesis is %v; it can be %v or %v", ErrOptions, o.Regenesis, placement.Manual, placement.Leased)
 	case o.Depth < placement.DepthMin || o.Depth > placement.DepthMax:
 		return o, fmt.Errorf("%w: depth is %d; it can be %d to %d", ErrOptions, o.Depth, placement.DepthMin, placement.DepthMax)
 	}
@@ -261,6 +270,7 @@ func newGenesis(o Options, founders []placement.Host) placement.Genesis {
 	g := placement.Defaults()
 	g.Name, g.Founders = "testnet", founders
 	g.F, g.Depth, g.TTLMax, g.DeadAfter = o.F, o.Depth, TTLMax, 0
+	g.Regenesis, g.LeaseReads, g.Lease = o.Regenesis, o.LeaseReads, Lease
 	g.RootKey = secret(o.Seed, "root").Public().(ed25519.PublicKey)
 	rand.Read(g.Nonce[:])
 	return g

@@ -17,7 +17,7 @@ import (
 func initVerb(a *app) *cobra.Command {
 	var o node.InitOptions
 	var f int
-	var regenesis string
+	var regenesis, reads string
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "make a peer and a new overlay in --path",
@@ -36,6 +36,12 @@ everybody who has not got it, before any protocol is spoken. It works over TCP a
   manual   by "latchkey group revive". Groups go on while the overlay's root group is away
   lease    by itself, within ten minutes, without what it knew. Groups answer only while they hold a lease of the root group,
            of two minutes: if that is away for longer, no lock can be taken or kept
+
+--reads says, for good, how a group's leader makes sure that what it reads is the newest:
+  quorum   it asks the other members; reads that wait together share one round of messages
+  lease    it does not need to, for a second after a majority has answered: members help elect nobody else for that long. Reads are
+           then as right as the members' clocks: each must keep its rate within the overlay's drift (1 %), also while its virtual
+           machine is suspended or moved. Another leader is found a second later than otherwise. Locks and tokens need no clock for that
 
 The root of the overlay is in the directory "store" in --path when init is done: nobody but this peer has
 it, so it must not be lost. Nor must root.key, of which a copy should be kept elsewhere: it is the overlay's root key, which
@@ -58,6 +64,10 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 				}
 				o.Regenesis = &r
 			}
+			var err error
+			if o.LeaseReads, err = placement.ParseReads(reads); err != nil {
+				return usagef("init: --reads %s: want %s or %s", reads, placement.ReadsQuorum, placement.ReadsLease)
+			}
 			return a.init(o)
 		},
 	}
@@ -68,6 +78,7 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 	c.Flags().IntVar(&o.Depth, "depth", 0, fmt.Sprintf("%d to %d: 2^depth groups share the key space (default %d)",
 		placement.DepthMin, placement.DepthMax, placement.DepthDefault))
 	c.Flags().StringVar(&regenesis, "regenesis", "", "manual or lease: how a group that has lost most of its members for good comes back (default manual; lease if public)")
+	c.Flags().StringVar(&reads, "reads", placement.ReadsQuorum, "quorum or lease: how leaders make sure that what they read is the newest")
 	return c
 }
 
@@ -79,6 +90,7 @@ type made struct {
 	Name    string   `json:"overlay_name"`
 	Private bool     `json:"private"`
 	Revives string   `json:"regenesis"`
+	Reads   string   `json:"reads"`
 	Profile string   `json:"profile"`
 	Listen  []string `json:"listen"`
 	RootKey string   `json:"root_key,omitempty"` // file; of init only
@@ -89,7 +101,7 @@ func (v made) write(w io.Writer) {
 	if v.Private {
 		kind = "private"
 	}
-	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s, regenesis %s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Revives, v.Profile, strings.Join(v.Listen, " "))
+	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s, regenesis %s, reads %s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Revives, v.Reads, v.Profile, strings.Join(v.Listen, " "))
 }
 
 func (a *app) init(o node.InitOptions) error {
@@ -103,7 +115,7 @@ func (a *app) init(o node.InitOptions) error {
 	if err != nil {
 		return err
 	}
-	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, g.Regenesis.String(), string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
+	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, g.Regenesis.String(), g.Reads(), string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
 	if err := a.value(v, func(w io.Writer) {
 		v.write(w)
 		fmt.Fprintf(w, "keep\ta copy of %s elsewhere, and secret: no invitation carries it, and only with it can the overlay be given a new root if ever its root is lost\n", v.RootKey)

@@ -486,7 +486,8 @@ func TestInitChoosesHowGroupsComeBack(t *testing.T) {
 		"default": {nil, "regenesis manual"},
 		"manual":  {[]string{"--regenesis", "manual"}, "regenesis manual"},
 		"lease":   {[]string{"--regenesis", "lease"}, "regenesis lease"},
-		"public":  {[]string{"--profile", "public"}, "regenesis lease"},
+		"public":  {[]string{"--profile", "public"}, "regenesis lease, reads quorum"},
+		"reads":   {[]string{"--reads", "lease"}, "regenesis manual, reads lease"},
 	} {
 		dir := filepath.Join(base, name)
 		p := ok(t, at(t, dir, append([]string{"init", "--listen", "/ip4/127.0.0.1/tcp/0"}, c.args...)...))
@@ -500,5 +501,6 @@ func TestInitChoosesHowGroupsComeBack(t *testing.T) {
 		}
 	}
 	expect(t, at(t, filepath.Join(base, "x"), "init", "--regenesis", "auto"), exitUsage, "want manual or lease")
+	expect(t, at(t, filepath.Join(base, "x"), "init", "--reads", "stale"), exitUsage, "want quorum or lease")
 	expect(t, at(t, filepath.Join(base, "x"), "init", "--regenesis", "manual", "--profile", "public"), exitUsage, "a public overlay has regenesis lease")
 }

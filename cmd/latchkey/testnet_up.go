@@ -27,7 +27,7 @@ type upOptions struct {
 
 func testnetUpVerb(a *app, dir *string) *cobra.Command {
 	o := upOptions{}
-	mode := ""
+	mode, regenesis, reads := "", "", ""
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "run a testnet in the foreground, until Ctrl-C",
@@ -41,11 +41,12 @@ even when all of them were killed at once. On Linux the peers die with "up", how
   latchkey testnet up -n 9 --f 2
   latchkey testnet up --depth 12                     # 4,096 groups, once all are used
   latchkey testnet up --mode process --latency 20ms
+  latchkey testnet up --regenesis lease              # lost groups come back by themselves, in half a minute
   latchkey testnet up --state seven.state            # as it was dumped`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if o.state != "" {
-				for _, name := range []string{"nodes", "f", "seed", "depth", "mode"} {
+				for _, name := range []string{"nodes", "f", "seed", "depth", "mode", "regenesis", "reads"} {
 					if c.Flags().Changed(name) {
 						return usagef("testnet up: --state and --%s: the state says that already", name)
 					}
@@ -59,6 +60,13 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 			}
 			if c.Flags().Changed("depth") && o.Depth <= 0 {
 				return usagef("testnet up: --depth %d: it must be positive", o.Depth)
+			}
+			var err error
+			if o.Regenesis, err = placement.ParseRegenesis(regenesis); err != nil {
+				return usagef("testnet up: --regenesis %s: want manual or lease", regenesis)
+			}
+			if o.LeaseReads, err = placement.ParseReads(reads); err != nil {
+				return usagef("testnet up: --reads %s: want %s or %s", reads, placement.ReadsQuorum, placement.ReadsLease)
 			}
 			if err := o.Validate(); err != nil {
 				return usagef("%w", err)
@@ -77,6 +85,8 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 	c.Flags().IntVar(&o.Depth, "depth", 0, fmt.Sprintf("%d to %d: 2^depth groups share the key space (default %d)",
 		placement.DepthMin, placement.DepthMax, placement.DepthDefault))
 	c.Flags().Uint64Var(&o.Seed, "seed", testnet.SeedDefault, "what the peers' identities come from")
+	c.Flags().StringVar(&regenesis, "regenesis", placement.Manual.String(), fmt.Sprintf("manual or lease: how a lost group comes back (see latchkey init --help); a lease lasts %v here", testnet.Lease))
+	c.Flags().StringVar(&reads, "reads", placement.ReadsQuorum, "quorum or lease: how leaders make sure that what they read is the newest (see latchkey init --help)")
 	c.Flags().StringVar(&o.state, "state", "", "take up the testnet in a file of \"testnet state dump\"")
 	c.Flags().StringVar(&mode, "mode", string(testnet.ModeInProcess), "inproc: all peers in this process; process: each in its own")
 	c.Flags().DurationVar(&o.Latency, "latency", 0, fmt.Sprintf("delay between two peers, each way, at most %v", testnet.LatencyMax))

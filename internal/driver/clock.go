@@ -56,6 +56,13 @@ func (c *Clock) Now() automaton.Instant {
 	return automaton.Instant(mono)
 }
 
+// SuspendAware reports whether the system has a clock that counts suspended time. Where it has none, [Clock.Jumps] tells afterwards that
+// Now may have missed some.
+func (c *Clock) SuspendAware() bool {
+	_, ok := suspendAware()
+	return ok
+}
+
 // Nonce names this start of this clock; it is random and never 0. Readings of two clocks are compared only when their
 // nonces are equal.
 func (c *Clock) Nonce() uint64 { return c.nonce }

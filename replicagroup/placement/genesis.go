@@ -51,10 +51,12 @@ const (
 const GenesisTextBytesMax = 64 << 10
 
 // Versions of the encoding. One of policy [Manual] is written as version 1, which has no word for a policy, so the overlays of
-// programs that knew none keep their ids; version 2 holds another policy, and only that.
+// programs that knew none keep their ids; version 2 holds another policy, and only that; version 3 says that reads go by leases, and
+// the policy besides, whichever it is.
 const (
 	genesisVersion1 = 1
 	genesisVersion2 = 2
+	genesisVersion3 = 3
 	genesisHeader   = "latchkey genesis 1" // of the file, whatever the version of the encoding in it
 	textWidth       = 76
 )
@@ -90,6 +92,28 @@ func ParseRegenesis(s string) (Regenesis, error) {
 	return 0, fmt.Errorf("%w: regenesis %q (lease or manual)", ErrGenesis, s)
 }
 
+// How reads go, as users write it ([Genesis.LeaseReads]).
+const (
+	ReadsQuorum = "quorum"
+	ReadsLease  = "lease"
+)
+
+// ParseReads reads [ReadsLease] as true and [ReadsQuorum] as false. Errors match [ErrGenesis].
+func ParseReads(s string) (leases bool, err error) {
+	if s != ReadsLease && s != ReadsQuorum {
+		return false, fmt.Errorf("%w: reads %q (%s or %s)", ErrGenesis, s, ReadsQuorum, ReadsLease)
+	}
+	return s == ReadsLease, nil
+}
+
+// Reads returns how reads go, as users write it.
+func (g Genesis) Reads() string {
+	if g.LeaseReads {
+		return ReadsLease
+	}
+	return ReadsQuorum
+}
+
 // ErrGenesis is matched by every error about a genesis document whose values are out of range.
 var ErrGenesis = errors.New("placement: genesis")
 
@@ -106,8 +130,12 @@ type Genesis struct {
 	DeadAfter time.Duration     // how long a group must have been gone before it is made anew
 	OwnGroups bool              // whether a single key may get a group of its own
 	Regenesis Regenesis         // how a lost group comes back; Lease and DeadAfter count under [Leased] only
-	TTLMax    time.Duration     // longest lease of a lock
-	Nonce     [16]byte          // drawn by the founding act; makes the id unique
+	// LeaseReads has leaders answer reads without asking the other members, for as long as a majority has promised to help elect nobody
+	// else (package raft, lease.go). It needs every clock to keep its rate within Drift: where one does not, a read may miss what another
+	// leader has committed meanwhile. All members of a group must keep those promises, which is why it is the overlay's to say.
+	LeaseReads bool
+	TTLMax     time.Duration // longest lease of a lock
+	Nonce      [16]byte      // drawn by the founding act; makes the id unique
 }
 
 // Defaults returns a genesis document whose parameters have their default values. Name, Founders, RootKey and Nonce are the
@@ -165,7 +193,10 @@ func (g Genesis) Encode() ([]byte, error) {
 		return nil, err
 	}
 	version := byte(genesisVersion1)
-	if g.Regenesis != Manual {
+	switch {
+	case g.LeaseReads:
+		version = genesisVersion3
+	case g.Regenesis != Manual:
 		version = genesisVersion2
 	}
 	b := appendText([]byte{version}, g.Name)
@@ -175,8 +206,11 @@ func (g Genesis) Encode() ([]byte, error) {
 	b = binary.BigEndian.AppendUint64(b, uint64(g.DeadAfter))
 	b = binary.BigEndian.AppendUint64(b, uint64(g.TTLMax))
 	b = appendBool(b, g.OwnGroups)
-	if version == genesisVersion2 {
+	if version >= genesisVersion2 {
 		b = append(b, byte(g.Regenesis))
+	}
+	if version >= genesisVersion3 {
+		b = appendBool(b, g.LeaseReads)
 	}
 	b = append(b, g.Nonce[:]...)
 	b = append(b, g.RootKey...)
@@ -187,8 +221,8 @@ func (g Genesis) Encode() ([]byte, error) {
 func DecodeGenesis(b []byte) (Genesis, error) {
 	r := reader{b: b}
 	version := r.u8()
-	if r.err == nil && version != genesisVersion1 && version != genesisVersion2 {
-		r.fail("genesis of version %d, this program reads %d and %d", version, genesisVersion1, genesisVersion2)
+	if r.err == nil && (version < genesisVersion1 || version > genesisVersion3) {
+		r.fail("genesis of version %d, this program reads %d to %d", version, genesisVersion1, genesisVersion3)
 	}
 	g := Genesis{
 		Name:      r.text("name", NameBytesMax),
@@ -200,9 +234,14 @@ func DecodeGenesis(b []byte) (Genesis, error) {
 		TTLMax:    r.duration(),
 		OwnGroups: r.bool(),
 	}
-	if version == genesisVersion2 {
-		if g.Regenesis = Regenesis(r.u8()); r.err == nil && g.Regenesis == Manual {
+	if version >= genesisVersion2 {
+		if g.Regenesis = Regenesis(r.u8()); r.err == nil && g.Regenesis == Manual && version == genesisVersion2 {
 			r.fail("genesis of version %d with the policy of version %d", genesisVersion2, genesisVersion1)
+		}
+	}
+	if version >= genesisVersion3 {
+		if g.LeaseReads = r.bool(); r.err == nil && !g.LeaseReads {
+			r.fail("genesis of version %d with the reads of version %d", genesisVersion3, genesisVersion2)
 		}
 	}
 	r.fixed(g.Nonce[:])

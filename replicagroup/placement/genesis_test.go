@@ -63,14 +63,38 @@ func TestGenesisOfVersion1KeepsItsID(t *testing.T) {
 			t.Errorf("policy %d: %v", v, err)
 		}
 	}
-	l[0] = 3
-	if _, err := DecodeGenesis(l); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "version 3") {
+	l[0] = 4
+	if _, err := DecodeGenesis(l); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "version 4") {
 		t.Errorf("a later version: %v", err)
+	}
+	for _, r := range []Regenesis{Manual, Leased} {
+		g := genesis(1)
+		g.LeaseReads, g.Regenesis = true, r
+		l, err := g.Encode()
+		if err != nil || l[0] != 3 || len(l) != len(b)+2 {
+			t.Fatalf("reads by leases: version %d of %d bytes, %v", l[0], len(l), err)
+		}
+		if got, err := DecodeGenesis(l); err != nil || !reflect.DeepEqual(got, g) {
+			t.Fatalf("decoded %+v, %v", got, err)
+		}
+		if leases, err := ParseReads(g.Reads()); !leases || err != nil {
+			t.Errorf("%s parsed as %v, %v", g.Reads(), leases, err)
+		}
+		l[at+1] = 0
+		if _, err := DecodeGenesis(l); err == nil || !strings.Contains(err.Error(), "with the reads of version 2") {
+			t.Errorf("a second way to say no: %v", err)
+		}
 	}
 	for _, r := range []Regenesis{Manual, Leased} {
 		if p, err := ParseRegenesis(r.String()); err != nil || p != r {
 			t.Errorf("%v parsed as %v, %v", r, p, err)
 		}
+	}
+	if leases, err := ParseReads(genesis(1).Reads()); leases || err != nil {
+		t.Errorf("the default parsed as %v, %v", leases, err)
+	}
+	if _, err := ParseReads("stale"); !errors.Is(err, ErrGenesis) {
+		t.Errorf("an unknown way to read: %v", err)
 	}
 	if _, err := ParseRegenesis("auto"); !errors.Is(err, ErrGenesis) {
 		t.Errorf("an unknown policy: %v", err)
@@ -94,6 +118,7 @@ func TestEveryValueOfTheGenesisChangesTheOverlayID(t *testing.T) {
 		"owngroups": func(g *Genesis) { g.OwnGroups = true },
 		"ttl":       func(g *Genesis) { g.TTLMax-- },
 		"regenesis": func(g *Genesis) { g.Regenesis = Leased },
+		"reads":     func(g *Genesis) { g.LeaseReads = true },
 		"nonce":     func(g *Genesis) { g.Nonce[0]++ },
 	} {
 		g := genesis(3)

@@ -45,7 +45,10 @@ type Config struct {
 	// meanwhile. It costs time when a leader dies: nobody takes over within an election time-out of its last heartbeat,
 	// suspected or not, and a restarted replica does not vote for as long.
 	LeaseReads bool
-	Drift      automaton.Drift
+	// PromisesOnly has this replica keep what LeaseReads has all of them promise, and ask the members for each read all the same: for
+	// a replica whose clock may stand still while time passes. As a follower's, such a clock makes promises last longer, which is safe.
+	PromisesOnly bool
+	Drift        automaton.Drift
 	// Quiesce is how long a leader has nothing to do before it puts the group to sleep (quiesce.go), counted in heartbeats; 0
 	// stands for [QuiesceDefault], less than 0 for never.
 	Quiesce time.Duration
@@ -714,7 +717,7 @@ func (e *Engine) read(r order.Read, out *order.Actions) {
 		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrNotLeader})
 	case len(e.waiting) >= readsMax:
 		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrBusy})
-	case e.leaseHolds():
+	case e.leaseHolds() && !e.cfg.PromisesOnly:
 		out.ReadOK = append(out.ReadOK, order.ReadPoint{Ref: r.Ref, Index: e.commit})
 		if e.renewLease() {
 			e.drain(out)

@@ -105,6 +105,27 @@ func TestADriverThatTellsNoTimeGetsNoLease(t *testing.T) {
 	}
 }
 
+// A replica whose clock is not to be trusted that far promises what the others do, and asks for each read.
+func TestAReplicaThatOnlyPromisesReadsByRounds(t *testing.T) {
+	w := newWorld(t, 5, 3, 0)
+	w.cfg.LeaseReads, w.cfg.PromisesOnly, w.cfg.Quiesce = true, true, time.Minute
+	w.startAll()
+	lead := w.awaitLeader(4 * electionTimeout)
+	w.pass(3 * HeartbeatDefault)
+	for ref := uint64(1); ref < 10; ref++ {
+		if w.answered(lead, ref) {
+			t.Fatalf("read %d was answered on a lease", ref)
+		}
+		w.pass(HeartbeatDefault)
+		if _, ok := lead.reads[ref]; !ok {
+			t.Fatalf("read %d was not answered by a round", ref)
+		}
+	}
+	if keeper := w.nodes[lead.id%3+1]; !keeper.eng.promised() {
+		t.Error("a follower has promised nothing")
+	}
+}
+
 // The plan wants no lease from the start of a transfer until one election time-out after it failed. But the order to campaign may
 // take longer than that on its way, and those who are asked then keep no promise.
 func TestALateTransferFindsNoLease(t *testing.T) {
