@@ -5,7 +5,8 @@ import "time"
 // Limits of the message layer. Both ends of a stream must agree on the frame bounds; they change with the protocol version.
 const (
 	// protocolVersion is sent in the hello; peers of another version are refused.
-	protocolVersion = 1
+	// 2: replicas of locks know shared ones, semaphores, lock delays and breaks, which one of version 1 would carry out otherwise.
+	protocolVersion = 2
 
 	// controlFrameBytesMax and bulkFrameBytesMax bound one frame without its length prefix (architecture.md section 6). A
 	// longer one resets the stream.

@@ -14,13 +14,15 @@ import (
 type Backend interface {
 	// Acquire asks for the lock and blocks while the request is queued. When ctx ends first, the queue is left in the
 	// background. Errors: [ErrLocked] when r.Try and the lock is not free, [ErrNoQuorum], [ErrOutcomeUnknown], [ErrLimit],
-	// [ErrName], [ErrTTL], [ErrClosed].
+	// [ErrName], [ErrTTL], [ErrMode], [ErrClosed].
 	Acquire(ctx context.Context, r Request) (Grant, error)
 	// Renew makes one attempt to start the lease anew. [ErrNotHeld]: the grant has ended and the lock is lost. Any other
 	// error tells nothing about the grant, which lives as long as its lease.
 	Renew(ctx context.Context, g Grant) error
 	// Release ends the grant. [ErrNotHeld]: it had ended already.
 	Release(ctx context.Context, g Grant) error
+	// Break ends every hold under a token as if its lease were over, and tells whose it was. [ErrNotHeld]: there is none.
+	Break(ctx context.Context, name string, token Token) (Party, error)
 	// Info tells who holds a lock and who waits. A lock nobody has asked for is free.
 	Info(ctx context.Context, name string) (Info, error)
 	// Limits tells the bounds on TTLs that hold in the overlay.
@@ -32,6 +34,12 @@ type Request struct {
 	Name string
 	TTL  time.Duration // within the overlay's limits
 	Try  bool          // do not queue
+	// Shared asks to have the lock beside others that share it.
+	Shared bool
+	// Permits, above 0, asks for one permit of a semaphore of so many: at most [PermitsMax], and not Shared.
+	Permits int
+	Delay   time.Duration // lock delay, at most [LockDelayMax]
+	Value   string        // for whoever asks who holds the lock; at most [ValueBytesMax] bytes of UTF-8
 	// Queued, when set, is told the place in the queue (1 is next) on entering it and whenever an answer names it. It is
 	// called on the goroutine that called Acquire, and must not block.
 	Queued func(position int)
@@ -67,13 +75,38 @@ func (p Party) String() string {
 type Info struct {
 	Name      string
 	Held      bool
-	Holder    Party         // zero when free
-	Token     Token         // of the present grant; zero when free
-	TTL       time.Duration // of the present grant
-	LeaseLeft time.Duration // by the group's clock: when the lock comes free unless renewed. Not for use by the holder
-	Confirmed bool          // the holder holds; false while it has yet to take up a grant that came out of the queue
+	Holder    Party         // zero when free; the first where several hold it
+	Token     Token         // of its grant; zero when free
+	TTL       time.Duration // of its grant
+	LeaseLeft time.Duration // by the group's clock: when its hold ends unless renewed. Not for use by the holder
+	Confirmed bool          // it holds; false while it has yet to take up a grant that came out of the queue
+	Value     string        // that it gave ([WithValue], [Service.Elect])
+	Permits   int           // of a semaphore in use; 0: it is none
+	Shared    bool          // those who hold it share it
+	Holding   int           // how many hold it
+	Holders   []Holder      // all of them, in the order of their grants, where they share it or have permits; may be cut off
+	DelayLeft time.Duration // for how long it is granted to nobody, because of a lock delay or a group that was revived
 	Waiters   []Waiter      // in the order they will be granted
 	Waiting   int           // how many wait; above len(Waiters) when the list was cut off
+	Breaks    []BrokenLock  // what was broken of this name lately, the oldest first; the group remembers the last few of all its locks
+}
+
+// Holder is one of several holders of a lock.
+type Holder struct {
+	Party
+	Token     Token
+	TTL       time.Duration
+	LeaseLeft time.Duration
+	Confirmed bool
+}
+
+// BrokenLock says that a lock was broken ([Service.Break]).
+type BrokenLock struct {
+	Token   Token
+	Holder  Party     // the first of those who were ended
+	Holders int       // how many
+	By      Party     // who broke it
+	At      time.Time // when, by the clock of who broke it
 }
 
 // Waiter is a queued request.
@@ -81,6 +114,7 @@ type Waiter struct {
 	Party
 	TTL        time.Duration // the lease it asks for
 	WaitingFor time.Duration // how long it has waited, by the group's clock
+	Shared     bool
 }
 
 // Limits are the bounds an overlay sets, the same at every peer.

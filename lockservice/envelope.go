@@ -18,19 +18,27 @@ const (
 	fieldAcquire = 1 + iota
 	fieldRenew
 	fieldRelease
+	fieldBreak
 )
 
-var acquireField, renewField, releaseField = protofield.Bytes(fieldAcquire), protofield.Bytes(fieldRenew), protofield.Bytes(fieldRelease)
+var (
+	acquireField, renewField = protofield.Bytes(fieldAcquire), protofield.Bytes(fieldRenew)
+	releaseField, breakField = protofield.Bytes(fieldRelease), protofield.Bytes(fieldBreak)
+)
 
 // commandOverhead is room for what an encoded command or result has beside the lock's name and text for people.
 const commandOverhead = 96
 
 func encodeAcquire(a table.Acquire) []byte {
-	b, at := protofield.Open(make([]byte, 0, commandOverhead+len(a.Name)), fieldAcquire)
+	b, at := protofield.Open(make([]byte, 0, commandOverhead+len(a.Name)+len(a.Value)), fieldAcquire)
 	b = protofield.AppendBytes(b, 1, a.Name)
 	b = protofield.AppendUint(b, 2, a.Req)
 	b = protofield.AppendUint(b, 3, uint64(a.TTL))
 	b = protofield.AppendBool(b, 4, a.Try)
+	b = protofield.AppendBool(b, 5, a.Shared)
+	b = protofield.AppendUint(b, 6, uint64(a.Permits))
+	b = protofield.AppendUint(b, 7, uint64(a.Delay))
+	b = protofield.AppendBytes(b, 8, a.Value)
 	return protofield.Close(b, at)
 }
 
@@ -51,6 +59,14 @@ func encodeRelease(r table.Release) []byte {
 	return protofield.Close(b, at)
 }
 
+func encodeBreak(r table.Break) []byte {
+	b, at := protofield.Open(make([]byte, 0, commandOverhead+len(r.Name)), fieldBreak)
+	b = protofield.AppendBytes(b, 1, r.Name)
+	b = protofield.AppendUint(b, 2, uint64(r.Token))
+	b = protofield.AppendUint(b, 3, uint64(r.At))
+	return protofield.Close(b, at)
+}
+
 // decodeCommand reads a command of a client. Its error matches errMalformed or [ErrName].
 func decodeCommand(b []byte) (table.Command, error) {
 	if len(b) > commandBytesMax {
@@ -61,11 +77,11 @@ func decodeCommand(b []byte) (table.Command, error) {
 	r := protofield.Read(b)
 	for r.Next() {
 		switch f := r.Field(); f {
-		case acquireField, renewField, releaseField:
-			if f != kind { // the last of the three counts
+		case acquireField, renewField, releaseField, breakField:
+			if f != kind { // the last of them counts
 				kind, body = f, commandBody{}
 			}
-			if err := body.read(r.Bytes()); err != nil {
+			if err := body.read(kind, r.Bytes()); err != nil {
 				return nil, fmt.Errorf("%w: %v", errMalformed, err)
 			}
 		}
@@ -81,33 +97,53 @@ func decodeCommand(b []byte) (table.Command, error) {
 	}
 	switch kind {
 	case acquireField:
-		return table.Acquire{Name: body.name, Req: body.req, TTL: time.Duration(body.third), Try: body.fourth != 0}, nil
+		return table.Acquire{
+			Name: body.name, Req: body.second, TTL: time.Duration(body.third), Try: body.fourth != 0,
+			Shared: body.shared, Permits: permitsOf(body.permits), Delay: time.Duration(body.delay), Value: body.value,
+		}, nil
 	case renewField:
-		return table.Renew{Name: body.name, Req: body.req, Token: table.Token(body.third), TTL: time.Duration(body.fourth)}, nil
+		return table.Renew{Name: body.name, Req: body.second, Token: table.Token(body.third), TTL: time.Duration(body.fourth)}, nil
+	case breakField:
+		return table.Break{Name: body.name, Token: table.Token(body.second), At: int64(body.third)}, nil
 	}
-	return table.Release{Name: body.name, Req: body.req, Token: table.Token(body.third)}, nil
+	return table.Release{Name: body.name, Req: body.second, Token: table.Token(body.third)}, nil
 }
 
-// commandBody holds the fields of pb.Acquire, pb.Renew or pb.Release, of which the first two are the same and all are of the same wire
-// types. The last has no fourth.
+// permitsOf reads a number of permits. All that are too many are one more than a semaphore has.
+func permitsOf(n uint64) int { return int(min(n, table.HoldersPerLockMax+1)) }
+
+// commandBody holds the fields of pb.Acquire, pb.Renew, pb.Release or pb.Break, of which the first is the name in all, and the next are of
+// the same wire types. The last two have no fourth; what follows is of pb.Acquire only.
 type commandBody struct {
-	name               string
-	req, third, fourth uint64
+	name                  string
+	second, third, fourth uint64
+	shared                bool
+	permits, delay        uint64
+	value                 string
 }
 
-// read reads the fields that b has.
-func (c *commandBody) read(b []byte) error {
+// read reads the fields that b has of a command of some kind.
+func (c *commandBody) read(kind protofield.Field, b []byte) error {
 	r := protofield.Read(b)
 	for r.Next() {
-		switch r.Field() {
-		case protofield.Bytes(1):
+		switch f := r.Field(); {
+		case f == protofield.Bytes(1):
 			c.name = r.String()
-		case protofield.Number(2):
-			c.req = r.Uint()
-		case protofield.Number(3):
+		case f == protofield.Number(2):
+			c.second = r.Uint()
+		case f == protofield.Number(3):
 			c.third = r.Uint()
-		case protofield.Number(4):
+		case f == protofield.Number(4):
 			c.fourth = r.Uint()
+		case kind != acquireField:
+		case f == protofield.Number(5):
+			c.shared = r.Bool()
+		case f == protofield.Number(6):
+			c.permits = r.Uint()
+		case f == protofield.Number(7):
+			c.delay = r.Uint()
+		case f == protofield.Bytes(8):
+			c.value = r.String()
 		}
 	}
 	return r.Err()

@@ -20,6 +20,7 @@ func FuzzEnvelopes(f *testing.F) {
 	f.Add(strings.Repeat("y", 110), uint64(0), uint64(300), int64(0), true)
 	f.Fuzz(func(t *testing.T, name string, req, token uint64, ttl int64, flag bool) {
 		name = strings.ToValidUTF8(name, "")
+		note := strings.ToValidUTF8(name[:min(len(name), ValueBytesMax)], "")
 		same := func(got []byte, want proto.Message) {
 			t.Helper()
 			if b := mustMarshal(want); !bytes.Equal(b, got) {
@@ -33,9 +34,15 @@ func FuzzEnvelopes(f *testing.F) {
 			}
 		}
 
-		acquire := table.Acquire{Name: name, Req: req, TTL: time.Duration(ttl), Try: flag}
+		acquire := table.Acquire{
+			Name: name, Req: req, TTL: time.Duration(ttl), Try: flag,
+			Shared: !flag, Permits: int(token % (table.HoldersPerLockMax + 1)), Delay: time.Duration(req), Value: note,
+		}
 		b := encodeAcquire(acquire)
-		same(b, &pb.Command{Op: &pb.Command_Acquire{Acquire: &pb.Acquire{Name: name, Req: req, TtlNs: ttl, Try: flag}}})
+		same(b, &pb.Command{Op: &pb.Command_Acquire{Acquire: &pb.Acquire{
+			Name: name, Req: req, TtlNs: ttl, Try: flag,
+			Shared: !flag, Permits: token % (table.HoldersPerLockMax + 1), DelayNs: int64(req), Value: note,
+		}}})
 		back(b, acquire)
 		renew := table.Renew{Name: name, Req: req, Token: table.Token(token), TTL: time.Duration(ttl)}
 		b = encodeRenew(renew)
@@ -45,6 +52,10 @@ func FuzzEnvelopes(f *testing.F) {
 		b = encodeRelease(release)
 		same(b, &pb.Command{Op: &pb.Command_Release{Release: &pb.Release{Name: name, Req: req, Token: token}}})
 		back(b, release)
+		broken := table.Break{Name: name, Token: table.Token(token), At: ttl}
+		b = encodeBreak(broken)
+		same(b, &pb.Command{Op: &pb.Command_Break{Break: &pb.Break{Name: name, Token: token, AtUnixNs: ttl}}})
+		back(b, broken)
 
 		r := groupResult{status: pb.Status(req % 7), token: Token(token), position: uint32(ttl), waited: flag, detail: name}
 		m := &pb.Result{Status: r.status, Token: token, Position: r.position, Waited: flag, Detail: name}
@@ -72,13 +83,19 @@ func libraryCommand(b []byte) (table.Command, error) {
 	switch op := m.Op.(type) {
 	case *pb.Command_Acquire:
 		a := op.Acquire
-		name, c = a.Name, table.Acquire{Name: a.Name, Req: a.Req, TTL: time.Duration(a.TtlNs), Try: a.Try}
+		name, c = a.Name, table.Acquire{
+			Name: a.Name, Req: a.Req, TTL: time.Duration(a.TtlNs), Try: a.Try,
+			Shared: a.Shared, Permits: permitsOf(a.Permits), Delay: time.Duration(a.DelayNs), Value: a.Value,
+		}
 	case *pb.Command_Renew:
 		r := op.Renew
 		name, c = r.Name, table.Renew{Name: r.Name, Req: r.Req, Token: table.Token(r.Token), TTL: time.Duration(r.TtlNs)}
 	case *pb.Command_Release:
 		r := op.Release
 		name, c = r.Name, table.Release{Name: r.Name, Req: r.Req, Token: table.Token(r.Token)}
+	case *pb.Command_Break:
+		r := op.Break
+		name, c = r.Name, table.Break{Name: r.Name, Token: table.Token(r.Token), At: r.AtUnixNs}
 	default:
 		return nil, errMalformed
 	}
@@ -91,6 +108,8 @@ func FuzzDecoders(f *testing.F) {
 	party := party{table.Client{1}, [32]byte{2}}
 	for _, b := range odd.Encodings(
 		encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Second, Try: true}),
+		encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Second, Shared: true, Permits: 7, Delay: time.Second, Value: "v"}),
+		encodeBreak(table.Break{Name: "p", Token: 6, At: 7}),
 		encodeRenew(table.Renew{Name: "m", Req: 2, Token: 3, TTL: time.Minute}), encodeRelease(table.Release{Name: "o", Req: 4, Token: 5}),
 		groupResult{status: pb.Status_STATUS_LOCKED, token: 1, position: 2, holder: party, waited: true, detail: "d"}.encode(),
 	) {

@@ -24,7 +24,11 @@ var (
 	ErrOutcomeUnknown = errors.New("lockservice: outcome unknown")
 	// ErrName is matched when a lock's name breaks the rules of [CheckName].
 	ErrName = errors.New("lockservice: unusable lock name")
-	// ErrTTL is matched when a TTL is outside the bounds of the overlay ([Limits]).
+	// ErrMode is matched when a name is in use as something else: as a lock when a semaphore is asked for, or as a semaphore of
+	// another number. It becomes what is asked for once nobody has it or waits for it. A number of permits that no semaphore has
+	// matches it too.
+	ErrMode = errors.New("lockservice: the name is in use as something else")
+	// ErrTTL is matched when a TTL is outside the bounds of the overlay ([Limits]), or a lock delay outside 0 to [LockDelayMax].
 	ErrTTL = errors.New("lockservice: TTL out of bounds")
 	// ErrWait is matched when the limit of [WithWait] passed before the lock was held.
 	ErrWait = errors.New("lockservice: not acquired within the wait limit")

@@ -119,7 +119,7 @@ func (b *groupBackend) pushed(data []byte) {
 var errGone = errors.New("lockservice: the request is gone")
 
 func (b *groupBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
-	if err := errors.Join(CheckName(r.Name), b.cfg.Limits.CheckTTL(r.TTL)); err != nil {
+	if err := errors.Join(CheckName(r.Name), b.cfg.Limits.CheckTTL(r.TTL), checkShape(r)); err != nil {
 		return Grant{}, err
 	}
 	for {
@@ -133,7 +133,9 @@ func (b *groupBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 func (b *groupBackend) acquireOnce(ctx context.Context, r Request) (Grant, error) {
 	req, granted := b.enter()
 	defer b.exit(req)
-	res, err := b.do(ctx, r.Name, encodeAcquire(table.Acquire{Name: r.Name, Req: req, TTL: r.TTL, Try: r.Try}))
+	res, err := b.do(ctx, r.Name, encodeAcquire(table.Acquire{
+		Name: r.Name, Req: req, TTL: r.TTL, Try: r.Try, Shared: r.Shared, Permits: r.Permits, Delay: r.Delay, Value: r.Value,
+	}))
 	if errors.Is(err, ErrOutcomeUnknown) {
 		b.leave(r.Name, req)
 	}
@@ -291,6 +293,24 @@ func (b *groupBackend) release(ctx context.Context, name string, req uint64, tok
 	return unexpected("release", res.status)
 }
 
+// Break is a command of the log like the others, so that what is broken is what has been seen, and by whom is on record.
+func (b *groupBackend) Break(ctx context.Context, name string, token Token) (Party, error) {
+	if err := CheckName(name); err != nil {
+		return Party{}, err
+	}
+	res, err := b.do(ctx, name, encodeBreak(table.Break{Name: name, Token: table.Token(token), At: time.Now().UnixNano()}))
+	if err != nil {
+		return Party{}, err
+	}
+	switch res.status {
+	case pb.Status_STATUS_BROKEN:
+		return b.party(res.holder), nil
+	case pb.Status_STATUS_NOT_HELD:
+		return Party{}, ErrNotHeld
+	}
+	return Party{}, unexpected("break", res.status)
+}
+
 func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 	if err := CheckName(name); err != nil {
 		return Info{}, err
@@ -314,11 +334,25 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 		Name: name, Held: m.Status == pb.Status_STATUS_HELD, Token: Token(m.Token),
 		TTL: time.Duration(m.TtlNs), LeaseLeft: time.Duration(m.LeaseLeftNs), Confirmed: m.Confirmed, Waiting: int(m.Waiting),
 	}
+	info.Value, info.Permits, info.Shared = m.Value, permitsOf(m.Permits), m.Shared
+	info.Holding, info.DelayLeft = int(m.Holding), time.Duration(m.DelayLeftNs)
 	if info.Held {
 		info.Holder = b.partyFromPB(m.Holder)
 	}
+	for _, h := range m.Holders {
+		info.Holders = append(info.Holders, Holder{
+			Party: b.partyFromPB(h.Party), Token: Token(h.Token), TTL: time.Duration(h.TtlNs), LeaseLeft: time.Duration(h.LeaseLeftNs), Confirmed: h.Confirmed,
+		})
+	}
 	for _, w := range m.Waiters {
-		info.Waiters = append(info.Waiters, Waiter{Party: b.partyFromPB(w.Party), TTL: time.Duration(w.TtlNs), WaitingFor: time.Duration(w.WaitingForNs)})
+		info.Waiters = append(info.Waiters, Waiter{
+			Party: b.partyFromPB(w.Party), TTL: time.Duration(w.TtlNs), WaitingFor: time.Duration(w.WaitingForNs), Shared: w.Shared,
+		})
+	}
+	for _, x := range m.Breaks {
+		info.Breaks = append(info.Breaks, BrokenLock{
+			Token: Token(x.Token), Holder: b.partyFromPB(x.Holder), Holders: int(x.Holders), By: b.partyFromPB(x.By), At: time.Unix(0, x.AtUnixNs),
+		})
 	}
 	return info, nil
 }

@@ -31,7 +31,7 @@ type keeper struct {
 	backend Backend
 	clock   Clock
 	drift   automaton.Drift
-	try     bool
+	want    Request // all but what is the same in every one
 	queued  func(int)
 	ask     context.Context // of the call of Lock: ends the wait, and means nothing once the lock is held
 
@@ -78,7 +78,8 @@ func newHandle(ctx context.Context, s *Service, name string, c config) *Handle {
 func (h *Handle) keep(ask context.Context, c config, limits Limits, over func()) {
 	drift := automaton.Drift(limits.DriftPPM)
 	k := &keeper{
-		h: h, backend: h.service.backend, clock: h.service.clock, drift: drift, try: c.try, queued: c.queued, ask: ask,
+		h: h, backend: h.service.backend, clock: h.service.clock, drift: drift, queued: c.queued, ask: ask,
+		want:  c.request(h.name),
 		core:  hold.New(hold.Config{TTL: h.ttl, Drift: drift, Try: c.try}),
 		armed: automaton.Never, jumps: h.jumps, results: make(chan result),
 	}
@@ -298,7 +299,7 @@ func (k *keeper) ended(c hold.Call, g Grant) result {
 	r := result{kind: c.Kind}
 	ans := hold.Answer{Call: c.ID}
 	if c.Kind == hold.Acquire {
-		r.grant, r.err = k.backend.Acquire(k.ask, Request{Name: k.h.name, TTL: k.h.ttl, Try: k.try, Queued: k.inQueue})
+		r.grant, r.err = k.backend.Acquire(k.ask, k.asked())
 		if r.err == nil {
 			ans.Kind, ans.Token, ans.Waited = hold.Granted, uint64(r.grant.Token), r.grant.Waited
 		} else {
@@ -326,6 +327,12 @@ func (k *keeper) ended(c hold.Call, g Grant) result {
 		return r
 	}
 	r.event = ans
+	return r
+}
+
+func (k *keeper) asked() Request {
+	r := k.want
+	r.Queued = k.inQueue
 	return r
 }
 

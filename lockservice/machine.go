@@ -60,16 +60,28 @@ func (m *Machine) Apply(c session.Context, data []byte) []byte {
 	var ans table.Answer
 	ans, m.grants = m.table.Step(c.Now, by, cmd, m.grants[:0])
 	m.emit(c)
-	return m.result(by, ans).encode()
+	return m.result(by, cmd, ans).encode()
 }
 
-func (m *Machine) result(by table.Caller, ans table.Answer) groupResult {
+func (m *Machine) result(by table.Caller, cmd table.Command, ans table.Answer) groupResult {
 	switch ans.Kind {
 	case table.Refused:
-		if ans.Reason == table.BadTTL {
+		switch ans.Reason {
+		case table.BadTTL:
 			return groupResult{status: pb.Status_STATUS_BAD_TTL, detail: fmt.Sprintf("this overlay allows %v to %v", m.cfg.TTLMin, m.cfg.TTLMax)}
+		case table.BadDelay:
+			return groupResult{status: pb.Status_STATUS_BAD_TTL, detail: fmt.Sprintf("a lock delay is 0 to %v", table.DelayMax)}
+		case table.BadPermits:
+			return groupResult{status: pb.Status_STATUS_MODE, detail: fmt.Sprintf("a semaphore has 1 to %d permits, none of which is shared", table.HoldersPerLockMax)}
+		case table.BadMode:
+			a, _ := cmd.(table.Acquire) // the only command that is refused for this
+			return groupResult{status: pb.Status_STATUS_MODE, detail: fmt.Sprintf("it is %s as long as anybody has it or waits for it, and was asked for as %s",
+				modeName(ans.Permits), modeName(a.Permits))}
 		}
 		return groupResult{status: pb.Status_STATUS_LIMIT, detail: ans.Reason.String()}
+	case table.Broken:
+		h := ans.Holder
+		return groupResult{status: pb.Status_STATUS_BROKEN, token: Token(ans.Token), holder: party{h.Client, h.Peer}}
 	case table.Locked:
 		res := groupResult{status: pb.Status_STATUS_LOCKED, position: uint32(ans.Position)}
 		if h := ans.Holder; h != (table.Holder{}) {
@@ -82,6 +94,14 @@ func (m *Machine) result(by table.Caller, ans table.Answer) groupResult {
 		res.position = uint32(ans.Position) + 1
 	}
 	return res
+}
+
+// modeName says what a name is in use as.
+func modeName(permits int) string {
+	if permits == 0 {
+		return "a lock"
+	}
+	return fmt.Sprintf("a semaphore of %d", permits)
 }
 
 // emit pushes the grants of one step to those who wait for them.
@@ -106,8 +126,20 @@ func (m *Machine) Query(c session.Context, data []byte) []byte {
 		res.Status, res.Holder = pb.Status_STATUS_HELD, partyOf(h.Client, h.Peer)
 		res.Token, res.TtlNs, res.LeaseLeftNs, res.Confirmed = uint64(h.Token), int64(h.TTL), int64(h.Left), h.Confirmed
 	}
+	res.Permits, res.Holding, res.DelayLeftNs = uint64(info.Permits), uint32(len(info.Holders)), int64(info.Delay)
+	res.Value, res.Shared = info.Holder.Value, info.Holder.Shared
+	if info.Permits > 0 || info.Holder.Shared {
+		for _, h := range info.Holders[:min(len(info.Holders), infoHoldersMax)] {
+			res.Holders = append(res.Holders, &pb.Held{
+				Party: partyOf(h.Client, h.Peer), Token: uint64(h.Token), TtlNs: int64(h.TTL), LeaseLeftNs: int64(h.Left), Confirmed: h.Confirmed,
+			})
+		}
+	}
 	for _, w := range info.Waiters[:min(len(info.Waiters), infoWaitersMax)] {
-		res.Waiters = append(res.Waiters, &pb.Waiter{Party: partyOf(w.Client, w.Peer), TtlNs: int64(w.TTL), WaitingForNs: int64(w.Since)})
+		res.Waiters = append(res.Waiters, &pb.Waiter{Party: partyOf(w.Client, w.Peer), TtlNs: int64(w.TTL), WaitingForNs: int64(w.Since), Shared: w.Shared})
+	}
+	for _, b := range info.Breaks[max(0, len(info.Breaks)-infoBreaksMax):] {
+		res.Breaks = append(res.Breaks, brokenOf(b))
 	}
 	return mustMarshal(res)
 }

@@ -15,6 +15,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/lockservice/pb"
+	"latchkey/lockservice/table"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
 	"latchkey/replicagroup/session"
@@ -249,6 +250,13 @@ func busy(t testing.TB) *Machine {
 	call(t, m, 5*time.Second, 1, release("lock 2", 3, 0)) // the same, and confirmed
 	call(t, m, 6*time.Second, 2, mustMarshal(&pb.Command{Op: &pb.Command_Renew{
 		Renew: &pb.Renew{Name: "lock 2", Req: 3, TtlNs: int64(20 * time.Second)}}}))
+	for n := range byte(4) {
+		call(t, m, 6*time.Second, n+1, encodeAcquire(table.Acquire{Name: "shared", Req: 4, TTL: 10 * time.Second, Shared: n < 2, Value: "v"}))
+		call(t, m, 6*time.Second, n+1, encodeAcquire(table.Acquire{Name: "permits", Req: 5, TTL: 10 * time.Second, Permits: 2}))
+		call(t, m, 6*time.Second, n+1, encodeAcquire(table.Acquire{Name: "waits", Req: 6, TTL: 10 * time.Second, Delay: 30 * time.Second}))
+	}
+	held := query(t, m, mustMarshal(&pb.Query{Name: "waits"}))
+	call(t, m, 6*time.Second, 4, encodeBreak(table.Break{Name: "waits", Token: table.Token(held.Token), At: 1}))
 	return m
 }
 
@@ -279,13 +287,15 @@ func TestSnapshotCarriesTheWholeState(t *testing.T) {
 func TestRestoreRefusesWhatNoMachineCanBeIn(t *testing.T) {
 	whole := busy(t)
 	for name, change := range map[string]func(*pb.Snapshot){
-		"another version":       func(s *pb.Snapshot) { s.Version = 2 },
-		"no version":            func(s *pb.Snapshot) { s.Version = 0 },
-		"client id cut off":     func(s *pb.Snapshot) { s.Locks[0].Owner.Party.Client = []byte{1} },
-		"waiter without a peer": func(s *pb.Snapshot) { s.Locks[0].Queue[0].Party = nil },
-		"name with a control":   func(s *pb.Snapshot) { s.Locks[0].Name = "\x00" },
-		"locks out of order":    func(s *pb.Snapshot) { s.Locks[0], s.Locks[1] = s.Locks[1], s.Locks[0] },
-		"token of the future":   func(s *pb.Snapshot) { s.Counter = 0 },
+		"a later version":        func(s *pb.Snapshot) { s.Version = snapshotVersion + 1 },
+		"no version":             func(s *pb.Snapshot) { s.Version = 0 },
+		"client id cut off":      func(s *pb.Snapshot) { s.Locks[0].Owners[0].Party.Client = []byte{1} },
+		"waiter without a peer":  func(s *pb.Snapshot) { s.Locks[0].Queue[0].Party = nil },
+		"name with a control":    func(s *pb.Snapshot) { s.Locks[0].Name = "\x00" },
+		"locks out of order":     func(s *pb.Snapshot) { s.Locks[0], s.Locks[1] = s.Locks[1], s.Locks[0] },
+		"a permit too many":      func(s *pb.Snapshot) { s.Locks[3].Permits = 1 << 40 },
+		"breaker without a peer": func(s *pb.Snapshot) { s.Breaks[0].By = nil },
+		"token of the future":    func(s *pb.Snapshot) { s.Counter = 0 },
 	} {
 		m := new(pb.Snapshot)
 		if err := proto.Unmarshal(whole.Snapshot(), m); err != nil {
@@ -305,9 +315,66 @@ func TestRestoreRefusesWhatNoMachineCanBeIn(t *testing.T) {
 	}
 }
 
+// A snapshot of the first version, as peers before semaphores wrote it, is read as it was meant.
+func TestRestoreReadsTheFirstVersion(t *testing.T) {
+	party := func(n byte) *pb.Party { return partyOf(table.Client{n}, keyspace.NodeID{n}) }
+	owner := &pb.Owner{Party: party(1), Req: 7, Counter: 3, TtlNs: int64(time.Second), EndsNs: int64(3 * time.Second), Confirmed: true}
+	old := mustMarshal(&pb.Snapshot{Version: 1, NowNs: int64(2 * time.Second), Counter: 3, Locks: []*pb.Lock{{
+		Name: "n", Owners: []*pb.Owner{owner}, Queue: []*pb.Queued{{Party: party(2), Req: 8, TtlNs: int64(time.Second)}},
+	}}})
+	m := worldMachine()
+	if err := m.Restore(old); err != nil {
+		t.Fatal(err)
+	}
+	_, pushed := call(t, m, 2*time.Second, 1, release("n", 7, 3))
+	if g := pushed[2]; g == nil || g.Req != 8 || g.Token != 4 {
+		t.Errorf("granted %v", pushed)
+	}
+
+	// In a later generation it left out until when nothing is granted.
+	later := NewMachine(MachineConfig{Gen: 1, TTLMax: worldTTLMax, Drift: automaton.DriftDefault})
+	old = mustMarshal(&pb.Snapshot{Version: 1, Locks: []*pb.Lock{{Name: "n", Queue: []*pb.Queued{{Party: party(2), Req: 8, TtlNs: int64(time.Second)}}}}})
+	if err := later.Restore(old); err != nil {
+		t.Fatal(err)
+	}
+	if at, ok := later.Deadline(); !ok || at != automaton.DriftDefault.Stretch(worldTTLMax) {
+		t.Errorf("deadline %v, %v", at, ok)
+	}
+}
+
+// An Info fits into what a group answers, however much there is to tell.
+func TestInfoOfACrowdedNameFits(t *testing.T) {
+	m := worldMachine()
+	name, value := strings.Repeat("n", NameBytesMax), strings.Repeat("v", ValueBytesMax)
+	ask := func(i int) {
+		var client order.ClientID
+		binary.BigEndian.PutUint64(client[:], uint64(i)+1)
+		m.Apply(session.Context{Client: client, Author: keyspace.NodeID{1}}, encodeAcquire(table.Acquire{
+			Name: name, Req: 1 << 62, TTL: worldTTLMax, Permits: 300, Delay: time.Nanosecond, Value: value}))
+	}
+	for i := range 1000 {
+		ask(i)
+	}
+	for range table.BreaksMax + 1 {
+		held := query(t, m, mustMarshal(&pb.Query{Name: name}))
+		call(t, m, 0, 9, encodeBreak(table.Break{Name: name, Token: table.Token(held.Token), At: 1 << 62}))
+	}
+	info := query(t, m, mustMarshal(&pb.Query{Name: name}))
+	if info.Holding != 300-table.BreaksMax-1 || len(info.Holders) != infoHoldersMax || len(info.Breaks) != infoBreaksMax || info.Value != value ||
+		len(info.Waiters) != infoWaitersMax || info.Waiting != 700 {
+		t.Errorf("%d holding, %d listed, %d breaks, %d of %d waiters", info.Holding, len(info.Holders), len(info.Breaks), len(info.Waiters), info.Waiting)
+	}
+	if b := encodeAcquire(table.Acquire{Name: name, Req: 1 << 63, TTL: 1 << 62, Try: true, Permits: 1 << 30, Delay: 1 << 62, Value: value}); len(b) > commandBytesMax {
+		t.Errorf("the longest command has %d bytes", len(b))
+	}
+}
+
 func FuzzDecodeCommand(f *testing.F) {
 	f.Add(acquire("n", 1, time.Second))
 	f.Add(release("lock 1", 2, 3))
+	f.Add(encodeAcquire(table.Acquire{Name: "shared", Req: 1, TTL: time.Second, Shared: true, Delay: time.Second, Value: "v"}))
+	f.Add(encodeAcquire(table.Acquire{Name: "permits", Req: 1, TTL: time.Second, Permits: 3}))
+	f.Add(encodeBreak(table.Break{Name: "lock 2", Token: 6, At: -1}))
 	f.Add(mustMarshal(&pb.Command{Op: &pb.Command_Renew{Renew: &pb.Renew{Name: "lock 2", Req: 3, Token: 4, TtlNs: -1}}}))
 	f.Add([]byte("\x0a\x03\x0a\x01\xff"))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -5,6 +5,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"latchkey/lockservice/table"
 )
 
 // ServiceName is the service of a group that keeps locks. The key of a lock is the hash of its name.
@@ -18,7 +20,30 @@ const (
 	TTLMin = time.Second
 	// TTLDefault is the lease of a lock that asks for none, where the overlay's maximum allows it.
 	TTLDefault = 15 * time.Second
+	// PermitsMax bounds the permits of a semaphore. One more than so many that share a lock waits.
+	PermitsMax = table.HoldersPerLockMax
+	// LockDelayMax is the longest lock delay.
+	LockDelayMax = table.DelayMax
+	// ValueBytesMax bounds what a holder says of itself.
+	ValueBytesMax = table.ValueBytesMax
 )
+
+// checkShape reports whether a request asks for something that exists. The error matches [ErrMode], [ErrTTL] or [ErrLimit].
+func checkShape(r Request) error {
+	switch {
+	case r.Permits < 0 || r.Permits > PermitsMax:
+		return fmt.Errorf("%w: %d permits; a semaphore has 1 to %d", ErrMode, r.Permits, PermitsMax)
+	case r.Shared && r.Permits > 0:
+		return fmt.Errorf("%w: a permit of a semaphore is not shared", ErrMode)
+	case r.Delay < 0 || r.Delay > LockDelayMax:
+		return fmt.Errorf("%w: lock delay %v; it is 0 to %v", ErrTTL, r.Delay, LockDelayMax)
+	case len(r.Value) > ValueBytesMax:
+		return fmt.Errorf("%w: a value of %d bytes, at most %d", ErrLimit, len(r.Value), ValueBytesMax)
+	case !utf8.ValidString(r.Value):
+		return fmt.Errorf("%w: the value is not UTF-8; encode it", ErrLimit)
+	}
+	return nil
+}
 
 // CheckName reports whether a lock may bear this name: 1 to [NameBytesMax] bytes of valid UTF-8 without control characters
 // (Unicode's category Cc, so also tab, line ends and U+0080 to U+009F). The error matches [ErrName] and says which rule is

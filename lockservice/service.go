@@ -76,6 +76,23 @@ type config struct {
 	queued  func(int)
 	try     bool
 	noRenew bool
+	shared  bool
+	permits int
+	delay   time.Duration
+	value   string
+}
+
+// request is what is asked of the backend. What it is told of the queue is not in it.
+func (c *config) request(name string) Request {
+	return Request{Name: name, TTL: c.ttl, Try: c.try, Shared: c.shared, Permits: c.permits, Delay: c.delay, Value: c.value}
+}
+
+func configOf(opts []Option) config {
+	var c config
+	for _, o := range opts {
+		o(&c)
+	}
+	return c
 }
 
 // WithTTL sets how long one grant lasts without renewal. Default 15 s (or the overlay's maximum, if lower), 1 s to the
@@ -93,6 +110,15 @@ func WithQueued(fn func(position int)) Option { return func(c *config) { c.queue
 // does. It suits work that must not go on for long, such as a holder that may hang.
 func WithoutRenewal() Option { return func(c *config) { c.noRenew = true } }
 
+// WithLockDelay keeps the lock from everybody for a while after this hold has ended by its lease, or was broken; not after a
+// release. It suits resources that cannot check tokens, and holders that may go on for a moment. 0, the default, to
+// [LockDelayMax], else [ErrTTL]. Who shares a lock, or has a permit, sets it for all.
+func WithLockDelay(d time.Duration) Option { return func(c *config) { c.delay = d } }
+
+// WithValue has value, at most [ValueBytesMax] bytes of UTF-8, told to whoever asks who holds the lock ([Info]), as that of the
+// first holder. Else [ErrLimit].
+func WithValue(value string) Option { return func(c *config) { c.value = value } }
+
 // Lock waits until the caller holds the lock named name and returns its handle.
 //
 // It blocks on the lock's group; ctx, or the limit of [WithWait], ends the wait: the queue is left in the background, and a
@@ -107,11 +133,7 @@ func WithoutRenewal() Option { return func(c *config) { c.noRenew = true } }
 // Errors: [ErrName], [ErrTTL], [ErrNoQuorum] when too few replicas answer, [ErrOutcomeUnknown], [ErrLimit], [ErrWait],
 // [ErrClosed] after Close, otherwise context.Cause(ctx). Source: lock-protocols.md sections 3, 3.1 and 7.
 func (s *Service) Lock(ctx context.Context, name string, opts ...Option) (*Handle, error) {
-	var c config
-	for _, o := range opts {
-		o(&c)
-	}
-	return s.lock(ctx, name, c)
+	return s.lock(ctx, name, configOf(opts))
 }
 
 // NetworkLock is Lock.
@@ -122,16 +144,64 @@ func (s *Service) NetworkLock(ctx context.Context, name string, opts ...Option) 
 // TryLock takes the lock if it is free, and else returns an error that matches [ErrLocked] (a [*LockedError]), without
 // queueing. It blocks for a round trip to the lock's group; otherwise it is as Lock.
 func (s *Service) TryLock(ctx context.Context, name string, opts ...Option) (*Handle, error) {
-	c := config{}
-	for _, o := range opts {
-		o(&c)
-	}
+	c := configOf(opts)
 	c.try = true
 	return s.lock(ctx, name, c)
 }
 
+// RLock takes the lock to share it: with others that share it, and with nobody who does not. Who waits to have it alone is not
+// overtaken by who comes later to share it, so neither starves. Those who share it at a time have one token, above that of
+// everybody before them: a [Guard] takes what each of them sends, until somebody else has had the lock. Otherwise, and in its
+// errors, it is as Lock; while the name is a semaphore it fails with [ErrMode].
+func (s *Service) RLock(ctx context.Context, name string, opts ...Option) (*Handle, error) {
+	c := configOf(opts)
+	c.shared = true
+	return s.lock(ctx, name, c)
+}
+
+// TryRLock is RLock without waiting, as [Service.TryLock] is Lock. It fails with [ErrLocked] also where somebody waits to have the
+// lock alone.
+func (s *Service) TryRLock(ctx context.Context, name string, opts ...Option) (*Handle, error) {
+	c := configOf(opts)
+	c.shared, c.try = true, true
+	return s.lock(ctx, name, c)
+}
+
+// Semaphore is a name of which several may hold a permit at a time.
+type Semaphore struct {
+	service *Service
+	name    string
+	permits int
+}
+
+// Semaphore returns the semaphore called name with n permits, 1 to [PermitsMax]. It asks nobody: whether the name is in use with
+// another number, or as a lock, is seen when a permit is asked for, which then fails with [ErrMode]. A name may be used as something
+// else once nobody has it or waits for it.
+func (s *Service) Semaphore(name string, n int) *Semaphore { return &Semaphore{s, name, n} }
+
+// Acquire waits for a permit, first come first served. Each has a token of its own, which is above those of all earlier ones; as
+// several are valid at a time, a [Guard] cannot check them: it would refuse all but the latest. Otherwise it is as [Service.Lock].
+func (m *Semaphore) Acquire(ctx context.Context, opts ...Option) (*Handle, error) {
+	return m.acquire(ctx, configOf(opts))
+}
+
+// TryAcquire takes a permit if one is free and nobody waits for it, and else fails with [ErrLocked].
+func (m *Semaphore) TryAcquire(ctx context.Context, opts ...Option) (*Handle, error) {
+	c := configOf(opts)
+	c.try = true
+	return m.acquire(ctx, c)
+}
+
+func (m *Semaphore) acquire(ctx context.Context, c config) (*Handle, error) {
+	if m.permits < 1 {
+		return nil, fmt.Errorf("%w: %d permits; a semaphore has 1 to %d", ErrMode, m.permits, PermitsMax)
+	}
+	c.permits = m.permits
+	return m.service.lock(ctx, m.name, c)
+}
+
 func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, error) {
-	if err := CheckName(name); err != nil {
+	if err := errors.Join(CheckName(name), checkShape(c.request(name))); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -208,6 +278,28 @@ func (s *Service) Info(ctx context.Context, name string) (Info, error) {
 		return Info{}, err
 	}
 	return s.backend.Info(ctx, name)
+}
+
+// Break takes a lock away from its holder: every hold with this token ends as if its lease were over. The token is used up, so
+// a resource that checks tokens refuses the former holder from the first write of the next one on; but that holder believes in its
+// lease until its next renewal, or until the lease ends where it cannot renew, so without such a check both may use the resource at
+// once. A lock delay the holder has set ([WithLockDelay]) is waited for. It is for operators, and kept in the group's state: [Info]
+// shows the latest. Take the token from [Service.Info]; a hold that has come after it is left alone.
+//
+// It blocks for a round trip. Errors: [ErrNotHeld] when nobody holds the lock with this token, [ErrName], [ErrNoQuorum],
+// [ErrOutcomeUnknown], [ErrClosed], otherwise context.Cause(ctx).
+func (s *Service) Break(ctx context.Context, name string, token Token) (Party, error) {
+	if s.closing.Err() != nil {
+		return Party{}, ErrClosed
+	}
+	if err := CheckName(name); err != nil {
+		return Party{}, err
+	}
+	holder, err := s.backend.Break(ctx, name, token)
+	if err == nil {
+		log.Warnw("broke a lock", "lock", name, "token", token, "holder", holder.String())
+	}
+	return holder, err
 }
 
 // Close ends the service in good order: waiting calls return [ErrClosed], every lock still held is released (its context

@@ -17,12 +17,17 @@ import (
 const (
 	commandBytesMax = 2 << 10  // of a command, query or output: a name and some numbers
 	resultBytesMax  = 16 << 10 // of a result, as replica groups keep them
-	// infoWaitersMax bounds the waiters an Info lists, at 66 bytes each; the count is always whole.
+	// infoWaitersMax, infoHoldersMax and infoBreaksMax bound what an Info lists, at 68, 90 and 140 bytes each; the first two counts are
+	// always whole.
 	infoWaitersMax = 128
+	infoHoldersMax = 40
+	infoBreaksMax  = 8
 	// snapshotBytesMax is above what the limits of session and lock tables allow: 4096 sessions of 1024 requests, at most 85
 	// bytes each, and the names of 65,536 locks.
 	snapshotBytesMax = 512 << 20
-	snapshotVersion  = 1
+	// snapshotVersion is the version that is written. One of snapshotVersionMin is read too: what it lacks is absent.
+	snapshotVersion    = 2
+	snapshotVersionMin = 1
 )
 
 var errMalformed = errors.New("lockservice: malformed message")
@@ -87,6 +92,7 @@ var statuses = map[table.Kind]pb.Status{
 	table.Held:     pb.Status_STATUS_HELD,
 	table.NotHeld:  pb.Status_STATUS_NOT_HELD,
 	table.Released: pb.Status_STATUS_RELEASED,
+	table.Broken:   pb.Status_STATUS_BROKEN,
 }
 
 // refused is the result of a command or query that cannot be read. Its text goes into the replicated state, so it is made of
@@ -110,6 +116,8 @@ func refusal(s pb.Status, detail string) error {
 		kind = ErrTTL
 	case pb.Status_STATUS_LIMIT:
 		kind = ErrLimit
+	case pb.Status_STATUS_MODE:
+		kind = ErrMode
 	default:
 		return nil
 	}
@@ -123,19 +131,35 @@ func partyOf(c table.Client, peer keyspace.NodeID) *pb.Party {
 func encodeSnapshot(s table.State) []byte {
 	m := &pb.Snapshot{Version: snapshotVersion, NowNs: int64(s.Now), Counter: s.Counter}
 	for _, l := range s.Locks {
-		lock := &pb.Lock{Name: l.Name}
-		if o := l.Owner; o != nil {
-			lock.Owner = &pb.Owner{
+		lock := &pb.Lock{Name: l.Name, Permits: uint64(l.Permits), UntilNs: int64(l.Until)}
+		for _, o := range l.Owners {
+			lock.Owners = append(lock.Owners, &pb.Owner{
 				Party: partyOf(o.Client, o.Peer), Req: o.Req, Counter: o.Counter, TtlNs: int64(o.TTL), EndsNs: int64(o.Ends),
-				Waited: o.Waited, Confirmed: o.Confirmed,
-			}
+				Waited: o.Waited, Confirmed: o.Confirmed, Shared: o.Shared, DelayNs: int64(o.Delay), Value: o.Value,
+			})
 		}
 		for _, w := range l.Queue {
-			lock.Queue = append(lock.Queue, &pb.Queued{Party: partyOf(w.Client, w.Peer), Req: w.Req, TtlNs: int64(w.TTL), SinceNs: int64(w.Since)})
+			lock.Queue = append(lock.Queue, &pb.Queued{
+				Party: partyOf(w.Client, w.Peer), Req: w.Req, TtlNs: int64(w.TTL), SinceNs: int64(w.Since),
+				Shared: w.Shared, DelayNs: int64(w.Delay), Value: w.Value,
+			})
 		}
 		m.Locks = append(m.Locks, lock)
 	}
+	for _, b := range s.Breaks {
+		broken := brokenOf(b)
+		broken.Name, broken.NowNs = b.Name, int64(b.Now)
+		m.Breaks = append(m.Breaks, broken)
+	}
 	return mustMarshal(m)
+}
+
+// brokenOf tells of a break to those who know the lock's name.
+func brokenOf(b table.BreakState) *pb.Broken {
+	return &pb.Broken{
+		Token: uint64(b.Token), Holder: partyOf(b.Holder.Client, b.Holder.Peer), Holders: uint32(b.Holders),
+		By: partyOf(b.By.Client, b.By.Peer), AtUnixNs: b.At,
+	}
 }
 
 // decodeSnapshot reads the form; whether a table can be in that state is for [table.Restore] to say.
@@ -144,32 +168,46 @@ func decodeSnapshot(b []byte) (s table.State, err error) {
 	if err := unmarshal(b, snapshotBytesMax, m); err != nil {
 		return s, err
 	}
-	if m.Version != snapshotVersion {
-		return s, fmt.Errorf("%w: snapshot version %d, this program reads %d", errMalformed, m.Version, snapshotVersion)
+	if m.Version < snapshotVersionMin || m.Version > snapshotVersion {
+		return s, fmt.Errorf("%w: snapshot version %d, this program reads %d to %d", errMalformed, m.Version, snapshotVersionMin, snapshotVersion)
 	}
 	s = table.State{Now: time.Duration(m.NowNs), Counter: m.Counter}
 	for _, l := range m.Locks {
 		if err := CheckName(l.Name); err != nil {
 			return s, fmt.Errorf("%w: %w", errMalformed, err)
 		}
-		lock := table.LockState{Name: l.Name}
-		if o := l.Owner; o != nil {
-			lock.Owner = &table.OwnerState{
-				Req: o.Req, Counter: o.Counter, TTL: time.Duration(o.TtlNs), Ends: time.Duration(o.EndsNs),
-				Waited: o.Waited, Confirmed: o.Confirmed,
+		lock := table.LockState{Name: l.Name, Permits: permitsOf(l.Permits), Until: time.Duration(l.UntilNs)}
+		for _, x := range l.Owners {
+			o := table.OwnerState{
+				Req: x.Req, Counter: x.Counter, TTL: time.Duration(x.TtlNs), Ends: time.Duration(x.EndsNs),
+				Waited: x.Waited, Confirmed: x.Confirmed, Shared: x.Shared, Delay: time.Duration(x.DelayNs), Value: x.Value,
 			}
-			if err := decodeParty(o.Party, &lock.Owner.Client, &lock.Owner.Peer); err != nil {
+			if err := decodeParty(x.Party, &o.Client, &o.Peer); err != nil {
 				return s, err
 			}
+			lock.Owners = append(lock.Owners, o)
 		}
 		for _, q := range l.Queue {
-			w := table.WaiterState{Req: q.Req, TTL: time.Duration(q.TtlNs), Since: time.Duration(q.SinceNs)}
+			w := table.WaiterState{
+				Req: q.Req, TTL: time.Duration(q.TtlNs), Since: time.Duration(q.SinceNs),
+				Shared: q.Shared, Delay: time.Duration(q.DelayNs), Value: q.Value,
+			}
 			if err := decodeParty(q.Party, &w.Client, &w.Peer); err != nil {
 				return s, err
 			}
 			lock.Queue = append(lock.Queue, w)
 		}
 		s.Locks = append(s.Locks, lock)
+	}
+	for _, x := range m.Breaks {
+		b := table.BreakState{
+			Name: x.Name, Token: table.Token(x.Token), Holders: int(x.Holders), Now: time.Duration(x.NowNs), At: x.AtUnixNs,
+		}
+		err := errors.Join(CheckName(x.Name), decodeParty(x.Holder, &b.Holder.Client, &b.Holder.Peer), decodeParty(x.By, &b.By.Client, &b.By.Peer))
+		if err != nil {
+			return s, fmt.Errorf("%w: %w", errMalformed, err)
+		}
+		s.Breaks = append(s.Breaks, b)
 	}
 	return s, nil
 }

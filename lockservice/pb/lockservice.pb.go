@@ -34,11 +34,13 @@ const (
 	Status_STATUS_HELD        Status = 4
 	Status_STATUS_RELEASED    Status = 5
 	Status_STATUS_NOT_HELD    Status = 6
+	Status_STATUS_BROKEN      Status = 7
 	// Refusals: nothing was changed.
 	Status_STATUS_MALFORMED Status = 16
 	Status_STATUS_BAD_NAME  Status = 17
 	Status_STATUS_BAD_TTL   Status = 18
 	Status_STATUS_LIMIT     Status = 19
+	Status_STATUS_MODE      Status = 20 // the name is in use as something else, or so many permits cannot be
 )
 
 // Enum value maps for Status.
@@ -51,10 +53,12 @@ var (
 		4:  "STATUS_HELD",
 		5:  "STATUS_RELEASED",
 		6:  "STATUS_NOT_HELD",
+		7:  "STATUS_BROKEN",
 		16: "STATUS_MALFORMED",
 		17: "STATUS_BAD_NAME",
 		18: "STATUS_BAD_TTL",
 		19: "STATUS_LIMIT",
+		20: "STATUS_MODE",
 	}
 	Status_value = map[string]int32{
 		"STATUS_UNSPECIFIED": 0,
@@ -64,10 +68,12 @@ var (
 		"STATUS_HELD":        4,
 		"STATUS_RELEASED":    5,
 		"STATUS_NOT_HELD":    6,
+		"STATUS_BROKEN":      7,
 		"STATUS_MALFORMED":   16,
 		"STATUS_BAD_NAME":    17,
 		"STATUS_BAD_TTL":     18,
 		"STATUS_LIMIT":       19,
+		"STATUS_MODE":        20,
 	}
 )
 
@@ -106,6 +112,7 @@ type Command struct {
 	//	*Command_Acquire
 	//	*Command_Renew
 	//	*Command_Release
+	//	*Command_Break
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -175,6 +182,15 @@ func (x *Command) GetRelease() *Release {
 	return nil
 }
 
+func (x *Command) GetBreak() *Break {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Break); ok {
+			return x.Break
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -191,18 +207,28 @@ type Command_Release struct {
 	Release *Release `protobuf:"bytes,3,opt,name=release,proto3,oneof"`
 }
 
+type Command_Break struct {
+	Break *Break `protobuf:"bytes,4,opt,name=break,proto3,oneof"`
+}
+
 func (*Command_Acquire) isCommand_Op() {}
 
 func (*Command_Renew) isCommand_Op() {}
 
 func (*Command_Release) isCommand_Op() {}
 
+func (*Command_Break) isCommand_Op() {}
+
 type Acquire struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Req           uint64                 `protobuf:"varint,2,opt,name=req,proto3" json:"req,omitempty"` // chosen by the client, a new one for each acquire
 	TtlNs         int64                  `protobuf:"varint,3,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
-	Try           bool                   `protobuf:"varint,4,opt,name=try,proto3" json:"try,omitempty"` // do not queue
+	Try           bool                   `protobuf:"varint,4,opt,name=try,proto3" json:"try,omitempty"`                        // do not queue
+	Shared        bool                   `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`                  // beside others that share
+	Permits       uint64                 `protobuf:"varint,6,opt,name=permits,proto3" json:"permits,omitempty"`                // 0: a lock; else one permit of a semaphore of so many
+	DelayNs       int64                  `protobuf:"varint,7,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"` // nobody is granted it for so long after this hold has ended by its lease
+	Value         string                 `protobuf:"bytes,8,opt,name=value,proto3" json:"value,omitempty"`                     // for whoever asks who holds it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -263,6 +289,34 @@ func (x *Acquire) GetTry() bool {
 		return x.Try
 	}
 	return false
+}
+
+func (x *Acquire) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *Acquire) GetPermits() uint64 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+func (x *Acquire) GetDelayNs() int64 {
+	if x != nil {
+		return x.DelayNs
+	}
+	return 0
+}
+
+func (x *Acquire) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
 }
 
 // Renew with token 0 is a waiter's question where it stands; it confirms a grant made meanwhile.
@@ -395,12 +449,73 @@ func (x *Release) GetToken() uint64 {
 	return 0
 }
 
+// Break ends all that is held under a token, as if its lease were over, and is remembered.
+type Break struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	AtUnixNs      int64                  `protobuf:"varint,3,opt,name=at_unix_ns,json=atUnixNs,proto3" json:"at_unix_ns,omitempty"` // wall clock of who breaks, for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Break) Reset() {
+	*x = Break{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Break) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Break) ProtoMessage() {}
+
+func (x *Break) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Break.ProtoReflect.Descriptor instead.
+func (*Break) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Break) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Break) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *Break) GetAtUnixNs() int64 {
+	if x != nil {
+		return x.AtUnixNs
+	}
+	return 0
+}
+
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        Status                 `protobuf:"varint,1,opt,name=status,proto3,enum=latchkey.lockservice.v1.Status" json:"status,omitempty"`
 	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`       // GRANTED, HELD
 	Position      uint32                 `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"` // QUEUED: 1 is next. LOCKED: how many wait
-	Holder        *Party                 `protobuf:"bytes,4,opt,name=holder,proto3" json:"holder,omitempty"`      // LOCKED: who holds, absent when nobody does. Otherwise the asker
+	Holder        *Party                 `protobuf:"bytes,4,opt,name=holder,proto3" json:"holder,omitempty"`      // LOCKED: who holds, absent when nobody does. BROKEN: who held. Otherwise the asker
 	Waited        bool                   `protobuf:"varint,5,opt,name=waited,proto3" json:"waited,omitempty"`     // GRANTED: it came out of the queue and is to be confirmed by a Renew
 	Detail        string                 `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`      // refusals: for people
 	unknownFields protoimpl.UnknownFields
@@ -409,7 +524,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[4]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +536,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[4]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +549,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{4}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Result) GetStatus() Status {
@@ -489,7 +604,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[5]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +616,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[5]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +629,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{5}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Party) GetClient() []byte {
@@ -541,7 +656,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[6]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +668,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[6]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +681,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{6}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Query) GetName() string {
@@ -584,16 +699,23 @@ type Info struct {
 	TtlNs         int64                  `protobuf:"varint,4,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
 	LeaseLeftNs   int64                  `protobuf:"varint,5,opt,name=lease_left_ns,json=leaseLeftNs,proto3" json:"lease_left_ns,omitempty"`
 	Confirmed     bool                   `protobuf:"varint,6,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
-	Waiters       []*Waiter              `protobuf:"bytes,7,rep,name=waiters,proto3" json:"waiters,omitempty"`  // in the order of the queue; cut off at a limit
-	Waiting       uint32                 `protobuf:"varint,8,opt,name=waiting,proto3" json:"waiting,omitempty"` // the length of the whole queue
-	Detail        string                 `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`    // refusals: for people
+	Waiters       []*Waiter              `protobuf:"bytes,7,rep,name=waiters,proto3" json:"waiters,omitempty"`                                // in the order of the queue; cut off at a limit
+	Waiting       uint32                 `protobuf:"varint,8,opt,name=waiting,proto3" json:"waiting,omitempty"`                               // the length of the whole queue
+	Detail        string                 `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`                                  // refusals: for people
+	Permits       uint64                 `protobuf:"varint,10,opt,name=permits,proto3" json:"permits,omitempty"`                              // of a semaphore in use
+	Holders       []*Held                `protobuf:"bytes,11,rep,name=holders,proto3" json:"holders,omitempty"`                               // in the order of their grants, the first too, cut off at a limit; empty when it is one that shares nothing
+	Holding       uint32                 `protobuf:"varint,12,opt,name=holding,proto3" json:"holding,omitempty"`                              // how many hold it
+	Value         string                 `protobuf:"bytes,13,opt,name=value,proto3" json:"value,omitempty"`                                   // of the first holder
+	Shared        bool                   `protobuf:"varint,14,opt,name=shared,proto3" json:"shared,omitempty"`                                // the holders share it
+	DelayLeftNs   int64                  `protobuf:"varint,15,opt,name=delay_left_ns,json=delayLeftNs,proto3" json:"delay_left_ns,omitempty"` // for how long it is granted to nobody
+	Breaks        []*Broken              `protobuf:"bytes,16,rep,name=breaks,proto3" json:"breaks,omitempty"`                                 // that are remembered of this lock, the oldest first, cut off at a limit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Info) Reset() {
 	*x = Info{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[7]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +727,7 @@ func (x *Info) String() string {
 func (*Info) ProtoMessage() {}
 
 func (x *Info) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[7]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +740,7 @@ func (x *Info) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Info.ProtoReflect.Descriptor instead.
 func (*Info) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{7}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Info) GetStatus() Status {
@@ -684,18 +806,238 @@ func (x *Info) GetDetail() string {
 	return ""
 }
 
+func (x *Info) GetPermits() uint64 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+func (x *Info) GetHolders() []*Held {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *Info) GetHolding() uint32 {
+	if x != nil {
+		return x.Holding
+	}
+	return 0
+}
+
+func (x *Info) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Info) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *Info) GetDelayLeftNs() int64 {
+	if x != nil {
+		return x.DelayLeftNs
+	}
+	return 0
+}
+
+func (x *Info) GetBreaks() []*Broken {
+	if x != nil {
+		return x.Breaks
+	}
+	return nil
+}
+
+// Held is one of several holders.
+type Held struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
+	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	TtlNs         int64                  `protobuf:"varint,3,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
+	LeaseLeftNs   int64                  `protobuf:"varint,4,opt,name=lease_left_ns,json=leaseLeftNs,proto3" json:"lease_left_ns,omitempty"`
+	Confirmed     bool                   `protobuf:"varint,5,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Held) Reset() {
+	*x = Held{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Held) ProtoMessage() {}
+
+func (x *Held) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Held.ProtoReflect.Descriptor instead.
+func (*Held) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Held) GetParty() *Party {
+	if x != nil {
+		return x.Party
+	}
+	return nil
+}
+
+func (x *Held) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *Held) GetTtlNs() int64 {
+	if x != nil {
+		return x.TtlNs
+	}
+	return 0
+}
+
+func (x *Held) GetLeaseLeftNs() int64 {
+	if x != nil {
+		return x.LeaseLeftNs
+	}
+	return 0
+}
+
+func (x *Held) GetConfirmed() bool {
+	if x != nil {
+		return x.Confirmed
+	}
+	return false
+}
+
+// Broken says that a lock was broken.
+type Broken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // in snapshots only
+	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	Holder        *Party                 `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"`    // the first, where several shared the token
+	Holders       uint32                 `protobuf:"varint,4,opt,name=holders,proto3" json:"holders,omitempty"` // how many were ended
+	By            *Party                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	NowNs         int64                  `protobuf:"varint,6,opt,name=now_ns,json=nowNs,proto3" json:"now_ns,omitempty"` // log time; in snapshots only
+	AtUnixNs      int64                  `protobuf:"varint,7,opt,name=at_unix_ns,json=atUnixNs,proto3" json:"at_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Broken) Reset() {
+	*x = Broken{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Broken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Broken) ProtoMessage() {}
+
+func (x *Broken) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Broken.ProtoReflect.Descriptor instead.
+func (*Broken) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Broken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Broken) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *Broken) GetHolder() *Party {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *Broken) GetHolders() uint32 {
+	if x != nil {
+		return x.Holders
+	}
+	return 0
+}
+
+func (x *Broken) GetBy() *Party {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+func (x *Broken) GetNowNs() int64 {
+	if x != nil {
+		return x.NowNs
+	}
+	return 0
+}
+
+func (x *Broken) GetAtUnixNs() int64 {
+	if x != nil {
+		return x.AtUnixNs
+	}
+	return 0
+}
+
 type Waiter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
 	TtlNs         int64                  `protobuf:"varint,2,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
 	WaitingForNs  int64                  `protobuf:"varint,3,opt,name=waiting_for_ns,json=waitingForNs,proto3" json:"waiting_for_ns,omitempty"`
+	Shared        bool                   `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Waiter) Reset() {
 	*x = Waiter{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[8]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +1049,7 @@ func (x *Waiter) String() string {
 func (*Waiter) ProtoMessage() {}
 
 func (x *Waiter) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[8]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +1062,7 @@ func (x *Waiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiter.ProtoReflect.Descriptor instead.
 func (*Waiter) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{8}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Waiter) GetParty() *Party {
@@ -744,6 +1086,13 @@ func (x *Waiter) GetWaitingForNs() int64 {
 	return 0
 }
 
+func (x *Waiter) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
 // Output is pushed by the group's leader.
 type Output struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -757,7 +1106,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +1118,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +1131,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{9}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Output) GetOutput() isOutput_Output {
@@ -822,7 +1171,7 @@ type Granted struct {
 
 func (x *Granted) Reset() {
 	*x = Granted{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1183,7 @@ func (x *Granted) String() string {
 func (*Granted) ProtoMessage() {}
 
 func (x *Granted) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1196,7 @@ func (x *Granted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Granted.ProtoReflect.Descriptor instead.
 func (*Granted) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{10}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Granted) GetName() string {
@@ -874,17 +1223,18 @@ func (x *Granted) GetToken() uint64 {
 // Snapshot is the whole state of a lock table. Durations are log time.
 type Snapshot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // 1
+	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // 2. In 1 a lock has one owner at most, and no field above those
 	NowNs         int64                  `protobuf:"varint,2,opt,name=now_ns,json=nowNs,proto3" json:"now_ns,omitempty"`
 	Counter       uint64                 `protobuf:"varint,3,opt,name=counter,proto3" json:"counter,omitempty"` // of the last token given out
 	Locks         []*Lock                `protobuf:"bytes,4,rep,name=locks,proto3" json:"locks,omitempty"`      // by rising name
+	Breaks        []*Broken              `protobuf:"bytes,5,rep,name=breaks,proto3" json:"breaks,omitempty"`    // the oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +1246,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1259,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{11}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Snapshot) GetVersion() uint32 {
@@ -940,18 +1290,27 @@ func (x *Snapshot) GetLocks() []*Lock {
 	return nil
 }
 
+func (x *Snapshot) GetBreaks() []*Broken {
+	if x != nil {
+		return x.Breaks
+	}
+	return nil
+}
+
 type Lock struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Owner         *Owner                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	Queue         []*Queued              `protobuf:"bytes,3,rep,name=queue,proto3" json:"queue,omitempty"` // first come first
+	Owners        []*Owner               `protobuf:"bytes,2,rep,name=owners,proto3" json:"owners,omitempty"`                   // in the order of their grants
+	Queue         []*Queued              `protobuf:"bytes,3,rep,name=queue,proto3" json:"queue,omitempty"`                     // first come first
+	Permits       uint64                 `protobuf:"varint,4,opt,name=permits,proto3" json:"permits,omitempty"`                // of a semaphore
+	UntilNs       int64                  `protobuf:"varint,5,opt,name=until_ns,json=untilNs,proto3" json:"until_ns,omitempty"` // granted to nobody before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1322,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1335,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{12}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Lock) GetName() string {
@@ -986,9 +1345,9 @@ func (x *Lock) GetName() string {
 	return ""
 }
 
-func (x *Lock) GetOwner() *Owner {
+func (x *Lock) GetOwners() []*Owner {
 	if x != nil {
-		return x.Owner
+		return x.Owners
 	}
 	return nil
 }
@@ -1000,6 +1359,20 @@ func (x *Lock) GetQueue() []*Queued {
 	return nil
 }
 
+func (x *Lock) GetPermits() uint64 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+func (x *Lock) GetUntilNs() int64 {
+	if x != nil {
+		return x.UntilNs
+	}
+	return 0
+}
+
 type Owner struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
@@ -1009,13 +1382,16 @@ type Owner struct {
 	EndsNs        int64                  `protobuf:"varint,5,opt,name=ends_ns,json=endsNs,proto3" json:"ends_ns,omitempty"`
 	Waited        bool                   `protobuf:"varint,6,opt,name=waited,proto3" json:"waited,omitempty"`
 	Confirmed     bool                   `protobuf:"varint,7,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
+	Shared        bool                   `protobuf:"varint,8,opt,name=shared,proto3" json:"shared,omitempty"`
+	DelayNs       int64                  `protobuf:"varint,9,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"`
+	Value         string                 `protobuf:"bytes,10,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1403,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1416,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{13}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Owner) GetParty() *Party {
@@ -1092,19 +1468,43 @@ func (x *Owner) GetConfirmed() bool {
 	return false
 }
 
+func (x *Owner) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *Owner) GetDelayNs() int64 {
+	if x != nil {
+		return x.DelayNs
+	}
+	return 0
+}
+
+func (x *Owner) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 type Queued struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
 	Req           uint64                 `protobuf:"varint,2,opt,name=req,proto3" json:"req,omitempty"`
 	TtlNs         int64                  `protobuf:"varint,3,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
 	SinceNs       int64                  `protobuf:"varint,4,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	Shared        bool                   `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	DelayNs       int64                  `protobuf:"varint,6,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"`
+	Value         string                 `protobuf:"bytes,7,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1516,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1529,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{14}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Queued) GetParty() *Party {
@@ -1160,21 +1560,47 @@ func (x *Queued) GetSinceNs() int64 {
 	return 0
 }
 
+func (x *Queued) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *Queued) GetDelayNs() int64 {
+	if x != nil {
+		return x.DelayNs
+	}
+	return 0
+}
+
+func (x *Queued) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 var File_lockservice_pb_lockservice_proto protoreflect.FileDescriptor
 
 const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\n" +
-	" lockservice/pb/lockservice.proto\x12\x17latchkey.lockservice.v1\"\xc3\x01\n" +
+	" lockservice/pb/lockservice.proto\x12\x17latchkey.lockservice.v1\"\xfb\x01\n" +
 	"\aCommand\x12<\n" +
 	"\aacquire\x18\x01 \x01(\v2 .latchkey.lockservice.v1.AcquireH\x00R\aacquire\x126\n" +
 	"\x05renew\x18\x02 \x01(\v2\x1e.latchkey.lockservice.v1.RenewH\x00R\x05renew\x12<\n" +
-	"\arelease\x18\x03 \x01(\v2 .latchkey.lockservice.v1.ReleaseH\x00R\areleaseB\x04\n" +
-	"\x02op\"X\n" +
+	"\arelease\x18\x03 \x01(\v2 .latchkey.lockservice.v1.ReleaseH\x00R\arelease\x126\n" +
+	"\x05break\x18\x04 \x01(\v2\x1e.latchkey.lockservice.v1.BreakH\x00R\x05breakB\x04\n" +
+	"\x02op\"\xbb\x01\n" +
 	"\aAcquire\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x15\n" +
 	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\x12\x10\n" +
-	"\x03try\x18\x04 \x01(\bR\x03try\"Z\n" +
+	"\x03try\x18\x04 \x01(\bR\x03try\x12\x16\n" +
+	"\x06shared\x18\x05 \x01(\bR\x06shared\x12\x18\n" +
+	"\apermits\x18\x06 \x01(\x04R\apermits\x12\x19\n" +
+	"\bdelay_ns\x18\a \x01(\x03R\adelayNs\x12\x14\n" +
+	"\x05value\x18\b \x01(\tR\x05value\"Z\n" +
 	"\x05Renew\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x14\n" +
@@ -1183,7 +1609,12 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\aRelease\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x14\n" +
-	"\x05token\x18\x03 \x01(\x04R\x05token\"\xdb\x01\n" +
+	"\x05token\x18\x03 \x01(\x04R\x05token\"O\n" +
+	"\x05Break\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\x12\x1c\n" +
+	"\n" +
+	"at_unix_ns\x18\x03 \x01(\x03R\batUnixNs\"\xdb\x01\n" +
 	"\x06Result\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.latchkey.lockservice.v1.StatusR\x06status\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\x12\x1a\n" +
@@ -1195,7 +1626,7 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x06client\x18\x01 \x01(\fR\x06client\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\fR\x04peer\"\x1b\n" +
 	"\x05Query\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xd3\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xcb\x04\n" +
 	"\x04Info\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.latchkey.lockservice.v1.StatusR\x06status\x126\n" +
 	"\x06holder\x18\x02 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x06holder\x12\x14\n" +
@@ -1205,27 +1636,54 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\tconfirmed\x18\x06 \x01(\bR\tconfirmed\x129\n" +
 	"\awaiters\x18\a \x03(\v2\x1f.latchkey.lockservice.v1.WaiterR\awaiters\x12\x18\n" +
 	"\awaiting\x18\b \x01(\rR\awaiting\x12\x16\n" +
-	"\x06detail\x18\t \x01(\tR\x06detail\"{\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\x12\x18\n" +
+	"\apermits\x18\n" +
+	" \x01(\x04R\apermits\x127\n" +
+	"\aholders\x18\v \x03(\v2\x1d.latchkey.lockservice.v1.HeldR\aholders\x12\x18\n" +
+	"\aholding\x18\f \x01(\rR\aholding\x12\x14\n" +
+	"\x05value\x18\r \x01(\tR\x05value\x12\x16\n" +
+	"\x06shared\x18\x0e \x01(\bR\x06shared\x12\"\n" +
+	"\rdelay_left_ns\x18\x0f \x01(\x03R\vdelayLeftNs\x127\n" +
+	"\x06breaks\x18\x10 \x03(\v2\x1f.latchkey.lockservice.v1.BrokenR\x06breaks\"\xab\x01\n" +
+	"\x04Held\x124\n" +
+	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\x12\x15\n" +
+	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\x12\"\n" +
+	"\rlease_left_ns\x18\x04 \x01(\x03R\vleaseLeftNs\x12\x1c\n" +
+	"\tconfirmed\x18\x05 \x01(\bR\tconfirmed\"\xe9\x01\n" +
+	"\x06Broken\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\x126\n" +
+	"\x06holder\x18\x03 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x06holder\x12\x18\n" +
+	"\aholders\x18\x04 \x01(\rR\aholders\x12.\n" +
+	"\x02by\x18\x05 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x02by\x12\x15\n" +
+	"\x06now_ns\x18\x06 \x01(\x03R\x05nowNs\x12\x1c\n" +
+	"\n" +
+	"at_unix_ns\x18\a \x01(\x03R\batUnixNs\"\x93\x01\n" +
 	"\x06Waiter\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x15\n" +
 	"\x06ttl_ns\x18\x02 \x01(\x03R\x05ttlNs\x12$\n" +
-	"\x0ewaiting_for_ns\x18\x03 \x01(\x03R\fwaitingForNs\"P\n" +
+	"\x0ewaiting_for_ns\x18\x03 \x01(\x03R\fwaitingForNs\x12\x16\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\"P\n" +
 	"\x06Output\x12<\n" +
 	"\agranted\x18\x01 \x01(\v2 .latchkey.lockservice.v1.GrantedH\x00R\agrantedB\b\n" +
 	"\x06output\"E\n" +
 	"\aGranted\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x14\n" +
-	"\x05token\x18\x03 \x01(\x04R\x05token\"\x8a\x01\n" +
+	"\x05token\x18\x03 \x01(\x04R\x05token\"\xc3\x01\n" +
 	"\bSnapshot\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x15\n" +
 	"\x06now_ns\x18\x02 \x01(\x03R\x05nowNs\x12\x18\n" +
 	"\acounter\x18\x03 \x01(\x04R\acounter\x123\n" +
-	"\x05locks\x18\x04 \x03(\v2\x1d.latchkey.lockservice.v1.LockR\x05locks\"\x87\x01\n" +
+	"\x05locks\x18\x04 \x03(\v2\x1d.latchkey.lockservice.v1.LockR\x05locks\x127\n" +
+	"\x06breaks\x18\x05 \x03(\v2\x1f.latchkey.lockservice.v1.BrokenR\x06breaks\"\xbe\x01\n" +
 	"\x04Lock\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
-	"\x05owner\x18\x02 \x01(\v2\x1e.latchkey.lockservice.v1.OwnerR\x05owner\x125\n" +
-	"\x05queue\x18\x03 \x03(\v2\x1f.latchkey.lockservice.v1.QueuedR\x05queue\"\xcf\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
+	"\x06owners\x18\x02 \x03(\v2\x1e.latchkey.lockservice.v1.OwnerR\x06owners\x125\n" +
+	"\x05queue\x18\x03 \x03(\v2\x1f.latchkey.lockservice.v1.QueuedR\x05queue\x12\x18\n" +
+	"\apermits\x18\x04 \x01(\x04R\apermits\x12\x19\n" +
+	"\buntil_ns\x18\x05 \x01(\x03R\auntilNs\"\x98\x02\n" +
 	"\x05Owner\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x18\n" +
@@ -1233,12 +1691,19 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x06ttl_ns\x18\x04 \x01(\x03R\x05ttlNs\x12\x17\n" +
 	"\aends_ns\x18\x05 \x01(\x03R\x06endsNs\x12\x16\n" +
 	"\x06waited\x18\x06 \x01(\bR\x06waited\x12\x1c\n" +
-	"\tconfirmed\x18\a \x01(\bR\tconfirmed\"\x82\x01\n" +
+	"\tconfirmed\x18\a \x01(\bR\tconfirmed\x12\x16\n" +
+	"\x06shared\x18\b \x01(\bR\x06shared\x12\x19\n" +
+	"\bdelay_ns\x18\t \x01(\x03R\adelayNs\x12\x14\n" +
+	"\x05value\x18\n" +
+	" \x01(\tR\x05value\"\xcb\x01\n" +
 	"\x06Queued\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x15\n" +
 	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\x12\x19\n" +
-	"\bsince_ns\x18\x04 \x01(\x03R\asinceNs*\xe6\x01\n" +
+	"\bsince_ns\x18\x04 \x01(\x03R\asinceNs\x12\x16\n" +
+	"\x06shared\x18\x05 \x01(\bR\x06shared\x12\x19\n" +
+	"\bdelay_ns\x18\x06 \x01(\x03R\adelayNs\x12\x14\n" +
+	"\x05value\x18\a \x01(\tR\x05value*\x8a\x02\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATUS_GRANTED\x10\x01\x12\x11\n" +
@@ -1246,11 +1711,13 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\rSTATUS_LOCKED\x10\x03\x12\x0f\n" +
 	"\vSTATUS_HELD\x10\x04\x12\x13\n" +
 	"\x0fSTATUS_RELEASED\x10\x05\x12\x13\n" +
-	"\x0fSTATUS_NOT_HELD\x10\x06\x12\x14\n" +
+	"\x0fSTATUS_NOT_HELD\x10\x06\x12\x11\n" +
+	"\rSTATUS_BROKEN\x10\a\x12\x14\n" +
 	"\x10STATUS_MALFORMED\x10\x10\x12\x13\n" +
 	"\x0fSTATUS_BAD_NAME\x10\x11\x12\x12\n" +
 	"\x0eSTATUS_BAD_TTL\x10\x12\x12\x10\n" +
-	"\fSTATUS_LIMIT\x10\x13B\x19Z\x17latchkey/lockservice/pbb\x06proto3"
+	"\fSTATUS_LIMIT\x10\x13\x12\x0f\n" +
+	"\vSTATUS_MODE\x10\x14B\x19Z\x17latchkey/lockservice/pbb\x06proto3"
 
 var (
 	file_lockservice_pb_lockservice_proto_rawDescOnce sync.Once
@@ -1265,46 +1732,56 @@ func file_lockservice_pb_lockservice_proto_rawDescGZIP() []byte {
 }
 
 var file_lockservice_pb_lockservice_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(Status)(0),      // 0: latchkey.lockservice.v1.Status
 	(*Command)(nil),  // 1: latchkey.lockservice.v1.Command
 	(*Acquire)(nil),  // 2: latchkey.lockservice.v1.Acquire
 	(*Renew)(nil),    // 3: latchkey.lockservice.v1.Renew
 	(*Release)(nil),  // 4: latchkey.lockservice.v1.Release
-	(*Result)(nil),   // 5: latchkey.lockservice.v1.Result
-	(*Party)(nil),    // 6: latchkey.lockservice.v1.Party
-	(*Query)(nil),    // 7: latchkey.lockservice.v1.Query
-	(*Info)(nil),     // 8: latchkey.lockservice.v1.Info
-	(*Waiter)(nil),   // 9: latchkey.lockservice.v1.Waiter
-	(*Output)(nil),   // 10: latchkey.lockservice.v1.Output
-	(*Granted)(nil),  // 11: latchkey.lockservice.v1.Granted
-	(*Snapshot)(nil), // 12: latchkey.lockservice.v1.Snapshot
-	(*Lock)(nil),     // 13: latchkey.lockservice.v1.Lock
-	(*Owner)(nil),    // 14: latchkey.lockservice.v1.Owner
-	(*Queued)(nil),   // 15: latchkey.lockservice.v1.Queued
+	(*Break)(nil),    // 5: latchkey.lockservice.v1.Break
+	(*Result)(nil),   // 6: latchkey.lockservice.v1.Result
+	(*Party)(nil),    // 7: latchkey.lockservice.v1.Party
+	(*Query)(nil),    // 8: latchkey.lockservice.v1.Query
+	(*Info)(nil),     // 9: latchkey.lockservice.v1.Info
+	(*Held)(nil),     // 10: latchkey.lockservice.v1.Held
+	(*Broken)(nil),   // 11: latchkey.lockservice.v1.Broken
+	(*Waiter)(nil),   // 12: latchkey.lockservice.v1.Waiter
+	(*Output)(nil),   // 13: latchkey.lockservice.v1.Output
+	(*Granted)(nil),  // 14: latchkey.lockservice.v1.Granted
+	(*Snapshot)(nil), // 15: latchkey.lockservice.v1.Snapshot
+	(*Lock)(nil),     // 16: latchkey.lockservice.v1.Lock
+	(*Owner)(nil),    // 17: latchkey.lockservice.v1.Owner
+	(*Queued)(nil),   // 18: latchkey.lockservice.v1.Queued
 }
 var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	2,  // 0: latchkey.lockservice.v1.Command.acquire:type_name -> latchkey.lockservice.v1.Acquire
 	3,  // 1: latchkey.lockservice.v1.Command.renew:type_name -> latchkey.lockservice.v1.Renew
 	4,  // 2: latchkey.lockservice.v1.Command.release:type_name -> latchkey.lockservice.v1.Release
-	0,  // 3: latchkey.lockservice.v1.Result.status:type_name -> latchkey.lockservice.v1.Status
-	6,  // 4: latchkey.lockservice.v1.Result.holder:type_name -> latchkey.lockservice.v1.Party
-	0,  // 5: latchkey.lockservice.v1.Info.status:type_name -> latchkey.lockservice.v1.Status
-	6,  // 6: latchkey.lockservice.v1.Info.holder:type_name -> latchkey.lockservice.v1.Party
-	9,  // 7: latchkey.lockservice.v1.Info.waiters:type_name -> latchkey.lockservice.v1.Waiter
-	6,  // 8: latchkey.lockservice.v1.Waiter.party:type_name -> latchkey.lockservice.v1.Party
-	11, // 9: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
-	13, // 10: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
-	14, // 11: latchkey.lockservice.v1.Lock.owner:type_name -> latchkey.lockservice.v1.Owner
-	15, // 12: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
-	6,  // 13: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
-	6,  // 14: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	5,  // 3: latchkey.lockservice.v1.Command.break:type_name -> latchkey.lockservice.v1.Break
+	0,  // 4: latchkey.lockservice.v1.Result.status:type_name -> latchkey.lockservice.v1.Status
+	7,  // 5: latchkey.lockservice.v1.Result.holder:type_name -> latchkey.lockservice.v1.Party
+	0,  // 6: latchkey.lockservice.v1.Info.status:type_name -> latchkey.lockservice.v1.Status
+	7,  // 7: latchkey.lockservice.v1.Info.holder:type_name -> latchkey.lockservice.v1.Party
+	12, // 8: latchkey.lockservice.v1.Info.waiters:type_name -> latchkey.lockservice.v1.Waiter
+	10, // 9: latchkey.lockservice.v1.Info.holders:type_name -> latchkey.lockservice.v1.Held
+	11, // 10: latchkey.lockservice.v1.Info.breaks:type_name -> latchkey.lockservice.v1.Broken
+	7,  // 11: latchkey.lockservice.v1.Held.party:type_name -> latchkey.lockservice.v1.Party
+	7,  // 12: latchkey.lockservice.v1.Broken.holder:type_name -> latchkey.lockservice.v1.Party
+	7,  // 13: latchkey.lockservice.v1.Broken.by:type_name -> latchkey.lockservice.v1.Party
+	7,  // 14: latchkey.lockservice.v1.Waiter.party:type_name -> latchkey.lockservice.v1.Party
+	14, // 15: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
+	16, // 16: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
+	11, // 17: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
+	17, // 18: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
+	18, // 19: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
+	7,  // 20: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
+	7,  // 21: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_lockservice_pb_lockservice_proto_init() }
@@ -1316,8 +1793,9 @@ func file_lockservice_pb_lockservice_proto_init() {
 		(*Command_Acquire)(nil),
 		(*Command_Renew)(nil),
 		(*Command_Release)(nil),
+		(*Command_Break)(nil),
 	}
-	file_lockservice_pb_lockservice_proto_msgTypes[9].OneofWrappers = []any{
+	file_lockservice_pb_lockservice_proto_msgTypes[12].OneofWrappers = []any{
 		(*Output_Granted)(nil),
 	}
 	type x struct{}
@@ -1326,7 +1804,7 @@ func file_lockservice_pb_lockservice_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockservice_pb_lockservice_proto_rawDesc), len(file_lockservice_pb_lockservice_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

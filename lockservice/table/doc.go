@@ -1,7 +1,9 @@
 // Package table is the lock table of protocol "group": the automaton that every replica of a group runs on its log
 // (lock-protocols.md sections 3.1 and 7). It knows locks, not bytes: lockservice turns commands and snapshots into both.
 //
-// A lock is exclusive and granted in the order in which requests stand in the log. Nothing here reads a clock: the caller
+// A name is a lock, which one has alone or several share, or a semaphore, of which so many have a permit each, for as long as anybody
+// has it or waits for it. Requests are granted in the order in which they stand in the log, and none is overtaken: who shares waits
+// behind who came earlier and does not, so a writer waits for those before it only. Nothing here reads a clock: the caller
 // says at which log time a command is executed, and a lease ends at the first step whose log time is at least that of its last
 // renewal plus stretch(TTL).
 //
@@ -22,11 +24,17 @@
 // costs one TTL at most. A session that ends takes its queue entries along and lets its leases run out, because its
 // program may live on and believe in them.
 //
+// # Delays and breaks
+//
+// A hold that ends by its lease may leave a lock delay, for which nobody is granted the lock. [Break] ends holds by their token, as
+// their leases would; the table remembers the last few. The end of a session may make room for those who stood behind its waiters;
+// they are granted by the next step, so that none of them is of a session that ends at the same entry.
+//
 // # Tokens
 //
 // overlay generation 8 | group generation 16 | counter 40 bits (replica-groups.md section 6.6). The counter belongs to the
-// whole table and rises with every grant, so a lock that nobody wants can be forgotten without a trace. It never wraps: a
-// table that has used it up refuses with [TokensExhausted].
+// whole table and rises with every grant (those who share a lock at a time have one token), so a lock that nobody wants can be
+// forgotten without a trace. It never wraps: a table that has used it up refuses with [TokensExhausted].
 //
 // # Departures
 //

@@ -4,44 +4,53 @@ import "fmt"
 
 // check tests every invariant of the table's state. It walks the whole state: tests call it after every step.
 func (t *Table) check() error {
-	owners, waiters, stale := 0, 0, 0
+	owners, waiters, wakes, values := 0, 0, 0, 0
 	tokens := make(map[uint64]string)
 	for name, l := range t.locks {
-		if l.name != name || l.owner == nil && len(l.queue) == 0 {
+		if l.name != name || len(l.owners) == 0 && len(l.queue) == 0 && l.wake == nil {
 			return fmt.Errorf("lock %q is kept for nobody", name)
 		}
-		if (l.owner == nil) != (l.at < 0) || l.owner != nil && (l.at >= len(t.leases) || t.leases[l.at] != l) {
-			return fmt.Errorf("lock %q: owner %v at place %d of %d leases", name, l.owner, l.at, len(t.leases))
+		if w := l.wake; w != nil {
+			if wakes++; w.owner != nil || w.lock != l || w.at >= len(t.due) || t.due[w.at] != w {
+				return fmt.Errorf("lock %q: not to be settled where it stands", name)
+			}
+		} else if len(l.queue) > 0 && t.admits(l, l.queue[0]) || !t.fresh() {
+			return fmt.Errorf("lock %q: the first waiter could be granted, or the table is not fresh", name)
 		}
-		if _, is := t.stale[name]; is != (l.owner == nil) {
-			return fmt.Errorf("lock %q: waits for freshness %v, owner %v", name, is, l.owner)
-		}
-		seen := make(map[WaiterState]bool)
-		note := func(c Client, req uint64) error {
-			r := WaiterState{Client: c, Req: req}
+		seen := make(map[request]bool)
+		note := func(c Client, req uint64, value string) error {
+			r := request{string(c[:]), req}
 			if _, known := t.requests[c][request{name, req}]; seen[r] || !known {
 				return fmt.Errorf("lock %q: request %d of %v stands twice (%v) or is not in the index", name, req, c, seen[r])
 			}
 			seen[r] = true
+			values += len(value)
 			return nil
 		}
-		if o := l.owner; o != nil {
+		if l.permits > 0 && len(l.owners) > l.permits || len(l.owners) > HoldersPerLockMax {
+			return fmt.Errorf("lock %q: %d owners of %d permits", name, len(l.owners), l.permits)
+		}
+		for i, o := range l.owners {
 			owners++
-			if other, twice := tokens[o.Counter]; twice || o.Counter == 0 || o.Counter > t.counter {
+			if d := o.due; d.owner != o || d.lock != l || d.at >= len(t.due) || t.due[d.at] != &o.due || d.when != o.Ends {
+				return fmt.Errorf("lock %q: the lease of %v is not where it stands", name, o.Client)
+			}
+			if l.permits == 0 && i > 0 && (!o.Shared || !l.owners[0].Shared || o.Counter != l.owners[0].Counter) {
+				return fmt.Errorf("lock %q: %v beside %v", name, o.OwnerState, l.owners[0].OwnerState)
+			}
+			if other, twice := tokens[o.Counter]; twice && (l.permits > 0 || i == 0) || o.Counter == 0 || o.Counter > t.counter {
 				return fmt.Errorf("lock %q: token %d of %d, also of %q", name, o.Counter, t.counter, other)
 			}
 			tokens[o.Counter] = name
 			if o.Ends <= t.now {
 				return fmt.Errorf("lock %q: lease over at %v, now %v", name, o.Ends, t.now)
 			}
-			if err := note(o.Client, o.Req); err != nil {
+			if err := note(o.Client, o.Req, o.Value); err != nil {
 				return err
 			}
-		} else if stale++; t.fresh() {
-			return fmt.Errorf("lock %q: waiters and no owner", name)
 		}
 		for _, w := range l.queue {
-			if err := note(w.Client, w.Req); err != nil {
+			if err := note(w.Client, w.Req, w.Value); err != nil {
 				return err
 			}
 		}
@@ -51,9 +60,9 @@ func (t *Table) check() error {
 	for _, rs := range t.requests {
 		indexed += len(rs)
 	}
-	if owners != len(t.leases) || waiters != t.waiting || indexed != owners+waiters || stale != len(t.stale) {
-		return fmt.Errorf("%d owners, %d leases; %d waiters, counted %d; %d requests; %d of %d stale",
-			owners, len(t.leases), waiters, t.waiting, indexed, stale, len(t.stale))
+	if owners != t.owners || waiters != t.waiting || indexed != owners+waiters || len(t.due) != owners+wakes || values != t.values {
+		return fmt.Errorf("%d owners, counted %d; %d waiters, counted %d; %d requests; %d due, %d to be settled; %d bytes of values, counted %d",
+			owners, t.owners, waiters, t.waiting, indexed, len(t.due), wakes, values, t.values)
 	}
 	byPeer := 0
 	for p, n := range t.perPeer {
@@ -64,9 +73,9 @@ func (t *Table) check() error {
 	if byPeer != indexed {
 		return fmt.Errorf("%d requests of all peers, %d of all clients", byPeer, indexed)
 	}
-	for i, l := range t.leases {
-		if p := (i - 1) / 2; l.at != i || i > 0 && t.leases.Less(i, p) {
-			return fmt.Errorf("lease %d of %q out of order", i, l.name)
+	for i, d := range t.due {
+		if p := (i - 1) / 2; d.at != i || i > 0 && t.due.Less(i, p) {
+			return fmt.Errorf("due %d of %q out of order", i, d.lock.name)
 		}
 	}
 	return nil

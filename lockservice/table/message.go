@@ -35,11 +35,18 @@ type Command interface{ isCommand() }
 type (
 	// Acquire asks for a lock. Asked again for a request that is alive, it answers the present state of that request and
 	// changes nothing. Answers: Granted, Queued, Locked (only with Try), Refused.
+	//
+	// A name is either a lock, held by one or shared, or a semaphore of Permits permits, for as long as anybody has it or waits
+	// for it: who asks for it as something else meanwhile is refused with BadMode.
 	Acquire struct {
-		Name string
-		Req  uint64 // never used twice by its client, other than to ask again
-		TTL  time.Duration
-		Try  bool // do not queue
+		Name    string
+		Req     uint64 // never used twice by its client, other than to ask again
+		TTL     time.Duration
+		Try     bool          // do not queue
+		Shared  bool          // beside others that share; not of a semaphore
+		Permits int           // 0: a lock. 1 to [HoldersPerLockMax]: one permit of a semaphore of so many
+		Delay   time.Duration // how long nobody is granted the lock after this hold has ended by its lease: 0 to [DelayMax]
+		Value   string        // told to whoever asks who holds the lock; at most [ValueBytesMax]
 	}
 	// Renew starts the lease of a grant anew and so confirms it; a lease never gets shorter. With Token 0 it is a waiter's
 	// poll, which confirms a grant that has been made meanwhile. Answers: Held, Queued (only with Token 0), NotHeld, Refused.
@@ -56,9 +63,17 @@ type (
 		Req   uint64
 		Token Token
 	}
+	// Break ends what is held under a token, as if its lease were over: a lock, a permit, or all holds that share it. It is
+	// for operators, and kept in a list. Answers: Broken, NotHeld.
+	Break struct {
+		Name  string
+		Token Token
+		At    int64 // wall clock of who breaks, in nanoseconds since 1970: for people
+	}
 )
 
 func (Acquire) isCommand() {}
+func (Break) isCommand()   {}
 func (Renew) isCommand()   {}
 func (Release) isCommand() {}
 
@@ -74,11 +89,12 @@ const (
 	NotHeld                  // the request has nothing here
 	Released                 // given back
 	Refused                  // Reason
+	Broken                   // ended by force: Holder, the first where several shared the token
 )
 
 // String names the kind.
 func (k Kind) String() string {
-	names := [...]string{"Kind(0)", "granted", "queued", "locked", "held", "not-held", "released", "refused"}
+	names := [...]string{"Kind(0)", "granted", "queued", "locked", "held", "not-held", "released", "refused", "broken"}
 	if int(k) < len(names) {
 		return names[k]
 	}
@@ -95,11 +111,16 @@ const (
 	TooManyWaiters                    // [WaitersPerLockMax]
 	TooManyRequests                   // [RequestsPerSessionMax], [RequestsPerPeerMax]
 	TokensExhausted                   // the generation has given out its last token
+	BadMode                           // the name is in use as something else: Permits says as what
+	BadPermits                        // more than [HoldersPerLockMax], or shared ones
+	BadDelay                          // outside 0 to [DelayMax]
+	TooManyValues                     // [ValueBytesMax], [ValueBytesTotalMax]
 )
 
 // String names the reason.
 func (r Reason) String() string {
-	names := [...]string{"Reason(0)", "ttl out of bounds", "too many locks", "too many waiters", "too many requests of one session or peer", "tokens exhausted"}
+	names := [...]string{"Reason(0)", "ttl out of bounds", "too many locks", "too many waiters", "too many requests of one session or peer", "tokens exhausted",
+		"in use as something else", "so many permits cannot be", "lock delay out of bounds", "too many bytes of values"}
 	if int(r) < len(names) {
 		return names[r]
 	}
@@ -114,6 +135,7 @@ type Answer struct {
 	Position int  // Queued: how many stand in front, the holder not counted. Locked: how many wait
 	Holder   Holder
 	Reason   Reason
+	Permits  int // Refused with BadMode: what the name is in use as, as in Acquire
 }
 
 // Holder describes who has a lock.
@@ -125,6 +147,8 @@ type Holder struct {
 	TTL       time.Duration // of its lease, as last granted or renewed
 	Left      time.Duration // of its lease, in log time, at the moment of asking
 	Confirmed bool
+	Shared    bool
+	Value     string
 }
 
 // Waiter describes who waits for one.
@@ -134,15 +158,20 @@ type Waiter struct {
 	Req    uint64
 	TTL    time.Duration // of the lease it asks for
 	Since  time.Duration // how long it has been waiting, in log time
+	Shared bool
 }
 
 // Info describes one lock, and the table around it.
 type Info struct {
 	Held    bool
-	Holder  Holder   // zero unless Held
-	Waiters []Waiter // first come, first granted
-	Locks   int      // locks of the table that are held or waited for
-	Waiting int      // waiters of all of them
+	Permits int           // of a semaphore in use; 0: it is none
+	Holder  Holder        // the first of Holders; zero unless Held
+	Holders []Holder      // in the order in which they were granted
+	Delay   time.Duration // for which nobody is granted it yet
+	Waiters []Waiter      // first come, first granted
+	Breaks  []BreakState  // of this lock that are still known, the oldest first
+	Locks   int           // locks of the table that are held or waited for
+	Waiting int           // waiters of all of them
 }
 
 // Grant is the output that tells a waiter its turn has come. It goes to the session of Client.
@@ -153,30 +182,37 @@ type Grant struct {
 	Token  Token
 }
 
-// State is the whole state of a table, for snapshots: locks by rising name, waiters in order.
+// State is the whole state of a table, for snapshots: locks by rising name, owners in the order of their grants, waiters and
+// breaks in theirs.
 type State struct {
 	Now     time.Duration // log time of the last step
 	Counter uint64        // of the last token given out
 	Locks   []LockState
+	Breaks  []BreakState // the latest, at most [BreaksMax]
 }
 
-// LockState is one lock of a [State].
+// LockState is one lock of a [State]. Without an owner it has waiters, or Until.
 type LockState struct {
-	Name  string
-	Owner *OwnerState // nil while nobody has it: then a new generation keeps its waiters waiting
-	Queue []WaiterState
+	Name    string
+	Permits int // of a semaphore; 0 for a lock
+	Owners  []OwnerState
+	Queue   []WaiterState
+	Until   time.Duration // log time before which nobody is granted it: a new generation, or a lock delay. 0: none
 }
 
-// OwnerState is the owner of a [LockState].
+// OwnerState is an owner of a [LockState].
 type OwnerState struct {
 	Client    Client
 	Peer      keyspace.NodeID
 	Req       uint64
-	Counter   uint64 // of its token
+	Counter   uint64 // of its token; owners that share a lock share it
 	TTL       time.Duration
 	Ends      time.Duration
 	Waited    bool // came out of the queue
 	Confirmed bool // renewed at least once
+	Shared    bool
+	Delay     time.Duration
+	Value     string
 }
 
 // WaiterState is one waiter of a [LockState].
@@ -186,4 +222,18 @@ type WaiterState struct {
 	Req    uint64
 	TTL    time.Duration
 	Since  time.Duration // log time at which it came
+	Shared bool
+	Delay  time.Duration
+	Value  string
+}
+
+// BreakState says that a lock was broken.
+type BreakState struct {
+	Name    string
+	Token   Token
+	Holder  Caller // the first, where several shared the token
+	Holders int    // how many were ended
+	By      Caller
+	Now     time.Duration // log time
+	At      int64         // wall clock of who broke it, in nanoseconds since 1970
 }

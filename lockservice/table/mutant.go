@@ -8,6 +8,10 @@ const (
 	MutantNone         Mutant = iota
 	MutantSameToken           // a hand-over passes the token on instead of drawing a new one
 	MutantStaleRelease        // a command of an older request touches a newer hold of its client
+	MutantMixed               // somebody who shares is granted beside somebody who does not
+	MutantExtraPermit         // a semaphore has one permit too many
+	MutantOvertake            // who shares does not wait for those before him who do not
+	MutantImpatient           // who does not share is granted beside those who do
 )
 
 // Sabotage plants a mistake into t.

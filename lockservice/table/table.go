@@ -1,6 +1,7 @@
 package table
 
 import (
+	"bytes"
 	"cmp"
 	"container/heap"
 	"errors"
@@ -16,15 +17,21 @@ import (
 	"latchkey/internal/invariant"
 )
 
-// Limits of a table, each refused with the reason beside it. Together they keep a snapshot well below what an ordering engine
-// takes (48 MiB): 16 MiB of names, and some 70 bytes for each owner and waiter.
+// Limits of a table, each refused with the reason beside it. Together they keep a snapshot below what an ordering engine
+// takes (48 MiB): 16 MiB of names, 4 of values, and up to 100 bytes for each owner and waiter.
 const (
-	LocksMax              = 1 << 16  // locks held or waited for; TooManyLocks
-	NameBytesTotalMax     = 16 << 20 // length of their names together; TooManyLocks
-	WaitersMax            = 1 << 17  // of all locks; TooManyWaiters
-	WaitersPerLockMax     = 1024     // TooManyWaiters
-	RequestsPerSessionMax = 1024     // held or waiting; TooManyRequests
-	RequestsPerPeerMax    = 1 << 13  // of all sessions of one peer; TooManyRequests
+	LocksMax              = 1 << 16               // locks held or waited for; TooManyLocks
+	NameBytesTotalMax     = 16 << 20              // length of their names together; TooManyLocks
+	WaitersMax            = 1 << 17               // of all locks; TooManyWaiters
+	RequestsMax           = LocksMax + WaitersMax // owners and waiters of all locks; TooManyWaiters
+	WaitersPerLockMax     = 1024                  // TooManyWaiters
+	RequestsPerSessionMax = 1024                  // held or waiting; TooManyRequests
+	RequestsPerPeerMax    = 1 << 13               // of all sessions of one peer; TooManyRequests
+	HoldersPerLockMax     = 1024                  // permits of a semaphore; BadPermits. One more that shares a lock waits
+	DelayMax              = time.Minute           // lock delay; BadDelay
+	ValueBytesMax         = 512                   // of one request; TooManyValues
+	ValueBytesTotalMax    = 4 << 20               // of all; TooManyValues
+	BreaksMax             = 64                    // that are remembered; the oldest is forgotten
 )
 
 // ErrState is matched by every error about a [State] that no table can have.
@@ -49,15 +56,16 @@ type Table struct {
 	counter uint64        // of the last token given out
 
 	locks map[string]*lock
-	// leases holds the locks that have an owner, by (end of lease, name).
-	leases leases
+	// due holds what time will bring: the end of every lease, and the moments at which locks are to be settled.
+	due dues
 	// requests holds, per client, what it owns or waits for. Sum = owners + waiters.
 	requests map[Client]map[request]struct{}
 	perPeer  map[keyspace.NodeID]int // how many of them are whose
+	owners   int                     // of all locks
 	waiting  int                     // waiters of all locks
 	bytes    int                     // length of all names in locks
-	// stale holds the locks that wait for Config.Fresh; empty from then on.
-	stale map[string]struct{}
+	values   int                     // length of all values of owners and waiters
+	breaks   []BreakState            // the latest, the oldest first
 
 	mutant Mutant
 }
@@ -67,13 +75,25 @@ type request struct {
 	req  uint64
 }
 
-// lock exists while it is held or waited for. Invariants: at most one owner; no request occurs twice, as owner or in the
-// queue; without an owner somebody waits, and the table is not fresh yet.
+// lock exists while it is held, waited for, or not to be granted yet. Invariants: no request occurs twice, as owner or in the
+// queue; either one owner, or several that all share, with one token, or up to permits of a semaphore, each with its own; unless
+// wake is set, the head of the queue cannot be granted.
 type lock struct {
-	name  string
-	owner *OwnerState
-	queue []WaiterState
-	at    int // place in leases; -1 without an owner
+	name    string
+	permits int // of a semaphore; 0 for a lock
+	owners  []*owner
+	queue   []WaiterState
+	// wake is when the lock is to be settled; until then nobody is granted it. Nil: it is settled. It stands at [unsettled] when
+	// a session's end has made room: the locks of other sessions that end at the same entry are to leave first.
+	wake *due
+}
+
+// unsettled is earlier than every log time at which a step is taken.
+const unsettled time.Duration = 0
+
+type owner struct {
+	OwnerState
+	due due
 }
 
 // New returns an empty table. It panics when the TTL bounds are not 0 < TTLMin <= TTLMax: they come from a validated genesis.
@@ -93,6 +113,8 @@ func (t *Table) Step(now time.Duration, by Caller, cmd Command, out []Grant) (An
 		return t.renew(by.Client, c), out
 	case Release:
 		return t.release(by.Client, c, out)
+	case Break:
+		return t.breakHold(by, c, out)
 	}
 	return Answer{}, out
 }
@@ -100,14 +122,12 @@ func (t *Table) Step(now time.Duration, by Caller, cmd Command, out []Grant) (An
 // Tick ends every lease that is over at this log time, by rising (end, name), and grants what thereby falls free.
 func (t *Table) Tick(now time.Duration, out []Grant) []Grant {
 	t.now = max(t.now, now)
-	if len(t.stale) > 0 && t.fresh() {
-		for _, name := range slices.Sorted(maps.Keys(t.stale)) {
-			out = t.next(t.locks[name], out)
+	for len(t.due) > 0 && t.due[0].when <= t.now {
+		if d := t.due[0]; d.owner != nil {
+			out = t.expire(d.lock, d.owner, out)
+		} else {
+			out = t.woken(d.lock, out)
 		}
-		clear(t.stale)
-	}
-	for len(t.leases) > 0 && t.leases[0].owner.Ends <= t.now {
-		out = t.free(t.leases[0], out)
 	}
 	return out
 }
@@ -116,6 +136,21 @@ func (t *Table) fresh() bool { return t.now >= t.cfg.Fresh }
 
 func (t *Table) ttlFits(d time.Duration) bool { return d >= t.cfg.TTLMin && d <= t.cfg.TTLMax }
 
+// fits reports why no table takes a request like this, zero when one may.
+func (t *Table) fits(ttl, delay time.Duration, shared bool, permits, value int) Reason {
+	switch {
+	case !t.ttlFits(ttl):
+		return BadTTL
+	case delay < 0 || delay > DelayMax:
+		return BadDelay
+	case permits < 0 || permits > HoldersPerLockMax || shared && permits > 0:
+		return BadPermits
+	case value > ValueBytesMax:
+		return TooManyValues
+	}
+	return 0
+}
+
 func (t *Table) acquire(by Caller, a Acquire) Answer {
 	l := t.locks[a.Name]
 	if l != nil {
@@ -123,50 +158,77 @@ func (t *Table) acquire(by Caller, a Acquire) Answer {
 			return ans
 		}
 	}
+	w := WaiterState{
+		Client: by.Client, Peer: by.Peer, Req: a.Req, TTL: a.TTL, Since: t.now, Shared: a.Shared, Delay: a.Delay, Value: a.Value,
+	}
+	reason := t.fits(a.TTL, a.Delay, a.Shared, a.Permits, len(a.Value))
+	free := l == nil && t.fresh() || l != nil && len(l.queue) == 0 && t.admits(l, w)
+	if t.mutant == MutantOvertake && l != nil && a.Shared {
+		free = t.admits(l, w)
+	}
 	switch {
-	case !t.ttlFits(a.TTL):
-		return Answer{Kind: Refused, Reason: BadTTL}
+	case reason != 0:
+		return Answer{Kind: Refused, Reason: reason}
+	case l != nil && l.permits != a.Permits:
+		return Answer{Kind: Refused, Reason: BadMode, Permits: l.permits}
 	case t.counter >= CounterMax:
 		return Answer{Kind: Refused, Reason: TokensExhausted}
-	case a.Try && (l != nil || !t.fresh()):
+	case a.Try && !free:
 		ans := Answer{Kind: Locked}
 		if l != nil {
 			ans.Position = len(l.queue)
 		}
-		if l != nil && l.owner != nil {
-			ans.Holder = t.holder(l.owner)
+		if l != nil && len(l.owners) > 0 {
+			ans.Holder = t.holder(l.owners[0])
 		}
 		return ans
 	case len(t.requests[by.Client]) >= RequestsPerSessionMax, t.perPeer[by.Peer] >= RequestsPerPeerMax:
 		return Answer{Kind: Refused, Reason: TooManyRequests}
 	case l == nil && (len(t.locks) >= LocksMax || t.bytes+len(a.Name) > NameBytesTotalMax):
 		return Answer{Kind: Refused, Reason: TooManyLocks}
-	case l != nil && (len(l.queue) >= WaitersPerLockMax || t.waiting >= WaitersMax):
+	case !free && l != nil && (len(l.queue) >= WaitersPerLockMax || t.waiting >= WaitersMax), t.owners+t.waiting >= RequestsMax:
 		return Answer{Kind: Refused, Reason: TooManyWaiters}
+	case t.values+len(a.Value) > ValueBytesTotalMax:
+		return Answer{Kind: Refused, Reason: TooManyValues}
 	}
-	free := l == nil
+	if l == nil {
+		l = t.insert(a.Name, a.Permits)
+		if !t.fresh() {
+			t.wakeAt(l, t.cfg.Fresh)
+		}
+	}
+	t.remember(by, request{a.Name, a.Req}, a.Value)
 	if free {
-		l = &lock{name: a.Name, at: -1}
-		t.insert(l)
-	}
-	w := WaiterState{Client: by.Client, Peer: by.Peer, Req: a.Req, TTL: a.TTL, Since: t.now}
-	t.remember(by, request{a.Name, a.Req})
-	if free && t.fresh() {
-		t.grant(l, w, false)
-		return Answer{Kind: Granted, Token: t.token(l.owner.Counter)}
-	}
-	if free {
-		t.noteStale(a.Name)
+		o := t.grant(l, w, false)
+		return Answer{Kind: Granted, Token: t.token(o.Counter)}
 	}
 	l.queue = append(l.queue, w)
 	t.waiting++
 	return Answer{Kind: Queued, Position: len(l.queue) - 1}
 }
 
+// admits reports whether a lock has room for a request beside its owners. Those who wait before it are not its business.
+func (t *Table) admits(l *lock, w WaiterState) bool {
+	n := len(l.owners)
+	switch {
+	case l.wake != nil:
+		return false
+	case l.permits > 0:
+		return n < l.permits || t.mutant == MutantExtraPermit && n == l.permits
+	case n == 0:
+		return true
+	case t.mutant == MutantMixed && w.Shared, t.mutant == MutantImpatient && l.owners[0].Shared:
+		return true
+	}
+	return w.Shared && l.owners[0].Shared && n < HoldersPerLockMax
+}
+
 // state answers the present state of a request that is alive.
 func (l *lock) state(c Client, req uint64, t *Table) (ans Answer, live bool) {
-	if o := l.owner; o != nil && o.Client == c && o.Req == req {
-		return Answer{Kind: Granted, Token: t.token(o.Counter), Waited: o.Waited && !o.Confirmed}, true
+	for _, o := range l.owners {
+		if o.Client == c && o.Req == req {
+			return Answer{Kind: Granted, Token: t.token(o.Counter), Waited: o.Waited && !o.Confirmed}, true
+		}
 	}
 	if i := l.place(c, req); i >= 0 {
 		return Answer{Kind: Queued, Position: i}, true
@@ -179,28 +241,32 @@ func (l *lock) place(c Client, req uint64) int {
 	return slices.IndexFunc(l.queue, func(w WaiterState) bool { return w.Client == c && w.Req == req })
 }
 
-// owns reports whether a request, as its client names it, has the lock. Token 0 names whatever the request has.
-func (t *Table) owns(l *lock, c Client, req uint64, tok Token) bool {
-	if l == nil || l.owner == nil || l.owner.Client != c {
-		return false
+// owned returns what a request, as its client names it, owns of a lock; nil when that is nothing. Token 0 names whatever the
+// request has.
+func (t *Table) owned(l *lock, c Client, req uint64, tok Token) *owner {
+	if l == nil {
+		return nil
 	}
-	if t.mutant == MutantStaleRelease {
-		return true
+	for _, o := range l.owners {
+		if o.Client == c && (t.mutant == MutantStaleRelease || o.Req == req && (tok == 0 || tok == t.token(o.Counter))) {
+			return o
+		}
 	}
-	return l.owner.Req == req && (tok == 0 || tok == t.token(l.owner.Counter))
+	return nil
 }
 
 func (t *Table) renew(c Client, r Renew) Answer {
 	l := t.locks[r.Name]
+	o := t.owned(l, c, r.Req, r.Token)
 	switch {
 	case !t.ttlFits(r.TTL):
 		return Answer{Kind: Refused, Reason: BadTTL}
-	case t.owns(l, c, r.Req, r.Token):
-		o := l.owner
+	case o != nil:
 		// Renewals may reach the log out of order or with another TTL: what was promised once stays.
 		o.Ends = max(o.Ends, later(t.now, t.cfg.Drift.Stretch(r.TTL)))
 		o.TTL, o.Confirmed = r.TTL, true
-		heap.Fix(&t.leases, l.at)
+		o.due.when = o.Ends
+		heap.Fix(&t.due, o.due.at)
 		return Answer{Kind: Held, Token: t.token(o.Counter)}
 	case l != nil && r.Token == 0:
 		if i := l.place(c, r.Req); i >= 0 {
@@ -213,93 +279,170 @@ func (t *Table) renew(c Client, r Renew) Answer {
 
 func (t *Table) release(c Client, r Release, out []Grant) (Answer, []Grant) {
 	l := t.locks[r.Name]
-	switch {
-	case t.owns(l, c, r.Req, r.Token):
-		return Answer{Kind: Released}, t.free(l, out)
-	case l != nil && l.place(c, r.Req) >= 0:
-		t.leave(l, l.place(c, r.Req))
-		return Answer{Kind: Released}, out
+	if o := t.owned(l, c, r.Req, r.Token); o != nil {
+		t.free(l, o)
+		return Answer{Kind: Released}, t.settle(l, out)
+	}
+	if l != nil {
+		if i := l.place(c, r.Req); i >= 0 {
+			t.leave(l, i)
+			return Answer{Kind: Released}, t.settle(l, out) // who stood behind it may share what is held
+		}
 	}
 	return Answer{Kind: NotHeld}, out
 }
 
-// leave takes the i-th waiter out of a queue.
+// breakHold ends every hold of a lock that has this token. Its waiters see it as the end of a lease.
+func (t *Table) breakHold(by Caller, b Break, out []Grant) (Answer, []Grant) {
+	l := t.locks[b.Name]
+	if l == nil {
+		return Answer{Kind: NotHeld}, out
+	}
+	var ended []*owner
+	for _, o := range l.owners {
+		if b.Token != 0 && t.token(o.Counter) == b.Token {
+			ended = append(ended, o)
+		}
+	}
+	if len(ended) == 0 {
+		return Answer{Kind: NotHeld}, out
+	}
+	first := t.holder(ended[0])
+	if len(t.breaks) >= BreaksMax {
+		t.breaks = slices.Delete(t.breaks, 0, 1)
+	}
+	t.breaks = append(t.breaks, BreakState{
+		Name: b.Name, Token: b.Token, Holder: Caller{first.Client, first.Peer}, Holders: len(ended), By: by, Now: t.now, At: b.At,
+	})
+	var delay time.Duration
+	for _, o := range ended {
+		delay = max(delay, o.Delay)
+		t.free(l, o)
+	}
+	t.delay(l, delay)
+	return Answer{Kind: Broken, Token: b.Token, Holder: first}, t.settle(l, out)
+}
+
+// leave takes the i-th waiter out of a queue. The lock is to be settled then.
 func (t *Table) leave(l *lock, i int) {
 	w := l.queue[i]
 	l.queue = slices.Delete(l.queue, i, i+1)
 	t.waiting--
-	t.forget(Caller{w.Client, w.Peer}, request{l.name, w.Req})
-	t.dropIdle(l)
+	t.forget(Caller{w.Client, w.Peer}, request{l.name, w.Req}, w.Value)
 }
 
-// free ends the owner's hold and grants the lock to the first waiter.
-func (t *Table) free(l *lock, out []Grant) []Grant {
-	heap.Remove(&t.leases, l.at)
-	t.forget(Caller{l.owner.Client, l.owner.Peer}, request{l.name, l.owner.Req})
-	l.owner, l.at = nil, -1
-	return t.next(l, out)
+// expire ends an owner's hold because its lease is over.
+func (t *Table) expire(l *lock, o *owner, out []Grant) []Grant {
+	t.free(l, o)
+	t.delay(l, o.Delay)
+	return t.settle(l, out)
 }
 
-// next grants a lock without an owner to its first waiter. Out of tokens, the waiters are sent away: their polls find
-// nothing, they ask again and are told why.
-func (t *Table) next(l *lock, out []Grant) []Grant {
+// delay keeps a lock from being granted for a while from now on.
+func (t *Table) delay(l *lock, d time.Duration) {
+	if d > 0 {
+		t.wakeAt(l, later(t.now, d))
+	}
+}
+
+// wakeAt has a lock settled at a log time and not before. A later time that is set already stays.
+func (t *Table) wakeAt(l *lock, when time.Duration) {
+	if l.wake == nil {
+		l.wake = &due{when: when, lock: l}
+		heap.Push(&t.due, l.wake)
+	} else if when > l.wake.when {
+		l.wake.when = when
+		heap.Fix(&t.due, l.wake.at)
+	}
+}
+
+// woken settles a lock whose time has come.
+func (t *Table) woken(l *lock, out []Grant) []Grant {
+	heap.Remove(&t.due, l.wake.at)
+	l.wake = nil
+	return t.settle(l, out)
+}
+
+// free ends an owner's hold. The lock is to be settled then.
+func (t *Table) free(l *lock, o *owner) {
+	heap.Remove(&t.due, o.due.at)
+	t.forget(Caller{o.Client, o.Peer}, request{l.name, o.Req}, o.Value)
+	i := slices.Index(l.owners, o)
+	l.owners = slices.Delete(l.owners, i, i+1)
+	t.owners--
+}
+
+// settle grants a lock to as many waiters as have room, the first first: none is overtaken. Out of tokens, the waiters are sent
+// away: their polls find nothing, they ask again and are told why.
+func (t *Table) settle(l *lock, out []Grant) []Grant {
 	for len(l.queue) > 0 && t.counter >= CounterMax {
 		t.leave(l, len(l.queue)-1)
 	}
-	if len(l.queue) == 0 {
-		t.dropIdle(l)
-		return out
+	for len(l.queue) > 0 && t.admits(l, l.queue[0]) && t.counter < CounterMax {
+		w := l.queue[0]
+		l.queue = slices.Delete(l.queue, 0, 1)
+		t.waiting--
+		out = append(out, t.told(l, t.grant(l, w, true)))
 	}
-	w := l.queue[0]
-	l.queue = slices.Delete(l.queue, 0, 1)
-	t.waiting--
-	t.grant(l, w, true)
-	return append(out, t.told(l))
+	t.dropIdle(l)
+	return out
 }
 
-func (t *Table) told(l *lock) Grant {
-	return Grant{Client: l.owner.Client, Name: l.name, Req: l.owner.Req, Token: t.token(l.owner.Counter)}
+func (t *Table) told(l *lock, o *owner) Grant {
+	return Grant{Client: o.Client, Name: l.name, Req: o.Req, Token: t.token(o.Counter)}
 }
 
-func (t *Table) grant(l *lock, w WaiterState, waited bool) {
-	invariant.Check(l.owner == nil && t.counter < CounterMax && t.fresh(), "one owner per lock, a token for each, no grant too early", l)
-	if t.mutant != MutantSameToken || !waited {
+// grant makes a request an owner. Who joins others that share gets their token: a resource that remembers the highest one then
+// takes what each of them sends, and nothing of theirs once somebody else has had the lock.
+func (t *Table) grant(l *lock, w WaiterState, waited bool) *owner {
+	invariant.Check(t.admits(l, w) && t.counter < CounterMax && t.fresh(), "room for the owner, a token for it, no grant too early", l)
+	counter := t.counter
+	switch {
+	case l.permits == 0 && w.Shared && len(l.owners) > 0:
+		counter = l.owners[0].Counter
+	case t.mutant != MutantSameToken || !waited:
 		t.counter++
+		counter = t.counter
 	}
-	l.owner = &OwnerState{
-		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: t.counter, TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
-		Waited: waited,
-	}
-	heap.Push(&t.leases, l)
+	o := &owner{OwnerState: OwnerState{
+		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: counter, TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
+		Waited: waited, Shared: w.Shared, Delay: w.Delay, Value: w.Value,
+	}}
+	t.own(l, o)
+	return o
+}
+
+func (t *Table) own(l *lock, o *owner) {
+	o.due = due{when: o.Ends, lock: l, owner: o}
+	heap.Push(&t.due, &o.due)
+	l.owners = append(l.owners, o)
+	t.owners++
 }
 
 // dropIdle forgets a lock that nobody has or wants. Its next token is above its last since the counter is the table's.
 func (t *Table) dropIdle(l *lock) {
-	if l.owner == nil && len(l.queue) == 0 {
+	if len(l.owners) == 0 && len(l.queue) == 0 && (l.wake == nil || l.wake.when <= unsettled || !t.fresh()) {
+		if l.wake != nil {
+			heap.Remove(&t.due, l.wake.at)
+		}
 		delete(t.locks, l.name)
 		t.bytes -= len(l.name)
-		delete(t.stale, l.name)
 	}
 }
 
 // Maps are made when they are needed: most of a node's groups have no lock.
 
-func (t *Table) insert(l *lock) {
+func (t *Table) insert(name string, permits int) *lock {
 	if t.locks == nil {
 		t.locks = make(map[string]*lock)
 	}
-	t.locks[l.name] = l
-	t.bytes += len(l.name)
+	l := &lock{name: name, permits: permits}
+	t.locks[name] = l
+	t.bytes += len(name)
+	return l
 }
 
-func (t *Table) noteStale(name string) {
-	if t.stale == nil {
-		t.stale = make(map[string]struct{})
-	}
-	t.stale[name] = struct{}{}
-}
-
-func (t *Table) remember(by Caller, r request) {
+func (t *Table) remember(by Caller, r request, value string) {
 	if t.requests == nil {
 		t.requests, t.perPeer = make(map[Client]map[request]struct{}), make(map[keyspace.NodeID]int)
 	}
@@ -308,9 +451,10 @@ func (t *Table) remember(by Caller, r request) {
 	}
 	t.requests[by.Client][r] = struct{}{}
 	t.perPeer[by.Peer]++
+	t.values += len(value)
 }
 
-func (t *Table) forget(by Caller, r request) {
+func (t *Table) forget(by Caller, r request, value string) {
 	delete(t.requests[by.Client], r)
 	if len(t.requests[by.Client]) == 0 {
 		delete(t.requests, by.Client)
@@ -318,15 +462,20 @@ func (t *Table) forget(by Caller, r request) {
 	if t.perPeer[by.Peer]--; t.perPeer[by.Peer] == 0 {
 		delete(t.perPeer, by.Peer)
 	}
+	t.values -= len(value)
 }
 
-// SessionEnded takes a client's waiters out of all queues. What it holds runs out by itself: its program may live on. A
-// lease that is over at this log time ends at the step that follows, so that no lock goes to a waiter whose session ends at
-// the same entry.
+// SessionEnded takes a client's waiters out of all queues. What it holds runs out by itself: its program may live on. Who
+// stood behind them and has room now is granted by the step that follows, as is what a lease leaves that is over at this log time,
+// so that no lock goes to a waiter whose session ends at the same entry.
 func (t *Table) SessionEnded(_ time.Duration, c Client, out []Grant) []Grant {
 	for _, r := range slices.SortedFunc(maps.Keys(t.requests[c]), compareRequests) {
-		if l := t.locks[r.name]; l.place(c, r.req) >= 0 {
-			t.leave(l, l.place(c, r.req))
+		l := t.locks[r.name]
+		if i := l.place(c, r.req); i >= 0 {
+			t.leave(l, i)
+			if t.dropIdle(l); len(l.queue) > 0 && t.admits(l, l.queue[0]) {
+				t.wakeAt(l, unsettled)
+			}
 		}
 	}
 	return out
@@ -338,49 +487,67 @@ func compareRequests(a, b request) int {
 
 // Deadline returns the earliest log time at which Tick has something to do.
 func (t *Table) Deadline() (logTime time.Duration, ok bool) {
-	logTime = math.MaxInt64
-	if len(t.leases) > 0 {
-		logTime, ok = t.leases[0].owner.Ends, true
+	if len(t.due) == 0 {
+		return math.MaxInt64, false
 	}
-	if len(t.stale) > 0 {
-		logTime, ok = min(logTime, t.cfg.Fresh), true
-	}
-	return logTime, ok
+	return t.due[0].when, true
 }
 
-// Resend appends every grant that its waiter has not confirmed, by rising name.
+// Resend appends every grant that its waiter has not confirmed, by rising name, in the order of the grants.
 func (t *Table) Resend(out []Grant) []Grant {
-	first := len(out)
-	for _, l := range t.leases {
-		if l.owner.Waited && !l.owner.Confirmed {
-			out = append(out, t.told(l))
+	var names []string
+	for _, d := range t.due {
+		if d.owner != nil && d.owner.Waited && !d.owner.Confirmed {
+			names = append(names, d.lock.name)
 		}
 	}
-	slices.SortFunc(out[first:], func(a, b Grant) int { return strings.Compare(a.Name, b.Name) })
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		l := t.locks[name]
+		for _, o := range l.owners {
+			if o.Waited && !o.Confirmed {
+				out = append(out, t.told(l, o))
+			}
+		}
+	}
 	return out
 }
 
 // Info describes a lock as of a log time.
 func (t *Table) Info(now time.Duration, name string) Info {
 	info := Info{Locks: len(t.locks), Waiting: t.waiting}
+	for _, b := range t.breaks {
+		if b.Name == name {
+			info.Breaks = append(info.Breaks, b)
+		}
+	}
 	l, ok := t.locks[name]
 	if !ok {
 		return info
 	}
 	now = max(now, t.now)
-	if l.owner != nil {
-		info.Held, info.Holder = true, t.holder(l.owner)
-		info.Holder.Left = max(0, l.owner.Ends-now)
+	info.Permits = l.permits
+	for _, o := range l.owners {
+		h := t.holder(o)
+		h.Left = max(0, o.Ends-now)
+		info.Holders = append(info.Holders, h)
+	}
+	if len(info.Holders) > 0 {
+		info.Held, info.Holder = true, info.Holders[0]
+	}
+	if l.wake != nil {
+		info.Delay = max(0, l.wake.when-now)
 	}
 	for _, w := range l.queue {
-		info.Waiters = append(info.Waiters, Waiter{Client: w.Client, Peer: w.Peer, Req: w.Req, TTL: w.TTL, Since: now - w.Since})
+		info.Waiters = append(info.Waiters, Waiter{Client: w.Client, Peer: w.Peer, Req: w.Req, TTL: w.TTL, Since: now - w.Since, Shared: w.Shared})
 	}
 	return info
 }
 
-func (t *Table) holder(o *OwnerState) Holder {
+func (t *Table) holder(o *owner) Holder {
 	return Holder{
 		Client: o.Client, Peer: o.Peer, Req: o.Req, Token: t.token(o.Counter), TTL: o.TTL, Left: o.Ends - t.now, Confirmed: o.Confirmed || !o.Waited,
+		Shared: o.Shared, Value: o.Value,
 	}
 }
 
@@ -399,13 +566,15 @@ func later(t, d time.Duration) time.Duration {
 
 // State returns the whole state. It shares nothing with the table.
 func (t *Table) State() State {
-	s := State{Now: t.now, Counter: t.counter, Locks: make([]LockState, 0, len(t.locks))}
+	s := State{Now: t.now, Counter: t.counter, Locks: make([]LockState, 0, len(t.locks)), Breaks: slices.Clone(t.breaks)}
 	for _, name := range slices.Sorted(maps.Keys(t.locks)) {
 		l := t.locks[name]
-		ls := LockState{Name: name, Queue: slices.Clone(l.queue)}
-		if l.owner != nil {
-			o := *l.owner
-			ls.Owner = &o
+		ls := LockState{Name: name, Permits: l.permits, Queue: slices.Clone(l.queue)}
+		for _, o := range l.owners {
+			ls.Owners = append(ls.Owners, o.OwnerState)
+		}
+		if l.wake != nil {
+			ls.Until = l.wake.when // 0 of one that is unsettled, which Restore sees by its queue
 		}
 		s.Locks = append(s.Locks, ls)
 	}
@@ -415,89 +584,128 @@ func (t *Table) State() State {
 // Restore returns a table in the given state. A state that no table can have matches [ErrState].
 func Restore(cfg Config, s State) (*Table, error) {
 	t := New(cfg)
-	t.now, t.counter = s.Now, s.Counter
-	if s.Now < 0 || s.Counter > CounterMax || len(s.Locks) > LocksMax {
-		return nil, fmt.Errorf("%w: log time %v, counter %d, %d locks", ErrState, s.Now, s.Counter, len(s.Locks))
+	t.now, t.counter, t.breaks = s.Now, s.Counter, slices.Clone(s.Breaks)
+	if s.Now < 0 || s.Counter > CounterMax || len(s.Locks) > LocksMax || len(s.Breaks) > BreaksMax {
+		return nil, fmt.Errorf("%w: log time %v, counter %d, %d locks, %d breaks", ErrState, s.Now, s.Counter, len(s.Locks), len(s.Breaks))
+	}
+	for _, b := range s.Breaks {
+		if b.Token == 0 || b.Holders < 1 || b.Holders > HoldersPerLockMax || b.Now < 0 || b.Now > s.Now {
+			return nil, fmt.Errorf("%w: lock %q broken of %d holders with token %d at %v", ErrState, b.Name, b.Holders, b.Token, b.Now)
+		}
 	}
 	counters := make(map[uint64]struct{})
 	for i, ls := range s.Locks {
 		if i > 0 && ls.Name <= s.Locks[i-1].Name {
 			return nil, fmt.Errorf("%w: lock %q out of order", ErrState, ls.Name)
 		}
-		if len(ls.Queue) > WaitersPerLockMax || ls.Owner == nil && (len(ls.Queue) == 0 || t.fresh()) {
-			return nil, fmt.Errorf("%w: lock %q without an owner, or with %d waiters", ErrState, ls.Name, len(ls.Queue))
-		}
 		if err := t.restoreLock(ls, counters); err != nil {
 			return nil, err
 		}
 	}
-	if t.bytes > NameBytesTotalMax || t.waiting > WaitersMax {
-		return nil, fmt.Errorf("%w: %d bytes of names, %d waiters", ErrState, t.bytes, t.waiting)
+	if t.bytes > NameBytesTotalMax || t.waiting > WaitersMax || t.owners+t.waiting > RequestsMax || t.values > ValueBytesTotalMax {
+		return nil, fmt.Errorf("%w: %d bytes of names, %d of values, %d owners, %d waiters", ErrState, t.bytes, t.values, t.owners, t.waiting)
 	}
 	return t, nil
 }
 
 func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
-	l := &lock{name: ls.Name, at: -1, queue: slices.Clone(ls.Queue)}
-	t.insert(l)
-	add := func(by Caller, req uint64) error {
+	l := t.insert(ls.Name, ls.Permits)
+	l.queue = slices.Clone(ls.Queue)
+	until := ls.Until
+	if !t.fresh() {
+		until = max(until, t.cfg.Fresh) // which the first version of snapshots left out
+	}
+	// In this order: what follows relies on few owners and waiters.
+	if len(ls.Queue) > WaitersPerLockMax || ls.Permits < 0 || len(ls.Owners) > HoldersPerLockMax || ls.Permits > HoldersPerLockMax ||
+		len(ls.Owners) == 0 && len(ls.Queue) == 0 && until == 0 {
+		return fmt.Errorf("%w: lock %q of %d permits with %d owners, %d waiters", ErrState, ls.Name, ls.Permits, len(ls.Owners), len(ls.Queue))
+	}
+	if ls.Until < 0 || ls.Until > 0 && (ls.Until <= t.now || ls.Until > max(t.cfg.Fresh, later(t.now, DelayMax))) {
+		return fmt.Errorf("%w: lock %q granted to nobody until %v at %v", ErrState, ls.Name, ls.Until, t.now)
+	}
+	add := func(by Caller, req uint64, value string) error {
 		_, twice := t.requests[by.Client][request{ls.Name, req}]
 		if twice || len(t.requests[by.Client]) >= RequestsPerSessionMax || t.perPeer[by.Peer] >= RequestsPerPeerMax {
 			return fmt.Errorf("%w: request %d of client %v twice at lock %q, or one too many", ErrState, req, by.Client, ls.Name)
 		}
-		t.remember(by, request{ls.Name, req})
+		t.remember(by, request{ls.Name, req}, value)
 		return nil
 	}
-	if ls.Owner == nil {
-		t.noteStale(ls.Name)
-	} else {
-		o := *ls.Owner
-		if _, twice := counters[o.Counter]; twice || o.Counter == 0 || o.Counter > t.counter || o.Ends <= t.now || !t.ttlFits(o.TTL) {
+	for i := range ls.Owners {
+		o := &owner{OwnerState: ls.Owners[i]}
+		joins := i > 0 && ls.Permits == 0
+		_, twice := counters[o.Counter]
+		if joins {
+			twice = !o.Shared || !l.owners[0].Shared || o.Counter != l.owners[0].Counter
+		}
+		if twice || ls.Permits > 0 && i >= ls.Permits || o.Counter == 0 || o.Counter > t.counter || o.Ends <= t.now ||
+			t.fits(o.TTL, o.Delay, o.Shared, ls.Permits, len(o.Value)) != 0 || !t.fresh() {
 			return fmt.Errorf("%w: lock %q: token counter %d of %d, TTL %v, lease to %v at %v",
 				ErrState, ls.Name, o.Counter, t.counter, o.TTL, o.Ends, t.now)
 		}
 		counters[o.Counter] = struct{}{}
-		if err := add(Caller{o.Client, o.Peer}, o.Req); err != nil {
+		if err := add(Caller{o.Client, o.Peer}, o.Req, o.Value); err != nil {
 			return err
 		}
-		l.owner = &o
-		heap.Push(&t.leases, l)
+		t.own(l, o)
 	}
 	for _, w := range l.queue {
-		if !t.ttlFits(w.TTL) || w.Since < 0 || w.Since > t.now {
+		if t.fits(w.TTL, w.Delay, w.Shared, ls.Permits, len(w.Value)) != 0 || w.Since < 0 || w.Since > t.now {
 			return fmt.Errorf("%w: waiter of lock %q: TTL %v, since %v at %v", ErrState, ls.Name, w.TTL, w.Since, t.now)
 		}
-		if err := add(Caller{w.Client, w.Peer}, w.Req); err != nil {
+		if err := add(Caller{w.Client, w.Peer}, w.Req, w.Value); err != nil {
 			return err
 		}
 		t.waiting++
 	}
+	switch {
+	case until > 0:
+		t.wakeAt(l, until)
+	case len(l.queue) > 0 && t.admits(l, l.queue[0]):
+		t.wakeAt(l, unsettled)
+	}
 	return nil
 }
 
-// leases is a heap of locks by (end of lease, name), a total order: what it pops does not depend on how it was filled.
-type leases []*lock
-
-func (h leases) Len() int { return len(h) }
-func (h leases) Less(i, j int) bool {
-	if a, b := h[i].owner.Ends, h[j].owner.Ends; a != b {
-		return a < b
-	}
-	return h[i].name < h[j].name
+// due is something that time will bring: the end of an owner's lease, or, without an owner, the moment at which a lock is to be
+// settled.
+type due struct {
+	when  time.Duration
+	lock  *lock
+	owner *owner
+	at    int // place in the heap
 }
-func (h leases) Swap(i, j int) {
+
+// dues is a heap by (when, name of the lock), locks to be settled first, then by the owner's request: a total order, so that what it
+// pops does not depend on how it was filled.
+type dues []*due
+
+func (h dues) Len() int { return len(h) }
+func (h dues) Less(i, j int) bool {
+	a, b := h[i], h[j]
+	switch {
+	case a.when != b.when:
+		return a.when < b.when
+	case a.lock != b.lock:
+		return a.lock.name < b.lock.name
+	case a.owner == nil || b.owner == nil:
+		return a.owner == nil && b.owner != nil
+	}
+	return cmp.Or(cmp.Compare(a.owner.Counter, b.owner.Counter), bytes.Compare(a.owner.Client[:], b.owner.Client[:]), cmp.Compare(a.owner.Req, b.owner.Req)) < 0
+}
+func (h dues) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].at, h[j].at = i, j
 }
-func (h *leases) Push(x any) {
-	l := x.(*lock)
-	l.at = len(*h)
-	*h = append(*h, l)
+func (h *dues) Push(x any) {
+	d := x.(*due)
+	d.at = len(*h)
+	*h = append(*h, d)
 }
-func (h *leases) Pop() any {
+func (h *dues) Pop() any {
 	old := *h
-	l := old[len(old)-1]
+	d := old[len(old)-1]
 	old[len(old)-1] = nil
 	*h = old[:len(old)-1]
-	return l
+	return d
 }

@@ -1,6 +1,8 @@
 package table
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -50,6 +52,11 @@ func printAnswer(a Answer) string {
 		}
 	case Refused:
 		s += ": " + a.Reason.String()
+		if a.Reason == BadMode {
+			s += fmt.Sprintf(" permits=%d", a.Permits)
+		}
+	case Broken:
+		s += fmt.Sprintf(" holder=%c", a.Holder.Client[0])
 	}
 	return s + "\n"
 }
@@ -60,6 +67,13 @@ func printGrants(gs []Grant) string {
 		fmt.Fprintf(&b, "->%c granted %s req=%d token=%d\n", g.Client[0], g.Name, g.Req, g.Token)
 	}
 	return b.String()
+}
+
+func shared(is bool) string {
+	if is {
+		return " shared"
+	}
+	return ""
 }
 
 // TestTraces replays the stories in testdata/traces. Every directive may say its log time with at=, and its client with by=.
@@ -102,7 +116,10 @@ func TestTraces(t *testing.T) {
 				table.counter = num("counter")
 				return ""
 			case "acquire", "try":
-				return run(Acquire{Name: name, Req: num("req"), TTL: ttl, Try: d.Cmd == "try"})
+				return run(Acquire{Name: name, Req: num("req"), TTL: ttl, Try: d.Cmd == "try",
+					Shared: d.HasArg("shared"), Permits: int(num("permits")), Delay: span("delay", "0s"), Value: arg("value", "")})
+			case "break":
+				return run(Break{Name: name, Token: Token(num("token")), At: int64(num("wall"))})
 			case "renew":
 				return run(Renew{Name: name, Req: num("req"), Token: Token(num("token")), TTL: ttl})
 			case "release":
@@ -129,11 +146,24 @@ func TestTraces(t *testing.T) {
 			case "info":
 				info := table.Info(now, name)
 				var b strings.Builder
-				if h := info.Holder; info.Held {
-					fmt.Fprintf(&b, "%c req=%d token=%d ttl=%v left=%v confirmed=%v\n", h.Client[0], h.Req, h.Token, h.TTL, h.Left, h.Confirmed)
+				if info.Permits > 0 {
+					fmt.Fprintf(&b, "semaphore of %d\n", info.Permits)
+				}
+				for _, h := range info.Holders {
+					fmt.Fprintf(&b, "%c req=%d token=%d ttl=%v left=%v confirmed=%v%s", h.Client[0], h.Req, h.Token, h.TTL, h.Left, h.Confirmed, shared(h.Shared))
+					if h.Value != "" {
+						fmt.Fprintf(&b, " value=%s", h.Value)
+					}
+					b.WriteString("\n")
+				}
+				if info.Delay > 0 {
+					fmt.Fprintf(&b, "nobody for %v\n", info.Delay)
 				}
 				for i, w := range info.Waiters {
-					fmt.Fprintf(&b, "%d: %c req=%d ttl=%v since %v\n", i, w.Client[0], w.Req, w.TTL, w.Since)
+					fmt.Fprintf(&b, "%d: %c req=%d ttl=%v since %v%s\n", i, w.Client[0], w.Req, w.TTL, w.Since, shared(w.Shared))
+				}
+				for _, x := range info.Breaks {
+					fmt.Fprintf(&b, "broken: token=%d of %c (%d) by %c at %v, %d\n", x.Token, x.Holder.Client[0], x.Holders, x.By.Client[0], x.Now, x.At)
 				}
 				fmt.Fprintf(&b, "%d locks, %d waiters in all\n", info.Locks, info.Waiting)
 				return b.String()
@@ -151,67 +181,132 @@ func TestTraces(t *testing.T) {
 type naive struct {
 	cfg     Config
 	counter uint64
-	locks   map[string][]naiveRequest // the first one owns the lock if it has a token
+	locks   map[string]*naiveLock
+}
+
+type naiveLock struct {
+	permits int
+	until   time.Duration  // nobody is granted it before; 0: at once
+	reqs    []naiveRequest // in the order in which they came; the owners, which have a token, are the first
 }
 
 type naiveRequest struct {
 	client Client
 	req    uint64
 	ttl    time.Duration
+	shared bool
+	delay  time.Duration
 	token  uint64
 	ends   time.Duration
 	known  bool // granted at once, or confirmed
 }
 
-func (n *naive) find(name string, c Client, req uint64) int {
-	return slices.IndexFunc(n.locks[name], func(r naiveRequest) bool { return r.client == c && r.req == req })
-}
-
-// settle grants every lock that can be granted. waited says whether what is granted has been in the queue.
-func (n *naive) settle(now time.Duration, waited bool) {
-	for _, name := range slices.Sorted(maps.Keys(n.locks)) {
-		q := n.locks[name]
-		if len(q) > 0 && q[0].token == 0 && now >= n.cfg.Fresh {
-			n.counter++
-			q[0].token, q[0].ends, q[0].known = n.counter, now+n.cfg.Drift.Stretch(q[0].ttl), !waited
+func (l *naiveLock) owners() (n int) {
+	for _, r := range l.reqs {
+		if r.token > 0 {
+			n++
 		}
 	}
+	return n
 }
 
-func (n *naive) drop(name string, i int) {
-	n.locks[name] = slices.Delete(n.locks[name], i, i+1)
-	if len(n.locks[name]) == 0 {
+// room reports whether a request may own the lock now, if nobody waits before it.
+func (l *naiveLock) room(shared bool) bool {
+	n := l.owners()
+	switch {
+	case l.until > 0:
+		return false
+	case l.permits > 0:
+		return n < l.permits
+	}
+	return n == 0 || shared && l.reqs[0].shared
+}
+
+func (n *naive) find(name string, c Client, req uint64) int {
+	if n.locks[name] == nil {
+		return -1
+	}
+	return slices.IndexFunc(n.locks[name].reqs, func(r naiveRequest) bool { return r.client == c && r.req == req })
+}
+
+// settle grants a lock to all who can have it. waited says whether they have been in the queue.
+func (n *naive) settle(now time.Duration, name string, waited bool) {
+	l := n.locks[name]
+	for i := l.owners(); i < len(l.reqs) && l.room(l.reqs[i].shared); i++ {
+		r := &l.reqs[i]
+		if i > 0 && l.permits == 0 {
+			r.token = l.reqs[0].token
+		} else {
+			n.counter++
+			r.token = n.counter
+		}
+		r.ends, r.known = now+n.cfg.Drift.Stretch(r.ttl), !waited
+	}
+	if len(l.reqs) == 0 && (l.until == 0 || now < n.cfg.Fresh) {
 		delete(n.locks, name)
 	}
 }
 
+func (n *naive) drop(name string, i int) {
+	n.locks[name].reqs = slices.Delete(n.locks[name].reqs, i, i+1)
+}
+
+// over ends a hold as its lease does.
+func (n *naive) over(now time.Duration, name string, i int) {
+	l := n.locks[name]
+	if d := l.reqs[i].delay; d > 0 {
+		l.until = max(l.until, now+d)
+	}
+	n.drop(name, i)
+}
+
 func (n *naive) tick(now time.Duration) {
-	n.settle(now, true)
-	for { // ends the leases by rising (end, name), since the order decides who gets which token
-		first, over := "", false
-		for name, q := range n.locks {
-			if q[0].token == 0 || q[0].ends > now {
-				continue
+	for _, name := range slices.Sorted(maps.Keys(n.locks)) {
+		n.settle(now, name, true) // what the end of a session has left
+	}
+	for { // ends by rising (end, name, request), since the order decides who gets which token
+		type event struct {
+			at     time.Duration
+			name   string
+			place  int // -1: the lock is to be settled
+			token  uint64
+			client Client
+			req    uint64
+		}
+		var all []event
+		for name, l := range n.locks {
+			if l.until > 0 && l.until <= now {
+				all = append(all, event{at: l.until, name: name, place: -1})
 			}
-			if f := n.locks[first]; !over || q[0].ends < f[0].ends || q[0].ends == f[0].ends && name < first {
-				first, over = name, true
+			for i, r := range l.reqs {
+				if r.token > 0 && r.ends <= now {
+					all = append(all, event{r.ends, name, i, r.token, r.client, r.req})
+				}
 			}
 		}
-		if !over {
+		if len(all) == 0 {
 			return
 		}
-		n.drop(first, 0)
-		n.settle(now, true)
+		e := slices.MinFunc(all, func(a, b event) int {
+			return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.name, b.name), cmp.Compare(min(a.place, 0), min(b.place, 0)),
+				cmp.Compare(a.token, b.token), bytes.Compare(a.client[:], b.client[:]), cmp.Compare(a.req, b.req))
+		})
+		if e.place < 0 {
+			n.locks[e.name].until = 0
+		} else {
+			n.over(now, e.name, e.place)
+		}
+		n.settle(now, e.name, true)
 	}
 }
 
 func (n *naive) step(now time.Duration, c Client, cmd Command) string {
 	n.tick(now)
 	answer := func(name string, i int, kind string) string {
-		r := n.locks[name][i]
+		r := n.locks[name].reqs[i]
 		switch {
 		case r.token == 0:
-			return fmt.Sprintf("queued position=%d\n", i-min(1, int(n.locks[name][0].token)))
+			return fmt.Sprintf("queued position=%d\n", i-n.locks[name].owners())
 		case kind == "granted" && !r.known:
 			return fmt.Sprintf("granted token=%d waited\n", r.token)
 		}
@@ -219,34 +314,65 @@ func (n *naive) step(now time.Duration, c Client, cmd Command) string {
 	}
 	switch x := cmd.(type) {
 	case Acquire:
-		i := n.find(x.Name, c, x.Req)
-		if i < 0 && x.Try && (len(n.locks[x.Name]) > 0 || now < n.cfg.Fresh) {
+		i, l := n.find(x.Name, c, x.Req), n.locks[x.Name]
+		switch {
+		case i >= 0:
+		case x.Shared && x.Permits > 0:
+			return "refused: so many permits cannot be\n"
+		case l != nil && l.permits != x.Permits:
+			return fmt.Sprintf("refused: in use as something else permits=%d\n", l.permits)
+		case x.Try && (now < n.cfg.Fresh || l != nil && (l.owners() < len(l.reqs) || !l.room(x.Shared))):
 			return "locked"
-		}
-		if i < 0 {
-			i = len(n.locks[x.Name])
-			n.locks[x.Name] = append(n.locks[x.Name], naiveRequest{client: c, req: x.Req, ttl: x.TTL})
-			n.settle(now, false)
+		default:
+			if l == nil {
+				l = &naiveLock{permits: x.Permits}
+				if now < n.cfg.Fresh {
+					l.until = n.cfg.Fresh
+				}
+				n.locks[x.Name] = l
+			}
+			i = len(l.reqs)
+			l.reqs = append(l.reqs, naiveRequest{client: c, req: x.Req, ttl: x.TTL, shared: x.Shared, delay: x.Delay})
+			n.settle(now, x.Name, false)
 		}
 		return answer(x.Name, i, "granted")
 	case Renew:
 		i := n.find(x.Name, c, x.Req)
-		if i < 0 || uint64(x.Token) != 0 && uint64(x.Token) != n.locks[x.Name][i].token {
+		if i < 0 || uint64(x.Token) != 0 && uint64(x.Token) != n.locks[x.Name].reqs[i].token {
 			return "not-held\n"
 		}
-		r := &n.locks[x.Name][i]
+		r := &n.locks[x.Name].reqs[i]
 		if r.ttl = x.TTL; r.token > 0 {
 			r.ends, r.known = max(r.ends, now+n.cfg.Drift.Stretch(x.TTL)), true
 		}
 		return answer(x.Name, i, "held")
 	case Release:
 		i := n.find(x.Name, c, x.Req)
-		if i < 0 || n.locks[x.Name][i].token > 0 && x.Token != 0 && uint64(x.Token) != n.locks[x.Name][i].token {
+		if i < 0 || n.locks[x.Name].reqs[i].token > 0 && x.Token != 0 && uint64(x.Token) != n.locks[x.Name].reqs[i].token {
 			return "not-held\n"
 		}
 		n.drop(x.Name, i)
-		n.settle(now, true)
+		n.settle(now, x.Name, true)
 		return "released\n"
+	case Break:
+		l, ended := n.locks[x.Name], ""
+		if l == nil || x.Token == 0 {
+			return "not-held\n"
+		}
+		for i := 0; i < len(l.reqs); i++ {
+			if l.reqs[i].token == uint64(x.Token) {
+				if ended == "" {
+					ended = fmt.Sprintf("broken holder=%c\n", l.reqs[i].client[0])
+				}
+				n.over(now, x.Name, i)
+				i--
+			}
+		}
+		if ended == "" {
+			return "not-held\n"
+		}
+		n.settle(now, x.Name, true)
+		return ended
 	}
 	return ""
 }
@@ -259,9 +385,11 @@ func TestTableAgreesWithTheNaiveOne(t *testing.T) {
 		cfg.Drift = automaton.Drift(rapid.SampledFrom([]int{0, 10_000, 200_000}).Draw(t, "drift"))
 		cfg.Fresh = time.Duration(rapid.SampledFrom([]int{0, 0, 30}).Draw(t, "fresh")) * time.Second
 		table := New(cfg)
-		model := &naive{cfg: cfg, locks: make(map[string][]naiveRequest)}
+		model := &naive{cfg: cfg, locks: make(map[string]*naiveLock)}
 		now := time.Duration(0)
 		last := make(map[string]Grant)
+		joined := make(map[string]bool) // the last grant of a lock was one that shares
+		told := make(map[Grant]bool)    // a request may be told its token again
 		for range rapid.IntRange(1, 100).Draw(t, "steps") {
 			now += time.Duration(rapid.SampledFrom([]int{0, 0, 0, 1, 5, 40}).Draw(t, "pass")) * time.Second
 			c := by("XYZ"[rapid.IntRange(0, 2).Draw(t, "client")])
@@ -274,9 +402,15 @@ func TestTableAgreesWithTheNaiveOne(t *testing.T) {
 			}
 			var cmd Command
 			var out []Grant
-			switch rapid.IntRange(0, 8).Draw(t, "what") {
+			switch rapid.IntRange(0, 9).Draw(t, "what") {
 			case 0, 1, 2:
-				cmd = Acquire{Name: name, Req: req, TTL: ttl, Try: rapid.IntRange(0, 4).Draw(t, "try") == 0}
+				a := Acquire{Name: name, Req: req, TTL: ttl, Try: rapid.IntRange(0, 4).Draw(t, "try") == 0}
+				a.Shared = rapid.Bool().Draw(t, "shared")
+				a.Permits = rapid.SampledFrom([]int{0, 0, 0, 2, 3}).Draw(t, "permits")
+				a.Delay = time.Duration(rapid.SampledFrom([]int{0, 0, 0, 3, 60}).Draw(t, "delay")) * time.Second
+				cmd = a
+			case 9:
+				cmd = Break{Name: name, Token: tok}
 			case 3, 4:
 				cmd = Renew{Name: name, Req: req, Token: tok, TTL: ttl}
 			case 5, 6:
@@ -284,11 +418,18 @@ func TestTableAgreesWithTheNaiveOne(t *testing.T) {
 			case 7:
 				out = table.SessionEnded(now, c.Client, nil)
 				for _, name := range slices.Sorted(maps.Keys(model.locks)) {
-					for i := len(model.locks[name]) - 1; i >= 0; i-- {
-						if r := model.locks[name][i]; r.client == c.Client && r.token == 0 {
+					for i := len(model.locks[name].reqs) - 1; i >= 0; i-- {
+						if r := model.locks[name].reqs[i]; r.client == c.Client && r.token == 0 {
 							model.drop(name, i)
 						}
 					}
+				}
+				if rapid.Bool().Draw(t, "restart") { // before what the end of the session has left is settled
+					again, err := Restore(cfg, table.State())
+					if err != nil {
+						t.Fatalf("restore: %v", err)
+					}
+					table = again
 				}
 				out = table.Tick(now, out)
 				model.tick(now)
@@ -316,10 +457,15 @@ func TestTableAgreesWithTheNaiveOne(t *testing.T) {
 				}
 			}
 			for _, g := range out {
-				if was, ok := last[g.Name]; ok && g.Token <= was.Token && g != was {
+				if told[g] {
+					continue
+				}
+				told[g] = true
+				shares := slices.ContainsFunc(table.Info(now, g.Name).Holders, func(h Holder) bool { return h.Shared && h.Token == g.Token })
+				if was, ok := last[g.Name]; ok && g.Token <= was.Token && !(shares && joined[g.Name] && g.Token == was.Token) {
 					t.Fatalf("%v granted after %v", g, was)
 				}
-				last[g.Name] = g
+				last[g.Name], joined[g.Name] = g, shares
 			}
 			if err := table.check(); err != nil {
 				t.Fatalf("%v, after %#v of %v: %v", now, cmd, c.Client, err)
@@ -477,6 +623,81 @@ func TestLimitsHoldAtTheirEdge(t *testing.T) {
 			t.Errorf("%d locks, %d clients remembered when nobody wants any", len(table.locks), len(table.requests))
 		}
 	})
+	t.Run("holders", func(t *testing.T) {
+		table := New(testConfig)
+		ask := func(i int, shared bool, permits int) Answer {
+			c := Caller{Client: Client{6, byte(i), byte(i >> 8)}}
+			ans, _ := table.Step(0, c, Acquire{Name: fmt.Sprint(permits), Req: 1, TTL: time.Second, Shared: shared, Permits: permits}, nil)
+			return ans
+		}
+		for i := range HoldersPerLockMax {
+			if s, p := ask(i, true, 0), ask(i, false, HoldersPerLockMax); s.Kind != Granted || p.Kind != Granted {
+				t.Fatalf("request %d: %+v, %+v", i, s, p)
+			}
+		}
+		if s, p := ask(HoldersPerLockMax, true, 0), ask(HoldersPerLockMax, false, HoldersPerLockMax); s.Kind != Queued || p.Kind != Queued {
+			t.Errorf("one more: %+v, %+v", s, p)
+		}
+		if ans := ask(0, false, HoldersPerLockMax+1); ans.Reason != BadPermits {
+			t.Errorf("a semaphore of one more: %+v", ans)
+		}
+		if ans := ask(0, false, -1); ans.Reason != BadPermits {
+			t.Errorf("fewer than none: %+v", ans)
+		}
+		if err := table.check(); err != nil {
+			t.Error(err)
+		}
+		if _, err := Restore(testConfig, table.State()); err != nil {
+			t.Errorf("full, restored: %v", err)
+		}
+	})
+	t.Run("values", func(t *testing.T) {
+		table := New(testConfig)
+		value := strings.Repeat("v", ValueBytesMax)
+		for i := range ValueBytesTotalMax / ValueBytesMax {
+			if ans, _ := table.Step(0, crowd(5, i), Acquire{Name: fmt.Sprint(i / 2), Req: uint64(i), TTL: time.Second, Value: value}, nil); ans.Kind == Refused {
+				t.Fatalf("request %d: %+v", i, ans)
+			}
+		}
+		for value, want := range map[string]Reason{"": 0, "x": TooManyValues, value + "x": TooManyValues} {
+			if ans, _ := table.Step(0, by('X'), Acquire{Name: "new", Req: uint64(len(value)), TTL: time.Second, Value: value}, nil); ans.Reason != want {
+				t.Errorf("%d bytes more: %+v", len(value), ans)
+			}
+		}
+		table.Step(0, crowd(5, 0), Release{Name: "0", Req: 0}, nil)
+		if ans, _ := step(t, table, 0, 'X', Acquire{Name: "other", Req: 2, TTL: time.Second, Value: value}); ans.Kind != Granted {
+			t.Errorf("after one has left: %+v", ans)
+		}
+	})
+	t.Run("requests", func(t *testing.T) {
+		table := New(testConfig)
+		table.waiting = WaitersMax // as if
+		table.owners = LocksMax - 1
+		ask := func(req uint64) Answer {
+			ans, _ := table.Step(0, by('X'), Acquire{Name: fmt.Sprint(req), Req: req, TTL: time.Second}, nil)
+			return ans
+		}
+		if a, b := ask(1), ask(2); a.Kind != Granted || b.Reason != TooManyWaiters {
+			t.Errorf("the last one %+v, and one more %+v", a, b)
+		}
+	})
+	t.Run("breaks", func(t *testing.T) {
+		table := New(testConfig)
+		for i := range BreaksMax + 1 {
+			ans, _ := step(t, table, 0, 'X', Acquire{Name: "a", Req: uint64(i), TTL: time.Second})
+			step(t, table, 0, 'Y', Break{Name: "a", Token: ans.Token})
+		}
+		if all := table.Info(0, "a").Breaks; len(all) != BreaksMax || all[0].Token != 2 {
+			t.Errorf("%d breaks, the oldest %+v", len(all), all[0])
+		}
+	})
+	t.Run("lock delay", func(t *testing.T) {
+		for d, want := range map[time.Duration]Reason{0: 0, DelayMax: 0, DelayMax + 1: BadDelay, -1: BadDelay} {
+			if ans, _ := step(t, New(testConfig), 0, 'X', Acquire{Name: "a", Req: 1, TTL: time.Second, Delay: d}); ans.Reason != want {
+				t.Errorf("%v: %+v", d, ans)
+			}
+		}
+	})
 	t.Run("TTL", func(t *testing.T) {
 		for _, c := range []struct {
 			ttl  time.Duration
@@ -506,18 +727,49 @@ func TestRestoreRefusesImpossibleStates(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*State){
-		"log time below zero":       func(s *State) { s.Now = -1 },
-		"counter above its end":     func(s *State) { s.Counter = CounterMax + 1 },
-		"locks out of order":        func(s *State) { s.Locks[0], s.Locks[1] = s.Locks[1], s.Locks[0] },
-		"one lock twice":            func(s *State) { s.Locks[1].Name = "a" },
-		"waiters without an owner":  func(s *State) { s.Locks[0].Owner = nil },
-		"a lock of nobody":          func(s *State) { s.Locks[1].Owner = nil },
-		"token above the counter":   func(s *State) { s.Locks[0].Owner.Counter = s.Counter + 1 },
-		"no token":                  func(s *State) { s.Locks[0].Owner.Counter = 0 },
-		"one token twice":           func(s *State) { s.Locks[1].Owner.Counter = s.Locks[0].Owner.Counter },
-		"lease over already":        func(s *State) { s.Locks[0].Owner.Ends = s.Now },
-		"owner's TTL out of bounds": func(s *State) { s.Locks[0].Owner.TTL = 0 },
-		"owner in the queue":        func(s *State) { s.Locks[0].Queue[0].Client = s.Locks[0].Owner.Client },
+		"log time below zero":   func(s *State) { s.Now = -1 },
+		"counter above its end": func(s *State) { s.Counter = CounterMax + 1 },
+		"locks out of order":    func(s *State) { s.Locks[0], s.Locks[1] = s.Locks[1], s.Locks[0] },
+		"one lock twice":        func(s *State) { s.Locks[1].Name = "a" },
+		"a lock of nobody":      func(s *State) { s.Locks[1].Owners = nil },
+		"two owners":            func(s *State) { s.Locks[0].Owners = append(s.Locks[0].Owners, s.Locks[1].Owners...) },
+		"who shares beside who does not": func(s *State) {
+			o := s.Locks[0].Owners[0]
+			o.Shared, o.Client = true, Client{'Z'}
+			s.Locks[0].Owners = append(s.Locks[0].Owners, o)
+		},
+		"two tokens of who share": func(s *State) {
+			s.Locks[1].Owners[0].Shared = true
+			o := s.Locks[1].Owners[0]
+			o.Client, o.Counter = Client{'Z'}, 1
+			s.Locks[1].Owners = append(s.Locks[1].Owners, o)
+		},
+		"more owners than permits": func(s *State) {
+			s.Locks[1].Permits = 1
+			o := s.Locks[1].Owners[0]
+			o.Client, o.Counter = Client{'Z'}, s.Counter+1
+			s.Counter++
+			s.Locks[1].Owners = append(s.Locks[1].Owners, o)
+		},
+		"a shared permit":           func(s *State) { s.Locks[1].Permits, s.Locks[1].Owners[0].Shared = 2, true },
+		"permits below zero":        func(s *State) { s.Locks[1].Permits = -1 },
+		"too many permits":          func(s *State) { s.Locks[1].Permits = HoldersPerLockMax + 1 },
+		"delay below zero":          func(s *State) { s.Locks[0].Queue[0].Delay = -1 },
+		"delay too long":            func(s *State) { s.Locks[0].Queue[0].Delay = DelayMax + 1 },
+		"value too long":            func(s *State) { s.Locks[1].Owners[0].Value = strings.Repeat("v", ValueBytesMax+1) },
+		"a wait that is over":       func(s *State) { s.Locks[1].Until = s.Now },
+		"a wait too long":           func(s *State) { s.Locks[1].Until = s.Now + DelayMax + 1 },
+		"a wait below zero":         func(s *State) { s.Locks[1].Until = -1 },
+		"a break of nobody":         func(s *State) { s.Breaks = []BreakState{{Name: "a", Token: 1}} },
+		"a break of no token":       func(s *State) { s.Breaks = []BreakState{{Name: "a", Holders: 1}} },
+		"a break of the future":     func(s *State) { s.Breaks = []BreakState{{Name: "a", Token: 1, Holders: 1, Now: s.Now + 1}} },
+		"too many breaks":           func(s *State) { s.Breaks = make([]BreakState, BreaksMax+1) },
+		"token above the counter":   func(s *State) { s.Locks[0].Owners[0].Counter = s.Counter + 1 },
+		"no token":                  func(s *State) { s.Locks[0].Owners[0].Counter = 0 },
+		"one token twice":           func(s *State) { s.Locks[1].Owners[0].Counter = s.Locks[0].Owners[0].Counter },
+		"lease over already":        func(s *State) { s.Locks[0].Owners[0].Ends = s.Now },
+		"owner's TTL out of bounds": func(s *State) { s.Locks[0].Owners[0].TTL = 0 },
+		"owner in the queue":        func(s *State) { s.Locks[0].Queue[0].Client = s.Locks[0].Owners[0].Client },
 		"waiter twice":              func(s *State) { s.Locks[0].Queue = append(s.Locks[0].Queue, s.Locks[0].Queue[0]) },
 		"waiter's TTL":              func(s *State) { s.Locks[0].Queue[0].TTL = time.Hour },
 		"waiter from the future":    func(s *State) { s.Locks[0].Queue[0].Since = s.Now + 1 },
@@ -537,7 +789,7 @@ func TestStateSharesNothingWithTheTable(t *testing.T) {
 	step(t, table, 0, 'X', Acquire{Name: "a", Req: 1, TTL: time.Second})
 	step(t, table, 0, 'Y', Acquire{Name: "a", Req: 1, TTL: time.Second})
 	s := table.State()
-	s.Locks[0].Owner.Ends, s.Locks[0].Queue[0].Req = 0, 99
+	s.Locks[0].Owners[0].Ends, s.Locks[0].Queue[0].Req = 0, 99
 	again, err := Restore(testConfig, table.State())
 	if err != nil {
 		t.Fatal(err)

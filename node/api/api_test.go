@@ -729,7 +729,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	h := s.Handler()
-	procedures := []string{"NodeService/Id", "NodeService/Key", "LockService/Acquire", "LockService/Renew", "LockService/Release", "LockService/Info"}
+	procedures := []string{"NodeService/Id", "NodeService/Key", "LockService/Acquire", "LockService/Renew", "LockService/Release", "LockService/Info", "LockService/Break", "LockService/List"}
 	types := []string{"application/json", "application/proto", "application/connect+json", "application/connect+proto", "application/grpc", "application/grpc-web+proto"}
 	f.Add(uint8(2), uint8(2), frame(`{"name":"n","try":true}`))
 	f.Add(uint8(5), uint8(0), []byte(`{"name":"n"}`))
@@ -762,6 +762,9 @@ func (b refusing) Acquire(_ context.Context, r lockservice.Request) (lockservice
 }
 func (b refusing) Renew(_ context.Context, g lockservice.Grant) error   { return b.check(g.Name) }
 func (b refusing) Release(_ context.Context, g lockservice.Grant) error { return b.check(g.Name) }
+func (b refusing) Break(_ context.Context, name string, _ lockservice.Token) (lockservice.Party, error) {
+	return lockservice.Party{}, b.check(name)
+}
 func (b refusing) Info(_ context.Context, name string) (lockservice.Info, error) {
 	return lockservice.Info{}, b.check(name)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -197,7 +198,9 @@ func (b *backend) Acquire(ctx context.Context, r lockservice.Request) (lockservi
 	// Leaving early ends the stream, and that is how the daemon learns to leave the queue.
 	callCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := b.rpc.Acquire(callCtx, &latchkeyv1.AcquireRequest{Name: r.Name, Ttl: durationpb.New(r.TTL), Try: r.Try})
+	stream, err := b.rpc.Acquire(callCtx, &latchkeyv1.AcquireRequest{
+		Name: r.Name, Ttl: durationpb.New(r.TTL), Try: r.Try, Shared: r.Shared, Permits: uint32(r.Permits), LockDelay: durationpb.New(r.Delay), Value: r.Value,
+	})
 	if err != nil {
 		return lockservice.Grant{}, decodeError(ctx, b.addr, err, true)
 	}
@@ -239,6 +242,42 @@ func (b *backend) Release(ctx context.Context, g lockservice.Grant) error {
 		return decodeError(ctx, b.addr, err, true)
 	}
 	return nil
+}
+
+func (b *backend) Break(ctx context.Context, name string, token lockservice.Token) (lockservice.Party, error) {
+	if err := lockservice.CheckName(name); err != nil {
+		return lockservice.Party{}, err
+	}
+	r, err := b.rpc.Break(ctx, &latchkeyv1.BreakRequest{Name: name, Token: uint64(token)})
+	if err != nil {
+		return lockservice.Party{}, decodeError(ctx, b.addr, err, true)
+	}
+	return decodeParty(r.Holder), nil
+}
+
+// HeldLock is a lock that is held through a daemon.
+type HeldLock struct {
+	Name    string
+	Token   lockservice.Token
+	TTL     time.Duration
+	Holder  string
+	Shared  bool
+	Permits int // of a semaphore; 0 for a lock
+}
+
+// HeldLocks lists the locks that are held through the daemon, by name and token. One whose client has gone is listed until its lease is over.
+func (c *Client) HeldLocks(ctx context.Context) ([]HeldLock, error) {
+	r, err := c.backend.rpc.List(ctx, &latchkeyv1.ListRequest{})
+	if err != nil {
+		return nil, decodeError(ctx, c.addr, err, false)
+	}
+	all := make([]HeldLock, len(r.Locks))
+	for i, l := range r.Locks {
+		all[i] = HeldLock{
+			Name: l.Name, Token: lockservice.Token(l.Token), TTL: l.Ttl.AsDuration(), Holder: l.Holder, Shared: l.Shared, Permits: int(l.Permits),
+		}
+	}
+	return all, nil
 }
 
 func (b *backend) Info(ctx context.Context, name string) (lockservice.Info, error) {

@@ -37,8 +37,19 @@ func encodeInfo(i lockservice.Info) *latchkeyv1.InfoResponse {
 		Name: i.Name, Held: i.Held, Holder: encodeParty(i.Holder), Token: uint64(i.Token),
 		Ttl: durationpb.New(i.TTL), LeaseLeft: durationpb.New(i.LeaseLeft), Confirmed: i.Confirmed, Waiting: int64(i.Waiting),
 	}
+	res.Value, res.Permits, res.Shared, res.Holding, res.DelayLeft = i.Value, uint32(i.Permits), i.Shared, int64(i.Holding), durationpb.New(i.DelayLeft)
+	for _, h := range i.Holders {
+		res.Holders = append(res.Holders, &latchkeyv1.Holder{
+			Party: encodeParty(h.Party), Token: uint64(h.Token), Ttl: durationpb.New(h.TTL), LeaseLeft: durationpb.New(h.LeaseLeft), Confirmed: h.Confirmed,
+		})
+	}
 	for _, w := range i.Waiters {
-		res.Waiters = append(res.Waiters, &latchkeyv1.Waiter{Party: encodeParty(w.Party), Ttl: durationpb.New(w.TTL)})
+		res.Waiters = append(res.Waiters, &latchkeyv1.Waiter{Party: encodeParty(w.Party), Ttl: durationpb.New(w.TTL), Shared: w.Shared})
+	}
+	for _, b := range i.Breaks {
+		res.Breaks = append(res.Breaks, &latchkeyv1.Broken{
+			Token: uint64(b.Token), Holder: encodeParty(b.Holder), Holders: int64(b.Holders), By: encodeParty(b.By), At: encodeTime(b.At),
+		})
 	}
 	return res
 }
@@ -48,8 +59,19 @@ func decodeInfo(r *latchkeyv1.InfoResponse) lockservice.Info {
 		Name: r.Name, Held: r.Held, Holder: decodeParty(r.Holder), Token: lockservice.Token(r.Token),
 		TTL: r.Ttl.AsDuration(), LeaseLeft: r.LeaseLeft.AsDuration(), Confirmed: r.Confirmed, Waiting: int(r.Waiting),
 	}
+	i.Value, i.Permits, i.Shared, i.Holding, i.DelayLeft = r.Value, int(r.Permits), r.Shared, int(r.Holding), r.DelayLeft.AsDuration()
+	for _, h := range r.Holders {
+		i.Holders = append(i.Holders, lockservice.Holder{
+			Party: decodeParty(h.Party), Token: lockservice.Token(h.Token), TTL: h.Ttl.AsDuration(), LeaseLeft: h.LeaseLeft.AsDuration(), Confirmed: h.Confirmed,
+		})
+	}
 	for _, w := range r.Waiters {
-		i.Waiters = append(i.Waiters, lockservice.Waiter{Party: decodeParty(w.Party), TTL: w.Ttl.AsDuration()})
+		i.Waiters = append(i.Waiters, lockservice.Waiter{Party: decodeParty(w.Party), TTL: w.Ttl.AsDuration(), Shared: w.Shared})
+	}
+	for _, b := range r.Breaks {
+		i.Breaks = append(i.Breaks, lockservice.BrokenLock{
+			Token: lockservice.Token(b.Token), Holder: decodeParty(b.Holder), Holders: int(b.Holders), By: decodeParty(b.By), At: decodeTime(b.At),
+		})
 	}
 	return i
 }

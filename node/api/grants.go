@@ -1,7 +1,9 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"sync"
 
 	"latchkey/internal/automaton"
@@ -22,6 +24,9 @@ type liveGrant struct {
 	// until is when it is forgotten unless renewed. By then twice the TTL has passed since its client could last have been
 	// told that it holds the lock, so the client has stopped long before.
 	until automaton.Instant
+	// shared and permits say as what it was asked for.
+	shared  bool
+	permits uint32
 }
 
 // grants is the server's memory of what it has granted, bounded by [GrantsMax] and [AcquiresMax].
@@ -77,10 +82,27 @@ func (t *grants) forgetLocked() {
 	}
 }
 
-func (t *grants) add(g lockservice.Grant) {
+// list returns the grants whose leases are not over yet, by name and token.
+func (t *grants) list() []liveGrant {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.live[grantKey{g.Name, g.Token, g.Req}] = liveGrant{g, t.clock.Now().Add(2 * g.TTL)}
+	now := t.clock.Now()
+	var all []liveGrant
+	for _, g := range t.live {
+		if now < g.until.Add(-g.grant.TTL) { // it counts twice its TTL
+			all = append(all, g)
+		}
+	}
+	slices.SortFunc(all, func(a, b liveGrant) int {
+		return cmp.Or(cmp.Compare(a.grant.Name, b.grant.Name), cmp.Compare(a.grant.Token, b.grant.Token), cmp.Compare(a.grant.Req, b.grant.Req))
+	})
+	return all
+}
+
+func (t *grants) add(g lockservice.Grant, shared bool, permits uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.live[grantKey{g.Name, g.Token, g.Req}] = liveGrant{g, t.clock.Now().Add(2 * g.TTL), shared, permits}
 }
 
 // find returns the grant that a client names. The error matches [lockservice.ErrNotHeld].

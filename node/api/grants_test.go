@@ -36,7 +36,7 @@ func TestGrantsAreBoundedAndForgottenAfterTwiceTheTTL(t *testing.T) {
 		if err := g.begin(); err != nil {
 			t.Fatal(err)
 		}
-		g.add(grant(n+1, time.Hour))
+		g.add(grant(n+1, time.Hour), false, 0)
 		g.end()
 	}
 	if err := g.begin(); !errors.Is(err, lockservice.ErrLimit) {
@@ -48,12 +48,12 @@ func TestGrantsAreBoundedAndForgottenAfterTwiceTheTTL(t *testing.T) {
 	if err := g.begin(); err != nil {
 		t.Fatalf("after a release: %v", err)
 	}
-	g.add(grant(2, 0))
+	g.add(grant(2, 0), false, 0)
 	g.end()
 	if _, err := g.find(grantKey{"n", 2, 2}); !errors.Is(err, lockservice.ErrNotHeld) {
 		t.Errorf("a grant that is over: %v", err)
 	}
-	g.add(grant(2, 0))
+	g.add(grant(2, 0), false, 0)
 	if err := g.begin(); err != nil {
 		t.Errorf("after a grant is over: %v", err)
 	}

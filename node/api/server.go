@@ -470,13 +470,17 @@ func (h lockHandler) acquire(ctx context.Context, r *latchkeyv1.AcquireRequest, 
 	}
 	done := make(chan result, 1)
 	go func() {
-		g, err := h.s.cfg.Locks.Acquire(ctx, lockservice.Request{Name: r.Name, TTL: ttl, Try: r.Try, Queued: func(position int) {
-			select {
-			case <-newest:
-			default:
-			}
-			newest <- position
-		}})
+		g, err := h.s.cfg.Locks.Acquire(ctx, lockservice.Request{
+			Name: r.Name, TTL: ttl, Try: r.Try, Shared: r.Shared, Permits: int(min(r.Permits, lockservice.PermitsMax+1)),
+			Delay: r.LockDelay.AsDuration(), Value: r.Value,
+			Queued: func(position int) {
+				select {
+				case <-newest:
+				default:
+				}
+				newest <- position
+			},
+		})
 		done <- result{g, err}
 	}()
 	for {
@@ -493,7 +497,7 @@ func (h lockHandler) acquire(ctx context.Context, r *latchkeyv1.AcquireRequest, 
 				h.giveBack(res.grant)
 				return context.Cause(ctx)
 			}
-			h.s.grants.add(res.grant)
+			h.s.grants.add(res.grant, r.Shared, r.Permits)
 			// When this fails the client may have read it all the same, so the lease is left to run out.
 			return send(&latchkeyv1.AcquireResponse{Event: &latchkeyv1.AcquireResponse_Granted{Granted: encodeGrant(res.grant)}})
 		}
@@ -551,6 +555,28 @@ func (h lockHandler) Release(ctx context.Context, r *latchkeyv1.ReleaseRequest) 
 		return nil, encodeError(err)
 	}
 	return &latchkeyv1.ReleaseResponse{}, nil
+}
+
+func (h lockHandler) Break(ctx context.Context, r *latchkeyv1.BreakRequest) (*latchkeyv1.BreakResponse, error) {
+	if err := lockservice.CheckName(r.Name); err != nil {
+		return nil, encodeError(err)
+	}
+	holder, err := h.s.cfg.Locks.Break(ctx, r.Name, lockservice.Token(r.Token))
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	log.Warnw("broke a lock for a client of the API", "lock", r.Name, "token", r.Token, "holder", holder.String())
+	return &latchkeyv1.BreakResponse{Holder: encodeParty(holder)}, nil
+}
+
+func (h lockHandler) List(context.Context, *latchkeyv1.ListRequest) (*latchkeyv1.ListResponse, error) {
+	res := &latchkeyv1.ListResponse{}
+	for _, g := range h.s.grants.list() {
+		res.Locks = append(res.Locks, &latchkeyv1.ListedLock{
+			Name: g.grant.Name, Token: uint64(g.grant.Token), Ttl: durationpb.New(g.grant.TTL), Holder: g.grant.Holder, Shared: g.shared, Permits: g.permits,
+		})
+	}
+	return res, nil
 }
 
 func (h lockHandler) Info(ctx context.Context, r *latchkeyv1.InfoRequest) (*latchkeyv1.InfoResponse, error) {

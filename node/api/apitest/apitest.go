@@ -16,7 +16,7 @@ var Limits = lockservice.Limits{TTLMin: time.Second, TTLMax: time.Minute, TTLDef
 
 // Call is one call that a [Backend] has answered.
 type Call struct {
-	Op    string // acquire, renew, release, info
+	Op    string // acquire, renew, release, break, info
 	Name  string
 	Token lockservice.Token
 	At    time.Time // when it was answered
@@ -190,6 +190,20 @@ func (b *Backend) Release(ctx context.Context, g lockservice.Grant) (err error) 
 	}
 	l.holder = nil
 	return nil
+}
+
+// Break implements [lockservice.Backend].
+func (b *Backend) Break(_ context.Context, name string, token lockservice.Token) (holder lockservice.Party, err error) {
+	defer func() { b.note("break", name, token, err) }()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.lockLocked(name)
+	if l.holder == nil || l.holder.Token != token {
+		return lockservice.Party{}, lockservice.ErrNotHeld
+	}
+	holder = party(l.holder.Req)
+	l.holder = nil
+	return holder, nil
 }
 
 // Info implements [lockservice.Backend].

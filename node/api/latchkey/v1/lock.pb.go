@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -43,6 +44,7 @@ const (
 	Reason_REASON_ALIVE           Reason = 14 // the group to revive is not lost                      failed_precondition
 	Reason_REASON_PREFIX          Reason = 15 // not a prefix of the overlay's depth                  invalid_argument
 	Reason_REASON_RESEED          Reason = 16 // a reseed document is not signed, or not newer        failed_precondition
+	Reason_REASON_MODE            Reason = 17 // the name is in use as something else                 failed_precondition
 )
 
 // Enum value maps for Reason.
@@ -65,6 +67,7 @@ var (
 		14: "REASON_ALIVE",
 		15: "REASON_PREFIX",
 		16: "REASON_RESEED",
+		17: "REASON_MODE",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -84,6 +87,7 @@ var (
 		"REASON_ALIVE":           14,
 		"REASON_PREFIX":          15,
 		"REASON_RESEED":          16,
+		"REASON_MODE":            17,
 	}
 )
 
@@ -222,9 +226,13 @@ func (x *LimitsResponse) GetDriftPpm() int64 {
 
 type AcquireRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // 1 to 1,024 bytes, no control characters
-	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`   // length of the lease; absent: the overlay's default
-	Try           bool                   `protobuf:"varint,3,opt,name=try,proto3" json:"try,omitempty"`  // do not wait: LOCKED when somebody has it
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                            // 1 to 1,024 bytes, no control characters
+	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`                              // length of the lease; absent: the overlay's default
+	Try           bool                   `protobuf:"varint,3,opt,name=try,proto3" json:"try,omitempty"`                             // do not wait: LOCKED when somebody has it
+	Shared        bool                   `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`                       // beside others that share it; only where permits is 0
+	Permits       uint32                 `protobuf:"varint,5,opt,name=permits,proto3" json:"permits,omitempty"`                     // one permit of a semaphore of so many, at most 1,024; 0: a lock
+	LockDelay     *durationpb.Duration   `protobuf:"bytes,6,opt,name=lock_delay,json=lockDelay,proto3" json:"lock_delay,omitempty"` // nobody is granted it for so long after this hold has ended by its lease; at most 60 s
+	Value         string                 `protobuf:"bytes,7,opt,name=value,proto3" json:"value,omitempty"`                          // for whoever asks who holds it; at most 512 bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -278,6 +286,34 @@ func (x *AcquireRequest) GetTry() bool {
 		return x.Try
 	}
 	return false
+}
+
+func (x *AcquireRequest) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *AcquireRequest) GetPermits() uint32 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+func (x *AcquireRequest) GetLockDelay() *durationpb.Duration {
+	if x != nil {
+		return x.LockDelay
+	}
+	return nil
+}
+
+func (x *AcquireRequest) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
 }
 
 type AcquireResponse struct {
@@ -744,10 +780,17 @@ type InfoResponse struct {
 	Holder        *Party                 `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"`
 	Token         uint64                 `protobuf:"varint,4,opt,name=token,proto3" json:"token,omitempty"`
 	Ttl           *durationpb.Duration   `protobuf:"bytes,5,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	LeaseLeft     *durationpb.Duration   `protobuf:"bytes,6,opt,name=lease_left,json=leaseLeft,proto3" json:"lease_left,omitempty"` // by the group's clock; not for use by the holder
-	Confirmed     bool                   `protobuf:"varint,7,opt,name=confirmed,proto3" json:"confirmed,omitempty"`                 // false while a grant out of the queue has not been taken up
-	Waiters       []*Waiter              `protobuf:"bytes,8,rep,name=waiters,proto3" json:"waiters,omitempty"`                      // in the order they will be granted
-	Waiting       int64                  `protobuf:"varint,9,opt,name=waiting,proto3" json:"waiting,omitempty"`                     // how many wait, also those not listed
+	LeaseLeft     *durationpb.Duration   `protobuf:"bytes,6,opt,name=lease_left,json=leaseLeft,proto3" json:"lease_left,omitempty"`  // by the group's clock; not for use by the holder
+	Confirmed     bool                   `protobuf:"varint,7,opt,name=confirmed,proto3" json:"confirmed,omitempty"`                  // false while a grant out of the queue has not been taken up
+	Waiters       []*Waiter              `protobuf:"bytes,8,rep,name=waiters,proto3" json:"waiters,omitempty"`                       // in the order they will be granted
+	Waiting       int64                  `protobuf:"varint,9,opt,name=waiting,proto3" json:"waiting,omitempty"`                      // how many wait, also those not listed
+	Value         string                 `protobuf:"bytes,10,opt,name=value,proto3" json:"value,omitempty"`                          // that the holder gave
+	Permits       uint32                 `protobuf:"varint,11,opt,name=permits,proto3" json:"permits,omitempty"`                     // of a semaphore in use
+	Shared        bool                   `protobuf:"varint,12,opt,name=shared,proto3" json:"shared,omitempty"`                       // the holders share it
+	Holding       int64                  `protobuf:"varint,13,opt,name=holding,proto3" json:"holding,omitempty"`                     // how many hold it
+	Holders       []*Holder              `protobuf:"bytes,14,rep,name=holders,proto3" json:"holders,omitempty"`                      // in the order of their grants, where they share it or have permits; may be cut off
+	DelayLeft     *durationpb.Duration   `protobuf:"bytes,15,opt,name=delay_left,json=delayLeft,proto3" json:"delay_left,omitempty"` // for how long it is granted to nobody
+	Breaks        []*Broken              `protobuf:"bytes,16,rep,name=breaks,proto3" json:"breaks,omitempty"`                        // that the group remembers, the oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -845,6 +888,467 @@ func (x *InfoResponse) GetWaiting() int64 {
 	return 0
 }
 
+func (x *InfoResponse) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetPermits() uint32 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+func (x *InfoResponse) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *InfoResponse) GetHolding() int64 {
+	if x != nil {
+		return x.Holding
+	}
+	return 0
+}
+
+func (x *InfoResponse) GetHolders() []*Holder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetDelayLeft() *durationpb.Duration {
+	if x != nil {
+		return x.DelayLeft
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetBreaks() []*Broken {
+	if x != nil {
+		return x.Breaks
+	}
+	return nil
+}
+
+type BreakRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakRequest) Reset() {
+	*x = BreakRequest{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakRequest) ProtoMessage() {}
+
+func (x *BreakRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakRequest.ProtoReflect.Descriptor instead.
+func (*BreakRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *BreakRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BreakRequest) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+type BreakResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Holder        *Party                 `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"` // the first of those whose hold was ended
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakResponse) Reset() {
+	*x = BreakResponse{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakResponse) ProtoMessage() {}
+
+func (x *BreakResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakResponse.ProtoReflect.Descriptor instead.
+func (*BreakResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *BreakResponse) GetHolder() *Party {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+type ListRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequest) Reset() {
+	*x = ListRequest{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequest) ProtoMessage() {}
+
+func (x *ListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
+func (*ListRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{14}
+}
+
+type ListResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Locks         []*ListedLock          `protobuf:"bytes,1,rep,name=locks,proto3" json:"locks,omitempty"` // by name, then by token
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResponse) Reset() {
+	*x = ListResponse{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResponse) ProtoMessage() {}
+
+func (x *ListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
+func (*ListResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListResponse) GetLocks() []*ListedLock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+type ListedLock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	Ttl           *durationpb.Duration   `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Holder        string                 `protobuf:"bytes,4,opt,name=holder,proto3" json:"holder,omitempty"`
+	Shared        bool                   `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	Permits       uint32                 `protobuf:"varint,6,opt,name=permits,proto3" json:"permits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListedLock) Reset() {
+	*x = ListedLock{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListedLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListedLock) ProtoMessage() {}
+
+func (x *ListedLock) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListedLock.ProtoReflect.Descriptor instead.
+func (*ListedLock) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListedLock) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ListedLock) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *ListedLock) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *ListedLock) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *ListedLock) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *ListedLock) GetPermits() uint32 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+type Holder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
+	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	Ttl           *durationpb.Duration   `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	LeaseLeft     *durationpb.Duration   `protobuf:"bytes,4,opt,name=lease_left,json=leaseLeft,proto3" json:"lease_left,omitempty"`
+	Confirmed     bool                   `protobuf:"varint,5,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holder) Reset() {
+	*x = Holder{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holder) ProtoMessage() {}
+
+func (x *Holder) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holder.ProtoReflect.Descriptor instead.
+func (*Holder) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Holder) GetParty() *Party {
+	if x != nil {
+		return x.Party
+	}
+	return nil
+}
+
+func (x *Holder) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *Holder) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *Holder) GetLeaseLeft() *durationpb.Duration {
+	if x != nil {
+		return x.LeaseLeft
+	}
+	return nil
+}
+
+func (x *Holder) GetConfirmed() bool {
+	if x != nil {
+		return x.Confirmed
+	}
+	return false
+}
+
+type Broken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         uint64                 `protobuf:"varint,1,opt,name=token,proto3" json:"token,omitempty"`
+	Holder        *Party                 `protobuf:"bytes,2,opt,name=holder,proto3" json:"holder,omitempty"`    // the first of those who were ended
+	Holders       int64                  `protobuf:"varint,3,opt,name=holders,proto3" json:"holders,omitempty"` // how many
+	By            *Party                 `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"` // by the clock of who broke it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Broken) Reset() {
+	*x = Broken{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Broken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Broken) ProtoMessage() {}
+
+func (x *Broken) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Broken.ProtoReflect.Descriptor instead.
+func (*Broken) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Broken) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *Broken) GetHolder() *Party {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *Broken) GetHolders() int64 {
+	if x != nil {
+		return x.Holders
+	}
+	return 0
+}
+
+func (x *Broken) GetBy() *Party {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+func (x *Broken) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type Party struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -855,7 +1359,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[12]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1371,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[12]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1384,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{12}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Party) GetSession() string {
@@ -901,13 +1405,14 @@ type Waiter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
 	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Shared        bool                   `protobuf:"varint,3,opt,name=shared,proto3" json:"shared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Waiter) Reset() {
 	*x = Waiter{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[13]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1424,7 @@ func (x *Waiter) String() string {
 func (*Waiter) ProtoMessage() {}
 
 func (x *Waiter) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[13]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1437,7 @@ func (x *Waiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiter.ProtoReflect.Descriptor instead.
 func (*Waiter) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{13}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Waiter) GetParty() *Party {
@@ -949,6 +1454,13 @@ func (x *Waiter) GetTtl() *durationpb.Duration {
 	return nil
 }
 
+func (x *Waiter) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
 // ErrorDetail travels with every error of LockService.
 type ErrorDetail struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -962,7 +1474,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[14]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1486,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[14]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1499,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{14}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ErrorDetail) GetReason() Reason {
@@ -1022,18 +1534,23 @@ var File_latchkey_v1_lock_proto protoreflect.FileDescriptor
 
 const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\n" +
-	"\x16latchkey/v1/lock.proto\x12\vlatchkey.v1\x1a\x1egoogle/protobuf/duration.proto\"\x0f\n" +
+	"\x16latchkey/v1/lock.proto\x12\vlatchkey.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
 	"\rLimitsRequest\"\xd1\x01\n" +
 	"\x0eLimitsResponse\x122\n" +
 	"\attl_min\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06ttlMin\x122\n" +
 	"\attl_max\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06ttlMax\x12:\n" +
 	"\vttl_default\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"ttlDefault\x12\x1b\n" +
-	"\tdrift_ppm\x18\x04 \x01(\x03R\bdriftPpm\"c\n" +
+	"\tdrift_ppm\x18\x04 \x01(\x03R\bdriftPpm\"\xe5\x01\n" +
 	"\x0eAcquireRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x10\n" +
-	"\x03try\x18\x03 \x01(\bR\x03try\"y\n" +
+	"\x03try\x18\x03 \x01(\bR\x03try\x12\x16\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\x12\x18\n" +
+	"\apermits\x18\x05 \x01(\rR\apermits\x128\n" +
+	"\n" +
+	"lock_delay\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tlockDelay\x12\x14\n" +
+	"\x05value\x18\a \x01(\tR\x05value\"y\n" +
 	"\x0fAcquireResponse\x12-\n" +
 	"\x06queued\x18\x01 \x01(\v2\x13.latchkey.v1.QueuedH\x00R\x06queued\x12.\n" +
 	"\agranted\x18\x02 \x01(\v2\x12.latchkey.v1.GrantH\x00R\agrantedB\a\n" +
@@ -1060,7 +1577,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x03req\x18\x03 \x01(\x04R\x03req\"\x11\n" +
 	"\x0fReleaseResponse\"!\n" +
 	"\vInfoRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xc6\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xbe\x04\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04held\x18\x02 \x01(\bR\x04held\x12*\n" +
@@ -1071,18 +1588,57 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"lease_left\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tleaseLeft\x12\x1c\n" +
 	"\tconfirmed\x18\a \x01(\bR\tconfirmed\x12-\n" +
 	"\awaiters\x18\b \x03(\v2\x13.latchkey.v1.WaiterR\awaiters\x12\x18\n" +
-	"\awaiting\x18\t \x01(\x03R\awaiting\"5\n" +
+	"\awaiting\x18\t \x01(\x03R\awaiting\x12\x14\n" +
+	"\x05value\x18\n" +
+	" \x01(\tR\x05value\x12\x18\n" +
+	"\apermits\x18\v \x01(\rR\apermits\x12\x16\n" +
+	"\x06shared\x18\f \x01(\bR\x06shared\x12\x18\n" +
+	"\aholding\x18\r \x01(\x03R\aholding\x12-\n" +
+	"\aholders\x18\x0e \x03(\v2\x13.latchkey.v1.HolderR\aholders\x128\n" +
+	"\n" +
+	"delay_left\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\tdelayLeft\x12+\n" +
+	"\x06breaks\x18\x10 \x03(\v2\x13.latchkey.v1.BrokenR\x06breaks\"8\n" +
+	"\fBreakRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\";\n" +
+	"\rBreakResponse\x12*\n" +
+	"\x06holder\x18\x01 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\"\r\n" +
+	"\vListRequest\"=\n" +
+	"\fListResponse\x12-\n" +
+	"\x05locks\x18\x01 \x03(\v2\x17.latchkey.v1.ListedLockR\x05locks\"\xad\x01\n" +
+	"\n" +
+	"ListedLock\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\x12+\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
+	"\x06holder\x18\x04 \x01(\tR\x06holder\x12\x16\n" +
+	"\x06shared\x18\x05 \x01(\bR\x06shared\x12\x18\n" +
+	"\apermits\x18\x06 \x01(\rR\apermits\"\xcd\x01\n" +
+	"\x06Holder\x12(\n" +
+	"\x05party\x18\x01 \x01(\v2\x12.latchkey.v1.PartyR\x05party\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\x12+\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x128\n" +
+	"\n" +
+	"lease_left\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tleaseLeft\x12\x1c\n" +
+	"\tconfirmed\x18\x05 \x01(\bR\tconfirmed\"\xb4\x01\n" +
+	"\x06Broken\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\x04R\x05token\x12*\n" +
+	"\x06holder\x18\x02 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\x12\x18\n" +
+	"\aholders\x18\x03 \x01(\x03R\aholders\x12\"\n" +
+	"\x02by\x18\x04 \x01(\v2\x12.latchkey.v1.PartyR\x02by\x12*\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"5\n" +
 	"\x05Party\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x12\n" +
-	"\x04peer\x18\x02 \x01(\tR\x04peer\"_\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\"w\n" +
 	"\x06Waiter\x12(\n" +
 	"\x05party\x18\x01 \x01(\v2\x12.latchkey.v1.PartyR\x05party\x12+\n" +
-	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\x94\x01\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
+	"\x06shared\x18\x03 \x01(\bR\x06shared\"\x94\x01\n" +
 	"\vErrorDetail\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.latchkey.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
 	"\x06holder\x18\x03 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\x12\x18\n" +
-	"\awaiting\x18\x04 \x01(\x03R\awaiting*\xde\x02\n" +
+	"\awaiting\x18\x04 \x01(\x03R\awaiting*\xef\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -1102,13 +1658,16 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x0fREASON_NO_GROUP\x10\r\x12\x10\n" +
 	"\fREASON_ALIVE\x10\x0e\x12\x11\n" +
 	"\rREASON_PREFIX\x10\x0f\x12\x11\n" +
-	"\rREASON_RESEED\x10\x102\xdb\x02\n" +
+	"\rREASON_RESEED\x10\x10\x12\x0f\n" +
+	"\vREASON_MODE\x10\x112\xd8\x03\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +
 	"\x05Renew\x12\x19.latchkey.v1.RenewRequest\x1a\x1a.latchkey.v1.RenewResponse\x12D\n" +
 	"\aRelease\x12\x1b.latchkey.v1.ReleaseRequest\x1a\x1c.latchkey.v1.ReleaseResponse\x12;\n" +
-	"\x04Info\x12\x18.latchkey.v1.InfoRequest\x1a\x19.latchkey.v1.InfoResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
+	"\x04Info\x12\x18.latchkey.v1.InfoRequest\x1a\x19.latchkey.v1.InfoResponse\x12>\n" +
+	"\x05Break\x12\x19.latchkey.v1.BreakRequest\x1a\x1a.latchkey.v1.BreakResponse\x12;\n" +
+	"\x04List\x12\x18.latchkey.v1.ListRequest\x1a\x19.latchkey.v1.ListResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
 var (
 	file_latchkey_v1_lock_proto_rawDescOnce sync.Once
@@ -1123,58 +1682,83 @@ func file_latchkey_v1_lock_proto_rawDescGZIP() []byte {
 }
 
 var file_latchkey_v1_lock_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_latchkey_v1_lock_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_latchkey_v1_lock_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_latchkey_v1_lock_proto_goTypes = []any{
-	(Reason)(0),                 // 0: latchkey.v1.Reason
-	(*LimitsRequest)(nil),       // 1: latchkey.v1.LimitsRequest
-	(*LimitsResponse)(nil),      // 2: latchkey.v1.LimitsResponse
-	(*AcquireRequest)(nil),      // 3: latchkey.v1.AcquireRequest
-	(*AcquireResponse)(nil),     // 4: latchkey.v1.AcquireResponse
-	(*Queued)(nil),              // 5: latchkey.v1.Queued
-	(*Grant)(nil),               // 6: latchkey.v1.Grant
-	(*RenewRequest)(nil),        // 7: latchkey.v1.RenewRequest
-	(*RenewResponse)(nil),       // 8: latchkey.v1.RenewResponse
-	(*ReleaseRequest)(nil),      // 9: latchkey.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),     // 10: latchkey.v1.ReleaseResponse
-	(*InfoRequest)(nil),         // 11: latchkey.v1.InfoRequest
-	(*InfoResponse)(nil),        // 12: latchkey.v1.InfoResponse
-	(*Party)(nil),               // 13: latchkey.v1.Party
-	(*Waiter)(nil),              // 14: latchkey.v1.Waiter
-	(*ErrorDetail)(nil),         // 15: latchkey.v1.ErrorDetail
-	(*durationpb.Duration)(nil), // 16: google.protobuf.Duration
+	(Reason)(0),                   // 0: latchkey.v1.Reason
+	(*LimitsRequest)(nil),         // 1: latchkey.v1.LimitsRequest
+	(*LimitsResponse)(nil),        // 2: latchkey.v1.LimitsResponse
+	(*AcquireRequest)(nil),        // 3: latchkey.v1.AcquireRequest
+	(*AcquireResponse)(nil),       // 4: latchkey.v1.AcquireResponse
+	(*Queued)(nil),                // 5: latchkey.v1.Queued
+	(*Grant)(nil),                 // 6: latchkey.v1.Grant
+	(*RenewRequest)(nil),          // 7: latchkey.v1.RenewRequest
+	(*RenewResponse)(nil),         // 8: latchkey.v1.RenewResponse
+	(*ReleaseRequest)(nil),        // 9: latchkey.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),       // 10: latchkey.v1.ReleaseResponse
+	(*InfoRequest)(nil),           // 11: latchkey.v1.InfoRequest
+	(*InfoResponse)(nil),          // 12: latchkey.v1.InfoResponse
+	(*BreakRequest)(nil),          // 13: latchkey.v1.BreakRequest
+	(*BreakResponse)(nil),         // 14: latchkey.v1.BreakResponse
+	(*ListRequest)(nil),           // 15: latchkey.v1.ListRequest
+	(*ListResponse)(nil),          // 16: latchkey.v1.ListResponse
+	(*ListedLock)(nil),            // 17: latchkey.v1.ListedLock
+	(*Holder)(nil),                // 18: latchkey.v1.Holder
+	(*Broken)(nil),                // 19: latchkey.v1.Broken
+	(*Party)(nil),                 // 20: latchkey.v1.Party
+	(*Waiter)(nil),                // 21: latchkey.v1.Waiter
+	(*ErrorDetail)(nil),           // 22: latchkey.v1.ErrorDetail
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_latchkey_v1_lock_proto_depIdxs = []int32{
-	16, // 0: latchkey.v1.LimitsResponse.ttl_min:type_name -> google.protobuf.Duration
-	16, // 1: latchkey.v1.LimitsResponse.ttl_max:type_name -> google.protobuf.Duration
-	16, // 2: latchkey.v1.LimitsResponse.ttl_default:type_name -> google.protobuf.Duration
-	16, // 3: latchkey.v1.AcquireRequest.ttl:type_name -> google.protobuf.Duration
-	5,  // 4: latchkey.v1.AcquireResponse.queued:type_name -> latchkey.v1.Queued
-	6,  // 5: latchkey.v1.AcquireResponse.granted:type_name -> latchkey.v1.Grant
-	16, // 6: latchkey.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	16, // 7: latchkey.v1.RenewResponse.lease_left:type_name -> google.protobuf.Duration
-	13, // 8: latchkey.v1.InfoResponse.holder:type_name -> latchkey.v1.Party
-	16, // 9: latchkey.v1.InfoResponse.ttl:type_name -> google.protobuf.Duration
-	16, // 10: latchkey.v1.InfoResponse.lease_left:type_name -> google.protobuf.Duration
-	14, // 11: latchkey.v1.InfoResponse.waiters:type_name -> latchkey.v1.Waiter
-	13, // 12: latchkey.v1.Waiter.party:type_name -> latchkey.v1.Party
-	16, // 13: latchkey.v1.Waiter.ttl:type_name -> google.protobuf.Duration
-	0,  // 14: latchkey.v1.ErrorDetail.reason:type_name -> latchkey.v1.Reason
-	13, // 15: latchkey.v1.ErrorDetail.holder:type_name -> latchkey.v1.Party
-	1,  // 16: latchkey.v1.LockService.Limits:input_type -> latchkey.v1.LimitsRequest
-	3,  // 17: latchkey.v1.LockService.Acquire:input_type -> latchkey.v1.AcquireRequest
-	7,  // 18: latchkey.v1.LockService.Renew:input_type -> latchkey.v1.RenewRequest
-	9,  // 19: latchkey.v1.LockService.Release:input_type -> latchkey.v1.ReleaseRequest
-	11, // 20: latchkey.v1.LockService.Info:input_type -> latchkey.v1.InfoRequest
-	2,  // 21: latchkey.v1.LockService.Limits:output_type -> latchkey.v1.LimitsResponse
-	4,  // 22: latchkey.v1.LockService.Acquire:output_type -> latchkey.v1.AcquireResponse
-	8,  // 23: latchkey.v1.LockService.Renew:output_type -> latchkey.v1.RenewResponse
-	10, // 24: latchkey.v1.LockService.Release:output_type -> latchkey.v1.ReleaseResponse
-	12, // 25: latchkey.v1.LockService.Info:output_type -> latchkey.v1.InfoResponse
-	21, // [21:26] is the sub-list for method output_type
-	16, // [16:21] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	23, // 0: latchkey.v1.LimitsResponse.ttl_min:type_name -> google.protobuf.Duration
+	23, // 1: latchkey.v1.LimitsResponse.ttl_max:type_name -> google.protobuf.Duration
+	23, // 2: latchkey.v1.LimitsResponse.ttl_default:type_name -> google.protobuf.Duration
+	23, // 3: latchkey.v1.AcquireRequest.ttl:type_name -> google.protobuf.Duration
+	23, // 4: latchkey.v1.AcquireRequest.lock_delay:type_name -> google.protobuf.Duration
+	5,  // 5: latchkey.v1.AcquireResponse.queued:type_name -> latchkey.v1.Queued
+	6,  // 6: latchkey.v1.AcquireResponse.granted:type_name -> latchkey.v1.Grant
+	23, // 7: latchkey.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	23, // 8: latchkey.v1.RenewResponse.lease_left:type_name -> google.protobuf.Duration
+	20, // 9: latchkey.v1.InfoResponse.holder:type_name -> latchkey.v1.Party
+	23, // 10: latchkey.v1.InfoResponse.ttl:type_name -> google.protobuf.Duration
+	23, // 11: latchkey.v1.InfoResponse.lease_left:type_name -> google.protobuf.Duration
+	21, // 12: latchkey.v1.InfoResponse.waiters:type_name -> latchkey.v1.Waiter
+	18, // 13: latchkey.v1.InfoResponse.holders:type_name -> latchkey.v1.Holder
+	23, // 14: latchkey.v1.InfoResponse.delay_left:type_name -> google.protobuf.Duration
+	19, // 15: latchkey.v1.InfoResponse.breaks:type_name -> latchkey.v1.Broken
+	20, // 16: latchkey.v1.BreakResponse.holder:type_name -> latchkey.v1.Party
+	17, // 17: latchkey.v1.ListResponse.locks:type_name -> latchkey.v1.ListedLock
+	23, // 18: latchkey.v1.ListedLock.ttl:type_name -> google.protobuf.Duration
+	20, // 19: latchkey.v1.Holder.party:type_name -> latchkey.v1.Party
+	23, // 20: latchkey.v1.Holder.ttl:type_name -> google.protobuf.Duration
+	23, // 21: latchkey.v1.Holder.lease_left:type_name -> google.protobuf.Duration
+	20, // 22: latchkey.v1.Broken.holder:type_name -> latchkey.v1.Party
+	20, // 23: latchkey.v1.Broken.by:type_name -> latchkey.v1.Party
+	24, // 24: latchkey.v1.Broken.at:type_name -> google.protobuf.Timestamp
+	20, // 25: latchkey.v1.Waiter.party:type_name -> latchkey.v1.Party
+	23, // 26: latchkey.v1.Waiter.ttl:type_name -> google.protobuf.Duration
+	0,  // 27: latchkey.v1.ErrorDetail.reason:type_name -> latchkey.v1.Reason
+	20, // 28: latchkey.v1.ErrorDetail.holder:type_name -> latchkey.v1.Party
+	1,  // 29: latchkey.v1.LockService.Limits:input_type -> latchkey.v1.LimitsRequest
+	3,  // 30: latchkey.v1.LockService.Acquire:input_type -> latchkey.v1.AcquireRequest
+	7,  // 31: latchkey.v1.LockService.Renew:input_type -> latchkey.v1.RenewRequest
+	9,  // 32: latchkey.v1.LockService.Release:input_type -> latchkey.v1.ReleaseRequest
+	11, // 33: latchkey.v1.LockService.Info:input_type -> latchkey.v1.InfoRequest
+	13, // 34: latchkey.v1.LockService.Break:input_type -> latchkey.v1.BreakRequest
+	15, // 35: latchkey.v1.LockService.List:input_type -> latchkey.v1.ListRequest
+	2,  // 36: latchkey.v1.LockService.Limits:output_type -> latchkey.v1.LimitsResponse
+	4,  // 37: latchkey.v1.LockService.Acquire:output_type -> latchkey.v1.AcquireResponse
+	8,  // 38: latchkey.v1.LockService.Renew:output_type -> latchkey.v1.RenewResponse
+	10, // 39: latchkey.v1.LockService.Release:output_type -> latchkey.v1.ReleaseResponse
+	12, // 40: latchkey.v1.LockService.Info:output_type -> latchkey.v1.InfoResponse
+	14, // 41: latchkey.v1.LockService.Break:output_type -> latchkey.v1.BreakResponse
+	16, // 42: latchkey.v1.LockService.List:output_type -> latchkey.v1.ListResponse
+	36, // [36:43] is the sub-list for method output_type
+	29, // [29:36] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_lock_proto_init() }
@@ -1192,7 +1776,7 @@ func file_latchkey_v1_lock_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_lock_proto_rawDesc), len(file_latchkey_v1_lock_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -43,6 +43,10 @@ const (
 	LockServiceReleaseProcedure = "/latchkey.v1.LockService/Release"
 	// LockServiceInfoProcedure is the fully-qualified name of the LockService's Info RPC.
 	LockServiceInfoProcedure = "/latchkey.v1.LockService/Info"
+	// LockServiceBreakProcedure is the fully-qualified name of the LockService's Break RPC.
+	LockServiceBreakProcedure = "/latchkey.v1.LockService/Break"
+	// LockServiceListProcedure is the fully-qualified name of the LockService's List RPC.
+	LockServiceListProcedure = "/latchkey.v1.LockService/List"
 )
 
 // LockServiceClient is a client for the latchkey.v1.LockService service.
@@ -58,6 +62,11 @@ type LockServiceClient interface {
 	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
 	// Info tells who holds a lock and who waits for it.
 	Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error)
+	// Break ends every hold of a lock under a token as if its lease were over, whoever has it. The daemon logs it, and the lock's
+	// group remembers it.
+	Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error)
+	// List lists the locks that are held through this daemon.
+	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
 }
 
 // NewLockServiceClient constructs a client for the latchkey.v1.LockService service. By default, it
@@ -101,6 +110,18 @@ func NewLockServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(lockServiceMethods.ByName("Info")),
 			connect.WithClientOptions(opts...),
 		),
+		_break: connect.NewClient[v1.BreakRequest, v1.BreakResponse](
+			httpClient,
+			baseURL+LockServiceBreakProcedure,
+			connect.WithSchema(lockServiceMethods.ByName("Break")),
+			connect.WithClientOptions(opts...),
+		),
+		list: connect.NewClient[v1.ListRequest, v1.ListResponse](
+			httpClient,
+			baseURL+LockServiceListProcedure,
+			connect.WithSchema(lockServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -111,6 +132,8 @@ type lockServiceClient struct {
 	renew   *connect.Client[v1.RenewRequest, v1.RenewResponse]
 	release *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
 	info    *connect.Client[v1.InfoRequest, v1.InfoResponse]
+	_break  *connect.Client[v1.BreakRequest, v1.BreakResponse]
+	list    *connect.Client[v1.ListRequest, v1.ListResponse]
 }
 
 // Limits calls latchkey.v1.LockService.Limits.
@@ -154,6 +177,24 @@ func (c *lockServiceClient) Info(ctx context.Context, req *v1.InfoRequest) (*v1.
 	return nil, err
 }
 
+// Break calls latchkey.v1.LockService.Break.
+func (c *lockServiceClient) Break(ctx context.Context, req *v1.BreakRequest) (*v1.BreakResponse, error) {
+	response, err := c._break.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// List calls latchkey.v1.LockService.List.
+func (c *lockServiceClient) List(ctx context.Context, req *v1.ListRequest) (*v1.ListResponse, error) {
+	response, err := c.list.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LockServiceHandler is an implementation of the latchkey.v1.LockService service.
 type LockServiceHandler interface {
 	// Limits tells the bounds on leases in this overlay.
@@ -167,6 +208,11 @@ type LockServiceHandler interface {
 	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
 	// Info tells who holds a lock and who waits for it.
 	Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error)
+	// Break ends every hold of a lock under a token as if its lease were over, whoever has it. The daemon logs it, and the lock's
+	// group remembers it.
+	Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error)
+	// List lists the locks that are held through this daemon.
+	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
 }
 
 // NewLockServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -206,6 +252,18 @@ func NewLockServiceHandler(svc LockServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(lockServiceMethods.ByName("Info")),
 		connect.WithHandlerOptions(opts...),
 	)
+	lockServiceBreakHandler := connect.NewUnaryHandlerSimple(
+		LockServiceBreakProcedure,
+		svc.Break,
+		connect.WithSchema(lockServiceMethods.ByName("Break")),
+		connect.WithHandlerOptions(opts...),
+	)
+	lockServiceListHandler := connect.NewUnaryHandlerSimple(
+		LockServiceListProcedure,
+		svc.List,
+		connect.WithSchema(lockServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/latchkey.v1.LockService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LockServiceLimitsProcedure:
@@ -218,6 +276,10 @@ func NewLockServiceHandler(svc LockServiceHandler, opts ...connect.HandlerOption
 			lockServiceReleaseHandler.ServeHTTP(w, r)
 		case LockServiceInfoProcedure:
 			lockServiceInfoHandler.ServeHTTP(w, r)
+		case LockServiceBreakProcedure:
+			lockServiceBreakHandler.ServeHTTP(w, r)
+		case LockServiceListProcedure:
+			lockServiceListHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -245,4 +307,12 @@ func (UnimplementedLockServiceHandler) Release(context.Context, *v1.ReleaseReque
 
 func (UnimplementedLockServiceHandler) Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.Info is not implemented"))
+}
+
+func (UnimplementedLockServiceHandler) Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.Break is not implemented"))
+}
+
+func (UnimplementedLockServiceHandler) List(context.Context, *v1.ListRequest) (*v1.ListResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.List is not implemented"))
 }
