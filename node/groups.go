@@ -180,6 +180,56 @@ func (n *Node) ReviveGroup(ctx context.Context, prefix string, gen uint64, force
 	return v, nil
 }
 
+// Graves implements [api.Node]: what this peer has put aside of generations that are over.
+func (n *Node) Graves(context.Context) (api.Graveyard, error) {
+	y := api.Graveyard{Graves: []api.Grave{}, Most: replicagroup.GravesMax}
+	yard, ok := n.store.(replicagroup.Graveyard)
+	if !ok {
+		return y, nil
+	}
+	all, err := yard.Graves()
+	for _, g := range all {
+		y.Graves = append(y.Graves, graveOf(g))
+	}
+	return y, err
+}
+
+func graveOf(g replicagroup.Grave) api.Grave {
+	return api.Grave{Prefix: g.Group.Prefix.String(), Generation: g.Group.Gen, Replica: uint64(g.Self), Buried: g.Buried, Bytes: g.Bytes}
+}
+
+// DeleteGrave implements [api.Node]: it deletes what was put aside of one generation of a group. It blocks until that is durable.
+func (n *Node) DeleteGrave(_ context.Context, of string, gen uint64) ([]api.Grave, error) {
+	p, err := keyspace.ParsePrefix(of)
+	switch {
+	case of == rootName:
+		p = keyspace.Prefix{}
+	case err != nil:
+		return nil, fmt.Errorf("%w: %.80q: its prefixes have %d bits, and are written like %v", api.ErrPrefix, of, n.genesis.Depth, n.genesis.PrefixOf(keyspace.Key{0xa3}))
+	}
+	yard, ok := n.store.(replicagroup.Graveyard)
+	var gone []api.Grave
+	if ok {
+		all, err := yard.Graves()
+		if err != nil {
+			return nil, err
+		}
+		for _, g := range all {
+			if g.Group.Prefix != p || g.Group.Gen != gen {
+				continue
+			}
+			if err := yard.Purge(g.Group, g.Self); err != nil {
+				return gone, err
+			}
+			gone = append(gone, graveOf(g))
+		}
+	}
+	if len(gone) == 0 {
+		return nil, fmt.Errorf("%w: nothing of generation %d.%d of %v was put aside here", api.ErrNoGroup, gen>>32, uint32(gen), p)
+	}
+	return gone, nil
+}
+
 // ProposeRoot implements [api.Node]: the reseed document, not yet signed, that makes this peer the founder of a new root.
 func (n *Node) ProposeRoot(context.Context) (api.RootProposal, error) {
 	r, err := n.groups.ProposeRoot()

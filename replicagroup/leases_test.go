@@ -104,6 +104,45 @@ func TestALostGroupComesBackByItself(t *testing.T) {
 	}
 }
 
+// As many operators as may wait for one group's lease to be over do; one more is told that the root is busy.
+func TestOperatorsWhoWaitForALeaseAreBounded(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(deadline(t, 60*time.Second))
+	defer cancel()
+	w := newWorld(t, 3, 1, func(g *placement.Genesis) { leased(g); g.Lease = placement.LeaseMax })
+	key := keyspace.Preimage("doomed").Key()
+	if _, err := w.peers[0].groups.NewClient().Do(ctx, key, "count", number(1)); err != nil {
+		t.Fatal(err)
+	}
+	prefix := w.genesis.PrefixOf(key)
+	if _, err := w.peers[1].groups.Child(ctx, prefix); err != nil { // finds the root's leader
+		t.Fatal(err)
+	}
+	root, _ := w.peers[1].groups.locator.cached(keyspace.Prefix{})
+	m, ok := root.View.MemberAt(w.peers[1].groups.locator.leader(root.Group))
+	if !ok {
+		t.Fatal("nobody leads the root")
+	}
+	leader, _ := root.Peer(m.ID)
+	req := marshal(&pb.ReviveRequest{Prefix: groupToPB(order.GroupID{Prefix: prefix}).Prefix, Force: true})
+	answers := make(chan error, doomsMax+1)
+	for range doomsMax + 1 {
+		go func() {
+			_, _, err := w.peers[1].groups.reviveAt(ctx, peer.ID(leader.ID), req)
+			answers <- err
+		}()
+	}
+	if err := <-answers; err == nil || !strings.Contains(err.Error(), "BUSY") {
+		t.Fatalf("one too many is answered %v", err)
+	}
+	cancel()
+	for range doomsMax { // they had no answer before
+		if err := <-answers; !errors.Is(err, context.Canceled) {
+			t.Errorf("one that waited is answered %v", err)
+		}
+	}
+}
+
 // A group whose root is away stops answering when its lease is over, and answers again when the root is back.
 func TestAGroupWithoutTheRootStopsAnswering(t *testing.T) {
 	ctx := deadline(t, 90*time.Second)

@@ -81,7 +81,7 @@ func (p *testPeer) untilBuried(t *testing.T, ctx context.Context, g order.GroupI
 		if err != nil {
 			t.Fatal(err)
 		}
-		if slices.ContainsFunc(graves, func(i Identity) bool { return i.Group == g }) && !p.runs(t, ctx, g) {
+		if slices.ContainsFunc(graves, func(i Grave) bool { return i.Group == g }) && !p.runs(t, ctx, g) {
 			return
 		}
 		if err := pause(ctx, 10*time.Millisecond); err != nil {
@@ -318,6 +318,32 @@ func TestABuriedReplicaIsOutOfTheWayAndItsIdUsed(t *testing.T) {
 	}
 	if err := s.Create(Identity{Group: g, Self: 4}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Of more graves than a store keeps, the first go.
+func TestTheFirstGravesMakeRoom(t *testing.T) {
+	s := NewMemoryStore()
+	for i := range uint64(GravesMax + 2) {
+		g := order.GroupID{Gen: i}
+		if err := s.Create(Identity{Group: g, Self: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Bury(g); err != nil {
+			t.Fatal(err)
+		}
+		if graves, err := s.Graves(); err != nil || len(graves) != min(int(i)+1, GravesMax) || graves[len(graves)-1].Group != g {
+			t.Fatalf("%d graves after %d burials, %v", len(graves), i+1, err)
+		}
+	}
+	if graves, _ := s.Graves(); graves[0].Group.Gen != 2 {
+		t.Errorf("the first grave is of generation %d", graves[0].Group.Gen)
+	}
+	if err := s.Purge(order.GroupID{Gen: 2}, 1); err != nil {
+		t.Fatal(err)
+	}
+	if graves, _ := s.Graves(); len(graves) != GravesMax-1 || graves[0].Group.Gen != 3 {
+		t.Errorf("%d graves after one was deleted, the first of generation %d", len(graves), graves[0].Group.Gen)
 	}
 }
 

@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"latchkey/replicagroup/order"
 )
@@ -49,6 +51,41 @@ type StoredReplica struct {
 	Image order.Image
 }
 
+// GravesMax bounds the replicas that a store keeps buried. Of one more, the one that was buried first is dropped: what was put aside is
+// for an operator to look at, and must not fill a disk for ever.
+const GravesMax = 256
+
+// Grave is a replica that was buried.
+type Grave struct {
+	Identity
+	Buried time.Time // zero: by a program that took no note of it
+	Bytes  int64     // of what it had persisted, about; 0 likewise
+}
+
+// Graveyard is a [Store] that tells of its buried replicas. Both of ours are.
+type Graveyard interface {
+	// Graves returns who is buried, by group and id.
+	Graves() ([]Grave, error)
+	// Purge drops a buried replica with what it had persisted. Its id stays used. It is durable when Purge returns, and idempotent.
+	Purge(g order.GroupID, self order.ReplicaID) error
+}
+
+// ByGrave orders graves by group and id.
+func ByGrave(a, b Grave) int {
+	return cmp.Or(a.Group.Compare(b.Group), cmp.Compare(a.Self, b.Self))
+}
+
+// Oldest returns which of the graves was buried first, -1 if there are none.
+func Oldest(graves []Grave) int {
+	first := -1
+	for i, g := range graves {
+		if first < 0 || g.Buried.Before(graves[first].Buried) {
+			first = i
+		}
+	}
+	return first
+}
+
 // Write is what one replica persists in one turn.
 type Write struct {
 	Group   order.GroupID
@@ -70,7 +107,13 @@ type memoryDisk struct {
 	attached uint64
 	replicas map[order.GroupID]*memoryReplica
 	used     map[order.GroupID]order.ReplicaID // the highest id of a retired or buried replica
-	graves   []*memoryReplica
+	graves   []memoryGrave                     // in the order of their burial
+}
+
+type memoryGrave struct {
+	*memoryReplica
+	at    time.Time
+	bytes int64
 }
 
 type memoryReplica struct {
@@ -162,17 +205,40 @@ func (s *MemoryStore) Retire(g order.GroupID) error { return s.remove(g, false) 
 // Bury implements [Store].
 func (s *MemoryStore) Bury(g order.GroupID) error { return s.remove(g, true) }
 
-// Graves returns who is buried, without data.
-func (s *MemoryStore) Graves() ([]Identity, error) {
+// Graves implements [Graveyard].
+func (s *MemoryStore) Graves() ([]Grave, error) {
 	if err := s.lockDisk(); err != nil {
 		return nil, err
 	}
 	defer s.disk.mu.Unlock()
-	var all []Identity
+	var all []Grave
 	for _, r := range s.disk.graves {
-		all = append(all, r.identity)
+		all = append(all, Grave{Identity: r.identity, Buried: r.at, Bytes: r.bytes})
 	}
+	slices.SortFunc(all, ByGrave)
 	return all, nil
+}
+
+// Purge implements [Graveyard].
+func (s *MemoryStore) Purge(g order.GroupID, self order.ReplicaID) error {
+	if err := s.lockDisk(); err != nil {
+		return err
+	}
+	defer s.disk.mu.Unlock()
+	s.disk.graves = slices.DeleteFunc(s.disk.graves, func(r memoryGrave) bool { return r.identity.Group == g && r.identity.Self == self })
+	return nil
+}
+
+// size is about how much a replica has persisted.
+func (r *memoryReplica) size() int64 {
+	n := len(r.state) + len(r.identity.Descriptor)
+	if r.snapshot != nil {
+		n += len(r.snapshot.Data)
+	}
+	for _, e := range r.entries {
+		n += len(e.Data)
+	}
+	return int64(n)
 }
 
 func (s *MemoryStore) remove(g order.GroupID, aside bool) error {
@@ -188,7 +254,10 @@ func (s *MemoryStore) remove(g order.GroupID, aside bool) error {
 		return fmt.Errorf("replicagroup: no replica of group %v was created in store %v", g, s.disk.id)
 	}
 	if aside {
-		s.disk.graves = append(s.disk.graves, r)
+		if n := len(s.disk.graves); n >= GravesMax {
+			s.disk.graves = slices.Delete(s.disk.graves, 0, n-GravesMax+1)
+		}
+		s.disk.graves = append(s.disk.graves, memoryGrave{r, time.Now(), r.size()})
 	}
 	s.disk.used[g] = r.identity.Self
 	delete(s.disk.replicas, g)

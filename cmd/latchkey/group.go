@@ -25,9 +25,10 @@ func groupVerb(a *app) *cobra.Command {
 answers. One that has lost its majority stays down, and says so, until its members are back or somebody revives it.`,
 		Example: `  latchkey group ls
   latchkey group info nightly
-  latchkey group revive a3/8`,
+  latchkey group revive a3/8
+  latchkey group graves`,
 	})
-	c.AddCommand(groupLsVerb(a), groupInfoVerb(a), groupReviveVerb(a))
+	c.AddCommand(groupLsVerb(a), groupInfoVerb(a), groupReviveVerb(a), groupGravesVerb(a))
 	return c
 }
 

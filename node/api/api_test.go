@@ -432,6 +432,16 @@ func TestNodeCalls(t *testing.T) {
 	if _, err := w.client.Revive(ctx, "a4/8", 0, false); !errors.Is(err, api.ErrAlive) || !strings.Contains(err.Error(), "12D3KooWone") {
 		t.Errorf("revive of a healthy group: %v", err)
 	}
+	wantGraves, _ := want.Graves(ctx)
+	if got, err := w.client.Graves(ctx); err != nil || !reflect.DeepEqual(got, wantGraves) {
+		t.Errorf("graves %+v, %v", got, err)
+	}
+	if got, err := w.client.DeleteGrave(ctx, "a3/8", 1); err != nil || !reflect.DeepEqual(got, wantGraves.Graves[1:]) {
+		t.Errorf("deleted %+v, %v", got, err)
+	}
+	if _, err := w.client.DeleteGrave(ctx, "a3/8", 2); !errors.Is(err, api.ErrNoGroup) {
+		t.Errorf("a grave that is not there: %v", err)
+	}
 	wantProposal, _ := want.ProposeRoot(ctx)
 	if got, err := w.client.ProposeRoot(ctx); err != nil || !reflect.DeepEqual(got, wantProposal) {
 		t.Errorf("proposal %+v, %v", got, err)

@@ -148,6 +148,25 @@ func (c *Client) Revive(ctx context.Context, prefix string, gen uint64, force bo
 	return v, nil
 }
 
+// Graves lists what the daemon's peer has put aside of generations that are over.
+func (c *Client) Graves(ctx context.Context) (Graveyard, error) {
+	r, err := c.node.Graves(ctx, &latchkeyv1.GravesRequest{})
+	if err != nil {
+		return Graveyard{}, decodeError(ctx, c.addr, err, false)
+	}
+	return Graveyard{Graves: decodeGraves(r.Graves), Most: int(r.Most)}, nil
+}
+
+// DeleteGrave deletes what the daemon's peer has put aside of one generation of a group, and returns it. Errors: [ErrPrefix], and
+// [ErrNoGroup] when there is nothing.
+func (c *Client) DeleteGrave(ctx context.Context, prefix string, gen uint64) ([]Grave, error) {
+	r, err := c.node.DeleteGrave(ctx, &latchkeyv1.DeleteGraveRequest{Prefix: prefix, Generation: gen})
+	if err != nil {
+		return nil, decodeError(ctx, c.addr, err, true)
+	}
+	return decodeGraves(r.Deleted), nil
+}
+
 // ProposeRoot returns the reseed document, not yet signed, that makes the daemon's peer the founder of a new root.
 func (c *Client) ProposeRoot(ctx context.Context) (RootProposal, error) {
 	r, err := c.node.ProposeRoot(ctx, &latchkeyv1.ProposeRootRequest{})

@@ -139,6 +139,22 @@ func decodeHosted(groups []*latchkeyv1.HostedGroup) []HostedGroup {
 	return all
 }
 
+func encodeGraves(graves []Grave) []*latchkeyv1.Grave {
+	all := make([]*latchkeyv1.Grave, len(graves))
+	for i, g := range graves {
+		all[i] = &latchkeyv1.Grave{Prefix: g.Prefix, Generation: g.Generation, Replica: g.Replica, Buried: encodeTime(g.Buried), Bytes: uint64(g.Bytes)}
+	}
+	return all
+}
+
+func decodeGraves(graves []*latchkeyv1.Grave) []Grave {
+	all := make([]Grave, len(graves))
+	for i, g := range graves {
+		all[i] = Grave{Prefix: g.Prefix, Generation: g.Generation, Replica: g.Replica, Buried: decodeTime(g.Buried), Bytes: int64(g.Bytes)}
+	}
+	return all
+}
+
 func encodeStanding(g GroupStanding) *latchkeyv1.GroupResponse {
 	res := &latchkeyv1.GroupResponse{
 		Prefix: g.Prefix, Generation: g.Generation, View: g.View, State: g.State, Voters: uint32(g.Voters), Answering: uint32(g.Answering),

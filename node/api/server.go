@@ -64,6 +64,10 @@ type Node interface {
 	ProposeRoot(ctx context.Context) (RootProposal, error)
 	// Reseed takes over such a document with its signature. Errors: [ErrAlive], [ErrReseed].
 	Reseed(ctx context.Context, doc []byte, force bool) (Reseeded, error)
+	// Graves lists what the peer has put aside of generations that are over, by prefix and generation.
+	Graves(ctx context.Context) (Graveyard, error)
+	// DeleteGrave deletes what was put aside of one generation of a group, and returns it. Errors: [ErrPrefix], [ErrNoGroup].
+	DeleteGrave(ctx context.Context, prefix string, gen uint64) ([]Grave, error)
 }
 
 // Info tells who a peer is.
@@ -163,6 +167,21 @@ type HostedGroup struct {
 	Quiesced   bool      `json:"quiesced"`
 	Leaderless time.Time `json:"leaderless,omitzero"` // since when no leader is known, so it serves nobody
 	Unleased   bool      `json:"unleased,omitempty"`  // this peer leads it and may not answer: the root has not renewed its lease
+}
+
+// Graveyard is what a peer has put aside.
+type Graveyard struct {
+	Graves []Grave `json:"graves"` // by prefix and generation
+	Most   int     `json:"most"`   // that are kept; of one more, the first goes
+}
+
+// Grave is a replica that a peer has put aside, since its group's generation is over.
+type Grave struct {
+	Prefix     string    `json:"prefix"`
+	Generation uint64    `json:"generation,string"`
+	Replica    uint64    `json:"replica,string"`  // id
+	Buried     time.Time `json:"buried,omitzero"` // zero: not known
+	Bytes      int64     `json:"bytes,string"`    // about
 }
 
 // States of a group, in [GroupStanding.State].
@@ -411,6 +430,22 @@ func (h nodeHandler) Reseed(ctx context.Context, r *latchkeyv1.ReseedRequest) (*
 		return nil, encodeError(err)
 	}
 	return &latchkeyv1.ReseedResponse{Generation: v.Generation, Founder: v.Founder, Quarantine: durationpb.New(v.Quarantine)}, nil
+}
+
+func (h nodeHandler) Graves(ctx context.Context, _ *latchkeyv1.GravesRequest) (*latchkeyv1.GravesResponse, error) {
+	y, err := h.s.cfg.Node.Graves(ctx)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.GravesResponse{Graves: encodeGraves(y.Graves), Most: uint32(y.Most)}, nil
+}
+
+func (h nodeHandler) DeleteGrave(ctx context.Context, r *latchkeyv1.DeleteGraveRequest) (*latchkeyv1.DeleteGraveResponse, error) {
+	gone, err := h.s.cfg.Node.DeleteGrave(ctx, r.Prefix, r.Generation)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.DeleteGraveResponse{Deleted: encodeGraves(gone)}, nil
 }
 
 func (h nodeHandler) Shutdown(context.Context, *latchkeyv1.ShutdownRequest) (*latchkeyv1.ShutdownResponse, error) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+	"time"
 
 	"latchkey/replicagroup/order"
 )
@@ -31,6 +32,7 @@ func FuzzDecodeRecords(f *testing.F) {
 	f.Add(storeKey, record{overlay: overlay, id: order.StoreID{1}, boot: Boot{Count: 1, Nonce: 2}, file: 3}.encode())
 	f.Add(groupKey(keyReplica, g), listing{1, 2, []byte("d")}.encode())
 	f.Add(graveKey(g, 5), listing{1, 2, nil}.encode())
+	f.Add(burialKey(g, 5), burial{at: time.Unix(1, 2), bytes: 3}.encode())
 	f.Add(groupKey(keyTombstone, g), make([]byte, 8))
 	f.Add(slotKey(1, dataHead), snapshotHead{1, 2, 1, 4}.encode())
 	f.Add(slotKey(1, dataState), []byte("state"))
@@ -45,12 +47,14 @@ func FuzzDecodeRecords(f *testing.F) {
 		same(t, value, r.encode(), err)
 		l, err := decodeListing(value)
 		same(t, value, l.encode(), err)
+		d, err := decodeBurial(value)
+		same(t, value, d.encode(), err)
 		h, err := decodeHead(value)
 		same(t, value, h.encode(), err)
 		if _, err := decodeTombstone(value); err != nil && !errors.Is(err, ErrDamaged) {
 			t.Error(err)
 		}
-		if g, err := groupOf(key, overlay); err == nil && key[0] != keyGrave {
+		if g, err := groupOf(key, overlay); err == nil && key[0] != keyGrave && key[0] != keyBurial {
 			same(t, key, groupKey(key[0], g), nil)
 		} else if err != nil && !errors.Is(err, ErrDamaged) {
 			t.Error(err)

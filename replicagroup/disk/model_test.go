@@ -7,9 +7,12 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"latchkey/replicagroup"
@@ -222,6 +225,51 @@ func TestScriptsEndAsTheModelSays(t *testing.T) {
 			s = reopen(t, "/store", o)
 		}
 		s.Close()
+	}
+}
+
+// Of more graves than a store keeps, the first go, with their data; how old and how large they are is on the disk.
+func TestTheFirstGravesMakeRoom(t *testing.T) {
+	began := time.Now().Add(-time.Second)
+	s, o := fresh(t, Options{})
+	of := func(i int) order.GroupID { g := group("a"); g.Gen = uint64(i); return g }
+	for i := range replicagroup.GravesMax + 2 {
+		mustCreate(t, s, of(i), 1)
+		write(t, s, of(i), entry(1, strings.Repeat("x", 100+i)))
+		if err := s.Bury(of(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		graves, err := s.Graves()
+		if err != nil || len(graves) != replicagroup.GravesMax || graves[0].Group != of(2) {
+			t.Fatalf("%d graves, %v", len(graves), err)
+		}
+		for i, g := range graves {
+			if least := int64(100 + i + 2); g.Group != of(i+2) || g.Bytes < least || g.Bytes > least+100 || g.Buried.Before(began) || g.Buried.After(time.Now()) {
+				t.Fatalf("grave %d is %+v", i, g)
+			}
+		}
+		if _, err := s.Exhume(of(1), 1); err == nil {
+			t.Error("the one that made room is there still")
+		}
+		s.Close()
+		s = reopen(t, "/store", o)
+	}
+	// One that an older program has buried has no date: it is the oldest.
+	b := s.db.NewBatch()
+	if err := errors.Join(b.Delete(burialKey(of(9), 1), nil), b.Commit(pebble.Sync)); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s = reopen(t, "/store", o)
+	mustCreate(t, s, of(1000), 1)
+	if err := s.Bury(of(1000)); err != nil {
+		t.Fatal(err)
+	}
+	graves, err := s.Graves()
+	if err != nil || len(graves) != replicagroup.GravesMax || slices.ContainsFunc(graves, func(g replicagroup.Grave) bool { return g.Group == of(9) }) {
+		t.Errorf("%d graves, %v", len(graves), err)
 	}
 }
 

@@ -3,6 +3,7 @@ package disk
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -25,6 +26,7 @@ const (
 //	02 group                        a replica: slot, id, descriptor
 //	03 group                        highest replica id of a group whose replica was retired or buried
 //	04 group id                     a buried replica: slot, id, descriptor
+//	05 group id                     its burial: when, and how much it had; not of one that an older program has buried
 //	10 slot 01                      state
 //	10 slot 02                      head of the snapshot: index, length, chunks, checksum of the whole
 //	10 slot 03 n                    chunk n of the snapshot
@@ -36,6 +38,7 @@ const (
 	keyReplica   = 0x02
 	keyTombstone = 0x03
 	keyGrave     = 0x04
+	keyBurial    = 0x05
 	keyData      = 0x10
 
 	dataState = 0x01
@@ -66,11 +69,15 @@ func graveKey(g order.GroupID, id order.ReplicaID) []byte {
 	return binary.BigEndian.AppendUint64(groupKey(keyGrave, g), uint64(id))
 }
 
-// groupOf reads the group out of a key of groupKey or graveKey.
+func burialKey(g order.GroupID, id order.ReplicaID) []byte {
+	return binary.BigEndian.AppendUint64(groupKey(keyBurial, g), uint64(id))
+}
+
+// groupOf reads the group out of a key of groupKey, graveKey or burialKey.
 func groupOf(key []byte, overlay order.OverlayID) (order.GroupID, error) {
 	g := order.GroupID{Overlay: overlay}
 	want := 1 + groupBytes
-	if len(key) > 0 && key[0] == keyGrave {
+	if len(key) > 0 && (key[0] == keyGrave || key[0] == keyBurial) {
 		want += 8
 	}
 	if len(key) != want {
@@ -200,6 +207,25 @@ func decodeListing(b []byte) (l listing, err error) {
 	l.slot, l.self = binary.BigEndian.Uint64(b), order.ReplicaID(binary.BigEndian.Uint64(b[8:]))
 	l.descriptor = b[16:]
 	return l, nil
+}
+
+// burial is what the database knows of a buried replica besides its listing and its data.
+type burial struct {
+	slot  uint64    // of its data; in its listing
+	at    time.Time // zero: not known
+	bytes int64
+}
+
+func (r burial) encode() []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(r.at.UnixNano())), uint64(r.bytes))
+}
+
+// decodeBurial reads what [burial.encode] wrote. Errors match [ErrDamaged].
+func decodeBurial(b []byte) (burial, error) {
+	if len(b) != 16 || int64(binary.BigEndian.Uint64(b[8:])) < 0 {
+		return burial{}, damaged("burial of %d bytes", len(b))
+	}
+	return burial{at: time.Unix(0, int64(binary.BigEndian.Uint64(b))), bytes: int64(binary.BigEndian.Uint64(b[8:]))}, nil
 }
 
 // decodeTombstone reads the replica id of a tombstone. Errors match [ErrDamaged].

@@ -1,13 +1,13 @@
 package disk
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -72,16 +72,73 @@ func (s *Store) Retired() (map[order.GroupID]order.ReplicaID, error) {
 }
 
 // Bury puts a group's replica aside: it is not among [Store.Replicas] any more and takes no writes, its id stays used, and
-// its data stays until [Store.Purge]. So members of a generation that is over keep what they knew. It is on the disk when
-// Bury returns. It is idempotent; a group that never had a replica here is an error.
+// its data stays until [Store.Purge], or until there are more than [replicagroup.GravesMax], of which the one that was buried first goes.
+// So members of a generation that is over keep what they knew. It is on the disk when Bury returns. It is idempotent; a group that never had a replica here is an error.
 func (s *Store) Bury(g order.GroupID) error {
 	return s.change(func(b *pebble.Batch) (func(), error) {
 		r, ok := s.replicas[g]
 		if !ok {
 			return nil, s.gone(g)
 		}
-		return func() { s.graves[grave{g, r.self}] = r.slot; s.remove(g) }, s.bury(b, g)
+		d, err := s.burialOf(r.slot)
+		if err != nil {
+			return nil, err
+		}
+		first, err := s.room(b)
+		if err != nil {
+			return nil, err
+		}
+		return func() {
+			if first != nil {
+				delete(s.graves, *first)
+			}
+			s.graves[grave{g, r.self}] = d
+			s.remove(g)
+		}, errors.Join(s.bury(b, g), put(b, burialKey(g, r.self), d.encode()))
 	})
+}
+
+// burialOf makes the burial, now, of the replica in a slot.
+func (s *Store) burialOf(slot uint64) (burial, error) {
+	d := burial{slot: slot, at: time.Now()}
+	from, to := slotKeys(slot)
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+	if err != nil {
+		return d, readError(err)
+	}
+	defer it.Close()
+	for it.First(); it.Valid(); it.Next() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return d, readError(err)
+		}
+		d.bytes += int64(len(it.Key()) + len(v))
+	}
+	if err := it.Error(); err != nil {
+		return d, readError(err)
+	}
+	return d, nil
+}
+
+// room adds to a batch what makes room for one more grave, and returns which one goes, if any.
+func (s *Store) room(b *pebble.Batch) (*grave, error) {
+	if len(s.graves) < replicagroup.GravesMax {
+		return nil, nil
+	}
+	all := make([]replicagroup.Grave, 0, len(s.graves))
+	for g, d := range s.graves {
+		all = append(all, replicagroup.Grave{Identity: replicagroup.Identity{Group: g.group, Self: g.self}, Buried: d.at})
+	}
+	slices.SortFunc(all, replicagroup.ByGrave)
+	first := all[replicagroup.Oldest(all)]
+	g := grave{first.Group, first.Self}
+	return &g, s.purge(b, g)
+}
+
+// purge adds to a batch what removes a buried replica.
+func (s *Store) purge(b *pebble.Batch, g grave) error {
+	from, to := slotKeys(s.graves[g].slot)
+	return errors.Join(drop(b, from, to), b.Delete(graveKey(g.group, g.self), nil), b.Delete(burialKey(g.group, g.self), nil))
 }
 
 // bury adds to a batch what makes a replica a buried one.
@@ -185,8 +242,8 @@ func (s *Store) readReplicas() ([]replicagroup.StoredReplica, error) {
 		return nil, err
 	}
 	buried := make(map[uint64]bool, len(s.graves))
-	for _, slot := range s.graves {
-		buried[slot] = true
+	for _, d := range s.graves {
+		buried[d.slot] = true
 	}
 	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{keyData}})
 	if err != nil {
@@ -282,28 +339,24 @@ func readImage(it *pebble.Iterator, slot uint64) (im order.Image, e extent, err 
 	return im, e, nil
 }
 
-// Graves returns who is buried, by group and id, without data.
-func (s *Store) Graves() ([]replicagroup.Identity, error) {
+// Graves implements [replicagroup.Graveyard].
+func (s *Store) Graves() ([]replicagroup.Grave, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(); err != nil {
 		return nil, err
 	}
-	var all []replicagroup.Identity
-	for g := range s.graves {
+	var all []replicagroup.Grave
+	for g, d := range s.graves {
 		l, err := s.listing(graveKey(g.group, g.self))
 		if err != nil {
 			s.fence.fail(err)
 			return nil, s.fence.failure()
 		}
-		all = append(all, replicagroup.Identity{Group: g.group, Self: g.self, Descriptor: l.descriptor})
+		id := replicagroup.Identity{Group: g.group, Self: g.self, Descriptor: l.descriptor}
+		all = append(all, replicagroup.Grave{Identity: id, Buried: d.at, Bytes: d.bytes})
 	}
-	slices.SortFunc(all, func(a, b replicagroup.Identity) int {
-		if c := a.Group.Compare(b.Group); c != 0 {
-			return c
-		}
-		return cmp.Compare(a.Self, b.Self)
-	})
+	slices.SortFunc(all, replicagroup.ByGrave)
 	return all, nil
 }
 
@@ -315,7 +368,7 @@ func (s *Store) Exhume(g order.GroupID, self order.ReplicaID) (replicagroup.Stor
 	if err := s.usable(); err != nil {
 		return r, err
 	}
-	slot, ok := s.graves[grave{g, self}]
+	d, ok := s.graves[grave{g, self}]
 	if !ok {
 		return r, fmt.Errorf("disk: replica %d of group %v is not buried in store %v", self, g, s.self.id)
 	}
@@ -325,14 +378,14 @@ func (s *Store) Exhume(g order.GroupID, self order.ReplicaID) (replicagroup.Stor
 			return err
 		}
 		r.Descriptor = l.descriptor
-		from, to := slotKeys(slot)
+		from, to := slotKeys(d.slot)
 		it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
 		if err != nil {
 			return readError(err)
 		}
 		defer it.Close()
 		it.First()
-		r.Image, _, err = readImage(it, slot)
+		r.Image, _, err = readImage(it, d.slot)
 		return err
 	}()
 	if err != nil {
@@ -345,11 +398,10 @@ func (s *Store) Exhume(g order.GroupID, self order.ReplicaID) (replicagroup.Stor
 // Purge drops a buried replica with its data. Its id stays used. It is on the disk when Purge returns. It is idempotent.
 func (s *Store) Purge(g order.GroupID, self order.ReplicaID) error {
 	return s.change(func(b *pebble.Batch) (func(), error) {
-		slot, ok := s.graves[grave{g, self}]
-		if !ok {
+		d := grave{g, self}
+		if _, ok := s.graves[d]; !ok {
 			return nil, errNothing
 		}
-		from, to := slotKeys(slot)
-		return func() { delete(s.graves, grave{g, self}) }, errors.Join(drop(b, from, to), b.Delete(graveKey(g, self), nil))
+		return func() { delete(s.graves, d) }, s.purge(b, d)
 	})
 }

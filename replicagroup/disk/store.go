@@ -71,7 +71,7 @@ type Store struct {
 	db         *pebble.DB // nil once shut
 	replicas   map[order.GroupID]*replica
 	tombstones map[order.GroupID]order.ReplicaID
-	graves     map[grave]uint64 // slots of buried replicas
+	graves     map[grave]burial
 	nextSlot   uint64
 	touched    []*replica // while mu is held
 }
@@ -202,7 +202,7 @@ func openStore(dir string, o Options, anew bool) (*Store, error) {
 	f := newFence(o.fs, dir)
 	s := &Store{
 		dir: dir, o: o, fence: f, closing: make(chan struct{}),
-		replicas: make(map[order.GroupID]*replica), tombstones: make(map[order.GroupID]order.ReplicaID), graves: make(map[grave]uint64),
+		replicas: make(map[order.GroupID]*replica), tombstones: make(map[order.GroupID]order.ReplicaID), graves: make(map[grave]burial),
 	}
 	err := s.open(anew)
 	if failure := f.failure(); failure != nil {
@@ -409,7 +409,7 @@ func (s *Store) readDirectory() error {
 		slots[l.slot], s.nextSlot = true, max(s.nextSlot, l.slot)
 		return nil
 	}
-	err := s.each(keyReplica, keyGrave, func(key, value []byte) error {
+	err := s.each(keyReplica, keyBurial, func(key, value []byte) error {
 		g, err := groupOf(key, s.self.overlay)
 		if err != nil {
 			return err
@@ -418,12 +418,21 @@ func (s *Store) readDirectory() error {
 			s.tombstones[g], err = decodeTombstone(value)
 			return err
 		}
+		if key[0] == keyBurial {
+			at := grave{g, order.ReplicaID(binary.BigEndian.Uint64(key[len(key)-8:]))}
+			d, err := decodeBurial(value)
+			if known, ok := s.graves[at]; ok { // else an older program has purged it
+				d.slot = known.slot
+				s.graves[at] = d
+			}
+			return err
+		}
 		l, err := decodeListing(value)
 		if err != nil {
 			return err
 		}
 		if key[0] == keyGrave {
-			s.graves[grave{g, l.self}] = l.slot
+			s.graves[grave{g, l.self}] = burial{slot: l.slot}
 		} else {
 			s.replicas[g] = &replica{slot: l.slot, self: l.self}
 		}

@@ -351,6 +351,25 @@ func (Node) ReviveGroup(_ context.Context, prefix string, gen uint64, force bool
 	return api.Revived{}, fmt.Errorf("%w: %q", api.ErrPrefix, prefix)
 }
 
+// Graves implements [api.Node].
+func (Node) Graves(context.Context) (api.Graveyard, error) {
+	return api.Graveyard{Most: 256, Graves: []api.Grave{
+		{Prefix: "/0", Generation: 1 << 32, Replica: 1, Bytes: 1 << 60},
+		{Prefix: "a3/8", Generation: 1, Replica: 1 << 60, Buried: time.Date(2001, 2, 3, 4, 5, 6, 789, time.UTC), Bytes: 2048},
+	}}, nil
+}
+
+// DeleteGrave implements [api.Node]. It knows those of Graves.
+func (n Node) DeleteGrave(ctx context.Context, prefix string, gen uint64) ([]api.Grave, error) {
+	y, _ := n.Graves(ctx)
+	for _, g := range y.Graves {
+		if g.Prefix == prefix && g.Generation == gen {
+			return []api.Grave{g}, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: nothing of generation %d of %s was put aside here", api.ErrNoGroup, gen, prefix)
+}
+
 // ProposeRoot implements [api.Node].
 func (Node) ProposeRoot(context.Context) (api.RootProposal, error) {
 	return api.RootProposal{Document: []byte("proposal"), Generation: 3, Volatile: true}, nil

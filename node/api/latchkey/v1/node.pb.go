@@ -1671,6 +1671,267 @@ func (x *ReseedResponse) GetQuarantine() *durationpb.Duration {
 	return nil
 }
 
+type GravesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GravesRequest) Reset() {
+	*x = GravesRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GravesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GravesRequest) ProtoMessage() {}
+
+func (x *GravesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GravesRequest.ProtoReflect.Descriptor instead.
+func (*GravesRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{25}
+}
+
+type GravesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Graves        []*Grave               `protobuf:"bytes,1,rep,name=graves,proto3" json:"graves,omitempty"` // by prefix and generation
+	Most          uint32                 `protobuf:"varint,2,opt,name=most,proto3" json:"most,omitempty"`    // that a peer keeps; of one more, the first goes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GravesResponse) Reset() {
+	*x = GravesResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GravesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GravesResponse) ProtoMessage() {}
+
+func (x *GravesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GravesResponse.ProtoReflect.Descriptor instead.
+func (*GravesResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *GravesResponse) GetGraves() []*Grave {
+	if x != nil {
+		return x.Graves
+	}
+	return nil
+}
+
+func (x *GravesResponse) GetMost() uint32 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+// Grave is a replica that a peer has put aside, since its group's generation is over.
+type Grave struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Replica       uint64                 `protobuf:"varint,3,opt,name=replica,proto3" json:"replica,omitempty"` // id
+	Buried        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=buried,proto3" json:"buried,omitempty"`    // absent: not known
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`     // about
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grave) Reset() {
+	*x = Grave{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grave) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grave) ProtoMessage() {}
+
+func (x *Grave) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grave.ProtoReflect.Descriptor instead.
+func (*Grave) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Grave) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Grave) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Grave) GetReplica() uint64 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *Grave) GetBuried() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Buried
+	}
+	return nil
+}
+
+func (x *Grave) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type DeleteGraveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGraveRequest) Reset() {
+	*x = DeleteGraveRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGraveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGraveRequest) ProtoMessage() {}
+
+func (x *DeleteGraveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGraveRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGraveRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DeleteGraveRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *DeleteGraveRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type DeleteGraveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deleted       []*Grave               `protobuf:"bytes,1,rep,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGraveResponse) Reset() {
+	*x = DeleteGraveResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGraveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGraveResponse) ProtoMessage() {}
+
+func (x *DeleteGraveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGraveResponse.ProtoReflect.Descriptor instead.
+func (*DeleteGraveResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DeleteGraveResponse) GetDeleted() []*Grave {
+	if x != nil {
+		return x.Deleted
+	}
+	return nil
+}
+
 type ShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1679,7 +1940,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[25]
+	mi := &file_latchkey_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1952,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[25]
+	mi := &file_latchkey_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1965,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 type ShutdownResponse struct {
@@ -1715,7 +1976,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[26]
+	mi := &file_latchkey_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1988,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[26]
+	mi := &file_latchkey_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +2001,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 type VersionRequest struct {
@@ -1751,7 +2012,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[27]
+	mi := &file_latchkey_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2024,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[27]
+	mi := &file_latchkey_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2037,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 type VersionResponse struct {
@@ -1790,7 +2051,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[28]
+	mi := &file_latchkey_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +2063,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[28]
+	mi := &file_latchkey_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +2076,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -1983,14 +2244,33 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\afounder\x18\x02 \x01(\tR\afounder\x129\n" +
 	"\n" +
 	"quarantine\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"quarantine\"\x11\n" +
+	"quarantine\"\x0f\n" +
+	"\rGravesRequest\"P\n" +
+	"\x0eGravesResponse\x12*\n" +
+	"\x06graves\x18\x01 \x03(\v2\x12.latchkey.v1.GraveR\x06graves\x12\x12\n" +
+	"\x04most\x18\x02 \x01(\rR\x04most\"\xa3\x01\n" +
+	"\x05Grave\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x18\n" +
+	"\areplica\x18\x03 \x01(\x04R\areplica\x122\n" +
+	"\x06buried\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06buried\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"L\n" +
+	"\x12DeleteGraveRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\"C\n" +
+	"\x13DeleteGraveResponse\x12,\n" +
+	"\adeleted\x18\x01 \x03(\v2\x12.latchkey.v1.GraveR\adeleted\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
 	"\x10ShutdownResponse\"\x10\n" +
 	"\x0eVersionRequest\"W\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x0e\n" +
 	"\x02go\x18\x02 \x01(\tR\x02go\x12\x1a\n" +
-	"\bplatform\x18\x03 \x01(\tR\bplatform2\xeb\x05\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform2\x80\a\n" +
 	"\vNodeService\x125\n" +
 	"\x02Id\x12\x16.latchkey.v1.IdRequest\x1a\x17.latchkey.v1.IdResponse\x12>\n" +
 	"\x05Peers\x12\x19.latchkey.v1.PeersRequest\x1a\x1a.latchkey.v1.PeersResponse\x12A\n" +
@@ -2000,7 +2280,9 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\x05Group\x12\x19.latchkey.v1.GroupRequest\x1a\x1a.latchkey.v1.GroupResponse\x12A\n" +
 	"\x06Revive\x12\x1a.latchkey.v1.ReviveRequest\x1a\x1b.latchkey.v1.ReviveResponse\x12P\n" +
 	"\vProposeRoot\x12\x1f.latchkey.v1.ProposeRootRequest\x1a .latchkey.v1.ProposeRootResponse\x12A\n" +
-	"\x06Reseed\x12\x1a.latchkey.v1.ReseedRequest\x1a\x1b.latchkey.v1.ReseedResponse\x12G\n" +
+	"\x06Reseed\x12\x1a.latchkey.v1.ReseedRequest\x1a\x1b.latchkey.v1.ReseedResponse\x12A\n" +
+	"\x06Graves\x12\x1a.latchkey.v1.GravesRequest\x1a\x1b.latchkey.v1.GravesResponse\x12P\n" +
+	"\vDeleteGrave\x12\x1f.latchkey.v1.DeleteGraveRequest\x1a .latchkey.v1.DeleteGraveResponse\x12G\n" +
 	"\bShutdown\x12\x1c.latchkey.v1.ShutdownRequest\x1a\x1d.latchkey.v1.ShutdownResponse\x12D\n" +
 	"\aVersion\x12\x1b.latchkey.v1.VersionRequest\x1a\x1c.latchkey.v1.VersionResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
@@ -2016,7 +2298,7 @@ func file_latchkey_v1_node_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_node_proto_rawDescData
 }
 
-var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_latchkey_v1_node_proto_goTypes = []any{
 	(*IdRequest)(nil),             // 0: latchkey.v1.IdRequest
 	(*IdResponse)(nil),            // 1: latchkey.v1.IdResponse
@@ -2043,55 +2325,67 @@ var file_latchkey_v1_node_proto_goTypes = []any{
 	(*ProposeRootResponse)(nil),   // 22: latchkey.v1.ProposeRootResponse
 	(*ReseedRequest)(nil),         // 23: latchkey.v1.ReseedRequest
 	(*ReseedResponse)(nil),        // 24: latchkey.v1.ReseedResponse
-	(*ShutdownRequest)(nil),       // 25: latchkey.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 26: latchkey.v1.ShutdownResponse
-	(*VersionRequest)(nil),        // 27: latchkey.v1.VersionRequest
-	(*VersionResponse)(nil),       // 28: latchkey.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
+	(*GravesRequest)(nil),         // 25: latchkey.v1.GravesRequest
+	(*GravesResponse)(nil),        // 26: latchkey.v1.GravesResponse
+	(*Grave)(nil),                 // 27: latchkey.v1.Grave
+	(*DeleteGraveRequest)(nil),    // 28: latchkey.v1.DeleteGraveRequest
+	(*DeleteGraveResponse)(nil),   // 29: latchkey.v1.DeleteGraveResponse
+	(*ShutdownRequest)(nil),       // 30: latchkey.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 31: latchkey.v1.ShutdownResponse
+	(*VersionRequest)(nil),        // 32: latchkey.v1.VersionRequest
+	(*VersionResponse)(nil),       // 33: latchkey.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
 }
 var file_latchkey_v1_node_proto_depIdxs = []int32{
 	3,  // 0: latchkey.v1.PeersResponse.peers:type_name -> latchkey.v1.Peer
-	29, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	34, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	8,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
 	9,  // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
 	7,  // 4: latchkey.v1.StatusResponse.alarms:type_name -> latchkey.v1.Alarm
 	15, // 5: latchkey.v1.StatusResponse.down:type_name -> latchkey.v1.HostedGroup
-	29, // 6: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
-	29, // 7: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
+	34, // 6: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
+	34, // 7: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
 	12, // 8: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
 	15, // 9: latchkey.v1.GroupsResponse.groups:type_name -> latchkey.v1.HostedGroup
-	29, // 10: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
+	34, // 10: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
 	18, // 11: latchkey.v1.GroupResponse.members:type_name -> latchkey.v1.GroupMember
-	30, // 12: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
-	30, // 13: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
-	0,  // 14: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
-	2,  // 15: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
-	5,  // 16: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
-	10, // 17: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
-	13, // 18: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
-	16, // 19: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
-	19, // 20: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
-	21, // 21: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
-	23, // 22: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
-	25, // 23: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
-	27, // 24: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
-	1,  // 25: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
-	4,  // 26: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
-	6,  // 27: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
-	11, // 28: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
-	14, // 29: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
-	17, // 30: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
-	20, // 31: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
-	22, // 32: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
-	24, // 33: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
-	26, // 34: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
-	28, // 35: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
-	25, // [25:36] is the sub-list for method output_type
-	14, // [14:25] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	35, // 12: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
+	35, // 13: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
+	27, // 14: latchkey.v1.GravesResponse.graves:type_name -> latchkey.v1.Grave
+	34, // 15: latchkey.v1.Grave.buried:type_name -> google.protobuf.Timestamp
+	27, // 16: latchkey.v1.DeleteGraveResponse.deleted:type_name -> latchkey.v1.Grave
+	0,  // 17: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
+	2,  // 18: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
+	5,  // 19: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
+	10, // 20: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
+	13, // 21: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
+	16, // 22: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
+	19, // 23: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
+	21, // 24: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
+	23, // 25: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
+	25, // 26: latchkey.v1.NodeService.Graves:input_type -> latchkey.v1.GravesRequest
+	28, // 27: latchkey.v1.NodeService.DeleteGrave:input_type -> latchkey.v1.DeleteGraveRequest
+	30, // 28: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
+	32, // 29: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
+	1,  // 30: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
+	4,  // 31: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
+	6,  // 32: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
+	11, // 33: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
+	14, // 34: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
+	17, // 35: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
+	20, // 36: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
+	22, // 37: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
+	24, // 38: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
+	26, // 39: latchkey.v1.NodeService.Graves:output_type -> latchkey.v1.GravesResponse
+	29, // 40: latchkey.v1.NodeService.DeleteGrave:output_type -> latchkey.v1.DeleteGraveResponse
+	31, // 41: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
+	33, // 42: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
+	30, // [30:43] is the sub-list for method output_type
+	17, // [17:30] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_node_proto_init() }
@@ -2105,7 +2399,7 @@ func file_latchkey_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_node_proto_rawDesc), len(file_latchkey_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

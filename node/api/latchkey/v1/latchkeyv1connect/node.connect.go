@@ -58,6 +58,10 @@ const (
 	NodeServiceProposeRootProcedure = "/latchkey.v1.NodeService/ProposeRoot"
 	// NodeServiceReseedProcedure is the fully-qualified name of the NodeService's Reseed RPC.
 	NodeServiceReseedProcedure = "/latchkey.v1.NodeService/Reseed"
+	// NodeServiceGravesProcedure is the fully-qualified name of the NodeService's Graves RPC.
+	NodeServiceGravesProcedure = "/latchkey.v1.NodeService/Graves"
+	// NodeServiceDeleteGraveProcedure is the fully-qualified name of the NodeService's DeleteGrave RPC.
+	NodeServiceDeleteGraveProcedure = "/latchkey.v1.NodeService/DeleteGrave"
 	// NodeServiceShutdownProcedure is the fully-qualified name of the NodeService's Shutdown RPC.
 	NodeServiceShutdownProcedure = "/latchkey.v1.NodeService/Shutdown"
 	// NodeServiceVersionProcedure is the fully-qualified name of the NodeService's Version RPC.
@@ -86,6 +90,10 @@ type NodeServiceClient interface {
 	// Reseed gives an overlay whose root group is lost for good another one, by a document that its root key has signed. It is refused
 	// (ALIVE) while a majority of the root's voters answers, unless forced.
 	Reseed(context.Context, *v1.ReseedRequest) (*v1.ReseedResponse, error)
+	// Graves lists what this peer has put aside: its replicas of generations that are over.
+	Graves(context.Context, *v1.GravesRequest) (*v1.GravesResponse, error)
+	// DeleteGrave deletes what was put aside of one generation of a group.
+	DeleteGrave(context.Context, *v1.DeleteGraveRequest) (*v1.DeleteGraveResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
 	// finished.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
@@ -158,6 +166,18 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Reseed")),
 			connect.WithClientOptions(opts...),
 		),
+		graves: connect.NewClient[v1.GravesRequest, v1.GravesResponse](
+			httpClient,
+			baseURL+NodeServiceGravesProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Graves")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteGrave: connect.NewClient[v1.DeleteGraveRequest, v1.DeleteGraveResponse](
+			httpClient,
+			baseURL+NodeServiceDeleteGraveProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("DeleteGrave")),
+			connect.WithClientOptions(opts...),
+		),
 		shutdown: connect.NewClient[v1.ShutdownRequest, v1.ShutdownResponse](
 			httpClient,
 			baseURL+NodeServiceShutdownProcedure,
@@ -184,6 +204,8 @@ type nodeServiceClient struct {
 	revive      *connect.Client[v1.ReviveRequest, v1.ReviveResponse]
 	proposeRoot *connect.Client[v1.ProposeRootRequest, v1.ProposeRootResponse]
 	reseed      *connect.Client[v1.ReseedRequest, v1.ReseedResponse]
+	graves      *connect.Client[v1.GravesRequest, v1.GravesResponse]
+	deleteGrave *connect.Client[v1.DeleteGraveRequest, v1.DeleteGraveResponse]
 	shutdown    *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
 	version     *connect.Client[v1.VersionRequest, v1.VersionResponse]
 }
@@ -269,6 +291,24 @@ func (c *nodeServiceClient) Reseed(ctx context.Context, req *v1.ReseedRequest) (
 	return nil, err
 }
 
+// Graves calls latchkey.v1.NodeService.Graves.
+func (c *nodeServiceClient) Graves(ctx context.Context, req *v1.GravesRequest) (*v1.GravesResponse, error) {
+	response, err := c.graves.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteGrave calls latchkey.v1.NodeService.DeleteGrave.
+func (c *nodeServiceClient) DeleteGrave(ctx context.Context, req *v1.DeleteGraveRequest) (*v1.DeleteGraveResponse, error) {
+	response, err := c.deleteGrave.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Shutdown calls latchkey.v1.NodeService.Shutdown.
 func (c *nodeServiceClient) Shutdown(ctx context.Context, req *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {
 	response, err := c.shutdown.CallUnary(ctx, connect.NewRequest(req))
@@ -309,6 +349,10 @@ type NodeServiceHandler interface {
 	// Reseed gives an overlay whose root group is lost for good another one, by a document that its root key has signed. It is refused
 	// (ALIVE) while a majority of the root's voters answers, unless forced.
 	Reseed(context.Context, *v1.ReseedRequest) (*v1.ReseedResponse, error)
+	// Graves lists what this peer has put aside: its replicas of generations that are over.
+	Graves(context.Context, *v1.GravesRequest) (*v1.GravesResponse, error)
+	// DeleteGrave deletes what was put aside of one generation of a group.
+	DeleteGrave(context.Context, *v1.DeleteGraveRequest) (*v1.DeleteGraveResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
 	// finished.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
@@ -377,6 +421,18 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Reseed")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceGravesHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceGravesProcedure,
+		svc.Graves,
+		connect.WithSchema(nodeServiceMethods.ByName("Graves")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceDeleteGraveHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceDeleteGraveProcedure,
+		svc.DeleteGrave,
+		connect.WithSchema(nodeServiceMethods.ByName("DeleteGrave")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceShutdownHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceShutdownProcedure,
 		svc.Shutdown,
@@ -409,6 +465,10 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceProposeRootHandler.ServeHTTP(w, r)
 		case NodeServiceReseedProcedure:
 			nodeServiceReseedHandler.ServeHTTP(w, r)
+		case NodeServiceGravesProcedure:
+			nodeServiceGravesHandler.ServeHTTP(w, r)
+		case NodeServiceDeleteGraveProcedure:
+			nodeServiceDeleteGraveHandler.ServeHTTP(w, r)
 		case NodeServiceShutdownProcedure:
 			nodeServiceShutdownHandler.ServeHTTP(w, r)
 		case NodeServiceVersionProcedure:
@@ -456,6 +516,14 @@ func (UnimplementedNodeServiceHandler) ProposeRoot(context.Context, *v1.ProposeR
 
 func (UnimplementedNodeServiceHandler) Reseed(context.Context, *v1.ReseedRequest) (*v1.ReseedResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Reseed is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Graves(context.Context, *v1.GravesRequest) (*v1.GravesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Graves is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) DeleteGrave(context.Context, *v1.DeleteGraveRequest) (*v1.DeleteGraveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.DeleteGrave is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {
