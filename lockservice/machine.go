@@ -10,6 +10,7 @@ import (
 	"latchkey/lockservice/pb"
 	"latchkey/lockservice/table"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
 	"latchkey/replicagroup/session"
 )
 
@@ -18,6 +19,9 @@ type MachineConfig struct {
 	Gen    uint64        // of a prefix's group: overlay generation (at most [OverlayGenMax]) << 32 | generation of the prefix (at most [PrefixGenMax])
 	TTLMax time.Duration // longest lease, from the overlay's genesis
 	Drift  automaton.Drift
+	// Own says that the group is a key's own, and Gen as [placement.OwnGen] has it. It grants nothing before it has been given what the key's prefix's group knew, so it has
+	// nothing to wait for then.
+	Own bool
 }
 
 // Machine is the lock table as a state machine of a group: it turns bytes into the commands of package lockservice/table and
@@ -36,13 +40,17 @@ var _ session.Machine = (*Machine)(nil)
 // a maximum is not valid, and when Gen does not fit into a token, for a root makes no such group.
 func NewMachine(cfg MachineConfig) *Machine {
 	overlay, prefix := cfg.Gen>>32, uint32(cfg.Gen)
+	var first uint64
+	if cfg.Own {
+		prefix, first = uint32(placement.ParentGen(cfg.Gen)), placement.KeyGen(cfg.Gen)<<counterBits
+	}
 	invariant.Check(overlay <= OverlayGenMax && prefix <= PrefixGenMax, "a generation that tokens can hold", cfg.Gen)
 	c := table.Config{
 		Drift:      cfg.Drift,
 		OverlayGen: uint8(overlay), GroupGen: uint16(prefix << keyGenBits),
-		TTLMin: TTLMin, TTLMax: cfg.TTLMax,
+		TTLMin: TTLMin, TTLMax: cfg.TTLMax, First: first,
 	}
-	if cfg.Gen != 0 {
+	if cfg.Gen != 0 && !cfg.Own {
 		c.Fresh = cfg.Drift.Stretch(cfg.TTLMax)
 	}
 	return &Machine{cfg: c, table: table.New(c)}

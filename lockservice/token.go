@@ -8,7 +8,7 @@ import "strconv"
 //
 // From its top: generation of the overlay (8 bits), generation of the group (16), counter of the group's grants (40). The
 // group's is that of its prefix (10 bits) and, below it, that of a key's own group (6), so that a revived prefix outranks
-// whatever any group of its keys has issued; as there are no own groups yet, those bits are zero.
+// whatever any group of its keys has issued.
 // Tokens of different locks are not comparable. Zero is no token.
 type Token uint64
 
@@ -18,7 +18,8 @@ const (
 	OverlayGenMax = 1<<8 - 1
 	PrefixGenMax  = 1<<10 - 1
 
-	keyGenBits = 6
+	keyGenBits  = 6
+	counterBits = 40
 )
 
 // String returns the token in decimal, which is how programs pass it on.

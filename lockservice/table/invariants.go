@@ -5,7 +5,6 @@ import "fmt"
 // check tests every invariant of the table's state. It walks the whole state: tests call it after every step.
 func (t *Table) check() error {
 	owners, waiters, wakes, values := 0, 0, 0, 0
-	tokens := make(map[uint64]string)
 	for name, l := range t.locks {
 		if l.name != name || len(l.owners) == 0 && len(l.queue) == 0 && l.wake == nil {
 			return fmt.Errorf("lock %q is kept for nobody", name)
@@ -30,6 +29,7 @@ func (t *Table) check() error {
 		if l.permits > 0 && len(l.owners) > l.permits || len(l.owners) > HoldersPerLockMax {
 			return fmt.Errorf("lock %q: %d owners of %d permits", name, len(l.owners), l.permits)
 		}
+		tokens := make(map[uint64]bool)
 		for i, o := range l.owners {
 			owners++
 			if d := o.due; d.owner != o || d.lock != l || d.at >= len(t.due) || t.due[d.at] != &o.due || d.when != o.Ends {
@@ -38,10 +38,10 @@ func (t *Table) check() error {
 			if l.permits == 0 && i > 0 && (!o.Shared || !l.owners[0].Shared || o.Counter != l.owners[0].Counter) {
 				return fmt.Errorf("lock %q: %v beside %v", name, o.OwnerState, l.owners[0].OwnerState)
 			}
-			if other, twice := tokens[o.Counter]; twice && (l.permits > 0 || i == 0) || o.Counter == 0 || o.Counter > t.counter {
-				return fmt.Errorf("lock %q: token %d of %d, also of %q", name, o.Counter, t.counter, other)
+			if tokens[o.Counter] && (l.permits > 0 || i == 0) || o.Counter == 0 || o.Counter > t.counter {
+				return fmt.Errorf("lock %q: token %d of %d, or of two permits", name, o.Counter, t.counter)
 			}
-			tokens[o.Counter] = name
+			tokens[o.Counter] = true
 			if o.Ends <= t.now {
 				return fmt.Errorf("lock %q: lease over at %v, now %v", name, o.Ends, t.now)
 			}

@@ -18,8 +18,13 @@ type Token uint64
 
 const (
 	counterBits = 40
-	// CounterMax is the last number a table gives out in one generation.
+	// CounterMax is the last number a table gives out in one generation. A table counts further than that only from where a lock
+	// began that it has taken over ([Table.Graft]): the generation of a key stands above these bits, in the lowest ones of
+	// Config.GroupGen, which are zero there.
 	CounterMax = 1<<counterBits - 1
+
+	keyGenBits = 6
+	lowMax     = 1<<(counterBits+keyGenBits) - 1 // of a counter with the generation of a key
 )
 
 // Caller says who sent a command.

@@ -12,6 +12,8 @@ const (
 	MutantExtraPermit         // a semaphore has one permit too many
 	MutantOvertake            // who shares does not wait for those before him who do not
 	MutantImpatient           // who does not share is granted beside those who do
+	MutantCarveCounter        // a lock that is carved out takes no counter along
+	MutantGraftCounter        // a table that takes a lock over goes on counting where it was
 )
 
 // Sabotage plants a mistake into t.

@@ -47,6 +47,8 @@ type Config struct {
 	// Fresh is the log time before which nothing is granted: zero in the first generation of a group, stretch(TTLMax) in
 	// every later one, whose predecessor may have granted leases nobody here knows of.
 	Fresh time.Duration
+	// First is what the counter begins above: the generation of a key ([CounterMax]).
+	First uint64
 }
 
 // Table is the lock table of one group. Not safe for concurrent use.
@@ -99,7 +101,7 @@ type owner struct {
 // New returns an empty table. It panics when the TTL bounds are not 0 < TTLMin <= TTLMax: they come from a validated genesis.
 func New(cfg Config) *Table {
 	invariant.Check(cfg.TTLMin > 0 && cfg.TTLMin <= cfg.TTLMax, "TTL bounds", cfg)
-	return &Table{cfg: cfg}
+	return &Table{cfg: cfg, counter: cfg.First}
 }
 
 // Step executes one command at a log time, after everything that is over by then has ended, and appends what waiters must
@@ -171,7 +173,7 @@ func (t *Table) acquire(by Caller, a Acquire) Answer {
 		return Answer{Kind: Refused, Reason: reason}
 	case l != nil && l.permits != a.Permits:
 		return Answer{Kind: Refused, Reason: BadMode, Permits: l.permits}
-	case t.counter >= CounterMax:
+	case t.exhausted():
 		return Answer{Kind: Refused, Reason: TokensExhausted}
 	case a.Try && !free:
 		ans := Answer{Kind: Locked}
@@ -375,10 +377,10 @@ func (t *Table) free(l *lock, o *owner) {
 // settle grants a lock to as many waiters as have room, the first first: none is overtaken. Out of tokens, the waiters are sent
 // away: their polls find nothing, they ask again and are told why.
 func (t *Table) settle(l *lock, out []Grant) []Grant {
-	for len(l.queue) > 0 && t.counter >= CounterMax {
+	for len(l.queue) > 0 && t.exhausted() {
 		t.leave(l, len(l.queue)-1)
 	}
-	for len(l.queue) > 0 && t.admits(l, l.queue[0]) && t.counter < CounterMax {
+	for len(l.queue) > 0 && t.admits(l, l.queue[0]) && !t.exhausted() {
 		w := l.queue[0]
 		l.queue = slices.Delete(l.queue, 0, 1)
 		t.waiting--
@@ -395,7 +397,7 @@ func (t *Table) told(l *lock, o *owner) Grant {
 // grant makes a request an owner. Who joins others that share gets their token: a resource that remembers the highest one then
 // takes what each of them sends, and nothing of theirs once somebody else has had the lock.
 func (t *Table) grant(l *lock, w WaiterState, waited bool) *owner {
-	invariant.Check(t.admits(l, w) && t.counter < CounterMax && t.fresh(), "room for the owner, a token for it, no grant too early", l)
+	invariant.Check(t.admits(l, w) && !t.exhausted() && t.fresh(), "room for the owner, a token for it, no grant too early", l)
 	counter := t.counter
 	switch {
 	case l.permits == 0 && w.Shared && len(l.owners) > 0:
@@ -551,6 +553,9 @@ func (t *Table) holder(o *owner) Holder {
 	}
 }
 
+// exhausted reports whether the last token of this generation of the key has been given out.
+func (t *Table) exhausted() bool { return t.counter&CounterMax == CounterMax }
+
 // token builds a token of this generation.
 func (t *Table) token(counter uint64) Token {
 	return Token(uint64(t.cfg.OverlayGen)<<56 | uint64(t.cfg.GroupGen)<<counterBits | counter)
@@ -585,7 +590,7 @@ func (t *Table) State() State {
 func Restore(cfg Config, s State) (*Table, error) {
 	t := New(cfg)
 	t.now, t.counter, t.breaks = s.Now, s.Counter, slices.Clone(s.Breaks)
-	if s.Now < 0 || s.Counter > CounterMax || len(s.Locks) > LocksMax || len(s.Breaks) > BreaksMax {
+	if s.Now < 0 || s.Counter > lowMax || len(s.Locks) > LocksMax || len(s.Breaks) > BreaksMax {
 		return nil, fmt.Errorf("%w: log time %v, counter %d, %d locks, %d breaks", ErrState, s.Now, s.Counter, len(s.Locks), len(s.Breaks))
 	}
 	for _, b := range s.Breaks {
@@ -593,12 +598,11 @@ func Restore(cfg Config, s State) (*Table, error) {
 			return nil, fmt.Errorf("%w: lock %q broken of %d holders with token %d at %v", ErrState, b.Name, b.Holders, b.Token, b.Now)
 		}
 	}
-	counters := make(map[uint64]struct{})
 	for i, ls := range s.Locks {
 		if i > 0 && ls.Name <= s.Locks[i-1].Name {
 			return nil, fmt.Errorf("%w: lock %q out of order", ErrState, ls.Name)
 		}
-		if err := t.restoreLock(ls, counters); err != nil {
+		if err := t.restoreLock(ls); err != nil {
 			return nil, err
 		}
 	}
@@ -608,7 +612,7 @@ func Restore(cfg Config, s State) (*Table, error) {
 	return t, nil
 }
 
-func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
+func (t *Table) restoreLock(ls LockState) error {
 	l := t.insert(ls.Name, ls.Permits)
 	l.queue = slices.Clone(ls.Queue)
 	until := ls.Until
@@ -631,6 +635,7 @@ func (t *Table) restoreLock(ls LockState, counters map[uint64]struct{}) error {
 		t.remember(by, request{ls.Name, req}, value)
 		return nil
 	}
+	counters := make(map[uint64]struct{}) // two locks may have one, when one of them was taken over
 	for i := range ls.Owners {
 		o := &owner{OwnerState: ls.Owners[i]}
 		joins := i > 0 && ls.Permits == 0

@@ -131,11 +131,15 @@ const (
 	WrongGen                      // Update, Revive: the prefix's group is of another generation; the result holds it
 	Stale                         // Update: the directory knows a later view; the result holds it
 	Exhausted                     // Revive: the prefix has had as many generations as tokens can tell apart
-	Quarantined                   // Create: the root is new, and the prefix's group may have survived and not be known yet
+	Quarantined                   // Create: the root is new, and the prefix's group may have survived and not be known yet; Out alike
+	TooMany                       // Out: the prefix has [OwnGroupsMax] own groups
+	TooLarge                      // Out, Seal: too much is known of the key, or a service cannot be split by key
+	NoRoom                        // Adopt, Begin: there is no room for what is handed over
 )
 
 var statusNames = [...]string{OK: "ok", Exists: "exists", NotFound: "not found", Malformed: "malformed", BadPrefix: "bad prefix",
-	BadMember: "bad member", WrongGen: "wrong generation", Stale: "stale view", Exhausted: "generations exhausted", Quarantined: "in quarantine"}
+	BadMember: "bad member", WrongGen: "wrong generation", Stale: "stale view", Exhausted: "generations exhausted", Quarantined: "in quarantine",
+	TooMany: "too many own groups", TooLarge: "too much waits for the key", NoRoom: "no room"}
 
 // holds reports whether a result of this status holds a child.
 func (s Status) holds() bool { return s == OK || s == Exists || s == WrongGen || s == Stale }
@@ -476,12 +480,32 @@ func (d *Directory) revive(c Command) Result {
 	case checkHosts(c.Members, d.f) != nil:
 		return Result{Status: BadMember}
 	}
-	g := order.GroupID{Overlay: d.overlay, Prefix: c.Prefix}
-	if g.Gen, ok = d.nextGen(ch.Group.Gen); !ok {
+	gen, ok := d.nextGen(ch.Group.Gen)
+	if !ok {
 		return Result{Status: Exhausted}
 	}
-	ch = Child{Descriptor: describe(g, c.Members), State: Reviving, Former: Former{Gen: ch.Group.Gen, View: ch.View.Num}}
-	d.children[c.Prefix] = ch
+	return d.follow(ch, gen, c.Members)
+}
+
+// reviveAs is revive with the generation that is to follow.
+func (d *Directory) reviveAs(c Command, gen uint64) Result {
+	ch, ok := d.children[c.Prefix]
+	switch {
+	case !ok:
+		return Result{Status: NotFound}
+	case ch.Group.Gen != c.Gen:
+		return Result{Status: WrongGen, Child: ch}
+	case checkHosts(c.Members, d.f) != nil:
+		return Result{Status: BadMember}
+	}
+	return d.follow(ch, gen, c.Members)
+}
+
+// follow begins a later generation of a child.
+func (d *Directory) follow(ch Child, gen uint64, members []Host) Result {
+	g := order.GroupID{Overlay: d.overlay, Prefix: ch.Group.Prefix, Gen: gen}
+	ch = Child{Descriptor: describe(g, members), State: Reviving, Former: Former{Gen: ch.Group.Gen, View: ch.View.Num}}
+	d.children[g.Prefix] = ch
 	return Result{Status: OK, Child: ch}
 }
 

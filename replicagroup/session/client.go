@@ -31,6 +31,8 @@ var (
 	ErrAbandoned = errors.New("session: abandoned before it was sent")
 	// ErrClosed: the client is closed; nothing was sent.
 	ErrClosed = errors.New("session: client closed")
+	// ErrMoved: another group serves the command's key; nothing was run.
+	ErrMoved = errors.New("session: another group serves the key")
 )
 
 // Bounds of a [Client].
@@ -378,6 +380,8 @@ func (c *Client) answer(w wire, a Answer, out []ClientAction) []ClientAction {
 		return c.finish(r, nil, ErrLimit, out)
 	case TooLarge:
 		return c.finish(r, nil, ErrResultTooLarge, out)
+	case Moved:
+		return c.finish(r, nil, ErrMoved, out)
 	}
 	return c.finish(r, nil, ErrOutcomeUnknown, out) // Stale: this client has said it had the answer
 }

@@ -48,7 +48,7 @@ const (
 // Status says what became of a command.
 type Status uint8
 
-// The statuses. Only OK, TooLarge and UnknownService use up the sequence number.
+// The statuses. Only OK, TooLarge, UnknownService and Moved use up the sequence number.
 const (
 	OK             Status = iota // executed, now or at an earlier copy
 	Session                      // the session is unknown, expired or closed: nothing was run
@@ -58,12 +58,13 @@ const (
 	Refused                      // another peer's session, or a malformed command: nothing was run
 	Limit                        // a limit is reached, or the TTL is outside its bounds: nothing was run
 	TooLarge                     // executed, but its result was longer than [ResultBytesMax] and is lost
+	Moved                        // another group serves the key ([Gate]): nothing was run here, nor ever will be under this number
 	statusEnd
 )
 
 // String names the status.
 func (s Status) String() string {
-	names := [...]string{"ok", "session", "window", "stale", "unknown-service", "refused", "limit", "too-large"}
+	names := [...]string{"ok", "session", "window", "stale", "unknown-service", "refused", "limit", "too-large", "moved"}
 	if int(s) < len(names) {
 		return names[s]
 	}
@@ -80,6 +81,8 @@ type Context struct {
 	// Emit adds an output, which the leader's host pushes to the peer of that client's session; outputs may be lost, hence
 	// Resend. It does nothing when the session does not exist. Nil in Query.
 	Emit func(client order.ClientID, data []byte)
+	// Parts takes keys out of the group's other machines, and puts them back. Nil but in Apply.
+	Parts Parts
 }
 
 // Machine is the state machine of one service in one group. It must be deterministic: what it does, returns and emits may
@@ -134,6 +137,7 @@ type Table struct {
 	group    order.GroupID
 	drift    automaton.Drift
 	services []service // by rising name
+	gate     Gate      // one of services; nil if there is none
 
 	index uint64
 	now   time.Duration
@@ -182,6 +186,10 @@ func NewTable(group order.GroupID, drift automaton.Drift, services map[string]Ma
 	for _, n := range slices.Sorted(maps.Keys(services)) {
 		invariant.Check(n != Service && n != TickService && n != "" && len(n) <= order.ServiceBytesMax, "service name", n)
 		t.services = append(t.services, service{n, services[n]})
+		if g, ok := services[n].(Gate); ok {
+			invariant.Check(t.gate == nil, "one gate", n)
+			t.gate = g
+		}
 	}
 	t.emit = t.doEmit
 	t.clear()
@@ -319,9 +327,12 @@ func (t *Table) run(c order.Command) (Status, []byte) {
 	}
 	r := stored{status: UnknownService}
 	if m := t.Machine(c.Service); m != nil {
-		ctx := t.context(c.Service)
-		ctx.Client, ctx.Author = c.Client, c.Author
-		r = stored{OK, m.Apply(ctx, c.Data)}
+		r = stored{status: Moved}
+		if !t.away(m, c.Data, false) {
+			ctx := t.context(c.Service)
+			ctx.Client, ctx.Author, ctx.Parts = c.Client, c.Author, t
+			r = stored{OK, m.Apply(ctx, c.Data)}
+		}
 		if len(r.data) > ResultBytesMax {
 			r = stored{status: TooLarge}
 		}
@@ -410,6 +421,9 @@ func (t *Table) Query(service string, author keyspace.NodeID, data []byte) (Stat
 	m := t.Machine(service)
 	if m == nil {
 		return UnknownService, nil
+	}
+	if t.away(m, data, true) {
+		return Moved, nil
 	}
 	c := t.context(service)
 	c.Author, c.Emit = author, nil
