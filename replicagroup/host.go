@@ -624,6 +624,9 @@ func (h *Host) handleOutput(req *dht.Request) error {
 // link tells every shard that a peer came or went.
 func (h *Host) link(p peer.ID, up bool) {
 	h.linkedTo(p, up)
+	if h.neighbours != nil {
+		h.neighbours.linked()
+	}
 	if root, _ := h.locator.cached(keyspace.Prefix{}); up && slices.ContainsFunc(root.Peers, func(m placement.Peer) bool { return m.ID == string(p) }) {
 		h.auditDue()
 	}

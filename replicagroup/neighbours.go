@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"container/list"
 	"context"
 	"slices"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
+	"latchkey/internal/driver"
 	"latchkey/replicagroup/pb"
 	"latchkey/replicagroup/placement"
 )
@@ -26,6 +28,24 @@ type neighbours struct {
 	looks   []look // waiting for their turn
 	running int
 	probes  map[peer.ID]*probe
+	whole   *whole    // nil: not known
+	links   uint64    // counts peers that came and went
+	resting list.List // of rested: plans, the one that rests for longest first
+	patrols bool      // patrol runs
+}
+
+// whole is the overlay, where it is so small that one look-up has found all of it: another would find the same, whatever its anchor.
+type whole struct {
+	peers []peer.AddrInfo
+	nodes []keyspace.NodeID // of peers
+	at    automaton.Instant // when the look-up began
+}
+
+// rested is a plan that rests, on whose shard, and since when.
+type rested struct {
+	plan  *plan
+	box   *driver.Mailbox[shardEvent]
+	since automaton.Instant
 }
 
 // look is a look-up that was asked for: the n peers closest to anchor. found must not block.
@@ -77,14 +97,113 @@ func (n *neighbours) work() {
 		n.looks[0] = look{}
 		n.looks = n.looks[1:]
 		n.mu.Unlock()
-		ctx, cancel := context.WithTimeout(n.host.ctx, locateTimeout)
-		infos, err := n.host.overlay.ReplicaSet(ctx, l.anchor, l.n)
-		cancel()
-		if err != nil {
-			log.Debugw("look-up around an anchor failed", "err", err)
-		}
-		l.found(infos, err)
+		l.found(n.around(l, n.host.clock.Now()))
 	}
+}
+
+// around carries out a look-up, unless one has found the whole overlay a moment ago and nobody came or went since.
+func (n *neighbours) around(l look, now automaton.Instant) ([]peer.AddrInfo, error) {
+	n.mu.Lock()
+	w, links := n.whole, n.links
+	n.mu.Unlock()
+	if w != nil && now < w.at.Add(n.host.plan.Every/2) && len(w.peers) < l.n {
+		return w.around(l.anchor.Key()), nil
+	}
+	ctx, cancel := context.WithTimeout(n.host.ctx, locateTimeout)
+	defer cancel()
+	infos, err := n.host.overlay.ReplicaSet(ctx, l.anchor, l.n)
+	switch {
+	case err != nil:
+		log.Debugw("look-up around an anchor failed", "err", err)
+	case len(infos) < l.n:
+		w := &whole{peers: infos, at: now}
+		for _, i := range infos {
+			w.nodes = append(w.nodes, dht.NodeIDOf(i.ID))
+		}
+		n.mu.Lock()
+		if links == n.links {
+			n.whole = w
+		}
+		n.mu.Unlock()
+	}
+	return infos, err
+}
+
+// around returns all peers, those closest to point first.
+func (w *whole) around(point keyspace.Key) []peer.AddrInfo {
+	place := make([]int, len(w.peers))
+	for i := range place {
+		place[i] = i
+	}
+	slices.SortFunc(place, func(i, j int) int { return keyspace.CompareDistance(point, w.nodes[i], w.nodes[j]) })
+	sorted := make([]peer.AddrInfo, len(place))
+	for i, at := range place {
+		sorted[i] = w.peers[at]
+	}
+	return sorted
+}
+
+// linked forgets what a peer that came or went makes wrong.
+func (n *neighbours) linked() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.whole = nil
+	n.links++
+}
+
+// rest puts a plan that rests at the end of the patrol: one after the other is roused, to look whether everything is still as it was,
+// none sooner than after [placement.PlanTimes].Idle and at most [patrolShare] in that time.
+func (n *neighbours) rest(p *plan, now automaton.Instant) *list.Element {
+	n.mu.Lock()
+	at := n.resting.PushBack(rested{p, p.replica.shard.box, now})
+	begin := !n.patrols
+	n.patrols = true
+	n.mu.Unlock()
+	if begin && !n.host.spawn(n.patrol) {
+		n.strike(at) // the host is closed
+	}
+	return at
+}
+
+// strike takes a plan off the patrol, if its turn has not come yet.
+func (n *neighbours) strike(at *list.Element) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.resting.Remove(at)
+}
+
+// patrol rouses plans until none rests.
+func (n *neighbours) patrol() {
+	for {
+		r, wait, ok := n.turn(n.host.clock.Now())
+		if !ok {
+			return
+		}
+		if r.plan != nil {
+			r.box.Put(rouseEvent{r.plan})
+		}
+		if pause(n.host.ctx, wait) != nil {
+			return
+		}
+	}
+}
+
+// turn takes the plan off the patrol whose turn has come, if one's has, and says how long to wait for the next. ok is false when none
+// rests, and the patrol then ends.
+func (n *neighbours) turn(now automaton.Instant) (r rested, wait time.Duration, ok bool) {
+	idle := n.host.plan.Idle
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	first := n.resting.Front()
+	if n.patrols = first != nil; !n.patrols {
+		return r, 0, false
+	}
+	r = first.Value.(rested)
+	if wait = r.since.Add(idle).Sub(now); wait > 0 {
+		return rested{}, wait, true
+	}
+	n.resting.Remove(first)
+	return r, idle / patrolShare, true
 }
 
 // around is what an inquiry among the peers around an anchor has found.
@@ -169,14 +288,21 @@ func (n *neighbours) probe(id peer.ID, done func(*probe)) {
 	n.host.overlay.Go(id, keyspace.Key{}, serviceProbe, nil, askTimeout, func(b []byte, err error) {
 		said, ok := decodeProbe(b)
 		n.mu.Lock()
+		before := p.neighbour
 		p.answered, p.at = err == nil && ok, n.host.clock.Now()
 		if p.answered {
 			p.neighbour, p.room = said.neighbour, said.room
 			p.neighbour.Peer = dht.NodeIDOf(id)
 		}
+		now := p.neighbour
 		waiting, known := p.waiting, *p
 		p.waiting, known.waiting = nil, nil
 		n.mu.Unlock()
+		if !before.Peer.IsZero() && (before.Store != now.Store || before.Hosts != now.Hosts) {
+			for _, s := range n.host.shards {
+				s.box.Put(appearedEvent{now.Peer})
+			}
+		}
 		for _, f := range waiting {
 			f(&known)
 		}

@@ -28,6 +28,12 @@ const (
 	looksMax = 8
 	// probesMax is from how many peers on what they said of themselves is forgotten once it is too old to be used again.
 	probesMax = 4096
+	// patrolShare is how many plans that rest are roused in each [placement.PlanTimes].Idle at most: where more groups sleep that are led
+	// here, it takes longer before the turn of one comes again.
+	patrolShare = 120
+	// appearedMax bounds the peers that plans which begin are told about, as ones that have just become reachable. The oldest is
+	// forgotten first.
+	appearedMax = 64
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
 	// still goes alone.
 	batchBytesMax = 64 << 10

@@ -1,6 +1,8 @@
 package replicagroup
 
 import (
+	"container/list"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -29,6 +31,9 @@ type plan struct {
 	wake automaton.Instant // the automaton's; Never if it wants none
 	beat automaton.Instant // of the next [plan.look]; Never while there is nothing to look at
 
+	resting *list.Element // in the patrol of plans that rest; nil unless it is, or was until a moment ago
+
+	// The maps are nil until they are needed.
 	refs    map[uint64]uint64            // the automaton's, by the engine's, of the changes that have no outcome yet
 	near    []peer.ID                    // strangers that answered last, which are asked again
 	joining map[order.ReplicaID]*joining // learners
@@ -62,8 +67,6 @@ func (r *replica) planBegin() {
 	status := r.engine.Status()
 	p := &plan{
 		replica: r, term: status.Term, anchor: anchor, wake: automaton.Never, beat: automaton.Never,
-		refs: make(map[uint64]uint64), joining: make(map[order.ReplicaID]*joining),
-		leavers: make(map[keyspace.NodeID]leaver),
 	}
 	p.core = placement.NewPlanner(placement.PlannerConfig{
 		Prefix: r.group.Prefix, Anchor: anchor, F: s.host.genesis.F, Self: s.host.overlay.Node(), Term: status.Term, Times: s.host.plan,
@@ -71,6 +74,11 @@ func (r *replica) planBegin() {
 	r.plan = p
 	p.down(r.view) // before it plans anything
 	p.seen(order.ViewNote{View: r.view, Joint: r.view.Joint()})
+	for _, a := range s.appeared {
+		if s.now < a.at.Add(s.host.plan.Idle) && r.plan == p {
+			p.feed(placement.Appeared{Peer: a.peer})
+		}
+	}
 }
 
 // down tells the automaton which members of a view are under suspicion.
@@ -93,6 +101,9 @@ func (r *replica) planEnd() {
 		l.call.Reply(nil)
 	}
 	r.shard.timers.Stop(timerKey{r, timerPlan})
+	if p.resting != nil {
+		r.shard.host.neighbours.strike(p.resting)
+	}
 	r.shard.host.unpublish(r.group)
 }
 
@@ -123,6 +134,18 @@ func (r *replica) planDone(d order.Outcome) bool {
 func (r *replica) planPeer(n keyspace.NodeID, live bool) {
 	if r.plan != nil {
 		r.plan.feed(placement.PeerState{Peer: n, Live: live})
+	}
+}
+
+// planStirred tells the plan that the group fell asleep or woke up.
+func (r *replica) planStirred() {
+	p := r.plan
+	if p == nil {
+		return
+	}
+	if p.feed(placement.Sleeping{On: !r.awake}); r.plan == p && r.awake {
+		p.beat = min(p.beat, r.shard.now) // there may be a learner
+		p.arm()
 	}
 }
 
@@ -188,6 +211,9 @@ func (p *plan) feed(ev placement.PlanEvent) {
 	}
 	clear(p.events)
 	p.events = p.events[:0]
+	if p.resting != nil {
+		p.events = nil // there may be thousands that rest
+	}
 	p.stepping = false
 	p.arm()
 }
@@ -224,6 +250,11 @@ func (p *plan) perform(a placement.PlanAction) {
 			delete(p.leavers, a.Peer)
 			l.call.Reply(marshal(&pb.LeaveReply{MayGo: true, Leads: true}))
 		}
+	case placement.Rests:
+		p.near = nil
+		if p.resting == nil {
+			p.resting = s.host.neighbours.rest(p, s.now)
+		}
 	case placement.Publish:
 		if d, ok := r.describe(a.View); ok {
 			s.host.publish(d)
@@ -236,6 +267,9 @@ func (p *plan) change(ref uint64, c order.Change) {
 	r := p.replica
 	r.nextRef++
 	c.Ref = r.nextRef
+	if p.refs == nil {
+		p.refs = make(map[uint64]uint64)
+	}
 	p.refs[c.Ref] = ref
 	r.step(c)
 }
@@ -278,6 +312,8 @@ func (p *plan) look() {
 	switch {
 	case len(p.leavers) > 0:
 		p.beat = s.now.Add(lookFast) // somebody waits, and its shutdown with it
+	case !r.awake: // learners have all there is
+		return
 	case learners:
 		p.beat = s.now.Add(lookEvery)
 	default:
@@ -327,6 +363,9 @@ func (p *plan) start(m order.Member) {
 	j := p.joining[m.ID]
 	if j == nil {
 		j = new(joining)
+		if p.joining == nil {
+			p.joining = make(map[order.ReplicaID]*joining)
+		}
 		p.joining[m.ID] = j
 	}
 	if _, ok := r.descriptor.View.Member(m.ID); j.started || j.asking || s.now < j.next || !ok {
@@ -352,6 +391,9 @@ func (p *plan) wish(n keyspace.NodeID, call caller) {
 	if _, member := r.view.MemberAt(n); !member {
 		call.Reply(marshal(&pb.LeaveReply{MayGo: true, Leads: true}))
 		return
+	}
+	if p.leavers == nil {
+		p.leavers = make(map[keyspace.NodeID]leaver)
 	}
 	p.leavers[n] = leaver{call, s.now.Add(leaveEvery)}
 	p.progress() // leadership goes to the voter with the longest log
@@ -395,6 +437,43 @@ type (
 		call  caller
 	}
 )
+
+type (
+	// rouseEvent is for a plan whose turn in the patrol has come.
+	rouseEvent struct{ plan *plan }
+	// appearedEvent says that a peer now says something else of itself.
+	appearedEvent struct{ peer keyspace.NodeID }
+)
+
+func (e rouseEvent) handle(*shard) {
+	e.plan.resting = nil
+	if e.plan.replica.plan == e.plan {
+		e.plan.feed(placement.Rouse{})
+	}
+}
+
+func (e appearedEvent) handle(s *shard) {
+	for _, r := range s.replicas {
+		if r.plan != nil {
+			r.plan.feed(placement.Appeared{Peer: e.peer})
+		}
+	}
+}
+
+// appearance is a peer that became reachable, and when.
+type appearance struct {
+	peer keyspace.NodeID
+	at   automaton.Instant
+}
+
+// noteAppearance tells the plans of a peer that became reachable, and remembers it for those that begin soon: what the peer says of itself
+// may take a while to be known.
+func (s *shard) noteAppearance(n keyspace.NodeID) {
+	s.appeared = slices.DeleteFunc(s.appeared, func(a appearance) bool { return a.peer == n || s.now >= a.at.Add(s.host.plan.Idle) })
+	s.appeared = append(s.appeared, appearance{n, s.now})
+	s.appeared = s.appeared[max(0, len(s.appeared)-appearedMax):]
+	appearedEvent{n}.handle(s)
+}
 
 // planOf returns the plan of a leadership, or nil when that is over.
 func (s *shard) planOf(g order.GroupID, term uint64) *plan {

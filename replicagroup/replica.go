@@ -472,7 +472,7 @@ func (r *replica) expired(kind order.TimerKind) {
 func (r *replica) afterStep() {
 	leader, leading := r.engine.Leader()
 	leading = leading && !r.halted
-	r.stir()
+	stirred := r.stir()
 	r.noteLeader(leader)
 	if leading != r.leading {
 		r.leading = leading
@@ -507,6 +507,9 @@ func (r *replica) afterStep() {
 	}
 	if r.leading {
 		r.armDeadline()
+	}
+	if stirred { // last, since what the plan then does may lead back here
+		r.planStirred()
 	}
 }
 

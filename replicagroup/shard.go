@@ -26,6 +26,7 @@ type shard struct {
 	replicas  map[order.GroupID]*replica
 	parting   []*replica               // stopped for good in this turn
 	down      map[keyspace.NodeID]bool // peers under suspicion
+	appeared  []appearance             // peers that became reachable not long ago; at most appearedMax
 	timers    driver.Timers[timerKey]
 	now       automaton.Instant // of this turn
 	actions   order.Actions
@@ -308,6 +309,9 @@ func (e linkEvent) handle(s *shard) {
 				r.step(order.Link{To: m.ID, Up: e.up})
 			}
 		}
+	}
+	if e.up && s.host.neighbours != nil {
+		s.noteAppearance(e.peer)
 	}
 }
 

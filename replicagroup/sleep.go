@@ -15,11 +15,11 @@ import (
 // they live is then the failure detector's business alone, once for each pair of peers and not for each group. It looks closely
 // at peers that share a group with this one that is awake, and now and then at the others.
 
-// stir notices that a replica fell asleep or woke up.
-func (r *replica) stir() {
+// stir notices that a replica fell asleep or woke up, and reports whether it did.
+func (r *replica) stir() bool {
 	awake := !r.halted && !r.engine.Quiesced()
 	if awake == r.awake {
-		return
+		return false
 	}
 	if r.awake = awake; !awake {
 		r.lighten()
@@ -30,6 +30,7 @@ func (r *replica) stir() {
 	for _, p := range r.fellows {
 		h.activateLocked(p, awake)
 	}
+	return true
 }
 
 // lighten lets go of storage that a replica which sleeps does not need: there may be ten thousand of them.

@@ -18,7 +18,7 @@ type PlanTimes struct {
 	LearnTo time.Duration // likewise one that moves and never gets there
 	Listed  time.Duration // a learner that was dropped for its fault is not tried again for that long
 	Damp    time.Duration // at least that long between changes of voters, unless one failed or leaves
-	Idle    time.Duration // the longest pause between look-ups while there is nothing to do
+	Idle    time.Duration // the longest pause between look-ups while there is nothing to do and the group is awake
 	Answer  time.Duration // voters have that long to endorse
 	Settle  time.Duration // a voter that leaves is removed without a substitute only that long after the last wish to leave
 	Hand    time.Duration // leadership is handed over within that long, or another voter is tried
@@ -148,6 +148,13 @@ type (
 	}
 	// LeaveWish says that a peer wants to leave, by its own stream; repeated every second until [MayGo], for 10 s at most.
 	LeaveWish struct{ Peer keyspace.NodeID }
+	// Sleeping says that the group has fallen asleep, or is awake again; a plan begins in a group that is awake.
+	Sleeping struct{ On bool }
+	// Appeared says that a peer can be reached that could not, or says something else of itself than it did. What it says is not known
+	// yet. To a peer that is of no concern to the group it does not matter.
+	Appeared struct{ Peer keyspace.NodeID }
+	// Rouse asks a plan that rests ([Rests]) to look up the candidates again.
+	Rouse struct{}
 )
 
 func (ViewSeen) isPlanEvent()      {}
@@ -157,6 +164,9 @@ func (Progress) isPlanEvent()      {}
 func (EndorseAnswer) isPlanEvent() {}
 func (ChangeDone) isPlanEvent()    {}
 func (LeaveWish) isPlanEvent()     {}
+func (Sleeping) isPlanEvent()      {}
+func (Appeared) isPlanEvent()      {}
+func (Rouse) isPlanEvent()         {}
 func (Wake) isPlanEvent()          {}
 
 // PlanAction is an output of a [Planner].
@@ -193,6 +203,10 @@ type (
 	MayGo struct{ Peer keyspace.NodeID }
 	// Publish says that View's descriptor should reach those who keep it (rule G5).
 	Publish struct{ View order.View }
+	// Rests says that the group sleeps, that there is nothing to do for it, and that no time will change that: from now on the plan looks
+	// nobody up by itself. Whoever plans for many groups has all that rest look again, one after the other ([Rouse]), as often as it can
+	// afford.
+	Rests struct{}
 )
 
 func (LookUp) isPlanAction()       {}
@@ -204,3 +218,4 @@ func (DropLearner) isPlanAction()  {}
 func (TransferTo) isPlanAction()   {}
 func (MayGo) isPlanAction()        {}
 func (Publish) isPlanAction()      {}
+func (Rests) isPlanAction()        {}

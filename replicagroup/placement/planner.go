@@ -83,6 +83,7 @@ type Planner struct {
 	began   automaton.Instant // this leadership
 	changed automaton.Instant // the voters, or this leadership began
 
+	// Those of peers are nil in a plan that never had anything to put there, and in one that rests.
 	near     map[keyspace.NodeID]*neighbour        // at most neighboursMax, and members
 	down     map[keyspace.NodeID]automaton.Instant // members and neighbours under suspicion, since when
 	wishes   map[keyspace.NodeID]*wish             // of members, and of those who were
@@ -92,6 +93,9 @@ type Planner struct {
 	lookAt, lookedAt automaton.Instant
 	answered         automaton.Instant // when those who answer near the anchor were last known, be it nobody
 	idle             time.Duration     // the present pause between look-ups
+	asleep           bool              // the group is
+	resting          bool              // nobody is looked up before something happens; see rest
+	restAt           automaton.Instant // not before: somebody has appeared who may not answer yet
 
 	round      uint64
 	asking     *inquiry // nil when no endorsement is under way
@@ -110,9 +114,7 @@ type Planner struct {
 
 // NewPlanner returns the plan of a leadership that begins; it does nothing before the first [ViewSeen].
 func NewPlanner(cfg PlannerConfig) *Planner {
-	return &Planner{cfg: cfg, point: cfg.Anchor.Key(), near: make(map[keyspace.NodeID]*neighbour),
-		down: make(map[keyspace.NodeID]automaton.Instant), wishes: make(map[keyspace.NodeID]*wish),
-		listed: make(map[keyspace.NodeID]automaton.Instant), progress: make(map[order.ReplicaID]*catchUp),
+	return &Planner{cfg: cfg, point: cfg.Anchor.Key(), progress: make(map[order.ReplicaID]*catchUp),
 		idle: cfg.Times.Every, armed: automaton.Never, answered: -automaton.Never}
 }
 
@@ -141,6 +143,14 @@ func (p *Planner) Step(ev PlanEvent, now automaton.Instant, out []PlanAction) []
 		}
 	case LeaveWish:
 		p.leaveWish(ev.Peer, now)
+	case Sleeping:
+		if p.asleep = ev.On; !ev.On {
+			p.rouse(p.lookedAt.Add(p.cfg.Times.Idle))
+		}
+	case Appeared:
+		p.appeared(ev.Peer, now)
+	case Rouse:
+		p.rouse(now)
 	case Wake:
 		p.armed = automaton.Never
 	}
@@ -179,6 +189,7 @@ func (p *Planner) viewSeen(ev ViewSeen, now automaton.Instant, out []PlanAction)
 	if !slices.Equal(p.view.Voters(), ev.View.Voters()) {
 		p.changed = now
 	}
+	p.rouse(max(now, p.lookedAt.Add(p.cfg.Times.Every)))
 	p.view, p.joint = ev.View, false
 	p.handed, p.handingTo = nil, 0
 	if p.flying && ev.View.Num > p.flyingFrom {
@@ -204,7 +215,7 @@ func (p *Planner) candidates(peers []Neighbour, now automaton.Instant) {
 		n := p.near[c.Peer]
 		if n == nil {
 			n = &neighbour{back: -automaton.Never}
-			p.near[c.Peer] = n
+			put(&p.near, c.Peer, n)
 		}
 		// What the detector says of members holds. A stranger that answers is back.
 		if _, member := p.view.MemberAt(c.Peer); !member {
@@ -263,7 +274,7 @@ func (p *Planner) peerState(ev PeerState, now automaton.Instant) {
 	case !member && p.near[ev.Peer] == nil && p.begun, ev.Peer == p.cfg.Self:
 	default:
 		if _, was := p.down[ev.Peer]; !was {
-			p.down[ev.Peer] = now
+			put(&p.down, ev.Peer, now)
 		}
 		delete(p.wishes, ev.Peer) // it has left, or has other troubles now
 	}
@@ -305,7 +316,7 @@ func (p *Planner) leaveWish(peer keyspace.NodeID, now automaton.Instant) {
 	case w != nil:
 		w.last, w.answered = now, false
 	case member || p.near[peer] != nil:
-		p.wishes[peer] = &wish{first: now, last: now}
+		put(&p.wishes, peer, &wish{first: now, last: now})
 		p.lookAt = min(p.lookAt, max(now, p.lookedAt.Add(p.cfg.Times.Every)))
 	}
 }
@@ -358,9 +369,14 @@ func (p *Planner) release(peer keyspace.NodeID, out []PlanAction) []PlanAction {
 
 // lookUp keeps what is known of the candidates fresh while there is work, and lets the pauses grow while there is none.
 func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []PlanAction {
-	if c.busy {
-		p.idle = p.cfg.Times.Every
+	switch {
+	case c.busy:
+		p.idle, p.resting = p.cfg.Times.Every, false
 		p.lookAt = min(p.lookAt, max(now, p.lookedAt.Add(p.idle)))
+	case p.resting:
+		return out
+	case p.mayRest(c, now):
+		return p.rest(out)
 	}
 	if !p.reached(p.lookAt, now) {
 		return out
@@ -369,6 +385,51 @@ func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []Pl
 	p.idle = min(2*p.idle, p.cfg.Times.Idle)
 	p.reached(p.lookAt, now)
 	return append(out, LookUp{Prefix: p.cfg.Prefix, Anchor: p.cfg.Anchor, N: CandidatesMax})
+}
+
+// A plan whose group sleeps rests when there is nothing to do, for a peer may lead thousands of such groups, and a look-up for each every
+// minute would be all it ever did. What could change the plan's mind then is told to it: a suspicion, a wish to leave, a view, a peer
+// that appears near the anchor. What is not, since it happened among peers that this one has no connection to, the driver's patrol
+// finds ([Rouse]). What the plan knew of the candidates is forgotten; it would be too old by the next look-up in any case, as it is
+// between the look-ups of a group that is awake ([PlanTimes].Fresh).
+
+// mayRest reports whether nothing is to be done, now or by the mere passing of time: the last look-up has been answered, and nobody who is
+// known now could become of use later.
+func (p *Planner) mayRest(c choice, now automaton.Instant) bool {
+	return p.asleep && !p.joint && !p.flying && p.asking == nil && c.step.kind == stepNone && len(p.down)+len(p.wishes)+len(p.listed) == 0 &&
+		p.answered >= max(p.began, p.lookedAt) && now < p.lookAt && p.reached(p.restAt, now)
+}
+
+// rest begins the rest of a plan that may.
+func (p *Planner) rest(out []PlanAction) []PlanAction {
+	p.near, p.down, p.wishes, p.listed = nil, nil, nil, nil
+	p.resting, p.lookAt = true, automaton.Never
+	p.wake = automaton.Never // it was for what is forgotten now
+	return append(out, Rests{})
+}
+
+// rouse ends a rest: the next look-up is due.
+func (p *Planner) rouse(due automaton.Instant) {
+	if p.resting {
+		p.resting, p.lookAt = false, due
+	}
+}
+
+// appeared looks at a peer that may matter to the group: a member that is back, perhaps without its store, or a peer that could become
+// one. The latter may not answer yet, or not be found, so the plan does not rest for a while.
+func (p *Planner) appeared(peer keyspace.NodeID, now automaton.Instant) {
+	_, member := p.view.MemberAt(peer)
+	closer := func(m order.Member) bool { return keyspace.Closer(p.point, peer, m.Peer) }
+	switch {
+	case !p.begun, peer == p.cfg.Self:
+		return
+	case member:
+	case len(p.view.Members) < 2*p.cfg.F+1, slices.ContainsFunc(p.view.Members, closer):
+		p.restAt = now.Add(p.cfg.Times.Idle)
+	default:
+		return
+	}
+	p.rouse(max(now, p.lookedAt.Add(p.cfg.Times.Every)))
 }
 
 // ask begins a round of endorsement among the voters and those to be promoted. The leader has endorsed its own plan.
@@ -503,5 +564,13 @@ func (p *Planner) list(peer keyspace.NodeID, now automaton.Instant) {
 		})
 		delete(p.listed, oldest)
 	}
-	p.listed[peer] = now.Add(p.cfg.Times.Listed)
+	put(&p.listed, peer, now.Add(p.cfg.Times.Listed))
+}
+
+// put sets m[k], where m may be nil yet.
+func put[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = make(map[K]V)
+	}
+	(*m)[k] = v
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
 	"latchkey/replicagroup/order"
 )
 
@@ -558,5 +559,90 @@ func BenchmarkPlanOfASettledGroup(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		out = r.Step(found, r.now, out[:0])
+	}
+}
+
+// While its group sleeps and there is nothing to do, a plan looks nobody up and wants no timer; awake, it does as before.
+func TestThePlanOfAGroupThatSleepsRests(t *testing.T) {
+	r := newRig(1, 0)
+	r.begin(3, 0, 1, 2)
+	rests := func(ev PlanEvent, want bool) {
+		t.Helper()
+		rests := false
+		for _, a := range r.do(ev) {
+			_, is := a.(Rests)
+			rests = rests || is
+		}
+		if rests != want || want && r.armed != automaton.Never {
+			t.Errorf("%T: rests %v, wakes at %v", ev, rests, r.armed)
+		}
+	}
+	rests(Sleeping{On: true}, true)
+	if n := r.lookUps; len(r.run(time.Hour, false)) > 0 || r.lookUps != n {
+		t.Errorf("%d look-ups in an hour's rest", r.lookUps-n)
+	}
+	rests(Rouse{}, true)
+	if r.lookUps != 2 {
+		t.Errorf("%d look-ups, want one at the beginning and one when roused", r.lookUps)
+	}
+	rests(Appeared{Peer: r.node(7)}, false) // farther than all members
+	rests(Appeared{Peer: r.node(0)}, false)
+	if r.lookUps != 2 {
+		t.Error("a peer that is of no concern is looked for")
+	}
+
+	// Awake it goes on as if it had never slept, and one that was looked up a moment ago may rest again at once.
+	rests(Sleeping{}, false)
+	rests(Sleeping{On: true}, true)
+	rests(Sleeping{}, false)
+	n := r.lookUps
+	if r.run(3*DefaultPlanTimes().Idle, false); r.lookUps < n+2 {
+		t.Errorf("%d look-ups in three minutes awake", r.lookUps-n)
+	}
+}
+
+// Whatever could change the plan's mind ends the rest.
+func TestARestEndsWithWhateverMatters(t *testing.T) {
+	joined := order.View{Num: 1, Next: 5}
+	for name, tc := range map[string]struct {
+		ev   func(r *rig) PlanEvent
+		want func(a PlanAction) bool // what comes of it within two minutes
+	}{
+		"a closer peer": {func(r *rig) PlanEvent { r.answering[0] = r.now.Add(30 * time.Second); return Appeared{Peer: r.node(0)} },
+			func(a PlanAction) bool { _, ok := a.(Learn); return ok }},
+		"a closer peer, at the patrol": {func(r *rig) PlanEvent { r.answering[0] = r.now.Add(-time.Hour); return Rouse{} },
+			func(a PlanAction) bool { _, ok := a.(Learn); return ok }},
+		"a member without its store": {func(r *rig) PlanEvent { r.stores[2] = order.StoreID{99}; return Appeared{Peer: r.node(2)} },
+			func(a PlanAction) bool { _, ok := a.(Learn); return ok }},
+		"a suspicion": {func(r *rig) PlanEvent {
+			r.answering[9] = r.now.Add(-time.Hour)
+			delete(r.answering, 3)
+			return PeerState{Peer: r.node(3)}
+		}, func(a PlanAction) bool { _, ok := a.(Learn); return ok }},
+		"a wish to leave": {func(r *rig) PlanEvent { return LeaveWish{Peer: r.node(3)} },
+			func(a PlanAction) bool { m, ok := a.(MayGo); return ok && m.Peer != keyspace.NodeID{} }},
+		"a view": {func(r *rig) PlanEvent {
+			joined.Members = append(slices.Clone(r.view.Members), r.member(4, 9, order.Learner)) // one that nobody wants
+			return ViewSeen{View: joined}
+		}, func(a PlanAction) bool { _, ok := a.(DropLearner); return ok }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(1, 1)
+			r.begin(0, 1, 2, 3)
+			for i := 1; i <= 3; i++ {
+				r.answering[i] = r.now.Add(-time.Hour)
+			}
+			r.drive(2*time.Minute, nil)
+			r.do(Sleeping{On: true})
+			r.run(10*time.Minute, false)
+			if !r.resting {
+				t.Fatal("it does not rest")
+			}
+			r.tell(tc.ev(r))
+			dead := map[int]bool{3: name == "a suspicion"}
+			if done := r.drive(2*time.Minute, dead); !slices.ContainsFunc(done, tc.want) {
+				t.Errorf("comes to %v", done)
+			}
+		})
 	}
 }
