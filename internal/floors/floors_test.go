@@ -49,6 +49,7 @@ var packages = map[string]int{
 	"replicagroup/transfer":  automata,
 	"lockservice/table":      automata,
 	"lockservice/hold":       automata,
+	"lockservice/sigma":      automata,
 	"dht/detector":           automata,
 	"dht/twins":              automata,
 
@@ -101,6 +102,7 @@ var beside = map[string][]string{
 	"replicagroup/placement": {"replicagroup/quorum", "replicagroup/order"},
 	"replicagroup/session":   {"replicagroup/quorum", "replicagroup/order"},
 	"replicagroup/transfer":  {"replicagroup/order"},
+	"lockservice/sigma":      {"replicagroup/quorum"},
 }
 
 // foreign lists what an automaton may import from outside, by path prefix.

@@ -1,0 +1,38 @@
+package sigma
+
+// mutant is a deliberate mistake. The simulation plants each one and has to catch it; nobody else can.
+type mutant uint8
+
+// The mutants: of sections 1 to 3 and 6, then of 9.10.
+const (
+	mutantNone           mutant = iota
+	mutantExpiryFree            // a lease that ran out does not consume its number
+	mutantYieldCounted          // a yielded grant still counts
+	mutantNoEmbargo             // a restarted replica grants at once
+	mutantCounterZero           // a restarted replica forgets the numbers it has offered
+	mutantFromArrival           // D is counted from the arrival of GRANT
+	mutantNoInstall             // unequal offers: the highest is used without a second round
+	mutantYieldOnce             // a lost YIELD is not repeated
+	mutantAnyInstall            // INSTALL is taken whatever grant it names
+	mutantNoCap                 // leases longer than the cap are granted before RaiseTTL is applied
+	mutantNoSeal                // a sealed table goes on renewing
+	mutantOneReport             // one report settles
+	mutantNoCandidates          // candidates are ignored
+	mutantSmallBase             // a view's range begins where the former one began
+	mutantOneCandidate          // one of several candidates is kept
+	mutantClaimOverrules        // a claim is granted beside a silent rival
+	mutantShortestLease         // the shortest remaining lease of the reports is taken
+	mutantHalfLease             // half of a remaining lease is taken
+	mutantEmptyReport           // a restarted or unsettled replica reports what it has
+	mutantAnyView               // messages of any view are accepted
+	mutantNoSettleByTime        // without reports nobody ever settles
+	mutantNoSuspend             // a replica that lags behind its own log goes on (S1)
+	mutants
+)
+
+// String names the mutant.
+func (m mutant) String() string {
+	return [...]string{"none", "expiry-free", "yield-counted", "no-embargo", "counter-zero", "from-arrival", "no-install", "yield-once",
+		"any-install", "no-cap", "no-seal", "one-report", "no-candidates", "small-base", "one-candidate", "claim-overrules",
+		"shortest-lease", "half-lease", "empty-report", "any-view", "no-settle-by-time", "no-suspend"}[m]
+}

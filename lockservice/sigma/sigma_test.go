@@ -1,0 +1,661 @@
+package sigma
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+)
+
+// desk is a small world driven by hand: replicas, clients, one clock, and every message on its way in a list.
+type desk struct {
+	t     testing.TB
+	now   automaton.Instant
+	log   LogState
+	reps  map[keyspace.NodeID]*Replica
+	cls   map[keyspace.NodeID]*Client
+	inbox []letter
+	acts  map[keyspace.NodeID][]Action // what is no message, newest last
+	lost  func(letter) bool
+}
+
+type letter struct {
+	from, to keyspace.NodeID
+	msg      Message
+}
+
+func id(b byte) keyspace.NodeID { return keyspace.NodeID{b} }
+
+func ids(bs ...byte) (ms []keyspace.NodeID) {
+	for _, b := range bs {
+		ms = append(ms, id(b))
+	}
+	return ms
+}
+
+const deskTTL = 3 * time.Second
+
+func newDesk(t testing.TB, members ...byte) *desk {
+	d := &desk{
+		t: t, now: 1, reps: make(map[keyspace.NodeID]*Replica), cls: make(map[keyspace.NodeID]*Client), acts: make(map[keyspace.NodeID][]Action),
+		log: LogState{Descriptor: Descriptor{View: ViewID{1, 1}, Members: ids(members...)}, Base: 100, Ceil: 100 + Block, Cap: CapFor(deskTTL)},
+	}
+	for _, b := range members {
+		d.replica(b, ReplicaConfig{})
+	}
+	return d
+}
+
+func (d *desk) replica(b byte, cfg ReplicaConfig) *Replica {
+	cfg.Self, cfg.TTLMin, cfg.TTLMax, cfg.Drift = id(b), time.Millisecond, 20*time.Second, automaton.DriftDefault
+	cfg.Inc = max(cfg.Inc, 1)
+	d.reps[id(b)] = NewReplica(cfg, d.log)
+	return d.reps[id(b)]
+}
+
+func (d *desk) client(b byte, cfg ClientConfig) *Client {
+	if cfg.TTL == 0 {
+		cfg.TTL = deskTTL
+	}
+	cfg.Name, cfg.Req, cfg.Drift = "n", Req{Session{b}, max(cfg.Req.Seq, 1)}, automaton.DriftDefault
+	if cfg.View.Members == nil {
+		cfg.View = d.log.Descriptor
+	}
+	d.cls[id(b)] = NewClient(cfg)
+	return d.cls[id(b)]
+}
+
+func (d *desk) step(n keyspace.NodeID, ev Event) {
+	ev.Now = d.now
+	var out []Action
+	if r := d.reps[n]; r != nil {
+		out = r.Step(ev, nil)
+		if err := r.check(); err != nil {
+			d.t.Fatalf("replica %x: %v", n[:1], err)
+		}
+	} else if c := d.cls[n]; c != nil {
+		out = c.Step(ev, nil)
+	}
+	for _, a := range out {
+		if a.Kind == Send {
+			if l := (letter{n, a.To, a.Msg}); d.lost == nil || !d.lost(l) {
+				d.inbox = append(d.inbox, l)
+			}
+		} else {
+			d.acts[n] = append(d.acts[n], a)
+		}
+	}
+}
+
+func (d *desk) begin(b byte)    { d.step(id(b), Event{Kind: Begin}) }
+func (d *desk) giveBack(b byte) { d.step(id(b), Event{Kind: GiveBack}) }
+
+// deliver delivers everything, and what that brings, in order.
+func (d *desk) deliver() {
+	for n := 0; len(d.inbox) > 0; n++ {
+		if n > 10_000 {
+			d.t.Fatalf("messages without end: %+v", d.inbox[0])
+		}
+		l := d.inbox[0]
+		d.inbox = d.inbox[1:]
+		d.step(l.to, Event{Kind: Receive, From: l.from, Msg: &l.msg})
+	}
+}
+
+// pass lets time pass: everybody's timer is tried at the end.
+func (d *desk) pass(t time.Duration) {
+	d.now = d.now.Add(t)
+	for b := range byte(255) {
+		d.step(id(b), Event{Kind: Timer})
+	}
+}
+
+func (d *desk) apply(e Entry, bs ...byte) {
+	if next, did := d.log.Apply(e); did {
+		d.log = next
+	}
+	for _, b := range bs {
+		d.step(id(b), Event{Kind: Applied, Entry: &e})
+	}
+}
+
+func (d *desk) saw(b byte, k ActionKind) *Action {
+	for i := len(d.acts[id(b)]) - 1; i >= 0; i-- {
+		if a := &d.acts[id(b)][i]; a.Kind == k {
+			return a
+		}
+	}
+	return nil
+}
+
+func (d *desk) want(b byte, s ClientState) {
+	d.t.Helper()
+	if c := d.cls[id(b)]; c.state != s {
+		d.t.Errorf("client %d is %v, want %v", b, c.state, s)
+	}
+}
+
+func TestAFreeLockIsHeldAfterOneRoundTrip(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	c := d.client(10, ClientConfig{})
+	d.begin(10)
+	if len(d.inbox) != 3 {
+		t.Fatalf("%d messages, want one to each replica", len(d.inbox))
+	}
+	d.now = d.now.Add(50 * time.Millisecond)
+	d.deliver()
+	d.want(10, ClientHeld)
+	if c.Token() != 101 || c.Deadline() != automaton.Instant(1).Add(automaton.DriftDefault.Shrink(deskTTL)) {
+		t.Errorf("token %d until %v", c.Token(), c.Deadline())
+	}
+	d.giveBack(10)
+	d.deliver()
+	d.client(11, ClientConfig{})
+	d.begin(11)
+	d.deliver()
+	d.want(11, ClientHeld)
+	if tok := d.cls[id(11)].Token(); tok != 102 {
+		t.Errorf("the next token is %d", tok)
+	}
+}
+
+func TestTheOldestRequestWins(t *testing.T) {
+	for _, y1 := range []bool{false, true} {
+		d := newDesk(t, 1, 2, 3)
+		for b := byte(10); b < 13; b++ {
+			d.client(b, ClientConfig{Y1: y1})
+			d.begin(b)
+		}
+		// Each replica hears another client first.
+		var mixed []letter
+		for i := range 3 {
+			for j := range 3 {
+				mixed = append(mixed, d.inbox[3*((i+j)%3)+i])
+			}
+		}
+		d.inbox = mixed
+		d.deliver()
+		d.want(10, ClientHeld)
+		for b := byte(10); b < 12; b++ {
+			d.giveBack(b)
+			d.deliver()
+			d.want(b+1, ClientHeld)
+		}
+	}
+}
+
+func TestALostYieldIsRepeated(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantYieldOnce} {
+		d := newDesk(t, 1, 2, 3)
+		d.client(10, ClientConfig{mutant: m})
+		d.client(11, ClientConfig{mutant: m})
+		d.lost = func(l letter) bool { return l.msg.Kind == Yield || l.to == id(3) }
+		d.begin(10)
+		d.begin(11)
+		in := d.inbox
+		d.inbox = []letter{in[0], in[3], in[2], in[1]} // each has one replica
+		if len(in) != 4 {
+			t.Fatal(len(in))
+		}
+		d.deliver()
+		d.lost = func(l letter) bool { return l.to == id(3) }
+		for range 20 {
+			d.pass(time.Second)
+			d.deliver()
+		}
+		if held := d.saw(10, Acquired) != nil; held != (m == mutantNone) {
+			t.Errorf("%v: the older client held: %v", m, held)
+		}
+	}
+}
+
+func TestALateInstallDoesNotRaiseAnother(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantAnyInstall} {
+		d := newDesk(t, 1)
+		r := d.replica(1, ReplicaConfig{mutant: m})
+		ask := func(b byte, mm Message) {
+			mm.View, mm.Name, mm.TTL = d.log.View, "n", deskTTL
+			mm.Req = Req{Session{b}, 1}
+			d.step(id(1), Event{Kind: Receive, From: id(b), Msg: &mm})
+		}
+		ask(10, Message{Kind: Request, ReqTS: 1})
+		gid := r.locks["n"].gid
+		ask(10, Message{Kind: Release})
+		ask(11, Message{Kind: Request, ReqTS: 2})
+		ask(10, Message{Kind: Install, GID: gid, Tok: 150})
+		if raised := r.locks["n"].prop == 150; raised != (m == mutantAnyInstall) {
+			t.Errorf("%v: offered %d", m, r.locks["n"].prop)
+		}
+	}
+}
+
+// TestLongerLeasesWaitForTheLog is 10.2: a voter grants or renews no lease longer than the cap it has applied.
+func TestLongerLeasesWaitForTheLog(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantNoCap} {
+		d := newDesk(t, 1, 2, 3)
+		for b := byte(1); b < 4; b++ {
+			d.replica(b, ReplicaConfig{mutant: m})
+		}
+		d.client(10, ClientConfig{TTL: 10 * time.Second})
+		d.begin(10)
+		d.deliver()
+		if m == mutantNoCap {
+			d.want(10, ClientHeld)
+			continue
+		}
+		d.want(10, ClientWaiting)
+		a := d.saw(1, Propose)
+		if a == nil || a.Entry.Kind != EntryRaiseTTL || a.Entry.Cap < 10*time.Second {
+			t.Fatalf("asked the log for %+v", a)
+		}
+		d.client(11, ClientConfig{}) // a short one does not wait for the log
+		d.begin(11)
+		d.deliver()
+		d.want(11, ClientHeld)
+		d.giveBack(11)
+		d.deliver()
+		d.apply(a.Entry, 1, 2, 3)
+		d.deliver()
+		d.want(10, ClientHeld)
+	}
+}
+
+func TestAHolderLivesThroughAViewChange(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	c := d.client(10, ClientConfig{})
+	d.client(11, ClientConfig{})
+	d.begin(10)
+	d.deliver()
+	d.begin(11)
+	d.deliver()
+	d.replica(4, ReplicaConfig{})
+	d.replica(5, ReplicaConfig{})
+	tok := c.Token()
+	for _, next := range [][]byte{{1, 2, 4}, {1, 2, 4}, {3, 4, 5}, {1}} {
+		d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(next...)}, 1, 2, 3, 4, 5)
+		d.deliver()
+		d.now = d.now.Add(deskTTL / 5)
+		d.pass(time.Millisecond)
+		d.deliver()
+		d.want(10, ClientHeld)
+		d.want(11, ClientWaiting)
+		if c.view.View != d.log.View || c.Token() != tok {
+			t.Fatalf("view %v of %v, token %d of %d", c.view.View, d.log.View, c.Token(), tok)
+		}
+	}
+	d.giveBack(10)
+	d.deliver()
+	d.want(11, ClientHeld)
+	if n := d.cls[id(11)].Token(); n <= d.log.Base {
+		t.Errorf("token %d is not of this view, above %d", n, d.log.Base)
+	}
+}
+
+// TestAClaimDoesNotOverruleARival is S6; it replays the schedule in which a claim that overrules a silent rival makes two holders.
+func TestAClaimDoesNotOverruleARival(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantClaimOverrules} {
+		d := newDesk(t, 1, 2, 3)
+		for b := byte(1); b < 4; b++ {
+			d.replica(b, ReplicaConfig{mutant: m})
+		}
+		d.client(10, ClientConfig{})
+		d.client(11, ClientConfig{})
+		d.begin(10)
+		in := d.inbox
+		d.inbox = []letter{in[0], in[2]} // X holds through 1 and 3
+		d.deliver()
+		d.want(10, ClientHeld)
+		d.begin(11)
+		in = d.inbox
+		d.inbox = []letter{in[1]} // Y owns 2
+		d.deliver()
+		d.lost = func(l letter) bool { return l.to == id(11) || l.from == id(11) } // Y is silent
+		d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(1)}, 1, 2)   // 3 is late
+		d.deliver()
+		granted := d.reps[id(1)].locks["n"].owned
+		if granted != (m == mutantClaimOverrules) {
+			t.Errorf("%v: granted to the claim beside a rival: %v", m, granted)
+		}
+	}
+}
+
+func TestOneReportDoesNotSettle(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantOneReport} {
+		d := newDesk(t, 1, 2, 3)
+		for b := byte(1); b < 4; b++ {
+			d.replica(b, ReplicaConfig{mutant: m})
+		}
+		d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(1, 2, 3)}, 1)
+		d.deliver()
+		if r := d.reps[id(1)]; r.Settled() != (m == mutantOneReport) {
+			t.Errorf("%v: settled by its own report: %v", m, r.Settled())
+		}
+	}
+}
+
+// TestARestartedReplicaReportsNothing is S2 and S8: an empty table is no table.
+func TestARestartedReplicaReportsNothing(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantEmptyReport} {
+		d := newDesk(t, 1, 2, 3)
+		d.replica(1, ReplicaConfig{Restarted: true, Inc: 2, mutant: m})
+		d.step(id(1), Event{Kind: Barrier})
+		d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(1, 2, 3)}, 1)
+		if got := d.reps[id(1)].frozen.true; got != (m == mutantEmptyReport) {
+			t.Errorf("%v: reports: %v", m, got)
+		}
+	}
+}
+
+// TestARestartedReplicaOffersNoOldNumber is 2.3 and S8: what it has offered before it cannot know, so it waits for the log.
+func TestARestartedReplicaOffersNoOldNumber(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantCounterZero} {
+		d := newDesk(t, 1)
+		d.client(10, ClientConfig{})
+		d.begin(10)
+		d.deliver()
+		tok := d.cls[id(10)].Token()
+		delete(d.cls, id(10)) // it dies, and its number with it
+		d.replica(1, ReplicaConfig{Restarted: true, Inc: 2, mutant: m})
+		d.step(id(1), Event{Kind: Barrier})
+		d.pass(10 * time.Second)
+		d.client(11, ClientConfig{})
+		d.begin(11)
+		d.deliver()
+		if a := d.saw(1, Propose); m == mutantNone && (a == nil || a.Entry.Kind != EntryRaise) {
+			t.Fatalf("asked the log for %+v", a)
+		}
+		d.apply(Entry{Kind: EntryRaise, From: d.log.View}, 1)
+		d.deliver()
+		d.want(11, ClientHeld)
+		if again := d.cls[id(11)].Token() == tok; again != (m == mutantCounterZero) {
+			t.Errorf("%v: token %d after %d", m, d.cls[id(11)].Token(), tok)
+		}
+	}
+}
+
+// TestCandidatesOfReports is S3: all of them, each for the longest of the leases that the reports tell.
+func TestCandidatesOfReports(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantShortestLease, mutantHalfLease, mutantOneCandidate} {
+		d := newDesk(t, 1, 2, 3)
+		r := d.replica(4, ReplicaConfig{mutant: m})
+		d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(4)}, 4)
+		report := func(from byte, left time.Duration, sessions ...byte) {
+			e := ReportEntry{Name: "n"}
+			for _, s := range sessions {
+				e.Parties = append(e.Parties, ReportParty{Req: Req{Session{s}, 1}, Node: id(s), TTL: deskTTL, Left: left})
+			}
+			d.step(id(4), Event{Kind: Receive, From: id(from), Msg: &Message{
+				Kind: Reported, View: ViewID{1, 1}, Report: &Report{Inc: 1, Chunks: 1, Entries: []ReportEntry{e}},
+			}})
+		}
+		report(1, time.Second, 10)
+		report(2, 2*time.Second, 10, 11)
+		cs := r.locks["n"].candidates
+		right := len(cs) == 2 && cs[0].until == d.now.Add(automaton.DriftDefault.Stretch(2*time.Second))
+		if right != (m == mutantNone) {
+			t.Errorf("%v: candidates %+v", m, cs)
+		}
+	}
+}
+
+// TestASealedTableIsDead is S2: nothing of the old view is granted or renewed.
+func TestASealedTableIsDead(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantNoSeal} {
+		d := newDesk(t, 1, 2, 3)
+		r := d.replica(1, ReplicaConfig{mutant: m})
+		c := d.client(10, ClientConfig{})
+		d.begin(10)
+		d.deliver()
+		d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(1, 2, 3)}, 1)
+		exp := r.frozen.locks["n"].exp
+		d.now = d.now.Add(deskTTL / 3)
+		d.step(id(1), Event{Kind: Receive, From: id(10), Msg: &Message{Kind: Request, View: ViewID{1, 1}, Name: "n", Req: c.cfg.Req, TTL: deskTTL, Tok: c.tok}})
+		if renewed := r.frozen.locks["n"].exp > exp; renewed != (m == mutantNoSeal) {
+			t.Errorf("%v: renewed in a sealed table: %v", m, renewed)
+		}
+	}
+}
+
+// TestAReplicaBehindItsLogStops is S1.
+func TestAReplicaBehindItsLogStops(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantNoSuspend} {
+		d := newDesk(t, 1, 2, 3)
+		d.replica(1, ReplicaConfig{mutant: m})
+		e := Entry{Kind: EntryView, From: d.log.View, Members: ids(1, 2, 3)}
+		d.step(id(1), Event{Kind: Appended, Entry: &e})
+		d.pass(SuspendAfter)
+		ask := func() int {
+			d.inbox = nil
+			d.step(id(1), Event{Kind: Receive, From: id(10), Msg: &Message{Kind: Request, View: d.log.View, Name: "n", Req: Req{Session{10}, 1}, TTL: deskTTL}})
+			return len(d.inbox)
+		}
+		if answers := ask(); (answers > 0) != (m == mutantNoSuspend) {
+			t.Errorf("%v: %d answers while suspended", m, answers)
+		}
+		d.step(id(1), Event{Kind: Truncated})
+		if ask() == 0 {
+			t.Error("no answer after the entry was truncated")
+		}
+	}
+}
+
+func TestWithoutReportsAViewSettlesByTime(t *testing.T) {
+	for _, m := range []mutant{mutantNone, mutantNoSettleByTime} {
+		d := newDesk(t, 1, 2, 3)
+		r := d.replica(1, ReplicaConfig{mutant: m})
+		d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(1, 2, 3)}, 1)
+		wait := automaton.DriftDefault.Stretch(SuspendAfter + d.log.Cap)
+		d.pass(wait - 1)
+		if r.Settled() {
+			t.Error("settled too early")
+		}
+		d.pass(1)
+		if r.Settled() != (m == mutantNone) {
+			t.Errorf("%v: settled by time: %v", m, r.Settled())
+		}
+	}
+}
+
+func TestReportsComeInPieces(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	const names = 20*ReportEntriesMax + 5
+	for i := range names {
+		for b := byte(1); b < 4; b++ {
+			d.step(id(b), Event{Kind: Receive, From: id(10), Msg: &Message{
+				Kind: Request, View: d.log.View, Name: fmt.Sprintf("n%05d", i), Req: Req{Session{10}, 1}, TTL: deskTTL,
+			}})
+		}
+	}
+	d.inbox = nil
+	d.replica(4, ReplicaConfig{})
+	d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(1, 2, 4)}, 1, 2, 3, 4)
+	for _, l := range d.inbox {
+		if l.msg.Kind == Reported && len(l.msg.Report.Entries) > ReportEntriesMax {
+			t.Fatalf("a piece of %d names", len(l.msg.Report.Entries))
+		}
+	}
+	d.deliver()
+	if r := d.reps[id(4)]; !r.Settled() || len(r.locks) != names {
+		t.Errorf("settled %v with %d names of %d", r.Settled(), len(r.locks), names)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	c := d.client(10, ClientConfig{})
+	d.begin(10)
+	d.deliver()
+	l := d.reps[id(1)].locks["n"]
+	gid := l.gid
+	cases := []struct {
+		name string
+		from byte
+		msg  Message
+		want Kind // of the answer; 0 is none
+	}{
+		{"a foreign node renews", 66, Message{Kind: Request, Req: c.cfg.Req, TTL: deskTTL, Tok: c.tok}, 0},
+		{"a foreign node releases", 66, Message{Kind: Release, Req: c.cfg.Req, Tok: c.tok}, 0},
+		{"a foreign node yields", 66, Message{Kind: Yield, Req: c.cfg.Req, GID: gid}, 0},
+		{"an old request", 10, Message{Kind: Request, Req: Req{c.cfg.Req.Session, 0}, TTL: deskTTL}, 0},
+		{"a token not given out", 11, Message{Kind: Request, Req: Req{Session{11}, 1}, TTL: deskTTL, Tok: d.log.Ceil + 1}, Refused},
+		{"a TTL above the bound", 11, Message{Kind: Request, Req: Req{Session{11}, 1}, TTL: time.Hour}, Refused},
+		{"no TTL", 11, Message{Kind: Request, Req: Req{Session{11}, 1}}, Refused},
+		{"an endless lock-delay", 11, Message{Kind: Request, Req: Req{Session{11}, 1}, TTL: deskTTL, Delay: time.Hour}, Refused},
+		{"an older view", 11, Message{Kind: Request, View: ViewID{1, 0}, Req: Req{Session{11}, 1}, TTL: deskTTL}, Moved},
+		{"a newer view", 11, Message{Kind: Request, View: ViewID{1, 9}, Req: Req{Session{11}, 1}, TTL: deskTTL}, 0},
+		{"another generation", 11, Message{Kind: Request, View: ViewID{2, 1}, Req: Req{Session{11}, 1}, TTL: deskTTL}, WrongGen},
+		{"a clock at its end", 11, Message{Kind: Request, TS: 1 << 63, Req: Req{Session{11}, 1}, TTL: deskTTL}, 0},
+		{"a report of nobody", 66, Message{Kind: Reported, Report: &Report{Chunks: 1}}, 0},
+		{"a report without a body", 2, Message{Kind: Reported}, 0},
+		{"an answer to a replica", 2, Message{Kind: Grant}, 0},
+	}
+	for _, k := range cases {
+		d.inbox = nil
+		k.msg.Name = "n"
+		if k.msg.View == (ViewID{}) {
+			k.msg.View = d.log.View
+		}
+		d.step(id(1), Event{Kind: Receive, From: id(k.from), Msg: &k.msg})
+		var got Kind
+		if len(d.inbox) > 0 {
+			got = d.inbox[0].msg.Kind
+		}
+		if got != k.want || !l.owned || l.owner.req != c.cfg.Req || l.rec != 100 || len(l.queue) != 0 {
+			t.Errorf("%s: answer %v, want %v; owner %v, rec %d, %d wait", k.name, got, k.want, l.owner.req, l.rec, len(l.queue))
+		}
+	}
+}
+
+func TestAFullQueueRefuses(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	d.client(10, ClientConfig{})
+	d.begin(10)
+	d.deliver()
+	for i := range WaitersPerLockMax {
+		for b := byte(1); b < 4; b++ {
+			d.step(id(b), Event{Kind: Receive, From: id(11), Msg: &Message{
+				Kind: Request, View: d.log.View, Name: "n", ReqTS: 9, Req: Req{Session{11, byte(i), byte(i >> 8)}, 1}, TTL: deskTTL,
+			}})
+		}
+	}
+	d.inbox = nil
+	d.client(12, ClientConfig{})
+	d.begin(12)
+	d.deliver()
+	if a := d.saw(12, Done); a == nil || !errors.Is(a.Err, ErrRefused) {
+		t.Errorf("one waiter too many: %+v", a)
+	}
+}
+
+func TestTryDoesNotWait(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	d.client(10, ClientConfig{})
+	d.begin(10)
+	d.deliver()
+	d.client(11, ClientConfig{Try: true})
+	d.begin(11)
+	d.deliver()
+	if a := d.saw(11, Done); a == nil || !errors.Is(a.Err, ErrLocked) {
+		t.Errorf("tried a taken lock: %+v", a)
+	}
+	for n, r := range d.reps {
+		if l := r.locks["n"]; len(l.queue) != 0 {
+			t.Errorf("replica %x keeps a queue entry", n[:1])
+		}
+	}
+}
+
+func TestALapsedHoldIsLostForGood(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	c := d.client(10, ClientConfig{})
+	d.begin(10)
+	d.deliver()
+	d.lost = func(l letter) bool { return l.from == id(10) }
+	d.pass(deskTTL / 2)
+	d.pass(deskTTL)
+	if d.cls[id(10)].Valid(d.now) || d.saw(10, Lost) == nil || !errors.Is(d.saw(10, Lost).Err, ErrExpired) {
+		t.Fatalf("%v at %v, deadline %v", c.state, d.now, c.deadline)
+	}
+	l := d.reps[id(1)].locks["n"]
+	d.step(id(10), Event{Kind: Receive, From: id(1), Msg: &Message{Kind: Grant, View: d.log.View, Req: c.cfg.Req, GID: l.gid, Tok: c.tok, CS: d.now}})
+	if c.state == ClientHeld {
+		t.Error("held again")
+	}
+}
+
+// TestAReplicasSteadyPathAllocatesNothing holds the steady path: a name that is known, buffers that are reused.
+func TestAReplicasSteadyPathAllocatesNothing(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	run := steady(d)
+	run()
+	if n := testing.AllocsPerRun(200, run); n > 0 {
+		t.Errorf("%v allocations for REQ and RELEASE", n)
+	}
+}
+
+// steady returns one acquire and release as a replica sees it.
+func steady(d *desk) func() {
+	r := d.reps[id(1)]
+	var out []Action
+	var m Message
+	seq := uint64(0)
+	return func() {
+		seq++
+		d.now++
+		m = Message{Kind: Request, View: d.log.View, Name: "n", Req: Req{Session{10}, seq}, TS: 1, ReqTS: 1, CS: 5, TTL: deskTTL}
+		out = r.Step(Event{Kind: Receive, Now: d.now, From: id(10), Msg: &m}, out[:0])
+		tok := out[0].Msg.Tok
+		if r.log.Ceil-tok < Block/2 {
+			r.log.Ceil += Block
+		}
+		m.Kind, m.Tok = Release, tok
+		out = r.Step(Event{Kind: Receive, Now: d.now, From: id(10), Msg: &m}, out[:0])
+	}
+}
+
+func BenchmarkReplicaAcquireRelease(b *testing.B) {
+	run := steady(newDesk(b, 1, 2, 3))
+	b.ReportAllocs()
+	for b.Loop() {
+		run()
+	}
+}
+
+// BenchmarkPair is one uncontended acquire and release by all automata of it: one client, three replicas, no network.
+func BenchmarkPair(b *testing.B) {
+	d := newDesk(b, 1, 2, 3)
+	reps := []*Replica{d.reps[id(1)], d.reps[id(2)], d.reps[id(3)]}
+	var out, back, rel []Action
+	seq := uint64(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		seq++
+		d.now++
+		c := NewClient(ClientConfig{Name: "n", Req: Req{Session{10}, seq}, TTL: deskTTL, Drift: automaton.DriftDefault, View: d.log.Descriptor})
+		out = c.Step(Event{Kind: Begin, Now: d.now}, out[:0])
+		for i := range out {
+			if a := &out[i]; a.Kind == Send {
+				r := reps[a.To[0]-1]
+				back = r.Step(Event{Kind: Receive, Now: d.now, From: id(10), Msg: &a.Msg}, back[:0])
+				rel = c.Step(Event{Kind: Receive, Now: d.now, From: a.To, Msg: &back[0].Msg}, rel[:0])
+			}
+		}
+		if c.State() != ClientHeld {
+			b.Fatal(c.State())
+		}
+		out = c.Step(Event{Kind: GiveBack, Now: d.now}, out[:0])
+		for i := range out {
+			if a := &out[i]; a.Kind == Send {
+				back = reps[a.To[0]-1].Step(Event{Kind: Receive, Now: d.now, From: id(10), Msg: &a.Msg}, back[:0])
+			}
+		}
+		if r := reps[0]; r.log.Ceil-c.Token() < Block/2 {
+			for _, r := range reps {
+				r.log.Ceil += Block
+			}
+		}
+	}
+}

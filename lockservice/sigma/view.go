@@ -1,0 +1,502 @@
+package sigma
+
+import (
+	"slices"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/internal/invariant"
+)
+
+// frozen is the sealed table of a view. It never changes again.
+type frozen struct {
+	true  bool // there is one: the replica was settled in that view and not under embargo (S2)
+	view  ViewID
+	locks map[string]*lock
+	names []string // live ones, rising; [ReportEntriesMax] of them make a piece
+	until automaton.Instant
+}
+
+// incoming is a report on its way.
+type incoming struct {
+	view    ViewID
+	inc     uint64
+	pieces  [][]reported
+	missing int
+	asked   int // the first piece of the window asked for last
+}
+
+// reported is an entry with the instant of its arrival: leases run from there.
+type reported struct {
+	ReportEntry
+	at automaton.Instant
+}
+
+// follow takes over a new state of the log.
+func (r *Replica) follow(next LogState, out []Action) []Action {
+	if next.View.Compare(r.log.View) < 0 {
+		return out
+	}
+	old := r.log
+	if next.View == old.View {
+		r.log = next
+		if r.booting {
+			return out
+		}
+		if next.Ceil > old.Ceil {
+			r.asked[EntryRaise-EntryView] = 0
+		}
+		if next.Cap > old.Cap {
+			r.asked[EntryRaiseTTL-EntryView], r.wantCap = 0, 0
+		}
+		return r.grantAll(out)
+	}
+	return r.begin(next, out)
+}
+
+// begin is S2: it seals the present view and opens the next.
+func (r *Replica) begin(next LogState, out []Action) []Action {
+	old := r.log
+	successor := next.View == ViewID{old.View.Gen, old.View.Num + 1}
+	if !r.booting {
+		for _, name := range r.names() { // Tick; nothing is granted any more in this view
+			r.expire(r.locks[name])
+		}
+	}
+	can := r.settled && !r.booting && r.now >= r.embargo && has(old.Members, r.cfg.Self)
+	if r.cfg.mutant == mutantEmptyReport {
+		can = has(old.Members, r.cfg.Self)
+	}
+	r.frozen = frozen{}
+	if can && successor {
+		r.frozen = frozen{true: true, view: old.View, locks: r.locks, names: r.names(), until: r.now.Add(r.cfg.Drift.Stretch(r.cfg.TTLMax))}
+	}
+	r.log = next
+	r.locks, r.due, r.idle = make(map[string]*lock), nil, idleList{}
+	r.queued = 0
+	clear(r.perPeer)
+	r.floor = next.Base // A: numbers of a view are above all of those before, whatever the reports say
+	if r.cfg.mutant == mutantSmallBase {
+		r.floor = old.Base
+	}
+	r.settled, r.suspended, r.suspendAt = false, false, automaton.Never
+	r.asked, r.wantCap = [3]automaton.Instant{}, 0
+	clear(r.reported)
+	for n, in := range r.incoming {
+		if in.view != old.View || !has(next.Prev, n) {
+			delete(r.incoming, n)
+		}
+	}
+	if r.booting {
+		return out // S8: the barrier comes first
+	}
+	// S8: a View ends the embargo. No lease of the views before outlasts this (S4(b), 10.2).
+	r.embargo = 0
+	r.settleAt = r.now.Add(r.cfg.Drift.Stretch(SuspendAfter + next.Cap))
+	if r.frozen.true {
+		for _, n := range next.Members {
+			if n != r.cfg.Self {
+				out = r.pushReport(n, 0, out)
+			}
+		}
+	}
+	if !has(next.Members, r.cfg.Self) {
+		r.settled = true // it has nothing to settle
+		r.pullAt = automaton.Never
+		return r.unpark(out)
+	}
+	r.pullAt = r.now.Add(pullEvery)
+	if r.frozen.true {
+		r.reported[r.cfg.Self] = true
+		for i, n := 0, r.chunks(); i < n; i++ {
+			for _, e := range r.piece(i).Entries {
+				r.merge(reported{e, r.now})
+			}
+		}
+	}
+	for _, n := range sortedKeys(r.incoming) { // early ones
+		if in := r.incoming[n]; in.missing == 0 {
+			out = r.complete(n, in, out)
+		}
+	}
+	out = r.trySettle(out)
+	return r.unpark(out)
+}
+
+// expire ends what is over, without granting.
+func (r *Replica) expire(l *lock) {
+	if l.owned && r.now >= l.exp {
+		r.consume(l)
+		l.delay = r.now.Add(l.owner.delay)
+		r.disown(l)
+	}
+	l.candidates = slices.DeleteFunc(l.candidates, func(c candidate) bool {
+		if r.now < c.until {
+			return false
+		}
+		l.delay = max(l.delay, r.now.Add(c.delay))
+		r.unpeer(c.node)
+		return true
+	})
+}
+
+func (r *Replica) unpark(out []Action) []Action {
+	parked := r.parked
+	r.parked, r.parkedN = make(map[string][]parkedMessage), 0
+	names := make([]string, 0, len(parked))
+	for name := range parked {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		for i := range parked[name] {
+			out = r.receive(parked[name][i].from, &parked[name][i].msg, out)
+		}
+	}
+	return out
+}
+
+func (r *Replica) chunks() int {
+	return max(1, (len(r.frozen.names)+ReportEntriesMax-1)/ReportEntriesMax)
+}
+
+// piece makes a piece of the frozen table as it is now: leases that are over are left out, remaining times are those of the
+// sending.
+func (r *Replica) piece(i int) Report {
+	rep := Report{Inc: r.cfg.Inc, Chunk: i, Chunks: r.chunks()}
+	from := min(i*ReportEntriesMax, len(r.frozen.names))
+	for _, name := range r.frozen.names[from:min(from+ReportEntriesMax, len(r.frozen.names))] {
+		l := r.frozen.locks[name]
+		e := ReportEntry{Name: name, DelayLeft: max(0, l.delay.Sub(r.now))}
+		party := func(w *wish, end automaton.Instant) ReportParty {
+			return ReportParty{Req: w.req, ReqTS: w.reqTS, Node: w.node, CS: w.cs, TTL: w.ttl, Delay: w.delay, Left: max(0, end.Sub(r.now))}
+		}
+		if l.owned && l.exp > r.now {
+			e.Parties = append(e.Parties, party(&l.owner, l.exp))
+		} else if l.owned {
+			e.DelayLeft = max(e.DelayLeft, l.exp.Add(l.owner.delay).Sub(r.now))
+		}
+		for j := range l.candidates {
+			if c := &l.candidates[j]; c.until > r.now && len(e.Parties) < CandidatesMax {
+				e.Parties = append(e.Parties, party(&c.wish, c.until))
+			}
+		}
+		for j := range l.queue[:min(len(l.queue), ReportQueueMax)] {
+			e.Queue = append(e.Queue, party(&l.queue[j], 0))
+		}
+		for _, q := range l.ended[max(0, len(l.ended)-ReportEndedMax):] {
+			e.Ended = append(e.Ended, q.Req)
+		}
+		rep.Entries = append(rep.Entries, e)
+	}
+	return rep
+}
+
+// pushReport sends the pieces of a window, from piece i.
+func (r *Replica) pushReport(to keyspace.NodeID, i int, out []Action) []Action {
+	for end := min(i+reportWindow, r.chunks()); i < end; i++ {
+		rep := r.piece(i)
+		out = append(out, Action{Kind: Send, To: to, Msg: Message{Kind: Reported, View: r.frozen.view, TS: r.clock, Report: &rep}})
+	}
+	return out
+}
+
+func (r *Replica) receivePull(from keyspace.NodeID, m *Message, out []Action) []Action {
+	if !r.frozen.true || m.View != r.frozen.view || m.Chunk < 0 || m.Chunk >= r.chunks() || !has(r.log.Members, from) {
+		return out
+	}
+	return r.pushReport(from, m.Chunk, out)
+}
+
+// pull asks again for what has not come.
+func (r *Replica) pull(out []Action) []Action {
+	r.pullAt = automaton.Never
+	if r.booting || !has(r.log.Members, r.cfg.Self) || r.settled && !r.contested() {
+		return out
+	}
+	sealed := ViewID{r.log.View.Gen, r.log.View.Num - 1}
+	for _, n := range r.log.Prev {
+		if n == r.cfg.Self || r.reported[n] {
+			continue
+		}
+		r.pullAt = r.now.Add(pullEvery)
+		i := 0
+		if in := r.incoming[n]; in != nil && in.view == sealed {
+			i = in.first()
+		}
+		out = append(out, Action{Kind: Send, To: n, Msg: Message{Kind: Pull, View: sealed, TS: r.clock, Chunk: i}})
+	}
+	return out
+}
+
+// contested reports whether further reports can help: somebody is a candidate (S5(iv)).
+func (r *Replica) contested() bool {
+	for _, l := range r.due {
+		if len(l.candidates) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (in *incoming) first() int {
+	return max(0, slices.IndexFunc(in.pieces, func(p []reported) bool { return p == nil }))
+}
+
+// receiveReport is S3, as far as it is about pieces. A report of the present view is one for the next that this replica does not
+// know of yet.
+func (r *Replica) receiveReport(from keyspace.NodeID, m *Message, out []Action) []Action {
+	rep := m.Report
+	early := m.View == r.log.View
+	late := m.View == ViewID{r.log.View.Gen, r.log.View.Num - 1}
+	reporters := r.log.Prev
+	if early {
+		reporters = r.log.Members
+	}
+	switch {
+	case rep == nil || rep.Chunks < 1 || rep.Chunks > ChunksMax || rep.Chunk < 0 || rep.Chunk >= rep.Chunks,
+		len(rep.Entries) > ReportEntriesMax, !early && !late, !has(reporters, from), from == r.cfg.Self, late && r.reported[from]:
+		return out
+	}
+	in := r.incoming[from]
+	if in == nil || in.view != m.View || in.inc != rep.Inc || len(in.pieces) != rep.Chunks {
+		if in != nil && (in.view.Compare(m.View) > 0 || in.view == m.View && in.inc > rep.Inc) {
+			return out
+		}
+		in = &incoming{view: m.View, inc: rep.Inc, pieces: make([][]reported, rep.Chunks), missing: rep.Chunks}
+		r.incoming[from] = in
+	}
+	if in.pieces[rep.Chunk] == nil {
+		piece := make([]reported, 0, len(rep.Entries))
+		for _, e := range rep.Entries {
+			piece = append(piece, reported{e, r.now})
+		}
+		in.pieces[rep.Chunk] = piece
+		in.missing--
+	}
+	if in.missing == 0 {
+		if late {
+			out = r.complete(from, in, out)
+			out = r.trySettle(out)
+		}
+		return out
+	}
+	if i := in.first(); i >= in.asked+reportWindow { // the window has arrived: the next one
+		in.asked = i
+		out = append(out, Action{Kind: Send, To: from, Msg: Message{Kind: Pull, View: m.View, TS: r.clock, Chunk: i}})
+	}
+	return out
+}
+
+// complete takes a whole report: the first of its reporter counts (S3).
+func (r *Replica) complete(from keyspace.NodeID, in *incoming, out []Action) []Action {
+	delete(r.incoming, from)
+	if r.reported[from] {
+		return out
+	}
+	r.reported[from] = true
+	for _, p := range in.pieces {
+		for _, e := range p {
+			r.merge(e)
+		}
+	}
+	if r.settled {
+		for _, name := range r.names() {
+			l := r.locks[name]
+			r.prune(l)
+			out = r.rest(l, r.grant(l, out))
+		}
+	}
+	return out
+}
+
+// merge is S3 for one name. A report after the settling adds nobody: whoever may hold is named by every majority of reports.
+func (r *Replica) merge(e reported) {
+	l := r.locks[e.Name]
+	if l == nil {
+		if r.settled {
+			return
+		}
+		l = &lock{name: e.Name, rec: r.floor, at: -1, idleAt: r.now}
+		r.locks[e.Name] = l
+		r.idle.push(l)
+	}
+	for _, q := range e.Ended {
+		l.end(q, e.at)
+	}
+	r.sweep(l)
+	if !r.settled {
+		l.delay = max(l.delay, e.at.Add(min(e.DelayLeft, DelayMax)))
+	}
+	for _, p := range e.Parties {
+		left := r.cfg.Drift.Stretch(min(max(0, p.Left), r.cfg.Drift.Stretch(r.cfg.TTLMax)))
+		if r.cfg.mutant == mutantHalfLease {
+			left /= 2
+		}
+		until := e.at.Add(left)
+		i := slices.IndexFunc(l.candidates, func(c candidate) bool { return c.req == p.Req })
+		switch {
+		case i >= 0 && r.cfg.mutant == mutantShortestLease:
+			c := &l.candidates[i]
+			c.until, c.votes = min(c.until, until), c.votes+1
+		case i >= 0:
+			c := &l.candidates[i]
+			c.until, c.votes = max(c.until, until), c.votes+1
+		case !r.settled && !l.over(p.Req):
+			if r.cfg.mutant == mutantOneCandidate && len(l.candidates) > 0 {
+				break
+			}
+			l.candidates = append(l.candidates, candidate{wish: p.wish(r.now), until: until, votes: 1})
+			r.perPeer[p.Node]++
+		}
+	}
+	if !r.settled {
+		for _, p := range e.Queue {
+			if l.waiter(p.Req.Session) < 0 && !l.over(p.Req) && len(l.queue) < WaitersPerLockMax {
+				r.enqueue(l, p.wish(r.now))
+			}
+		}
+	}
+	r.watch(l, r.wakeOf(l))
+}
+
+// sweep drops what is now known to be over: a RELEASE is final wherever it was heard. What an owner was offered counts as used,
+// since the report does not say.
+func (r *Replica) sweep(l *lock) {
+	if l.owned && l.over(l.owner.req) {
+		r.consume(l)
+		r.disown(l)
+	}
+	for i := 0; i < len(l.candidates); {
+		if l.over(l.candidates[i].req) {
+			r.dropCandidate(l, i)
+			continue
+		}
+		i++
+	}
+	for i := 0; i < len(l.queue); {
+		if l.over(l.queue[i].req) {
+			r.dequeue(l, i)
+			continue
+		}
+		i++
+	}
+}
+
+func (p *ReportParty) wish(now automaton.Instant) wish {
+	return wish{req: p.Req, reqTS: p.ReqTS, node: p.Node, ttl: p.TTL, delay: p.Delay, cs: p.CS, seen: now}
+}
+
+// prune is S5(iv): a candidate that too many reports do not name cannot have had a quorum.
+func (r *Replica) prune(l *lock) {
+	for i := 0; i < len(l.candidates); {
+		if c := &l.candidates[i]; c.votes+len(r.log.Prev)-len(r.reported) < r.majorityPrev() {
+			r.candidateWaits(l, i, true)
+			continue
+		}
+		i++
+	}
+}
+
+// candidateWaits turns a candidate into a waiter, or drops it when it has not been heard of and waits is false.
+func (r *Replica) candidateWaits(l *lock, i int, waits bool) {
+	w := l.candidates[i].wish
+	r.dropCandidate(l, i)
+	if waits && l.waiter(w.req.Session) < 0 && !l.over(w.req) {
+		r.enqueue(l, w)
+	}
+}
+
+func (r *Replica) dropCandidate(l *lock, i int) {
+	r.unpeer(l.candidates[i].node)
+	l.candidates = slices.Delete(l.candidates, i, i+1)
+}
+
+// candidateSays handles the REQ of a session that has a candidate. It reports whether nothing is left to do.
+func (r *Replica) candidateSays(l *lock, i int, from keyspace.NodeID, m *Message, out []Action) (bool, []Action) {
+	c := &l.candidates[i]
+	switch {
+	case c.node != from || c.req.Seq > m.Req.Seq:
+		return true, out
+	case !r.settled: // kept with the queue until all candidates are known (S4)
+		return false, out
+	case c.req != m.Req: // S5(ii)
+		l.end(c.req, r.now)
+		r.dropCandidate(l, i)
+		return false, out
+	case m.Tok == 0: // S5(i): it waits in this view, so it has left the former one without having entered
+		r.dropCandidate(l, i)
+		return false, out
+	}
+	c.claimed, c.tok, c.cs, c.seen, c.heard = true, m.Tok, max(c.cs, m.CS), r.now, true // S6
+	c.ttl, c.delay = m.TTL, m.Delay
+	out = r.grant(l, out)
+	return true, r.answer(l, m.Req, out)
+}
+
+// trySettle is S4(a).
+func (r *Replica) trySettle(out []Action) []Action {
+	need := r.majorityPrev()
+	if r.cfg.mutant == mutantOneReport {
+		need = 1
+	}
+	if r.settled || r.booting || len(r.reported) < need {
+		return out
+	}
+	return r.settle(out)
+}
+
+// settleByTime is S4(b): every lease of the views before is over.
+func (r *Replica) settleByTime(out []Action) []Action {
+	for _, name := range r.names() {
+		l := r.locks[name]
+		for len(l.candidates) > 0 {
+			r.dropCandidate(l, 0)
+		}
+	}
+	return r.settle(out)
+}
+
+// settle opens the view: what was said while unsettled counts now, those who have not spoken are told where to, and then the
+// names are granted.
+func (r *Replica) settle(out []Action) []Action {
+	invariant.Check(has(r.log.Members, r.cfg.Self), "only members settle", r.log)
+	r.settled = true
+	out = append(out, Action{Kind: Settled})
+	for _, name := range r.names() {
+		l := r.locks[name]
+		for i := 0; i < len(l.candidates); {
+			c := &l.candidates[i]
+			j := l.waiter(c.req.Session)
+			switch {
+			case l.over(c.req), j >= 0 && l.queue[j].heard && l.queue[j].req.Seq > c.req.Seq: // S5(ii)
+				r.dropCandidate(l, i)
+				continue
+			case j >= 0 && l.queue[j].heard && l.queue[j].req == c.req && l.queue[j].tok == 0: // S5(i)
+				r.dropCandidate(l, i)
+				continue
+			case j >= 0 && l.queue[j].heard && l.queue[j].req == c.req: // S6
+				c.claimed = true
+				c.wish = l.queue[j]
+				r.dequeue(l, j)
+			case j >= 0 && !l.queue[j].heard: // another replica had it in its queue
+				r.dequeue(l, j)
+			}
+			i++
+		}
+		r.sweep(l)
+		for i := range l.candidates {
+			if c := &l.candidates[i]; !c.heard {
+				out = r.moved(c.node, l.name, c.req, out)
+			}
+		}
+		for j := range l.queue {
+			if w := &l.queue[j]; !w.heard {
+				out = r.moved(w.node, l.name, w.req, out)
+			}
+		}
+		out = r.tick(l, out)
+		out = r.rest(l, out)
+	}
+	return out
+}
