@@ -1,6 +1,7 @@
 package dht
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -66,6 +67,47 @@ func BenchmarkCallParallel(b *testing.B) {
 			}
 		}
 	})
+	after := x.Stats()
+	b.ReportMetric(float64(after.MessagesSent-before.MessagesSent)/float64(after.FramesSent-before.FramesSent), "messages/frame")
+}
+
+// BenchmarkCallsInStep is many callers whose answers come together, as those of a group's commands do. One frame should hold what all of
+// them ask next.
+func BenchmarkCallsInStep(b *testing.B) {
+	const callers = 64
+	var mu sync.Mutex
+	var held []*Request
+	x, y := pair(b, func(o *Overlay) {
+		o.Handle("step", func(r *Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			if held = append(held, r); len(held) == callers {
+				for _, r := range held {
+					r.Reply(r.Data)
+				}
+				held = held[:0]
+			}
+		})
+	})
+	payload := make([]byte, 64)
+	if _, err := x.Call(b.Context(), y.Self(), keyspace.Key{1}, "echo", payload); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	before := x.Stats()
+	var wg sync.WaitGroup
+	for range callers {
+		wg.Go(func() {
+			for range b.N {
+				if _, err := x.Call(b.Context(), y.Self(), keyspace.Key{1}, "step", payload); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 	after := x.Stats()
 	b.ReportMetric(float64(after.MessagesSent-before.MessagesSent)/float64(after.FramesSent-before.FramesSent), "messages/frame")
 }

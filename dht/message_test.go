@@ -499,6 +499,27 @@ func TestAnswersHaveRoomBeyondTheMessages(t *testing.T) {
 	l.lanes[Control].opening = false
 }
 
+func TestWriterYieldsOnlyAmongSeveralCallers(t *testing.T) {
+	for _, c := range []struct {
+		messages, calls int
+		want            bool
+	}{
+		{1, 0, false}, // a message without an answer, or an answer
+		{1, 1, false}, // a lone caller, whose call this is
+		{1, 2, true},  // another waits, and calls again once its answer comes
+		{2, 0, true},
+		{2, 2, true},
+	} {
+		l := newLink(nil, "")
+		for id := range c.calls {
+			l.calls[uint64(id)] = new(call)
+		}
+		if got := l.crowdedLocked(c.messages); got != c.want {
+			t.Errorf("%d messages, %d calls under way: %v", c.messages, c.calls, got)
+		}
+	}
+}
+
 func TestSlowPeerBlocksNobody(t *testing.T) {
 	release := make(chan struct{})
 	slow := func(o *Overlay) { o.Handle("slow", func(r *Request) { <-release }) }

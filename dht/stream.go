@@ -197,6 +197,11 @@ func (s *stream) close(err error) {
 	l.o.forget(l)
 }
 
+// crowdedLocked reports whether others are likely to send soon after those whose messages are in a batch: it holds several, or calls
+// that are not in it await answers. Going by the batch alone is not enough. Callers whose answers came in one frame follow one another
+// on one processor, the writer runs between them, and as long as it finds one message at a time it would never yield to find more.
+func (l *link) crowdedLocked(messages int) bool { return messages > 1 || len(l.calls) > messages }
+
 // write is the write loop of the lane's writer. It takes all that waits as one batch and sleeps when nothing does.
 func (s *stream) write() {
 	l, o := s.link, s.link.o
@@ -206,7 +211,7 @@ func (s *stream) write() {
 	defer stall.Stop()
 	var batch []*frame
 	var messages, size int // of the batch, as the lane counts them
-	crowded := false       // the last batch held several messages
+	crowded := false       // several callers were at it when the last batch was taken
 	for {
 		l.mu.Lock()
 		if ln.writer != s {
@@ -218,6 +223,9 @@ func (s *stream) write() {
 		messages, size = ln.messages, ln.bytes
 		batch, ln.frames = ln.frames, batch[:0]
 		s.idle = len(batch) == 0
+		if !s.idle {
+			crowded = l.crowdedLocked(messages)
+		}
 		l.mu.Unlock()
 		if len(batch) == 0 {
 			<-s.wake
@@ -228,7 +236,6 @@ func (s *stream) write() {
 			}
 			continue
 		}
-		crowded = messages > 1
 		stall.Reset(o.stall)
 		for i, f := range batch {
 			b := f.bytes()
