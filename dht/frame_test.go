@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"latchkey/dht/keyspace"
 	"latchkey/dht/pb"
+	"latchkey/internal/protofield/odd"
 )
 
 // drawItem returns an item that is allowed on bulk.
@@ -285,31 +287,52 @@ func FuzzDecodeFrame(f *testing.F) {
 		f.Add(c.body, c.class == Bulk)
 	}
 	f.Add(frameOf(&pb.Item{Kind: 2, Id: 9, Service: "echo", Key: make([]byte, 32), Payload: []byte("hi")}, &pb.Item{Kind: 3, Id: 1}), false)
-	f.Fuzz(func(t *testing.T, b []byte, bulk bool) {
-		class := Control
-		if bulk {
-			class = Bulk
+	f.Fuzz(readsAsProtobuf)
+}
+
+// readsAsProtobuf holds the decoding by hand against the protobuf library: it refuses more, and reads nothing in another way.
+func readsAsProtobuf(t *testing.T, b []byte, bulk bool) {
+	t.Helper()
+	class := Control
+	if bulk {
+		class = Bulk
+	}
+	items, err := decodeFrame(b, class, nil)
+	if err != nil {
+		if _, ok := asBadFrame(err); !ok {
+			t.Fatalf("an error without a reason: %v", err)
 		}
-		items, err := decodeFrame(b, class, nil)
-		if err != nil {
-			if _, ok := asBadFrame(err); !ok {
-				t.Fatalf("an error without a reason: %v", err)
-			}
-			return
+		return
+	}
+	var frame pb.Frame
+	if err := proto.Unmarshal(b, &frame); err != nil || len(frame.Items) != len(items) {
+		t.Fatalf("protobuf disagrees: %v", err)
+	}
+	for i := range items {
+		if got := frame.Items[i]; len(got.Key) > 0 && keyspace.Key(got.Key) == (keyspace.Key{}) {
+			got.Key = nil
 		}
-		var frame pb.Frame
-		if err := proto.Unmarshal(b, &frame); err != nil || len(frame.Items) != len(items) {
-			t.Fatalf("protobuf disagrees: %v", err)
+		if want := generated(&items[i]); !proto.Equal(want, frame.Items[i]) {
+			t.Fatalf("item %d: %v, protobuf says %v", i, want, frame.Items[i])
 		}
-		for i := range items {
-			if got := frame.Items[i]; len(got.Key) > 0 && keyspace.Key(got.Key) == (keyspace.Key{}) {
-				got.Key = nil
-			}
-			if want := generated(&items[i]); !proto.Equal(want, frame.Items[i]) {
-				t.Fatalf("item %d: %v, protobuf says %v", i, want, frame.Items[i])
-			}
-		}
-	})
+	}
+}
+
+func TestOddFramesAreRefusedOrReadAsProtobufReadsThem(t *testing.T) {
+	samples := [][]byte{
+		frameOf(&pb.Item{Kind: 2, Id: 9, Service: "echo", Key: bytes.Repeat([]byte{7}, 32), Payload: []byte("hi"), Total: 9}, &pb.Item{Kind: 3, Id: 1}),
+		frameOf(&pb.Item{Kind: 1, Service: "\u00e9", Payload: []byte("hi")}),
+		frameOf(&pb.Item{Kind: 4, Id: 3, Payload: []byte("no"), Cause: 2}),
+		frameOf(&pb.Item{Kind: 5, Payload: []byte("piece")}),
+	}
+	for _, b := range odd.Encodings(samples...) {
+		readsAsProtobuf(t, b, false)
+		readsAsProtobuf(t, b, true)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 20_000 {
+		readsAsProtobuf(t, odd.Draw(rng, samples...), rng.IntN(2) == 0)
+	}
 }
 
 func FuzzDecodeHello(f *testing.F) {

@@ -2,6 +2,8 @@ package lockservice
 
 import (
 	"bytes"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,35 +104,56 @@ func libraryCommand(b []byte) (table.Command, error) {
 	return c, CheckName(name)
 }
 
-// FuzzDecoders holds the decoding by hand against the protobuf library, of any bytes: a command is read in the same way by every replica,
-// whichever build it is of.
-func FuzzDecoders(f *testing.F) {
+// samples are well-formed commands and a result.
+func samples() [][]byte {
 	party := party{table.Client{1}, [32]byte{2}}
-	for _, b := range odd.Encodings(
+	return [][]byte{
 		encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Second, Try: true}),
 		encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Second, Shared: true, Permits: 7, Delay: time.Second, Value: "v"}),
 		encodeBreak(table.Break{Name: "p", Token: 6, At: 7}),
-		encodeRenew(table.Renew{Name: "m", Req: 2, Token: 3, TTL: time.Minute}), encodeRelease(table.Release{Name: "o", Req: 4, Token: 5}),
+		encodeRenew(table.Renew{Name: "m", Req: 2, Token: 3, TTL: time.Minute}),
+		encodeRelease(table.Release{Name: "o", Req: 4, Token: 5}),
 		groupResult{status: pb.Status_STATUS_LOCKED, token: 1, position: 2, holder: party, waited: true, detail: "d"}.encode(),
-	) {
-		f.Add(b)
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		b = b[:min(len(b), commandBytesMax, resultBytesMax)]
-		got, err := decodeCommand(b)
-		want, wantErr := libraryCommand(b)
-		if (err == nil) != (wantErr == nil) || err == nil && got != want {
-			t.Errorf("command %x: %+v, %v; the library: %+v, %v", b, got, err, want, wantErr)
-		}
-		r, err := decodeResult(b)
-		var m pb.Result
-		wantErr = proto.Unmarshal(b, &m)
-		w := groupResult{status: m.Status, token: Token(m.Token), position: m.Position, waited: m.Waited, detail: m.Detail}
-		if wantErr == nil && m.Holder != nil {
-			wantErr = setParty(m.Holder.Client, m.Holder.Peer, &w.holder.client, &w.holder.peer)
-		}
-		if (err == nil) != (wantErr == nil) || err == nil && r != w {
-			t.Errorf("result %x: %+v, %v; the library: %+v, %v", b, r, err, w, wantErr)
-		}
-	})
+}
+
+// readsAsTheLibrary holds the decoding by hand against the protobuf library, of any bytes: a command is read in the same way by every
+// replica, whichever build it is of.
+func readsAsTheLibrary(t *testing.T, b []byte) {
+	t.Helper()
+	b = b[:min(len(b), commandBytesMax, resultBytesMax)]
+	got, err := decodeCommand(b)
+	want, wantErr := libraryCommand(b)
+	if (err == nil) != (wantErr == nil) || err == nil && got != want {
+		t.Errorf("command %x: %+v, %v; the library: %+v, %v", b, got, err, want, wantErr)
+	}
+	r, err := decodeResult(b)
+	var m pb.Result
+	wantErr = proto.Unmarshal(b, &m)
+	w := groupResult{status: m.Status, token: Token(m.Token), position: m.Position, waited: m.Waited, detail: m.Detail}
+	if wantErr == nil && m.Holder != nil {
+		wantErr = setParty(m.Holder.Client, m.Holder.Peer, &w.holder.client, &w.holder.peer)
+	}
+	if (err == nil) != (wantErr == nil) || err == nil && r != w {
+		t.Errorf("result %x: %+v, %v; the library: %+v, %v", b, r, err, w, wantErr)
+	}
+}
+
+func TestOddEncodingsAreReadAsTheLibraryReadsThem(t *testing.T) {
+	for _, b := range odd.Encodings(samples()...) {
+		readsAsTheLibrary(t, b)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 20_000 {
+		readsAsTheLibrary(t, odd.Draw(rng, samples()...))
+	}
+}
+
+// FuzzDecoders begins with few seeds, since the fuzzer passes on all of this program's counters for each; the test above has the others.
+func FuzzDecoders(f *testing.F) {
+	for _, b := range samples() {
+		f.Add(b)
+		f.Add(slices.Concat(b, b))
+	}
+	f.Fuzz(readsAsTheLibrary)
 }

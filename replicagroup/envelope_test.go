@@ -3,7 +3,9 @@ package replicagroup
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -149,50 +151,70 @@ func libraryReply(b []byte) (a reply, err error) {
 	return a, err
 }
 
-// FuzzDecoders holds the decoding by hand against the protobuf library, of any bytes: a message is read in the same way by every peer,
-// whichever build it is of.
-func FuzzDecoders(f *testing.F) {
+// samples are well-formed messages.
+func samples() [][]byte {
 	d := testDescriptor()
 	g, other := d.Group, d.Group
 	other.Gen++
 	from, to := order.StoreID{1}, order.StoreID{2}
 	cmd := order.Command{Client: order.ClientID{9}, Seq: 1, Acked: 2, Service: "locks", Data: []byte("data")}
-	batch := appendEngineMessage(appendEngineMessage(nil, g, 1, 2, from, to, []byte("x")), other, 3, 4, to, from, nil)
-	for _, b := range odd.Encodings(
-		batch, encodeCommand(g, 5, cmd), encodeCommand(other, 6, cmd),
+	return [][]byte{
+		appendEngineMessage(appendEngineMessage(nil, g, 1, 2, from, to, []byte("x")), other, 3, 4, to, from, nil),
+		encodeCommand(g, 5, cmd), encodeCommand(other, 6, cmd),
 		marshal(&pb.Reply{Status: pb.Status_MOVED, Data: []byte("data"), Leader: bytes.Repeat([]byte{7}, 32), Descriptor_: encodeDescriptor(d)}),
-	) {
-		f.Add(b)
-		f.Add(protofield.AppendBytes(nil, 1, b)) // what an engine's message is in a batch
+	}
+}
+
+// readsAsTheLibrary holds the decoding by hand against the protobuf library, of any bytes: a message is read in the same way by every peer,
+// whichever build it is of.
+func readsAsTheLibrary(t *testing.T, b []byte) {
+	t.Helper()
+	check := func(what string, got any, err error, want any, wantErr error) {
+		t.Helper()
+		if (err == nil) != (wantErr == nil) || err == nil && !reflect.DeepEqual(got, want) {
+			t.Errorf("%s %x: %+v, %v; the library: %+v, %v", what, b, got, err, want, wantErr)
+		}
+	}
+	events, err := testDecoder.engineBatch(b)
+	wantEvents, wantErr := libraryBatch(b)
+	for i := range events {
+		events[i].recv.Msg = noneIfEmpty(events[i].recv.Msg)
+	}
+	for i := range wantEvents {
+		wantEvents[i].recv.Msg = noneIfEmpty(wantEvents[i].recv.Msg)
+	}
+	check("batch", append([]engineEvent{}, events...), err, append([]engineEvent{}, wantEvents...), wantErr)
+	e, err := testDecoder.command(b)
+	wantE, wantErr := libraryCommand(b)
+	e.cmd.Data, wantE.cmd.Data = noneIfEmpty(e.cmd.Data), noneIfEmpty(wantE.cmd.Data)
+	check("command", e, err, wantE, wantErr)
+	a, err := testDecoder.reply(b)
+	wantA, wantErr := libraryReply(b)
+	a.data, wantA.data = noneIfEmpty(a.data), noneIfEmpty(wantA.data)
+	check("reply", a, err, wantA, wantErr)
+}
+
+func TestOddEncodingsAreReadAsTheLibraryReadsThem(t *testing.T) {
+	for _, b := range odd.Encodings(samples()...) {
+		readsAsTheLibrary(t, b)
+		readsAsTheLibrary(t, protofield.AppendBytes(nil, 1, b)) // what an engine's message is in a batch
 	}
 	for _, b := range odd.Encodings(protofield.AppendUint(protofield.AppendBytes(nil, 6, "engine"), 2, 3)) {
-		f.Add(protofield.AppendBytes(batch, 1, b))
+		readsAsTheLibrary(t, protofield.AppendBytes(samples()[0], 1, b))
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		check := func(what string, got any, err error, want any, wantErr error) {
-			t.Helper()
-			if (err == nil) != (wantErr == nil) || err == nil && !reflect.DeepEqual(got, want) {
-				t.Errorf("%s %x: %+v, %v; the library: %+v, %v", what, b, got, err, want, wantErr)
-			}
-		}
-		events, err := testDecoder.engineBatch(b)
-		wantEvents, wantErr := libraryBatch(b)
-		for i := range events {
-			events[i].recv.Msg = noneIfEmpty(events[i].recv.Msg)
-		}
-		for i := range wantEvents {
-			wantEvents[i].recv.Msg = noneIfEmpty(wantEvents[i].recv.Msg)
-		}
-		check("batch", append([]engineEvent{}, events...), err, append([]engineEvent{}, wantEvents...), wantErr)
-		e, err := testDecoder.command(b)
-		wantE, wantErr := libraryCommand(b)
-		e.cmd.Data, wantE.cmd.Data = noneIfEmpty(e.cmd.Data), noneIfEmpty(wantE.cmd.Data)
-		check("command", e, err, wantE, wantErr)
-		a, err := testDecoder.reply(b)
-		wantA, wantErr := libraryReply(b)
-		a.data, wantA.data = noneIfEmpty(a.data), noneIfEmpty(wantA.data)
-		check("reply", a, err, wantA, wantErr)
-	})
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 20_000 {
+		readsAsTheLibrary(t, odd.Draw(rng, samples()...))
+	}
+}
+
+// FuzzDecoders begins with few seeds, since the fuzzer passes on all of this program's counters for each; the test above has the others.
+func FuzzDecoders(f *testing.F) {
+	for _, b := range samples() {
+		f.Add(b)
+		f.Add(slices.Concat(b, b))
+	}
+	f.Fuzz(readsAsTheLibrary)
 }
 
 // noneIfEmpty makes no difference between no bytes and none of them.
