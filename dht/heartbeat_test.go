@@ -353,7 +353,7 @@ func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T)
 	expect(true)
 	took := time.Since(start)
 	t.Logf("a killed peer is suspected after %v", took)
-	if took > 1500*time.Millisecond {
+	if took > 10*time.Second {
 		t.Error("too late")
 	}
 	a.Unwatch(b.Self())

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var testOverlay = [32]byte{1, 2, 3, 4, 5}
 
-const waitMax = 20 * time.Second // for what takes milliseconds on an idle machine
+const waitMax = time.Minute // for what takes milliseconds on an idle machine
 
 // newHost returns a host on a loopback port of its own. Hosts made with equal seeds have equal ids.
 func newHost(t testing.TB, seed uint64) host.Host {
