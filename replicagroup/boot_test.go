@@ -28,7 +28,7 @@ func TestOnlyFellowsAreBelievedThatAStoreRunsTwice(t *testing.T) {
 	}
 	p.groups.Accused(stranger)
 	c := p.groups.NewClient()
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	if _, err := c.Do(ctx, keyspace.Preimage("k").Key(), "count", number(1)); err != nil || p.groups.Err() != nil {
 		t.Fatalf("accused by a stranger: %v, %v", err, p.groups.Err())
 	}
@@ -104,7 +104,7 @@ func TestMessagesOfADistrustedStoreAreDropped(t *testing.T) {
 func TestAMemberWhoseStoreRunsTwiceIsReplaced(t *testing.T) {
 	t.Parallel()
 	w := newPlannedWorld(t, 4, 1, 3)
-	ctx := deadline(t, 60*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("twice").Key()
 	prefix := w.genesis.PrefixOf(key)
 	if _, err := w.peers[0].groups.NewClient().Do(ctx, key, "count", number(0)); err != nil {
@@ -169,8 +169,9 @@ func TestAMemberWhoseStoreRunsTwiceIsReplaced(t *testing.T) {
 // A fellow that has heard both tells the others, who may have heard one only: they refuse as it does. Nobody else is believed, nor
 // is anybody about strangers.
 func TestFellowsTellEachOtherOfAStoreThatRunsTwice(t *testing.T) {
+	t.Parallel()
 	w := newFixedWorld(t, 4, 1)
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	witness, victim, third, outsider := w.peers[0], w.peers[1], w.peers[2], w.peers[3]
 	distrusted := func(p *testPeer) bool { return p.groups.distrusted(victim.host.ID(), victim.store.ID()) }
 	say := func(from, to, about *testPeer) {

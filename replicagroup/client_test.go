@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"testing"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -23,7 +22,7 @@ func TestAClientGoesOnWhenTheGroupHasForgottenItsSession(t *testing.T) {
 	client := w.peers[1]
 	c := client.groups.NewClient()
 	for want := uint64(1); want <= 3; want++ {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), waitMax)
 		defer cancel()
 		got, err := c.Do(ctx, key, "count", number(1))
 		if err != nil || binary.BigEndian.Uint64(got) != want {

@@ -28,7 +28,8 @@ func leased(g *placement.Genesis) {
 }
 
 func TestGroupsAnswerUnderALease(t *testing.T) {
-	ctx := deadline(t, 30*time.Second)
+	t.Parallel()
+	ctx := deadline(t, waitMax)
 	w := newWorld(t, 3, 1, leased)
 	c := w.peers[0].groups.NewClient()
 	key := keyspace.Preimage("leased").Key()
@@ -58,7 +59,8 @@ func TestGroupsAnswerUnderALease(t *testing.T) {
 
 // Conformance test 41, under policy lease.
 func TestALostGroupComesBackByItself(t *testing.T) {
-	ctx := deadline(t, 90*time.Second)
+	t.Parallel()
+	ctx := deadline(t, waitMax)
 	w := newLostWorld(t, ctx, leased)
 	old := w.group.Group
 	c := w.others[0].groups.NewClient()
@@ -145,7 +147,8 @@ func TestOperatorsWhoWaitForALeaseAreBounded(t *testing.T) {
 
 // A group whose root is away stops answering when its lease is over, and answers again when the root is back.
 func TestAGroupWithoutTheRootStopsAnswering(t *testing.T) {
-	ctx := deadline(t, 90*time.Second)
+	t.Parallel()
+	ctx := deadline(t, waitMax)
 	w := newLostWorld(t, ctx, func(g *placement.Genesis) { leased(g); g.DeadAfter = time.Minute })
 	if len(w.outside) < 2 {
 		t.Fatal("no majority beside the root")
@@ -216,7 +219,8 @@ func TestAGroupWithoutTheRootStopsAnswering(t *testing.T) {
 
 // An operator's word ends a healthy group no sooner than its lease.
 func TestAForcedRevivalWaitsForTheLease(t *testing.T) {
-	ctx := deadline(t, 60*time.Second)
+	t.Parallel()
+	ctx := deadline(t, waitMax)
 	w := newLostWorld(t, ctx, leased)
 	c := w.others[0].groups.NewClient()
 	if _, err := c.Do(ctx, w.key, "count", number(5)); err != nil {
@@ -311,7 +315,8 @@ func (l *wall) stand(w *world, these ...*testPeer) {
 // A group that is cut off from the root with all its members goes on for as long as its lease, and goes on again when the network
 // heals, with all it knew: the root leaves it the time.
 func TestAGroupBehindAPartitionStopsAnswering(t *testing.T) {
-	ctx := deadline(t, 90*time.Second)
+	t.Parallel()
+	ctx := deadline(t, waitMax)
 	l := new(wall)
 	w := &lostWorld{world: &world{genesisBy: []func(*placement.Genesis){leased, func(g *placement.Genesis) { g.DeadAfter = time.Minute }}}}
 	w.options = func(i int) []libp2p.Option {
@@ -373,7 +378,7 @@ func TestAGroupBehindAPartitionStopsAnswering(t *testing.T) {
 
 // Whom the root's leader grants what.
 func TestWhatTheRootGrants(t *testing.T) {
-	ctx := deadline(t, 30*time.Second)
+	ctx := deadline(t, waitMax)
 	w := newWorld(t, 3, 1, leased)
 	key := keyspace.Preimage("granted").Key()
 	if _, err := w.peers[0].groups.NewClient().Do(ctx, key, "count", number(1)); err != nil {

@@ -70,8 +70,9 @@ func replicaOf(t *testing.T, ctx context.Context, p *testPeer, g order.GroupID, 
 }
 
 func TestKilledPeersComeBackWithTheirDisksAndAllTheyPromised(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3, 1)
-	ctx := deadline(t, 30*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("kept").Key()
 	c := w.peers[0].groups.NewClient()
 	for range 50 {
@@ -97,8 +98,9 @@ func TestKilledPeersComeBackWithTheirDisksAndAllTheyPromised(t *testing.T) {
 }
 
 func TestPeerThatLostItsDiskIsNotTakenForItsFormerSelf(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3, 1)
-	ctx := deadline(t, 30*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("kept").Key()
 	c := w.peers[0].groups.NewClient()
 	if _, err := c.Do(ctx, key, "count", number(1)); err != nil {

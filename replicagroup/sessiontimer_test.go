@@ -12,7 +12,7 @@ import (
 
 // A timer that was put off is left to run out early, and has to be set again then: an idle session lives by it.
 func TestATimerThatRunsOutEarlyIsSetAgain(t *testing.T) {
-	ctx := deadline(t, 10*time.Second)
+	ctx := deadline(t, waitMax)
 	h := &Host{clock: driver.NewClock(), sessions: make(map[order.ClientID]*groupSession)}
 	s := newGroupSession(&Client{host: h}, keyspace.Prefix{})
 	wakes := func() automaton.Instant {

@@ -50,7 +50,7 @@ func TestRefusedTickDoesNotKeepATurnFromEnding(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(waitMax):
 			t.Fatal("the turn does not end")
 		}
 	}
@@ -59,7 +59,7 @@ func TestRefusedTickDoesNotKeepATurnFromEnding(t *testing.T) {
 // A group is asked for more commands at once than its engine takes in one go, and gets them all in.
 func TestATurnOfManyCommandsIsTakenInSlices(t *testing.T) {
 	w := newWorld(t, 1, 0)
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("k").Key()
 	p := w.peers[0]
 	if _, err := p.groups.NewClient().Do(ctx, key, "count", number(1)); err != nil {
@@ -88,6 +88,7 @@ func TestATurnOfManyCommandsIsTakenInSlices(t *testing.T) {
 }
 
 func TestKnownGroupIsNotForgottenWhileNobodyCanBeAsked(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3, 1)
 	w.peers[1].kill()
 	w.peers[2].kill()
@@ -95,7 +96,7 @@ func TestKnownGroupIsNotForgottenWhileNobodyCanBeAsked(t *testing.T) {
 	d := w.genesis.RootDescriptor()
 	d.Group.Prefix = keyspace.PrefixOf(keyspace.Preimage("k").Key(), w.genesis.Depth)
 	l.put(d)
-	got, err := l.locate(deadline(t, 20*time.Second), d.Group.Prefix, true)
+	got, err := l.locate(deadline(t, waitMax), d.Group.Prefix, true)
 	if err != nil || got.Group != d.Group {
 		t.Errorf("searched again, the group is %v, %v", got.Group, err)
 	}

@@ -261,7 +261,7 @@ func TestHaltAnswersWhoStandsInLine(t *testing.T) {
 
 func TestStrangersHaveNothingToSayToEngines(t *testing.T) {
 	w := newWorld(t, 3, 0) // the first peer alone is the root group
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	p, stranger := w.peers[0], w.peers[1]
 	if err := stranger.overlay.Send(p.overlay.Self(), keyspace.Key{}, serviceEngine, []byte("not even decoded")); err != nil {
 		t.Fatal(err)
@@ -304,7 +304,7 @@ func TestEngineMessagesThatWaitAreBoundedByBytes(t *testing.T) {
 
 func TestOnlyTheParentAsksToHost(t *testing.T) {
 	w := newWorld(t, 3, 0)
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	prefix := keyspace.PrefixOf(keyspace.Preimage("k").Key(), w.genesis.Depth)
 	req := marshal(&pb.HostRequest{Prefix: groupToPB(order.GroupID{Prefix: prefix}).Prefix})
 	for i, want := range []bool{true, false} { // the founder, and another

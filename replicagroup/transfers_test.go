@@ -194,7 +194,7 @@ func awaitStats(t testing.TB, ctx context.Context, what string, p *testPeer, ok 
 
 func TestALargeSnapshotGoesByAStreamOfItsOwn(t *testing.T) {
 	const size = 3<<20 + 12345
-	ctx := deadline(t, 60*time.Second)
+	ctx := deadline(t, waitMax)
 	l := newLaggard(t, ctx, newWorld(t, 3, 1), size)
 	before := l.leader.overlay.Stats()
 	var moved atomic.Uint64
@@ -229,7 +229,8 @@ func TestALargeSnapshotGoesByAStreamOfItsOwn(t *testing.T) {
 // Conformance test 9 (replica-groups.md section 8): the log is truncated, the sender dies in the middle, and the next leader goes on where it
 // broke off.
 func TestASnapshotIsGoneOnWithByAnotherSender(t *testing.T) {
-	ctx := deadline(t, 60*time.Second+time.Duration(*snapshotMiB)*2*time.Second)
+	t.Parallel()
+	ctx := deadline(t, waitMax+time.Duration(*snapshotMiB)*2*time.Second)
 	size := *snapshotMiB<<20 + 4321
 	l := newLaggard(t, ctx, newWorld(t, 3, 1), size)
 	half := size / 2 / transfer.ChunkBytes * transfer.ChunkBytes
@@ -275,8 +276,9 @@ func TestASnapshotIsGoneOnWithByAnotherSender(t *testing.T) {
 }
 
 func TestASpoiltChunkIsSentAgain(t *testing.T) {
+	t.Parallel()
 	const size = 3 << 20
-	ctx := deadline(t, 60*time.Second)
+	ctx := deadline(t, waitMax)
 	l := newLaggard(t, ctx, newWorld(t, 3, 1), size)
 	var spoilt atomic.Int32
 	times := int32(2) // of one chunk; then of any, so that whole transfers are refused
@@ -312,6 +314,7 @@ func TestASpoiltChunkIsSentAgain(t *testing.T) {
 
 // A peer that takes a stream and then does nothing costs its sender a while, and the engine learns that nothing came.
 func TestAStalledReceiverIsGivenUp(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3, 1)
 	from, to := w.peers[0], w.peers[1]
 	to.groups.Close() // its overlay goes on; its streams are ours
@@ -342,7 +345,7 @@ func TestAStalledReceiverIsGivenUp(t *testing.T) {
 	}) {
 		t.Fatal("no replica")
 	}
-	st := awaitStats(t, deadline(t, 20*time.Second), "it was given up", from, func(st TransferStats) bool { return st.Failed == 1 })
+	st := awaitStats(t, deadline(t, waitMax), "it was given up", from, func(st TransferStats) bool { return st.Failed == 1 })
 	if st.Sending != 0 || opened.Load() != transfer.TriesMax {
 		t.Errorf("after %d streams: %+v", opened.Load(), st)
 	}
@@ -351,7 +354,7 @@ func TestAStalledReceiverIsGivenUp(t *testing.T) {
 // offer opens a stream for a snapshot to a peer as another peer's host would, and sends an offer.
 func offer(t *testing.T, from, to *testPeer, o transfer.Offer) (*dht.Stream, error) {
 	t.Helper()
-	s, err := from.overlay.OpenStream(deadline(t, 10*time.Second), to.host.ID(), streamSnapshot)
+	s, err := from.overlay.OpenStream(deadline(t, waitMax), to.host.ID(), streamSnapshot)
 	if err != nil {
 		return nil, err
 	}
@@ -363,7 +366,7 @@ func offer(t *testing.T, from, to *testPeer, o transfer.Offer) (*dht.Stream, err
 // answer reads a receiver's frame, but for Wait.
 func answer(t *testing.T, s *dht.Stream) (f transfer.Frame, err error) {
 	t.Helper()
-	s.SetReadDeadline(time.Now().Add(10 * time.Second))
+	s.SetReadDeadline(time.Now().Add(waitMax))
 	var buf []byte
 	for err == nil && (f.Kind == 0 || f.Kind == transfer.KindWait) {
 		f, err = readTransferFrame(s, &buf)
@@ -426,7 +429,7 @@ func TestOffersOfStrangersAndForStrangersAreRefused(t *testing.T) {
 		"another overlay":  transfer.AppendFrame(nil, transfer.Frame{Kind: transfer.KindOffer, Offer: func() transfer.Offer { o := good; o.Group.Overlay[0]++; return o }()}),
 	} {
 		before := to.groups.Counters().Malformed
-		s, err := member.overlay.OpenStream(deadline(t, 10*time.Second), to.host.ID(), streamSnapshot)
+		s, err := member.overlay.OpenStream(deadline(t, waitMax), to.host.ID(), streamSnapshot)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -448,7 +451,7 @@ func TestAFloodOfOffersIsBounded(t *testing.T) {
 	v := w.genesis.RootView()
 	m, _ := v.MemberAt(from.overlay.Node())
 	r, _ := v.MemberAt(to.overlay.Node())
-	ctx := deadline(t, 30*time.Second)
+	ctx := deadline(t, waitMax)
 	open, refused := 0, 0
 	for i := range 60 {
 		s, err := offer(t, from, to, transfer.Offer{
@@ -456,7 +459,7 @@ func TestAFloodOfOffersIsBounded(t *testing.T) {
 			From: m.ID, FromStore: m.Store, ToStore: r.Store, Content: transfer.Sum{byte(i)}, Size: transfer.BodyBytesMax,
 		})
 		if err == nil {
-			s.SetReadDeadline(time.Now().Add(10 * time.Second))
+			s.SetReadDeadline(time.Now().Add(waitMax))
 			_, err = s.Read(make([]byte, 1))
 		}
 		if err != nil {
@@ -490,6 +493,7 @@ func TestAFloodOfOffersIsBounded(t *testing.T) {
 // A partition in the middle is silence, not a reset: the stream is given up in time, what has come is kept, and the transfer goes on from
 // there when the peers hear of each other again.
 func TestASnapshotSurvivesAPartition(t *testing.T) {
+	t.Parallel()
 	const size = 6 << 20
 	wires := []*wire.Wire{wire.New(), wire.New(), wire.New()}
 	on := func(w *wire.Wire) []libp2p.Option { return []libp2p.Option{libp2p.Transport(w.Transport)} }
@@ -498,7 +502,7 @@ func TestASnapshotSurvivesAPartition(t *testing.T) {
 			w.Cut()
 		}
 	})
-	ctx := deadline(t, 90*time.Second)
+	ctx := deadline(t, waitMax)
 	l := newLaggard(t, ctx, newWorldOn(t, 3, 1, func(i int) []libp2p.Option { return on(wires[i]) }), size)
 	again := wire.New()
 	for i, p := range l.peers {
@@ -566,8 +570,9 @@ func TestASnapshotSurvivesAPartition(t *testing.T) {
 
 // Two transfers at a time, in and out, however many there are.
 func TestNoMoreThanTwoTransfersRunAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3, 1)
-	ctx := deadline(t, 60*time.Second)
+	ctx := deadline(t, waitMax)
 	to, senders := w.peers[1], []*testPeer{w.peers[0], w.peers[2]}
 	groups := []order.GroupID{w.genesis.RootGroup()}
 	for i := byte(0); len(groups) < 6; i++ {

@@ -144,8 +144,9 @@ func at(v order.View, p *testPeer) order.ReplicaID {
 
 // All members of a group are replaced, one by one, while clients use it, who never hear of any of it.
 func TestAGroupOutlivesItsMembers(t *testing.T) {
+	t.Parallel()
 	w := newFixedWorld(t, 6, 1)
-	ctx := deadline(t, 60*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("outlived").Key()
 	user := w.peers[5].groups.NewClient()
 	g, members, others := w.newGroup(t, ctx, user, key)
@@ -213,8 +214,9 @@ func TestAGroupOutlivesItsMembers(t *testing.T) {
 
 // A member that was away while the group moved on hears of it from those that it knew.
 func TestWhoWasAwayHearsWhatBecameOfTheGroup(t *testing.T) {
+	t.Parallel()
 	w := newFixedWorld(t, 6, 1)
-	ctx := deadline(t, 60*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("absent").Key()
 	g, members, others := w.newGroup(t, ctx, w.peers[0].groups.NewClient(), key)
 	user := others[2].groups.NewClient()
@@ -262,7 +264,7 @@ func TestWhoWasAwayHearsWhatBecameOfTheGroup(t *testing.T) {
 // Nobody but a member of the root, as a peer knows it, is believed about the root while one of them answers.
 func TestWhoIsBelievedAboutTheRoot(t *testing.T) {
 	w := newFixedWorld(t, 5, 1)
-	ctx := deadline(t, 30*time.Second)
+	ctx := deadline(t, waitMax)
 	forged := w.genesis.RootDescriptor()
 	forged.View.Num = 7
 	liar, asker := w.peers[3].groups, w.peers[4].groups
@@ -284,7 +286,7 @@ func TestWhoIsBelievedAboutTheRoot(t *testing.T) {
 // An engine's message counts only if it comes from the peer and the store of the member that it names.
 func TestWhoSpeaksForAMember(t *testing.T) {
 	w := newFixedWorld(t, 4, 1)
-	ctx := deadline(t, 30*time.Second)
+	ctx := deadline(t, waitMax)
 	user := w.peers[0].groups.NewClient()
 	g, members, others := w.newGroup(t, ctx, user, keyspace.Preimage("impostor").Key())
 	p := members[0]
@@ -330,8 +332,9 @@ func TestWhoSpeaksForAMember(t *testing.T) {
 
 // The root moves on like any group, and its founder is a peer like any other then: with its disk, and without.
 func TestTheRootOutlivesItsFounder(t *testing.T) {
+	t.Parallel()
 	w := newFixedWorld(t, 3, 0)
-	ctx := deadline(t, 60*time.Second)
+	ctx := deadline(t, waitMax)
 	founder := w.peers[0]
 	root := w.genesis.RootGroup()
 	id := w.join(t, ctx, root, w.peers[1])

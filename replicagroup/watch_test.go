@@ -20,8 +20,9 @@ func (h *Host) watches() map[peer.ID]int {
 
 // A host watches the peers of its groups for ever, and who its clients call while they do.
 func TestWhoIsWatched(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 5, 1)
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("watched").Key()
 	before := make(map[*testPeer]map[peer.ID]int)
 	for range 2 { // the second time no group is new
@@ -68,7 +69,7 @@ func TestWhoIsWatched(t *testing.T) {
 // The worst that a detector can do: everybody suspects a leader that is well.
 func TestASuspicionOfAllMakesAnotherLeaderAndLosesNothing(t *testing.T) {
 	w := newWorld(t, 3, 1)
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("doubted").Key()
 	c := w.peers[0].groups.NewClient()
 	if _, err := c.Do(ctx, key, "count", number(1)); err != nil {

@@ -159,9 +159,10 @@ func FuzzDecodeMessages(f *testing.F) {
 }
 
 func TestMalformedMessagesAreCountedAndHurtNobody(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3, 1)
 	good, bad := w.peers[0], w.peers[1]
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("k").Key()
 	if _, err := w.peers[2].groups.NewClient().Do(ctx, key, "count", number(1)); err != nil {
 		t.Fatal(err)
@@ -200,7 +201,7 @@ func TestMalformedMessagesAreCountedAndHurtNobody(t *testing.T) {
 
 func TestEngineMessageThatSpeaksForAnotherIsDropped(t *testing.T) {
 	w := newWorld(t, 3, 1)
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	root := w.genesis.RootDescriptor()
 	from, to := w.peers[1], w.peers[0]
 	me, _ := root.View.MemberAt(to.overlay.Node())
@@ -225,8 +226,9 @@ func TestEngineMessageThatSpeaksForAnotherIsDropped(t *testing.T) {
 }
 
 func TestSessionOfAnotherPeerIsRefused(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3, 1)
-	ctx := deadline(t, 20*time.Second)
+	ctx := deadline(t, waitMax)
 	key := keyspace.Preimage("k").Key()
 	c := w.peers[0].groups.NewClient()
 	if _, err := c.Do(ctx, key, "count", number(1)); err != nil {
