@@ -5,7 +5,6 @@ import (
 	"errors"
 	"sync"
 	"testing"
-	"time"
 )
 
 func TestConfigurationIsChangedByOneAtATime(t *testing.T) {
@@ -14,7 +13,7 @@ func TestConfigurationIsChangedByOneAtATime(t *testing.T) {
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			unlock, err := LockConfig(within(t, 20*time.Second), dir)
+			unlock, err := LockConfig(within(t, waitMax), dir)
 			if err != nil {
 				t.Error(err)
 				return

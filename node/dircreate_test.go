@@ -116,6 +116,7 @@ func steps(t *testing.T, s DirSpec) []string {
 
 // What a call leaves behind that fails at some step: nothing, but for a directory that is complete when only the last wait fails.
 func TestFailureAtAnyStepLeavesNothing(t *testing.T) {
+	t.Parallel()
 	full := errors.New("no space left")
 	for name, s := range map[string]DirSpec{"init": founderSpec(t), "join": joinerSpec(t)} {
 		for i, at := range steps(t, s) {

@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -53,7 +52,7 @@ func (r running) stop(t *testing.T) {
 // waitPeer waits until the node has a peer.
 func (r running) waitPeer(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), waitMax)
 	defer cancel()
 	if err := r.node.Overlay().WaitPeers(ctx, 1); err != nil {
 		t.Fatalf("no peer was found: %v", err)
@@ -107,6 +106,7 @@ func TestPeersFindEachOtherAfterARestart(t *testing.T) {
 
 // Whoever has the genesis document but another key, or none, does not get in.
 func TestSwarmKeyKeepsOthersOut(t *testing.T) {
+	t.Parallel()
 	first := initDir(t)
 	founder := start(t, first, nil)
 	for name, key := range map[string]func(string) error{
@@ -118,7 +118,7 @@ func TestSwarmKeyKeepsOthersOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		stranger := start(t, dir, nil)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), waitMax)
 		err := stranger.host.Connect(ctx, peer.AddrInfo{ID: founder.host.ID(), Addrs: founder.host.Addrs()})
 		cancel()
 		if err == nil || ctx.Err() == context.DeadlineExceeded {

@@ -19,7 +19,7 @@ import (
 // acquire takes a lock and gives it back, and returns its token.
 func (r running) acquire(t *testing.T, name string) lockservice.Token {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), waitMax)
 	defer cancel()
 	l, err := r.node.Locks().Lock(ctx, name)
 	if err != nil {
@@ -59,6 +59,7 @@ func runFails(t *testing.T, dir string, change func(*config.Config), want error,
 func volatileStore(c *config.Config) { c.Store.Volatile = true }
 
 func TestFounderGoesOnAfterARestart(t *testing.T) {
+	t.Parallel()
 	dir := initDir(t)
 	var last lockservice.Token
 	for i := range 3 {
@@ -207,6 +208,7 @@ func copyDir(t *testing.T, to, from string) {
 }
 
 func TestCopiedDirectoryTakesANewIdentityOrStaysDown(t *testing.T) {
+	t.Parallel()
 	founder := initDir(t)
 	dir := member(t, founder)
 	r := start(t, dir, nil)
@@ -317,7 +319,7 @@ func TestNodeStopsWhenItsStoreFails(t *testing.T) {
 	close(store.failed)
 	select {
 	case <-n.Done():
-	case <-time.After(20 * time.Second):
+	case <-time.After(waitMax):
 		t.Fatal("the node goes on")
 	}
 	if !errors.Is(n.Err(), errRotten) {

@@ -48,7 +48,7 @@ func seven(t *testing.T) (nodes []*Node, hosts []host.Host, stores []*replicagro
 		nodes = append(nodes, n)
 	}
 	for _, n := range nodes {
-		if err := n.Overlay().WaitPeers(within(t, 20*time.Second), 6); err != nil {
+		if err := n.Overlay().WaitPeers(within(t, waitMax), 6); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,6 +58,7 @@ func seven(t *testing.T) (nodes []*Node, hosts []host.Host, stores []*replicagro
 // A group loses two of three members with a lock held: it stays down and says so, is revived, and grants that lock again, with a
 // larger token, once every lease of the old generation is over.
 func TestARevivedGroupGrantsAfterTheOldLeasesWithLargerTokens(t *testing.T) {
+	t.Parallel()
 	nodes, hosts, stores := seven(t)
 	ctx := within(t, 60*time.Second)
 	var name, prefix string
@@ -165,7 +166,7 @@ func TestGroupsAreNamedByPrefixLockOrRoot(t *testing.T) {
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, waitMax)
 	for _, of := range []string{"root", "/0"} {
 		eventually(t, of+" serves", func() bool {
 			s, err := n.GroupStanding(ctx, of)

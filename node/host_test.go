@@ -72,9 +72,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); <-tick.C {
+	for deadline := time.Now().Add(waitMax); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within %v: %s", waitMax, what)
 		}
 	}
 }
@@ -88,15 +88,16 @@ const (
 func key(b byte) pnet.PSK { return slices.Repeat(pnet.PSK{b}, 32) }
 
 func TestOnlyTheSwarmKeyOpensADoorAndTheRestIsCounted(t *testing.T) {
+	t.Parallel()
 	for _, listen := range []string{anyTCP, anyWS} {
 		var r Refusals
 		h := hostOf(t, profile(t, config.Private, listen), key(1), &r)
 		friend := hostOf(t, profile(t, config.Private, anyTCP, anyWS), key(1), nil)
-		if err := friend.Connect(within(t, 10*time.Second), info(h)); err != nil {
+		if err := friend.Connect(within(t, waitMax), info(h)); err != nil {
 			t.Fatalf("%s: with the key: %v", listen, err)
 		}
 		leaver := hostOf(t, profile(t, config.Private, anyTCP, anyWS), key(1), nil)
-		if err := leaver.Connect(within(t, 10*time.Second), info(h)); err != nil {
+		if err := leaver.Connect(within(t, waitMax), info(h)); err != nil {
 			t.Fatal(err)
 		}
 		leaver.Close()
@@ -163,6 +164,7 @@ func TestHostsSpeakWhatTheirOverlayCan(t *testing.T) {
 }
 
 func TestOptionsBeforeTheDaemonsWin(t *testing.T) {
+	t.Parallel()
 	var used atomic.Bool
 	own := libp2p.Transport(func(u transport.Upgrader, m network.ResourceManager) (*tcp.TcpTransport, error) {
 		used.Store(true)
@@ -173,7 +175,7 @@ func TestOptionsBeforeTheDaemonsWin(t *testing.T) {
 	if !used.Load() {
 		t.Error("the transport is not the one that was set before")
 	}
-	if err := hostOf(t, profile(t, config.Test, anyTCP), key(2), nil).Connect(within(t, 10*time.Second), info(h)); err == nil {
+	if err := hostOf(t, profile(t, config.Test, anyTCP), key(2), nil).Connect(within(t, waitMax), info(h)); err == nil {
 		t.Error("a stranger got in")
 	}
 	eventually(t, "refusals are counted with another resource manager too", func() bool { return r.Counts()[RefusedHandshake] == 1 })
@@ -193,7 +195,7 @@ func TestAnnouncedAddressesTakeTheOwnOnesPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Connect(within(t, 10*time.Second), peer.AddrInfo{ID: h.ID(), Addrs: listening}); err != nil {
+	if err := other.Connect(within(t, waitMax), peer.AddrInfo{ID: h.ID(), Addrs: listening}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the other has heard of it", func() bool {
@@ -213,16 +215,16 @@ func TestOnePeersStreamsAreBounded(t *testing.T) {
 	for _, id := range []protocol.ID{"/a", "/b", "/c"} {
 		h.SetStreamHandler(id, func(s network.Stream) { io.Copy(s, s) }) // an echo until the stream ends
 	}
-	if err := greedy.Connect(within(t, 10*time.Second), info(h)); err != nil {
+	if err := greedy.Connect(within(t, waitMax), info(h)); err != nil {
 		t.Fatal(err)
 	}
 	echoes := func(from host.Host, id protocol.ID) bool {
-		s, err := from.NewStream(within(t, 10*time.Second), h.ID(), id)
+		s, err := from.NewStream(within(t, waitMax), h.ID(), id)
 		if err != nil {
 			return false
 		}
 		t.Cleanup(func() { s.Reset() })
-		s.SetDeadline(time.Now().Add(10 * time.Second))
+		s.SetDeadline(time.Now().Add(waitMax))
 		_, err = s.Write([]byte("x"))
 		if err == nil {
 			_, err = io.ReadFull(s, make([]byte, 1))
@@ -254,12 +256,12 @@ func TestOnePeersStreamsAreBounded(t *testing.T) {
 	// One that does not even wait for answers may lose its connection. The others notice nothing.
 	flood, honest := hostOf(t, test, key(1), nil, unlimited), hostOf(t, test, key(1), nil)
 	for _, from := range []host.Host{flood, honest} {
-		if err := from.Connect(within(t, 10*time.Second), info(h)); err != nil {
+		if err := from.Connect(within(t, waitMax), info(h)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for range 2000 {
-		s, err := flood.NewStream(network.WithNoDial(within(t, 10*time.Second), "flood"), h.ID(), "/a")
+		s, err := flood.NewStream(network.WithNoDial(within(t, waitMax), "flood"), h.ID(), "/a")
 		if err != nil {
 			break
 		}
@@ -343,6 +345,7 @@ func publicOverlay(t *testing.T, founder host.Host, r *Refusals) (*Node, func(h 
 }
 
 func TestAPublicOverlayOverQUICAlone(t *testing.T) {
+	t.Parallel()
 	var r Refusals
 	founder, start := publicOverlay(t, hostOf(t, profile(t, config.Public, anyQUIC), nil, &r), &r)
 	// One that nobody outside reaches uses the overlay and hosts nothing.
@@ -361,16 +364,16 @@ func TestAPublicOverlayOverQUICAlone(t *testing.T) {
 		t.Errorf("hosting: %v behind a NAT, %v in the open", natted.Overlay().Hosting(), open.Overlay().Hosting())
 	}
 	for i, n := range []*Node{natted, open, founder} {
-		hold, err := n.Locks().Lock(within(t, 20*time.Second), "one", lockservice.WithTTL(5*time.Second))
+		hold, err := n.Locks().Lock(within(t, waitMax), "one", lockservice.WithTTL(5*time.Second))
 		if err != nil {
 			t.Fatalf("node %d: %v", i, err)
 		}
-		if err := hold.Release(within(t, 10*time.Second)); err != nil {
+		if err := hold.Release(within(t, waitMax)); err != nil {
 			t.Errorf("node %d: %v", i, err)
 		}
 	}
 	for i := range 20 { // whatever the name, no replica is behind the NAT
-		k, err := founder.Key(within(t, 20*time.Second), fmt.Sprint("name ", i))
+		k, err := founder.Key(within(t, waitMax), fmt.Sprint("name ", i))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -183,7 +183,7 @@ func TestForeignPeerWithTheKeyAsksTheOverlay(t *testing.T) {
 	}
 	refusals := new(Refusals)
 	nodes := overlay(t, hosts, func(int) []Option { return []Option{WithRefusals(refusals)} })
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, waitMax)
 	for _, n := range nodes {
 		if err := n.Overlay().WaitPeers(ctx, 2); err != nil {
 			t.Fatal(err)
@@ -201,7 +201,7 @@ func TestForeignPeerWithTheKeyAsksTheOverlay(t *testing.T) {
 		{"WebSocket, Noise", true, libp2p.Security(noise.ID, noise.New)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ctx := within(t, 20*time.Second)
+			ctx := within(t, waitMax)
 			h := foreignHost(t, libp2p.PrivateNetwork(psk), c.security)
 			first := peer.AddrInfo{ID: hosts[0].ID()}
 			for _, a := range hosts[0].Addrs() {
@@ -264,7 +264,7 @@ func TestForeignPeerWithTheKeyAsksTheOverlay(t *testing.T) {
 		})
 	}
 	t.Run("another Kademlia", func(t *testing.T) {
-		ctx := within(t, 20*time.Second)
+		ctx := within(t, waitMax)
 		h := foreignHost(t, libp2p.PrivateNetwork(psk))
 		d, err := kaddht.New(h, kaddht.Mode(kaddht.ModeClient), kaddht.ProtocolPrefix(protocol.ID(strings.TrimSuffix(string(kad), "/kad/1.0.0"))))
 		if err != nil {

@@ -72,7 +72,7 @@ func joinDir(t *testing.T, i invite.Invite, p config.Profile) (dir string, j Joi
 // everybody waits until each node knows all others, and takes one lock from each of them at once.
 func everybody(t *testing.T, nodes ...*Node) {
 	t.Helper()
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, waitMax)
 	for _, n := range nodes {
 		if err := n.Overlay().WaitPeers(ctx, len(nodes)-1); err != nil {
 			t.Fatal(err)
@@ -119,6 +119,7 @@ func everybody(t *testing.T, nodes ...*Node) {
 }
 
 func TestJoinersAndTheirGuestsAreInOneOverlay(t *testing.T) {
+	t.Parallel()
 	founder := initDir(t)
 	a := runDir(t, founder)
 	second, j := joinDir(t, invitation(t, founder, now(a)), config.Test)
@@ -126,7 +127,7 @@ func TestJoinersAndTheirGuestsAreInOneOverlay(t *testing.T) {
 		t.Fatalf("%+v", j)
 	}
 	b := runDir(t, second)
-	if err := b.Overlay().WaitPeers(within(t, 20*time.Second), 1); err != nil {
+	if err := b.Overlay().WaitPeers(within(t, waitMax), 1); err != nil {
 		t.Fatal(err)
 	}
 	// The joiner's invitation is as good as the founder's, with its daemon and without.
@@ -144,6 +145,7 @@ func TestJoinersAndTheirGuestsAreInOneOverlay(t *testing.T) {
 }
 
 func TestJoinBeforeAnyDaemonRuns(t *testing.T) {
+	t.Parallel()
 	founder := initDir(t)
 	i := invitation(t, founder, nil)
 	second, j := joinDir(t, i, config.Test)
@@ -157,6 +159,7 @@ func TestJoinBeforeAnyDaemonRuns(t *testing.T) {
 }
 
 func TestJoinRefusedWritesNothing(t *testing.T) {
+	t.Parallel()
 	founder, stranger := initDir(t), initDir(t)
 	a, x := runDir(t, founder), runDir(t, stranger)
 	good := invitation(t, founder, now(a))
@@ -198,6 +201,7 @@ func TestJoinRefusedWritesNothing(t *testing.T) {
 
 // A peer that runs with another key, or none, or of another overlay, at the address of one of ours.
 func TestStrangersAreRefusedAndCounted(t *testing.T) {
+	t.Parallel()
 	founder := initDir(t)
 	a := runDir(t, founder)
 	i := invitation(t, founder, now(a))
@@ -233,7 +237,7 @@ func TestStrangersAreRefusedAndCounted(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { n.Close(); h.Close() }()
-			ctx := within(t, 20*time.Second)
+			ctx := within(t, waitMax)
 			poll := time.NewTicker(5 * time.Millisecond)
 			defer poll.Stop()
 			for a.Refused()[c.count] == before {
@@ -348,6 +352,7 @@ func TestJoinedDirectoryIsWhatTheProfileSays(t *testing.T) {
 }
 
 func TestInvitationTellsWhatIsWorthTelling(t *testing.T) {
+	t.Parallel()
 	founder := initDir(t)
 	info, err := PeekDir(founder)
 	if err != nil {

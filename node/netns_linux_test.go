@@ -195,7 +195,7 @@ func TestPeerOfANamespace(t *testing.T) {
 }
 
 func doForParent(t *testing.T, d *Dir, n *Node, h host.Host, words []string) (any, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), waitMax)
 	defer cancel()
 	switch words[0] {
 	case "status":

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -17,7 +18,11 @@ import (
 	"latchkey/replicagroup"
 )
 
+// waitMax bounds every wait of these tests for what should come, and on an idle machine does within moments.
+const waitMax = time.Minute
+
 func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "4") // they wait for peers and for patience to end, more than for a processor
 	goleak.VerifyTestMain(m)
 }
 
@@ -65,7 +70,7 @@ func overlay(t *testing.T, hosts []host.Host, extra func(i int) []Option) []*Nod
 		}
 		nodes = append(nodes, n)
 	}
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, waitMax)
 	for _, n := range nodes[1:] {
 		if err := n.Overlay().WaitPeers(ctx, 1); err != nil {
 			t.Fatal(err)
@@ -95,6 +100,7 @@ func TestNewSaysWhatIsMissing(t *testing.T) {
 }
 
 func TestLatchkeyLeavesTheApplicationsHostAlone(t *testing.T) {
+	t.Parallel()
 	hosts := []host.Host{newHost(t), newHost(t), newHost(t)}
 	var apps []*kaddht.IpfsDHT
 	for _, h := range hosts {
@@ -113,7 +119,7 @@ func TestLatchkeyLeavesTheApplicationsHostAlone(t *testing.T) {
 	}
 	t.Cleanup(func() { d.Close() })
 	nodes := overlay(t, hosts, nil)
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, waitMax)
 	for _, h := range hosts {
 		if err := h.Connect(ctx, peer.AddrInfo{ID: stranger.ID(), Addrs: stranger.Addrs()}); err != nil {
 			t.Fatal(err)
@@ -162,6 +168,7 @@ func waitFor(ctx context.Context) error {
 }
 
 func TestClientOnlyNodeTakesLocksAndHostsNothing(t *testing.T) {
+	t.Parallel()
 	hosts := []host.Host{newHost(t), newHost(t), newHost(t), newHost(t)}
 	nodes := overlay(t, hosts, func(i int) []Option {
 		if i == 3 {
@@ -169,7 +176,7 @@ func TestClientOnlyNodeTakesLocksAndHostsNothing(t *testing.T) {
 		}
 		return nil
 	})
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, waitMax)
 	client := nodes[3]
 	for i := range 10 {
 		h, err := client.Locks().Lock(ctx, fmt.Sprint("lock ", i))
@@ -199,7 +206,7 @@ func TestClientOnlyNodeTakesLocksAndHostsNothing(t *testing.T) {
 
 func TestSessionsOfOneNodeAreStrangersToEachOther(t *testing.T) {
 	nodes := overlay(t, []host.Host{newHost(t)}, nil)
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, waitMax)
 	a, b := nodes[0].NewLocks(), nodes[0].NewLocks()
 	held, err := a.Lock(ctx, "one")
 	if err != nil {
@@ -221,6 +228,7 @@ func TestSessionsOfOneNodeAreStrangersToEachOther(t *testing.T) {
 }
 
 func TestNodeStopsWhenItsStoreIsTakenAway(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	g, store, err := Found(h, FoundOptions{})
 	if err != nil {
@@ -234,7 +242,7 @@ func TestNodeStopsWhenItsStoreIsTakenAway(t *testing.T) {
 	if err := n.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, waitMax)
 	held, err := n.Locks().Lock(ctx, "x", lockservice.WithTTL(2*time.Second))
 	if err != nil {
 		t.Fatal(err)

@@ -45,11 +45,12 @@ func soleNode(t *testing.T, h host.Host, opts ...Option) *Node {
 func connected(a, b host.Host) bool { return a.Network().Connectedness(b.ID()) == network.Connected }
 
 func TestPeersOfAnotherOverlayAreCountedAndSentAway(t *testing.T) {
+	t.Parallel()
 	test := profile(t, config.Test, anyTCP)
 	var r Refusals
 	n := soleNode(t, hostOf(t, test, key(1), &r), WithRefusals(&r))
 	other := soleNode(t, hostOf(t, test, key(1), nil)) // on an application's host
-	if err := other.host.Connect(within(t, 10*time.Second), info(n.host)); err != nil {
+	if err := other.host.Connect(within(t, waitMax), info(n.host)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it is counted and sent away", func() bool {
@@ -64,11 +65,11 @@ func TestPeersOfAnotherOverlayAreCountedAndSentAway(t *testing.T) {
 	tool := hostOf(t, test, key(1), nil)
 	third := soleNode(t, hostOf(t, test, key(1), nil))
 	for _, h := range []host.Host{n.host, other.host} {
-		if err := tool.Connect(within(t, 10*time.Second), info(h)); err != nil {
+		if err := tool.Connect(within(t, waitMax), info(h)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := third.host.Connect(within(t, 10*time.Second), info(other.host)); err != nil {
+	if err := third.host.Connect(within(t, waitMax), info(other.host)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the third is counted", func() bool { return other.Refused()[RefusedOverlay] == 2 })
@@ -84,7 +85,7 @@ func TestPeersOfAnotherVersionAreCounted(t *testing.T) {
 	later := hostOf(t, test, key(1), nil)
 	id := strings.Replace(string(n.strangers.control), "1.0.0", "9.0.0", 1)
 	later.SetStreamHandler(protocol.ID(id), func(s network.Stream) { s.Reset() })
-	if err := later.Connect(within(t, 10*time.Second), info(n.host)); err != nil {
+	if err := later.Connect(within(t, waitMax), info(n.host)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it is counted and sent away", func() bool {
@@ -124,6 +125,7 @@ func (b outdatedBook) GetProtocols(p peer.ID) ([]protocol.ID, error) {
 
 // libp2p may take what a peer said first for what it said last: the two come on streams of their own.
 func TestAPeerThatIsStartingIsNotRefused(t *testing.T) {
+	t.Parallel()
 	test := profile(t, config.Test, anyTCP)
 	var r Refusals
 	h, starting := hostOf(t, test, key(1), &r), hostOf(t, test, key(1), nil)
@@ -146,16 +148,16 @@ func TestAPeerThatIsStartingIsNotRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.stop()
-	if err := starting.Connect(within(t, 10*time.Second), info(h)); err != nil {
+	if err := starting.Connect(within(t, waitMax), info(h)); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-asked:
-	case <-time.After(10 * time.Second):
+	case <-time.After(waitMax):
 		t.Fatal("it was not asked")
 	}
 	other := soleNode(t, hostOf(t, test, key(1), nil))
-	if err := other.host.Connect(within(t, 10*time.Second), info(h)); err != nil {
+	if err := other.host.Connect(within(t, waitMax), info(h)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "another overlay's peer is sent away", func() bool { return !connected(h, other.host) })
@@ -303,11 +305,11 @@ func TestAHandshakeThatFailsOverQUICIsCounted(t *testing.T) {
 	public := profile(t, config.Public, anyQUIC)
 	h, other := hostOf(t, public, nil, &r), hostOf(t, public, nil, nil)
 	// Whoever expects another peer hangs up before it says who it is.
-	if err := other.Connect(within(t, 10*time.Second), peer.AddrInfo{ID: randomPeer(t), Addrs: h.Addrs()}); err == nil {
+	if err := other.Connect(within(t, waitMax), peer.AddrInfo{ID: randomPeer(t), Addrs: h.Addrs()}); err == nil {
 		t.Fatal("it took one peer for another")
 	}
 	eventually(t, "it is counted", func() bool { return r.Counts()[RefusedHandshake] == 1 })
-	if err := other.Connect(within(t, 10*time.Second), info(h)); err != nil {
+	if err := other.Connect(within(t, waitMax), info(h)); err != nil {
 		t.Error(err)
 	}
 	other.Close()

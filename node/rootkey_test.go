@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"latchkey/node/api"
 	"latchkey/replicagroup/placement"
@@ -89,7 +88,7 @@ func TestAReseedDocumentIsKeptAndChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := within(t, 20*time.Second)
+	ctx := within(t, waitMax)
 	if _, err := r.node.Reseed(ctx, p.Document, true); !errors.Is(err, api.ErrReseed) {
 		t.Errorf("without a signature: %v", err)
 	}

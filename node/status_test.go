@@ -43,10 +43,10 @@ func TestStatusTellsHowAPeerIsDoing(t *testing.T) {
 	if err := client.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := client.Overlay().WaitPeers(within(t, 10*time.Second), 1); err != nil {
+	if err := client.Overlay().WaitPeers(within(t, waitMax), 1); err != nil {
 		t.Fatal(err)
 	}
-	hold, err := client.Locks().Lock(within(t, 20*time.Second), "one")
+	hold, err := client.Locks().Lock(within(t, waitMax), "one")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestStatusTellsHowAPeerIsDoing(t *testing.T) {
 	eventually(t, "the dead bootstrap peer was tried and the stranger counted", func() bool {
 		return !n.Overlay().Bootstrap()[0].At.IsZero() && n.Refused()[RefusedHandshake] == 1
 	})
-	s, err := n.Status(within(t, 10*time.Second))
+	s, err := n.Status(within(t, waitMax))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestStatusTellsHowAPeerIsDoing(t *testing.T) {
 		t.Errorf("bootstrap: %+v", b)
 	}
 
-	s, err = client.Status(within(t, 10*time.Second))
+	s, err = client.Status(within(t, waitMax))
 	if err != nil || s.Mode != "client" || s.Hosting || s.Groups != 0 || len(s.Bootstrap) != 1 || !s.Bootstrap[0].Connected || s.Bootstrap[0].Error != "" {
 		t.Errorf("the client: %+v, %v", s, err)
 	}
@@ -98,19 +98,20 @@ func TestABootstrapPeerThatHasConnectedHasNoErrorAnyMore(t *testing.T) {
 }
 
 func TestANodeInAutoModeTakesReplicasWhileItIsReached(t *testing.T) {
+	t.Parallel()
 	test := profile(t, config.Test, anyTCP)
 	var r Refusals
 	founder, start := publicOverlay(t, hostOf(t, test, nil, &r), &r)
 	h := hostOf(t, test, nil, nil)
 	n := start(h, new(Refusals), WithAutoMode())
-	if err := n.Overlay().WaitPeers(within(t, 10*time.Second), 1); err != nil {
+	if err := n.Overlay().WaitPeers(within(t, waitMax), 1); err != nil {
 		t.Fatal(err)
 	}
 	// With f = 0 a group has one member, the closest peer that hosts.
 	names := func(asked string) (here int) {
 		t.Helper()
 		for i := range 12 {
-			k, err := founder.Key(within(t, 20*time.Second), asked+strings.Repeat("x", i))
+			k, err := founder.Key(within(t, waitMax), asked+strings.Repeat("x", i))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,7 +125,7 @@ func TestANodeInAutoModeTakesReplicasWhileItIsReached(t *testing.T) {
 	}
 	groups := func() int {
 		t.Helper()
-		s, err := n.Status(within(t, 10*time.Second))
+		s, err := n.Status(within(t, waitMax))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,6 +164,7 @@ func TestRevisionOfABuild(t *testing.T) {
 
 // The root is gone, and with it whoever could make or find the group of a key.
 func TestKeyWithoutARootSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	test := profile(t, config.Test, anyTCP)
 	founder := hostOf(t, test, key(1), nil)
 	g, store, err := Found(founder, FoundOptions{})
@@ -183,14 +185,14 @@ func TestKeyWithoutARootSaysWhatToDo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := n.Overlay().WaitPeers(within(t, 10*time.Second), 1); err != nil {
+	if err := n.Overlay().WaitPeers(within(t, waitMax), 1); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
 	founder.Close()
-	_, err = n.Key(within(t, 20*time.Second), "lost")
+	_, err = n.Key(within(t, waitMax), "lost")
 	for _, says := range []string{`"lost"`, "the root", "start peers that are down"} {
 		if !errors.Is(err, lockservice.ErrNoQuorum) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%v, which is to say %q", err, says)

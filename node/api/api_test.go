@@ -89,7 +89,7 @@ func (w *world) dial() *api.Client {
 
 func (w *world) until(what string, ok func() bool) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if !w.Until(ctx, ok) {
 		w.t.Fatalf("never: %s", what)
