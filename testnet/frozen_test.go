@@ -13,6 +13,7 @@ import (
 // A leader that is frozen is silent: no connection ends. Nobody would notice before the election time-out, nor clients before
 // their calls time out, if it were not watched.
 func TestAGroupGoesOnSoonAfterItsLeaderIsFrozen(t *testing.T) {
+	t.Parallel()
 	for _, o := range []Options{{N: 5, F: 2}, {N: 7, F: 1}} {
 		t.Run(fmt.Sprintf("%d peers, f %d", o.N, o.F), func(t *testing.T) {
 			n := up(t, o)

@@ -41,6 +41,7 @@ func must(t testing.TB, err error) {
 
 // With f = 2 and five peers every group has all five, so a side of three is its majority and a side of two is not.
 func TestAPartitionIsSilenceInWhichOnlyAMajorityGoesOn(t *testing.T) {
+	t.Parallel()
 	n := up(t, Options{N: 5, F: 2})
 	const ttl = 2 * time.Second
 	held, err := peerAt(t, n, 0).Node().Locks().Lock(short(t), "held", lockservice.WithTTL(ttl))
@@ -195,6 +196,7 @@ func TestPeersThatRestartOrJoinDuringAPartitionAreUnderIt(t *testing.T) {
 }
 
 func TestJoinedPeersAreThoseOfTheSeed(t *testing.T) {
+	t.Parallel()
 	n := up(t, Options{N: 3})
 	i, err := n.Join(short(t))
 	if err != nil || i != 3 || n.N() != 4 {
@@ -216,12 +218,13 @@ func TestJoinedPeersAreThoseOfTheSeed(t *testing.T) {
 }
 
 func TestAPeerThatLeavesGivesItsLocksBackAndMayReturn(t *testing.T) {
+	t.Parallel()
 	n := up(t, Options{N: 4})
 	h, err := peerAt(t, n, 3).Node().Locks().Lock(short(t), "a lock", lockservice.WithTTL(TTLMax))
 	must(t, err)
 	life, store := peerAt(t, n, 3), peerAt(t, n, 3).Node().Info().Store
-	start := time.Now()
 	must(t, n.Leave(short(t), 3))
+	start := time.Now()
 	next, err := peerAt(t, n, 0).Node().Locks().Lock(short(t), "a lock", lockservice.WithTTL(TTLMax))
 	must(t, err)
 	if took := time.Since(start); took > TTLMax/2 || next.Token() <= h.Token() {
@@ -253,6 +256,7 @@ func TestAPeerThatLeavesGivesItsLocksBackAndMayReturn(t *testing.T) {
 
 // A peer that leaves while its side cannot answer must not take for ever, nor keep others from looking or healing.
 func TestLeavingAcrossAPartitionEnds(t *testing.T) {
+	t.Parallel()
 	n := up(t, Options{N: 3})
 	_, err := peerAt(t, n, 0).Node().Locks().Lock(short(t), "a lock", lockservice.WithTTL(TTLMax))
 	must(t, err)
@@ -267,6 +271,7 @@ func TestLeavingAcrossAPartitionEnds(t *testing.T) {
 }
 
 func TestLatencyIsFeltByEveryPair(t *testing.T) {
+	t.Parallel()
 	const d = 30 * time.Millisecond
 	n := up(t, Options{N: 3, Latency: d})
 	if got := n.Status().Latency; got != d {

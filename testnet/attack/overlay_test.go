@@ -30,7 +30,7 @@ var networkKey = pnet.PSK("0123456789abcdef0123456789abcdef")
 // echoService answers with what it was sent: the largest answers there are.
 const echoService = "attack-echo"
 
-const waitMax = 30 * time.Second // for what takes milliseconds on an idle machine
+const waitMax = time.Minute // for what takes milliseconds on an idle machine
 
 // world is an overlay of three hosting peers and one client, whose locks are kept by the peer under attack.
 type world struct {

@@ -17,7 +17,7 @@ import (
 )
 
 // patience is for what should not take long.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // block cuts w off from the remote end of near.
 func block(t testing.TB, w *Wire, near net.Conn) {
@@ -319,7 +319,7 @@ func TestLatencyIsTakenEachWayAndKeepsOrder(t *testing.T) {
 			start := time.Now()
 			send(t, way.from, "there")
 			receive(t, way.to, "there")
-			if took := time.Since(start); took < d || took > d+time.Second {
+			if took := time.Since(start); took < d || took > d+patience/2 {
 				t.Errorf("one way took %v, want %v", took, d)
 			}
 		}
@@ -331,7 +331,7 @@ func TestLatencyIsTakenEachWayAndKeepsOrder(t *testing.T) {
 			want += fmt.Sprint(i, " ")
 		}
 		receive(t, way.to, want)
-		if took := time.Since(start); took < d || took > 10*d {
+		if took := time.Since(start); took < d || took > 50*d {
 			t.Errorf("a hundred pieces took %v with a latency of %v", took, d)
 		}
 	}

@@ -50,7 +50,7 @@ func TestNothingWrittenAfterTheCutArrives(t *testing.T) {
 		near, far := pair(t, w)
 		var cut atomic.Bool
 		go func() {
-			for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+			for end := time.Now().Add(patience); time.Now().Before(end); {
 				late := cut.Load()
 				b := []byte{'.'}
 				if late {
@@ -68,7 +68,7 @@ func TestNothingWrittenAfterTheCutArrives(t *testing.T) {
 		}
 		w.Cut()
 		cut.Store(true)
-		far.SetReadDeadline(time.Now().Add(5 * time.Second))
+		far.SetReadDeadline(time.Now().Add(patience))
 		got, err := io.ReadAll(far)
 		if !errors.Is(err, syscall.ECONNRESET) {
 			t.Fatalf("remote end saw %v, want a reset", err)
@@ -105,10 +105,10 @@ func TestUnsentBytesVanishAndABlockedWriterIsFreed(t *testing.T) {
 		if err == nil {
 			t.Fatal("the blocked write succeeded")
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the blocked writer is still blocked")
 	}
-	far.SetReadDeadline(time.Now().Add(5 * time.Second))
+	far.SetReadDeadline(time.Now().Add(patience))
 	got, err := io.Copy(io.Discard, far)
 	if !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("remote end saw %v, want a reset", err)
@@ -180,7 +180,7 @@ func TestAKilledHostIsNoticedSaysNoGoodbyeAndComesBackOnItsPort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	w, wb := New(), New()
 	a := newHost(t, w, key, "/ip4/127.0.0.1/tcp/0")
