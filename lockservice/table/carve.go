@@ -1,9 +1,9 @@
 package table
 
 import (
+	"container/heap"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"latchkey/internal/invariant"
@@ -13,21 +13,28 @@ import (
 // table goes on with ([Table.Graft]). A lock that nobody has or waits for gives a state without locks. The state's counter is
 // this table's in either case, so that every token the other table draws is above every one drawn here.
 //
-// What is known of holds that were broken stays. It takes the time of a snapshot and of reading it: locks move when people say so, not in the course of work.
+// What is known of holds that were broken stays.
 func (t *Table) Carve(name string) State {
-	whole := t.State()
-	s := State{Now: whole.Now, Counter: whole.Counter}
+	s := State{Now: t.now, Counter: t.counter}
 	if t.mutant == MutantCarveCounter {
 		s.Counter = 0
 	}
-	i, found := slices.BinarySearchFunc(whole.Locks, name, func(l LockState, name string) int { return strings.Compare(l.Name, name) })
-	if !found {
+	l := t.locks[name]
+	if l == nil {
 		return s
 	}
-	s.Locks = []LockState{whole.Locks[i]}
-	whole.Locks = slices.Delete(whole.Locks, i, i+1)
-	err := t.become(whole)
-	invariant.Check(err == nil, "a table is possible without one of its locks", err)
+	s.Locks = []LockState{l.stored()}
+	for len(l.owners) > 0 {
+		t.free(l, l.owners[0])
+	}
+	for len(l.queue) > 0 {
+		t.leave(l, len(l.queue)-1)
+	}
+	if l.wake != nil {
+		heap.Remove(&t.due, l.wake.at)
+	}
+	delete(t.locks, name)
+	t.bytes -= len(name)
 	return s
 }
 
@@ -46,18 +53,41 @@ func (t *Table) Graft(s State) error {
 		t.counter = max(t.counter, s.Counter)
 		return nil
 	}
-	whole := t.State()
-	whole.Counter = max(whole.Counter, s.Counter)
+	counter := max(t.counter, s.Counter)
 	if t.mutant == MutantGraftCounter {
-		whole.Counter = max(t.counter, s.Locks[0].top())
+		counter = max(t.counter, s.Locks[0].top())
 	}
-	l := s.Locks[0].shifted(s.Now, whole.Now)
-	i, found := slices.BinarySearchFunc(whole.Locks, l.Name, func(l LockState, name string) int { return strings.Compare(l.Name, name) })
-	if found {
+	l := s.Locks[0].shifted(s.Now, t.now)
+	if t.locks[l.Name] != nil {
 		return fmt.Errorf("%w: lock %q is here already", ErrState, l.Name)
 	}
-	whole.Locks = slices.Insert(whole.Locks, i, l)
-	return t.become(whole)
+	alone, err := Restore(t.cfg, State{Now: t.now, Counter: counter, Locks: []LockState{l}})
+	if err != nil {
+		return err
+	}
+	if err := t.roomFor(alone); err != nil {
+		return err
+	}
+	t.counter = counter // tokens of owners are judged by it
+	err = t.restoreLock(l)
+	invariant.Check(err == nil, "a lock that is possible alone, and for which there is room, is possible", err)
+	return nil
+}
+
+// roomFor reports whether the limits allow what is in another table besides what is in this one.
+func (t *Table) roomFor(o *Table) error {
+	full := len(t.locks)+len(o.locks) > LocksMax || t.bytes+o.bytes > NameBytesTotalMax || t.waiting+o.waiting > WaitersMax ||
+		t.owners+t.waiting+o.owners+o.waiting > RequestsMax || t.values+o.values > ValueBytesTotalMax
+	for c, more := range o.requests {
+		full = full || len(t.requests[c])+len(more) > RequestsPerSessionMax
+	}
+	for p, more := range o.perPeer {
+		full = full || t.perPeer[p]+more > RequestsPerPeerMax
+	}
+	if full {
+		return fmt.Errorf("%w: no room for %d locks more", ErrState, len(o.locks))
+	}
+	return nil
 }
 
 // shifted returns the lock as of another log time: what ends so much later ends as much later still, what has been waiting has been
@@ -106,15 +136,4 @@ func (s State) Clients() map[Caller]time.Duration {
 		}
 	}
 	return all
-}
-
-// become replaces the state of the table.
-func (t *Table) become(s State) error {
-	n, err := Restore(t.cfg, s)
-	if err != nil {
-		return err
-	}
-	n.mutant = t.mutant
-	*t = *n
-	return nil
 }

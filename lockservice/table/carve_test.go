@@ -2,9 +2,12 @@ package table
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
+
+	"latchkey/dht/keyspace"
 )
 
 // carved returns a table, at log time 10 s, in which X holds a and Y and Z wait for it, and W holds b.
@@ -102,5 +105,41 @@ func TestTokensOfALaterGenerationOfTheKeyAreHigher(t *testing.T) {
 	table.counter = 5<<counterBits | CounterMax
 	if ans, _ := step(t, table, 0, 'X', Acquire{Name: "b", Req: 2, TTL: time.Second}); ans.Reason != TokensExhausted {
 		t.Errorf("beyond the last token: %+v", ans)
+	}
+}
+
+// BenchmarkCarveAndGraft is what a move costs the group that has so many other locks: one entry's time to be executed, twice.
+func BenchmarkCarveAndGraft(b *testing.B) {
+	for _, locks := range []int{1, 1000, LocksMax - 1} {
+		b.Run(fmt.Sprint(locks, " locks"), func(b *testing.B) {
+			table := New(testConfig)
+			for i := range locks {
+				c := Caller{Client: Client{byte(i), byte(i >> 8)}, Peer: keyspace.NodeID{byte(i)}}
+				if ans, _ := table.Step(0, c, Acquire{Name: fmt.Sprint(i), Req: uint64(i), TTL: time.Minute}, nil); ans.Kind != Granted {
+					b.Fatal(ans)
+				}
+			}
+			for b.Loop() {
+				if err := table.Graft(table.Carve("0")); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func TestGraftRefusesWhatThereIsNoRoomFor(t *testing.T) {
+	part := carved(t).Carve("a") // a hold of X
+	to := New(testConfig)
+	for i := range RequestsPerSessionMax {
+		to.Step(0, by('X'), Acquire{Name: fmt.Sprint("x", i), Req: uint64(100 + i), TTL: time.Minute}, nil)
+	}
+	before := to.State()
+	if err := to.Graft(part); !errors.Is(err, ErrState) || !reflect.DeepEqual(to.State(), before) {
+		t.Errorf("%v", err)
+	}
+	step(t, to, 0, 'X', Release{Name: "x0", Req: 100})
+	if err := to.Graft(part); err != nil || to.check() != nil {
+		t.Errorf("at the edge: %v, %v", err, to.check())
 	}
 }

@@ -573,17 +573,21 @@ func later(t, d time.Duration) time.Duration {
 func (t *Table) State() State {
 	s := State{Now: t.now, Counter: t.counter, Locks: make([]LockState, 0, len(t.locks)), Breaks: slices.Clone(t.breaks)}
 	for _, name := range slices.Sorted(maps.Keys(t.locks)) {
-		l := t.locks[name]
-		ls := LockState{Name: name, Permits: l.permits, Queue: slices.Clone(l.queue)}
-		for _, o := range l.owners {
-			ls.Owners = append(ls.Owners, o.OwnerState)
-		}
-		if l.wake != nil {
-			ls.Until = l.wake.when // 0 of one that is unsettled, which Restore sees by its queue
-		}
-		s.Locks = append(s.Locks, ls)
+		s.Locks = append(s.Locks, t.locks[name].stored())
 	}
 	return s
+}
+
+// stored returns a lock as a [State] has it.
+func (l *lock) stored() LockState {
+	ls := LockState{Name: l.name, Permits: l.permits, Queue: slices.Clone(l.queue)}
+	for _, o := range l.owners {
+		ls.Owners = append(ls.Owners, o.OwnerState)
+	}
+	if l.wake != nil {
+		ls.Until = l.wake.when // 0 of one that is unsettled, which Restore sees by its queue
+	}
+	return ls
 }
 
 // Restore returns a table in the given state. A state that no table can have matches [ErrState].

@@ -67,12 +67,14 @@ type (
 		Prefix keyspace.Prefix
 		Ref    uint64
 		Known  Child
+		Name   keyspace.Preimage // of a [NewKeyCreator]: the key's
 	}
 	// ReviveLost asks for the next generation of a lost group: Known is what the leader's own directory says of it. That it is
 	// lost, whoever asks has made sure. Like every Ensure it is answered by exactly one [AnswerEnsure] with its Ref.
 	ReviveLost struct {
 		Ref   uint64
 		Known Child
+		Name  keyspace.Preimage // of a [NewKeyCreator]: the key's
 	}
 	// Closest answers a [LookUp]: the peers found, in any order, this one included if it hosts groups. None if it failed.
 	Closest struct {
@@ -147,6 +149,11 @@ type (
 	// Propose asks for a command's place in the parent's log. A Create or Revive is answered by [Committed] or [NotCommitted]; a
 	// Reported needs no answer.
 	Propose struct{ Command Command }
+	// ProposeKey is Propose of a [NewKeyCreator]: an Out in place of a Create, a Change in place of the others.
+	ProposeKey struct {
+		Prefix  keyspace.Prefix
+		Command KeyCommand
+	}
 	// SendStart tells a member to start its replica; its answer becomes [Started].
 	SendStart struct {
 		Peer       Peer
@@ -165,6 +172,7 @@ type (
 func (LookUp) isCreatorAction()       {}
 func (AskHost) isCreatorAction()      {}
 func (Propose) isCreatorAction()      {}
+func (ProposeKey) isCreatorAction()   {}
 func (SendStart) isCreatorAction()    {}
 func (AnswerEnsure) isCreatorAction() {}
 func (Arm) isCreatorAction()          {}
@@ -224,6 +232,8 @@ type Creator struct {
 	f       int
 	known   []Peer
 	leading bool
+	keys    bool            // it creates own groups of keys
+	within  keyspace.Prefix // of keys: whose
 	open    map[keyspace.Prefix]*creation
 	pending int // creations in open before phase starting
 	armed   automaton.Instant
@@ -235,6 +245,49 @@ type Creator struct {
 func NewCreator(g Genesis, known []Peer) *Creator {
 	return &Creator{overlay: g.ID(), depth: g.Depth, f: g.F, known: known,
 		open: make(map[keyspace.Prefix]*creation), armed: automaton.Never}
+}
+
+// NewKeyCreator returns the creator of a replica of the group of a prefix, which makes own groups for keys of that prefix (rule G7), of
+// the peers closest to each key: the point where they should live is the key itself, so its preimage comes with every Ensure.
+// What its group is part of does not matter to where they live, so known peers are no candidates of their own accord.
+func NewKeyCreator(g Genesis, prefix keyspace.Prefix) *Creator {
+	c := NewCreator(g, nil)
+	c.keys, c.within, c.depth = true, prefix, keyspace.PrefixBitsMax
+	return c
+}
+
+// takes says why this creator makes no group of a prefix, if it does not.
+func (c *Creator) takes(p keyspace.Prefix, name keyspace.Preimage) error {
+	switch {
+	case int(p.Len) != c.depth || !p.Valid():
+		return fmt.Errorf("%w: %v", ErrPrefix, p)
+	case c.keys && (name == "" || len(name) > KeyNameMax || KeyPrefix(name.Key()) != p || !c.within.Contains(name.Key())):
+		return fmt.Errorf("%w: %v is not the key of this name, or not of prefix %v", ErrPrefix, p, c.within)
+	}
+	return nil
+}
+
+// anchor returns the preimage of the point at which a group that takes allows should live.
+func (c *Creator) anchor(p keyspace.Prefix, name keyspace.Preimage) keyspace.Preimage {
+	if c.keys {
+		return name
+	}
+	anchor, err := Anchor(c.overlay, p)
+	invariant.Check(err == nil, "a checked prefix has an anchor", p)
+	return anchor
+}
+
+// propose asks for a command's place in the log of the group that this creator works for.
+func (c *Creator) propose(cmd Command, name keyspace.Preimage) CreatorAction {
+	if !c.keys {
+		return Propose{cmd}
+	}
+	if cmd.Kind == Create {
+		return ProposeKey{Prefix: cmd.Prefix, Command: KeyCommand{Kind: Out, Name: string(name), Members: cmd.Members}}
+	}
+	change, err := cmd.Encode()
+	invariant.Check(err == nil, "members that were checked can be named", err)
+	return ProposeKey{Prefix: cmd.Prefix, Command: KeyCommand{Kind: Change, Change: change}}
 }
 
 // Step consumes one event and appends what is to be done to out. It never blocks and never fails: an event that fits no
@@ -285,9 +338,10 @@ func (c *Creator) Open() int { return len(c.open) }
 func (c *Creator) ensure(ev Ensure, now automaton.Instant, out []CreatorAction) []CreatorAction {
 	m := c.open[ev.Prefix]
 	refuse := func(err error) []CreatorAction { return append(out, AnswerEnsure{Ref: ev.Ref, Err: err}) }
+	err := c.takes(ev.Prefix, ev.Name)
 	switch {
-	case int(ev.Prefix.Len) != c.depth || !ev.Prefix.Valid():
-		return refuse(fmt.Errorf("%w: %v", ErrPrefix, ev.Prefix))
+	case err != nil:
+		return refuse(err)
 	case !c.leading:
 		return refuse(ErrNotLeader)
 	case m == nil && !ev.Known.IsZero():
@@ -295,8 +349,7 @@ func (c *Creator) ensure(ev Ensure, now automaton.Instant, out []CreatorAction) 
 	case m == nil && c.pending >= CreationsMax:
 		return refuse(ErrBusy)
 	case m == nil:
-		anchor, err := Anchor(c.overlay, ev.Prefix)
-		invariant.Check(err == nil, "a checked prefix has an anchor", ev.Prefix)
+		anchor := c.anchor(ev.Prefix, ev.Name)
 		m = &creation{anchor: anchor, point: anchor.Key(), ensures: []uint64{ev.Ref}}
 		c.open[ev.Prefix] = m
 		c.pending++
@@ -318,8 +371,11 @@ func (c *Creator) revive(ev ReviveLost, now automaton.Instant, out []CreatorActi
 	p := ev.Known.Group.Prefix
 	m := c.open[p]
 	refuse := func(err error) []CreatorAction { return append(out, AnswerEnsure{Ref: ev.Ref, Err: err}) }
+	err := c.takes(p, ev.Name)
 	switch {
-	case ev.Known.IsZero() || int(p.Len) != c.depth:
+	case err != nil:
+		return refuse(err)
+	case ev.Known.IsZero():
 		return refuse(fmt.Errorf("%w: %v", ErrPrefix, p))
 	case !c.leading:
 		return refuse(ErrNotLeader)
@@ -336,8 +392,7 @@ func (c *Creator) revive(ev ReviveLost, now automaton.Instant, out []CreatorActi
 	case m != nil:
 		out = c.giveUp(p, m, ErrUndecided, out)
 	}
-	anchor, err := Anchor(c.overlay, p)
-	invariant.Check(err == nil, "a checked prefix has an anchor", p)
+	anchor := c.anchor(p, ev.Name)
 	m = &creation{anchor: anchor, point: anchor.Key(), ensures: []uint64{ev.Ref}, revives: true, lost: ev.Known.Group.Gen}
 	c.open[p] = m
 	c.pending++
@@ -442,9 +497,9 @@ func (c *Creator) progress(p keyspace.Prefix, m *creation, now automaton.Instant
 	}
 	m.phase, m.deadline = proposing, now.Add(proposeWait)
 	if m.revives {
-		return append(out, Propose{Command{Kind: Revive, Prefix: p, Gen: m.lost, Members: hosts}})
+		return append(out, c.propose(Command{Kind: Revive, Prefix: p, Gen: m.lost, Members: hosts}, m.anchor))
 	}
-	return append(out, Propose{Command{Kind: Create, Prefix: p, Members: hosts}})
+	return append(out, c.propose(Command{Kind: Create, Prefix: p, Members: hosts}, m.anchor))
 }
 
 // giveUp tells everybody who waits, and forgets the creation. If its Create is committed after all, [Creator.committed] goes
@@ -522,7 +577,7 @@ func (c *Creator) started(ev Started, out []CreatorAction) []CreatorAction {
 		return out
 	}
 	m.child = ch
-	out = append(out, Propose{Command{Kind: Reported, Prefix: ev.Group.Prefix, Gen: ev.Group.Gen, Replica: ev.Replica, Store: ev.Store}})
+	out = append(out, c.propose(Command{Kind: Reported, Prefix: ev.Group.Prefix, Gen: ev.Group.Gen, Replica: ev.Replica, Store: ev.Store}, ""))
 	return c.settle(ev.Group.Prefix, m, out)
 }
 

@@ -173,8 +173,10 @@ type Hosting struct {
 	self     keyspace.NodeID
 	store    order.StoreID
 	declines bool
+	own      bool // the overlay has own groups of keys
 	hosted   map[order.GroupID]order.ReplicaID
-	// tombstones holds the latest per prefix, with replica 0 where nothing of that generation was removed; at most one for each prefix of the overlay's depth, and the root's.
+	// tombstones holds the latest per prefix, with replica 0 where nothing of that generation was removed; at most one for each prefix of the overlay's depth, the root's, and those of
+	// keys that had groups of their own here.
 	tombstones map[keyspace.Prefix]Tombstone
 	starts     map[order.GroupID]*startingReplica
 	// rumours are the prefixes about whose generation the parent is being asked; at most ConfirmingMax.
@@ -183,7 +185,7 @@ type Hosting struct {
 
 // NewHosting returns a hosting that remembers what the store holds.
 func NewHosting(cfg HostingConfig) *Hosting {
-	h := &Hosting{overlay: cfg.Genesis.ID(), depth: cfg.Genesis.Depth, self: cfg.Self, store: cfg.Store, declines: cfg.Declines,
+	h := &Hosting{overlay: cfg.Genesis.ID(), depth: cfg.Genesis.Depth, self: cfg.Self, store: cfg.Store, declines: cfg.Declines, own: cfg.Genesis.OwnGroups,
 		hosted: make(map[order.GroupID]order.ReplicaID), tombstones: make(map[keyspace.Prefix]Tombstone),
 		starts: make(map[order.GroupID]*startingReplica), rumours: make(map[keyspace.Prefix]order.GroupID)}
 	for _, g := range cfg.Hosted {
@@ -199,7 +201,7 @@ func NewHosting(cfg HostingConfig) *Hosting {
 func (h *Hosting) Step(ev HostingEvent, out []HostingAction) []HostingAction {
 	switch ev := ev.(type) {
 	case WillYouHost:
-		ok := !h.declines && int(ev.Prefix.Len) == h.depth && len(h.hosted)+len(h.starts) < HostedMax
+		ok := !h.declines && h.child(ev.Prefix) && len(h.hosted)+len(h.starts) < HostedMax
 		return append(out, AnswerHost{Ref: ev.Ref, OK: ok, Store: h.store})
 	case Probe:
 		room := !h.declines && len(h.hosted)+len(h.starts) < HostedMax
@@ -239,7 +241,7 @@ func (h *Hosting) Step(ev HostingEvent, out []HostingAction) []HostingAction {
 // heard asks the parent about a generation after one that runs here.
 func (h *Hosting) heard(g order.GroupID, out []HostingAction) []HostingAction {
 	p := g.Prefix
-	if _, asking := h.rumours[p]; asking || int(p.Len) != h.depth || len(h.rumours) >= ConfirmingMax || h.starts[g] != nil || !h.outlived(g) {
+	if _, asking := h.rumours[p]; asking || !h.child(p) || len(h.rumours) >= ConfirmingMax || h.starts[g] != nil || !h.outlived(g) {
 		return out
 	}
 	h.rumours[p] = g
@@ -258,7 +260,7 @@ func (h *Hosting) outlived(g order.GroupID) bool {
 
 // superseded buries every replica of an earlier generation than the live one, which the parent has named.
 func (h *Hosting) superseded(live order.GroupID, out []HostingAction) []HostingAction {
-	if live.Overlay != h.overlay || int(live.Prefix.Len) != h.depth {
+	if live.Overlay != h.overlay || !h.child(live.Prefix) {
 		return out
 	}
 	var over []Hosted
@@ -302,7 +304,7 @@ func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
 	_, taken := h.hosted[d.Group]
 	taken = taken || h.starts[d.Group] != nil
 	switch {
-	case d.Group.Overlay != h.overlay || int(d.Group.Prefix.Len) != h.depth && !isRoot(d.Group):
+	case d.Group.Overlay != h.overlay || !h.child(d.Group.Prefix) && !isRoot(d.Group):
 		return 0, fmt.Errorf("%w: %v of overlay %v", ErrOverlay, d.Group, d.Group.Overlay)
 	case h.declines && !taken:
 		return 0, ErrNotHosting
@@ -317,6 +319,11 @@ func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
 		return 0, fmt.Errorf("%w: it is replica %d, not %d", ErrNotMember, has, m.ID)
 	}
 	return m.ID, nil
+}
+
+// child reports whether the overlay has groups of such a prefix: those of its depth, and, where it allows them, of whole keys.
+func (h *Hosting) child(p keyspace.Prefix) bool {
+	return int(p.Len) == h.depth || h.own && p.Len == keyspace.PrefixBitsMax
 }
 
 // isRoot reports whether a group is the overlay's root, which has no parent.
