@@ -60,6 +60,7 @@ var packages = map[string]int{
 	"dht/pb":               tools,
 	"replicagroup/pb":      tools,
 	"lockservice/pb":       tools,
+	"lockservice/sigma/pb": tools,
 
 	"dht":               overlay,
 	"replicagroup":      groups,

@@ -21,7 +21,8 @@ import (
 // directories of the packages that docs/limits.md names.
 var directories = map[string]string{
 	"node": "node", "dht": "dht", "twins": "dht/twins", "replicagroup": "replicagroup", "placement": "replicagroup/placement", "raft": "replicagroup/raft",
-	"order": "replicagroup/order", "session": "replicagroup/session", "transfer": "replicagroup/transfer", "table": "lockservice/table", "testnet": "testnet",
+	"order": "replicagroup/order", "session": "replicagroup/session", "transfer": "replicagroup/transfer", "table": "lockservice/table",
+	"sigma": "lockservice/sigma", "sigmapb": "lockservice/sigma/pb", "testnet": "testnet",
 }
 
 // row is a line of a table that names a limit and its value.

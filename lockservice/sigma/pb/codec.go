@@ -1,0 +1,214 @@
+package pb
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/lockservice/sigma"
+)
+
+// Limits of what is decoded. A longer message is malformed.
+const (
+	// MessageBytesMax is above what a piece of a report can be: 64 names of 1 KiB with 30 candidates, 8 waiters and 16 finished
+	// requests each.
+	MessageBytesMax = 1 << 19
+	// NameBytesMax bounds a lock's name.
+	NameBytesMax = 1024
+)
+
+// ErrMalformed is matched by every error of [Decode].
+var ErrMalformed = errors.New("sigma: malformed message")
+
+// Encode appends the bytes of a message to b.
+func Encode(b []byte, m *sigma.Message) ([]byte, error) {
+	p := &Message{
+		Kind: Kind(m.Kind), ViewGen: m.View.Gen, View: m.View.Num, Name: m.Name, Req: reqOf(m.Req), Ts: m.TS, ReqTs: m.ReqTS,
+		CsNs: int64(m.CS), TtlNs: int64(m.TTL), DelayNs: int64(m.Delay), Tok: uint64(m.Tok), Older: m.Older, Ack: m.Ack,
+		Owner: reqOf(m.Owner), Position: uint32(m.Position), WaitNs: int64(m.Wait), EmbargoNs: int64(m.Embargo),
+		Reason: Reason(m.Reason), Chunk: uint32(m.Chunk),
+	}
+	if m.GID != (sigma.GID{}) {
+		p.Gid = &GID{Inc: m.GID.Inc, N: m.GID.N}
+	}
+	for i := range m.Members {
+		p.Members = append(p.Members, m.Members[i][:])
+	}
+	if r := m.Report; r != nil {
+		p.Report = &Report{Inc: r.Inc, Chunk: uint32(r.Chunk), Chunks: uint32(r.Chunks)}
+		for i := range r.Entries {
+			e := &r.Entries[i]
+			x := &Entry{Name: e.Name, DelayLeftNs: int64(e.DelayLeft), Parties: partiesOf(e.Parties), Queue: partiesOf(e.Queue)}
+			for _, q := range e.Ended {
+				x.Ended = append(x.Ended, reqOf(q))
+			}
+			p.Report.Entries = append(p.Report.Entries, x)
+		}
+	}
+	out, err := proto.MarshalOptions{}.MarshalAppend(b, p)
+	if err != nil {
+		return b, fmt.Errorf("sigma: encode: %w", err)
+	}
+	return out, nil
+}
+
+func reqOf(q sigma.Req) *Req {
+	if q == (sigma.Req{}) {
+		return nil
+	}
+	return &Req{Session: q.Session[:], Seq: q.Seq}
+}
+
+func partiesOf(ps []sigma.ReportParty) (out []*Party) {
+	for i := range ps {
+		p := &ps[i]
+		out = append(out, &Party{
+			Req: reqOf(p.Req), ReqTs: p.ReqTS, Node: p.Node[:], CsNs: int64(p.CS), TtlNs: int64(p.TTL), DelayNs: int64(p.Delay), LeftNs: int64(p.Left),
+		})
+	}
+	return out
+}
+
+// Decode reads one message. Fields it does not know are ignored, for messages of later versions. The error matches [ErrMalformed].
+func Decode(b []byte) (m sigma.Message, err error) {
+	if len(b) > MessageBytesMax {
+		return m, fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(b), MessageBytesMax)
+	}
+	p := new(Message)
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, p); err != nil {
+		return m, fmt.Errorf("%w: %v", ErrMalformed, err)
+	}
+	d := decoder{}
+	if _, known := Kind_name[int32(p.Kind)]; !known || p.Kind == 0 {
+		d.fail("kind %d", p.Kind)
+	}
+	if _, known := Reason_name[int32(p.Reason)]; !known {
+		d.fail("reason %d", p.Reason)
+	}
+	m = sigma.Message{
+		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, p.Kind >= Kind_KIND_REPORTED),
+		Req: d.req(p.Req), TS: p.Ts, ReqTS: p.ReqTs, CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs), Delay: d.span(p.DelayNs),
+		Tok: sigma.Token(p.Tok), Older: p.Older, Ack: p.Ack, Owner: d.req(p.Owner), Wait: d.span(p.WaitNs), Embargo: d.span(p.EmbargoNs),
+		Position: d.count(p.Position, sigma.WaitersPerLockMax), Chunk: d.count(p.Chunk, sigma.ChunksMax), Reason: sigma.Reason(p.Reason),
+		GID: sigma.GID{Inc: p.GetGid().GetInc(), N: p.GetGid().GetN()},
+	}
+	if len(p.Members) > sigma.MembersMax {
+		d.fail("%d members", len(p.Members))
+	}
+	for _, n := range p.Members[:min(len(p.Members), sigma.MembersMax)] {
+		m.Members = append(m.Members, d.node(n))
+	}
+	if r := p.Report; r != nil {
+		m.Report = d.report(r)
+	}
+	if m.Kind < sigma.Reported && p.Req == nil {
+		d.fail("no request is named")
+	}
+	if (m.Kind == sigma.Reported) != (m.Report != nil) || (m.Kind == sigma.Moved) != (len(m.Members) > 0) {
+		d.fail("%v with report %v and %d members", m.Kind, m.Report != nil, len(m.Members))
+	}
+	if d.err != nil {
+		return sigma.Message{}, d.err
+	}
+	return m, nil
+}
+
+// decoder keeps the first error.
+type decoder struct{ err error }
+
+func (d *decoder) fail(format string, args ...any) {
+	if d.err == nil {
+		d.err = fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
+	}
+}
+
+func (d *decoder) name(s string, none bool) string {
+	if len(s) > NameBytesMax || (s == "") != none {
+		d.fail("a name of %d bytes", len(s))
+	}
+	return s
+}
+
+func (d *decoder) req(q *Req) (out sigma.Req) {
+	if q == nil {
+		return out
+	}
+	if len(q.Session) != len(out.Session) {
+		d.fail("a session of %d bytes", len(q.Session))
+		return out
+	}
+	copy(out.Session[:], q.Session)
+	if out.Seq = q.Seq; out == (sigma.Req{}) { // means nobody, and is left out
+		d.fail("a request of no session")
+	}
+	return out
+}
+
+func (d *decoder) node(b []byte) (n keyspace.NodeID) {
+	if len(b) != len(n) {
+		d.fail("a node of %d bytes", len(b))
+		return n
+	}
+	copy(n[:], b)
+	return n
+}
+
+// span reads a length of time: not negative, and not longer than anything the protocol means.
+func (d *decoder) span(ns int64) time.Duration {
+	const spanMax = int64(24 * 365 * time.Hour)
+	if ns < 0 || ns > spanMax {
+		d.fail("a time of %d ns", ns)
+	}
+	return time.Duration(ns)
+}
+
+func (d *decoder) count(n uint32, most int) int {
+	if int64(n) > int64(most) {
+		d.fail("a count of %d, at most %d", n, most)
+	}
+	return int(n)
+}
+
+func (d *decoder) report(r *Report) *sigma.Report {
+	out := &sigma.Report{Inc: r.Inc, Chunk: d.count(r.Chunk, sigma.ChunksMax), Chunks: d.count(r.Chunks, sigma.ChunksMax)}
+	if len(r.Entries) > sigma.ReportEntriesMax || r.Chunks == 0 || r.Chunk >= r.Chunks {
+		d.fail("piece %d of %d with %d names", r.Chunk, r.Chunks, len(r.Entries))
+		return out
+	}
+	for _, e := range r.Entries {
+		x := sigma.ReportEntry{
+			Name: d.name(e.Name, false), DelayLeft: d.span(e.DelayLeftNs),
+			Parties: d.parties(e.Parties, sigma.CandidatesMax), Queue: d.parties(e.Queue, sigma.ReportQueueMax),
+		}
+		if len(e.Ended) > sigma.ReportEndedMax {
+			d.fail("%d finished requests", len(e.Ended))
+			return out
+		}
+		for _, q := range e.Ended {
+			x.Ended = append(x.Ended, d.req(q))
+		}
+		out.Entries = append(out.Entries, x)
+	}
+	return out
+}
+
+func (d *decoder) parties(ps []*Party, most int) (out []sigma.ReportParty) {
+	if len(ps) > most {
+		d.fail("%d requests of one name", len(ps))
+		return nil
+	}
+	for _, p := range ps {
+		if p.Req == nil {
+			d.fail("no request is named")
+		}
+		out = append(out, sigma.ReportParty{
+			Req: d.req(p.Req), ReqTS: p.ReqTs, Node: d.node(p.Node), CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs),
+			Delay: d.span(p.DelayNs), Left: d.span(p.LeftNs),
+		})
+	}
+	return out
+}

@@ -1,0 +1,185 @@
+package pb
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"latchkey/dht/keyspace"
+	"latchkey/lockservice/sigma"
+)
+
+func samples() []sigma.Message {
+	q, v := sigma.Req{Session: sigma.Session{1, 2}, Seq: 3}, sigma.ViewID{Gen: 4, Num: 5}
+	party := sigma.ReportParty{Req: q, ReqTS: 6, Node: keyspace.NodeID{7}, CS: -8, TTL: time.Second, Delay: 9, Left: 10}
+	return []sigma.Message{
+		{Kind: sigma.Request, View: v, Name: "n", Req: q, TS: 1, ReqTS: 2, CS: -3, TTL: time.Second, Delay: 5, Tok: 6},
+		{Kind: sigma.Yield, View: v, Name: "n", Req: q, GID: sigma.GID{Inc: 1, N: 2}},
+		{Kind: sigma.Release, View: v, Name: "n", Req: q, Tok: 1 << 63, Ack: true},
+		{Kind: sigma.Install, View: v, Name: "n", Req: q, GID: sigma.GID{N: 2}, Tok: 7, CS: 1},
+		{Kind: sigma.Grant, View: v, Name: "n", Req: q, GID: sigma.GID{Inc: 1}, Tok: 7, CS: 1, Older: true},
+		{Kind: sigma.Inquire, View: v, Name: "n", Req: q, GID: sigma.GID{Inc: 1, N: 2}, Tok: 7, Older: true},
+		{Kind: sigma.Queued, View: v, Name: "n", Req: q, Owner: q, GID: sigma.GID{Inc: 1, N: 2}, Position: 8, Wait: 9, Embargo: 10},
+		{Kind: sigma.Released, View: v, Name: "n", Req: q},
+		{Kind: sigma.Moved, View: v, Name: "n", Req: q, Members: []keyspace.NodeID{{1}, {2}, {3}}},
+		{Kind: sigma.WrongGen, View: v, Name: "n", Req: q},
+		{Kind: sigma.Refused, View: v, Name: "n", Req: q, Reason: sigma.BadToken},
+		{Kind: sigma.Reported, View: v, Report: &sigma.Report{Inc: 1, Chunk: 2, Chunks: 3, Entries: []sigma.ReportEntry{
+			{Name: "n", Parties: []sigma.ReportParty{party}, Queue: []sigma.ReportParty{party, party}, Ended: []sigma.Req{q}, DelayLeft: 4},
+		}}},
+		{Kind: sigma.Pull, View: v, Chunk: 5},
+	}
+}
+
+func TestMessagesComeBackAsTheyWere(t *testing.T) {
+	for _, m := range samples() {
+		b, err := Encode(nil, &m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Decode(b)
+		if err != nil || !reflect.DeepEqual(got, m) {
+			t.Errorf("%v: %v\n got %+v\nwant %+v", m.Kind, err, got, m)
+		}
+	}
+}
+
+// TestTheLargestPieceFits holds the limit of a message against those of a report.
+func TestTheLargestPieceFits(t *testing.T) {
+	party := sigma.ReportParty{Req: sigma.Req{Session: sigma.Session{1}, Seq: 1 << 62}, ReqTS: 1 << 61, CS: 1 << 62, TTL: time.Hour, Delay: time.Hour, Left: time.Hour}
+	m := sigma.Message{Kind: sigma.Reported, Report: &sigma.Report{Chunks: sigma.ChunksMax}}
+	for range sigma.ReportEntriesMax {
+		e := sigma.ReportEntry{Name: strings.Repeat("n", NameBytesMax), DelayLeft: time.Hour}
+		for range sigma.CandidatesMax {
+			e.Parties = append(e.Parties, party)
+		}
+		for range sigma.ReportQueueMax {
+			e.Queue = append(e.Queue, party)
+		}
+		for range sigma.ReportEndedMax {
+			e.Ended = append(e.Ended, party.Req)
+		}
+		m.Report.Entries = append(m.Report.Entries, e)
+	}
+	b, err := Encode(nil, &m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Decode(b); err != nil {
+		t.Errorf("%d bytes: %v", len(b), err)
+	}
+	m.Report.Entries = append(m.Report.Entries, m.Report.Entries[0])
+	if b, err = Encode(nil, &m); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Decode(b); !errors.Is(err, ErrMalformed) {
+		t.Errorf("one name too many: %v", err)
+	}
+}
+
+func TestBadMessagesAreMalformed(t *testing.T) {
+	q := &Req{Session: make([]byte, 16), Seq: 1}
+	node := make([]byte, 32)
+	cases := map[string]*Message{
+		"no kind":             {Name: "n", Req: q},
+		"an unknown kind":     {Kind: 14, Name: "n", Req: q},
+		"a negative kind":     {Kind: -1, Name: "n", Req: q},
+		"an unknown reason":   {Kind: Kind_KIND_REFUSED, Name: "n", Req: q, Reason: 99},
+		"no name":             {Kind: Kind_KIND_REQUEST, Req: q},
+		"a long name":         {Kind: Kind_KIND_REQUEST, Name: strings.Repeat("n", NameBytesMax+1), Req: q},
+		"no request":          {Kind: Kind_KIND_REQUEST, Name: "n"},
+		"a short session":     {Kind: Kind_KIND_REQUEST, Name: "n", Req: &Req{Session: node[:15]}},
+		"a long session":      {Kind: Kind_KIND_REQUEST, Name: "n", Req: &Req{Session: node[:17]}},
+		"a session of zeros":  {Kind: Kind_KIND_REQUEST, Name: "n", Req: &Req{Session: make([]byte, 16)}},
+		"a negative TTL":      {Kind: Kind_KIND_REQUEST, Name: "n", Req: q, TtlNs: -1},
+		"an endless TTL":      {Kind: Kind_KIND_REQUEST, Name: "n", Req: q, TtlNs: 1 << 62},
+		"a negative delay":    {Kind: Kind_KIND_REQUEST, Name: "n", Req: q, DelayNs: -1},
+		"a far place":         {Kind: Kind_KIND_QUEUED, Name: "n", Req: q, Position: 1 << 31},
+		"no members":          {Kind: Kind_KIND_MOVED, Name: "n", Req: q},
+		"many members":        {Kind: Kind_KIND_MOVED, Name: "n", Req: q, Members: slicesOf(node, sigma.MembersMax+1)},
+		"a short member":      {Kind: Kind_KIND_MOVED, Name: "n", Req: q, Members: [][]byte{node[:31]}},
+		"members of a grant":  {Kind: Kind_KIND_GRANT, Name: "n", Req: q, Members: [][]byte{node}},
+		"no report":           {Kind: Kind_KIND_REPORTED},
+		"a report in a grant": {Kind: Kind_KIND_GRANT, Name: "n", Req: q, Report: &Report{Chunks: 1}},
+		"no pieces":           {Kind: Kind_KIND_REPORTED, Report: &Report{}},
+		"a piece behind all":  {Kind: Kind_KIND_REPORTED, Report: &Report{Chunk: 1, Chunks: 1}},
+		"many pieces":         {Kind: Kind_KIND_REPORTED, Report: &Report{Chunks: sigma.ChunksMax + 1}},
+		"an entry, no name":   {Kind: Kind_KIND_REPORTED, Report: &Report{Chunks: 1, Entries: []*Entry{{}}}},
+		"a party, no request": {Kind: Kind_KIND_REPORTED, Report: &Report{Chunks: 1, Entries: []*Entry{{Name: "n", Parties: []*Party{{Node: node}}}}}},
+		"a party, no node":    {Kind: Kind_KIND_REPORTED, Report: &Report{Chunks: 1, Entries: []*Entry{{Name: "n", Queue: []*Party{{Req: q}}}}}},
+		"a pull with a name":  {Kind: Kind_KIND_PULL, Name: "n"},
+	}
+	for what, m := range cases {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(what, err)
+		}
+		if got, err := Decode(b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %+v, %v", what, got, err)
+		}
+	}
+	if _, err := Decode(make([]byte, MessageBytesMax+1)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("too long: %v", err)
+	}
+	if _, err := Decode([]byte{0xff}); !errors.Is(err, ErrMalformed) {
+		t.Errorf("no protobuf: %v", err)
+	}
+}
+
+func slicesOf(b []byte, n int) (out [][]byte) {
+	for range n {
+		out = append(out, b)
+	}
+	return out
+}
+
+// FuzzDecode: whatever is accepted can be encoded and comes back the same.
+func FuzzDecode(f *testing.F) {
+	for _, m := range samples() {
+		b, err := Encode(nil, &m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := Decode(b)
+		if err != nil {
+			if !errors.Is(err, ErrMalformed) {
+				t.Fatal(err)
+			}
+			return
+		}
+		c, err := Encode(nil, &m)
+		if err != nil {
+			t.Fatalf("%+v: %v", m, err)
+		}
+		n, err := Decode(c)
+		if err != nil {
+			t.Fatalf("%+v: %v", m, err)
+		}
+		if d, _ := Encode(nil, &n); !bytes.Equal(c, d) && !reflect.DeepEqual(m, n) {
+			t.Fatalf("%+v came back as %+v", m, n)
+		}
+	})
+}
+
+func BenchmarkRequest(b *testing.B) {
+	m := samples()[0]
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		var err error
+		if buf, err = Encode(buf[:0], &m); err != nil {
+			b.Fatal(err)
+		}
+		if _, err = Decode(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
