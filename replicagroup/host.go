@@ -142,11 +142,20 @@ type counters struct {
 	strayOutputs  atomic.Uint64
 	refused       atomic.Uint64 // malformed messages
 	busy          atomic.Uint64
+	views         atomic.Uint64 // settled ones that came into force at replicas that lead
+	commands      atomic.Uint64 // executed at replicas that lead
+	snapshots     atomic.Uint64 // taken
+	buried        atomic.Uint64 // replicas
 }
 
-// Counters are what a host has refused since it started.
+// Counters are what a host has refused and done since it started.
 type Counters struct {
 	StrayMessages, StrayOutputs, Malformed, Busy uint64
+
+	Views     uint64 // changes of view of the groups that it led then
+	Commands  uint64 // executed in the groups that it led then, those about sessions included
+	Snapshots uint64 // taken of its replicas
+	Buried    uint64 // replicas put aside, as their group's generation was over
 }
 
 // New makes a host. It uses neither network nor store before [Host.Start]. An invalid genesis is an error.
@@ -644,11 +653,12 @@ func (h *Host) suspect(p peer.ID, suspected bool) {
 	}
 }
 
-// Counters returns what the host has refused so far.
+// Counters returns what the host has refused and done so far.
 func (h *Host) Counters() Counters {
 	return Counters{
 		StrayMessages: h.counters.strayMessages.Load(), StrayOutputs: h.counters.strayOutputs.Load(),
 		Malformed: h.counters.refused.Load(), Busy: h.counters.busy.Load(),
+		Views: h.counters.views.Load(), Commands: h.counters.commands.Load(), Snapshots: h.counters.snapshots.Load(), Buried: h.counters.buried.Load(),
 	}
 }
 

@@ -249,12 +249,16 @@ func (r *replica) install(in order.Install) {
 func (r *replica) deliver(entries []order.Entry) {
 	s := r.shard
 	_, leading := r.engine.Leader()
+	commands := uint64(0)
 	for _, e := range entries {
 		invariant.Check(e.Index == r.applied+1, "entries are delivered without gaps", e.Index)
 		s.outputs.Reset()
 		res := r.table.Apply(e, &s.outputs)
 		r.applied = e.Index
 		if e.Kind == order.Normal {
+			if e.Cmd.Service != session.TickService {
+				commands++
+			}
 			r.result(keyOf(e.Cmd), statusToPB(res.Status), res.Data)
 		}
 		if leading && len(s.outputs.List) > 0 {
@@ -271,7 +275,11 @@ func (r *replica) deliver(entries []order.Entry) {
 			r.gathered, r.gatheredBytes = 0, 0
 			r.step(order.Applied{Index: r.applied})
 			r.step(order.Compact{Index: r.applied, Data: r.table.Snapshot()})
+			s.host.counters.snapshots.Add(1)
 		}
+	}
+	if leading && commands > 0 {
+		s.host.counters.commands.Add(commands)
 	}
 	r.serveBlocked()
 	r.step(order.Applied{Index: r.applied})

@@ -33,6 +33,7 @@ func (r *replica) setView(n order.ViewNote) {
 		r.shard.host.locator.put(d)
 	}
 	if r.leading {
+		r.shard.host.counters.views.Add(1)
 		log.Infow("view changed", "group", r.group, "view", n.View.Num, "voters", len(n.View.Voters()), "members", len(n.View.Members))
 	}
 }
@@ -352,6 +353,7 @@ func (h *Host) left(g order.GroupID, self order.ReplicaID, aside bool) {
 	h.mu.Unlock()
 	h.hosting.box.Put(hostingEvent{ev: placement.Retired{Tombstone: placement.Tombstone{Group: g, Replica: self}}})
 	if aside {
+		h.counters.buried.Add(1)
 		log.Warnw("replica buried: its group was revived without it, under a later generation; what it knew is put aside",
 			"group", g, "replica", self)
 		return

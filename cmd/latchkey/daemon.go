@@ -45,6 +45,7 @@ INT, TERM and "latchkey shutdown" stop it gracefully; a second signal, half a se
 Locks taken through it are never released by its end: their leases run out.`,
 		Example: `  latchkey daemon
   latchkey daemon --listen /ip4/0.0.0.0/tcp/4701
+  latchkey daemon --metrics :9464 # then curl http://127.0.0.1:9464/metrics
   latchkey daemon --init --init-profile server`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -64,8 +65,12 @@ Locks taken through it are never released by its end: their leases run out.`,
 			case o.restored && o.moved:
 				return usagef("daemon: --restored and --moved exclude each other: with --moved the original has not run since, with --restored it may have")
 			}
+			o.flags = map[string]any{}
 			if c.Flags().Changed("volatile") {
-				o.flags = map[string]any{"store.volatile": o.volatile}
+				o.flags["store.volatile"] = o.volatile
+			}
+			if c.Flags().Changed("metrics") {
+				o.flags["metrics.listen"] = o.metrics
 			}
 			return a.daemon(c.Context(), o)
 		},
@@ -75,6 +80,7 @@ Locks taken through it are never released by its end: their leases run out.`,
 	c.Flags().BoolVar(&o.init, "init", false, "if there is no peer in --path yet, make one and a new overlay first, with --listen in its configuration")
 	c.Flags().StringVar((*string)(&o.profile), "init-profile", "", "profile for --init (default private)")
 	c.Flags().BoolVar(&o.volatile, "volatile", false, "keep replicas in memory (store.volatile)")
+	c.Flags().StringVar(&o.metrics, "metrics", "", "HOST:PORT at which to answer Prometheus, at /metrics; without HOST on the loopback (metrics.listen; default none: nowhere)")
 	c.Flags().BoolVar(&o.restored, "restored", false, "the store is a copy whose original never runs again: give it a new id")
 	c.Flags().BoolVar(&o.moved, "moved", false, "the store was moved here, and its original has not run since and never will")
 	o.wireSocket = wireFlag(c)
@@ -87,6 +93,7 @@ type daemonOptions struct {
 	init              bool
 	profile           config.Profile
 	volatile          bool
+	metrics           string
 	restored, moved   bool
 	flags             map[string]any // configuration fields that other flags set
 	wireSocket        *string        // empty but in testnets ([onWire])
@@ -182,12 +189,21 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(socket) }()
+	metrics, noMetrics := "", func() error { return nil }
+	if conf.Metrics.Listen != config.NoMetrics {
+		m, listenErr := n.ServeMetrics(conf.Metrics.Listen)
+		if listenErr != nil {
+			stop(nil)
+			return errors.Join(fmt.Errorf("daemon: metrics.listen: %w", listenErr), n.Close(), host.Close(), dir.Close(), server.Close())
+		}
+		metrics, noMetrics = m.Addr().String(), m.Close
+	}
 	var explaining sync.WaitGroup
 	if *o.wireSocket == "" { // a testnet's divisions are meant, and silent
 		explaining.Go(func() { n.ExplainSolitude(ctx, dir.SwarmKey()) })
 	}
 	leaves := false
-	if err = a.ready(n.Info(), absolute(socket.Addr().String())); err == nil {
+	if err = a.ready(n.Info(), absolute(socket.Addr().String()), metrics); err == nil {
 		select {
 		case <-ctx.Done():
 			leaves = true
@@ -206,7 +222,7 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	stop(nil)
 	explaining.Wait()
 	// The socket goes last: when it has gone, so has everything else, and the directory is free.
-	return errors.Join(err, n.Close(), host.Close(), dir.Close(), server.Close())
+	return errors.Join(err, noMetrics(), n.Close(), host.Close(), dir.Close(), server.Close())
 }
 
 // restore gives the store of a directory that was copied a new id, and says so.
@@ -224,14 +240,18 @@ func (a *app) restore(dir *node.Dir) error {
 var errShutdown = errors.New("shutdown")
 
 // ready tells those who wait for it that the daemon serves.
-func (a *app) ready(i api.Info, socket string) error {
+func (a *app) ready(i api.Info, socket, metrics string) error {
 	v := struct {
-		Ready bool     `json:"ready"`
-		Peer  string   `json:"peer"`
-		API   string   `json:"api"`
-		Addrs []string `json:"addrs"`
-	}{true, i.Peer, socket, i.Addrs}
+		Ready   bool     `json:"ready"`
+		Peer    string   `json:"peer"`
+		API     string   `json:"api"`
+		Addrs   []string `json:"addrs"`
+		Metrics string   `json:"metrics,omitempty"` // HOST:PORT
+	}{true, i.Peer, socket, i.Addrs, metrics}
 	line := fmt.Sprintf("READY peer=%s api=%s listen=%s", v.Peer, v.API, strings.Join(v.Addrs, ","))
+	if metrics != "" {
+		line += " metrics=" + metrics
+	}
 	// A running daemon's one document is this line, in json as in jsonl.
 	p := a.printer
 	if p.format == formatJSON {

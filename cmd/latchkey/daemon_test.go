@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,6 +49,47 @@ func expect(t *testing.T, p *process, code int, says ...string) {
 			t.Errorf("%v: exit %d, %q; want %d and %q", p.Args[1:], p.code, line, code, s)
 		}
 	}
+}
+
+// A daemon answers Prometheus where it is told to, and nowhere else.
+func TestDaemonTellsMetricsWhenAsked(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	ok(t, at(t, dir, "init", "--profile", "test"))
+	expect(t, at(t, dir, "daemon", "--metrics", "9464"), exitUsage, "metrics.listen", "want HOST:PORT like 127.0.0.1:9464")
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	expect(t, at(t, dir, "daemon", "--metrics", taken.Addr().String()), exitFailure, "metrics.listen", "address already in use")
+
+	d, line := startDaemon(t, dir, nil, "--metrics", ":0")
+	_, addr, told := strings.Cut(strings.TrimSpace(line), " metrics=")
+	if !told || !strings.HasPrefix(addr, "127.0.0.1:") {
+		t.Fatalf("READY line %q", line)
+	}
+	r, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(r.Body)
+	r.Body.Close()
+	for _, want := range []string{"latchkey_groups{state=\"serving\"} ", "latchkey_groups_led 1", "go_goroutines", "latchkey_twins_refused_total 0"} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("%v: no %s in %s", err, want, b)
+		}
+	}
+	at(t, dir, "shutdown")
+	if code := d.wait(); code != 0 {
+		t.Errorf("exit %d, %s", code, d.err.String())
+	}
+	d, line = startDaemon(t, dir, nil)
+	if strings.Contains(line, "metrics") {
+		t.Errorf("READY line %q of a daemon without metrics", line)
+	}
+	at(t, dir, "shutdown")
+	d.wait()
 }
 
 // TestLifeOfADirectory follows one directory of a founder from before init to the loss of its store and so of its overlay.

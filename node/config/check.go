@@ -3,7 +3,10 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -54,6 +57,28 @@ func checkAddr(s string, entry func(ma.Multiaddr) error) error {
 		return errors.New("want a multiaddr like /ip4/192.0.2.1/tcp/4701")
 	}
 	return entry(a)
+}
+
+// checkHostPort wants HOST:PORT, with an IP address or "localhost" or nothing for a host; or [NoMetrics].
+func checkHostPort(v any) error {
+	s := v.(string)
+	if s == NoMetrics {
+		return nil
+	}
+	if len(s) > addrBytesMax {
+		return fmt.Errorf("longer than %d bytes", addrBytesMax)
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err == nil && host != "" && host != "localhost" {
+		_, err = netip.ParseAddr(host)
+	}
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return errors.New("want HOST:PORT like 127.0.0.1:9464, with an IP address for a host, or " + NoMetrics)
+	}
+	return nil
 }
 
 // checkListen wants an address of this machine: an IP address and a port.

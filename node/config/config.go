@@ -50,6 +50,12 @@ type Config struct {
 	Profile Profile `koanf:"profile"`
 	Network Network `koanf:"network"`
 	Store   Store   `koanf:"store"`
+	Metrics Metrics `koanf:"metrics"`
+}
+
+// Metrics says whether the peer tells monitoring how it is doing.
+type Metrics struct {
+	Listen string `koanf:"listen"` // HOST:PORT, on the loopback where HOST is empty; or [NoMetrics]
 }
 
 // Store says where the peer keeps its replicas. The zero value is the disk.
@@ -68,6 +74,9 @@ type Network struct {
 	ConnsLow  int      `koanf:"conns_low"`  // connections left after closing idle ones
 	ConnsHigh int      `koanf:"conns_high"` // connections from which idle ones are closed
 }
+
+// NoMetrics in place of an address says that the peer tells monitoring nothing.
+const NoMetrics = "none"
 
 // Limits of the values.
 const (
@@ -91,7 +100,7 @@ func Default(p Profile) (Config, error) {
 	c := Config{Profile: p, Network: Network{
 		Listen: []string{"/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0"}, Announce: []string{}, Bootstrap: []string{},
 		MDNS: true, Mode: ModeServer, ConnsLow: 96, ConnsHigh: 192,
-	}}
+	}, Metrics: Metrics{Listen: NoMetrics}}
 	n := &c.Network
 	switch p {
 	case Private:

@@ -124,6 +124,9 @@ func TestWrongValuesNameFieldValueRangeAndPlace(t *testing.T) {
 		{"unknown variable of the store", "", "LATCHKEY_STORE_VOLATIL=true", nil, []string{"LATCHKEY_STORE_VOLATIL"}},
 		{"no truth", "", "LATCHKEY_STORE_VOLATILE=yes", nil, []string{"store.volatile", "LATCHKEY_STORE_VOLATILE", "true or false"}},
 		{"no profile", "profile: privat\n", "", nil, []string{"config.yaml:1", "profile", `"privat"`, "private, public"}},
+		{"no port of metrics", "metrics:\n  listen: 127.0.0.1\n", "", nil, []string{"config.yaml:2", "metrics.listen", `"127.0.0.1"`, "HOST:PORT", "none"}},
+		{"metrics at a name", "", "LATCHKEY_METRICS_LISTEN=example.org:1", nil, []string{"metrics.listen", "LATCHKEY_METRICS_LISTEN", "an IP address"}},
+		{"metrics at no port", "", "LATCHKEY_METRICS_LISTEN=:65536", nil, []string{"metrics.listen", "HOST:PORT"}},
 		{"no mode", "network:\n  mode: both\n", "", nil, []string{"config.yaml:2", "network.mode", `"both"`}},
 		{"no address", "network:\n  listen: ['127.0.0.1:4701']\n", "", nil, []string{"config.yaml:2", "network.listen", `"127.0.0.1:4701"`, "multiaddr"}},
 		{"no port", "network:\n  listen: [/ip4/127.0.0.1]\n", "", nil, []string{"network.listen", "a port"}},
@@ -229,7 +232,7 @@ func changed(t testing.TB, p Profile) Config {
 		"network.listen": "/ip4/127.0.0.1/tcp/5,/ip6/::1/tcp/6", "network.announce": "/dns4/a.example/tcp/7",
 		"network.bootstrap": "/ip4/192.0.2.1/tcp/8" + somePeer, "network.mode": map[Mode]string{ModeServer: "client", ModeClient: "server", ModeAuto: "server"}[c.Network.Mode],
 		"network.mdns": fmt.Sprint(!c.Network.MDNS), "network.nat": fmt.Sprint(!c.Network.NAT), "network.conns_low": "1", "network.conns_high": "2",
-		"store.volatile": "true",
+		"store.volatile": "true", "metrics.listen": "127.0.0.1:9464",
 	} {
 		var err error
 		if c, err = Set(c, name, value); err != nil {

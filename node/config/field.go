@@ -70,6 +70,11 @@ var fields = []Field{
 		Name: "store.volatile", Doc: "keep replicas in memory: they end with the daemon; not for a founder", Want: "true or false",
 		at: func(c *Config) any { return &c.Store.Volatile },
 	},
+	{
+		Name: "metrics.listen", Doc: "where to answer Prometheus, at /metrics; without a host it is the loopback", Want: "HOST:PORT, or " + NoMetrics,
+		at:    func(c *Config) any { return &c.Metrics.Listen },
+		check: checkHostPort,
+	},
 }
 
 // isSection tells whether fields are nested under a name.

@@ -46,7 +46,7 @@ func newLayer(values map[string]any, sources map[string]string) (layer, error) {
 }
 
 // Load merges, each over the one before, the defaults of the profile, a file, the environment and the command line.
-// Of the environment, given as [os.Environ] returns it, it reads LATCHKEY_PROFILE, LATCHKEY_NETWORK_* and LATCHKEY_STORE_*, lists
+// Of the environment, given as [os.Environ] returns it, it reads LATCHKEY_PROFILE, LATCHKEY_NETWORK_*, LATCHKEY_STORE_* and LATCHKEY_METRICS_*, lists
 // separated by commas; an empty variable counts as not set. flags holds values by field name, of the field's type or as [Set]
 // reads them.
 //
@@ -137,6 +137,7 @@ const (
 	envProfile = envPrefix + "PROFILE"
 	envNetwork = envPrefix + "NETWORK_"
 	envStore   = envPrefix + "STORE_"
+	envMetrics = envPrefix + "METRICS_"
 )
 
 // Env returns the name of the environment variable that sets the field.
@@ -147,7 +148,8 @@ func envLayer(environ []string) (layer, error) {
 	values, sources := make(map[string]any), make(map[string]string)
 	for _, entry := range environ {
 		name, value, ok := strings.Cut(entry, "=")
-		if !ok || value == "" || name != envProfile && !strings.HasPrefix(name, envNetwork) && !strings.HasPrefix(name, envStore) {
+		if !ok || value == "" || name != envProfile && !strings.HasPrefix(name, envNetwork) && !strings.HasPrefix(name, envStore) &&
+			!strings.HasPrefix(name, envMetrics) {
 			continue
 		}
 		i := slices.IndexFunc(fields, func(f Field) bool { return f.Env() == name })

@@ -1,0 +1,191 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"latchkey/replicagroup"
+)
+
+// Bounds of the answers to monitoring.
+const (
+	// scrapesMax is how many are made at a time; one more is answered 503.
+	scrapesMax = 4
+	// scrapeTimeout bounds one, and how long a client may take for its request.
+	scrapeTimeout = 5 * time.Second
+	// scrapeHeaderMax bounds a request's header.
+	scrapeHeaderMax = 16 << 10
+)
+
+// States of groups as metrics tell them. A replica is in one of them.
+const (
+	metricServing    = "serving"
+	metricAsleep     = "asleep"     // it has nothing to do
+	metricLeaderless = "leaderless" // no majority answers, so it serves nobody
+	metricUnleased   = "unleased"   // led here, and the root does not renew its lease
+	metricLeaving    = "leaving"    // the group has removed this replica
+	metricHalted     = "halted"     // for good
+)
+
+var metricStates = []string{metricServing, metricAsleep, metricLeaderless, metricUnleased, metricLeaving, metricHalted}
+
+// groupMetrics tells Prometheus of a node's groups: everything is read when it is asked for, so that nothing is kept between.
+type groupMetrics struct {
+	node *Node
+
+	groups, led, peers, retired                              *prometheus.Desc
+	views, commands, snapshots, buried, twins, stray, refuse *prometheus.Desc
+}
+
+// Collector returns what tells Prometheus of this node's groups, to be registered where an application has its own metrics. Labels are
+// from closed sets: no peer, lock name or key is told. Collecting asks the replicas, for a few seconds at most.
+func (n *Node) Collector() prometheus.Collector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("latchkey_"+name, help, labels, nil)
+	}
+	return &groupMetrics{
+		node:    n,
+		groups:  desc("groups", "Replica groups that this peer takes part in, by state.", "state"),
+		led:     desc("groups_led", "Replica groups that this peer leads."),
+		retired: desc("groups_retired", "Replicas put aside in this peer's store, since their group's generation is over."),
+		peers:   desc("peers_connected", "Peers of the overlay that this one is connected to."),
+
+		views:     desc("group_view_changes_total", "Changes of view in groups that this peer led."),
+		commands:  desc("group_commands_total", "Commands executed in groups that this peer led."),
+		snapshots: desc("group_snapshots_total", "Snapshots taken of this peer's replicas."),
+		buried:    desc("group_retirements_total", "Replicas that this peer has put aside since it started."),
+		twins:     desc("twins_refused_total", "Streams refused because the other side's store runs in two places."),
+		stray:     desc("group_stray_messages_total", "Messages dropped that were for no replica of this peer, or from nobody who may send them."),
+		refuse:    desc("group_busy_total", "Requests refused for want of room."),
+	}
+}
+
+// Describe implements [prometheus.Collector].
+func (m *groupMetrics) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		m.groups, m.led, m.retired, m.peers, m.views, m.commands, m.snapshots, m.buried, m.twins, m.stray, m.refuse,
+	} {
+		to <- d
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (m *groupMetrics) Collect(to chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v int, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout/2)
+	defer cancel()
+	if groups, err := m.node.groups.Status(ctx); err != nil {
+		to <- prometheus.NewInvalidMetric(m.groups, fmt.Errorf("node: the replicas did not say how they are: %w", err))
+	} else {
+		states, led := make(map[string]int), 0
+		for _, g := range groups {
+			states[metricState(g)]++
+			if g.Status.Leading && !g.Halted {
+				led++
+			}
+		}
+		for _, s := range metricStates {
+			gauge(m.groups, states[s], s)
+		}
+		gauge(m.led, led)
+	}
+	if yard, ok := m.node.store.(replicagroup.Graveyard); ok {
+		if graves, err := yard.Graves(); err == nil {
+			gauge(m.retired, len(graves))
+		}
+	}
+	connected := 0
+	for _, p := range m.node.overlay.Peers() {
+		if p.Connected {
+			connected++
+		}
+	}
+	gauge(m.peers, connected)
+	c := m.node.groups.Counters()
+	counter(m.views, c.Views)
+	counter(m.commands, c.Commands)
+	counter(m.snapshots, c.Snapshots)
+	counter(m.buried, c.Buried)
+	counter(m.twins, m.node.Refused()[RefusedTwin])
+	counter(m.stray, c.StrayMessages)
+	counter(m.refuse, c.Busy)
+}
+
+// metricState tells in which state a replica is, the worst first.
+func metricState(r replicagroup.ReplicaStatus) string {
+	switch {
+	case r.Halted:
+		return metricHalted
+	case r.Leaves:
+		return metricLeaving
+	case r.Leaderless > 0:
+		return metricLeaderless
+	case r.Unleased:
+		return metricUnleased
+	case r.Status.Quiesced:
+		return metricAsleep
+	}
+	return metricServing
+}
+
+// MetricsServer answers Prometheus for a node, at /metrics.
+type MetricsServer struct {
+	listener net.Listener
+	server   *http.Server
+	served   chan error
+}
+
+// ServeMetrics answers Prometheus at addr, HOST:PORT, with metrics of the node, of Go and of the process. Without a host that is the
+// loopback; whoever reaches the address may ask, so another one is for networks in which everybody may know how the peer is doing. The
+// caller closes the server, before the node.
+func (n *Node) ServeMetrics(addr string) (*MetricsServer, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("node: metrics: %w", err)
+	}
+	if host == "" {
+		addr = net.JoinHostPort("127.0.0.1", port)
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("node: metrics: %w", err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(n.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		MaxRequestsInFlight: scrapesMax, Timeout: scrapeTimeout, ErrorHandling: promhttp.ContinueOnError,
+	}))
+	m := &MetricsServer{listener: l, served: make(chan error, 1), server: &http.Server{
+		Handler: mux, ReadTimeout: scrapeTimeout, WriteTimeout: 2 * scrapeTimeout, MaxHeaderBytes: scrapeHeaderMax,
+	}}
+	go func() { m.served <- m.server.Serve(l) }()
+	return m, nil
+}
+
+// Addr returns where it answers.
+func (m *MetricsServer) Addr() net.Addr { return m.listener.Addr() }
+
+// Close stops answering, and cuts answers under way off.
+func (m *MetricsServer) Close() error {
+	err := m.server.Close()
+	if served := <-m.served; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	m.served <- http.ErrServerClosed // for another Close
+	return err
+}
