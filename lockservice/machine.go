@@ -19,8 +19,12 @@ type MachineConfig struct {
 	Gen    uint64        // of a prefix's group: overlay generation (at most [OverlayGenMax]) << 32 | generation of the prefix (at most [PrefixGenMax])
 	TTLMax time.Duration // longest lease, from the overlay's genesis
 	Drift  automaton.Drift
-	// Own says that the group is a key's own, and Gen as [placement.OwnGen] has it. It grants nothing before it has been given what the key's prefix's group knew, so it has
-	// nothing to wait for then.
+	// Wait is for how long, in log time, a group that is not the first of its prefix grants nothing, where that is longer than leases
+	// of an earlier one may last: in an overlay with own groups [placement.KeysQuarantine], until which it may hear of one that
+	// serves a key of the prefix.
+	Wait time.Duration
+	// Own says that the group is a key's own, and Gen as [placement.OwnGen] has it. It serves nothing before it has been given what the
+	// key's prefix's group knew, so it has nothing to wait for then.
 	Own bool
 }
 
@@ -51,7 +55,7 @@ func NewMachine(cfg MachineConfig) *Machine {
 		TTLMin: TTLMin, TTLMax: cfg.TTLMax, First: first,
 	}
 	if cfg.Gen != 0 && !cfg.Own {
-		c.Fresh = cfg.Drift.Stretch(cfg.TTLMax)
+		c.Fresh = max(cfg.Drift.Stretch(cfg.TTLMax), cfg.Wait)
 	}
 	return &Machine{cfg: c, table: table.New(c)}
 }

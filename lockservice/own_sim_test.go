@@ -29,6 +29,7 @@ type ownFault struct {
 	keys   placement.KeyMutant
 	table  table.Mutant
 	noSeal bool // a key is taken back from a group that serves it still
+	hasty  bool // a later generation of the prefix's group grants as soon as its own leases are over
 }
 
 type simGroup struct {
@@ -73,7 +74,7 @@ type staleCommand struct {
 
 func simGenesis() placement.Genesis {
 	g := placement.Defaults()
-	g.TTLMax, g.Lease, g.F, g.OwnGroups = 2*time.Second, placement.LeaseMin, 1, true
+	g.TTLMax, g.Lease, g.F, g.OwnGroups = 2*time.Second, 6*time.Second, 1, true
 	return g
 }
 
@@ -105,7 +106,11 @@ func newOwnWorld(seed uint64, fault ownFault) *ownWorld {
 // machines makes a group's session table as a host does.
 func (w *ownWorld) machines(g *simGroup) {
 	own := placement.IsOwn(g.id)
-	g.locks = NewMachine(MachineConfig{Gen: g.id.Gen, TTLMax: w.genesis.TTLMax, Drift: w.genesis.Drift, Own: own})
+	cfg := MachineConfig{Gen: g.id.Gen, TTLMax: w.genesis.TTLMax, Drift: w.genesis.Drift, Own: own, Wait: placement.KeysQuarantine(w.genesis)}
+	if w.fault.hasty {
+		cfg.Wait = 0
+	}
+	g.locks = NewMachine(cfg)
 	table.Sabotage(g.locks.table, w.fault.table)
 	services := map[string]session.Machine{ServiceName: g.locks}
 	if own {
@@ -615,7 +620,7 @@ func (w *ownWorld) run(d time.Duration) (err error) {
 	}
 	until(w.now + 2*placement.KeysQuarantine(w.genesis) + 10*time.Second)
 	if holds := w.holds; w.err == nil {
-		if until(w.now + 20*time.Second); w.holds < holds+10 {
+		if until(w.now + 20*time.Second); w.holds < holds+3 {
 			w.fail("nobody gets on: %d holds, and %d after a while", holds, w.holds)
 		}
 	}
@@ -658,6 +663,7 @@ func TestOwnGroupMutantsAreCaught(t *testing.T) {
 		"made anew under the tokens it had": {keys: placement.MutantSameKeyGen},
 		"made anew while leases last":       {keys: placement.MutantNoWait},
 		"adopted whenever it comes":         {keys: placement.MutantAdoptLate},
+		"a later prefix's group is hasty":   {hasty: true},
 		"begins again with each copy":       {keys: placement.MutantBeginTwice},
 	} {
 		t.Run(name, func(t *testing.T) {

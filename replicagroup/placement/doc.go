@@ -31,6 +31,15 @@
 // next generation whoever repeats it. A member of an earlier generation puts what it has aside ([Bury]) once the parent
 // has told it so.
 //
+// # Own groups
+//
+// A single key can have a group of its own (rule G7), made and taken back by the group of its prefix. The parts are alike, one level
+// down, and no host runs them yet (docs/protocols/own-group.md):
+//
+//   - [Keys]: the machine of the prefix's group (service [OwnService]), a Directory of own groups that also holds what is handed over.
+//   - [Own]: the machine of the own group, which serves between its Begin and its Seal.
+//   - [NewKeyCreator]: a Creator that looks for peers at the key.
+//
 // # Departures from the design text
 //
 // The genesis document also lists the founders' addresses and store ids, so that a joiner knows whom to call and the root's

@@ -20,6 +20,12 @@
 //
 // Results are kept for the commands above Acked, at most [WindowSize] of them; a repeat gets the stored result.
 //
+// # Keys that another group serves
+//
+// A service that is a [Gate] says which keys are served elsewhere; commands about them, of services that can tell ([Splitter]), get [Moved]
+// as their result, once and for all. While it runs it may take a key out of the other services, with the sessions of who has something
+// there, and put back what came so from another group ([Parts]).
+//
 // # What one entry does, in order
 //
 //	log time advances
