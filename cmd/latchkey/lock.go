@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -28,10 +27,12 @@ type lockFlags struct {
 	try       bool
 	protocol  string
 	notAcq    int
+	shared    bool
+	permits   int // 0: it is no semaphore
+	permitSet bool
+	delay     time.Duration
+	value     string // of elect
 }
-
-// laterVerbs will be verbs below lock. Locks of these names are refused today, so that no script changes its meaning then.
-var laterVerbs = []string{"ls", "watch", "release"}
 
 func lockVerb(a *app) *cobra.Command {
 	var f lockFlags
@@ -59,6 +60,11 @@ together, and TERM is a Ctrl-Break.
 Without CMD, lock prints one line of JSON and holds the lock until interrupted (exit 130 or 143) or until its
 standard input closes (exit 0). Input from /dev/null, or none at all, says nothing: then only a signal ends it.
 
+With --shared the lock is held beside others that share it, and with nobody who does not. With -n the name is a semaphore,
+of which so many hold a permit each; all have to name the same number, and the name is no lock meanwhile. Nobody is
+overtaken: who wants the lock alone waits only for those before it. Those who share a lock at a time see one
+LATCHKEY_FENCE; permits have one each, which no resource can check, as several are valid at a time.
+
 A lock that is called like a verb below (info), or starts with a dash, is named after --:
   latchkey lock -- info -- ./build.sh
 
@@ -67,7 +73,9 @@ its members are down or cut off, is an error: 1, whatever -E says.`,
 		Example: `  latchkey lock nightly -- ./build.sh          # one at a time, on every machine
   latchkey lock nightly --try -E 0 -- ./build.sh   # or not at all, which is fine
   latchkey lock nightly --wait 30s -- ./build.sh   # exit 75 when not ours by then
-  latchkey lock nightly                            # hold it until Ctrl-C`,
+  latchkey lock nightly                            # hold it until Ctrl-C
+  latchkey lock nightly --shared -- ./read.sh      # beside other readers
+  latchkey lock uploads -n 3 -- ./upload.sh        # three at a time, on all machines together`,
 		Args: func(c *cobra.Command, args []string) error {
 			_, _, err := lockArgs(args, c.ArgsLenAtDash())
 			return err
@@ -77,7 +85,7 @@ its members are down or cut off, is an error: 1, whatever -E says.`,
 			if err != nil {
 				return err
 			}
-			f.waitSet = c.Flags().Changed("wait")
+			f.waitSet, f.permitSet = c.Flags().Changed("wait"), c.Flags().Changed("permits")
 			if err := f.check(c.Flags().Changed("ttl")); err != nil {
 				return err
 			}
@@ -90,13 +98,21 @@ its members are down or cut off, is an error: 1, whatever -E says.`,
 		}
 		return flagError(c, err)
 	})
+	f.register(c)
+	c.Flags().BoolVar(&f.shared, "shared", false, "hold it beside others that share it")
+	c.Flags().IntVarP(&f.permits, "permits", "n", 0, fmt.Sprintf("hold one of so many permits, 1 to %d; all name the same number", lockservice.PermitsMax))
+	c.AddCommand(lockInfoVerb(a), lockLsVerb(a), lockWatchVerb(a), lockReleaseVerb(a))
+	return c
+}
+
+// register adds the flags that lock and elect have in common.
+func (f *lockFlags) register(c *cobra.Command) {
 	c.Flags().DurationVar(&f.ttl, "ttl", 0, "how long the lock survives us when we stop: 1s to the overlay's longest, which is 1m, in testnets 10s (default 15s, or the longest)")
 	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for the lock (default without limit; 0 is --try)")
 	c.Flags().BoolVar(&f.try, "try", false, "do not wait")
 	c.Flags().StringVar(&f.protocol, "protocol", "group", "how the lock is kept: group")
+	c.Flags().DurationVar(&f.delay, "lock-delay", 0, fmt.Sprintf("how long nobody gets the lock after our lease has run out, up to %v; for resources that check no tokens", lockservice.LockDelayMax))
 	c.Flags().IntVarP(&f.notAcq, "conflict-exit-code", "E", exitNotAcquired, "exit code when the lock was not acquired in time")
-	c.AddCommand(lockInfoVerb(a))
-	return c
 }
 
 // lockArgs splits the arguments of lock into a name and a command. dash is how many came before the first --, or -1.
@@ -112,12 +128,8 @@ func lockArgs(args []string, dash int) (name string, argv []string, err error) {
 			argv = argv[1:]
 		}
 		return name, argv, nil
-	case slices.Contains(laterVerbs, args[0]) && dash < 0:
-		return "", nil, usagef("lock: %q is not a verb yet; for a lock of that name: latchkey lock -- %s", args[0], args[0])
 	case dash > 1 || dash < 0 && len(args) > 1:
 		return "", nil, usagef("lock: unexpected %q after the name; put -- before a command: latchkey lock %s -- %s", args[1], shellWord(args[0]), shellWords(args[1:]))
-	case slices.Contains(laterVerbs, args[0]):
-		return "", nil, usagef("lock: %q is not a verb yet; for a lock of that name: latchkey lock -- %s", args[0], args[0])
 	}
 	return args[0], args[1:], nil
 }
@@ -142,6 +154,12 @@ func (f *lockFlags) check(ttlSet bool) error {
 		return usagef("lock: --wait %v: it must not be negative", f.wait)
 	case ttlSet && f.ttl <= 0:
 		return usagef("lock: --ttl %v: it must be positive, like 15s", f.ttl)
+	case f.shared && f.permitSet:
+		return usagef("lock: --shared and -n exclude each other: a permit is not shared")
+	case f.permitSet && (f.permits < 1 || f.permits > lockservice.PermitsMax):
+		return usagef("lock: -n %d: a semaphore has 1 to %d permits", f.permits, lockservice.PermitsMax)
+	case f.delay < 0 || f.delay > lockservice.LockDelayMax:
+		return usagef("lock: --lock-delay %v: it is 0 to %v", f.delay, lockservice.LockDelayMax)
 	case f.notAcq < 0 || f.notAcq > 255:
 		return usagef("lock: -E %d: exit codes go from 0 to 255", f.notAcq)
 	case f.protocol == "sigma" || f.protocol == "backoff":
@@ -228,10 +246,13 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 	if f.ttl != 0 {
 		opts = append(opts, lockservice.WithTTL(f.ttl))
 	}
-	take := daemon.Locks().Lock
-	if f.try {
-		take = daemon.Locks().TryLock
-	} else {
+	if f.delay > 0 {
+		opts = append(opts, lockservice.WithLockDelay(f.delay))
+	}
+	if f.value != "" {
+		opts = append(opts, lockservice.WithValue(f.value))
+	}
+	if !f.try {
 		if f.wait > 0 {
 			opts = append(opts, lockservice.WithWait(f.wait))
 		}
@@ -245,7 +266,7 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		}))
 	}
 	start := time.Now()
-	held, err := take(ctx, name, opts...)
+	held, err := f.take(ctx, daemon.Locks(), name, opts)
 	close(acquired)
 	<-watched
 	switch code := exitCode(err); {
@@ -267,6 +288,24 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		return nil, a.explain(err)
 	}
 	return held, nil
+}
+
+// take asks for what the flags say.
+func (f *lockFlags) take(ctx context.Context, locks *lockservice.Service, name string, opts []lockservice.Option) (*lockservice.Handle, error) {
+	semaphore := locks.Semaphore(name, f.permits)
+	switch {
+	case f.permits > 0 && f.try:
+		return semaphore.TryAcquire(ctx, opts...)
+	case f.permits > 0:
+		return semaphore.Acquire(ctx, opts...)
+	case f.shared && f.try:
+		return locks.TryRLock(ctx, name, opts...)
+	case f.shared:
+		return locks.RLock(ctx, name, opts...)
+	case f.try:
+		return locks.TryLock(ctx, name, opts...)
+	}
+	return locks.Lock(ctx, name, opts...)
 }
 
 // release gives the lock back. Failure is told and changes no exit code: the work is done, and the lease runs out by itself.
@@ -330,83 +369,4 @@ func (a *app) announce(held *lockservice.Handle) (work, error) {
 		_, err = fmt.Fprintf(a.out, "%s\n", line)
 	}
 	return holdOpen(os.Stdin), err
-}
-
-func lockInfoVerb(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "info NAME",
-		Short: "tell who holds a lock and who waits for it",
-		Example: `  latchkey lock info nightly
-  latchkey lock info nightly -o json | jq -r .token`,
-		Args: func(c *cobra.Command, args []string) error {
-			if c.ArgsLenAtDash() >= 0 {
-				return usagef("lock info: runs no command; for a lock called info: latchkey lock -- info -- CMD")
-			}
-			return exactly(1)(c, args)
-		},
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.callGroup(c, args[0], func(ctx context.Context, daemon *api.Client) error {
-				i, err := daemon.Locks().Info(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				return a.value(lockInfoOf(i), func(w io.Writer) { writeLockInfo(w, i) })
-			})
-		},
-	}
-}
-
-type partyInfo struct {
-	Session string `json:"session"`
-	Peer    string `json:"peer"`
-}
-
-type waiterInfo struct {
-	partyInfo
-	TTL int64 `json:"ttl_ms"`
-}
-
-type lockInfo struct {
-	Name      string       `json:"name"`
-	Held      bool         `json:"held"`
-	Holder    *partyInfo   `json:"holder"` // null when free
-	Token     uint64       `json:"token,string"`
-	TTL       int64        `json:"ttl_ms"`
-	LeaseLeft int64        `json:"lease_left_ms"`
-	Confirmed bool         `json:"confirmed"`
-	Waiters   []waiterInfo `json:"waiters"`
-	Waiting   int          `json:"waiting"`
-}
-
-func lockInfoOf(i lockservice.Info) lockInfo {
-	l := lockInfo{
-		Name: i.Name, Held: i.Held, Token: uint64(i.Token), TTL: i.TTL.Milliseconds(), LeaseLeft: i.LeaseLeft.Milliseconds(),
-		Confirmed: i.Confirmed, Waiters: []waiterInfo{}, Waiting: i.Waiting,
-	}
-	if i.Held {
-		l.Holder = &partyInfo{i.Holder.Session, i.Holder.Peer}
-	}
-	for _, w := range i.Waiters {
-		l.Waiters = append(l.Waiters, waiterInfo{partyInfo{w.Session, w.Peer}, w.TTL.Milliseconds()})
-	}
-	return l
-}
-
-func writeLockInfo(w io.Writer, i lockservice.Info) {
-	fmt.Fprintf(w, "lock\t%s\n", i.Name)
-	if !i.Held {
-		fmt.Fprintf(w, "state\tfree\n")
-	} else {
-		state := "held"
-		if !i.Confirmed {
-			state = "granted, not yet taken up"
-		}
-		fmt.Fprintf(w, "state\t%s\nholder\t%s\ntoken\t%v\nlease\t%v, free in %v unless renewed\n", state, i.Holder, i.Token, i.TTL, i.LeaseLeft.Round(time.Millisecond))
-	}
-	for n, p := range i.Waiters {
-		fmt.Fprintf(w, "waiter %d\t%s\n", n+1, p.Party)
-	}
-	if more := i.Waiting - len(i.Waiters); more > 0 {
-		fmt.Fprintf(w, "waiters\t%d more\n", more)
-	}
 }

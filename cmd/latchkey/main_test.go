@@ -236,13 +236,27 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"lock"}, "which lock?"},
 		{[]string{"lock", "n", "cmd"}, "put -- before a command: latchkey lock n -- cmd"},
 		{[]string{"lock", "n", "sh", "-c", "x"}, "put -- before a command: latchkey lock n -- sh"},
-		{[]string{"lock", "release", "n"}, "not a verb yet"},
-		{[]string{"lock", "ls", "n"}, "not a verb yet"},
+		{[]string{"lock", "release", "n"}, "lock release --force n"},
+		{[]string{"lock", "release", "--force"}, "usage: latchkey lock release --force NAME"},
+		{[]string{"lock", "release", "--force", "n", "--token", "0"}, "above 0"},
+		{[]string{"lock", "ls", "n"}, "usage: latchkey lock ls"},
+		{[]string{"lock", "ls", "--", "n"}, "latchkey lock -- ls"},
+		{[]string{"lock", "watch", "--", "a"}, "latchkey lock -- watch"},
+		{[]string{"lock", "watch"}, "usage: latchkey lock watch NAME"},
+		{[]string{"lock", "n", "-n", "0"}, "1 to 1024"},
+		{[]string{"lock", "n", "-n", "1025"}, "1 to 1024"},
+		{[]string{"lock", "n", "-n", "2", "--shared"}, "exclude each other"},
+		{[]string{"lock", "n", "--lock-delay", "61s"}, "0 to 1m0s"},
+		{[]string{"elect"}, "usage: latchkey elect"},
+		{[]string{"elect", "n", "v", "w"}, "usage: latchkey elect"},
+		{[]string{"elect", "n", "v", "--"}, "no command after --"},
+		{[]string{"elect", "n", long}, "512 are allowed"},
+		{[]string{"observe"}, "usage: latchkey observe NAME"},
+		{[]string{"observe", ""}, "empty"},
 		{[]string{"lock", "n", "--ttl", "15"}, "write 15s"},
 		{[]string{"lock", "n", "--api", os.TempDir()}, "is a directory"},
 		{[]string{"-o", "json", "lock", "n", "--try", "--wait", "1s"}, `{"error":"lock: --try and --wait exclude each other","code":2}`},
 		{[]string{"lock", "n", "cmd", "--", "x"}, "put -- before a command"},
-		{[]string{"lock", "ls"}, "latchkey lock -- ls"},
 		{[]string{"lock", "info"}, "usage: latchkey lock info NAME"},
 		{[]string{"lock", "n", "--try", "--wait", "1s"}, "exclude each other"},
 		{[]string{"lock", "n", "--wait", "-1s"}, "--wait"},
@@ -382,9 +396,11 @@ func TestInformationInEachFormat(t *testing.T) {
 		{"peers -o jsonl", []string{`{"peer":"12D3KooWone","node":"01","addrs":["/ip4/127.0.0.1/tcp/2"],"connected":true}` + "\n" + `{"peer":"12D3KooWtwo","node":"02","addrs":[],"connected":false}`}},
 		{"key n", []string{"hash       ff\n", "closest 2  12D3KooWtwo\n", "leader     12D3KooWone, connected yes\n", "member     12D3KooWtwo, connected no\n", "bears 0 failures\n"}},
 		{"key n -o json", []string{`"generation": "1152921504606846976"`, `"view": "2"`, `"bears_failures": 0`, "\"members_connected\": [\n      \"12D3KooWone\"\n    ]"}},
-		{"lock info held", []string{"state   held\n", "token   1152921504606846977\n", "lease   15s, free in"}},
+		{"lock info held", []string{"state    held\n", "token    1152921504606846977\n", "lease    15s, free in"}},
 		{"lock info held -o json", []string{`"token": "1152921504606846977"`, `"ttl_ms": 15000`, `"waiters": []`, `"held": true`, `"peer": "12D3KooWfake"`}},
-		{"lock info free", []string{"state  free\n"}},
+		{"lock info free", []string{"state    free\n", "replica  12D3KooW"}},
+		{"lock ls", []string{"no locks are held through this daemon\n"}},
+		{"lock ls -o json", []string{`"locks": []`}},
 		{"lock info free -o jsonl", []string{`"held":false,"holder":null,"token":"0"`}},
 		{"version", []string{"latchkey ", runtime.Version()}},
 		{"--version", []string{"latchkey ", runtime.Version()}},
@@ -425,6 +441,62 @@ func TestShutdownWaitsUntilTheSocketIsGone(t *testing.T) {
 	}
 }
 
+func TestForcedReleaseEndsTheHoldItNames(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	c, err := api.Dial(d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	held, err := c.Locks().Lock(t.Context(), "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := held.Token().String()
+	if says := d.run("lock", "ls").out.String(); !strings.Contains(says, "NAME  TOKEN") || !strings.Contains(says, token+"  15s  alone") {
+		t.Errorf("ls: %s", says)
+	}
+	for _, step := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"lock", "release", "--force", "--token", "7", "n"}, exitNotFound, "token 7 (any more)"},
+		{[]string{"lock", "release", "--force", "n"}, exitOK, `lock "n" taken from s1@12D3KooWfake, token ` + token},
+		{[]string{"lock", "release", "--force", "n"}, exitNotFound, "nobody holds"},
+	} {
+		p := d.run(step.args...)
+		if says := p.out.String() + p.err.String(); p.code != step.code || !strings.Contains(says, step.says) {
+			t.Errorf("%v: exit %d, %s", step.args, p.code, says)
+		}
+	}
+}
+
+func TestArgumentsOfElect(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		args              []string
+		dash              int
+		name, value, argv string
+		ok                bool
+	}{
+		{[]string{"n"}, -1, "n", "", "", true},
+		{[]string{"n", "v"}, -1, "n", "v", "", true},
+		{[]string{"n", "a", "b"}, 1, "n", "", "a b", true},
+		{[]string{"n", "v", "a", "--", "b"}, 2, "n", "v", "a -- b", true},
+		{[]string{"n", "v"}, 2, "", "", "", false},
+		{[]string{"n", "v", "w"}, -1, "", "", "", false},
+		{[]string{"n"}, 0, "", "", "", false},
+		{nil, -1, "", "", "", false},
+	} {
+		name, value, argv, err := electArgs(c.args, c.dash)
+		if (err == nil) != c.ok || name != c.name || value != c.value || strings.Join(argv, " ") != c.argv {
+			t.Errorf("electArgs(%q, %d) = %q, %q, %q, %v", c.args, c.dash, name, value, argv, err)
+		}
+	}
+}
+
 func TestArgumentsOfLock(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -442,7 +514,6 @@ func TestArgumentsOfLock(t *testing.T) {
 		{[]string{"info", "--", "a"}, 0, "info", "a", true},
 		{[]string{"-n"}, 0, "-n", "", true},
 		{[]string{"watch", "a"}, 0, "watch", "a", true},
-		{[]string{"watch", "a"}, 1, "", "", false},
 		{[]string{"n", "a"}, -1, "", "", false},
 		{[]string{"n", "a", "b"}, 2, "", "", false},
 		{nil, -1, "", "", false},
