@@ -659,3 +659,73 @@ func BenchmarkPair(b *testing.B) {
 		}
 	}
 }
+
+// TestLimitsAtTheirEdge holds what params.go and docs/limits.md say happens at each bound of a replica.
+func TestLimitsAtTheirEdge(t *testing.T) {
+	d := newDesk(t, 1)
+	r := d.reps[id(1)]
+	var out []Action
+	send := func(from byte, m Message) *Message {
+		if m.View == (ViewID{}) {
+			m.View = d.log.View
+		}
+		m.TTL = deskTTL
+		out = r.Step(Event{Kind: Receive, Now: d.now, From: id(from), Msg: &m}, out[:0])
+		for i := range out {
+			if out[i].Kind == Send {
+				return &out[i].Msg
+			}
+		}
+		return nil
+	}
+	for i := range ParkedPerNameMax + 1 {
+		send(10, Message{Kind: Request, Name: "later", View: ViewID{1, 2}, Req: Req{Session{1, byte(i)}, 1}})
+	}
+	if r.parkedN != ParkedPerNameMax {
+		t.Errorf("%d messages of one name are parked", r.parkedN)
+	}
+	for i := range ParkedMax {
+		send(10, Message{Kind: Request, Name: fmt.Sprint("later", i), View: ViewID{1, 2}, Req: Req{Session{1}, 1}})
+	}
+	if r.parkedN != ParkedMax {
+		t.Errorf("%d messages are parked", r.parkedN)
+	}
+	for i := range EndedPerLockMax + 1 {
+		send(10, Message{Kind: Release, Name: "n", Req: Req{Session{2, byte(i), byte(i >> 8)}, 1}})
+	}
+	if l := r.locks["n"]; len(l.ended) != EndedPerLockMax || l.over(Req{Session{2}, 1}) || !l.over(Req{Session{2, 1}, 1}) {
+		t.Errorf("%d finished requests are remembered", len(l.ended))
+	}
+	for i := range RequestsPerPeerMax {
+		if m := send(11, Message{Kind: Request, Name: fmt.Sprint(i), Req: Req{Session{3}, 1}}); m == nil || m.Kind != Grant {
+			t.Fatalf("request %d of a peer: %+v", i, m)
+		}
+	}
+	if m := send(11, Message{Kind: Request, Name: "n", Req: Req{Session{3}, 1}}); m == nil || m.Kind != Refused || m.Reason != TooManyRequests {
+		t.Errorf("one request too many of a peer: %+v", m)
+	}
+	if m := send(12, Message{Kind: Request, Name: "n", Req: Req{Session{4}, 1}}); m == nil || m.Kind != Grant {
+		t.Errorf("another peer: %+v", m)
+	}
+	if err := r.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestIdleNamesMakeRoom: the longest idle name goes, and its number into the floor of all, so that its next token is higher.
+func TestIdleNamesMakeRoom(t *testing.T) {
+	d := newDesk(t, 1)
+	r := d.reps[id(1)]
+	l := r.insert("old")
+	l.rec = 200
+	for i := range LocksMax - 1 {
+		r.insert(fmt.Sprint(i))
+	}
+	if len(r.locks) != LocksMax || r.floor != 100 {
+		t.Fatalf("%d names, floor %d", len(r.locks), r.floor)
+	}
+	r.insert("new")
+	if r.locks["old"] != nil || len(r.locks) != LocksMax || r.floor != 200 || r.locks["new"].rec != 200 {
+		t.Errorf("old %v, %d names, floor %d", r.locks["old"], len(r.locks), r.floor)
+	}
+}
