@@ -1,6 +1,7 @@
 package lockservice
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -18,6 +19,9 @@ import (
 // The world of this file has one prefix's group and the own groups that it makes of one of its keys, each reduced to its log: what an
 // ordering engine makes sure of is taken for granted, and leaders that change, replicas that restart and groups that are lost are
 // faults of it. Whoever moves the key may stop after any step, be followed by another, and have its commands arrive twice and late.
+
+// ownSeeds is what other packages' tests take, whose worlds are smaller: one of these takes as long as some two hundred of theirs.
+var ownSeeds = flag.Int("seeds", 5000, "TestOwnGroupsInSimulation draws one world for each 200 of these")
 
 const (
 	simTTL  = time.Second
@@ -634,7 +638,7 @@ func TestOwnGroupsInSimulation(t *testing.T) {
 	t.Parallel()
 	counts := make(map[string]int)
 	holds := 0
-	for seed := range uint64(25) {
+	for seed := range uint64(max(25, *ownSeeds/200)) {
 		w := newOwnWorld(seed, ownFault{})
 		if err := w.run(60 * time.Second); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
