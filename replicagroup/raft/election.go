@@ -254,6 +254,9 @@ func (e *Engine) tickSnapshots() {
 
 // needed returns the index after which members still need the log that were sent a snapshot, at most index.
 func (e *Engine) needed(index uint64) uint64 {
+	if e.raft == nil {
+		return index // it follows, and sleeps
+	}
 	i := 0
 	e.raft.WithProgress(func(_ uint64, _ etcd.ProgressType, pr tracker.Progress) {
 		if pr.State == tracker.StateSnapshot {

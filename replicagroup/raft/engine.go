@@ -123,7 +123,7 @@ type Engine struct {
 	voters []order.ReplicaID // its Voters
 	joint  bool              // view.Joint()
 	views  []viewAt          // the one at the snapshot and all that came after it; view is the last
-	raft   *etcd.RawNode
+	raft   *etcd.RawNode     // nil in a follower that sleeps; see quiesce.go
 	log    *memLog
 
 	// What the library said last. Exact between two steps, because every step drains it.
@@ -139,7 +139,9 @@ type Engine struct {
 	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
 	clock   electionClock
 	asleep  bool // no timer is set; see quiesce.go
-	lease   lease
+	// sleepless keeps the library in a follower that sleeps, for a test that compares it with one that does not.
+	sleepless bool
+	lease     lease
 
 	// Writes under way, oldest first; seq is the newest one's number, stored the newest that is durable.
 	writes      fifo[write]
@@ -209,28 +211,10 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 	case alien:
 		return nil, fmt.Errorf("%w: replica %d of view %d has another than %v", ErrWrongStore, cfg.Self, view.Num, cfg.Store)
 	}
-	rn, err := etcd.NewRawNode(&etcd.Config{
-		ID:                        uint64(cfg.Self),
-		ElectionTick:              cfg.ElectionTicks,
-		HeartbeatTick:             1,
-		Storage:                   log,
-		AsyncStorageWrites:        true,
-		MaxSizePerMsg:             appendBytesMax,
-		MaxCommittedSizePerReady:  applyBytesMax,
-		MaxUncommittedEntriesSize: uncommittedBytesMax,
-		MaxInflightMsgs:           inflightMsgsMax,
-		MaxInflightBytes:          inflightBytesMax,
-		CheckQuorum:               true,
-		PreVote:                   true,
-		ReadOnlyOption:            etcd.ReadOnlySafe,
-		DisableProposalForwarding: true,
-		StepDownOnRemoval:         true,
-		Logger:                    silent{},
-	})
+	rn, err := newNode(&cfg, log, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrConfig, err)
 	}
-	log.conf = nil // the library has asked for it
 	e := &Engine{
 		cfg: cfg, raft: rn, log: log, role: etcd.StateFollower, state: log.state, saved: log.state,
 		delivered: log.base, applied: log.base, views: []viewAt{{log.base, view}},
@@ -244,6 +228,31 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 		e.install = &order.Install{Index: s.index, Data: s.data}
 	}
 	return e, nil
+}
+
+// newNode starts the library from a log of which everything up to applied has been applied; 0 stands for where the log begins.
+func newNode(cfg *Config, log *memLog, applied uint64) (*etcd.RawNode, error) {
+	rn, err := etcd.NewRawNode(&etcd.Config{
+		ID:                        uint64(cfg.Self),
+		ElectionTick:              cfg.ElectionTicks,
+		HeartbeatTick:             1,
+		Storage:                   log,
+		Applied:                   applied,
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             appendBytesMax,
+		MaxCommittedSizePerReady:  applyBytesMax,
+		MaxUncommittedEntriesSize: uncommittedBytesMax,
+		MaxInflightMsgs:           inflightMsgsMax,
+		MaxInflightBytes:          inflightBytesMax,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		ReadOnlyOption:            etcd.ReadOnlySafe,
+		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
+		Logger:                    silent{},
+	})
+	log.conf = nil // the library has asked for it
+	return rn, err
 }
 
 // restore reads an image, or makes the log of a new group.
@@ -633,6 +642,9 @@ func (e *Engine) onApplied(index uint64, out *order.Actions) {
 		for range n {
 			e.unapplied.pop()
 		}
+	}
+	if e.asleep {
+		e.doze()
 	}
 	if e.delivered < e.commit || len(e.waiting) > 0 || e.joint {
 		e.drain(out) // a joint view may be left now, or more may be delivered now, and a leader that got ready answers reads

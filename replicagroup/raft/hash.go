@@ -77,7 +77,11 @@ func (e *Engine) Hash() [32]byte {
 		num(v.index)
 		b = appendView(b, v.view)
 	}
-	num(uint64(e.linger), flag(e.halted), e.changeAt, e.raft.BasicStatus().LeadTransferee)
+	var transferee uint64 // only leaders have one
+	if e.role == etcd.StateLeader {
+		transferee = e.raft.BasicStatus().LeadTransferee
+	}
+	num(uint64(e.linger), flag(e.halted), e.changeAt, transferee)
 	num(e.seq, e.stored, e.delivered, e.applied, uint64(e.unapplied.len()), flag(e.started))
 	num(uint64(e.writes.len()))
 	for _, w := range e.writes.all() {

@@ -60,6 +60,30 @@ func (l *memLog) append(ents []*pb.Entry) {
 	l.ents = append(l.ents, ents...)
 }
 
+// own gives small logs storage of their own. The data of an entry that came in a message is a part of that message, and of the batch
+// it came in, which would stay as long as the entry does; in a log that grows that is not for long.
+func (l *memLog) own() {
+	n := 0
+	for _, e := range l.ents {
+		n += len(e.GetData())
+	}
+	if n > ownBytesMax {
+		return
+	}
+	data, boxes, ents := make([]byte, 0, n), make([]entryBox, len(l.ents)), make([]*pb.Entry, len(l.ents))
+	for i, e := range l.ents {
+		b := &boxes[i]
+		b.term, b.idx = e.GetTerm(), e.GetIndex()
+		b.ent.Type, b.ent.Term, b.ent.Index = e.Type, &b.term, &b.idx
+		if at := len(data); len(e.GetData()) > 0 {
+			data = append(data, e.GetData()...)
+			b.ent.Data = data[at:len(data):len(data)]
+		}
+		ents[i] = &b.ent
+	}
+	l.ents = ents
+}
+
 // restore replaces the whole log by a snapshot that came from a leader.
 func (l *memLog) restore(s *pb.Snapshot) {
 	l.snap, l.ents, l.sums = s, nil, nil

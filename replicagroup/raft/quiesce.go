@@ -5,6 +5,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
 
+	"latchkey/internal/invariant"
 	"latchkey/replicagroup/order"
 )
 
@@ -16,6 +17,13 @@ import (
 // log, which is committed and applied, sends Quiesce{term, commit} after its last append and stops its timer. A follower takes
 // it for a heartbeat, too. If it then has the same term and commit index, nothing beyond, and everything on its disk, and its
 // detector does not suspect the leader, it stops its timer as well; otherwise it goes on and says so by a Wake.
+//
+// What sleeps is small. A follower that has applied its whole log lets go of the library's part of it, which is made anew when it
+// wakes. That part could be lost in a crash at any time, so nothing of it can matter but what the engine knows anyway: term, vote and
+// commit index, which it takes from here and not from the disk (the commit index there may be older), the log, the configuration,
+// and that there is a leader, which the library is told by a heartbeat. For the others nothing of that can be seen: nobody is sent
+// anything, and no promise is forgotten that the disk does not hold. It is no restart for the driver either: a machine goes on, and
+// the log time of its group with it.
 //
 // Waking up. Who leads wakes by a proposal, read, change or transfer, and by any message but a late answer to what was over
 // before it slept; in the latter case it sends heartbeats at once. Who follows wakes by the same, by a suspicion of the leader,
@@ -91,11 +99,42 @@ func (e *Engine) sleep(out *order.Actions) {
 	e.proposals.rest()
 	e.clock.epoch++ // a timer that ran out already means nothing
 	out.Timers = append(out.Timers, order.SetTimer{Kind: tickTimer, Epoch: e.clock.epoch, After: -1})
+	e.log.own()
+	e.doze()
+}
+
+// doze lets go of the library in a follower that sleeps and has nothing under way.
+func (e *Engine) doze() {
+	if e.role == etcd.StateFollower && e.lead != 0 && !e.joint && e.applied == e.log.last() && e.commit == e.log.last() &&
+		e.writes.len()+e.unapplied.len() == 0 && !e.sleepless {
+		e.raft = nil
+	}
+}
+
+// rouse makes the library anew where it was let go of: what has happened since it would not have noticed.
+func (e *Engine) rouse() {
+	if e.raft != nil {
+		return
+	}
+	e.log.state, e.log.conf = e.state, snapshot{index: e.applied, view: e.view}.conf(e.cfg.Self)
+	rn, err := newNode(&e.cfg, e.log, e.applied)
+	invariant.Check(err == nil, "a log that fell asleep is one", err)
+	_ = rn.Step(&pb.Message{
+		Type: pb.MsgHeartbeat.Enum(), From: new(uint64(e.lead)), To: new(uint64(e.cfg.Self)), Term: new(e.term), Commit: new(e.commit),
+	})
+	rd := rn.Ready()
+	for _, m := range rd.Messages { // its answer, which nobody waits for
+		invariant.Check(m.GetType() == pb.MsgHeartbeatResp, "a replica wakes as it fell asleep", m)
+	}
+	invariant.Check(len(rd.Entries) == 0 && rd.HardState == nil && rd.SoftState != nil && rd.SoftState.Lead == uint64(e.lead),
+		"a replica wakes as it fell asleep", rd)
+	e.raft = rn
 }
 
 // wake sets the timer again. Whatever the time was before, patience with the leader begins anew.
 func (e *Engine) wake(out *order.Actions) {
 	if e.asleep {
+		e.rouse()
 		e.asleep, e.idle = false, 0
 		e.clock.rest(e.cfg)
 		e.arm(out)

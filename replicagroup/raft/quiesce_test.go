@@ -275,3 +275,125 @@ func TestALeaderThatWasRemovedAsleepStepsDown(t *testing.T) {
 		t.Errorf("%+v", old.eng.Status())
 	}
 }
+
+// A replica that was asleep does exactly what it would do had it kept all it had, whatever happens to it before, meanwhile and
+// afterwards: late and early messages of all terms, suspicions, links that break, crashes, changes of leader, reads, snapshots.
+func TestWhoSleptIsAsWhoDidNot(t *testing.T) {
+	dozed := 0
+	for seed := range uint64(40) {
+		w := newWorld(t, seed, 1+2*int(seed%3), int(seed/3%2))
+		w.twins, w.cfg.Quiesce, w.cfg.LeaseReads = true, HeartbeatDefault*3, seed%4 == 1
+		w.dup = 0.05
+		w.startAll()
+		ids, ref := w.ids(), uint64(0)
+		var old []order.Recv // messages of earlier times
+		w.drop = func(m *pb.Message) bool {
+			if w.rng.IntN(20) == 0 && m.GetType() != pb.MsgSnap {
+				from := w.member(order.ReplicaID(m.GetFrom()))
+				old = append(old, order.Recv{From: from.ID, Store: from.Store, Msg: appendHead(nil, m)})
+			}
+			return w.rng.Float64() < w.loss
+		}
+		some := func() *node { return w.nodes[ids[w.rng.IntN(len(ids))]] }
+		for range 120 {
+			w.pass(w.some(8 * HeartbeatDefault))
+			n, o := some(), some()
+			if !n.up {
+				if w.rng.IntN(3) == 0 {
+					w.start(n.id)
+				}
+				continue
+			}
+			switch w.rng.IntN(16) {
+			case 0, 1:
+				ref++
+				w.propose(n, ref)
+			case 2:
+				w.step(n, order.Read{Ref: 1<<40 + ref})
+				ref++
+			case 3, 4:
+				w.step(n, order.Suspect{Member: o.id})
+				w.after(w.some(10*HeartbeatDefault), func() {
+					if n.up {
+						w.step(n, order.Trust{Member: o.id})
+					}
+				})
+			case 5, 6:
+				w.step(n, order.Link{To: o.id, Up: w.rng.IntN(2) == 0})
+			case 7, 8, 9:
+				for _, r := range old {
+					if d, err := decodeMessage(r.Msg); err == nil && d.GetTo() == uint64(n.id) {
+						w.step(n, r)
+					}
+				}
+			case 10:
+				if lead := w.leader(); lead != nil {
+					w.step(lead, order.Transfer{To: n.id})
+				}
+			case 11:
+				w.crash(n.id)
+			case 12:
+				w.loss = w.rng.Float64() / 4
+			case 13:
+				n.compactAt = 1 + uint64(w.rng.IntN(20))
+			default:
+				w.loss = 0
+				w.run(20*HeartbeatDefault, w.asleep)
+			}
+		}
+		dozed += w.dozed
+	}
+	if dozed < 2000 {
+		t.Errorf("%d steps of replicas that sleep, which is too few to be of use", dozed)
+	}
+}
+
+// Who sleeps and loses its memory then has lost nothing: it comes back with its log, term and vote as the disk has them.
+func TestACrashOfASleeperIsARestart(t *testing.T) {
+	for seed := range uint64(10) {
+		w, lead := sleepers(t, seed, 3, 0)
+		n := w.nodes[lead.id%3+1]
+		if n.eng.raft != nil {
+			t.Fatal("a follower sleeps with all it has")
+		}
+		term, last := n.eng.term, n.eng.log.last()
+		w.crash(n.id)
+		w.start(n.id)
+		if n.eng.term != term || n.eng.log.last() != last || n.eng.asleep {
+			t.Fatalf("term %d to %d after %d to %d", n.eng.term, n.eng.log.last(), term, last)
+		}
+		w.commit(w.awaitLeader(electionTimeout), 4, 6)
+		w.awaitSleep()
+		w.agree(0)
+	}
+}
+
+// A message of an old term wakes a sleeper and changes nothing; one that only answers what is over does not even wake it.
+func TestAMessageOfAnOldTermDeposesNobody(t *testing.T) {
+	w, lead := sleepers(t, 4, 3, 0)
+	n := w.nodes[lead.id%3+1]
+	other := w.member((n.id)%3 + 1)
+	term, hash := n.eng.term, n.eng.Hash()
+	say := func(m *pb.Message) {
+		m.From, m.To, m.Term = new(uint64(other.ID)), new(uint64(n.id)), new(term-1)
+		w.step(n, order.Recv{From: other.ID, Store: other.Store, Msg: appendHead(nil, m)})
+	}
+	for _, late := range []pb.MessageType{pb.MsgAppResp, pb.MsgHeartbeatResp, pb.MsgVoteResp, pb.MsgPreVoteResp} {
+		if say(&pb.Message{Type: late.Enum()}); n.eng.raft != nil || n.eng.Hash() != hash {
+			t.Errorf("%v wakes a sleeper", late)
+		}
+	}
+	for _, stale := range []pb.MessageType{pb.MsgHeartbeat, pb.MsgVote, pb.MsgPreVote, pb.MsgApp} {
+		m := &pb.Message{Type: stale.Enum()}
+		if stale == pb.MsgApp {
+			m.Index, m.LogTerm = new(uint64(genesisIndex)), new(uint64(genesisTerm))
+		}
+		if say(m); n.eng.asleep || n.eng.raft == nil {
+			t.Errorf("%v does not wake a sleeper", stale)
+		}
+		w.awaitSleep()
+		if w.leader() != lead || n.eng.term != term || lead.eng.term != term {
+			t.Errorf("%v deposes the leader", stale)
+		}
+	}
+}

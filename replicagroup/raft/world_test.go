@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -40,11 +41,14 @@ type world struct {
 	views         map[uint64]order.ViewNote        // by number
 	newest        order.ViewNote
 	trace         func(format string, args ...any)
+	twins         bool // every replica has a twin that keeps what a sleeper lets go of, and must do the same
+	dozed         int  // steps that ended in a replica that has let go of it
 }
 
 type node struct {
 	id         order.ReplicaID
 	eng        *Engine
+	twin       *Engine // see world.twins
 	up         bool
 	life       int
 	disk       disk
@@ -204,6 +208,12 @@ func (w *world) start(id order.ReplicaID) {
 		n.last = genesisIndex // its snapshot comes first
 	}
 	n.life++
+	if n.twin = nil; w.twins {
+		if n.twin, err = New(cfg, n.disk.image()); err != nil {
+			w.tb.Fatal(err)
+		}
+		n.twin.sleepless = true
+	}
 	w.step(n, order.Rand{Bits: w.rng.Uint64()})
 }
 
@@ -263,8 +273,17 @@ func (w *world) step(n *node, ev order.Event) {
 	var out order.Actions
 	ev = timed(ev, w.now)
 	n.eng.Step(ev, &out)
-	if n.eng.raft.HasReady() {
+	if n.eng.raft != nil && n.eng.raft.HasReady() {
 		w.tb.Fatalf("%d: the library still has something after %T", n.id, ev)
+	}
+	if n.twin != nil {
+		var same order.Actions
+		if n.twin.Step(ev, &same); !reflect.DeepEqual(out, same) || n.eng.Hash() != n.twin.Hash() {
+			w.tb.Fatalf("%d: after %T %+v\ncomes %+v\nwithout sleep %+v", n.id, ev, ev, out, same)
+		}
+	}
+	if n.eng.raft == nil {
+		w.dozed++
 	}
 	if w.trace != nil {
 		w.trace("%v %d %T -> %x", w.now, n.id, ev, n.eng.Hash())
