@@ -34,12 +34,12 @@ type replica struct {
 	shard      *shard
 	group      order.GroupID
 	self       order.ReplicaID
-	peerID     string               // of this peer
-	view       order.View           // as of what was delivered; joint for the time a change takes
-	descriptor placement.Descriptor // of the last settled view
-	encoded    []byte               // of descriptor, once somebody needed it
-	later      placement.Descriptor // the newest that others told of; zero, or of a later view when it was told
-	fellows    []peer.ID            // the peers of view and later
+	peerID     string                // of this peer
+	view       order.View            // as of what was delivered; joint for the time a change takes
+	descriptor placement.Descriptor  // of the last settled view
+	encoded    []byte                // of descriptor, once somebody needed it
+	later      *placement.Descriptor // the newest that others told of; nil, or of a later view when it was told
+	fellows    []peer.ID             // the peers of view and later
 	engine     order.Orderer
 	table      *session.Table
 
@@ -135,8 +135,8 @@ func (r *replica) start(s *shard) {
 			s.host.locator.put(d)
 		}
 	}
-	if r.later.View.Num < r.view.Num { // of one that joins they are the same, and its log begins with an earlier one
-		r.later = placement.Descriptor{}
+	if r.later != nil && r.later.View.Num < r.view.Num { // of one that joins they are the same, and its log begins with an earlier one
+		r.later = nil
 	}
 	r.meet()
 	r.led = true // as if it were known, so that not knowing one is a change
@@ -617,7 +617,7 @@ func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Order
 	return &replica{
 		applied: status.Applied, // the log begins above this
 		group:   d.Group, self: self, peerID: own.PeerID, view: status.View, descriptor: d, engine: engine,
-		awake: true, later: d, table: session.NewTable(d.Group, drift, machines),
+		awake: true, later: &d, table: session.NewTable(d.Group, drift, machines),
 		contention: contention{window: windowFirst},
 	}
 }

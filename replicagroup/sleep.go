@@ -53,6 +53,9 @@ func (r *replica) lighten() {
 	if len(r.blocked) == 0 {
 		r.blocked = nil
 	}
+	if r.later != nil && r.later.View.Num <= r.view.Num {
+		r.later = nil
+	}
 }
 
 // activateLocked counts the reasons to watch a peer closely.

@@ -20,8 +20,8 @@ import (
 // setView takes over a view that the engine has reached.
 func (r *replica) setView(n order.ViewNote) {
 	r.view = n.View
-	if n.View.Num >= r.later.View.Num {
-		r.later = placement.Descriptor{}
+	if r.later != nil && n.View.Num >= r.later.View.Num {
+		r.later = nil
 	}
 	r.meet()
 	r.doubt()
@@ -44,7 +44,10 @@ func (r *replica) describe(v order.View) (d placement.Descriptor, ok bool) {
 	d = placement.Descriptor{Group: r.group, View: v, Engine: placement.EngineRaft, Peers: make([]placement.Peer, len(v.Members))}
 	for i, m := range v.Members {
 		p := peerOfInfo(r.shard.host.overlay.Info(peer.ID(m.PeerID)))
-		for _, old := range []placement.Descriptor{r.later, r.descriptor} {
+		for _, old := range []*placement.Descriptor{r.later, &r.descriptor} {
+			if old == nil {
+				continue
+			}
 			if o, known := old.Peer(m.ID); known && len(p.Addrs) == 0 {
 				p.Addrs = o.Addrs
 			}
@@ -77,7 +80,7 @@ func former(v order.View) order.View {
 
 // member returns a member of this replica's view, or of a later one that it has heard of.
 func (r *replica) member(id order.ReplicaID) (order.Member, bool) {
-	if m, ok := r.view.Member(id); ok || id < r.view.Next {
+	if m, ok := r.view.Member(id); ok || id < r.view.Next || r.later == nil {
 		return m, ok
 	}
 	return r.later.View.Member(id)
@@ -86,11 +89,13 @@ func (r *replica) member(id order.ReplicaID) (order.Member, bool) {
 // meet makes the host listen to, and watch, the peers of the group as this replica knows it now.
 func (r *replica) meet() {
 	var peers []peer.ID
-	for _, v := range []order.View{r.view, r.later.View} {
-		for _, m := range v.Members {
-			if p := peer.ID(m.PeerID); m.PeerID != r.peerID && !slices.Contains(peers, p) {
-				peers = append(peers, p)
-			}
+	members := r.view.Members
+	if r.later != nil {
+		members = slices.Concat(members, r.later.View.Members)
+	}
+	for _, m := range members {
+		if p := peer.ID(m.PeerID); m.PeerID != r.peerID && !slices.Contains(peers, p) {
+			peers = append(peers, p)
 		}
 	}
 	r.shard.host.meet(r.fellows, peers, r.awake)
@@ -179,10 +184,10 @@ func (h *Host) news(d placement.Descriptor) {
 // news makes a replica listen to the members of a later view, or, where it has no place in that view, count the days it has
 // left: those that stay may still need its vote for a while, as after a removal that it has seen itself.
 func (r *replica) news(d placement.Descriptor) {
-	if r.halted || !placement.Newer(d, r.descriptor) || !placement.Newer(d, r.later) && !r.later.IsZero() {
+	if r.halted || !placement.Newer(d, r.descriptor) || r.later != nil && !placement.Newer(d, *r.later) {
 		return
 	}
-	r.later = d
+	r.later = &d
 	r.meet()
 	if _, is := d.View.Member(r.self); !is && r.self < d.View.Next && !r.parting {
 		r.parting = true
