@@ -121,7 +121,6 @@ type Engine struct {
 	cfg    Config
 	view   order.View        // as of what was delivered
 	voters []order.ReplicaID // its Voters
-	joint  bool              // view.Joint()
 	views  []viewAt          // the one at the snapshot and all that came after it; view is the last
 	raft   *etcd.RawNode     // nil in a follower that sleeps; see quiesce.go
 	log    *memLog
@@ -132,16 +131,20 @@ type Engine struct {
 	state
 	saved state // what the last write left
 
+	// Flags stand together, for there may be ten thousand engines.
 	started bool
 	halted  bool
-	linger  int            // ticks left of a removed replica, 0 of any other
-	probing bool           // within a step: a member answers a heartbeat, and may have to be probed
-	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
-	clock   electionClock
+	joint   bool // view.Joint()
+	probing bool // within a step: a member answers a heartbeat, and may have to be probed
+	open    bool // of a leader: a round of reads is under way, with or without reads
 	asleep  bool // no timer is set; see quiesce.go
 	// sleepless keeps the library in a follower that sleeps, for a test that compares it with one that does not.
 	sleepless bool
-	lease     lease
+
+	linger  int            // ticks left of a removed replica, 0 of any other
+	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
+	clock   electionClock
+	lease   lease
 
 	// Writes under way, oldest first; seq is the newest one's number, stored the newest that is durable.
 	writes      fifo[write]
@@ -160,7 +163,6 @@ type Engine struct {
 	waiting   []uint64       // reads that arrived since the round under way began
 	round     []uint64       // reads of the round under way; empty when there is none
 	rounds    uint64         // rounds ever begun; names the one under way
-	open      bool           // a round is under way, with or without reads
 	asked     uint64         // rounds begun in this leadership: the highest position a heartbeat carries
 	changeAt  uint64         // index of the newest change of the view proposed here or delivered
 	beats     int            // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
