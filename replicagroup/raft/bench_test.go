@@ -210,3 +210,18 @@ func BenchmarkLibraryCommit(b *testing.B) {
 		}
 	}
 }
+
+// What it costs to wake a follower, beside what it then does: when a peer is lost, all groups it led wake at once.
+func BenchmarkRouse(b *testing.B) {
+	w := newWorld(b, 1, 3, 0)
+	w.startAll()
+	lead := w.awaitLeader(electionTimeout)
+	w.commit(lead, 1, 3)
+	w.awaitSleep()
+	e := w.nodes[lead.id%3+1].eng
+	b.ReportAllocs()
+	for b.Loop() {
+		e.rouse()
+		e.doze()
+	}
+}
