@@ -401,6 +401,26 @@ func TestCandidatesOfReports(t *testing.T) {
 	}
 }
 
+// TestTwoRequestsOfASessionInReports: voters that heard a session at different times name different requests of it. The newer
+// one shows that the older is over. Seed 9268 of the simulation kept both.
+func TestTwoRequestsOfASessionInReports(t *testing.T) {
+	for _, order := range [][2]byte{{1, 2}, {2, 1}} {
+		d := newDesk(t, 1, 2, 3)
+		r := d.replica(4, ReplicaConfig{})
+		d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(4)}, 4)
+		for _, seq := range order {
+			d.step(id(4), Event{Kind: Receive, From: id(seq), Msg: &Message{
+				Kind: Reported, View: ViewID{1, 1}, Report: &Report{Inc: 1, Chunks: 1, Entries: []ReportEntry{{
+					Name: "n", Parties: []ReportParty{{Req: Req{Session{10}, uint64(seq)}, Node: id(10), TTL: deskTTL, Left: deskTTL}},
+				}}},
+			}})
+		}
+		if cs := r.locks["n"].candidates; len(cs) != 1 || cs[0].req.Seq != 2 {
+			t.Errorf("candidates %+v", cs)
+		}
+	}
+}
+
 // TestASealedTableIsDead is S2: nothing of the old view is granted or renewed.
 func TestASealedTableIsDead(t *testing.T) {
 	for _, m := range []mutant{mutantNone, mutantNoSeal} {

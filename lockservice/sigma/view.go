@@ -346,6 +346,15 @@ func (r *Replica) merge(e reported) {
 			if r.cfg.mutant == mutantOneCandidate && len(l.candidates) > 0 {
 				break
 			}
+			if j := l.candidate(p.Req.Session); j >= 0 { // two requests of one session: the older is over (S5(ii))
+				old := l.candidates[j].req
+				if old.Seq > p.Req.Seq {
+					l.end(p.Req, e.at)
+					break
+				}
+				l.end(old, e.at)
+				r.dropCandidate(l, j)
+			}
 			l.candidates = append(l.candidates, candidate{wish: p.wish(r.now), until: until, votes: 1})
 			r.perPeer[p.Node]++
 		}
@@ -465,21 +474,27 @@ func (r *Replica) settle(out []Action) []Action {
 	out = append(out, Action{Kind: Settled})
 	for _, name := range r.names() {
 		l := r.locks[name]
+		r.sweep(l)
 		for i := 0; i < len(l.candidates); {
 			c := &l.candidates[i]
 			j := l.waiter(c.req.Session)
 			switch {
-			case l.over(c.req), j >= 0 && l.queue[j].heard && l.queue[j].req.Seq > c.req.Seq: // S5(ii)
+			case j < 0:
+			case l.queue[j].req.Seq > c.req.Seq: // S5(ii), said here or in a report
+				l.end(c.req, r.now)
 				r.dropCandidate(l, i)
 				continue
-			case j >= 0 && l.queue[j].heard && l.queue[j].req == c.req && l.queue[j].tok == 0: // S5(i)
+			case l.queue[j].req.Seq < c.req.Seq:
+				l.end(l.queue[j].req, r.now)
+				r.dequeue(l, j)
+			case l.queue[j].heard && l.queue[j].tok == 0: // S5(i)
 				r.dropCandidate(l, i)
 				continue
-			case j >= 0 && l.queue[j].heard && l.queue[j].req == c.req: // S6
+			case l.queue[j].heard: // S6
 				c.claimed = true
 				c.wish = l.queue[j]
 				r.dequeue(l, j)
-			case j >= 0 && !l.queue[j].heard: // another replica had it in its queue
+			default: // another replica had it in its queue
 				r.dequeue(l, j)
 			}
 			i++
