@@ -175,6 +175,9 @@ func (p *Processes) furnish(s *place, bootstrap []string) error {
 	c.Network.Listen, c.Network.Bootstrap = []string{s.addr()}, bootstrap
 	spec := node.DirSpec{Key: s.key, Genesis: p.genesis, SwarmKey: p.psk, Config: c}
 	spec.Founds = s.index < len(p.genesis.Founders)
+	if s.index == 0 { // as "init" leaves it with the first peer; of a testnet it is no secret
+		spec.RootKey = secret(p.opts.Seed, "root")
+	}
 	if err := p.markDir(s.dir); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"latchkey/dht/keyspace"
 	"latchkey/node"
 	"latchkey/node/api"
 	"latchkey/replicagroup/placement"
@@ -198,6 +199,9 @@ type reviveOptions struct {
 
 func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, prefix string, o reviveOptions) error {
 	g, err := daemon.Group(ctx, prefix)
+	if _, malformed := keyspace.ParsePrefix(prefix); malformed != nil && errors.Is(err, api.ErrNoGroup) {
+		return usagef("group revive: %.80q: neither root nor a prefix like a3/8, as \"latchkey group ls\" prints them, nor the name of a lock that was ever taken", prefix)
+	}
 	if err != nil {
 		return err
 	}

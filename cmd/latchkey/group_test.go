@@ -101,6 +101,7 @@ func TestGroupRevive(t *testing.T) {
 	expect(t, d.run("group", "revive", "77/8", "--yes"), exitNotFound, "77/8")
 	expect(t, d.run("group", "revive", "root", "--yes", "--path", d.dir), exitFailure, "there is no root key at "+d.dir+"/root.key", "cannot be given another root",
 		"until 2 of the root's 3 voters are back (missing: 12D3KooWone, 12D3KooWtwo)")
+	expect(t, d.run("group", "revive", "zz/8", "--yes"), exitUsage, `"zz/8": neither root nor a prefix like a3/8`)
 	expect(t, d.run("group", "revive"), exitUsage, "usage: latchkey group revive PREFIX|root")
 }
 
