@@ -28,6 +28,8 @@ type checker struct {
 	executed map[uint64]execution // uid -> where and with what answer
 	grants   map[string][]grant   // per lock, by rising index
 	queues   map[string][]waiting // per lock, as the log has it
+	shares   map[waiting]bool     // whether a request is to share its lock
+	tokens   map[waiting]table.Token
 }
 
 type execution struct {
@@ -50,6 +52,7 @@ func newChecker(w *World) *checker {
 	return &checker{
 		w: w, holders: make(map[string][]*wish), entries: make(map[uint64]uint64), states: make(map[uint64][32]byte),
 		executed: make(map[uint64]execution), grants: make(map[string][]grant), queues: make(map[string][]waiting),
+		shares: make(map[waiting]bool), tokens: make(map[waiting]table.Token),
 	}
 }
 
@@ -70,8 +73,18 @@ func (k *checker) exclusive(x *wish) {
 	if !k.w.cfg.bounded() {
 		return
 	}
+	valid, held := 1, 1
 	for _, y := range k.holders[x.name] {
-		if y == x {
+		if y == x || x.shared && y.shared {
+			continue
+		}
+		if x.permits > 0 { // others may hold too, so many
+			if held++; y.hold.Valid(y.c.env.Now()) {
+				valid++
+			}
+			if y.hold.State() != hold.StateHeld {
+				held--
+			}
 			continue
 		}
 		now := y.c.env.Now()
@@ -82,6 +95,13 @@ func (k *checker) exclusive(x *wish) {
 		case y.hold.State() == hold.StateHeld && k.w.cfg.Faults.PauseEvery == 0:
 			k.fail("loss reported late: client %d acquired %s while %d, whose machine runs, had not been told", x.c.env.ID(), x.name, y.c.env.ID())
 		}
+	}
+	switch {
+	case x.permits == 0:
+	case valid > x.permits:
+		k.fail("exclusion: client %d (token %d) is one of %d that hold %s, of %d permits", x.c.env.ID(), x.hold.Token(), valid, x.name, x.permits)
+	case held > x.permits && k.w.cfg.Faults.PauseEvery == 0:
+		k.fail("loss reported late: client %d acquired %s when %d had not been told, of %d permits", x.c.env.ID(), x.name, held-1, x.permits)
 	}
 }
 
@@ -167,8 +187,12 @@ func (k *checker) command(index uint64, n note) {
 	switch c := n.cmd.cmd.(type) {
 	case table.Acquire:
 		who := waiting{n.client, c.Req}
+		k.shares[who] = c.Shared
 		switch n.ans.Kind {
 		case table.Granted:
+			if q := k.queues[c.Name]; len(q) > 0 && k.tokens[who] != n.ans.Token {
+				k.fail("order: entry %d grants %s to %v at once, the queue is %v", index, c.Name, who, q)
+			}
 			k.granted(index, c.Name, who, n.ans.Token)
 		case table.Queued:
 			if !slices.Contains(k.queues[c.Name], who) {
@@ -198,12 +222,14 @@ func (k *checker) handed(index uint64, g table.Grant) {
 
 // granted checks that tokens rise with the grants of a lock. A request may be told its token again.
 func (k *checker) granted(index uint64, name string, who waiting, token table.Token) {
+	if k.tokens[who] == token {
+		return
+	}
+	k.tokens[who] = token
 	gs := k.grants[name]
 	if len(gs) > 0 {
-		switch last := gs[len(gs)-1]; {
-		case last.who == who && last.token == token:
-			return
-		case token <= last.token:
+		last := gs[len(gs)-1]
+		if token < last.token || token == last.token && !(k.shares[who] && k.shares[last.who]) {
 			k.fail("tokens: %s granted to %v with %d at entry %d, to %v with %d at %d", name, last.who, last.token, last.index, who, token, index)
 		}
 	}

@@ -55,6 +55,8 @@ type wish struct {
 	acquired bool
 	settled  bool // began after the faults, and wants the lock whatever it takes
 	done     bool
+	shared   bool
+	permits  int
 }
 
 func newClient(w *World, e *sim.Env) *client {
@@ -226,6 +228,8 @@ func (c *client) wish() {
 		c: c, name: string(rune('a' + r.IntN(c.w.cfg.Names))), reqs: make(map[uint64]uint64), timer: func() {},
 		cfg: hold.Config{TTL: c.w.cfg.TTL[r.IntN(len(c.w.cfg.TTL))], Drift: c.w.protocolDrift(), Try: r.IntN(6) == 0},
 	}
+	mode := c.w.cfg.Modes[x.name[0]-'a']
+	x.shared, x.permits = mode == someShare && r.IntN(3) > 0, max(mode, 0)
 	x.hold = hold.New(x.cfg)
 	switch c.w.cfg.Mutant {
 	case FromArrival:
@@ -303,7 +307,7 @@ func (x *wish) call(a hold.Call) {
 	var cmd table.Command
 	switch a.Kind {
 	case hold.Acquire:
-		cmd = table.Acquire{Name: x.name, Req: req, TTL: a.TTL, Try: a.Try}
+		cmd = table.Acquire{Name: x.name, Req: req, TTL: a.TTL, Try: a.Try, Shared: x.shared, Permits: x.permits}
 	case hold.Renew:
 		cmd = table.Renew{Name: x.name, Req: req, Token: table.Token(a.Token), TTL: a.TTL}
 	case hold.GiveBack:

@@ -29,7 +29,12 @@ const (
 func (c command) encode() []byte {
 	b := binary.BigEndian.AppendUint64(nil, c.uid)
 	put := func(kind byte, req uint64, tok table.Token, ttl time.Duration, name string) {
-		b = append(b, kind)
+		b = append(b, kind, 0, 0)
+		if a, ok := c.cmd.(table.Acquire); ok {
+			if b[10] = byte(a.Permits); a.Shared {
+				b[9] = 1
+			}
+		}
 		for _, v := range []uint64{req, uint64(tok), uint64(ttl)} {
 			b = binary.BigEndian.AppendUint64(b, v)
 		}
@@ -53,10 +58,10 @@ func (c command) encode() []byte {
 func decodeCommand(b []byte) command {
 	u64 := func(i int) uint64 { return binary.BigEndian.Uint64(b[i:]) }
 	c := command{uid: u64(0)}
-	req, tok, ttl, name := u64(9), table.Token(u64(17)), time.Duration(u64(25)), string(b[33:])
+	req, tok, ttl, name := u64(11), table.Token(u64(19)), time.Duration(u64(27)), string(b[35:])
 	switch b[8] {
 	case cmdAcquire, cmdTry:
-		c.cmd = table.Acquire{Name: name, Req: req, TTL: ttl, Try: b[8] == cmdTry}
+		c.cmd = table.Acquire{Name: name, Req: req, TTL: ttl, Try: b[8] == cmdTry, Shared: b[9] == 1, Permits: int(b[10])}
 	case cmdRenew:
 		c.cmd = table.Renew{Name: name, Req: req, Token: tok, TTL: ttl}
 	case cmdRelease:
@@ -135,6 +140,14 @@ func (m *machine) use(t *table.Table) {
 		table.Sabotage(t, table.MutantSameToken)
 	case StaleRelease:
 		table.Sabotage(t, table.MutantStaleRelease)
+	case Mixed:
+		table.Sabotage(t, table.MutantMixed)
+	case Impatient:
+		table.Sabotage(t, table.MutantImpatient)
+	case ExtraPermit:
+		table.Sabotage(t, table.MutantExtraPermit)
+	case Overtake:
+		table.Sabotage(t, table.MutantOvertake)
 	}
 	m.table = t
 }

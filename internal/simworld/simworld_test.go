@@ -55,6 +55,7 @@ func TestEveryMutantIsCaught(t *testing.T) {
 	checks := map[Mutant]string{
 		FromArrival: "exclusion", RetryMoves: "exclusion", Unconfirmed: "exclusion", IgnoreDrift: "exclusion",
 		ForgetResults: "once only", ForeignStamps: "exclusion", SameToken: "tokens", StaleRelease: "exclusion",
+		Mixed: "tokens", Impatient: "exclusion", ExtraPermit: "exclusion", Overtake: "order",
 	}
 	const seedsMax = 5000
 	if testing.Short() {

@@ -38,6 +38,10 @@ const (
 	ForeignStamps        // log time follows whatever clock the leader has
 	SameToken            // a hand-over passes the token on
 	StaleRelease         // an old release touches a newer hold of its client
+	Mixed                // somebody who shares is granted beside somebody who does not
+	Impatient            // somebody who does not share is granted beside those who do
+	ExtraPermit          // a semaphore has one permit too many
+	Overtake             // who shares does not wait for those before him who do not
 	mutants
 )
 
@@ -45,6 +49,7 @@ const (
 func (m Mutant) String() string {
 	return [...]string{
 		"none", "from-arrival", "retry-moves", "unconfirmed", "ignore-drift", "forget-results", "foreign-stamps", "same-token", "stale-release",
+		"mixed", "impatient", "extra-permit", "overtake",
 	}[m]
 }
 
@@ -65,6 +70,7 @@ type Config struct {
 	Replicas int
 	Clients  int
 	Names    int
+	Modes    []int           // what each name is used as: 0 alone, [someShare], or a semaphore of so many permits
 	Drift    automaton.Drift // the bound the protocol believes in
 	Faults   sim.Faults      // Faults.Drift is how far clocks really go
 	TTL      []time.Duration // of leases; a hold draws one
@@ -101,8 +107,18 @@ func Draw(seed uint64, e Engine, m Mutant) Config {
 	if r.IntN(8) == 0 {
 		c.Faults.Drift = 3 * c.Drift // beyond the bound: exclusion may break, tokens must not
 	}
+	for range c.Names {
+		mode := []int{0, 0, someShare, 2}[r.IntN(4)]
+		if m != None && m < Mixed { // what is wrong with a lock that one has alone shows soonest where all are
+			mode = 0
+		}
+		c.Modes = append(c.Modes, mode)
+	}
 	return c
 }
+
+// someShare is the mode of a name that some share and others do not.
+const someShare = -1
 
 // bounded reports whether the clocks keep to what the protocol believes.
 func (c *Config) bounded() bool { return c.Faults.Drift <= c.Drift }
