@@ -5,6 +5,7 @@ import (
 	"context"
 	"debug/buildinfo"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -42,6 +43,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
 		os.Exit(1)
 	}
+	flag.Set("test.parallel", "4") // they wait for daemons and leases, more than for a processor
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
