@@ -399,14 +399,13 @@ type simClient struct {
 	seqs  map[order.GroupID]uint64
 	at    *simGroup // where it believes that name is served
 
-	name   string
-	req    uint64
-	state  int // of simIdle, simAsking, simQueued, simHolding, simLeaving
-	token  uint64
-	waited bool
-	until  time.Duration // holds in its own belief before this
-	next   time.Duration // when it does something
-	leave  time.Duration
+	name  string
+	req   uint64
+	state int // of simIdle, simAsking, simQueued, simHolding, simLeaving
+	token uint64
+	until time.Duration // holds in its own belief before this
+	next  time.Duration // when it does something
+	leave time.Duration
 
 	cmd     order.Command // of the call under way
 	calling bool
