@@ -64,6 +64,7 @@ type Result struct {
 	Load        float64 `json:"load"`                // average of the last minute, at the end; -1 where the system does not tell
 
 	lookups, streams uint64 // that were begun and opened during the measurement; repeated operations need none
+	suspicions       uint64 // that peers had of each other then, right or wrong: who is suspected is asked and looked for anew
 }
 
 // Text writes the result for people, in columns separated by tabs.
@@ -253,12 +254,12 @@ func (s *subject) measure(ctx context.Context, n *testnet.Network, d time.Durati
 		AllocsOp:   us.AllocsPerOp(), CPUusOp: micros(us.CPUPerOp()),
 		RawP50us: micros(them.Quantile(0.5)), RawCPUusOp: micros(them.CPUPerOp()),
 		IdleMessage: idle, Load: loadAverage(),
-		lookups: end.lookups - start.lookups, streams: end.streams - start.streams,
+		lookups: end.lookups - start.lookups, streams: end.streams - start.streams, suspicions: end.suspicions - start.suspicions,
 	}, nil
 }
 
 // counts are what all peers together have done.
-type counts struct{ messages, lookups, streams uint64 }
+type counts struct{ messages, lookups, streams, suspicions uint64 }
 
 func count(n *testnet.Network) (c counts) {
 	for i := range n.N() {
@@ -267,6 +268,7 @@ func count(n *testnet.Network) (c counts) {
 			c.messages += st.MessagesSent
 			c.lookups += st.Lookups
 			c.streams += st.StreamsOpened
+			c.suspicions += st.Suspicions
 		}
 	}
 	return c

@@ -33,8 +33,8 @@ func TestBenchesFillInEveryFigure(t *testing.T) {
 				r.RatioToRaw <= 0 || r.MessagesOp <= 0 || r.AllocsOp <= 0 || r.RawP50us <= 0 || r.RawCPUusOp < 0 {
 				t.Errorf("%+v", r)
 			}
-			// Neither is on the path of an operation. A busy machine may lose a link for a moment, which is made again.
-			if every := uint64(r.Operations) / 10; uint64(r.lookups) > every || uint64(r.streams) > every {
+			// Neither is on the path of an operation. A busy machine may have peers suspect each other for a moment.
+			if (r.lookups > 0 || r.streams > 0) && r.suspicions == 0 {
 				t.Errorf("%d look-ups and %d new streams in %d repeated operations", r.lookups, r.streams, r.Operations)
 			}
 			b, err := json.Marshal(r)
