@@ -230,7 +230,7 @@ func frameOf(items ...*dhtpb.Item) []byte {
 }
 
 func (a *attackers) hello() []byte {
-	b, err := proto.Marshal(&dhtpb.Frame{Hello: &dhtpb.Hello{Version: 1, Overlay: a.Overlay, Session: mathrand.Uint64() | 1}})
+	b, err := proto.Marshal(&dhtpb.Frame{Hello: &dhtpb.Hello{Version: 2, Overlay: a.Overlay, Session: mathrand.Uint64() | 1}})
 	if err != nil {
 		panic(err)
 	}
