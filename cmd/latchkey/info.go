@@ -132,7 +132,11 @@ func (p keyPlace) write(w io.Writer) {
 		fmt.Fprintf(w, "group\tnone yet: the first lock under this key's prefix makes it\n")
 		return
 	}
-	fmt.Fprintf(w, "group\t%s, generation %d, view %d, bears %s\n", g.ID, g.Generation, g.View, plural(g.Bears, "failure"))
+	away := ""
+	if n := len(g.Members) - len(g.Connected); n > 0 {
+		away = fmt.Sprintf(", of which it has %d if who is not connected here is down", n)
+	}
+	fmt.Fprintf(w, "group\t%s, generation %d, view %d, bears %s%s\n", g.ID, g.Generation, g.View, plural(g.Bears, "failure"), away)
 	for _, m := range g.Members {
 		role, connected := "member", "no"
 		if m == g.Leader {
