@@ -99,7 +99,7 @@ prints may be over when it is read: a leader's term, not an observer, says whose
 					info, line := leaderInfo{Name: args[0], Elected: l.Elected, Value: l.Value, Term: uint64(l.Term)}, "nobody leads"
 					if l.Elected {
 						info.Leader = &partyInfo{l.Holder.Session, l.Holder.Peer}
-						line = fmt.Sprintf("term %v  %s  %s", l.Term, l.Value, l.Holder)
+						line = fmt.Sprintf("term %v  %s  %s", l.Term, inLine(l.Value), l.Holder)
 					}
 					if err := a.event(info, time.Now().Format(time.TimeOnly)+"  "+line); err != nil {
 						return err

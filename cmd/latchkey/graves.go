@@ -84,7 +84,7 @@ them. You are asked to type the prefix, unless --yes is given. The group as it i
 				}
 				if n > 0 && !yes { // else the daemon says what is wrong
 					fmt.Fprintf(a.err, "What this peer knew of generation %s of %s, some %d bytes, is deleted for good.\nType %s to go on: ", generation(gen), prefix, bytes, prefix)
-					if err := a.typed(ctx, c.InOrStdin(), prefix); err != nil {
+					if err := a.typed(ctx, c.InOrStdin(), "group graves rm", prefix); err != nil {
 						return err
 					}
 				}

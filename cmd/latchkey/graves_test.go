@@ -28,6 +28,9 @@ func TestGroupGraves(t *testing.T) {
 		if (p.code == 0) != deletes || strings.Contains(p.out.String(), "deleted  a3/8, generation 1") != deletes || !strings.Contains(p.err.String(), "some 2048 bytes, is deleted for good") {
 			t.Errorf("typed %q: exit %d, %s %s", typed, p.code, p.out.String(), p.err.String())
 		}
+		if !deletes && !strings.Contains(p.err.String(), "group graves rm: not confirmed") {
+			t.Errorf("typed %q: %s", typed, p.err.String())
+		}
 	}
 	if p := d.run("group", "graves", "rm", "root", "1.0", "--yes"); p.code != 0 || p.err.Len() > 0 || !strings.Contains(p.out.String(), "/0, generation 1.0") {
 		t.Errorf("--yes: exit %d, %s %s", p.code, p.out.String(), p.err.String())

@@ -257,7 +257,7 @@ func (a *app) confirmRevive(ctx context.Context, in io.Reader, g api.GroupStandi
 Generation %s begins without what generation %s knew: its locks count as released, tokens go on rising.
 If a majority was merely cut off, it goes on serving its own side, where only the token protects.
 Type the prefix to go on: `, g.Prefix, g.Answering, g.Voters, missingOf(g), generation(g.Generation+1), generation(g.Generation))
-	return a.typed(ctx, in, g.Prefix)
+	return a.typed(ctx, in, "group revive", g.Prefix)
 }
 
 // missingOf names the members that do not answer.
@@ -268,8 +268,8 @@ func missingOf(g api.GroupStanding) string {
 	return "none"
 }
 
-// typed waits until the person has typed a word.
-func (a *app) typed(ctx context.Context, in io.Reader, word string) error {
+// typed waits until the person has typed a word, which verb asked for.
+func (a *app) typed(ctx context.Context, in io.Reader, verb, word string) error {
 	typed := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(io.LimitReader(in, 1<<10)).ReadString('\n')
@@ -281,10 +281,10 @@ func (a *app) typed(ctx context.Context, in io.Reader, word string) error {
 			return nil
 		}
 		fmt.Fprintln(a.err)
-		return exitf(exitFailure, "group revive: not confirmed, so nothing was changed: type %s, or give --yes", word)
+		return exitf(exitFailure, "%s: not confirmed, so nothing was changed: type %s, or give --yes", verb, word)
 	case <-ctx.Done():
 		fmt.Fprintln(a.err)
-		return exitf(exitFailure, "group revive: nobody has confirmed it in time, so nothing was changed")
+		return exitf(exitFailure, "%s: nobody has confirmed it in time, so nothing was changed", verb)
 	}
 }
 
@@ -329,7 +329,7 @@ This peer founds another root, of generation %d of the overlay. Groups that have
 made anew without what they knew, and their members put that aside. If the old root was merely cut off, its members
 stop as soon as they hear of the new one. There is no way back.
 Type root to go on: `, g.Answering, g.Voters, missingOf(g), p.Generation)
-		if err := a.typed(ctx, in, rootName); err != nil {
+		if err := a.typed(ctx, in, "group revive", rootName); err != nil {
 			return err
 		}
 	}

@@ -53,7 +53,8 @@ has ended, so a command left in the background keeps it. Ctrl-Z does not suspend
 
 The lease is renewed in the background. When it may be lost, CMD's process group gets TERM a third of the TTL
 before the lease ends, KILL a tenth of the TTL before, and lock ends with 76. If lock itself is killed, the lease
-runs out after at most the TTL. On Linux CMD is then killed at once, though not what CMD has started; elsewhere
+runs out after at most the TTL. If lock itself is frozen (SIGSTOP, a suspended machine), it cannot stop CMD, and somebody
+else may get the lock meanwhile: only a resource that checks the token is safe then. On Linux CMD is then killed at once, though not what CMD has started; elsewhere
 CMD lives on, and a resource that checks the token is safe from it. On Windows, CMD and all it started end
 together, and TERM is a Ctrl-Break.
 
@@ -69,7 +70,8 @@ A lock that is called like a verb below (info), or starts with a dash, is named 
   latchkey lock -- info -- ./build.sh
 
 Exit code 75 (or -E) says that somebody else held the lock all the time. A group that cannot answer, since too many of
-its members are down or cut off, is an error: 1, whatever -E says.`,
+its members are down or cut off, is an error: 1, whatever -E says; so is 2 for wrong usage, and 3 when the daemon cannot
+be reached or goes away while lock waits.`,
 		Example: `  latchkey lock nightly -- ./build.sh          # one at a time, on every machine
   latchkey lock nightly --try -E 0 -- ./build.sh   # or not at all, which is fine
   latchkey lock nightly --wait 30s -- ./build.sh   # exit 75 when not ours by then

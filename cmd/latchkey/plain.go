@@ -34,6 +34,11 @@ func plain(s string) string {
 	return b.String()
 }
 
+// inLine makes text that others chose fit for one column of one line: it cannot pass for a line of ours.
+func inLine(s string) string {
+	return plain(strings.NewReplacer("\n", `\n`, "\t", `\t`).Replace(s))
+}
+
 // disguised reports whether a rune does something else than to show.
 func disguised(r rune) bool { return r != '\n' && r != '\t' && !unicode.IsPrint(r) }
 

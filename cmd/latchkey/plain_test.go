@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"latchkey/lockservice"
 )
 
 const hostile = "/dns4/a\x1b[2J\x1b]0;owned\x07\u009b1m\u202e\xff\r/tcp/1"
@@ -36,6 +38,17 @@ func TestOutputCannotSteerATerminal(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "second  üñí\n") {
 		t.Errorf("what prints is to stay: %q", out.String())
+	}
+}
+
+func TestAValueIsNoLineOfOurs(t *testing.T) {
+	if got := inLine("ev\nleader\tterm 9" + "\x1b"); got != `ev\nleader\tterm 9\x1b` {
+		t.Errorf("%s", got)
+	}
+	var b strings.Builder
+	writeLockInfo(&b, lockservice.Info{Name: "n", Held: true, Value: "v\nholder\tx"})
+	if strings.Contains(b.String(), "\nholder\tx") {
+		t.Errorf("a value wrote a line of its own: %q", b.String())
 	}
 }
 
