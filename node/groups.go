@@ -98,9 +98,9 @@ func (n *Node) GroupStanding(ctx context.Context, of string) (api.GroupStanding,
 				g.State = api.GroupReviving
 			}
 		case errors.Is(err, replicagroup.ErrNoGroup):
-			return g, fmt.Errorf("%w: no lock under prefix %v was ever taken", api.ErrNoGroup, p)
+			return g, fmt.Errorf("%w: no lock under prefix %v was ever taken%s", api.ErrNoGroup, p, n.takenFor(of))
 		case d.IsZero():
-			return g, fmt.Errorf("%w: the root does not answer, and this peer knows no group of prefix %v: %w", lockservice.ErrNoQuorum, p, err)
+			return g, fmt.Errorf("%w: the root does not answer, and this peer knows no group of prefix %v%s: %w", lockservice.ErrNoQuorum, p, n.takenFor(of), err)
 		}
 	}
 	roll := n.groups.Roll(ctx, d)
@@ -151,6 +151,18 @@ func (n *Node) prefixOf(of string) (keyspace.Prefix, error) {
 		return p, err
 	}
 	return n.genesis.PrefixOf(keyspace.Preimage(of).Key()), nil
+}
+
+// takenFor says that what people named was taken for a lock's name, if it was: they may have meant a prefix.
+func (n *Node) takenFor(of string) string {
+	if _, err := keyspace.ParsePrefix(of); err == nil {
+		return ""
+	}
+	meant, err := keyspace.ParsePrefix(fmt.Sprintf("%s/%d", of, n.genesis.Depth))
+	if err != nil {
+		return fmt.Sprintf(" (%.80q was taken for a lock's name; a prefix is written like %v)", of, n.genesis.PrefixOf(keyspace.Key{0xa3}))
+	}
+	return fmt.Sprintf(" (%.80q was taken for a lock's name; the prefix is written %v)", of, meant)
 }
 
 // ReviveGroup implements [api.Node]: it makes the generation after gen of a prefix's group, which has lost its majority for good

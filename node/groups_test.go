@@ -179,6 +179,16 @@ func TestGroupsAreNamedByPrefixLockOrRoot(t *testing.T) {
 			t.Errorf("%s, which nobody has used: %v", of, err)
 		}
 	}
+	for of, want := range map[string]string{
+		"85": `"85" was taken for a lock's name; the prefix is written 85/8`, "name": `"name" was taken for a lock's name; a prefix is written like a3/8`,
+	} {
+		if _, err := n.GroupStanding(ctx, of); !errors.Is(err, api.ErrNoGroup) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", of, err, want)
+		}
+	}
+	if _, err := n.GroupStanding(ctx, p); err == nil || strings.Contains(err.Error(), "taken for") {
+		t.Errorf("%s: %v", p, err)
+	}
 	if _, err := n.GroupStanding(ctx, "a300/16"); !errors.Is(err, api.ErrPrefix) {
 		t.Errorf("a prefix of another depth: %v", err)
 	}

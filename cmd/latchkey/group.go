@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"latchkey/dht/keyspace"
+	"latchkey/lockservice"
 	"latchkey/node"
 	"latchkey/node/api"
 	"latchkey/replicagroup/placement"
@@ -118,7 +119,7 @@ whether it is there. "root" is the root group itself.`,
 			return a.callLong(c, groupInfoTimeout, func(ctx context.Context, daemon *api.Client) error {
 				g, err := daemon.Group(ctx, args[0])
 				if err != nil {
-					return err
+					return rootFirst(err)
 				}
 				return a.value(g, func(w io.Writer) { printStanding(w, g) })
 			})
@@ -137,9 +138,22 @@ func printStanding(w io.Writer, g api.GroupStanding) {
 	if !g.Directory && g.Prefix != rootPrefix {
 		fmt.Fprintf(w, "root\tdoes not answer; this is what the peer knew\n")
 	}
-	if g.State == api.GroupDown && g.Prefix != rootPrefix {
+	switch {
+	case g.State != api.GroupDown || g.Prefix == rootPrefix:
+	case g.Directory:
 		fmt.Fprintf(w, "to do\tstart the members that do not answer; if too many are gone for good: latchkey group revive %s\n", g.Prefix)
+	default: // a revival would only wait for the root
+		fmt.Fprintf(w, "to do\tstart the members that do not answer; if too many are gone for good, the root must come back first, "+
+			"since it alone can revive a group: latchkey group info root\n")
 	}
+}
+
+// rootFirst adds to the error of a question that the root did not answer what to do.
+func rootFirst(err error) error {
+	if errors.Is(err, lockservice.ErrNoQuorum) {
+		return fmt.Errorf("%w; the root must come back first: latchkey group info root tells who of it is missing", err)
+	}
+	return err
 }
 
 // rootPrefix is the prefix of the root group.
@@ -203,7 +217,7 @@ func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, pref
 		return usagef("group revive: %.80q: neither root nor a prefix like a3/8, as \"latchkey group ls\" prints them, nor the name of a lock that was ever taken", prefix)
 	}
 	if err != nil {
-		return err
+		return rootFirst(err)
 	}
 	switch {
 	case g.Prefix == rootPrefix && g.Majority() && !o.force:
@@ -218,17 +232,22 @@ func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, pref
 		return exitf(exitFailure, "group revive: group %s is not lost: %d of its %d voters answer (%s); nothing was changed. --force revives it all the same, and loses what it knows",
 			prefix, g.Answering, g.Voters, strings.Join(membersThat(g, true), ", "))
 	}
+	if !g.Directory {
+		if err := rootThere(ctx, daemon); err != nil {
+			return err
+		}
+	}
 	if !o.yes {
 		if err := a.confirmRevive(ctx, in, g); err != nil {
 			return err
 		}
 	}
-	v, err := daemon.Revive(ctx, prefix, g.Generation, o.force)
+	v, err := daemon.Revive(hear(ctx), prefix, g.Generation, o.force)
 	if errors.Is(err, api.ErrAlive) {
 		return fmt.Errorf("%w; nothing was changed. --force revives it all the same, and loses what it knows", err)
 	}
 	if err != nil {
-		return err
+		return rootFirst(err)
 	}
 	return a.value(v, func(w io.Writer) {
 		fmt.Fprintf(w, "revived\t%s, generation %s\n", v.Prefix, generation(v.Generation))
@@ -238,6 +257,26 @@ func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, pref
 		fmt.Fprintf(w, "locks\tgranted in about %v, when every lease of generation %s is over\n", v.Embargo.Round(time.Second), generation(g.Generation))
 		fmt.Fprintf(w, "note\ta majority of the old generation that was merely cut off goes on serving its own side; there only the token protects\n")
 	})
+}
+
+// rootThere refuses a revival when the root, which has not answered, has no majority that could: nobody else can revive a group, and
+// to wait is in vain. A root that is merely slow, or is choosing a leader, is waited for.
+func rootThere(ctx context.Context, daemon *api.Client) error {
+	root, err := daemon.Group(ctx, rootName)
+	if err != nil || root.Majority() {
+		return err
+	}
+	return exitf(exitFailure, "group revive: the root, which alone can revive a group, does not answer: %d of its %d voters are there (missing: %s); nothing was changed. "+
+		"The root must come back first: start those that are missing; if they are gone for good: latchkey group revive root", root.Answering, root.Voters, missingOf(root))
+}
+
+// hear returns a context that gives the daemon a little less time than ctx has, so that what it has to say at the end is heard.
+func hear(ctx context.Context) context.Context {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return ctx
+	}
+	return api.LimitDaemon(ctx, end.Add(-spare(time.Until(end))))
 }
 
 // membersThat returns the members that answer, or those that do not.

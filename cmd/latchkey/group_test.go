@@ -105,6 +105,25 @@ func TestGroupRevive(t *testing.T) {
 	expect(t, d.run("group", "revive"), exitUsage, "usage: latchkey group revive PREFIX|root")
 }
 
+// A revival that the root cannot carry out says so, however it comes out, and that the root comes first.
+func TestGroupWithoutARoot(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	for _, flag := range []string{"--yes", "--force"} { // nobody is asked for a confirmation in vain
+		expect(t, d.run("group", "revive", "a5/8", flag), exitFailure, "the root, which alone can revive a group, does not answer: 1 of its 3 voters are there "+
+			"(missing: 12D3KooWone, 12D3KooWtwo); nothing was changed. The root must come back first", "latchkey group revive root")
+	}
+	const first = "the root must come back first: latchkey group info root"
+	expect(t, d.run("--timeout", "1s", "group", "revive", "a6/8", "--yes"), exitFailure, "the root, which alone can revive a group", first)
+	expect(t, d.run("group", "revive", "b0/8", "--yes"), exitFailure, "the root does not answer, and this peer knows no group of prefix b0/8", first)
+	expect(t, d.run("group", "info", "b0/8"), exitFailure, "knows no group of prefix b0/8", first)
+	p := d.run("group", "info", "a5/8")
+	if says := p.out.String(); p.code != 0 || !strings.Contains(says, "does not answer; this is what the peer knew") ||
+		!strings.Contains(says, "the root must come back first, since it alone can revive a group: latchkey group info root") || strings.Contains(says, "group revive") {
+		t.Errorf("group info: exit %d, %s", p.code, says)
+	}
+}
+
 // The root of an overlay of one peer is gone with its store: with the root key the peer founds another one, and goes on after a restart.
 func TestGroupReviveRoot(t *testing.T) {
 	t.Parallel()

@@ -34,8 +34,11 @@ func (a *app) askGroup(ctx context.Context, d time.Duration) (context.Context, c
 	}
 	end := time.Now().Add(d)
 	ctx, cancel := context.WithDeadlineCause(ctx, end, a.daemonSilent(d))
-	return api.LimitDaemon(ctx, end.Add(-min(d/5, 500*time.Millisecond))), cancel
+	return api.LimitDaemon(ctx, end.Add(-spare(d))), cancel
 }
+
+// spare is how much of d the daemon is not given, since its answer takes time to arrive.
+func spare(d time.Duration) time.Duration { return min(d/5, 500*time.Millisecond) }
 
 // daemonSilentError is the end of a call that the daemon did not answer.
 type daemonSilentError struct {

@@ -316,7 +316,8 @@ func (Node) HostedGroups(context.Context) ([]api.HostedGroup, error) {
 	}, nil
 }
 
-// GroupStanding implements [api.Node]. It knows lost, a3/8, of which it says that it has lost its majority, and live, a4/8.
+// GroupStanding implements [api.Node]. It knows lost, a3/8, of which it says that it has lost its majority, and live, a4/8. Of a5/8,
+// which is lost too, and of b0/8 the root does not answer; of a6/8, which is lost, it stops answering then.
 func (Node) GroupStanding(_ context.Context, of string) (api.GroupStanding, error) {
 	g := api.GroupStanding{
 		Prefix: "a3/8", Generation: 2, View: 7, State: api.GroupDown, Voters: 3, Answering: 1, Former: 1, Directory: true,
@@ -329,6 +330,14 @@ func (Node) GroupStanding(_ context.Context, of string) (api.GroupStanding, erro
 	switch of {
 	case "a3/8":
 		return g, nil
+	case "a5/8":
+		g.Prefix, g.Directory = of, false
+		return g, nil
+	case "a6/8":
+		g.Prefix = of
+		return g, nil
+	case "b0/8":
+		return api.GroupStanding{}, fmt.Errorf("%w: the root does not answer, and this peer knows no group of prefix %s", lockservice.ErrNoQuorum, of)
 	case "a4/8":
 		g.Prefix, g.State, g.Answering = of, api.GroupServing, 2
 		g.Members[1] = api.GroupMember{Peer: "12D3KooWone", Role: "leader", State: api.MemberAnswers, View: 7}
@@ -341,8 +350,11 @@ func (Node) GroupStanding(_ context.Context, of string) (api.GroupStanding, erro
 }
 
 // ReviveGroup implements [api.Node].
-func (Node) ReviveGroup(_ context.Context, prefix string, gen uint64, force bool) (api.Revived, error) {
+func (Node) ReviveGroup(ctx context.Context, prefix string, gen uint64, force bool) (api.Revived, error) {
 	switch {
+	case prefix == "a6/8":
+		<-ctx.Done()
+		return api.Revived{}, fmt.Errorf("%w: the root, which alone can revive a group: %w", lockservice.ErrNoQuorum, context.Cause(ctx))
 	case prefix == "a4/8" && !force:
 		return api.Revived{}, fmt.Errorf("%w: of its voters answer: 12D3KooWfake, 12D3KooWone", api.ErrAlive)
 	case prefix == "a3/8" || prefix == "a4/8":
