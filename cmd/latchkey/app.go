@@ -56,19 +56,24 @@ func run(args []string, stdout, stderr io.Writer) int {
 		code = exitCode(err)
 	}
 	if e, ok := err.(*exitError); !ok || e.err != nil {
-		text := strings.TrimPrefix(withoutTokens(oneLine(err)), "latchkey: ")
-		if a.format == formatJSON || a.format == formatJSONL {
-			b, _ := json.Marshal(struct { // of a string and a number, which cannot fail
-				Error string `json:"error"`
-				Code  int    `json:"code"` // with which we exit
-			}{text, code})
-			text = string(b)
-		} else {
-			text = "latchkey: " + text
-		}
-		fmt.Fprintln(stderr, text)
+		a.fail(err, code)
 	}
 	return code
+}
+
+// fail tells, in the format asked for, of an error that ends the program with code.
+func (a *app) fail(err error, code int) {
+	text := strings.TrimPrefix(withoutTokens(oneLine(err)), "latchkey: ")
+	if a.format == formatJSON || a.format == formatJSONL {
+		b, _ := json.Marshal(struct { // of a string and a number, which cannot fail
+			Error string `json:"error"`
+			Code  int    `json:"code"` // with which we exit
+		}{text, code})
+		text = string(b)
+	} else {
+		text = "latchkey: " + text
+	}
+	fmt.Fprintln(a.err, text)
 }
 
 // withoutTokens takes invitations out of a text: an error may quote an argument, and who misplaces an invitation on a command

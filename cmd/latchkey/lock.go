@@ -209,13 +209,18 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 		a.release(daemon, held)
 		return commandError(err)
 	}
-	lost := supervise(held, work, signals)
+	lost := supervise(held, work, signals, func(lost error) {
+		if daemon.Gone() {
+			lost = fmt.Errorf("its daemon is gone: %w", lost)
+		}
+		a.fail(fmt.Errorf("lock %q may be lost, so its work is stopped: %w", name, lost), exitLost)
+	})
 	if lost != nil { // whatever the reason, be it a daemon that is not reachable
 		// Others need not wait for the lease to end if it can be helped; that it cannot is no news.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		held.Release(ctx)
-		return exitf(exitLost, "lock %q may be lost, so its work was stopped: %w", name, lost)
+		return silent(exitLost)
 	}
 	a.release(daemon, held)
 	return work.result()
@@ -314,8 +319,14 @@ func (f *lockFlags) take(ctx context.Context, locks *lockservice.Service, name s
 func (a *app) release(daemon *api.Client, held *lockservice.Handle) {
 	ctx, cancel := context.WithTimeout(context.Background(), min(held.TTL(), 5*time.Second))
 	defer cancel()
+	end := time.Now().Add(held.Remaining())
 	err := held.Release(ctx)
-	if err != nil && !errors.Is(err, lockservice.ErrLost) && !errors.Is(err, lockservice.ErrNotHeld) {
+	switch {
+	case err == nil, errors.Is(err, lockservice.ErrLost), errors.Is(err, lockservice.ErrNotHeld):
+	case errors.Is(err, api.ErrGone):
+		left := max(0, time.Until(end)).Round(100 * time.Millisecond)
+		a.note(fmt.Sprintf("lock %q could not be released, as its daemon is gone, and lapses in about %v: %s", held.Name(), left, oneLine(err)))
+	default:
 		a.note(fmt.Sprintf("lock %q could not be released and lapses within %v: %s", held.Name(), held.TTL(), oneLine(err)))
 	}
 }

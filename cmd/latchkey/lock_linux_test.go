@@ -446,6 +446,25 @@ func TestDaemonGoneMidwayStopsTheCommand(t *testing.T) {
 		t.Errorf("exit %d, want 76", p.code)
 	}
 	d.told("term", false)
+	if says := p.oneLine(); !strings.Contains(says, `lock "n" may be lost`) || !strings.Contains(says, "its daemon is gone") {
+		t.Errorf("it says %q", says)
+	}
+}
+
+func TestReleaseAfterTheDaemonsEndTellsWhatIsLeftOfTheLease(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	p := d.under("signals", "n", "--ttl", "1m").start()
+	d.told("started", false)
+	d.server.Close()
+	p.Process.Signal(syscall.SIGQUIT)
+	if p.wait() != 9 {
+		t.Errorf("exit %d, the child ended with 9", p.code)
+	}
+	// The holder counts a little less than the TTL, from before it asked.
+	if says := p.oneLine(); !strings.Contains(says, "its daemon is gone") || !strings.Contains(says, "lapses in about 5") {
+		t.Errorf("it says %q", says)
+	}
 }
 
 // tokenLine reads the line that lock prints when it has no command.

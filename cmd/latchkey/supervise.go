@@ -38,17 +38,18 @@ const (
 )
 
 // supervise blocks until w is done. While w runs it hands on signals, and stops w when the lease may be lost: that is its
-// return value, nil when w ended by itself while the lock was held.
+// return value, nil when w ended by itself while the lock was held. told learns of it as soon as w was asked to end, and must not
+// block.
 //
 // A loss is final: once w was asked to end, a renewal that arrives after all no longer moves the moment of the kill.
-func supervise(l lease, w work, signals <-chan os.Signal) (lost error) {
+func supervise(l lease, w work, signals <-chan os.Signal, told func(lost error)) (lost error) {
 	clock, ttl := driver.NewClock(), l.TTL()
 	end := clock.Now().Add(l.Remaining()) // of the lease; frozen when lost
 	// Short ticks, because a Go timer stands still while the machine sleeps, and the lease does not.
 	tick := time.NewTicker(min(max(ttl/100, 5*time.Millisecond), 500*time.Millisecond))
 	defer tick.Stop()
 	gone, killed := l.Context().Done(), false
-	lose := func(cause error) { lost, gone = cause, nil; w.terminate() }
+	lose := func(cause error) { lost, gone = cause, nil; w.terminate(); told(cause) }
 	for {
 		select {
 		case <-w.done():

@@ -370,6 +370,28 @@ func TestLostGrantIsForgotten(t *testing.T) {
 	}
 }
 
+// TestReleaseWithoutADaemonIsNotRepeated: a daemon that is started again knows nothing of the grant.
+func TestReleaseWithoutADaemonIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	h, err := w.client.Locks().Lock(t.Context(), "n", lockservice.WithTTL(time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.server.Close()
+	for range 2 { // the first may have found out that the connection had ended
+		if _, err = w.client.Version(t.Context()); errors.Is(err, api.ErrGone) {
+			break
+		}
+	}
+	if !errors.Is(err, api.ErrGone) || !errors.Is(err, api.ErrUnreachable) {
+		t.Errorf("of a daemon that has ended: %v", err)
+	}
+	if err := h.Release(t.Context()); !errors.Is(err, api.ErrGone) || !errors.Is(err, lockservice.ErrClosed) || errors.Is(err, lockservice.ErrOutcomeUnknown) {
+		t.Errorf("release: %v", err)
+	}
+}
+
 func TestDrainEndsWaitersAndLetsHoldersRelease(t *testing.T) {
 	w := newWorld(t, nil)
 	g := w.mustAcquire("n")

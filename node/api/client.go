@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -61,6 +62,9 @@ func (c *Client) LockBackend() lockservice.Backend { return c.backend }
 
 // Addr returns the path of the socket.
 func (c *Client) Addr() string { return c.addr }
+
+// Gone reports whether nobody listened at the address ([ErrGone]) when a lock was last renewed through Locks. It does not block.
+func (c *Client) Gone() bool { return c.backend.gone.Load() }
 
 // Close releases the locks taken through Locks and closes the connection.
 func (c *Client) Close() error {
@@ -208,6 +212,7 @@ func (c *Client) Version(ctx context.Context) (Version, error) {
 type backend struct {
 	addr string
 	rpc  latchkeyv1connect.LockServiceClient
+	gone atomic.Bool // what the last renewal found: nobody to renew it
 }
 
 func (b *backend) Acquire(ctx context.Context, r lockservice.Request) (lockservice.Grant, error) {
@@ -247,8 +252,11 @@ func (b *backend) Acquire(ctx context.Context, r lockservice.Request) (lockservi
 func (b *backend) Renew(ctx context.Context, g lockservice.Grant) error {
 	r, err := b.rpc.Renew(ctx, &latchkeyv1.RenewRequest{Name: g.Name, Token: uint64(g.Token), Req: g.Req})
 	if err != nil {
-		return decodeError(ctx, b.addr, err, true)
+		err = decodeError(ctx, b.addr, err, true)
+		b.gone.Store(errors.Is(err, ErrGone))
+		return err
 	}
+	b.gone.Store(false)
 	// The caller counts a whole TTL from its sending of this call, so an answer that leaves less must not pass for one.
 	if r.LeaseLeft.AsDuration() < g.TTL {
 		return fmt.Errorf("api: the daemon at %s renewed %q for %v instead of %v", b.addr, g.Name, r.LeaseLeft.AsDuration(), g.TTL)
@@ -258,7 +266,11 @@ func (b *backend) Renew(ctx context.Context, g lockservice.Grant) error {
 
 func (b *backend) Release(ctx context.Context, g lockservice.Grant) error {
 	if _, err := b.rpc.Release(ctx, &latchkeyv1.ReleaseRequest{Name: g.Name, Token: uint64(g.Token), Req: g.Req}); err != nil {
-		return decodeError(ctx, b.addr, err, true)
+		err = decodeError(ctx, b.addr, err, true)
+		if errors.Is(err, ErrGone) { // a daemon that is started later would not know this grant: the lease has to run out
+			return &endedError{err}
+		}
+		return err
 	}
 	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -15,6 +17,10 @@ import (
 
 // ErrUnreachable is matched when no daemon answers at the address.
 var ErrUnreachable = errors.New("api: daemon not reachable")
+
+// ErrGone is matched, beside [ErrUnreachable], when nobody listens at the address: the daemon has ended, or never was. One that
+// is started there later knows nothing of what was granted before.
+var ErrGone = errors.New("api: no daemon listens")
 
 // Errors about groups.
 var (
@@ -130,9 +136,31 @@ func decodeError(ctx context.Context, addr string, err error, unsure bool) error
 	case unsure && !neverSent(err):
 		return fmt.Errorf("%w at %s: %w: it went away during the call", ErrUnreachable, addr, lockservice.ErrOutcomeUnknown)
 	case neverSent(err):
-		return fmt.Errorf("%w at %s: %v", ErrUnreachable, addr, reason(ce.Unwrap()))
+		err := fmt.Errorf("%w at %s: %v", ErrUnreachable, addr, reason(ce.Unwrap()))
+		if nobodyListens(ce) {
+			return &goneError{err}
+		}
+		return err
 	}
 	return fmt.Errorf("%w at %s: it went away during the call", ErrUnreachable, addr)
+}
+
+// goneError is an error that matches [ErrGone] too, and does not say more for that.
+type goneError struct{ error }
+
+func (e *goneError) Unwrap() error        { return e.error }
+func (e *goneError) Is(target error) bool { return target == ErrGone }
+
+// endedError is a release that a daemon which is gone cannot carry out. It matches [lockservice.ErrClosed], after which the
+// keeper of a lock does not try again.
+type endedError struct{ error }
+
+func (e *endedError) Unwrap() error        { return e.error }
+func (e *endedError) Is(target error) bool { return target == lockservice.ErrClosed }
+
+// nobodyListens tells the absence of a daemon from one that cannot be reached for now, such as by lack of descriptors.
+func nobodyListens(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
 // reason is what the system said, without the address that the message names already.

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"syscall"
+	"testing"
+	"time"
+
+	"latchkey/lockservice"
+)
+
+// lapsing is a lease that nobody renews.
+type lapsing struct{ ctx context.Context }
+
+func (lapsing) TTL() time.Duration         { return time.Minute }
+func (lapsing) Remaining() time.Duration   { return 15 * time.Second }
+func (l lapsing) Context() context.Context { return l.ctx }
+
+// endless is a work that ends when the test says so.
+type endless struct {
+	ended chan struct{}
+	asked bool
+}
+
+func (w *endless) done() <-chan struct{} { return w.ended }
+func (w *endless) pass(syscall.Signal)   {}
+func (w *endless) terminate()            { w.asked = true }
+func (w *endless) kill()                 {}
+func (w *endless) tend()                 {}
+func (w *endless) result() error         { return nil }
+
+// TestLossIsToldWhileTheWorkGoesOn has a work that ends only once its loss was told.
+func TestLossIsToldWhileTheWorkGoesOn(t *testing.T) {
+	t.Parallel()
+	w := &endless{ended: make(chan struct{})}
+	var told error
+	lost := supervise(lapsing{t.Context()}, w, nil, func(lost error) {
+		if !w.asked {
+			t.Error("told before the work was asked to end")
+		}
+		told = lost
+		close(w.ended)
+	})
+	if !errors.Is(lost, lockservice.ErrLost) || lost != told {
+		t.Errorf("lost by %v, and %v was told", lost, told)
+	}
+}
