@@ -297,7 +297,8 @@ func (s *Service) Break(ctx context.Context, name string, token Token) (Party, e
 	}
 	holder, err := s.backend.Break(ctx, name, token)
 	if err == nil {
-		log.Warnw("broke a lock", "lock", name, "token", token, "holder", holder.String())
+		// No warning: in a client of a daemon nobody else reads this log, and the daemon warns in its own.
+		log.Infow("broke a lock", "lock", name, "token", token, "holder", holder.String())
 	}
 	return holder, err
 }

@@ -157,7 +157,8 @@ func group(c *cobra.Command) *cobra.Command {
 func exactly(n int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != n {
-			return fmt.Errorf("%s: got %d arguments; usage: %s", c.Name(), len(args), c.UseLine())
+			verb := strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" ")
+			return fmt.Errorf("%s: got %d arguments; usage: %s", verb, len(args), c.UseLine())
 		}
 		return nil
 	}

@@ -263,7 +263,7 @@ type lockInfo struct {
 	Shared    bool         `json:"shared"`
 	Permits   int          `json:"permits"` // of a semaphore; 0: it is none
 	Holding   int          `json:"holding"`
-	Holders   []holderInfo `json:"holders"` // where they share it or have permits
+	Holders   []holderInfo `json:"holders"` // all, also where there is one only
 	DelayLeft int64        `json:"delay_left_ms"`
 	Waiters   []waiterInfo `json:"waiters"`
 	Waiting   int          `json:"waiting"`
@@ -284,6 +284,9 @@ func lockInfoOf(i lockservice.Info) lockInfo {
 		l.Holders = append(l.Holders, holderInfo{
 			partyInfo{h.Session, h.Peer}, uint64(h.Token), h.TTL.Milliseconds(), h.LeaseLeft.Milliseconds(), h.Confirmed,
 		})
+	}
+	if i.Held && len(i.Holders) == 0 { // a lock that is not shared
+		l.Holders = append(l.Holders, holderInfo{*l.Holder, l.Token, l.TTL, l.LeaseLeft, l.Confirmed})
 	}
 	for _, w := range i.Waiters {
 		l.Waiters = append(l.Waiters, waiterInfo{partyInfo{w.Session, w.Peer}, w.TTL.Milliseconds(), w.Shared})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"debug/buildinfo"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -228,6 +229,7 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"lock", "n", "--frob"}, "unknown flag: --frob"},
 		{[]string{"id", "extra"}, "usage: latchkey id"},
 		{[]string{"key"}, "usage: latchkey key NAME"},
+		{[]string{"lock", "info"}, "latchkey: lock info: got 0 arguments"},
 		{[]string{"-o", "yaml", "id"}, "text, json or jsonl"},
 		{[]string{"--log-level", "loud", "id"}, "debug, info, warn or error"},
 		{[]string{"--timeout", "-1s", "id"}, "--timeout"},
@@ -459,6 +461,13 @@ func TestForcedReleaseEndsTheHoldItNames(t *testing.T) {
 	if says := d.run("lock", "ls").out.String(); !strings.Contains(says, "NAME  TOKEN") || !strings.Contains(says, token+"  15s  alone") {
 		t.Errorf("ls: %s", says)
 	}
+	var info lockInfo
+	if err := json.Unmarshal(d.run("lock", "info", "n", "-o", "json").out.Bytes(), &info); err != nil {
+		t.Fatal(err)
+	}
+	if h := info.Holders; len(h) != 1 || h[0].partyInfo != *info.Holder || h[0].Token != uint64(held.Token()) || h[0].TTL != 15000 || !h[0].Confirmed {
+		t.Errorf("holders of a lock that is not shared: %+v", h)
+	}
 	for _, step := range []struct {
 		args []string
 		code int
@@ -469,6 +478,9 @@ func TestForcedReleaseEndsTheHoldItNames(t *testing.T) {
 		{[]string{"lock", "release", "--force", "n"}, exitNotFound, "nobody holds"},
 	} {
 		p := d.run(step.args...)
+		if step.code == exitOK && p.err.Len() > 0 {
+			t.Errorf("%v: on stderr: %s", step.args, p.err.String())
+		}
 		if says := p.out.String() + p.err.String(); p.code != step.code || !strings.Contains(says, step.says) {
 			t.Errorf("%v: exit %d, %s", step.args, p.code, says)
 		}

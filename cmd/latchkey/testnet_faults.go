@@ -42,10 +42,13 @@ func notAway(p testnet.PeerStatus) error {
 }
 
 func notAwake(p testnet.PeerStatus) error {
-	if !p.Paused {
-		return fmt.Errorf("%w: %d", testnet.ErrNotPaused, p.N)
+	if p.Paused {
+		return nil
 	}
-	return nil
+	if err := notDown(p); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %d", testnet.ErrNotPaused, p.N)
 }
 
 // peerVerbs are all of these.
@@ -99,6 +102,9 @@ func (v peerVerb) command(a *app, dir *string) *cobra.Command {
 	}
 }
 
+// needsUp tells that a peer is down which has to be brought back first. Who kills one that is down has what is wanted.
+func (v peerVerb) needsUp(err error) bool { return errors.Is(err, testnet.ErrDown) && v.name != "kill" }
+
 // each does it to one peer after the other, until the first failure. It does nothing to anybody when one does not exist, or it
 // cannot be done to one.
 func (v peerVerb) each(ctx context.Context, r *testnet.Remote, list []int) (done []peerDone, err error) {
@@ -112,12 +118,21 @@ func (v peerVerb) each(ctx context.Context, r *testnet.Remote, list []int) (done
 		}
 		for _, i := range list {
 			if err := v.fits(st.Peers[i]); err != nil && (st.Mode == testnet.ModeProcess || v.name != "pause" && v.name != "resume") {
-				return nil, fmt.Errorf("%w; nothing was done to the others", err)
+				err = fmt.Errorf("%w; nothing was done to the others", err)
+				if v.needsUp(err) {
+					err = exitf(exitUnreachable, "%w; bring it back with: latchkey testnet restart %d", err, i)
+				}
+				return nil, err
 			}
 		}
 	}
 	for _, i := range list {
 		if err := v.do(r, ctx, i); err != nil {
+			if v.needsUp(err) { // say so as of a peer that is to run something
+				if _, down := pick(ctx, r, []int{i}); errors.As(down, new(*exitError)) {
+					err = down
+				}
+			}
 			return done, err
 		}
 		done = append(done, peerDone{i, v.done})

@@ -233,6 +233,11 @@ func TestATestnetOfProcesses(t *testing.T) {
 		t.Errorf("a killed peer: %+v", p)
 	}
 	n.verb(exitFailure, fmt.Sprint("kill ", victim))
+	for _, line := range []string{"pause", "resume", "leave"} {
+		if p := n.verb(exitUnreachable, fmt.Sprintf("%s %d", line, victim)); !strings.Contains(p.err.String(), "latchkey testnet restart") {
+			t.Errorf("%s of a peer that is down: %s", line, p.err.String())
+		}
+	}
 	n.verb(exitUsage, fmt.Sprintf("kill %d,9", frozen)) // nobody, since there is no 9
 	n.verb(exitOK, fmt.Sprintf("restart %d", victim))
 	if was, is := first.Peers[victim], n.status().Peers[victim]; is.PID == was.PID || is.Peer != was.Peer || is.Addr != was.Addr || !is.Up {

@@ -213,6 +213,12 @@ func TestATestnetIsUsedKilledAndRestartedFromTheCommandLine(t *testing.T) {
 	if out, errs, code := typed("testnet", "kill", "1,2,0", "--dir", dir); code != exitFailure || out != "" || !strings.Contains(errs, "peer is down: 2; nothing was done") {
 		t.Errorf("kill of peers one of which is down: exit %d: %q, %q", code, out, errs)
 	}
+	for list, says := range map[string]string{"2": "peer 2 is down; bring it back with", "1,2,0": "peer is down: 2; nothing was done to the others"} {
+		if out, errs, code := typed("testnet", "leave", list, "--dir", dir); code != exitUnreachable || out != "" ||
+			!strings.Contains(errs, says) || !strings.Contains(errs, "latchkey testnet restart 2") {
+			t.Errorf("leave %s, of which one is down: exit %d: %q, %q", list, code, out, errs)
+		}
+	}
 	if out, errs, code := typed("testnet", "kill", "1", "--dir", dir, "-o", "json"); code != exitOK || !strings.HasPrefix(out, "{\n  \"peers\": [") {
 		t.Errorf("kill of one that was spared: exit %d: %q, %s", code, out, errs)
 	}
