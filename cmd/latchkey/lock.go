@@ -53,10 +53,10 @@ has ended, so a command left in the background keeps it. Ctrl-Z does not suspend
 
 The lease is renewed in the background. When it may be lost, CMD's process group gets TERM a third of the TTL
 before the lease ends, KILL a tenth of the TTL before, and lock ends with 76. If lock itself is killed, the lease
-runs out after at most the TTL. If lock itself is frozen (SIGSTOP, a suspended machine), it cannot stop CMD, and somebody
-else may get the lock meanwhile: only a resource that checks the token is safe then. On Linux CMD is then killed at once, though not what CMD has started; elsewhere
+runs out after at most the TTL. On Linux CMD is then killed at once, though not what CMD has started; elsewhere
 CMD lives on, and a resource that checks the token is safe from it. On Windows, CMD and all it started end
-together, and TERM is a Ctrl-Break.
+together, and TERM is a Ctrl-Break. If lock itself is frozen (SIGSTOP), it cannot stop CMD, and somebody else may
+get the lock meanwhile: again, a resource that checks the token is safe.
 
 Without CMD, lock prints one line of JSON and holds the lock until interrupted (exit 130 or 143) or until its
 standard input closes (exit 0). Input from /dev/null, or none at all, says nothing: then only a signal ends it.
