@@ -12,11 +12,17 @@ import (
 	"latchkey/lockservice/sigma"
 )
 
+// Service is the overlay's service by which frames travel, as one-way messages: from clients with the key of the lock's name, between
+// replicas with the zero key.
+const Service = "sigma"
+
 // Limits of what is decoded. A longer message is malformed.
 const (
 	// MessageBytesMax is above what a piece of a report can be: 64 names of 1 KiB with 30 candidates, 8 waiters and 16 finished
 	// requests each.
 	MessageBytesMax = 1 << 19
+	// FrameBytesMax leaves room for the name of a group.
+	FrameBytesMax = MessageBytesMax + 64
 	// NameBytesMax bounds a lock's name.
 	NameBytesMax = 1024
 )
@@ -24,8 +30,66 @@ const (
 // ErrMalformed is matched by every error of [Decode].
 var ErrMalformed = errors.New("sigma: malformed message")
 
+// Group names the group that a message is for or from, within the overlay whose streams carry it.
+type Group struct {
+	Prefix keyspace.Prefix
+	Gen    uint64
+}
+
+// ViewGen returns the generation that the views of this group have: the lower half of Gen. The upper half is the overlay's.
+func (g Group) ViewGen() uint32 { return uint32(g.Gen) }
+
+// EncodeFrame appends the bytes of a message of a group to b. A frame above what the overlay's control class takes, as a piece of a
+// report may be, goes by bulk: the overlay sees to that.
+func EncodeFrame(b []byte, g Group, m *sigma.Message) ([]byte, error) {
+	prefix, err := g.Prefix.AppendBinary(nil)
+	if err == nil {
+		b, err = proto.MarshalOptions{}.MarshalAppend(b, &Frame{Prefix: prefix, Gen: g.Gen, Message: messageOf(m)})
+	}
+	if err != nil {
+		return b, fmt.Errorf("sigma: encode: %w", err)
+	}
+	return b, nil
+}
+
+// DecodeFrame reads a message and the group it is for or from. Its View is one of that group, which is all that is known of it. The
+// error matches [ErrMalformed].
+func DecodeFrame(b []byte) (g Group, m sigma.Message, err error) {
+	bad := func(err error) (Group, sigma.Message, error) { return Group{}, sigma.Message{}, err }
+	if len(b) > FrameBytesMax {
+		return bad(fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(b), FrameBytesMax))
+	}
+	p := new(Frame)
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, p); err != nil {
+		return bad(fmt.Errorf("%w: %v", ErrMalformed, err))
+	}
+	g.Gen = p.Gen
+	prefix, rest, err := keyspace.DecodePrefix(p.Prefix)
+	if g.Prefix = prefix; err != nil || len(rest) > 0 {
+		return bad(fmt.Errorf("%w: a prefix of %d bytes", ErrMalformed, len(p.Prefix)))
+	}
+	if p.Message == nil {
+		return bad(fmt.Errorf("%w: a frame of nothing", ErrMalformed))
+	}
+	if m, err = decode(p.Message); err != nil {
+		return bad(err)
+	}
+	if m.View.Gen != g.ViewGen() {
+		return bad(fmt.Errorf("%w: a view of generation %d in a group of generation %d", ErrMalformed, m.View.Gen, g.Gen))
+	}
+	return g, m, nil
+}
+
 // Encode appends the bytes of a message to b.
 func Encode(b []byte, m *sigma.Message) ([]byte, error) {
+	out, err := proto.MarshalOptions{}.MarshalAppend(b, messageOf(m))
+	if err != nil {
+		return b, fmt.Errorf("sigma: encode: %w", err)
+	}
+	return out, nil
+}
+
+func messageOf(m *sigma.Message) *Message {
 	p := &Message{
 		Kind: Kind(m.Kind), ViewGen: m.View.Gen, View: m.View.Num, Name: m.Name, Req: reqOf(m.Req), Ts: m.TS, ReqTs: m.ReqTS,
 		CsNs: int64(m.CS), TtlNs: int64(m.TTL), DelayNs: int64(m.Delay), Tok: uint64(m.Tok), Older: m.Older, Ack: m.Ack,
@@ -49,11 +113,7 @@ func Encode(b []byte, m *sigma.Message) ([]byte, error) {
 			p.Report.Entries = append(p.Report.Entries, x)
 		}
 	}
-	out, err := proto.MarshalOptions{}.MarshalAppend(b, p)
-	if err != nil {
-		return b, fmt.Errorf("sigma: encode: %w", err)
-	}
-	return out, nil
+	return p
 }
 
 func reqOf(q sigma.Req) *Req {
@@ -82,6 +142,10 @@ func Decode(b []byte) (m sigma.Message, err error) {
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, p); err != nil {
 		return m, fmt.Errorf("%w: %v", ErrMalformed, err)
 	}
+	return decode(p)
+}
+
+func decode(p *Message) (m sigma.Message, err error) {
 	d := decoder{}
 	if _, known := Kind_name[int32(p.Kind)]; !known || p.Kind == 0 {
 		d.fail("kind %d", p.Kind)

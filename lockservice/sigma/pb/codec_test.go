@@ -49,6 +49,56 @@ func TestMessagesComeBackAsTheyWere(t *testing.T) {
 	}
 }
 
+func groups() []Group {
+	whole := keyspace.Prefix{Len: keyspace.PrefixBitsMax}
+	return []Group{{Gen: 7<<32 | 4}, {Prefix: keyspace.Prefix{Bits: keyspace.Key{0xa0}, Len: 3}, Gen: 4}, {Prefix: whole, Gen: 4}}
+}
+
+func TestFramesComeBackAsTheyWere(t *testing.T) {
+	for _, g := range groups() {
+		for _, m := range samples() {
+			b, err := EncodeFrame([]byte("x"), g, &m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			gotG, got, err := DecodeFrame(b[1:])
+			if err != nil || gotG != g || !reflect.DeepEqual(got, m) {
+				t.Errorf("%v of %v: %v\n got %+v of %+v\nwant %+v", m.Kind, g, err, got, gotG, m)
+			}
+		}
+	}
+}
+
+func TestBadFramesAreMalformed(t *testing.T) {
+	q := &Req{Session: make([]byte, 16), Seq: 1}
+	good := &Message{Kind: Kind_KIND_REQUEST, Name: "n", Req: q, ViewGen: 4}
+	prefix := []byte{0, 3, 0xa0}
+	for what, f := range map[string]*Frame{
+		"no prefix":              {Gen: 4, Message: good},
+		"half a prefix":          {Prefix: prefix[:2], Gen: 4, Message: good},
+		"more than a prefix":     {Prefix: append(prefix[:3:3], 0), Gen: 4, Message: good},
+		"bits behind the prefix": {Prefix: []byte{0, 3, 0xb0}, Gen: 4, Message: good},
+		"a prefix too long":      {Prefix: append([]byte{1, 1}, make([]byte, 33)...), Gen: 4, Message: good},
+		"no message":             {Prefix: prefix, Gen: 4},
+		"a bad message":          {Prefix: prefix, Gen: 4, Message: &Message{ViewGen: 4}},
+		"another generation":     {Prefix: prefix, Gen: 5, Message: good},
+	} {
+		b, err := proto.Marshal(f)
+		if err != nil {
+			t.Fatal(what, err)
+		}
+		if g, m, err := DecodeFrame(b); !errors.Is(err, ErrMalformed) || g != (Group{}) || m.Kind != 0 {
+			t.Errorf("%s: %+v of %+v, %v", what, m, g, err)
+		}
+	}
+	if _, _, err := DecodeFrame(make([]byte, FrameBytesMax+1)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("too long: %v", err)
+	}
+	if _, _, err := DecodeFrame([]byte{0xff}); !errors.Is(err, ErrMalformed) {
+		t.Errorf("no protobuf: %v", err)
+	}
+}
+
 // TestTheLargestPieceFits holds the limit of a message against those of a report.
 func TestTheLargestPieceFits(t *testing.T) {
 	party := sigma.ReportParty{Req: sigma.Req{Session: sigma.Session{1}, Seq: 1 << 62}, ReqTS: 1 << 61, CS: 1 << 62, TTL: time.Hour, Delay: time.Hour, Left: time.Hour}
@@ -72,6 +122,16 @@ func TestTheLargestPieceFits(t *testing.T) {
 	}
 	if _, err := Decode(b); err != nil {
 		t.Errorf("%d bytes: %v", len(b), err)
+	}
+	for _, g := range groups() {
+		m.View.Gen = g.ViewGen()
+		b, err := EncodeFrame(nil, g, &m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := DecodeFrame(b); err != nil {
+			t.Errorf("%d bytes in a frame of %+v: %v", len(b), g, err)
+		}
 	}
 	m.Report.Entries = append(m.Report.Entries, m.Report.Entries[0])
 	if b, err = Encode(nil, &m); err != nil {
@@ -165,6 +225,37 @@ func FuzzDecode(f *testing.F) {
 		}
 		if d, _ := Encode(nil, &n); !bytes.Equal(c, d) && !reflect.DeepEqual(m, n) {
 			t.Fatalf("%+v came back as %+v", m, n)
+		}
+	})
+}
+
+// FuzzDecodeFrame: as FuzzDecode.
+func FuzzDecodeFrame(f *testing.F) {
+	for i, m := range samples() {
+		b, err := EncodeFrame(nil, groups()[i%len(groups())], &m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g, m, err := DecodeFrame(b)
+		if err != nil {
+			if !errors.Is(err, ErrMalformed) {
+				t.Fatal(err)
+			}
+			return
+		}
+		c, err := EncodeFrame(nil, g, &m)
+		if err != nil {
+			t.Fatalf("%+v: %v", m, err)
+		}
+		h, n, err := DecodeFrame(c)
+		if err != nil {
+			t.Fatalf("%+v: %v", m, err)
+		}
+		if d, _ := EncodeFrame(nil, h, &n); g != h || !bytes.Equal(c, d) && !reflect.DeepEqual(m, n) {
+			t.Fatalf("%+v of %+v came back as %+v of %+v", m, g, n, h)
 		}
 	})
 }
