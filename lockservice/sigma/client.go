@@ -1,6 +1,7 @@
 package sigma
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -26,6 +27,8 @@ type ClientConfig struct {
 	Try bool
 	// Repeat sends YIELD's and RELEASE's again until they are answered, for transports that lose messages.
 	Repeat bool
+	// OnDemand leaves renewals to [Renew] events: a holder that is served by this process, and does not ask, loses the lock.
+	OnDemand bool
 	// Y1 is the paper's rule for yielding, for reproduction: it yields once all replicas have named an owner and nobody has a
 	// majority.
 	Y1 bool
@@ -77,6 +80,8 @@ type Client struct {
 	patient time.Duration     // pause before the next repetition, doubled each time
 	rounds  int               // polls and renewals, for lookupEach
 	giveUp  automaton.Instant // when an unanswered release is left to the end of the leases
+	lapsed  bool              // the leases run out by themselves, with the lock-delay that they bring
+	free    bool              // Returned was told
 	told    Action            // the last Waiting
 }
 
@@ -147,6 +152,10 @@ func (c *Client) Step(ev Event, out []Action) []Action {
 			c.clock++
 			c.reqTS = c.clock
 			c.patient = c.cfg.TTL / repeatPart
+			out = c.ask(false, out)
+		}
+	case Renew:
+		if c.state == ClientHeld {
 			out = c.ask(false, out)
 		}
 	case GiveBack:
@@ -231,9 +240,7 @@ func (c *Client) receive(from keyspace.NodeID, m *Message, out []Action) []Actio
 		return c.refused(out)
 	case Released:
 		s.released = true
-		if c.state == ClientReleasing && !slices.ContainsFunc(c.seats, func(s seat) bool { return !s.released }) {
-			return c.done(nil, out)
-		}
+		return c.returned(out)
 	case WrongGen:
 		return append(out, Action{Kind: Lookup})
 	}
@@ -244,6 +251,9 @@ func (c *Client) receive(from keyspace.NodeID, m *Message, out []Action) []Actio
 func (c *Client) granted(s *seat, m *Message, out []Action) []Action {
 	switch c.state {
 	case ClientReleasing, ClientDone: // the request is over
+		if c.lapsed {
+			return out
+		}
 		return c.send(s, Message{Kind: Release, ReqTS: c.reqTS, Tok: c.tok}, out)
 	case ClientLost: // it will be, at D
 		return out
@@ -318,7 +328,7 @@ func (c *Client) enter(out []Action) []Action {
 		return out
 	}
 	c.state, c.tok, c.deadline = ClientHeld, t, d
-	c.next = max(c.now, d.Add(-c.lease()).Add(c.cfg.TTL/renewPart))
+	c.next = c.renewal()
 	out = append(out, Action{Kind: Acquired, Tok: t, At: d})
 	for i := range c.seats {
 		if s := &c.seats[i]; c.usable(s) {
@@ -326,6 +336,14 @@ func (c *Client) enter(out []Action) []Action {
 		}
 	}
 	return out
+}
+
+// renewal returns when the present hold is to be renewed.
+func (c *Client) renewal() automaton.Instant {
+	if c.cfg.OnDemand {
+		return automaton.Never
+	}
+	return max(c.now, c.deadline.Add(-c.lease()).Add(c.cfg.TTL/renewPart))
 }
 
 // echoed returns the m-th largest echo among the usable grants that carry a token, [void] when fewer do.
@@ -454,12 +472,29 @@ func (c *Client) tell(out []Action) []Action {
 	}
 	slices.Sort(places)
 	a := Action{Kind: Waiting}
-	a.Msg.Position, a.Msg.Wait = places[len(places)/2], c.predicted()
+	a.Msg.Position, a.Msg.Owner, a.Msg.Wait = places[len(places)/2], c.owner(), c.predicted()
 	if a.Msg.Position == c.told.Msg.Position && c.told.Kind == Waiting {
 		return out
 	}
 	c.told = a
 	return append(out, a)
+}
+
+// owner returns the request that most replicas have named as their owner, zero when none has named one.
+func (c *Client) owner() (most Req) {
+	best := 0
+	for i := range c.seats {
+		n := 0
+		for j := range c.seats {
+			if s := &c.seats[j]; !s.live && s.owner == c.seats[i].owner && s.ownerGID != (GID{}) {
+				n++
+			}
+		}
+		if n > best {
+			best, most = n, c.seats[i].owner
+		}
+	}
+	return most
 }
 
 func (c *Client) predicted() time.Duration {
@@ -494,7 +529,7 @@ func (c *Client) refused(out []Action) []Action {
 func (c *Client) prolong(out []Action) []Action {
 	if d := c.echoed(c.tok, false); d != void && d.Add(c.lease()) > c.deadline {
 		c.deadline = d.Add(c.lease())
-		c.next = max(c.now, d.Add(c.cfg.TTL/renewPart))
+		c.next = c.renewal()
 		c.patient = c.cfg.TTL / repeatPart
 		out = append(out, Action{Kind: Renewed, Tok: c.tok, At: c.deadline})
 	}
@@ -580,6 +615,9 @@ func (c *Client) due(out []Action) []Action {
 		}
 		return c.ask(false, out)
 	case ClientLost: // at D
+		if c.lapsed = c.cfg.Delay > 0; c.lapsed { // a release would spare others the delay
+			return c.done(nil, out)
+		}
 		return c.giveBack(out)
 	case ClientReleasing:
 		if c.now >= c.giveUp {
@@ -647,7 +685,32 @@ func (c *Client) sayOver(out []Action) []Action {
 
 func (c *Client) done(err error, out []Action) []Action {
 	c.state, c.next = ClientDone, automaton.Never
-	return append(out, Action{Kind: Done, Tok: c.tok, Err: err})
+	a := Action{Kind: Done, Tok: c.tok, Err: err}
+	if errors.Is(err, ErrLocked) {
+		a.Msg.Owner = c.owner()
+	}
+	return append(out, a)
+}
+
+// returned counts who has acknowledged the release.
+func (c *Client) returned(out []Action) []Action {
+	if c.state != ClientReleasing {
+		return out
+	}
+	n := 0
+	for i := range c.seats {
+		if c.seats[i].released {
+			n++
+		}
+	}
+	if n >= c.majority() && !c.free {
+		c.free = true
+		out = append(out, Action{Kind: Returned, Tok: c.tok})
+	}
+	if n == len(c.seats) {
+		return c.done(nil, out)
+	}
+	return out
 }
 
 func (c *Client) send(s *seat, m Message, out []Action) []Action {

@@ -22,6 +22,7 @@
 //	WAITING   --refused by more than n-m, Try------> DONE
 //	HELD      --deadline near, replaced, jump------> LOST       (the lock is given back at D)
 //	HELD, LOST, WAITING --GiveBack-----------------> RELEASING --acknowledged, or the leases are over--> DONE
+//	LOST      --D, with a lock-delay---------------> DONE       (the lease runs out, and the delay with it)
 //
 // A MOVED to a newer view changes none of them: a waiter drops its grants and asks in the new view with its old place, a holder
 // keeps its token and deadline and claims the lock there. A client that is done still answers grants, so its driver keeps it

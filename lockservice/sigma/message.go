@@ -270,6 +270,8 @@ const (
 	Barrier
 	// Begin starts asking. It counts once. Of a client.
 	Begin
+	// Renew asks for a lease that counts from now, where the lock is held. [Renewed] says that there is one. Of a client.
+	Renew
 	// GiveBack gives the hold, or the wish, back. It counts once. Of a client.
 	GiveBack
 	// ClockJump: the clock may have jumped, or the machine has slept without its clock going on. Of a client.
@@ -310,7 +312,10 @@ const (
 	Renewed
 	// Lost says that the holder must stop: Err. Of a client.
 	Lost
-	// Done says that the wish is over: Err is nil after a release. Of a client.
+	// Returned says that a majority has acknowledged the release, so that others can be granted the lock. Of a client with Repeat.
+	Returned
+	// Done says that the wish is over: Err is nil after a release. Of ErrLocked, Msg.Owner is who has the lock, zero where
+	// nobody is known to. Of a client.
 	Done
 	// Lookup asks for the group's present view, to be told by Located. Of a client.
 	Lookup

@@ -570,6 +570,21 @@ func TestAFullQueueRefuses(t *testing.T) {
 	}
 }
 
+func TestWaitersAreToldWhoHasTheLock(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	d.client(10, ClientConfig{})
+	d.client(11, ClientConfig{})
+	d.client(12, ClientConfig{Try: true})
+	for _, b := range []byte{10, 11, 12} {
+		d.begin(b)
+		d.deliver()
+	}
+	w, n := d.saw(11, Waiting), d.saw(12, Done)
+	if owner := (Req{Session{10}, 1}); w == nil || w.Msg.Owner != owner || n == nil || n.Msg.Owner != owner || !errors.Is(n.Err, ErrLocked) {
+		t.Errorf("the waiter was told %+v, who tried %+v", w, n)
+	}
+}
+
 func TestTryDoesNotWait(t *testing.T) {
 	d := newDesk(t, 1, 2, 3)
 	d.client(10, ClientConfig{})
@@ -604,6 +619,81 @@ func TestALapsedHoldIsLostForGood(t *testing.T) {
 	if c.state == ClientHeld {
 		t.Error("held again")
 	}
+}
+
+func TestAHolderOnDemandIsRenewedByEachRenewAlone(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	c := d.client(10, ClientConfig{OnDemand: true})
+	d.begin(10)
+	d.deliver()
+	d.want(10, ClientHeld)
+	first := c.deadline
+	d.pass(deskTTL / 2)
+	d.deliver()
+	if c.deadline != first || d.saw(10, Renewed) != nil {
+		t.Fatal("renewed though nobody asked")
+	}
+	d.lost = func(l letter) bool { return l.to != id(1) && l.from == id(10) } // one of three hears it
+	d.step(id(10), Event{Kind: Renew})
+	d.deliver()
+	asked := d.now
+	if c.deadline != first {
+		t.Fatal("one replica renewed the lock")
+	}
+	d.lost = nil
+	d.pass(deskTTL / repeatPart)
+	d.deliver()
+	r := d.saw(10, Renewed)
+	if r == nil || r.At != c.deadline || c.deadline < asked.Add(c.lease()) {
+		t.Fatalf("%+v, deadline %v, renewed at %v", r, c.deadline, asked)
+	}
+	d.pass(deskTTL)
+	d.want(10, ClientDone)
+	if l := d.saw(10, Lost); l == nil || !errors.Is(l.Err, ErrExpired) {
+		t.Errorf("%+v", l)
+	}
+	d.step(id(10), Event{Kind: Renew})
+	d.want(10, ClientDone)
+}
+
+func TestALostHoldWithADelayLapses(t *testing.T) {
+	for _, delay := range []time.Duration{0, deskTTL} {
+		d := newDesk(t, 1, 2, 3)
+		d.client(10, ClientConfig{OnDemand: true, Repeat: true, Delay: delay})
+		d.begin(10)
+		d.deliver()
+		d.client(11, ClientConfig{Repeat: true, TTL: 4 * deskTTL / 3})
+		d.begin(11)
+		d.deliver()
+		d.pass(deskTTL)
+		d.pass(deskTTL / 100)
+		d.deliver()
+		if held := d.cls[id(11)].State() == ClientHeld; held != (delay == 0) {
+			t.Errorf("delay %v: the next holds: %v", delay, held)
+		}
+		for range 4 {
+			d.pass(delay / 3)
+			d.deliver()
+		}
+		d.want(11, ClientHeld)
+	}
+}
+
+func TestAMajorityThatHasHeardOfTheReleaseIsEnough(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	d.client(10, ClientConfig{Repeat: true})
+	d.begin(10)
+	d.deliver()
+	d.lost = func(l letter) bool { return l.to == id(3) }
+	d.giveBack(10)
+	d.deliver()
+	if d.saw(10, Returned) == nil || d.saw(10, Done) != nil {
+		t.Errorf("with one replica silent: %+v", d.acts[id(10)])
+	}
+	d.lost = nil
+	d.pass(deskTTL / 2)
+	d.deliver()
+	d.want(10, ClientDone)
 }
 
 // TestAReplicasSteadyPathAllocatesNothing holds the steady path: a name that is known, buffers that are reused.
