@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/internal/invariant"
 	"latchkey/lockservice/pb"
@@ -26,14 +27,21 @@ type MachineConfig struct {
 	// Own says that the group is a key's own, and Gen as [placement.OwnGen] has it. It serves nothing before it has been given what the
 	// key's prefix's group knew, so it has nothing to wait for then.
 	Own bool
+	// Sigma is the longest lease that voters grant by protocol sigma before the log allows longer ones: the overlay's default TTL. Zero:
+	// the group does not run the protocol, and every name is locked by the table.
+	Sigma time.Duration
+	// Voters are the nodes of the group's first voters, rising. Nil where they are told by [Machine.ViewChanged] first.
+	Voters []keyspace.NodeID
 }
 
-// Machine is the lock table as a state machine of a group: it turns bytes into the commands of package lockservice/table and
-// its answers into bytes. Like every [session.Machine] it is deterministic and belongs to one goroutine.
+// Machine is what a group's log knows of locks: the table of protocol group, and what the log has to say to the voters that lock by
+// protocol sigma (sigma.go). It turns bytes into the commands of package lockservice/table and its answers into bytes. Like every
+// [session.Machine] it is deterministic and belongs to one goroutine.
 type Machine struct {
 	cfg    table.Config
 	table  *table.Table
 	grants []table.Grant // storage of one step
+	sigma  sigmaState
 }
 
 var _ session.Machine = (*Machine)(nil)
@@ -57,7 +65,10 @@ func NewMachine(cfg MachineConfig) *Machine {
 	if cfg.Gen != 0 && !cfg.Own {
 		c.Fresh = max(cfg.Drift.Stretch(cfg.TTLMax), cfg.Wait)
 	}
-	return &Machine{cfg: c, table: table.New(c)}
+	m := &Machine{cfg: c, table: table.New(c)}
+	m.sigma.begin(cfg)
+	m.open(0)
+	return m
 }
 
 // Apply executes one command and returns a pb.Result.
@@ -68,6 +79,7 @@ func (m *Machine) Apply(c session.Context, data []byte) []byte {
 		res.status, res.detail = refused(err)
 		return res.encode()
 	}
+	m.open(c.Now)
 	by := table.Caller{Client: table.Client(c.Client), Peer: c.Author}
 	var ans table.Answer
 	ans, m.grants = m.table.Step(c.Now, by, cmd, m.grants[:0])
@@ -158,6 +170,7 @@ func (m *Machine) Query(c session.Context, data []byte) []byte {
 
 // Tick ends the leases that are over.
 func (m *Machine) Tick(c session.Context) {
+	m.open(c.Now)
 	m.grants = m.table.Tick(c.Now, m.grants[:0])
 	m.emit(c)
 }
@@ -169,7 +182,13 @@ func (m *Machine) SessionEnded(c session.Context, client order.ClientID) {
 }
 
 // Deadline returns when Tick has something to do.
-func (m *Machine) Deadline() (time.Duration, bool) { return m.table.Deadline() }
+func (m *Machine) Deadline() (time.Duration, bool) {
+	at, ok := m.table.Deadline()
+	if m.waits() && (!ok || m.cfg.Fresh < at) {
+		return m.cfg.Fresh, true
+	}
+	return at, ok
+}
 
 // Resend pushes every grant again that its waiter has not confirmed.
 func (m *Machine) Resend(c session.Context) {
@@ -178,17 +197,20 @@ func (m *Machine) Resend(c session.Context) {
 }
 
 // Snapshot returns the state as a pb.Snapshot.
-func (m *Machine) Snapshot() []byte { return encodeSnapshot(m.table.State()) }
+func (m *Machine) Snapshot() []byte { return encodeSnapshot(m.table.State(), &m.sigma) }
 
 // Restore replaces the state by one that Snapshot encoded. It refuses anything else, and changes nothing then.
 func (m *Machine) Restore(b []byte) error {
-	s, err := decodeSnapshot(b)
+	s, sig, err := decodeSnapshot(b)
 	if err != nil {
 		return err
 	}
 	t, err := table.Restore(m.cfg, s)
 	if err != nil {
 		return errors.Join(errMalformed, err)
+	}
+	if err := m.sigma.restore(sig, uint64(t.Top())); err != nil {
+		return err
 	}
 	m.table = t
 	return nil

@@ -50,12 +50,12 @@ func (m *Machine) Carve(c session.Context, name string) ([]byte, []session.PartC
 		clients = append(clients, session.PartClient{ID: order.ClientID(by.Client), Keep: left})
 	}
 	slices.SortFunc(clients, func(a, b session.PartClient) int { return bytes.Compare(a.ID[:], b.ID[:]) })
-	return encodeSnapshot(s), clients
+	return encodeSnapshot(s, nil), clients
 }
 
 // Graft takes over a lock that Carve has taken out of another group's table.
 func (m *Machine) Graft(c session.Context, part []byte) error {
-	s, err := decodeSnapshot(part)
+	s, _, err := decodeSnapshot(part)
 	if err != nil {
 		return err
 	}

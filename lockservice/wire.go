@@ -26,7 +26,7 @@ const (
 	// bytes each, and the names of 65,536 locks.
 	snapshotBytesMax = 512 << 20
 	// snapshotVersion is the version that is written. One of snapshotVersionMin is read too: what it lacks is absent.
-	snapshotVersion    = 2
+	snapshotVersion    = 3
 	snapshotVersionMin = 1
 )
 
@@ -128,7 +128,8 @@ func partyOf(c table.Client, peer keyspace.NodeID) *pb.Party {
 	return &pb.Party{Client: c[:], Peer: peer[:]}
 }
 
-func encodeSnapshot(s table.State) []byte {
+// encodeSnapshot writes a table, and what goes with it of protocol sigma, if anything.
+func encodeSnapshot(s table.State, sig *sigmaState) []byte {
 	m := &pb.Snapshot{Version: snapshotVersion, NowNs: int64(s.Now), Counter: s.Counter}
 	for _, l := range s.Locks {
 		lock := &pb.Lock{Name: l.Name, Permits: uint64(l.Permits), UntilNs: int64(l.Until)}
@@ -151,6 +152,9 @@ func encodeSnapshot(s table.State) []byte {
 		broken.Name, broken.NowNs = b.Name, int64(b.Now)
 		m.Breaks = append(m.Breaks, broken)
 	}
+	if sig != nil {
+		m.Sigma = sig.stored()
+	}
 	return mustMarshal(m)
 }
 
@@ -163,11 +167,16 @@ func brokenOf(b table.BreakState) *pb.Broken {
 }
 
 // decodeSnapshot reads the form; whether a table can be in that state is for [table.Restore] to say.
-func decodeSnapshot(b []byte) (s table.State, err error) {
+func decodeSnapshot(b []byte) (s table.State, sig *pb.Sigma, err error) {
 	m := new(pb.Snapshot)
 	if err := unmarshal(b, snapshotBytesMax, m); err != nil {
-		return s, err
+		return s, nil, err
 	}
+	s, err = tableOf(m)
+	return s, m.Sigma, err
+}
+
+func tableOf(m *pb.Snapshot) (s table.State, err error) {
 	if m.Version < snapshotVersionMin || m.Version > snapshotVersion {
 		return s, fmt.Errorf("%w: snapshot version %d, this program reads %d to %d", errMalformed, m.Version, snapshotVersionMin, snapshotVersion)
 	}

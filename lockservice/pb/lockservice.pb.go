@@ -1223,11 +1223,12 @@ func (x *Granted) GetToken() uint64 {
 // Snapshot is the whole state of a lock table. Durations are log time.
 type Snapshot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // 2. In 1 a lock has one owner at most, and no field above those
+	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // 3. In 2 nothing is known of protocol sigma; in 1 a lock has one owner at most, and no field above those
 	NowNs         int64                  `protobuf:"varint,2,opt,name=now_ns,json=nowNs,proto3" json:"now_ns,omitempty"`
 	Counter       uint64                 `protobuf:"varint,3,opt,name=counter,proto3" json:"counter,omitempty"` // of the last token given out
 	Locks         []*Lock                `protobuf:"bytes,4,rep,name=locks,proto3" json:"locks,omitempty"`      // by rising name
 	Breaks        []*Broken              `protobuf:"bytes,5,rep,name=breaks,proto3" json:"breaks,omitempty"`    // the oldest first
+	Sigma         *Sigma                 `protobuf:"bytes,6,opt,name=sigma,proto3" json:"sigma,omitempty"`      // of a group that runs protocol sigma
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1297,6 +1298,98 @@ func (x *Snapshot) GetBreaks() []*Broken {
 	return nil
 }
 
+func (x *Snapshot) GetSigma() *Sigma {
+	if x != nil {
+		return x.Sigma
+	}
+	return nil
+}
+
+// Sigma is what protocol sigma has in the group's log. The ceiling of its tokens is the counter.
+type Sigma struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	View          uint64                 `protobuf:"varint,1,opt,name=view,proto3" json:"view,omitempty"`      // 0: none has begun
+	Members       [][]byte               `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"` // 32 bytes each, rising
+	Prev          [][]byte               `protobuf:"bytes,3,rep,name=prev,proto3" json:"prev,omitempty"`       // members of the view before
+	Base          uint64                 `protobuf:"varint,4,opt,name=base,proto3" json:"base,omitempty"`
+	CapNs         int64                  `protobuf:"varint,5,opt,name=cap_ns,json=capNs,proto3" json:"cap_ns,omitempty"`
+	Voters        [][]byte               `protobuf:"bytes,6,rep,name=voters,proto3" json:"voters,omitempty"` // of the group, where no view has begun
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sigma) Reset() {
+	*x = Sigma{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sigma) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sigma) ProtoMessage() {}
+
+func (x *Sigma) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sigma.ProtoReflect.Descriptor instead.
+func (*Sigma) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Sigma) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+func (x *Sigma) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Sigma) GetPrev() [][]byte {
+	if x != nil {
+		return x.Prev
+	}
+	return nil
+}
+
+func (x *Sigma) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *Sigma) GetCapNs() int64 {
+	if x != nil {
+		return x.CapNs
+	}
+	return 0
+}
+
+func (x *Sigma) GetVoters() [][]byte {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
 type Lock struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1310,7 +1403,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1415,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1428,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{15}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Lock) GetName() string {
@@ -1391,7 +1484,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1496,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1509,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{16}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Owner) GetParty() *Party {
@@ -1504,7 +1597,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1609,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1622,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{17}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Queued) GetParty() *Party {
@@ -1671,13 +1764,21 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\aGranted\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x14\n" +
-	"\x05token\x18\x03 \x01(\x04R\x05token\"\xc3\x01\n" +
+	"\x05token\x18\x03 \x01(\x04R\x05token\"\xf9\x01\n" +
 	"\bSnapshot\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x15\n" +
 	"\x06now_ns\x18\x02 \x01(\x03R\x05nowNs\x12\x18\n" +
 	"\acounter\x18\x03 \x01(\x04R\acounter\x123\n" +
 	"\x05locks\x18\x04 \x03(\v2\x1d.latchkey.lockservice.v1.LockR\x05locks\x127\n" +
-	"\x06breaks\x18\x05 \x03(\v2\x1f.latchkey.lockservice.v1.BrokenR\x06breaks\"\xbe\x01\n" +
+	"\x06breaks\x18\x05 \x03(\v2\x1f.latchkey.lockservice.v1.BrokenR\x06breaks\x124\n" +
+	"\x05sigma\x18\x06 \x01(\v2\x1e.latchkey.lockservice.v1.SigmaR\x05sigma\"\x8c\x01\n" +
+	"\x05Sigma\x12\x12\n" +
+	"\x04view\x18\x01 \x01(\x04R\x04view\x12\x18\n" +
+	"\amembers\x18\x02 \x03(\fR\amembers\x12\x12\n" +
+	"\x04prev\x18\x03 \x03(\fR\x04prev\x12\x12\n" +
+	"\x04base\x18\x04 \x01(\x04R\x04base\x12\x15\n" +
+	"\x06cap_ns\x18\x05 \x01(\x03R\x05capNs\x12\x16\n" +
+	"\x06voters\x18\x06 \x03(\fR\x06voters\"\xbe\x01\n" +
 	"\x04Lock\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\x06owners\x18\x02 \x03(\v2\x1e.latchkey.lockservice.v1.OwnerR\x06owners\x125\n" +
@@ -1732,7 +1833,7 @@ func file_lockservice_pb_lockservice_proto_rawDescGZIP() []byte {
 }
 
 var file_lockservice_pb_lockservice_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(Status)(0),      // 0: latchkey.lockservice.v1.Status
 	(*Command)(nil),  // 1: latchkey.lockservice.v1.Command
@@ -1750,9 +1851,10 @@ var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(*Output)(nil),   // 13: latchkey.lockservice.v1.Output
 	(*Granted)(nil),  // 14: latchkey.lockservice.v1.Granted
 	(*Snapshot)(nil), // 15: latchkey.lockservice.v1.Snapshot
-	(*Lock)(nil),     // 16: latchkey.lockservice.v1.Lock
-	(*Owner)(nil),    // 17: latchkey.lockservice.v1.Owner
-	(*Queued)(nil),   // 18: latchkey.lockservice.v1.Queued
+	(*Sigma)(nil),    // 16: latchkey.lockservice.v1.Sigma
+	(*Lock)(nil),     // 17: latchkey.lockservice.v1.Lock
+	(*Owner)(nil),    // 18: latchkey.lockservice.v1.Owner
+	(*Queued)(nil),   // 19: latchkey.lockservice.v1.Queued
 }
 var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	2,  // 0: latchkey.lockservice.v1.Command.acquire:type_name -> latchkey.lockservice.v1.Acquire
@@ -1771,17 +1873,18 @@ var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	7,  // 13: latchkey.lockservice.v1.Broken.by:type_name -> latchkey.lockservice.v1.Party
 	7,  // 14: latchkey.lockservice.v1.Waiter.party:type_name -> latchkey.lockservice.v1.Party
 	14, // 15: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
-	16, // 16: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
+	17, // 16: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
 	11, // 17: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
-	17, // 18: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
-	18, // 19: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
-	7,  // 20: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
-	7,  // 21: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	16, // 18: latchkey.lockservice.v1.Snapshot.sigma:type_name -> latchkey.lockservice.v1.Sigma
+	18, // 19: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
+	19, // 20: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
+	7,  // 21: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
+	7,  // 22: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_lockservice_pb_lockservice_proto_init() }
@@ -1804,7 +1907,7 @@ func file_lockservice_pb_lockservice_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockservice_pb_lockservice_proto_rawDesc), len(file_lockservice_pb_lockservice_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -50,6 +50,7 @@ const (
 
 type exploration struct {
 	log     []Entry
+	states  []LogState // after each
 	ticks   int
 	release bool // holders may give back, waiters cancel
 	deep    bool // depth first, which goes far; breadth first finds the shortest schedule
@@ -360,7 +361,7 @@ func (x *exploration) run(from *universe) (states int, complete bool, err error)
 		}
 		for _, r := range u.reps {
 			if r.applied < len(x.log) {
-				if err := x.visit(x.step(u.copy(), r.core.cfg.Self, Event{Kind: Applied, Entry: &x.log[r.applied]})); err != nil {
+				if err := x.visit(x.step(u.copy(), r.core.cfg.Self, Event{Kind: Applied, State: &x.states[r.applied]})); err != nil {
 					return 0, false, err
 				}
 			}
@@ -433,7 +434,13 @@ func explore(m mutant, next []byte, x *exploration) (int, bool, error) {
 	if next != nil {
 		x.log = []Entry{{Kind: EntryView, From: ViewID{1, 1}, Members: ids(next...)}}
 	}
-	return x.run(x.midState(m))
+	u := x.midState(m)
+	state := u.reps[0].core.log
+	for _, e := range x.log {
+		state, _ = state.Apply(e)
+		x.states = append(x.states, state)
+	}
+	return x.run(u)
 }
 
 // TestExploration visits every state of small worlds, as far as -explore goes, and prints how many they were. A state is known by a

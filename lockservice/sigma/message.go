@@ -72,6 +72,32 @@ func (d Descriptor) valid() bool {
 	return true
 }
 
+// Mode says which protocol a name is locked by (rules M1 to M6). A name whose mode nobody has heard of is in [ModeSigma].
+type Mode uint8
+
+// The modes.
+const (
+	ModeSigma   Mode = iota // by the voters of the view
+	ModePending             // the voters have stopped, and tell the log who may hold it
+	ModeGroup               // by the table in the group's log
+	modes
+)
+
+// String names the mode.
+func (m Mode) String() string {
+	names := [...]string{"sigma", "pending", "group"}
+	if int(m) < len(names) {
+		return names[m]
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
+
+// NameMode is the mode of a name.
+type NameMode struct {
+	Name string
+	Mode Mode
+}
+
 func has(members []keyspace.NodeID, n keyspace.NodeID) bool { return slices.Contains(members, n) }
 
 // Kind says what a [Message] is. The names are those of lock-protocols.md sections 1.1 and 9.3.
@@ -79,26 +105,28 @@ type Kind uint8
 
 // The kinds of messages.
 const (
-	Request  Kind = iota + 1 // REQ, client to replica: asks, polls and renews
-	Yield                    // YIELD, client to replica: gives a grant back into the queue
-	Release                  // RELEASE, client to replica: the request is over for good
-	Install                  // INSTALL, client to replica: raises the number of a grant
-	Grant                    // GRANT, replica to client
-	Inquire                  // INQUIRE, replica to client: a GRANT behind which somebody older waits
-	Queued                   // QUEUED, replica to client
-	Released                 // answers a RELEASE that asks for it
-	Moved                    // MOVED, replica to client: a newer view, and who is in it
-	WrongGen                 // replica to client: the group has another generation
-	Refused                  // replica to client: Reason
-	Reported                 // REPORT, replica to replica: a piece of a sealed table
-	Pull                     // PULL, replica to replica: asks for pieces of a sealed table
+	Request   Kind = iota + 1 // REQ, client to replica: asks, polls and renews
+	Yield                     // YIELD, client to replica: gives a grant back into the queue
+	Release                   // RELEASE, client to replica: the request is over for good
+	Install                   // INSTALL, client to replica: raises the number of a grant
+	Grant                     // GRANT, replica to client
+	Inquire                   // INQUIRE, replica to client: a GRANT behind which somebody older waits
+	Queued                    // QUEUED, replica to client
+	Released                  // answers a RELEASE that asks for it
+	Moved                     // MOVED, replica to client: a newer view, and who is in it
+	WrongGen                  // replica to client: the group has another generation
+	Refused                   // replica to client: Reason
+	Reported                  // REPORT, replica to replica: a piece of a sealed table
+	Pull                      // PULL, replica to replica: asks for pieces of a sealed table
+	Inspect                   // client to replica: who has Name, for people
+	Inspected                 // answers with what this replica knows: a Report of that one name. Not agreed with the others
 	kinds
 )
 
 // String spells the kind as the design does.
 func (k Kind) String() string {
 	names := [...]string{"Kind(0)", "REQ", "YIELD", "RELEASE", "INSTALL", "GRANT", "INQUIRE", "QUEUED", "RELEASED", "MOVED", "WRONG_GEN",
-		"REFUSED", "REPORT", "PULL"}
+		"REFUSED", "REPORT", "PULL", "INSPECT", "INSPECTED"}
 	if int(k) < len(names) {
 		return names[k]
 	}
@@ -152,8 +180,9 @@ type Message struct {
 	Embargo  time.Duration // Queued: the replica grants nothing for so long, 0 when it does
 
 	Members []keyspace.NodeID // Moved: of View
+	Mode    Mode              // Moved: of Name; anything but sigma sends the client to the group's log (M1)
 	Reason  Reason            // Refused
-	Report  *Report           // Reported
+	Report  *Report           // Reported; Inspected
 	Chunk   int               // Pull: the first piece that is missing, of the table of View
 }
 
@@ -186,6 +215,7 @@ type ReportParty struct {
 	TTL   time.Duration
 	Delay time.Duration
 	Left  time.Duration // of the lease, when sent; 0 in a queue
+	Tok   Token         // the number of its grant, or the one it claims, for people; 0 in a queue
 }
 
 // EntryKind says what an [Entry] of the group's log does.
@@ -193,9 +223,12 @@ type EntryKind uint8
 
 // The kinds of entries (section 9.2, 10.2).
 const (
-	EntryView     EntryKind = iota + 1 // ends view From and begins the next one, with Members
+	EntryView     EntryKind = iota + 1 // ends view From and begins the next one, with Members; with nil of them the same ones
 	EntryRaise                         // moves the ceiling of tokens
 	EntryRaiseTTL                      // moves the longest lease voters grant
+	EntryReport                        // ModeReport (M2): who may hold the one name of Report, a piece of its own
+	EntryOver                          // Req of Node is over for good, at the name that has changed its mode (M1)
+	entryKinds
 )
 
 // Entry is what the group's log says to its replicas. One whose From is not the present view does nothing.
@@ -204,6 +237,10 @@ type Entry struct {
 	From    ViewID
 	Members []keyspace.NodeID // EntryView
 	Cap     time.Duration     // EntryRaiseTTL
+	Report  ReportEntry       // EntryReport
+	Name    string            // EntryOver
+	Req     Req               // EntryOver
+	Node    keyspace.NodeID   // EntryReport: who reports. EntryOver: whose request
 }
 
 // LogState is what the entries of a group's log add up to. It is equal at all replicas that applied the same entries.
@@ -215,7 +252,7 @@ type LogState struct {
 	Cap  time.Duration     // the longest lease granted so far
 }
 
-// Apply returns the state after an entry, and whether the entry did anything.
+// Apply returns the state after an entry, and whether the entry did anything to it. Those about single names do not.
 func (s LogState) Apply(e Entry) (LogState, bool) { return s.apply(e, Block) }
 
 func (s LogState) apply(e Entry, block Token) (LogState, bool) {
@@ -225,6 +262,9 @@ func (s LogState) apply(e Entry, block Token) (LogState, bool) {
 	switch e.Kind {
 	case EntryView:
 		next := Descriptor{View: ViewID{s.View.Gen, s.View.Num + 1}, Members: e.Members}
+		if next.Members == nil {
+			next.Members = s.Members
+		}
 		if !next.valid() || counter(s.Ceil)+block > CounterMax {
 			return s, false
 		}
@@ -258,9 +298,11 @@ const (
 	Receive EventKind = iota + 1
 	// Timer: the instant of the last [Arm] has come. One that comes early or late does no harm. Of both automata.
 	Timer
-	// Applied: the log's next entry was executed. Of a replica.
+	// Applied: entries of the log were executed. State is what they add up to, Modes the names whose mode may have changed. Of a
+	// replica.
 	Applied
-	// Jumped: the log's state was replaced by that of a snapshot, State. Of a replica.
+	// Jumped: the log's state was replaced by that of a snapshot. State is the whole state, Modes every name that is not in mode
+	// sigma. Of a replica.
 	Jumped
 	// Appended: Entry, an EntryView, stands in the local log and is not known to be committed. Of a replica.
 	Appended
@@ -289,6 +331,7 @@ type Event struct {
 	Msg   *Message
 	Entry *Entry
 	State *LogState
+	Modes []NameMode
 }
 
 // ActionKind says what an [Action] is.

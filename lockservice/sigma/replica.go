@@ -169,11 +169,7 @@ func (r *Replica) Step(ev Event, out []Action) []Action {
 		out = r.receive(ev.From, ev.Msg, out)
 	case Timer:
 		r.armed = automaton.Never
-	case Applied:
-		if next, did := r.log.apply(*ev.Entry, r.cfg.block); did {
-			out = r.follow(next, out)
-		}
-	case Jumped:
+	case Applied, Jumped:
 		out = r.follow(*ev.State, out)
 	case Appended: // S1
 		if ev.Entry.Kind == EntryView && ev.Entry.From == r.log.View && r.suspendAt == automaton.Never && !r.suspended {

@@ -117,8 +117,9 @@ func (d *desk) apply(e Entry, bs ...byte) {
 	if next, did := d.log.Apply(e); did {
 		d.log = next
 	}
+	next := d.log
 	for _, b := range bs {
-		d.step(id(b), Event{Kind: Applied, Entry: &e})
+		d.step(id(b), Event{Kind: Applied, State: &next})
 	}
 }
 

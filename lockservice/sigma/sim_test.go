@@ -345,7 +345,7 @@ func (p *simReplica) catchUp() {
 		for ; p.applied < to && p.env.Alive(); p.applied++ {
 			d := &p.w.disks[p.env.ID()]
 			d.appended = max(d.appended, p.applied+1)
-			p.step(Event{Kind: Applied, Entry: &p.w.log[p.applied]})
+			p.step(Event{Kind: Applied, State: &p.w.states[p.applied+1]})
 		}
 		p.passed()
 	})

@@ -556,6 +556,12 @@ func (t *Table) holder(o *owner) Holder {
 // exhausted reports whether the last token of this generation of the key has been given out.
 func (t *Table) exhausted() bool { return t.counter&CounterMax == CounterMax }
 
+// Top returns the highest token that is spoken for: given out by the table, or left to others by Reserve.
+func (t *Table) Top() Token { return t.token(t.counter) }
+
+// Reserve leaves the next n tokens to others. The table gives out those above.
+func (t *Table) Reserve(n uint64) { t.counter += n }
+
 // token builds a token of this generation.
 func (t *Table) token(counter uint64) Token {
 	return Token(uint64(t.cfg.OverlayGen)<<56 | uint64(t.cfg.GroupGen)<<counterBits | counter)

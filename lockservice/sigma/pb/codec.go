@@ -23,6 +23,8 @@ const (
 	MessageBytesMax = 1 << 19
 	// FrameBytesMax leaves room for the name of a group.
 	FrameBytesMax = MessageBytesMax + 64
+	// EntryBytesMax is above what an entry of the log can be: a name with its candidates, waiters and finished requests.
+	EntryBytesMax = 1 << 14
 	// NameBytesMax bounds a lock's name.
 	NameBytesMax = 1024
 )
@@ -94,7 +96,7 @@ func messageOf(m *sigma.Message) *Message {
 		Kind: Kind(m.Kind), ViewGen: m.View.Gen, View: m.View.Num, Name: m.Name, Req: reqOf(m.Req), Ts: m.TS, ReqTs: m.ReqTS,
 		CsNs: int64(m.CS), TtlNs: int64(m.TTL), DelayNs: int64(m.Delay), Tok: uint64(m.Tok), Older: m.Older, Ack: m.Ack,
 		Owner: reqOf(m.Owner), Position: uint32(m.Position), WaitNs: int64(m.Wait), EmbargoNs: int64(m.Embargo),
-		Reason: Reason(m.Reason), Chunk: uint32(m.Chunk),
+		Reason: Reason(m.Reason), Chunk: uint32(m.Chunk), Mode: Mode(m.Mode),
 	}
 	if m.GID != (sigma.GID{}) {
 		p.Gid = &GID{Inc: m.GID.Inc, N: m.GID.N}
@@ -105,12 +107,7 @@ func messageOf(m *sigma.Message) *Message {
 	if r := m.Report; r != nil {
 		p.Report = &Report{Inc: r.Inc, Chunk: uint32(r.Chunk), Chunks: uint32(r.Chunks)}
 		for i := range r.Entries {
-			e := &r.Entries[i]
-			x := &Entry{Name: e.Name, DelayLeftNs: int64(e.DelayLeft), Parties: partiesOf(e.Parties), Queue: partiesOf(e.Queue)}
-			for _, q := range e.Ended {
-				x.Ended = append(x.Ended, reqOf(q))
-			}
-			p.Report.Entries = append(p.Report.Entries, x)
+			p.Report.Entries = append(p.Report.Entries, entryOf(&r.Entries[i]))
 		}
 	}
 	return p
@@ -123,11 +120,19 @@ func reqOf(q sigma.Req) *Req {
 	return &Req{Session: q.Session[:], Seq: q.Seq}
 }
 
+func entryOf(e *sigma.ReportEntry) *Entry {
+	x := &Entry{Name: e.Name, DelayLeftNs: int64(e.DelayLeft), Parties: partiesOf(e.Parties), Queue: partiesOf(e.Queue)}
+	for _, q := range e.Ended {
+		x.Ended = append(x.Ended, reqOf(q))
+	}
+	return x
+}
+
 func partiesOf(ps []sigma.ReportParty) (out []*Party) {
 	for i := range ps {
 		p := &ps[i]
 		out = append(out, &Party{
-			Req: reqOf(p.Req), ReqTs: p.ReqTS, Node: p.Node[:], CsNs: int64(p.CS), TtlNs: int64(p.TTL), DelayNs: int64(p.Delay), LeftNs: int64(p.Left),
+			Req: reqOf(p.Req), ReqTs: p.ReqTS, Node: p.Node[:], CsNs: int64(p.CS), TtlNs: int64(p.TTL), DelayNs: int64(p.Delay), LeftNs: int64(p.Left), Tok: uint64(p.Tok),
 		})
 	}
 	return out
@@ -153,26 +158,25 @@ func decode(p *Message) (m sigma.Message, err error) {
 	if _, known := Reason_name[int32(p.Reason)]; !known {
 		d.fail("reason %d", p.Reason)
 	}
+	if _, known := Mode_name[int32(p.Mode)]; !known {
+		d.fail("mode %d", p.Mode)
+	}
+	voters := p.Kind == Kind_KIND_REPORTED || p.Kind == Kind_KIND_PULL // between them: of no one name and no request
 	m = sigma.Message{
-		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, p.Kind >= Kind_KIND_REPORTED),
+		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, voters),
 		Req: d.req(p.Req), TS: p.Ts, ReqTS: p.ReqTs, CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs), Delay: d.span(p.DelayNs),
 		Tok: sigma.Token(p.Tok), Older: p.Older, Ack: p.Ack, Owner: d.req(p.Owner), Wait: d.span(p.WaitNs), Embargo: d.span(p.EmbargoNs),
-		Position: d.count(p.Position, sigma.WaitersPerLockMax), Chunk: d.count(p.Chunk, sigma.ChunksMax), Reason: sigma.Reason(p.Reason),
+		Position: d.count(p.Position, sigma.WaitersPerLockMax), Chunk: d.count(p.Chunk, sigma.ChunksMax), Reason: sigma.Reason(p.Reason), Mode: sigma.Mode(p.Mode),
 		GID: sigma.GID{Inc: p.GetGid().GetInc(), N: p.GetGid().GetN()},
 	}
-	if len(p.Members) > sigma.MembersMax {
-		d.fail("%d members", len(p.Members))
-	}
-	for _, n := range p.Members[:min(len(p.Members), sigma.MembersMax)] {
-		m.Members = append(m.Members, d.node(n))
-	}
+	m.Members = d.members(p.Members)
 	if r := p.Report; r != nil {
 		m.Report = d.report(r)
 	}
-	if m.Kind < sigma.Reported && p.Req == nil {
+	if !voters && p.Req == nil {
 		d.fail("no request is named")
 	}
-	if (m.Kind == sigma.Reported) != (m.Report != nil) || (m.Kind == sigma.Moved) != (len(m.Members) > 0) {
+	if (m.Kind == sigma.Reported || m.Kind == sigma.Inspected) != (m.Report != nil) || (m.Kind == sigma.Moved) != (len(m.Members) > 0) {
 		d.fail("%v with report %v and %d members", m.Kind, m.Report != nil, len(m.Members))
 	}
 	if d.err != nil {
@@ -195,6 +199,17 @@ func (d *decoder) name(s string, none bool) string {
 		d.fail("a name of %d bytes", len(s))
 	}
 	return s
+}
+
+func (d *decoder) members(bs [][]byte) (out []keyspace.NodeID) {
+	if len(bs) > sigma.MembersMax {
+		d.fail("%d members", len(bs))
+		return nil
+	}
+	for _, b := range bs {
+		out = append(out, d.node(b))
+	}
+	return out
 }
 
 func (d *decoder) req(q *Req) (out sigma.Req) {
@@ -244,20 +259,24 @@ func (d *decoder) report(r *Report) *sigma.Report {
 		return out
 	}
 	for _, e := range r.Entries {
-		x := sigma.ReportEntry{
-			Name: d.name(e.Name, false), DelayLeft: d.span(e.DelayLeftNs),
-			Parties: d.parties(e.Parties, sigma.CandidatesMax), Queue: d.parties(e.Queue, sigma.ReportQueueMax),
-		}
-		if len(e.Ended) > sigma.ReportEndedMax {
-			d.fail("%d finished requests", len(e.Ended))
-			return out
-		}
-		for _, q := range e.Ended {
-			x.Ended = append(x.Ended, d.req(q))
-		}
-		out.Entries = append(out.Entries, x)
+		out.Entries = append(out.Entries, d.entry(e))
 	}
 	return out
+}
+
+func (d *decoder) entry(e *Entry) sigma.ReportEntry {
+	x := sigma.ReportEntry{
+		Name: d.name(e.Name, false), DelayLeft: d.span(e.DelayLeftNs),
+		Parties: d.parties(e.Parties, sigma.CandidatesMax), Queue: d.parties(e.Queue, sigma.ReportQueueMax),
+	}
+	if len(e.Ended) > sigma.ReportEndedMax {
+		d.fail("%d finished requests", len(e.Ended))
+		return x
+	}
+	for _, q := range e.Ended {
+		x.Ended = append(x.Ended, d.req(q))
+	}
+	return x
 }
 
 func (d *decoder) parties(ps []*Party, most int) (out []sigma.ReportParty) {
@@ -271,8 +290,60 @@ func (d *decoder) parties(ps []*Party, most int) (out []sigma.ReportParty) {
 		}
 		out = append(out, sigma.ReportParty{
 			Req: d.req(p.Req), ReqTS: p.ReqTs, Node: d.node(p.Node), CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs),
-			Delay: d.span(p.DelayNs), Left: d.span(p.LeftNs),
+			Delay: d.span(p.DelayNs), Left: d.span(p.LeftNs), Tok: sigma.Token(p.Tok),
 		})
 	}
 	return out
+}
+
+// EncodeEntry returns the bytes of an entry of the log. Equal entries have equal bytes.
+func EncodeEntry(e *sigma.Entry) ([]byte, error) {
+	p := &LogEntry{Kind: EntryKind(e.Kind), ViewGen: e.From.Gen, View: e.From.Num, CapNs: int64(e.Cap), Name: e.Name, Req: reqOf(e.Req)}
+	for i := range e.Members {
+		p.Members = append(p.Members, e.Members[i][:])
+	}
+	switch e.Kind {
+	case sigma.EntryReport:
+		p.Report, p.Node = entryOf(&e.Report), e.Node[:]
+	case sigma.EntryOver:
+		p.Node = e.Node[:]
+	}
+	out, err := proto.MarshalOptions{Deterministic: true}.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("sigma: encode: %w", err)
+	}
+	return out, nil
+}
+
+// DecodeEntry reads what [EncodeEntry] wrote. Fields it does not know are ignored. The error matches [ErrMalformed].
+func DecodeEntry(b []byte) (e sigma.Entry, err error) {
+	if len(b) > EntryBytesMax {
+		return e, fmt.Errorf("%w: entry of %d bytes, at most %d", ErrMalformed, len(b), EntryBytesMax)
+	}
+	p := new(LogEntry)
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, p); err != nil {
+		return e, fmt.Errorf("%w: %v", ErrMalformed, err)
+	}
+	d := decoder{}
+	if _, known := EntryKind_name[int32(p.Kind)]; !known || p.Kind == 0 {
+		d.fail("entry of kind %d", p.Kind)
+	}
+	e = sigma.Entry{
+		Kind: sigma.EntryKind(p.Kind), From: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Members: d.members(p.Members), Cap: d.span(p.CapNs),
+		Name: d.name(p.Name, p.Kind != EntryKind_ENTRY_KIND_OVER), Req: d.req(p.Req),
+	}
+	report, over := p.Kind == EntryKind_ENTRY_KIND_REPORT, p.Kind == EntryKind_ENTRY_KIND_OVER
+	if report || over {
+		e.Node = d.node(p.Node)
+	}
+	switch {
+	case report != (p.Report != nil), over != (p.Req != nil):
+		d.fail("%v with report %v and request %v", p.Kind, p.Report != nil, p.Req != nil)
+	case report:
+		e.Report = d.entry(p.Report)
+	}
+	if d.err != nil {
+		return sigma.Entry{}, d.err
+	}
+	return e, nil
 }

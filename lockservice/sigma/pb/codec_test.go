@@ -16,7 +16,7 @@ import (
 
 func samples() []sigma.Message {
 	q, v := sigma.Req{Session: sigma.Session{1, 2}, Seq: 3}, sigma.ViewID{Gen: 4, Num: 5}
-	party := sigma.ReportParty{Req: q, ReqTS: 6, Node: keyspace.NodeID{7}, CS: -8, TTL: time.Second, Delay: 9, Left: 10}
+	party := sigma.ReportParty{Req: q, ReqTS: 6, Node: keyspace.NodeID{7}, CS: -8, TTL: time.Second, Delay: 9, Left: 10, Tok: 11}
 	return []sigma.Message{
 		{Kind: sigma.Request, View: v, Name: "n", Req: q, TS: 1, ReqTS: 2, CS: -3, TTL: time.Second, Delay: 5, Tok: 6},
 		{Kind: sigma.Yield, View: v, Name: "n", Req: q, GID: sigma.GID{Inc: 1, N: 2}},
@@ -33,7 +33,86 @@ func samples() []sigma.Message {
 			{Name: "n", Parties: []sigma.ReportParty{party}, Queue: []sigma.ReportParty{party, party}, Ended: []sigma.Req{q}, DelayLeft: 4},
 		}}},
 		{Kind: sigma.Pull, View: v, Chunk: 5},
+		{Kind: sigma.Moved, View: v, Name: "n", Req: q, Members: []keyspace.NodeID{{1}}, Mode: sigma.ModeGroup},
+		{Kind: sigma.Inspect, View: v, Name: "n", Req: q},
+		{Kind: sigma.Inspected, View: v, Name: "n", Req: q, Report: &sigma.Report{Chunks: 1, Entries: []sigma.ReportEntry{{Name: "n"}}}},
 	}
+}
+
+func entries() []sigma.Entry {
+	q, v := sigma.Req{Session: sigma.Session{1, 2}, Seq: 3}, sigma.ViewID{Gen: 4, Num: 5}
+	return []sigma.Entry{
+		{Kind: sigma.EntryView, From: v},
+		{Kind: sigma.EntryView, From: v, Members: []keyspace.NodeID{{1}, {2}}},
+		{Kind: sigma.EntryRaise, From: v},
+		{Kind: sigma.EntryRaiseTTL, From: v, Cap: time.Minute},
+		{Kind: sigma.EntryOver, From: v, Name: "n", Req: q, Node: keyspace.NodeID{9}},
+		{Kind: sigma.EntryReport, From: v, Node: keyspace.NodeID{9}, Report: samples()[11].Report.Entries[0]},
+	}
+}
+
+func TestEntriesComeBackAsTheyWere(t *testing.T) {
+	for _, e := range entries() {
+		b, err := EncodeEntry(&e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := DecodeEntry(b)
+		if err != nil || !reflect.DeepEqual(got, e) {
+			t.Errorf("%v: %v\n got %+v\nwant %+v", e.Kind, err, got, e)
+		}
+	}
+	if _, err := DecodeEntry(make([]byte, EntryBytesMax+1)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("too long: %v", err)
+	}
+}
+
+func TestTheLongestReportFitsAnEntry(t *testing.T) {
+	q := sigma.Req{Session: sigma.Session{1}, Seq: 1<<64 - 1}
+	party := sigma.ReportParty{Req: q, ReqTS: 1<<64 - 1, CS: -1, TTL: time.Hour, Delay: time.Hour, Left: time.Hour, Tok: 1<<64 - 1}
+	e := sigma.Entry{Kind: sigma.EntryReport, Report: sigma.ReportEntry{Name: strings.Repeat("n", NameBytesMax), DelayLeft: time.Hour}}
+	for range sigma.CandidatesMax {
+		e.Report.Parties = append(e.Report.Parties, party)
+	}
+	for range sigma.ReportQueueMax {
+		e.Report.Queue = append(e.Report.Queue, party)
+	}
+	for range sigma.ReportEndedMax {
+		e.Report.Ended = append(e.Report.Ended, q)
+	}
+	b, err := EncodeEntry(&e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DecodeEntry(b); err != nil {
+		t.Error(err)
+	}
+}
+
+func FuzzDecodeEntry(f *testing.F) {
+	for _, e := range entries() {
+		b, err := EncodeEntry(&e)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := DecodeEntry(b)
+		if err != nil {
+			if !errors.Is(err, ErrMalformed) {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		again, err := EncodeEntry(&e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := DecodeEntry(again); err != nil || !reflect.DeepEqual(got, e) {
+			t.Errorf("%v\n got %+v\nwant %+v", err, got, e)
+		}
+	})
 }
 
 func TestMessagesComeBackAsTheyWere(t *testing.T) {
@@ -147,7 +226,7 @@ func TestBadMessagesAreMalformed(t *testing.T) {
 	node := make([]byte, 32)
 	cases := map[string]*Message{
 		"no kind":             {Name: "n", Req: q},
-		"an unknown kind":     {Kind: 14, Name: "n", Req: q},
+		"an unknown kind":     {Kind: 16, Name: "n", Req: q},
 		"a negative kind":     {Kind: -1, Name: "n", Req: q},
 		"an unknown reason":   {Kind: Kind_KIND_REFUSED, Name: "n", Req: q, Reason: 99},
 		"no name":             {Kind: Kind_KIND_REQUEST, Req: q},

@@ -42,6 +42,8 @@ const (
 	Kind_KIND_REFUSED     Kind = 11
 	Kind_KIND_REPORTED    Kind = 12
 	Kind_KIND_PULL        Kind = 13
+	Kind_KIND_INSPECT     Kind = 14
+	Kind_KIND_INSPECTED   Kind = 15
 )
 
 // Enum value maps for Kind.
@@ -61,6 +63,8 @@ var (
 		11: "KIND_REFUSED",
 		12: "KIND_REPORTED",
 		13: "KIND_PULL",
+		14: "KIND_INSPECT",
+		15: "KIND_INSPECTED",
 	}
 	Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -77,6 +81,8 @@ var (
 		"KIND_REFUSED":     11,
 		"KIND_REPORTED":    12,
 		"KIND_PULL":        13,
+		"KIND_INSPECT":     14,
+		"KIND_INSPECTED":   15,
 	}
 )
 
@@ -163,6 +169,113 @@ func (x Reason) Number() protoreflect.EnumNumber {
 // Deprecated: Use Reason.Descriptor instead.
 func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_lockservice_sigma_pb_sigma_proto_rawDescGZIP(), []int{1}
+}
+
+type Mode int32
+
+const (
+	Mode_MODE_SIGMA   Mode = 0
+	Mode_MODE_PENDING Mode = 1
+	Mode_MODE_GROUP   Mode = 2
+)
+
+// Enum value maps for Mode.
+var (
+	Mode_name = map[int32]string{
+		0: "MODE_SIGMA",
+		1: "MODE_PENDING",
+		2: "MODE_GROUP",
+	}
+	Mode_value = map[string]int32{
+		"MODE_SIGMA":   0,
+		"MODE_PENDING": 1,
+		"MODE_GROUP":   2,
+	}
+)
+
+func (x Mode) Enum() *Mode {
+	p := new(Mode)
+	*p = x
+	return p
+}
+
+func (x Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_lockservice_sigma_pb_sigma_proto_enumTypes[2].Descriptor()
+}
+
+func (Mode) Type() protoreflect.EnumType {
+	return &file_lockservice_sigma_pb_sigma_proto_enumTypes[2]
+}
+
+func (x Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Mode.Descriptor instead.
+func (Mode) EnumDescriptor() ([]byte, []int) {
+	return file_lockservice_sigma_pb_sigma_proto_rawDescGZIP(), []int{2}
+}
+
+type EntryKind int32
+
+const (
+	EntryKind_ENTRY_KIND_UNSPECIFIED EntryKind = 0
+	EntryKind_ENTRY_KIND_VIEW        EntryKind = 1
+	EntryKind_ENTRY_KIND_RAISE       EntryKind = 2
+	EntryKind_ENTRY_KIND_RAISE_TTL   EntryKind = 3
+	EntryKind_ENTRY_KIND_REPORT      EntryKind = 4
+	EntryKind_ENTRY_KIND_OVER        EntryKind = 5
+)
+
+// Enum value maps for EntryKind.
+var (
+	EntryKind_name = map[int32]string{
+		0: "ENTRY_KIND_UNSPECIFIED",
+		1: "ENTRY_KIND_VIEW",
+		2: "ENTRY_KIND_RAISE",
+		3: "ENTRY_KIND_RAISE_TTL",
+		4: "ENTRY_KIND_REPORT",
+		5: "ENTRY_KIND_OVER",
+	}
+	EntryKind_value = map[string]int32{
+		"ENTRY_KIND_UNSPECIFIED": 0,
+		"ENTRY_KIND_VIEW":        1,
+		"ENTRY_KIND_RAISE":       2,
+		"ENTRY_KIND_RAISE_TTL":   3,
+		"ENTRY_KIND_REPORT":      4,
+		"ENTRY_KIND_OVER":        5,
+	}
+)
+
+func (x EntryKind) Enum() *EntryKind {
+	p := new(EntryKind)
+	*p = x
+	return p
+}
+
+func (x EntryKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EntryKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_lockservice_sigma_pb_sigma_proto_enumTypes[3].Descriptor()
+}
+
+func (EntryKind) Type() protoreflect.EnumType {
+	return &file_lockservice_sigma_pb_sigma_proto_enumTypes[3]
+}
+
+func (x EntryKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EntryKind.Descriptor instead.
+func (EntryKind) EnumDescriptor() ([]byte, []int) {
+	return file_lockservice_sigma_pb_sigma_proto_rawDescGZIP(), []int{3}
 }
 
 // Req names a request: 16 bytes of a session, and a number of it.
@@ -338,7 +451,7 @@ type Message struct {
 	ViewGen       uint32                 `protobuf:"varint,2,opt,name=view_gen,json=viewGen,proto3" json:"view_gen,omitempty"` // in a frame: the lower half of its gen
 	View          uint64                 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
 	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
-	Req           *Req                   `protobuf:"bytes,5,opt,name=req,proto3" json:"req,omitempty"`                                       // REQUEST to REFUSED
+	Req           *Req                   `protobuf:"bytes,5,opt,name=req,proto3" json:"req,omitempty"`                                       // all but REPORTED and PULL
 	Ts            uint64                 `protobuf:"varint,6,opt,name=ts,proto3" json:"ts,omitempty"`                                        // Lamport clock of the sender
 	ReqTs         uint64                 `protobuf:"varint,7,opt,name=req_ts,json=reqTs,proto3" json:"req_ts,omitempty"`                     // REQUEST, RELEASE
 	CsNs          int64                  `protobuf:"varint,8,opt,name=cs_ns,json=csNs,proto3" json:"cs_ns,omitempty"`                        // REQUEST, INSTALL: when sent, by the client's clock. GRANT, INQUIRE: the one that is echoed
@@ -354,8 +467,9 @@ type Message struct {
 	EmbargoNs     int64                  `protobuf:"varint,18,opt,name=embargo_ns,json=embargoNs,proto3" json:"embargo_ns,omitempty"`        // QUEUED
 	Members       [][]byte               `protobuf:"bytes,19,rep,name=members,proto3" json:"members,omitempty"`                              // MOVED: 32 bytes each, rising
 	Reason        Reason                 `protobuf:"varint,20,opt,name=reason,proto3,enum=latchkey.sigma.v1.Reason" json:"reason,omitempty"` // REFUSED
-	Report        *Report                `protobuf:"bytes,21,opt,name=report,proto3" json:"report,omitempty"`                                // REPORTED
+	Report        *Report                `protobuf:"bytes,21,opt,name=report,proto3" json:"report,omitempty"`                                // REPORTED; INSPECTED: one name
 	Chunk         uint32                 `protobuf:"varint,22,opt,name=chunk,proto3" json:"chunk,omitempty"`                                 // PULL
+	Mode          Mode                   `protobuf:"varint,23,opt,name=mode,proto3,enum=latchkey.sigma.v1.Mode" json:"mode,omitempty"`       // MOVED
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -544,6 +658,13 @@ func (x *Message) GetChunk() uint32 {
 	return 0
 }
 
+func (x *Message) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_SIGMA
+}
+
 // Report is a piece of a sealed table.
 type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -698,6 +819,7 @@ type Party struct {
 	TtlNs         int64                  `protobuf:"varint,5,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
 	DelayNs       int64                  `protobuf:"varint,6,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"`
 	LeftNs        int64                  `protobuf:"varint,7,opt,name=left_ns,json=leftNs,proto3" json:"left_ns,omitempty"`
+	Tok           uint64                 `protobuf:"varint,8,opt,name=tok,proto3" json:"tok,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -781,6 +903,122 @@ func (x *Party) GetLeftNs() int64 {
 	return 0
 }
 
+func (x *Party) GetTok() uint64 {
+	if x != nil {
+		return x.Tok
+	}
+	return 0
+}
+
+// LogEntry is what the group's log says to its replicas, as a command of the group itself.
+type LogEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          EntryKind              `protobuf:"varint,1,opt,name=kind,proto3,enum=latchkey.sigma.v1.EntryKind" json:"kind,omitempty"`
+	ViewGen       uint32                 `protobuf:"varint,2,opt,name=view_gen,json=viewGen,proto3" json:"view_gen,omitempty"` // of the view it is for
+	View          uint64                 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
+	Members       [][]byte               `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`           // VIEW: 32 bytes each, rising; none means the same
+	CapNs         int64                  `protobuf:"varint,5,opt,name=cap_ns,json=capNs,proto3" json:"cap_ns,omitempty"` // RAISE_TTL
+	Report        *Entry                 `protobuf:"bytes,6,opt,name=report,proto3" json:"report,omitempty"`             // REPORT
+	Name          string                 `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`                 // OVER
+	Req           *Req                   `protobuf:"bytes,8,opt,name=req,proto3" json:"req,omitempty"`                   // OVER
+	Node          []byte                 `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"`                 // REPORT: the reporter. OVER: whose request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEntry) Reset() {
+	*x = LogEntry{}
+	mi := &file_lockservice_sigma_pb_sigma_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEntry) ProtoMessage() {}
+
+func (x *LogEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_sigma_pb_sigma_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
+func (*LogEntry) Descriptor() ([]byte, []int) {
+	return file_lockservice_sigma_pb_sigma_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LogEntry) GetKind() EntryKind {
+	if x != nil {
+		return x.Kind
+	}
+	return EntryKind_ENTRY_KIND_UNSPECIFIED
+}
+
+func (x *LogEntry) GetViewGen() uint32 {
+	if x != nil {
+		return x.ViewGen
+	}
+	return 0
+}
+
+func (x *LogEntry) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+func (x *LogEntry) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *LogEntry) GetCapNs() int64 {
+	if x != nil {
+		return x.CapNs
+	}
+	return 0
+}
+
+func (x *LogEntry) GetReport() *Entry {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *LogEntry) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LogEntry) GetReq() *Req {
+	if x != nil {
+		return x.Req
+	}
+	return nil
+}
+
+func (x *LogEntry) GetNode() []byte {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
 var File_lockservice_sigma_pb_sigma_proto protoreflect.FileDescriptor
 
 const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
@@ -795,7 +1033,7 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\x05Frame\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x10\n" +
 	"\x03gen\x18\x02 \x01(\x04R\x03gen\x124\n" +
-	"\amessage\x18\x03 \x01(\v2\x1a.latchkey.sigma.v1.MessageR\amessage\"\x8d\x05\n" +
+	"\amessage\x18\x03 \x01(\v2\x1a.latchkey.sigma.v1.MessageR\amessage\"\xba\x05\n" +
 	"\aMessage\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.latchkey.sigma.v1.KindR\x04kind\x12\x19\n" +
 	"\bview_gen\x18\x02 \x01(\rR\aviewGen\x12\x12\n" +
@@ -820,7 +1058,8 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\amembers\x18\x13 \x03(\fR\amembers\x121\n" +
 	"\x06reason\x18\x14 \x01(\x0e2\x19.latchkey.sigma.v1.ReasonR\x06reason\x121\n" +
 	"\x06report\x18\x15 \x01(\v2\x19.latchkey.sigma.v1.ReportR\x06report\x12\x14\n" +
-	"\x05chunk\x18\x16 \x01(\rR\x05chunk\"|\n" +
+	"\x05chunk\x18\x16 \x01(\rR\x05chunk\x12+\n" +
+	"\x04mode\x18\x17 \x01(\x0e2\x17.latchkey.sigma.v1.ModeR\x04mode\"|\n" +
 	"\x06Report\x12\x10\n" +
 	"\x03inc\x18\x01 \x01(\x04R\x03inc\x12\x14\n" +
 	"\x05chunk\x18\x02 \x01(\rR\x05chunk\x12\x16\n" +
@@ -831,7 +1070,7 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\aparties\x18\x02 \x03(\v2\x18.latchkey.sigma.v1.PartyR\aparties\x12.\n" +
 	"\x05queue\x18\x03 \x03(\v2\x18.latchkey.sigma.v1.PartyR\x05queue\x12,\n" +
 	"\x05ended\x18\x04 \x03(\v2\x16.latchkey.sigma.v1.ReqR\x05ended\x12\"\n" +
-	"\rdelay_left_ns\x18\x05 \x01(\x03R\vdelayLeftNs\"\xbc\x01\n" +
+	"\rdelay_left_ns\x18\x05 \x01(\x03R\vdelayLeftNs\"\xce\x01\n" +
 	"\x05Party\x12(\n" +
 	"\x03req\x18\x01 \x01(\v2\x16.latchkey.sigma.v1.ReqR\x03req\x12\x15\n" +
 	"\x06req_ts\x18\x02 \x01(\x04R\x05reqTs\x12\x12\n" +
@@ -839,7 +1078,18 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\x05cs_ns\x18\x04 \x01(\x03R\x04csNs\x12\x15\n" +
 	"\x06ttl_ns\x18\x05 \x01(\x03R\x05ttlNs\x12\x19\n" +
 	"\bdelay_ns\x18\x06 \x01(\x03R\adelayNs\x12\x17\n" +
-	"\aleft_ns\x18\a \x01(\x03R\x06leftNs*\x80\x02\n" +
+	"\aleft_ns\x18\a \x01(\x03R\x06leftNs\x12\x10\n" +
+	"\x03tok\x18\b \x01(\x04R\x03tok\"\xa0\x02\n" +
+	"\bLogEntry\x120\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1c.latchkey.sigma.v1.EntryKindR\x04kind\x12\x19\n" +
+	"\bview_gen\x18\x02 \x01(\rR\aviewGen\x12\x12\n" +
+	"\x04view\x18\x03 \x01(\x04R\x04view\x12\x18\n" +
+	"\amembers\x18\x04 \x03(\fR\amembers\x12\x15\n" +
+	"\x06cap_ns\x18\x05 \x01(\x03R\x05capNs\x120\n" +
+	"\x06report\x18\x06 \x01(\v2\x18.latchkey.sigma.v1.EntryR\x06report\x12\x12\n" +
+	"\x04name\x18\a \x01(\tR\x04name\x12(\n" +
+	"\x03req\x18\b \x01(\v2\x16.latchkey.sigma.v1.ReqR\x03req\x12\x12\n" +
+	"\x04node\x18\t \x01(\fR\x04node*\xa6\x02\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fKIND_REQUEST\x10\x01\x12\x0e\n" +
@@ -858,14 +1108,29 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\x12\x10\n" +
 	"\fKIND_REFUSED\x10\v\x12\x11\n" +
 	"\rKIND_REPORTED\x10\f\x12\r\n" +
-	"\tKIND_PULL\x10\r*\xa0\x01\n" +
+	"\tKIND_PULL\x10\r\x12\x10\n" +
+	"\fKIND_INSPECT\x10\x0e\x12\x12\n" +
+	"\x0eKIND_INSPECTED\x10\x0f*\xa0\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_BAD_TTL\x10\x01\x12\x19\n" +
 	"\x15REASON_TOO_MANY_LOCKS\x10\x02\x12\x1b\n" +
 	"\x17REASON_TOO_MANY_WAITERS\x10\x03\x12\x1c\n" +
 	"\x18REASON_TOO_MANY_REQUESTS\x10\x04\x12\x14\n" +
-	"\x10REASON_BAD_TOKEN\x10\x05B\x1fZ\x1dlatchkey/lockservice/sigma/pbb\x06proto3"
+	"\x10REASON_BAD_TOKEN\x10\x05*8\n" +
+	"\x04Mode\x12\x0e\n" +
+	"\n" +
+	"MODE_SIGMA\x10\x00\x12\x10\n" +
+	"\fMODE_PENDING\x10\x01\x12\x0e\n" +
+	"\n" +
+	"MODE_GROUP\x10\x02*\x98\x01\n" +
+	"\tEntryKind\x12\x1a\n" +
+	"\x16ENTRY_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fENTRY_KIND_VIEW\x10\x01\x12\x14\n" +
+	"\x10ENTRY_KIND_RAISE\x10\x02\x12\x18\n" +
+	"\x14ENTRY_KIND_RAISE_TTL\x10\x03\x12\x15\n" +
+	"\x11ENTRY_KIND_REPORT\x10\x04\x12\x13\n" +
+	"\x0fENTRY_KIND_OVER\x10\x05B\x1fZ\x1dlatchkey/lockservice/sigma/pbb\x06proto3"
 
 var (
 	file_lockservice_sigma_pb_sigma_proto_rawDescOnce sync.Once
@@ -879,37 +1144,44 @@ func file_lockservice_sigma_pb_sigma_proto_rawDescGZIP() []byte {
 	return file_lockservice_sigma_pb_sigma_proto_rawDescData
 }
 
-var file_lockservice_sigma_pb_sigma_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lockservice_sigma_pb_sigma_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_lockservice_sigma_pb_sigma_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_lockservice_sigma_pb_sigma_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_lockservice_sigma_pb_sigma_proto_goTypes = []any{
-	(Kind)(0),       // 0: latchkey.sigma.v1.Kind
-	(Reason)(0),     // 1: latchkey.sigma.v1.Reason
-	(*Req)(nil),     // 2: latchkey.sigma.v1.Req
-	(*GID)(nil),     // 3: latchkey.sigma.v1.GID
-	(*Frame)(nil),   // 4: latchkey.sigma.v1.Frame
-	(*Message)(nil), // 5: latchkey.sigma.v1.Message
-	(*Report)(nil),  // 6: latchkey.sigma.v1.Report
-	(*Entry)(nil),   // 7: latchkey.sigma.v1.Entry
-	(*Party)(nil),   // 8: latchkey.sigma.v1.Party
+	(Kind)(0),        // 0: latchkey.sigma.v1.Kind
+	(Reason)(0),      // 1: latchkey.sigma.v1.Reason
+	(Mode)(0),        // 2: latchkey.sigma.v1.Mode
+	(EntryKind)(0),   // 3: latchkey.sigma.v1.EntryKind
+	(*Req)(nil),      // 4: latchkey.sigma.v1.Req
+	(*GID)(nil),      // 5: latchkey.sigma.v1.GID
+	(*Frame)(nil),    // 6: latchkey.sigma.v1.Frame
+	(*Message)(nil),  // 7: latchkey.sigma.v1.Message
+	(*Report)(nil),   // 8: latchkey.sigma.v1.Report
+	(*Entry)(nil),    // 9: latchkey.sigma.v1.Entry
+	(*Party)(nil),    // 10: latchkey.sigma.v1.Party
+	(*LogEntry)(nil), // 11: latchkey.sigma.v1.LogEntry
 }
 var file_lockservice_sigma_pb_sigma_proto_depIdxs = []int32{
-	5,  // 0: latchkey.sigma.v1.Frame.message:type_name -> latchkey.sigma.v1.Message
+	7,  // 0: latchkey.sigma.v1.Frame.message:type_name -> latchkey.sigma.v1.Message
 	0,  // 1: latchkey.sigma.v1.Message.kind:type_name -> latchkey.sigma.v1.Kind
-	2,  // 2: latchkey.sigma.v1.Message.req:type_name -> latchkey.sigma.v1.Req
-	3,  // 3: latchkey.sigma.v1.Message.gid:type_name -> latchkey.sigma.v1.GID
-	2,  // 4: latchkey.sigma.v1.Message.owner:type_name -> latchkey.sigma.v1.Req
+	4,  // 2: latchkey.sigma.v1.Message.req:type_name -> latchkey.sigma.v1.Req
+	5,  // 3: latchkey.sigma.v1.Message.gid:type_name -> latchkey.sigma.v1.GID
+	4,  // 4: latchkey.sigma.v1.Message.owner:type_name -> latchkey.sigma.v1.Req
 	1,  // 5: latchkey.sigma.v1.Message.reason:type_name -> latchkey.sigma.v1.Reason
-	6,  // 6: latchkey.sigma.v1.Message.report:type_name -> latchkey.sigma.v1.Report
-	7,  // 7: latchkey.sigma.v1.Report.entries:type_name -> latchkey.sigma.v1.Entry
-	8,  // 8: latchkey.sigma.v1.Entry.parties:type_name -> latchkey.sigma.v1.Party
-	8,  // 9: latchkey.sigma.v1.Entry.queue:type_name -> latchkey.sigma.v1.Party
-	2,  // 10: latchkey.sigma.v1.Entry.ended:type_name -> latchkey.sigma.v1.Req
-	2,  // 11: latchkey.sigma.v1.Party.req:type_name -> latchkey.sigma.v1.Req
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	8,  // 6: latchkey.sigma.v1.Message.report:type_name -> latchkey.sigma.v1.Report
+	2,  // 7: latchkey.sigma.v1.Message.mode:type_name -> latchkey.sigma.v1.Mode
+	9,  // 8: latchkey.sigma.v1.Report.entries:type_name -> latchkey.sigma.v1.Entry
+	10, // 9: latchkey.sigma.v1.Entry.parties:type_name -> latchkey.sigma.v1.Party
+	10, // 10: latchkey.sigma.v1.Entry.queue:type_name -> latchkey.sigma.v1.Party
+	4,  // 11: latchkey.sigma.v1.Entry.ended:type_name -> latchkey.sigma.v1.Req
+	4,  // 12: latchkey.sigma.v1.Party.req:type_name -> latchkey.sigma.v1.Req
+	3,  // 13: latchkey.sigma.v1.LogEntry.kind:type_name -> latchkey.sigma.v1.EntryKind
+	9,  // 14: latchkey.sigma.v1.LogEntry.report:type_name -> latchkey.sigma.v1.Entry
+	4,  // 15: latchkey.sigma.v1.LogEntry.req:type_name -> latchkey.sigma.v1.Req
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_lockservice_sigma_pb_sigma_proto_init() }
@@ -922,8 +1194,8 @@ func file_lockservice_sigma_pb_sigma_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockservice_sigma_pb_sigma_proto_rawDesc), len(file_lockservice_sigma_pb_sigma_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   7,
+			NumEnums:      4,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

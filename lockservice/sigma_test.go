@@ -1,0 +1,88 @@
+package lockservice
+
+import (
+	"testing"
+	"time"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/lockservice/sigma"
+	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/session"
+)
+
+func sigmaMachine(gen uint64, voters ...byte) *Machine {
+	return NewMachine(MachineConfig{Gen: gen, TTLMax: worldTTLMax, Drift: automaton.DriftDefault, Sigma: time.Second, Voters: nodes(voters...)})
+}
+
+func nodes(bs ...byte) (out []keyspace.NodeID) {
+	for _, b := range bs {
+		out = append(out, keyspace.NodeID{b})
+	}
+	return out
+}
+
+func at(now time.Duration) session.Context {
+	return session.Context{Now: now, Emit: func(order.ClientID, []byte) {}}
+}
+
+func entry(t *testing.T, e sigma.Entry) []byte {
+	t.Helper()
+	b, err := sigmapb.EncodeEntry(&e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestTheLogTellsVotersOfViewsAndTokens(t *testing.T) {
+	m := sigmaMachine(0, 1, 2, 3)
+	ev, ok := m.Follow()
+	if s := ev.State; !ok || ev.Kind != sigma.Jumped || s.View != (sigma.ViewID{Num: 1}) || s.Base != 0 || s.Ceil != sigma.Block || s.Cap < time.Second || s.Prev != nil {
+		t.Fatalf("at first: %+v, %v", ev, ok)
+	}
+	if ev, ok := m.Follow(); ok {
+		t.Errorf("nothing happened, and it tells %+v", ev)
+	}
+	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryRaise, From: m.Sigma().View}))
+	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryRaiseTTL, From: m.Sigma().View, Cap: time.Minute}))
+	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryRaise, From: sigma.ViewID{Num: 7}}))
+	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryView, From: m.Sigma().View, Members: nodes(9)}))
+	if ev, ok := m.Follow(); !ok || ev.Kind != sigma.Applied || ev.State.Ceil != 2*sigma.Block || ev.State.Cap != time.Minute || ev.State.View.Num != 1 {
+		t.Errorf("after a Raise and a RaiseTTL: %+v", ev)
+	}
+	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryView, From: m.Sigma().View}))
+	m.ViewChanged(at(0), nodes(2, 3, 4))
+	s := m.Sigma()
+	if s.View.Num != 3 || s.Base != 3*sigma.Block || s.Ceil != 4*sigma.Block || len(s.Prev) != 3 || s.Members[2] != nodes(4)[0] {
+		t.Errorf("after a null change and a change of voters: %+v", s)
+	}
+	other := sigmaMachine(0, 1, 2, 3)
+	if err := other.Restore(m.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	if ev, ok := other.Follow(); !ok || ev.Kind != sigma.Jumped || ev.State.View != s.View || ev.State.Ceil != s.Ceil || string(other.Snapshot()) != string(m.Snapshot()) {
+		t.Errorf("restored: %+v, was %+v", ev, s)
+	}
+}
+
+func TestANewGenerationsFirstViewWaitsForLeasesOfTheFormer(t *testing.T) {
+	m := sigmaMachine(1, 1, 2, 3)
+	until, ok := m.Deadline()
+	if _, begun := m.Follow(); !ok || until < worldTTLMax || begun {
+		t.Fatalf("a view has begun %v, the first one does at %v", begun, until)
+	}
+	m.ViewChanged(at(until-1), nodes(1, 2, 4))
+	if _, begun := m.Follow(); begun {
+		t.Error("a view began with a change of voters, too early")
+	}
+	again := sigmaMachine(1)
+	if err := again.Restore(m.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	again.Tick(at(until))
+	if ev, begun := again.Follow(); !begun || ev.State.View != (sigma.ViewID{Gen: 1, Num: 1}) || ev.State.Members[2] != nodes(4)[0] {
+		t.Errorf("at %v: %v, %+v", until, begun, ev.State)
+	}
+}
