@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"latchkey/internal/automaton"
 )
 
 // Backend is where locks are kept: the groups of an overlay ([NewGroupBackend]) or, for a program beside a daemon, that
@@ -55,6 +57,9 @@ type Grant struct {
 	// Waited tells that the grant came out of the queue, so its lease began at a time unknown here. It is no hold before a
 	// Renew has confirmed it.
 	Waited bool
+	// Since, when it is not 0, is from when the lease counts for sure, by the backend's [Clock]: a [Service] on the same clock holds
+	// without a Renew even if it has waited.
+	Since automaton.Instant
 }
 
 // Party names a client of the lock service.

@@ -301,7 +301,7 @@ func (k *keeper) ended(c hold.Call, g Grant) result {
 	if c.Kind == hold.Acquire {
 		r.grant, r.err = k.backend.Acquire(k.ask, k.asked())
 		if r.err == nil {
-			ans.Kind, ans.Token, ans.Waited = hold.Granted, uint64(r.grant.Token), r.grant.Waited
+			ans.Kind, ans.Token, ans.Waited, ans.Since = hold.Granted, uint64(r.grant.Token), r.grant.Waited, r.grant.Since
 		} else {
 			// The backend has done what can be done, and taken the request back if it had to: the caller decides.
 			ans.Kind, ans.Err = hold.Refused, r.err

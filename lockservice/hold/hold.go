@@ -229,6 +229,9 @@ func (h *Hold) acquireAnswer(a Answer, out []Action) []Action {
 	switch a.Kind {
 	case Granted:
 		h.token = a.Token
+		if a.Since > 0 && h.asked != void { // after a jump it may be an instant of the time before
+			return h.hold(a.Since, out)
+		}
 		if a.Waited {
 			return h.offered(a.Token, out)
 		}

@@ -28,10 +28,11 @@ type (
 	Answer struct {
 		Call     uint64
 		Kind     AnswerKind
-		Token    uint64 // Granted; Held
-		Waited   bool   // Granted: it came out of the queue
-		Position int    // Queued
-		Err      error  // Refused
+		Token    uint64            // Granted; Held
+		Waited   bool              // Granted: it came out of the queue
+		Since    automaton.Instant // Granted: the lease counts from then for sure, by the clock of the steps; 0 where that is not known
+		Position int               // Queued
+		Err      error             // Refused
 	}
 	// Failed says that a call has no answer: it may have been executed or not. The hold asks again after a pause.
 	Failed struct{ Call uint64 }

@@ -251,7 +251,7 @@ func (c *Client) receive(from keyspace.NodeID, m *Message, out []Action) []Actio
 func (c *Client) granted(s *seat, m *Message, out []Action) []Action {
 	switch c.state {
 	case ClientReleasing, ClientDone: // the request is over
-		if c.lapsed {
+		if c.lapsed || c.state == ClientReleasing { // which is repeated
 			return out
 		}
 		return c.send(s, Message{Kind: Release, ReqTS: c.reqTS, Tok: c.tok}, out)
@@ -447,7 +447,7 @@ func (c *Client) queued(s *seat, m *Message, out []Action) []Action {
 				named++
 			}
 		}
-		if named >= c.majority() || c.answers() == len(c.seats) {
+		if named >= c.majority() || c.Answers() == len(c.seats) {
 			return c.finish(ErrLocked, out)
 		}
 		return out
@@ -540,7 +540,8 @@ func (c *Client) prolong(out []Action) []Action {
 func (c *Client) ask(again bool, out []Action) []Action {
 	if !again {
 		c.asked = c.now
-		if c.rounds++; c.rounds%lookupEach == 0 { // whoever's whole view is gone gets no MOVED
+		// Whoever's whole view is gone gets no MOVED.
+		if c.rounds++; c.rounds%lookupEach == 0 && c.Answers() < c.majority() {
 			out = append(out, Action{Kind: Lookup})
 		}
 	}
@@ -569,7 +570,7 @@ func (c *Client) pause() time.Duration {
 		return c.cfg.TTL / repeatPart
 	}
 	p := min(max(c.predicted(), min(pollMin, third)), third)
-	if c.answers() < len(c.seats) { // something may be lost: sooner, but ever slower
+	if c.Answers() < len(c.seats) { // something may be lost: sooner, but ever slower
 		q := c.patient
 		c.patient = min(2*c.patient, third)
 		return min(p, q)
@@ -577,8 +578,8 @@ func (c *Client) pause() time.Duration {
 	return p
 }
 
-// answers counts who has answered since everybody was asked last.
-func (c *Client) answers() int {
+// Answers counts the replicas that have answered since they were asked last.
+func (c *Client) Answers() int {
 	n := 0
 	for i := range c.seats {
 		if c.seats[i].answered {
@@ -600,7 +601,7 @@ func (c *Client) due(out []Action) []Action {
 			c.next = min(c.next, c.asked.Add(p))
 			return out
 		}
-		if c.cfg.Try && c.answers() >= c.majority() {
+		if c.cfg.Try && c.Answers() >= c.majority() {
 			return c.finish(ErrLocked, out)
 		}
 		for i := range c.seats {
