@@ -58,6 +58,13 @@ func CheckCommand(b []byte) error {
 	return err
 }
 
+// Own reports whether b is a command of the group itself: of no client, and with data. The empty one of no client tells nothing but
+// the time. It looks no further, and b need not be a command.
+func Own(b []byte) bool {
+	const client = 1 + 8 + 8
+	return len(b) > codecFixed && [16]byte(b[client:]) == ClientID{} && len(b) > codecFixed+int(b[codecFixed-1])
+}
+
 // decode reads a command but for its service's name, which aliases b.
 func decode(b []byte) (s Stamp, c Command, service []byte, err error) {
 	if len(b) < codecFixed || len(b) > codecBytesMax {

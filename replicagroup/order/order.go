@@ -169,7 +169,7 @@ type EntryKind uint8
 const (
 	Normal     EntryKind = iota + 1 // carries a command
 	Noop                            // the engine's own; carries nothing, yet takes an index
-	ViewChange                      // begins View, which a [ViewNote] of the same step describes; carries nothing else
+	ViewChange                      // begins Change, which a [ViewNote] of the same step describes; carries nothing else
 )
 
 // Entry is one element of the group's log as its state machine sees it.
@@ -179,6 +179,8 @@ type Entry struct {
 	Kind  EntryKind
 	Stamp Stamp
 	Cmd   Command
+	// Change is the view that a ViewChange begins, nil in other entries. It is not to be changed.
+	Change *View
 }
 
 // Errors in [Outcome.Err].
@@ -396,22 +398,36 @@ type Install struct {
 	Data  []byte
 }
 
+// Prospect tells of an entry that stands in this replica's own log, at Index, and is not delivered: either one that will change the
+// voters, or a command of the group itself ([Own]), which is Cmd then. It is told when the entry is appended, before anything that
+// would let it be committed leaves this replica, and after a restart once more, also of entries that were delivered before. Where Void
+// is set, no entry stands at Index or above any more: what was told of them is void.
+//
+// Whoever must have stopped doing something by the time an entry takes effect elsewhere hears of it here.
+type Prospect struct {
+	Index uint64
+	Cmd   *Command // nil: a change of the voters
+	Void  bool
+}
+
 // Halt says why an engine has stopped for good.
 type Halt struct{ Reason string }
 
 // Actions collects what an engine asks of its driver. A driver reuses one value: it calls Reset before each Step. Within
 // one Step, Persist comes before Deliver in meaning; Install comes before Deliver. Views stand in their order with Deliver and
-// Install, by Index; messages of the step may be for members that one of them is the first to name. Halt comes last.
+// Install, by Index; messages of the step may be for members that one of them is the first to name. Prospects stand in their own
+// order, and before Deliver. Halt comes last.
 type Actions struct {
-	Persist []Persist
-	Send    []Send
-	Timers  []SetTimer
-	Install []Install
-	Deliver []Entry
-	Done    []Outcome
-	ReadOK  []ReadPoint
-	Views   []ViewNote
-	Halt    *Halt
+	Persist   []Persist
+	Send      []Send
+	Timers    []SetTimer
+	Install   []Install
+	Deliver   []Entry
+	Done      []Outcome
+	ReadOK    []ReadPoint
+	Views     []ViewNote
+	Prospects []Prospect
+	Halt      *Halt
 }
 
 // Reset empties a, keeping its storage.
@@ -421,9 +437,10 @@ func (a *Actions) Reset() {
 	clear(a.Install)
 	clear(a.Deliver)
 	clear(a.Views)
+	clear(a.Prospects)
 	a.Persist, a.Send, a.Timers = a.Persist[:0], a.Send[:0], a.Timers[:0]
 	a.Install, a.Deliver, a.Done, a.ReadOK = a.Install[:0], a.Deliver[:0], a.Done[:0], a.ReadOK[:0]
-	a.Views = a.Views[:0]
+	a.Views, a.Prospects = a.Views[:0], a.Prospects[:0]
 	a.Halt = nil
 }
 

@@ -3,6 +3,7 @@ package raft
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -442,5 +443,63 @@ func TestViewsBecomeTheLibrarysConfiguration(t *testing.T) {
 	}
 	if checkView(v) == nil {
 		t.Error("a joint view without former voters passed")
+	}
+}
+
+// TestWhatIsToComeIsToldWhenItIsAppended: a leader that is cut off appends a command of the group's own and a change of the voters,
+// which nobody commits; when another leads, both are void.
+func TestWhatIsToComeIsToldWhenItIsAppended(t *testing.T) {
+	w := newWorld(t, 1, 3, 0)
+	w.startAll()
+	old := w.awaitLeader(electionTimeout)
+	w.commit(old, 1, 3)
+	w.agree(electionTimeout)
+	var rest []order.ReplicaID
+	for _, id := range w.ids() {
+		if id != old.id {
+			rest = append(rest, id)
+		}
+		if n := w.nodes[id]; slices.ContainsFunc(n.prospects, func(p order.Prospect) bool { return !p.Void }) {
+			t.Errorf("%d has told of %+v", id, n.prospects)
+		}
+		w.nodes[id].prospects = nil
+	}
+	w.split([]order.ReplicaID{old.id}, rest)
+	own := order.Command{Service: "x", Data: []byte("y"), Author: keyspace.NodeID{1}}
+	at := old.last + 1
+	w.step(old, order.Propose{Ref: 100, Cmd: own})
+	w.step(old, order.Change{Ref: 101, From: old.eng.view.Num, Remove: rest[:1]})
+	w.step(old, order.Propose{Ref: 102, Cmd: order.Command{Service: "tick"}}) // only tells the time
+	want := []order.Prospect{{Index: at, Cmd: &own}, {Index: at + 1}}
+	if !reflect.DeepEqual(old.prospects, want) {
+		t.Fatalf("told of %+v", old.prospects)
+	}
+	// After a crash it tells again what is on the disk.
+	w.pass(electionTimeout / 4)
+	w.crash(old.id)
+	old.prospects = nil
+	w.start(old.id)
+	old = w.nodes[old.id]
+	if !reflect.DeepEqual(old.prospects, want) {
+		t.Fatalf("after a restart, told of %+v", old.prospects)
+	}
+	lead := w.awaitLeader(5 * electionTimeout)
+	w.commit(lead, 200, 202)
+	w.split()
+	w.agree(5 * electionTimeout)
+	if n := len(old.prospects); n != 3 || old.prospects[2].Index > at || !old.prospects[2].Void {
+		t.Errorf("with another leader, told of %+v", old.prospects)
+	}
+	// The others hear of what a leader that is heard appends before they hear that it is committed.
+	lead = w.awaitLeader(5 * electionTimeout)
+	w.step(lead, order.Propose{Ref: 300, Cmd: own})
+	w.pass(electionTimeout)
+	for _, id := range w.ids() {
+		n := w.nodes[id]
+		if len(n.prospects) == 0 {
+			t.Errorf("%d has told of nothing", id)
+		} else if last := n.prospects[len(n.prospects)-1]; last.Void || last.Cmd == nil || last.Cmd.Service != "x" {
+			t.Errorf("%d has told of %+v", id, last)
+		}
 	}
 }

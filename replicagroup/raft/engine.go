@@ -419,6 +419,7 @@ func (e *Engine) start(out *order.Actions) {
 		out.Install = append(out.Install, *e.install)
 		e.install = nil
 	}
+	e.prospects(e.log.ents, out)
 	e.begin(out)
 	e.drain(out)
 }
@@ -516,6 +517,7 @@ func (e *Engine) store(sync bool, m *pb.Message, out *order.Actions) (stepped bo
 		invariant.Check(err == nil, "a snapshot was checked when it came", err)
 		install = &order.Install{Index: d.index, Data: d.data}
 		recs = append(recs, order.Record{Kind: order.RecordSnapshot, Index: d.index, Data: s.GetData()})
+		out.Prospects = append(out.Prospects, order.Prospect{Index: d.index + 1, Void: true})
 		e.log.restore(s)
 		if !sameView(d.view, e.view) {
 			view = &order.ViewNote{View: d.view, Index: d.index, Joint: d.view.Joint()}
@@ -524,7 +526,11 @@ func (e *Engine) store(sync bool, m *pb.Message, out *order.Actions) (stepped bo
 		e.views = []viewAt{{d.index, d.view}}
 	}
 	recs = appendEntries(recs, m.GetEntries())
+	if ents := m.GetEntries(); len(ents) > 0 && ents[0].GetIndex() <= e.log.last() {
+		out.Prospects = append(out.Prospects, order.Prospect{Index: ents[0].GetIndex(), Void: true})
+	}
 	e.log.append(m.GetEntries())
+	e.prospects(m.GetEntries(), out)
 	if now := (state{e.term, e.vote, e.commit}); now != e.saved && (sync || install != nil) {
 		// A new commit index alone is not worth a write: it is learned again, and goes along with the next.
 		recs = append(recs, order.Record{Kind: order.RecordState, Data: encodeState(now)})
@@ -557,6 +563,22 @@ func (e *Engine) store(sync bool, m *pb.Message, out *order.Actions) (stepped bo
 		}
 	}
 	return stepped
+}
+
+// prospects tells of those among entries of the log that are to be told of before they are delivered.
+func (e *Engine) prospects(ents []*pb.Entry, out *order.Actions) {
+	for _, ent := range ents {
+		switch data := ent.GetData(); {
+		case isChange(ent):
+			if c, err := decodeChange(data); len(data) > 0 && err == nil && c.Learn == nil {
+				out.Prospects = append(out.Prospects, order.Prospect{Index: ent.GetIndex()})
+			}
+		case order.Own(data):
+			if _, cmd, err := order.DecodeCommand(data); err == nil {
+				out.Prospects = append(out.Prospects, order.Prospect{Index: ent.GetIndex(), Cmd: &cmd})
+			}
+		}
+	}
 }
 
 // onStored continues what waited for writes up to seq.
@@ -603,7 +625,8 @@ func (e *Engine) deliver(ents []*pb.Entry, out *order.Actions) (stepped bool) {
 		switch {
 		case isChange(ent):
 			if unfit = e.applyChange(ent, out); unfit == nil {
-				d.Kind, stepped = order.ViewChange, true
+				view := e.view
+				d.Kind, d.Change, stepped = order.ViewChange, &view, true
 			}
 		case len(ent.GetData()) > 0:
 			var err error

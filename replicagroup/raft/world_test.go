@@ -64,6 +64,7 @@ type node struct {
 	sent       map[string]int
 	join       *order.View // it was added in this view
 	halt       string
+	prospects  []order.Prospect
 }
 
 // disk is a store as package order describes it.
@@ -299,6 +300,7 @@ func (w *world) step(n *node, ev order.Event) {
 }
 
 func (w *world) perform(n *node, out *order.Actions) {
+	n.prospects = append(n.prospects, out.Prospects...)
 	for _, p := range out.Persist {
 		n.writes = append(n.writes, p)
 		w.at(n, w.delay/2+w.some(w.jitter/2), func() { w.store(n, p.Seq) })

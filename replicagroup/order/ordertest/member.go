@@ -74,6 +74,7 @@ type member struct {
 
 	view      order.View      // the newest it told of, or began with
 	owed      []uint64        // indexes of delivered changes whose view it has not told of
+	prospects map[uint64]bool // entries that it has told of and not delivered
 	installed uint64          // index of the last snapshot installed
 	stranger  order.ReplicaID // it sent to this one, which no view names
 
@@ -89,7 +90,7 @@ func (c *cluster) boot(e *sim.Env) *member {
 	m := &member{
 		c: c, env: e, id: c.disks[e.ID()].self, disk: c.disks[e.ID()], machine: newMachine(), timers: make(map[order.TimerKind]func()),
 		proposed: make(map[uint64]waiter), reading: make(map[uint64]waiter),
-		changing: make(map[uint64]uint64),
+		changing: make(map[uint64]uint64), prospects: make(map[uint64]bool),
 	}
 	c.running[e.ID()] = m
 	if m.id == 0 {
@@ -261,6 +262,9 @@ func (m *member) perform(a *order.Actions) {
 	for _, v := range a.Views {
 		m.c.introduce(v.View) // messages of the same step may be for its new members
 	}
+	for _, p := range a.Prospects {
+		m.prospect(p)
+	}
 	for _, p := range a.Persist {
 		if !m.persist(p) {
 			return
@@ -399,16 +403,57 @@ func (m *member) setTimer(t order.SetTimer) {
 	}
 }
 
+// prospect takes note of what is to come.
+func (m *member) prospect(p order.Prospect) {
+	if p.Cmd != nil {
+		m.c.fail("prospects: replica %d takes a client's command at %d for the group's own", m.id, p.Index)
+	}
+	if !p.Void {
+		m.prospects[p.Index] = true
+		return
+	}
+	for i := range m.prospects {
+		if i >= p.Index {
+			delete(m.prospects, i)
+		}
+	}
+}
+
+// foretold checks that an entry that changes the voters was told of.
+func (m *member) foretold(e order.Entry) {
+	if e.Kind == order.ViewChange && e.Change == nil {
+		m.c.fail("prospects: replica %d delivers a change of the view at %d without the view", m.id, e.Index)
+		return
+	}
+	if e.Kind == order.ViewChange && e.Change.Joint() && !m.prospects[e.Index] {
+		m.c.fail("prospects: replica %d delivers a change of the voters at %d that it has not told of", m.id, e.Index)
+	}
+	delete(m.prospects, e.Index)
+	if last := m.engine.Status().Last; len(m.prospects) > 0 {
+		for i := range m.prospects {
+			if i > last {
+				m.c.fail("prospects: replica %d has told of an entry at %d, its log ends at %d", m.id, i, last)
+			}
+		}
+	}
+}
+
 // install and deliver take what the machine has to execute: I2.
 func (m *member) install(in order.Install) {
 	if in.Index < m.next {
 		m.c.fail("I2: replica %d installs a snapshot at %d, it has delivered up to %d", m.id, in.Index, m.next-1)
 	}
 	m.next, m.installed = in.Index+1, in.Index
+	for i := range m.prospects {
+		if i <= in.Index {
+			delete(m.prospects, i)
+		}
+	}
 	m.todo = append(m.todo, in)
 }
 
 func (m *member) deliver(e order.Entry) {
+	m.foretold(e)
 	if m.c.mistakes.deliverSkips && e.Kind == order.Normal && m.env.Rand().IntN(20) == 0 {
 		return
 	}

@@ -284,6 +284,18 @@ var mutants = []struct {
 				return ok
 			}}
 		})},
+	{name: "engine does not tell of what it appends", test: replaceAll, effort: .1, finds: "not told of",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) { a.Prospects = nil }}
+		})},
+	{name: "engine tells of clients' commands", test: totalOrder, effort: .1, finds: "for the group's own",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) {
+				for _, d := range a.Deliver {
+					a.Prospects = append(a.Prospects, order.Prospect{Index: d.Index, Cmd: &d.Cmd})
+				}
+			}}
+		})},
 	{name: "engine keeps its views to itself", test: replaceAll, effort: .1, finds: "I10",
 		factory: bend(func(_ Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, actions: func(_ order.Event, a *order.Actions) { a.Views = a.Views[:0] }}
