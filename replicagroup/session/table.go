@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/heap"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"math"
@@ -43,7 +44,18 @@ const (
 	// TickService takes the empty command, of no client, that the leader's host proposes when [Table.Deadline] is due: it
 	// carries a stamp and nothing else.
 	TickService = "tick"
+	// IndexService answers every query with the index of the last entry applied, which [DecodeIndex] reads: whoever has applied that has
+	// applied everything that was committed before it asked. It takes no commands.
+	IndexService = "index"
 )
+
+// DecodeIndex reads the answer to a query of [IndexService].
+func DecodeIndex(b []byte) (index uint64, ok bool) {
+	if len(b) != 8 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(b), true
+}
 
 // Status says what became of a command.
 type Status uint8
@@ -105,6 +117,18 @@ type Machine interface {
 	Snapshot() []byte
 	// Restore replaces the state by one that Snapshot encoded, or refuses it.
 	Restore([]byte) error
+}
+
+// Insider is a [Machine] that knows the views of its group, and takes commands of the group itself.
+type Insider interface {
+	Machine
+	// FirstView tells of the view with which the group's log begins. It comes before any entry, and not before a Restore.
+	FirstView(v order.View)
+	// NextView tells of a view that an entry begins, in log order. v is not to be changed.
+	NextView(c Context, v order.View)
+	// ApplyOwn executes a command of the group itself, of no client: Context.Author is the member's peer that the leader's host
+	// proposed it for. Nobody hears a result, and a repeat is executed again.
+	ApplyOwn(c Context, data []byte)
 }
 
 // Output is a message for the peer of a session.
@@ -184,7 +208,7 @@ type service struct {
 func NewTable(group order.GroupID, drift automaton.Drift, services map[string]Machine) *Table {
 	t := &Table{group: group, drift: drift, services: make([]service, 0, len(services))}
 	for _, n := range slices.Sorted(maps.Keys(services)) {
-		invariant.Check(n != Service && n != TickService && n != "" && len(n) <= order.ServiceBytesMax, "service name", n)
+		invariant.Check(n != Service && n != TickService && n != IndexService && n != "" && len(n) <= order.ServiceBytesMax, "service name", n)
 		t.services = append(t.services, service{n, services[n]})
 		if g, ok := services[n].(Gate); ok {
 			invariant.Check(t.gate == nil, "one gate", n)
@@ -212,6 +236,16 @@ func (t *Table) Machine(name string) Machine {
 	return nil
 }
 
+// FirstView tells the machines of the view with which the group's log begins. It is called before any entry is applied, unless a
+// snapshot is restored.
+func (t *Table) FirstView(v order.View) {
+	for _, s := range t.services {
+		if m, ok := s.Machine.(Insider); ok {
+			m.FirstView(v)
+		}
+	}
+}
+
 // names returns the names of the services, rising.
 func (t *Table) names() []string {
 	names := make([]string, len(t.services))
@@ -231,7 +265,19 @@ func (t *Table) Apply(e order.Entry, out *Outputs) Result {
 			s.Tick(t.context(s.name))
 		}
 	}
+	if e.Kind == order.ViewChange {
+		for _, s := range t.services {
+			if m, ok := s.Machine.(Insider); ok {
+				m.NextView(t.context(s.name), *e.Change)
+			}
+		}
+	}
 	if e.Kind != order.Normal || e.Cmd.Client == (order.ClientID{}) {
+		if m, ok := t.Machine(e.Cmd.Service).(Insider); ok && e.Kind == order.Normal {
+			c := t.context(e.Cmd.Service)
+			c.Author = e.Cmd.Author
+			m.ApplyOwn(c, e.Cmd.Data)
+		}
 		return Result{}
 	}
 	status, data := t.run(e.Cmd)
@@ -418,6 +464,9 @@ func (t *Table) acknowledge(s *entry, acked uint64) {
 
 // Query answers a read from the present state. The caller has made sure that the state is recent enough (a read point).
 func (t *Table) Query(service string, author keyspace.NodeID, data []byte) (Status, []byte) {
+	if service == IndexService {
+		return OK, binary.BigEndian.AppendUint64(nil, t.index)
+	}
 	m := t.Machine(service)
 	if m == nil {
 		return UnknownService, nil

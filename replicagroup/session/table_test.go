@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -573,5 +574,46 @@ func BenchmarkSnapshot(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		g.table.Snapshot()
+	}
+}
+
+// insider notes what its group tells it.
+type insider struct {
+	Machine
+	heard []string
+}
+
+func (m *insider) FirstView(v order.View) { m.heard = append(m.heard, fmt.Sprintf("first %d", v.Num)) }
+func (m *insider) NextView(_ Context, v order.View) {
+	m.heard = append(m.heard, fmt.Sprintf("next %d", v.Num))
+}
+func (m *insider) ApplyOwn(c Context, data []byte) {
+	m.heard = append(m.heard, fmt.Sprintf("%s of %d at %d", data, c.Author[0], c.Index))
+}
+func (m *insider) Deadline() (at time.Duration, ok bool) { return 0, false }
+
+func TestAnInsiderHearsOfViewsAndOfItsGroupsCommands(t *testing.T) {
+	m := new(insider)
+	table := NewTable(order.GroupID{}, 0, map[string]Machine{"in": m})
+	table.FirstView(order.View{Num: 3})
+	own := order.Command{Author: keyspace.NodeID{7}, Service: "in", Data: []byte("own")}
+	for i, e := range []order.Entry{
+		{Kind: order.Noop}, {Kind: order.ViewChange, Change: &order.View{Num: 4}}, {Kind: order.Normal, Cmd: own},
+		{Kind: order.Normal, Cmd: order.Command{Service: TickService}}, {Kind: order.Normal, Cmd: order.Command{Service: "other", Data: []byte("x")}},
+	} {
+		e.Index = uint64(i + 1)
+		if res := table.Apply(e, new(Outputs)); res.Data != nil || res.Client != (order.ClientID{}) {
+			t.Errorf("entry %d has a result: %+v", e.Index, res)
+		}
+	}
+	if want := []string{"first 3", "next 4", "own of 7 at 3"}; !slices.Equal(m.heard, want) {
+		t.Errorf("heard %q, want %q", m.heard, want)
+	}
+	status, b := table.Query(IndexService, keyspace.NodeID{}, nil)
+	if i, ok := DecodeIndex(b); status != OK || !ok || i != 5 {
+		t.Errorf("at %d (%v), %v", i, ok, status)
+	}
+	if _, ok := DecodeIndex(b[:7]); ok {
+		t.Error("half an index was read")
 	}
 }
