@@ -8,9 +8,9 @@ import (
 
 // Sentinels. Every error of this package matches one of them, or the cause of the caller's context.
 var (
-	// ErrLocked is matched when a try failed, or a wait limit passed, because somebody else holds the lock. errors.As finds
-	// a [*LockedError] where the holder is known.
-	ErrLocked = errors.New("lockservice: locked by another holder")
+	// ErrLocked is matched when a try failed, or a wait limit passed, because somebody else holds the lock, or nobody may have it for
+	// now, as in a lock delay. errors.As finds a [*LockedError] where more is known.
+	ErrLocked = errors.New("lockservice: the lock is not free")
 	// ErrLost is matched when the holder must stop touching the resource: the lease is over, or nearly so and could not be
 	// renewed. errors.As finds the [*LostError].
 	ErrLost = errors.New("lockservice: lock lost")
@@ -47,13 +47,13 @@ var (
 // LockedError tells who holds the lock that was tried. It unwraps to [ErrLocked].
 type LockedError struct {
 	Name    string
-	Holder  Party // zero when unknown
+	Holder  Party // zero when nobody is known to hold it: a lock delay runs, say, or its group was revived a moment ago
 	Waiting int   // how many wait for it
 }
 
 func (e *LockedError) Error() string {
 	if e.Holder == (Party{}) {
-		return fmt.Sprintf("lockservice: %q is locked by another holder", e.Name)
+		return fmt.Sprintf("lockservice: %q is not free, though nobody is known to hold it: a lock delay runs, or its group has begun anew", e.Name)
 	}
 	return fmt.Sprintf("lockservice: %q is locked by %v, with %d waiting", e.Name, e.Holder, e.Waiting)
 }

@@ -52,7 +52,8 @@ there is no such command, 126 when it cannot be run). The lock is released when 
 has ended, so a command left in the background keeps it. Ctrl-Z does not suspend CMD: the lease would run out.
 
 The lease is renewed in the background. When it may be lost, CMD's process group gets TERM a third of the TTL
-before the lease ends, KILL a tenth of the TTL before, and lock ends with 76. If lock itself is killed, the lease
+before the lease ends, KILL a tenth of the TTL before, and lock ends with 76; where the lock was taken away
+("lock release --force"), both at once, with a tenth of a second between. If lock itself is killed, the lease
 runs out after at most the TTL. On Linux CMD is then killed at once, though not what CMD has started; elsewhere
 CMD lives on, and a resource that checks the token is safe from it. On Windows, CMD and all it started end
 together, and TERM is a Ctrl-Break. If lock itself is frozen (SIGSTOP), it cannot stop CMD, and somebody else may

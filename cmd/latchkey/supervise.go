@@ -35,11 +35,17 @@ type work interface {
 const (
 	termAtTTL = 3  // TERM at a third of the TTL before it
 	killAtTTL = 10 // KILL at a tenth of the TTL before it
+	// graceMax is what is left between the two, at most, where the lock's group says that the hold is over: somebody else may have the
+	// lock already.
+	graceMax = 100 * time.Millisecond
 )
 
 // supervise blocks until w is done. While w runs it hands on signals, and stops w when the lease may be lost: that is its
 // return value, nil when w ended by itself while the lock was held. told learns of it as soon as w was asked to end, and must not
 // block.
+//
+// Work that is asked to end and does not is killed: a tenth of the TTL before the lease's end, or a moment later where the group says that the
+// hold is over.
 //
 // A loss is final: once w was asked to end, a renewal that arrives after all no longer moves the moment of the kill.
 func supervise(l lease, w work, signals <-chan os.Signal, told func(lost error)) (lost error) {
@@ -57,7 +63,10 @@ func supervise(l lease, w work, signals <-chan os.Signal, told func(lost error))
 		case s := <-signals:
 			w.pass(s.(syscall.Signal))
 		case <-gone:
-			lose(context.Cause(l.Context()))
+			cause := context.Cause(l.Context())
+			if lose(cause); errors.Is(cause, lockservice.ErrNotHeld) {
+				end = min(end, clock.Now().Add(ttl/killAtTTL+min(graceMax, ttl/killAtTTL)))
+			}
 		case <-tick.C:
 			w.tend()
 		}

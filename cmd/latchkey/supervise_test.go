@@ -46,3 +46,27 @@ func TestLossIsToldWhileTheWorkGoesOn(t *testing.T) {
 		t.Errorf("lost by %v, and %v was told", lost, told)
 	}
 }
+
+// broken is a hold that its group has ended, long before its lease would be over.
+type broken struct{ ctx context.Context }
+
+func (broken) TTL() time.Duration         { return time.Minute }
+func (broken) Remaining() time.Duration   { return 50 * time.Second }
+func (b broken) Context() context.Context { return b.ctx }
+
+// stubborn is a work that ends when it is killed.
+type stubborn struct{ endless }
+
+func (w *stubborn) kill() { close(w.ended) }
+
+func TestWorkThatOutlivesItsBrokenLockIsKilledAtOnce(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	w := &stubborn{endless{ended: make(chan struct{})}}
+	cancel(&lockservice.LostError{Name: "n", Cause: lockservice.ErrNotHeld})
+	start := time.Now()
+	lost := supervise(broken{ctx}, w, nil, func(error) {})
+	if took := time.Since(start); !errors.Is(lost, lockservice.ErrNotHeld) || !w.asked || took > 20*time.Second {
+		t.Errorf("lost by %v, asked to end %v, dead after %v", lost, w.asked, took)
+	}
+}
