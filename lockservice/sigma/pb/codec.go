@@ -44,6 +44,9 @@ func (g Group) ViewGen() uint32 { return uint32(g.Gen) }
 // EncodeFrame appends the bytes of a message of a group to b. A frame above what the overlay's control class takes, as a piece of a
 // report may be, goes by bulk: the overlay sees to that.
 func EncodeFrame(b []byte, g Group, m *sigma.Message) ([]byte, error) {
+	if m.Report == nil {
+		return appendFrame(b, g, m)
+	}
 	prefix, err := g.Prefix.AppendBinary(nil)
 	if err == nil {
 		b, err = proto.MarshalOptions{}.MarshalAppend(b, &Frame{Prefix: prefix, Gen: g.Gen, Message: messageOf(m)})
@@ -61,10 +64,32 @@ func DecodeFrame(b []byte) (g Group, m sigma.Message, err error) {
 	if len(b) > FrameBytesMax {
 		return bad(fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(b), FrameBytesMax))
 	}
-	p := new(Frame)
-	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, p); err != nil {
+	var p Frame
+	var small smallMessage
+	if readSmall(b, &p, &small) {
+		if small.has {
+			p.Message = &small.Message
+		}
+		if small.hasReq {
+			small.Req = &small.req
+		}
+		if small.hasOwner {
+			small.Owner = &small.owner
+		}
+		if small.hasGID {
+			small.Gid = &small.gid
+		}
+		return ofFrame(&p)
+	}
+	whole := new(Frame)
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, whole); err != nil {
 		return bad(fmt.Errorf("%w: %v", ErrMalformed, err))
 	}
+	return ofFrame(whole)
+}
+
+func ofFrame(p *Frame) (g Group, m sigma.Message, err error) {
+	bad := func(err error) (Group, sigma.Message, error) { return Group{}, sigma.Message{}, err }
 	g.Gen = p.Gen
 	prefix, rest, err := keyspace.DecodePrefix(p.Prefix)
 	if g.Prefix = prefix; err != nil || len(rest) > 0 {

@@ -308,7 +308,47 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzDecodeFrame: as FuzzDecode.
+// libraryFrame is EncodeFrame and DecodeFrame by the protobuf library alone.
+func libraryFrame(g Group, m *sigma.Message) ([]byte, error) {
+	prefix, err := g.Prefix.AppendBinary(nil)
+	if err != nil {
+		return nil, err
+	}
+	return proto.Marshal(&Frame{Prefix: prefix, Gen: g.Gen, Message: messageOf(m)})
+}
+
+func readByLibrary(b []byte) (m sigma.Message, err error) {
+	p := new(Frame)
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, p); err != nil {
+		return m, err
+	}
+	if p.Message == nil || p.Message.ViewGen != uint32(p.Gen) {
+		return m, ErrMalformed
+	}
+	if prefix, rest, err := keyspace.DecodePrefix(p.Prefix); err != nil || len(rest) > 0 || !prefix.Valid() {
+		return m, ErrMalformed
+	}
+	return decode(p.Message)
+}
+
+func TestFramesByHandAreThoseOfTheLibrary(t *testing.T) {
+	for _, g := range groups() {
+		for _, m := range samples() {
+			b, err := EncodeFrame(nil, g, &m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want, err := libraryFrame(g, &m); err != nil || !bytes.Equal(b, want) {
+				t.Errorf("%v: %x\nwant %x, %v", m.Kind, b, want, err)
+			}
+		}
+	}
+	if _, err := EncodeFrame(nil, Group{}, &sigma.Message{Kind: sigma.Request, Name: "\xff"}); err == nil {
+		t.Error("a name that is not UTF-8 was encoded")
+	}
+}
+
+// FuzzDecodeFrame: as FuzzDecode, and what is read is what the library reads.
 func FuzzDecodeFrame(f *testing.F) {
 	for i, m := range samples() {
 		b, err := EncodeFrame(nil, groups()[i%len(groups())], &m)
@@ -319,6 +359,9 @@ func FuzzDecodeFrame(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g, m, err := DecodeFrame(b)
+		if want, bad := readByLibrary(b); (err == nil) != (bad == nil) || !reflect.DeepEqual(m, want) {
+			t.Fatalf("%x was read as %+v, %v\nwant %+v, %v", b, m, err, want, bad)
+		}
 		if err != nil {
 			if !errors.Is(err, ErrMalformed) {
 				t.Fatal(err)
@@ -337,6 +380,22 @@ func FuzzDecodeFrame(f *testing.F) {
 			t.Fatalf("%+v of %+v came back as %+v of %+v", m, g, n, h)
 		}
 	})
+}
+
+func BenchmarkFrame(b *testing.B) {
+	g, m := groups()[1], samples()[0]
+	m.View.Gen = g.ViewGen()
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		var err error
+		if buf, err = EncodeFrame(buf[:0], g, &m); err != nil {
+			b.Fatal(err)
+		}
+		if _, _, err := DecodeFrame(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 func BenchmarkRequest(b *testing.B) {
