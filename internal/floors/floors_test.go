@@ -60,7 +60,7 @@ var packages = map[string]int{
 	"dht/pb":               tools,
 	"replicagroup/pb":      tools,
 	"lockservice/pb":       tools,
-	"lockservice/sigma/pb": tools,
+	"lockservice/sigma/pb": overlay, // above internal/protofield; it imports nothing of the overlay
 
 	"dht":               overlay,
 	"replicagroup":      groups,
