@@ -58,6 +58,34 @@ func TestMailboxKeepsOrderAndItsBound(t *testing.T) {
 	}
 }
 
+// Storage that a flood needed goes back with it.
+func TestFloodsStorageIsGivenBack(t *testing.T) {
+	m := NewMailbox[int](10 * spareMax)
+	for i := range 10 * spareMax {
+		m.TryPut(i)
+	}
+	flood, _ := m.Take(nil)
+	if _, _ = m.Take(flood); cap(m.queue) > spareMax {
+		t.Errorf("the mailbox keeps room for %d events", cap(m.queue))
+	}
+
+	var timers Timers[int]
+	for i := range 10 * shrinkMin {
+		timers.Set(i, automaton.Instant(i))
+	}
+	for i := range 9 * shrinkMin {
+		timers.Stop(i)
+	}
+	for i := 9 * shrinkMin; i < 10*shrinkMin; i++ {
+		if key, ok := timers.Expired(automaton.Instant(10 * shrinkMin)); !ok || key != i {
+			t.Fatalf("%d ran out, %v; want %d", key, ok, i)
+		}
+	}
+	if cap(timers.heap) > 2*shrinkMin {
+		t.Errorf("room for %d timers is kept", cap(timers.heap))
+	}
+}
+
 func TestMailboxLosesNoWakeUp(t *testing.T) {
 	const writers, each = 8, 2000
 	m := NewMailbox[int](writers * each)

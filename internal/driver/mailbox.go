@@ -53,10 +53,15 @@ func (m *Mailbox[E]) signal() {
 // Wake is readable when [Mailbox.Take] may have something. Only the owner reads it.
 func (m *Mailbox[E]) Wake() <-chan struct{} { return m.wake }
 
+// spareMax is how many events' storage a mailbox takes back: what a rare flood needed is not kept for ever.
+const spareMax = 1024
+
 // Take returns all waiting events, in the order they were put, and gives the mailbox spare as its next storage. closed says
 // that no further event will come.
 func (m *Mailbox[E]) Take(spare []E) (events []E, closed bool) {
-	clear(spare)
+	if clear(spare); cap(spare) > spareMax {
+		spare = nil
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	events, m.queue = m.queue, spare[:0]

@@ -2,6 +2,8 @@ package driver
 
 import (
 	"container/heap"
+	"maps"
+	"slices"
 
 	"latchkey/internal/automaton"
 )
@@ -12,6 +14,7 @@ type Timers[K comparable] struct {
 	byKey map[K]*timer[K]
 	heap  timerHeap[K]
 	seq   uint64
+	most  int // armed at once, since storage was last given back
 }
 
 type timer[K comparable] struct {
@@ -35,6 +38,7 @@ func (t *Timers[K]) Set(key K, at automaton.Instant) {
 	n := &timer[K]{key: key, at: at, seq: t.seq}
 	t.byKey[key] = n
 	heap.Push(&t.heap, n)
+	t.most = max(t.most, len(t.heap))
 }
 
 // Stop disarms key's timer, if there is one.
@@ -42,7 +46,24 @@ func (t *Timers[K]) Stop(key K) {
 	if old, ok := t.byKey[key]; ok {
 		heap.Remove(&t.heap, old.index)
 		delete(t.byKey, key)
+		t.shrink()
 	}
+}
+
+// shrinkMin is how many timers' storage is not worth giving back.
+const shrinkMin = 1024
+
+// shrink gives storage back that once was needed for many more timers: a map never does by itself. What that costs, those have paid
+// that were stopped since.
+func (t *Timers[K]) shrink() {
+	if t.most < shrinkMin || len(t.heap) > t.most/8 {
+		return
+	}
+	t.most = len(t.heap)
+	t.heap = slices.Clone(t.heap)
+	byKey := make(map[K]*timer[K], len(t.byKey))
+	maps.Copy(byKey, t.byKey)
+	t.byKey = byKey
 }
 
 // Next returns when the earliest timer runs out, [automaton.Never] when none is armed.
@@ -60,6 +81,7 @@ func (t *Timers[K]) Expired(now automaton.Instant) (key K, ok bool) {
 	}
 	n := heap.Pop(&t.heap).(*timer[K])
 	delete(t.byKey, n.key)
+	t.shrink()
 	return n.key, true
 }
 
