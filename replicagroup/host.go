@@ -471,8 +471,8 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	h.mu.Lock()
 	h.hosted[d.Group] = true
 	h.mu.Unlock()
-	h.locator.put(d)
-	h.shardOf(d.Group).box.Put(startEvent{newReplica(self, d, engine, h.machines(d.Group), h.genesis.Drift)})
+	h.locator.keep(&d)
+	h.shardOf(d.Group).box.Put(startEvent{newReplica(self, &d, engine, h.machines(d.Group), h.genesis.Drift)})
 	log.Infow("replica started", "group", d.Group, "replica", self, "joins", join, "voters", len(d.View.Voters()))
 	return nil
 }

@@ -33,8 +33,8 @@ type locator struct {
 }
 
 type knownGroup struct {
-	descriptor placement.Descriptor
-	leader     keyspace.NodeID // who answered last, or was named, or is next after one that was silent; zero when nobody was
+	descriptor *placement.Descriptor // nobody changes it
+	leader     keyspace.NodeID       // who answered last, or was named, or is next after one that was silent; zero when nobody was
 }
 
 // flight is one search, shared by all who want its prefix.
@@ -60,13 +60,16 @@ func (l *locator) cached(p keyspace.Prefix) (placement.Descriptor, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e, ok := l.known[p]; ok {
-		return e.Value.(*knownGroup).descriptor, true
+		return *e.Value.(*knownGroup).descriptor, true
 	}
 	return placement.Descriptor{}, false
 }
 
 // put remembers a descriptor unless a newer one is known. Its peers become known to the overlay.
-func (l *locator) put(d placement.Descriptor) {
+func (l *locator) put(d placement.Descriptor) { l.keep(&d) }
+
+// keep is put of a descriptor that others keep, too, and nobody may change.
+func (l *locator) keep(d *placement.Descriptor) {
 	if d.Group.Prefix.Len == 0 && d.Group != l.host.rootGroup() {
 		return // only the root key makes another root
 	}
@@ -76,7 +79,7 @@ func (l *locator) put(d placement.Descriptor) {
 	case !ok:
 		l.known[d.Group.Prefix] = l.recent.PushFront(&knownGroup{descriptor: d})
 		l.evictLocked()
-	case placement.Newer(d, e.Value.(*knownGroup).descriptor):
+	case placement.Newer(*d, *e.Value.(*knownGroup).descriptor):
 		*e.Value.(*knownGroup) = knownGroup{descriptor: d}
 	default:
 		l.mu.Unlock()
@@ -134,7 +137,7 @@ func (l *locator) locate(ctx context.Context, p keyspace.Prefix, fresh bool) (pl
 	l.mu.Lock()
 	if e, ok := l.known[p]; ok && !fresh {
 		l.recent.MoveToFront(e)
-		d := e.Value.(*knownGroup).descriptor
+		d := *e.Value.(*knownGroup).descriptor
 		l.mu.Unlock()
 		return d, nil
 	}

@@ -69,7 +69,7 @@ func (r *replica) planBegin() {
 		replica: r, term: status.Term, anchor: anchor, wake: automaton.Never, beat: automaton.Never,
 	}
 	p.core = placement.NewPlanner(placement.PlannerConfig{
-		Prefix: r.group.Prefix, Anchor: anchor, F: s.host.genesis.F, Self: s.host.overlay.Node(), Term: status.Term, Times: s.host.plan,
+		Prefix: r.group.Prefix, Anchor: anchor, F: s.host.genesis.F, Self: s.host.overlay.Node(), Term: status.Term, Times: &s.host.plan,
 	})
 	r.plan = p
 	p.down(r.view) // before it plans anything
@@ -373,7 +373,7 @@ func (p *plan) start(m order.Member) {
 	}
 	j.asking, j.next = true, s.now.Add(lookEvery)
 	box, group, term := s.box, r.group, p.term
-	msg := marshal(&pb.StartRequest{Descriptor_: encodeDescriptor(r.descriptor)})
+	msg := marshal(&pb.StartRequest{Descriptor_: encodeDescriptor(*r.descriptor)})
 	s.host.overlay.Go(peer.ID(m.PeerID), keyspace.Key{}, serviceStart, msg, askTimeout, func(b []byte, err error) {
 		var reply pb.StartReply
 		started := err == nil && proto.Unmarshal(b, &reply) == nil && reply.Started

@@ -23,26 +23,29 @@ type publisher struct {
 	host *Host
 
 	mu      sync.Mutex
-	last    map[order.GroupID]placement.Descriptor // what was published, of groups led here; its members hear of the next view
-	updates map[order.GroupID]placement.Descriptor // the parent has not heard of
-	told    map[order.GroupID]time.Time            // when the parent was told last
-	running bool                                   // somebody tells the parent
+	last    map[order.GroupID]*placement.Descriptor // what was published, of groups led here; its members hear of the next view
+	updates map[order.GroupID]*placement.Descriptor // the parent has not heard of
+	told    map[order.GroupID]time.Time             // when the parent was told last
+	running bool                                    // somebody tells the parent
 }
 
 func newPublisher(h *Host) *publisher {
 	return &publisher{
-		host: h, last: make(map[order.GroupID]placement.Descriptor),
-		updates: make(map[order.GroupID]placement.Descriptor), told: make(map[order.GroupID]time.Time),
+		host: h, last: make(map[order.GroupID]*placement.Descriptor),
+		updates: make(map[order.GroupID]*placement.Descriptor), told: make(map[order.GroupID]time.Time),
 	}
 }
 
 // publish pushes a descriptor to its members, those of the view before, and the peers closest to the anchor, and sees to it that
 // the parent hears of it. It does not block.
-func (h *Host) publish(d placement.Descriptor) {
+func (h *Host) publish(d *placement.Descriptor) {
 	p := h.publisher
 	p.mu.Lock()
 	to := make(map[peer.ID]bool)
-	for _, known := range []placement.Descriptor{p.last[d.Group], d} {
+	for _, known := range []*placement.Descriptor{p.last[d.Group], d} {
+		if known == nil {
+			continue
+		}
 		for _, m := range known.Peers {
 			to[peer.ID(m.ID)] = true
 		}
@@ -55,7 +58,7 @@ func (h *Host) publish(d placement.Descriptor) {
 		}
 	}
 	p.mu.Unlock()
-	msg := marshal(&pb.DescriptorPush{Descriptor_: encodeDescriptor(d)})
+	msg := marshal(&pb.DescriptorPush{Descriptor_: encodeDescriptor(*d)})
 	send := func(to peer.ID) {
 		if to == h.overlay.Self() {
 			return
@@ -107,7 +110,7 @@ func (p *publisher) update() {
 		p.mu.Lock()
 		if _, led := p.last[d.Group]; led {
 			p.told[d.Group] = time.Now()
-			if known := p.updates[d.Group]; err == nil && known.View.Num == d.View.Num {
+			if known := p.updates[d.Group]; err == nil && known != nil && known.View.Num == d.View.Num {
 				delete(p.updates, d.Group)
 			}
 		}
@@ -120,7 +123,7 @@ func (p *publisher) update() {
 
 // next returns whom the parent should be told of now, or how long that has to wait; ok is false when there is nobody, and the
 // caller then ends.
-func (p *publisher) next() (d placement.Descriptor, wait time.Duration, ok bool) {
+func (p *publisher) next() (d *placement.Descriptor, wait time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.updates) == 0 {
@@ -142,10 +145,10 @@ func (p *publisher) next() (d placement.Descriptor, wait time.Duration, ok bool)
 }
 
 // tell has the parent's directory take over a child's view.
-func (p *publisher) tell(d placement.Descriptor) error {
+func (p *publisher) tell(d *placement.Descriptor) error {
 	ctx, cancel := context.WithTimeout(p.host.ctx, locateTimeout)
 	defer cancel()
-	data, err := placement.Command{Kind: placement.Update, Prefix: d.Group.Prefix, Descriptor: d}.Encode()
+	data, err := placement.Command{Kind: placement.Update, Prefix: d.Group.Prefix, Descriptor: *d}.Encode()
 	if err != nil {
 		return err
 	}

@@ -34,9 +34,8 @@ type replica struct {
 	shard      *shard
 	group      order.GroupID
 	self       order.ReplicaID
-	peerID     string                // of this peer
 	view       order.View            // as of what was delivered; joint for the time a change takes
-	descriptor placement.Descriptor  // of the last settled view
+	descriptor *placement.Descriptor // of the last settled view; others keep it, too, and nobody changes it
 	encoded    []byte                // of descriptor, once somebody needed it
 	later      *placement.Descriptor // the newest that others told of; nil, or of a later view when it was told
 	fellows    []peer.ID             // the peers of view and later
@@ -44,40 +43,41 @@ type replica struct {
 	table      *session.Table
 
 	events   []order.Event // to be stepped; see step
-	stepping bool
-	epochs   []epoch      // of the engine's timers
-	held     []order.Send // wait for their persist, by rising After
-	storedTo uint64       // every persist up to here is stored
+	epochs   []epoch       // of the engine's timers
+	held     []order.Send  // wait for their persist, by rising After
+	storedTo uint64        // every persist up to here is stored
 
 	applied       uint64
 	gathered      int // entries since the last snapshot
 	gatheredBytes int // and the bytes of their data
 
-	leading bool
 	nextRef uint64
 	// These maps are nil in a replica that has slept since they were used.
-	waiting   map[commandKey][]caller // commands proposed here, by what names them
-	waiters   int                     // callers in waiting, reads, blocked and lines
-	proposals map[uint64]commandKey   // by Ref
-	proposing []order.Propose         // gathered in this turn; empty unless shard.proposers has the replica
-	reads     map[uint64]*queryEvent  // by Ref: wait for their read point
-	blocked   []blockedRead           // have their read point and wait for it to be applied
-	ticking   bool                    // a tick is proposed and not yet applied
-	resending bool                    // timerResend is set
-	halted    bool
-	awake     bool // the engine is
-	led       bool // a leader is known
-	asked     int  // how often in a row the members were asked for news
-	parting   bool // by what others say
-	partings  []chan<- error
-	plan      *plan // of view changes, while this replica leads
-	contention
+	waiting     map[commandKey][]caller // commands proposed here, by what names them
+	waiters     int                     // callers in waiting, reads, blocked and lines
+	proposals   map[uint64]commandKey   // by Ref
+	proposing   []order.Propose         // gathered in this turn; empty unless shard.proposers has the replica
+	reads       map[uint64]*queryEvent  // by Ref: wait for their read point
+	blocked     []blockedRead           // have their read point and wait for it to be applied
+	asked       int                     // how often in a row the members were asked for news
+	partings    []chan<- error
+	plan        *plan // of view changes, while this replica leads
+	*contention       // nil before it is asked for something
 
 	lease    *leaseCell // nil: it needs none to answer
 	granting *granting  // nil but at the root's replicas under policy lease
 
 	leaderless automaton.Instant // unless led: since when
-	aside      bool              // what it has is put aside when it ends
+
+	// Flags stand together, for there may be ten thousand replicas.
+	stepping, leading bool
+	ticking           bool // a tick is proposed and not yet applied
+	resending         bool // timerResend is set
+	halted            bool
+	awake             bool // the engine is
+	led               bool // a leader is known
+	parting           bool // by what others say
+	aside             bool // what it has is put aside when it ends
 }
 
 // epoch is the newest epoch of a kind of timer.
@@ -132,7 +132,7 @@ func (r *replica) start(s *shard) {
 	if v := former(r.view); v.Num > r.descriptor.View.Num {
 		if d, ok := r.describe(v); ok {
 			r.descriptor = d
-			s.host.locator.put(d)
+			s.host.locator.keep(d)
 		}
 	}
 	if r.later != nil && r.later.View.Num < r.view.Num { // of one that joins they are the same, and its log begins with an earlier one
@@ -595,10 +595,7 @@ func (r *replica) halt(reason string) {
 	}
 	clear(r.reads)
 	r.blocked, r.held = nil, nil
-	for author, s := range r.shares {
-		s.running = 0
-		r.serveLine(author, s) // nobody's turn comes: each is told
-	}
+	r.disperse()
 	for _, kind := range hostTimers {
 		r.shard.timers.Stop(timerKey{r, kind})
 	}
@@ -608,16 +605,14 @@ func (r *replica) halt(reason string) {
 }
 
 // newReplica makes a replica around an engine and machines of its own.
-func newReplica(self order.ReplicaID, d placement.Descriptor, engine order.Orderer, machines map[string]session.Machine, drift automaton.Drift) *replica {
+func newReplica(self order.ReplicaID, d *placement.Descriptor, engine order.Orderer, machines map[string]session.Machine, drift automaton.Drift) *replica {
 	status := engine.Status()
 	if v := status.View; v.Num == d.View.Num && v.Next == d.View.Next && slices.Equal(v.Members, d.View.Members) {
 		status.View = d.View // which may be shared by many
 	}
-	own, _ := d.View.Member(self)
 	return &replica{
 		applied: status.Applied, // the log begins above this
-		group:   d.Group, self: self, peerID: own.PeerID, view: status.View, descriptor: d, engine: engine,
-		awake: true, later: &d, table: session.NewTable(d.Group, drift, machines),
-		contention: contention{window: windowFirst},
+		group:   d.Group, self: self, view: status.View, descriptor: d, engine: engine,
+		awake: true, later: d, table: session.NewTable(d.Group, drift, machines),
 	}
 }

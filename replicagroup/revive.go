@@ -213,7 +213,7 @@ func (h *Host) handlePresent(req *dht.Request) error {
 func (e presentEvent) handle(s *shard) {
 	var m pb.PresentReply
 	if r, ok := s.replicas[e.group]; ok && !r.halted {
-		m.Present, m.Leading, m.Descriptor_ = true, r.leading, encodeDescriptor(r.descriptor)
+		m.Present, m.Leading, m.Descriptor_ = true, r.leading, encodeDescriptor(*r.descriptor)
 		leader, _ := r.engine.Leader()
 		if l, ok := r.view.Member(leader); ok {
 			m.Leader = l.Peer[:]

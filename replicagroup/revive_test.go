@@ -357,8 +357,9 @@ func TestTheFirstGravesMakeRoom(t *testing.T) {
 // A replica that its group has removed goes on for a while without a leader. The group is not down for that.
 func TestARemovedReplicaDoesNotSayThatItsGroupIsDown(t *testing.T) {
 	d := testDescriptor()
-	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay}
-	r := newReplica(1, d, new(busyEngine), nil, 1)
+	d.View.Members[0].PeerID = testMember(1).PeerID // as the watcher is called
+	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay, overlay: new(watcher)}
+	r := newReplica(1, &d, new(busyEngine), nil, 1)
 	r.shard, r.view = newShard(h), order.View{Members: []order.Member{{ID: 1, Role: order.Voter}}, Next: 2}
 	if r.leaves() || r.silence() == 0 {
 		t.Errorf("a voter without a leader: leaves %v, silent for %v", r.leaves(), r.silence())

@@ -359,7 +359,7 @@ func (e statusEvent) handle(s *shard) {
 	all := make([]ReplicaStatus, 0, len(s.replicas))
 	for _, r := range s.replicas {
 		all = append(all, ReplicaStatus{
-			Group: r.group, Descriptor: r.descriptor, Status: r.engine.Status(), Halted: r.halted, Leaderless: r.silence(), Leaves: r.leaves(),
+			Group: r.group, Descriptor: *r.descriptor, Status: r.engine.Status(), Halted: r.halted, Leaderless: r.silence(), Leaves: r.leaves(),
 			Unleased: r.leading && !r.leased(),
 		})
 	}

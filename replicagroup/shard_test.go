@@ -33,10 +33,11 @@ func (*overdue) Deadline() (time.Duration, bool) { return 0, true }
 // from making room.
 func TestRefusedTickDoesNotKeepATurnFromEnding(t *testing.T) {
 	d := testDescriptor()
-	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay}
+	d.View.Members[0].PeerID = testMember(1).PeerID // as the watcher is called
+	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay, overlay: new(watcher)}
 	s := newShard(h)
 	engine := new(busyEngine)
-	r := newReplica(1, d, engine, map[string]session.Machine{"count": new(overdue)}, 1)
+	r := newReplica(1, &d, engine, map[string]session.Machine{"count": new(overdue)}, 1)
 	s.now = h.clock.Now()
 	startEvent{r}.handle(s)
 	if engine.asked == 0 {

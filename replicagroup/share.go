@@ -69,6 +69,9 @@ func (r *replica) ask(e asked) {
 	if !r.ready(e.caller()) {
 		return
 	}
+	if r.contention == nil {
+		r.contention = newContention()
+	}
 	author, now := e.author(), r.shard.now
 	if author != r.latest {
 		if !r.latest.IsZero() {
@@ -80,9 +83,6 @@ func (r *replica) ask(e asked) {
 	if s == nil {
 		if s = r.spare; s == nil {
 			s = new(share)
-		}
-		if r.shares == nil {
-			r.shares = make(map[keyspace.NodeID]*share)
 		}
 		r.shares[author], r.spare = s, nil
 	}
@@ -111,6 +111,17 @@ func (r *replica) begin(e asked, s *share) {
 	}
 }
 
+// disperse answers everybody who waits in a line of a replica that has halted: nobody's turn comes.
+func (r *replica) disperse() {
+	if r.contention == nil {
+		return
+	}
+	for author, s := range r.shares {
+		s.running = 0
+		r.serveLine(author, s)
+	}
+}
+
 // serveLine begins what a peer's share allows.
 func (r *replica) serveLine(author keyspace.NodeID, s *share) {
 	for len(s.line) > 0 && r.allows(s) {
@@ -125,7 +136,7 @@ func (r *replica) serveLine(author keyspace.NodeID, s *share) {
 			r.waiters--
 		}
 	}
-	if s.running == 0 && len(s.line) == 0 && r.shares[author] == s {
+	if r.contention != nil && s.running == 0 && len(s.line) == 0 && r.shares[author] == s { // it may have halted meanwhile
 		delete(r.shares, author)
 		r.spare = s
 	}
@@ -133,13 +144,17 @@ func (r *replica) serveLine(author keyspace.NodeID, s *share) {
 
 // over ends one thing under way of a peer, and lets its next one begin.
 func (r *replica) over(author keyspace.NodeID) {
+	if r.contention == nil {
+		return
+	}
 	if s := r.shares[author]; s != nil {
 		s.running--
 		r.serveLine(author, s)
 	}
 }
 
-// contention is the replica's memory of who asks, and of how long commands take.
+// contention is the replica's memory of who asks, and of how long commands take. A replica has none before it is asked for something,
+// nor after it has slept.
 type contention struct {
 	shares    map[keyspace.NodeID]*share // of peers that wait for answers
 	spare     *share                     // empty, for the next peer that has none
@@ -155,6 +170,10 @@ type contention struct {
 	// them; 0: none. least is the shorter one.
 	least, latter, former time.Duration
 	halfUntil             automaton.Instant
+}
+
+func newContention() *contention {
+	return &contention{window: windowFirst, shares: make(map[keyspace.NodeID]*share)}
 }
 
 // sample times this command, unless another one is being timed.
@@ -174,7 +193,7 @@ func (r *replica) sample(key commandKey) {
 
 // took notes how long the sampled command took.
 func (r *replica) took(key commandKey) {
-	if key == r.sampled {
+	if r.contention != nil && key == r.sampled {
 		r.sampled = commandKey{}
 		now := r.shard.host.clock.Now()
 		r.note(now.Sub(r.began), now)

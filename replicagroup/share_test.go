@@ -80,10 +80,11 @@ func (a *asker) ask(s *shard, r *replica, n int) {
 // asked returns a leading replica whose engine orders when told, and peers that can ask it.
 func newAsked(t *testing.T) (s *shard, r *replica, e *slowEngine, peers []*asker) {
 	d := testDescriptor()
-	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay}
+	d.View.Members[0].PeerID = testMember(1).PeerID // as the watcher is called
+	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay, overlay: new(watcher)}
 	h.locator = &locator{}
 	s, e = newShard(h), new(slowEngine)
-	r = newReplica(1, d, e, map[string]session.Machine{"count": new(counter)}, 1)
+	r = newReplica(1, &d, e, map[string]session.Machine{"count": new(counter)}, 1)
 	s.now = h.clock.Now()
 	startEvent{r}.handle(s)
 	e.refs, e.cmds = nil, nil // the first tick
@@ -186,7 +187,8 @@ type load struct {
 func newLoad(t *testing.T) *load {
 	_, r, _, _ := newAsked(t)
 	l := &load{r: r, flood: new(share), base: time.Millisecond}
-	r.shares = map[keyspace.NodeID]*share{{1}: l.flood}
+	r.contention = newContention()
+	r.shares[keyspace.NodeID{1}] = l.flood
 	return l
 }
 
@@ -254,8 +256,8 @@ func TestHaltAnswersWhoStandsInLine(t *testing.T) {
 	peers[0].ask(s, r, 100)
 	e.halt = true
 	r.step(order.Timer{})
-	if len(peers[0].answers) != 100 || len(peers[1].answers) != 1 || r.waiters != 0 || len(r.shares) != 0 {
-		t.Errorf("%d and %d answered, %d waiters and %d shares left", len(peers[0].answers), len(peers[1].answers), r.waiters, len(r.shares))
+	if len(peers[0].answers) != 100 || len(peers[1].answers) != 1 || r.waiters != 0 || r.contention != nil {
+		t.Errorf("%d and %d answered, %d waiters left", len(peers[0].answers), len(peers[1].answers), r.waiters)
 	}
 }
 

@@ -41,8 +41,8 @@ func (r *replica) lighten() {
 	if len(r.reads) == 0 {
 		r.reads = nil
 	}
-	if len(r.shares) == 0 {
-		r.shares, r.spare = nil, nil
+	if r.contention != nil && len(r.shares) == 0 {
+		r.contention = nil
 	}
 	if len(r.events) == 0 {
 		r.events = nil

@@ -183,7 +183,7 @@ func TestAnEngineKnowsWhoIsSuspected(t *testing.T) {
 	}
 	suspectEvent{peer: keyspace.NodeID{2}, down: true}.handle(s)
 	suspectEvent{peer: keyspace.NodeID{3}, down: true}.handle(s)
-	r := newReplica(1, d, e, map[string]session.Machine{"count": new(counter)}, 1)
+	r := newReplica(1, &d, e, map[string]session.Machine{"count": new(counter)}, 1)
 	startEvent{r}.handle(s)
 	if _, ok := e.heard[0].(order.Rand); !ok {
 		t.Fatalf("the engine hears %v first", e.heard)

@@ -30,7 +30,7 @@ func (r *replica) setView(n order.ViewNote) {
 	}
 	if d, ok := r.describe(n.View); ok {
 		r.descriptor, r.encoded = d, nil
-		r.shard.host.locator.put(d)
+		r.shard.host.locator.keep(d)
 	}
 	if r.leading {
 		r.shard.host.counters.views.Add(1)
@@ -40,11 +40,11 @@ func (r *replica) setView(n order.ViewNote) {
 
 // describe returns the descriptor of a settled view, with the addresses that the overlay knows, else those that the last
 // descriptor had. ok is false where a member has no name, as in tests that make views by hand.
-func (r *replica) describe(v order.View) (d placement.Descriptor, ok bool) {
-	d = placement.Descriptor{Group: r.group, View: v, Engine: placement.EngineRaft, Peers: make([]placement.Peer, len(v.Members))}
+func (r *replica) describe(v order.View) (_ *placement.Descriptor, ok bool) {
+	d := placement.Descriptor{Group: r.group, View: v, Engine: placement.EngineRaft, Peers: make([]placement.Peer, len(v.Members))}
 	for i, m := range v.Members {
 		p := peerOfInfo(r.shard.host.overlay.Info(peer.ID(m.PeerID)))
-		for _, old := range []*placement.Descriptor{r.later, &r.descriptor} {
+		for _, old := range []*placement.Descriptor{r.later, r.descriptor} {
 			if old == nil {
 				continue
 			}
@@ -56,9 +56,10 @@ func (r *replica) describe(v order.View) (d placement.Descriptor, ok bool) {
 	}
 	if err := d.Validate(); err != nil {
 		log.Errorw("a view of the group cannot be described", "group", r.group, "view", v.Num, "err", err)
-		return placement.Descriptor{}, false
+		return nil, false
 	}
-	return d, true
+	d = r.shard.host.kin.share(d)
+	return &d, true
 }
 
 // former returns the settled view that came before a joint one, which is what a replica that restarts within it tells others.
@@ -94,7 +95,7 @@ func (r *replica) meet() {
 		members = slices.Concat(members, r.later.View.Members)
 	}
 	for _, m := range members {
-		if p := peer.ID(m.PeerID); m.PeerID != r.peerID && !slices.Contains(peers, p) {
+		if p := peer.ID(m.PeerID); p != r.shard.host.overlay.Self() && !slices.Contains(peers, p) {
 			peers = append(peers, p)
 		}
 	}
@@ -160,7 +161,7 @@ func (r *replica) inform(view uint64, call caller) caller {
 		return call
 	}
 	if r.encoded == nil {
-		r.encoded = encodeDescriptor(r.descriptor)
+		r.encoded = encodeDescriptor(*r.descriptor)
 	}
 	return informing{call, r.encoded}
 }
@@ -184,7 +185,7 @@ func (h *Host) news(d placement.Descriptor) {
 // news makes a replica listen to the members of a later view, or, where it has no place in that view, count the days it has
 // left: those that stay may still need its vote for a while, as after a removal that it has seen itself.
 func (r *replica) news(d placement.Descriptor) {
-	if r.halted || !placement.Newer(d, r.descriptor) || r.later != nil && !placement.Newer(d, *r.later) {
+	if r.halted || !placement.Newer(d, *r.descriptor) || r.later != nil && !placement.Newer(d, *r.later) {
 		return
 	}
 	r.later = &d
@@ -214,7 +215,7 @@ func (r *replica) noteLeader(leader order.ReplicaID) {
 
 // askNews asks the members for a newer descriptor, and the parent when none of them answers.
 func (r *replica) askNews() {
-	h, d, peers := r.shard.host, r.descriptor, slices.Clone(r.fellows)
+	h, d, peers := r.shard.host, *r.descriptor, slices.Clone(r.fellows)
 	wait := min(newsAfter<<min(r.asked, 8), newsEvery)
 	// Members that are as lost as this one know nothing of a generation that the parent has made without them.
 	parent := r.asked%2 == 1

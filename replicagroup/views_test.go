@@ -91,7 +91,7 @@ func (w *world) join(t *testing.T, ctx context.Context, g order.GroupID, p *test
 	m, _ := v.At(who.Peer, who.Store)
 	leader, _ := w.leader(t, ctx, g)
 	var d placement.Descriptor
-	leader.touch(g, func(r *replica) { d = r.descriptor })
+	leader.touch(g, func(r *replica) { d = *r.descriptor })
 	if err := p.groups.retire(g, m.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +314,7 @@ func TestWhoSpeaksForAMember(t *testing.T) {
 	}
 	// Once a member has told of a view with the newcomer in it, the newcomer is heard, though the log does not name it yet.
 	var d placement.Descriptor
-	p.touch(g, func(r *replica) { d = r.descriptor })
+	p.touch(g, func(r *replica) { d = *r.descriptor })
 	d.View.Members = append(append([]order.Member(nil), d.View.Members...), newcomer)
 	d.View.Num, d.View.Next = d.View.Num+1, d.View.Next+1
 	d.Peers = append(append([]placement.Peer(nil), d.Peers...), peerOfInfo(others[0].overlay.Info(others[0].host.ID())))

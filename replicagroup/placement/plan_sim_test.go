@@ -327,7 +327,8 @@ func (w *planWorld) elect(g *planGroup) {
 func (w *planWorld) lead(g *planGroup, i int) {
 	g.term++
 	g.leader, g.since, g.told, g.busy, g.target = i, w.Now(), make(map[int]sim.Time), false, nil
-	g.plan = NewPlanner(PlannerConfig{Prefix: g.prefix, Anchor: g.anchor, F: w.f, Self: w.peers[i].Node(), Term: g.term, Times: DefaultPlanTimes()})
+	times := DefaultPlanTimes()
+	g.plan = NewPlanner(PlannerConfig{Prefix: g.prefix, Anchor: g.anchor, F: w.f, Self: w.peers[i].Node(), Term: g.term, Times: &times})
 	w.step(g, ViewSeen{View: g.view, Joint: g.next != nil})
 	if g.next != nil {
 		w.finish(g)

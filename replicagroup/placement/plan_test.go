@@ -45,7 +45,8 @@ func newRig(f, self int) *rig {
 	for i, h := range r.peers {
 		r.number[h.Node()] = i
 	}
-	r.Planner = NewPlanner(PlannerConfig{Prefix: prefix(1), Anchor: anchor, F: f, Self: r.node(self), Term: 7, Times: DefaultPlanTimes()})
+	times := DefaultPlanTimes()
+	r.Planner = NewPlanner(PlannerConfig{Prefix: prefix(1), Anchor: anchor, F: f, Self: r.node(self), Term: 7, Times: &times})
 	return r
 }
 

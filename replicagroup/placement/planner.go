@@ -22,7 +22,7 @@ type PlannerConfig struct {
 	F      int             // crashes to survive: at most 2F+1 voters
 	Self   keyspace.NodeID // the leader's own peer
 	Term   uint64          // of this leadership; another one for every leadership of the group at this node
-	Times  PlanTimes
+	Times  *PlanTimes      // which nobody changes
 }
 
 // neighbour is what is known of a peer by its answers.
@@ -78,23 +78,27 @@ type Planner struct {
 	point keyspace.Key
 
 	view    order.View
-	begun   bool
-	joint   bool
 	began   automaton.Instant // this leadership
 	changed automaton.Instant // the voters, or this leadership began
+
+	// Flags stand together, for there may be thousands of plans that rest.
+	begun   bool
+	joint   bool
+	asleep  bool // the group is
+	resting bool // nobody is looked up before something happens; see rest
+	flying  bool // change ref is in flight, made for view flyingFrom
+	done    bool // it stands, and its view has not come yet
 
 	// Those of peers are nil in a plan that never had anything to put there, and in one that rests.
 	near     map[keyspace.NodeID]*neighbour        // at most neighboursMax, and members
 	down     map[keyspace.NodeID]automaton.Instant // members and neighbours under suspicion, since when
 	wishes   map[keyspace.NodeID]*wish             // of members, and of those who were
 	listed   map[keyspace.NodeID]automaton.Instant // until when; at most ListedMax
-	progress map[order.ReplicaID]*catchUp          // of members
+	progress map[order.ReplicaID]*catchUp          // of members; nil in a plan that rests, unless there is a learner
 
 	lookAt, lookedAt automaton.Instant
 	answered         automaton.Instant // when those who answer near the anchor were last known, be it nobody
 	idle             time.Duration     // the present pause between look-ups
-	asleep           bool              // the group is
-	resting          bool              // nobody is looked up before something happens; see rest
 	restAt           automaton.Instant // not before: somebody has appeared who may not answer yet
 
 	round      uint64
@@ -102,8 +106,6 @@ type Planner struct {
 	refused    step     // not tried again before refusedTill
 	refusedTo  automaton.Instant
 	ref        uint64
-	flying     bool // change ref is in flight, made for view flyingFrom
-	done       bool // it stands, and its view has not come yet
 	flyingFrom uint64
 	handed     map[order.ReplicaID]bool // voters that leadership was offered to in this view
 	handingTo  automaton.Instant        // wait that long for the last one; 0 if none
@@ -114,13 +116,14 @@ type Planner struct {
 
 // NewPlanner returns the plan of a leadership that begins; it does nothing before the first [ViewSeen].
 func NewPlanner(cfg PlannerConfig) *Planner {
-	return &Planner{cfg: cfg, point: cfg.Anchor.Key(), progress: make(map[order.ReplicaID]*catchUp),
+	return &Planner{cfg: cfg, point: cfg.Anchor.Key(),
 		idle: cfg.Times.Every, armed: automaton.Never, answered: -automaton.Never}
 }
 
 // Step consumes one event and appends what is to be done to out. It never blocks and never fails: an event that fits nothing
 // is stale and is dropped.
 func (p *Planner) Step(ev PlanEvent, now automaton.Instant, out []PlanAction) []PlanAction {
+	p.follow(now)
 	switch ev := ev.(type) {
 	case ViewSeen:
 		out = p.viewSeen(ev, now, out)
@@ -163,6 +166,9 @@ func (p *Planner) Step(ev PlanEvent, now automaton.Instant, out []PlanAction) []
 		p.armed = p.wake
 		out = append(out, Arm{At: p.wake})
 	}
+	if p.resting && !slices.ContainsFunc(p.view.Members, func(m order.Member) bool { return m.Role == order.Learner }) {
+		p.progress = nil
+	}
 	return out
 }
 
@@ -196,14 +202,19 @@ func (p *Planner) viewSeen(ev ViewSeen, now automaton.Instant, out []PlanAction)
 		p.flying = false
 	}
 	member := func(peer keyspace.NodeID) bool { _, ok := p.view.MemberAt(peer); return ok }
-	for _, m := range p.view.Members {
-		if p.progress[m.ID] == nil {
-			p.progress[m.ID] = &catchUp{began: now, advanced: now, refused: automaton.Never}
-		}
-	}
+	p.follow(now)
 	maps.DeleteFunc(p.progress, func(id order.ReplicaID, _ *catchUp) bool { _, ok := p.view.Member(id); return !ok })
 	maps.DeleteFunc(p.down, func(peer keyspace.NodeID, _ automaton.Instant) bool { return !member(peer) && p.near[peer] == nil })
 	return append(out, Publish{View: ev.View})
+}
+
+// follow begins to follow the progress of members that is not followed yet.
+func (p *Planner) follow(now automaton.Instant) {
+	for _, m := range p.view.Members {
+		if p.progress[m.ID] == nil {
+			put(&p.progress, m.ID, &catchUp{began: now, advanced: now, refused: automaton.Never})
+		}
+	}
 }
 
 // candidates takes the answers of peers, and forgets those that have not answered for a while.

@@ -427,7 +427,8 @@ func TestNobodyIsLetGoBeforeThePeersNearTheAnchorHaveAnswered(t *testing.T) {
 // It was then asked to join what it had left.
 func TestAWishToLeaveLastsAsLongAsTheAnswerBeforeIt(t *testing.T) {
 	r := newRig(1, 0)
-	r.cfg.Times = TestnetPlanTimes()
+	times := TestnetPlanTimes()
+	r.cfg.Times = &times
 	r.begin(0, 0, 1, 2)
 	r.answering[1] = r.now.Add(-time.Hour)
 	r.do(r.found())

@@ -159,7 +159,7 @@ func BenchmarkLibraryCommit(b *testing.B) {
 	view := testView(3, 0)
 	for i := range nodes {
 		s := snapshot{group: testGroup, index: genesisIndex, term: genesisTerm, view: view}
-		l := &memLog{conf: snapshot{index: genesisIndex, view: view}.conf(0), state: state{term: 1, commit: genesisIndex}}
+		l := &memLog{initial: &initial{state{term: 1, commit: genesisIndex}, snapshot{index: genesisIndex, view: view}.conf(0)}}
 		l.restore(s.message(encodeSnapshot(s)))
 		rn, err := etcd.NewRawNode(&etcd.Config{
 			ID: uint64(i + 1), ElectionTick: 10, HeartbeatTick: 1, Storage: l, AsyncStorageWrites: true, MaxSizePerMsg: appendBytesMax,

@@ -192,15 +192,14 @@ func (e *Engine) applyChange(ent *pb.Entry, out *order.Actions) error {
 	e.endLease()
 	if e.open {
 		// Who confirmed the round may not count any more, and nobody else may be asked.
-		e.waiting = append(e.round, e.waiting...)
-		e.round, e.open = nil, false
+		e.inRound, e.open = 0, false
 	}
 	if _, stays := next.Member(e.lead); e.lead != 0 && e.lead != e.cfg.Self && e.lead < next.Next && !stays {
 		e.forget(out) // it has stepped down
 	}
 	switch self, is := next.Member(e.cfg.Self); {
 	case was && !is:
-		e.linger = lingerElections * e.cfg.ElectionTicks
+		e.linger = int32(lingerElections * e.cfg.ElectionTicks)
 	case is && self.Store != e.cfg.Store:
 		e.halt("replica id of another store", out)
 	}

@@ -21,8 +21,8 @@ const tickTimer order.TimerKind = 1
 // step would otherwise campaign in the same instant once in T elections.
 type electionClock struct {
 	rng     uint64 // state of a splitmix64 generator
-	elapsed int    // heartbeats since the leader was heard
-	limit   int    // campaign when elapsed gets here
+	elapsed int32  // heartbeats since the leader was heard
+	limit   int32  // campaign when elapsed gets here
 	tail    time.Duration
 	tries   int // campaigns since the leader was heard
 	epoch   uint64
@@ -50,9 +50,9 @@ func (c *electionClock) next() uint64 {
 func (c *electionClock) draw(cfg Config) {
 	t := cfg.ElectionTicks
 	if c.tries == 1 {
-		c.limit = 2 + int(c.next()%uint64(max(t/3, 1)))
+		c.limit = 2 + int32(c.next()%uint64(max(t/3, 1)))
 	} else {
-		c.limit = t + 2 + int(c.next()%uint64(max(t-3, 1)))
+		c.limit = int32(t) + 2 + int32(c.next()%uint64(max(t-3, 1)))
 	}
 	c.tail = 1 + time.Duration(c.next()%uint64(cfg.Heartbeat))
 }
@@ -91,19 +91,19 @@ func (e *Engine) armIn(after time.Duration, out *order.Actions) {
 // tick is one run of the timer.
 func (e *Engine) tick(out *order.Actions) {
 	if e.role == etcd.StateLeader {
-		e.beats = (e.beats + 1) % e.cfg.ElectionTicks
+		e.beats = (e.beats + 1) % int32(e.cfg.ElectionTicks)
 		e.raft.Tick()
 		e.tickSnapshots()
 		return
 	}
 	e.clock.elapsed++
-	if e.clock.elapsed == max(e.cfg.ElectionTicks-2, 1) {
+	if e.clock.elapsed == int32(max(e.cfg.ElectionTicks-2, 1)) {
 		e.wakeLeader(out) // it may sleep, and we have not heard that
 	}
 	if e.promised() {
 		return
 	}
-	if e.clock.elapsed >= e.cfg.ElectionTicks {
+	if e.clock.elapsed >= int32(e.cfg.ElectionTicks) {
 		// The promise not to help depose this leader (PreVote, CheckQuorum) is over.
 		_ = e.raft.ForgetLeader()
 	}
@@ -243,7 +243,7 @@ func (e *Engine) tickSnapshots() {
 		}
 		i++
 	})
-	patience := 2*e.cfg.ElectionTicks + snapshotTicksPerMiB*(len(e.log.snap.GetData())>>20)
+	patience := 2*e.cfg.ElectionTicks + snapshotTicksPerMiB*(len(e.log.snap)>>20)
 	for i, m := range e.view.Members {
 		if e.peers[i].snapTicks > patience {
 			e.peers[i].snapTicks = 0

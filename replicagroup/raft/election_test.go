@@ -233,7 +233,7 @@ func TestLimitsAreDrawnFromTheWholeRange(t *testing.T) {
 	seen := map[int]int{}
 	for range 10_000 {
 		c.draw(cfg)
-		seen[c.limit]++
+		seen[int(c.limit)]++
 		if c.tail <= 0 || c.tail > cfg.Heartbeat {
 			t.Fatalf("tail %v", c.tail)
 		}

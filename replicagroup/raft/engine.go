@@ -34,11 +34,6 @@ type Config struct {
 	// Join says that the replica is a new member of a group that exists: its log begins with a snapshot of the leader's. It
 	// counts only where the image is empty.
 	Join bool
-	// Heartbeat is the time between a leader's heartbeats; 0 stands for [HeartbeatDefault].
-	Heartbeat time.Duration
-	// ElectionTicks is the election time-out T in heartbeats, at least 2; 0 stands for [ElectionTicksDefault]. A follower that
-	// has heard nothing for T forgets its leader; it campaigns at a random moment before 2T.
-	ElectionTicks int
 	// LeaseReads lets a leader answer reads without asking the members, for about an election time-out after a majority has
 	// confirmed that it leads (lease.go). All replicas of a group must have it alike. It needs a driver that tells the time
 	// in events, and clocks whose rates keep to Drift; where one does not, a read may miss what another leader has committed
@@ -48,7 +43,12 @@ type Config struct {
 	// PromisesOnly has this replica keep what LeaseReads has all of them promise, and ask the members for each read all the same: for
 	// a replica whose clock may stand still while time passes. As a follower's, such a clock makes promises last longer, which is safe.
 	PromisesOnly bool
-	Drift        automaton.Drift
+	// Heartbeat is the time between a leader's heartbeats; 0 stands for [HeartbeatDefault].
+	Heartbeat time.Duration
+	// ElectionTicks is the election time-out T in heartbeats, at least 2; 0 stands for [ElectionTicksDefault]. A follower that
+	// has heard nothing for T forgets its leader; it campaigns at a random moment before 2T.
+	ElectionTicks int
+	Drift         automaton.Drift
 	// Quiesce is how long a leader has nothing to do before it puts the group to sleep (quiesce.go), counted in heartbeats; 0
 	// stands for [QuiesceDefault], less than 0 for never.
 	Quiesce time.Duration
@@ -141,7 +141,7 @@ type Engine struct {
 	// sleepless keeps the library in a follower that sleeps, for a test that compares it with one that does not.
 	sleepless bool
 
-	linger  int            // ticks left of a removed replica, 0 of any other
+	linger  int32          // ticks left of a removed replica, 0 of any other
 	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
 	clock   electionClock
 	lease   lease
@@ -160,16 +160,16 @@ type Engine struct {
 
 	ready     uint64         // index of the first entry of this leadership
 	proposals fifo[proposal] // by rising index, all of term
-	waiting   []uint64       // reads that arrived since the round under way began
-	round     []uint64       // reads of the round under way; empty when there is none
+	reads     []uint64       // that wait for their point
+	inRound   int            // how many of them, the first, the round under way is for
 	rounds    uint64         // rounds ever begun; names the one under way
 	asked     uint64         // rounds begun in this leadership: the highest position a heartbeat carries
 	changeAt  uint64         // index of the newest change of the view proposed here or delivered
-	beats     int            // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
-	idle      int            // ticks since there was something to do
+	beats     int32          // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
+	idle      int32          // ticks since there was something to do
 	peers     []peer         // beside view.Members
 	dropped   uint64         // messages refused
-	scratch   []byte         // for Hash
+	scratch   *[]byte        // for Hash
 }
 
 var _ order.Orderer = (*Engine)(nil)
@@ -213,17 +213,18 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 	case alien:
 		return nil, fmt.Errorf("%w: replica %d of view %d has another than %v", ErrWrongStore, cfg.Self, view.Num, cfg.Store)
 	}
+	begin := log.initial.state
 	rn, err := newNode(&cfg, log, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrConfig, err)
 	}
 	e := &Engine{
-		cfg: cfg, raft: rn, log: log, role: etcd.StateFollower, state: log.state, saved: log.state,
+		cfg: cfg, raft: rn, log: log, role: etcd.StateFollower, state: begin, saved: begin,
 		delivered: log.base, applied: log.base, views: []viewAt{{log.base, view}},
 	}
 	e.setView(view)
 	if log.base > genesisIndex {
-		s, err := decodeSnapshot(log.snap.GetData())
+		s, err := decodeSnapshot(log.snap)
 		if err != nil {
 			return nil, err
 		}
@@ -253,7 +254,7 @@ func newNode(cfg *Config, log *memLog, applied uint64) (*etcd.RawNode, error) {
 		StepDownOnRemoval:         true,
 		Logger:                    silent{},
 	})
-	log.conf = nil // the library has asked for it
+	log.initial = nil // the library has asked for it
 	return rn, err
 }
 
@@ -270,9 +271,9 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 		if cfg.Join {
 			s.index, s.term = 0, 0
 		}
-		l := &memLog{conf: s.conf(cfg.Self)}
+		l := &memLog{initial: &initial{conf: s.conf(cfg.Self)}}
 		l.restore(s.message(encodeSnapshot(s)))
-		l.state = state{term: l.baseTerm, commit: l.base}
+		l.initial.state = state{term: l.baseTerm, commit: l.base}
 		return l, s.view, nil
 	}
 	if img.Snapshot == nil {
@@ -291,7 +292,7 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 	if sameView(s.view, cfg.View) {
 		s.view = cfg.View // of which others may hold the same
 	}
-	l := &memLog{conf: s.conf(cfg.Self)}
+	l := &memLog{initial: &initial{conf: s.conf(cfg.Self)}}
 	l.restore(s.message(img.Snapshot.Data))
 	term := s.term
 	for i, rec := range img.Entries {
@@ -313,7 +314,7 @@ func restore(cfg Config, img order.Image) (*memLog, order.View, error) {
 		term = ent.GetTerm()
 		l.ents = append(l.ents, ent)
 	}
-	if l.state, err = restoreState(img.State, l); err != nil {
+	if l.initial.state, err = restoreState(img.State, l); err != nil {
 		return nil, s.view, err
 	}
 	return l, s.view, nil
@@ -411,7 +412,7 @@ func (e *Engine) start(out *order.Actions) {
 	if e.log.last() <= genesisIndex {
 		// Also after a restart that found nothing but the beginning: a write cut short may have left half of it.
 		e.persist(out, []order.Record{
-			{Kind: order.RecordSnapshot, Index: e.log.snapIndex(), Data: e.log.snap.GetData()},
+			{Kind: order.RecordSnapshot, Index: e.log.snapIndex, Data: e.log.snap},
 			{Kind: order.RecordState, Data: encodeState(e.saved)},
 		})
 	}
@@ -671,7 +672,7 @@ func (e *Engine) onApplied(index uint64, out *order.Actions) {
 	if e.asleep {
 		e.doze()
 	}
-	if e.delivered < e.commit || len(e.waiting) > 0 || e.joint {
+	if e.delivered < e.commit || len(e.reads) > e.inRound || e.joint {
 		e.drain(out) // a joint view may be left now, or more may be delivered now, and a leader that got ready answers reads
 	}
 }
@@ -736,10 +737,10 @@ func (e *Engine) stepDown(out *order.Actions) {
 		out.Done = append(out.Done, order.Outcome{Ref: p.ref, Index: p.index, Err: order.ErrDropped})
 		e.proposals.pop()
 	}
-	for _, ref := range slices.Concat(e.round, e.waiting) {
+	for _, ref := range e.reads {
 		out.Done = append(out.Done, order.Outcome{Ref: ref, Err: order.ErrNotLeader})
 	}
-	e.round, e.waiting, e.open = nil, nil, false
+	e.reads, e.inRound, e.open = nil, 0, false
 	e.endLease()
 	e.asked, e.beats, e.idle, e.ready, e.changeAt = 0, 0, 0, 0, 0
 	for i := range e.peers {
@@ -752,7 +753,7 @@ func (e *Engine) read(r order.Read, out *order.Actions) {
 	switch {
 	case e.role != etcd.StateLeader:
 		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrNotLeader})
-	case len(e.waiting) >= readsMax:
+	case len(e.reads)-e.inRound >= readsMax:
 		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrBusy})
 	case e.leaseHolds() && !e.cfg.PromisesOnly:
 		out.ReadOK = append(out.ReadOK, order.ReadPoint{Ref: r.Ref, Index: e.commit})
@@ -760,7 +761,7 @@ func (e *Engine) read(r order.Read, out *order.Actions) {
 			e.drain(out)
 		}
 	default:
-		e.waiting = append(e.waiting, r.Ref)
+		e.reads = append(e.reads, r.Ref)
 		e.drain(out)
 	}
 }
@@ -768,12 +769,12 @@ func (e *Engine) read(r order.Read, out *order.Actions) {
 // beginRound starts a round of heartbeats for the reads that wait, unless one is under way: its answers may have left the
 // members before these reads came. A fresh leader does not know yet what its predecessors committed, so it waits.
 func (e *Engine) beginRound() bool {
-	if e.open || len(e.waiting) == 0 && !e.lease.renew || !e.leading() {
+	if e.open || len(e.reads) == 0 && !e.lease.renew || !e.leading() {
 		return false
 	}
 	e.open = true
 	e.lease.renew, e.lease.began = false, e.lease.now
-	e.round, e.waiting = e.waiting, e.round
+	e.inRound = len(e.reads)
 	e.rounds++
 	if len(e.voters) > 1 {
 		e.asked++ // a lone voter need not ask
@@ -787,17 +788,18 @@ func (e *Engine) answerRound(rs etcd.ReadState, out *order.Actions) {
 	if binary.BigEndian.Uint64(rs.RequestCtx) != e.rounds {
 		return
 	}
-	for _, ref := range e.round {
+	for _, ref := range e.reads[:e.inRound] {
 		out.ReadOK = append(out.ReadOK, order.ReadPoint{Ref: ref, Index: rs.Index})
 	}
-	e.round, e.open = e.round[:0], false
+	e.reads = append(e.reads[:0], e.reads[e.inRound:]...)
+	e.inRound, e.open = 0, false
 	e.confirmLease()
 }
 
 // compact takes over a snapshot of the machine, with the view of its index. One that is too large, or not of an applied index
 // above the last snapshot's, is dropped.
 func (e *Engine) compact(c order.Compact, out *order.Actions) {
-	if c.Index <= e.log.snapIndex() || c.Index > e.applied || len(c.Data) > SnapshotBytesMax {
+	if c.Index <= e.log.snapIndex || c.Index > e.applied || len(c.Data) > SnapshotBytesMax {
 		return
 	}
 	view := e.viewOf(c.Index)
@@ -831,7 +833,7 @@ func (e *Engine) Status() order.Status {
 	view.Members = slices.Clone(view.Members)
 	s := order.Status{
 		View: view, Self: e.cfg.Self, Leader: e.lead, Leading: e.leading(), Term: e.term, Commit: e.commit, Applied: e.applied,
-		First: e.log.snapIndex() + 1, Last: e.log.last(), Quiesced: e.asleep,
+		First: e.log.snapIndex + 1, Last: e.log.last(), Quiesced: e.asleep,
 	}
 	if e.role == etcd.StateLeader {
 		s.Behind, s.Match = make(map[order.ReplicaID]uint64), make(map[order.ReplicaID]uint64)

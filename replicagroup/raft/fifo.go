@@ -1,20 +1,38 @@
 package raft
 
-// fifo is a queue that reuses its storage. Its users bound its length.
-type fifo[T any] struct {
+// fifo is a queue that reuses its storage. Its users bound its length. The zero value is ready, and small: there may be ten thousand
+// engines with nothing to queue.
+type fifo[T any] struct{ *queue[T] }
+
+type queue[T any] struct {
 	items []T
 	head  int
 }
 
-func (q *fifo[T]) len() int { return len(q.items) - q.head }
+func (q fifo[T]) len() int {
+	if q.queue == nil {
+		return 0
+	}
+	return len(q.items) - q.head
+}
 
 // all returns the queue's elements, valid until the next push or pop.
-func (q *fifo[T]) all() []T { return q.items[q.head:] }
+func (q fifo[T]) all() []T {
+	if q.queue == nil {
+		return nil
+	}
+	return q.items[q.head:]
+}
 
-func (q *fifo[T]) push(v T) { q.items = append(q.items, v) }
+func (q *fifo[T]) push(v T) {
+	if q.queue == nil {
+		q.queue = new(queue[T])
+	}
+	q.items = append(q.items, v)
+}
 
 // first returns the oldest element, nil when there is none; it may be changed in place.
-func (q *fifo[T]) first() *T {
+func (q fifo[T]) first() *T {
 	if q.len() == 0 {
 		return nil
 	}
@@ -22,7 +40,7 @@ func (q *fifo[T]) first() *T {
 }
 
 // last returns the newest element, nil when there is none.
-func (q *fifo[T]) last() *T {
+func (q fifo[T]) last() *T {
 	if q.len() == 0 {
 		return nil
 	}
@@ -31,7 +49,7 @@ func (q *fifo[T]) last() *T {
 
 // pop removes the oldest element. The dead part in front is at most as long as the living one, so a queue that never runs
 // empty does not grow for ever.
-func (q *fifo[T]) pop() {
+func (q fifo[T]) pop() {
 	var zero T
 	q.items[q.head] = zero
 	if q.head++; q.head*2 >= len(q.items) {
@@ -44,6 +62,6 @@ func (q *fifo[T]) pop() {
 // rest gives the storage of an empty queue back.
 func (q *fifo[T]) rest() {
 	if q.len() == 0 {
-		*q = fifo[T]{}
+		q.queue = nil
 	}
 }

@@ -389,7 +389,7 @@ func (c *chaos) message(e *Engine) *pb.Message {
 		m.Term = new(e.term)
 	}
 	m.LogTerm = new(c.number(e.term, 5, 1))
-	m.Index = new(c.number(e.log.last(), e.commit, e.log.snapIndex()))
+	m.Index = new(c.number(e.log.last(), e.commit, e.log.snapIndex))
 	m.Commit = new(c.number(e.commit, e.log.last()))
 	m.Reject, m.RejectHint = new(c.byte()%3 == 0), new(c.number(e.log.last(), e.commit))
 	if c.byte()%4 == 0 {

@@ -59,7 +59,10 @@ func (e *Engine) noteAck(m *pb.Message) {
 // Hash digests the whole protocol state: the log and snapshot, the library's state as far as it shows or is mirrored here,
 // and every queue of the engine. It costs some microseconds, and once more what was added to the log since the last call.
 func (e *Engine) Hash() [32]byte {
-	b := e.scratch[:0]
+	if e.scratch == nil {
+		e.scratch = new([]byte)
+	}
+	b := (*e.scratch)[:0]
 	num := func(vs ...uint64) {
 		for _, v := range vs {
 			b = binary.BigEndian.AppendUint64(b, v)
@@ -68,7 +71,7 @@ func (e *Engine) Hash() [32]byte {
 	log := e.log.digest()
 	b = append(b, log[:]...)
 	num(uint64(e.cfg.Self), e.view.Num, uint64(e.role), uint64(e.lead), e.term, e.vote, e.commit, e.log.last(),
-		e.log.snapIndex(), e.log.snap.GetMetadata().GetTerm(), uint64(len(e.log.snap.GetData())))
+		e.log.snapIndex, e.log.snapTerm, uint64(len(e.log.snap)))
 	num(e.clock.rng, uint64(e.clock.elapsed), uint64(e.clock.limit), uint64(e.clock.tail), uint64(e.clock.tries), e.clock.epoch,
 		flag(e.asleep), uint64(e.idle))
 	l := &e.lease
@@ -94,10 +97,8 @@ func (e *Engine) Hash() [32]byte {
 	for _, p := range e.proposals.all() {
 		num(p.ref, p.index)
 	}
-	num(uint64(len(e.round)))
-	num(e.round...)
-	num(uint64(len(e.waiting)))
-	num(e.waiting...)
+	num(uint64(e.inRound), uint64(len(e.reads)))
+	num(e.reads...)
 	for _, p := range e.peers {
 		num(uint64(p.snapTicks), flag(p.pursuing), uint64(p.ballot), p.acked, flag(p.suspected))
 	}
@@ -106,7 +107,7 @@ func (e *Engine) Hash() [32]byte {
 			num(id, pr.Match, pr.Next, uint64(pr.State), pr.PendingSnapshot, flag(pr.RecentActive), flag(pr.MsgAppFlowPaused))
 		})
 	}
-	e.scratch = b
+	*e.scratch = b
 	return sha256.Sum256(b)
 }
 

@@ -23,13 +23,13 @@ import (
 // A majority means the present voters': from the proposal of a change of the view until after the last of its entries a leader
 // has no lease. Nor does it have one asleep, or from an earlier sleep: a follower's promise may be over.
 type lease struct {
-	now    time.Duration // the newest reading of the driver's clock
-	until  time.Duration // when our promise ends
-	giveUp bool          // forget the leader then
+	now   time.Duration // the newest reading of the driver's clock
+	until time.Duration // when our promise ends
 
-	// Of leaders.
+	// Of leaders, but for giveUp.
 	began     time.Duration // when the round under way did
 	confirmed time.Duration // when the newest round did that a majority has confirmed, with held set
+	giveUp    bool          // forget the leader at until
 	held      bool
 	renew     bool // begin a round though no read waits for one
 	handed    bool // leadership was to be handed over, in this term

@@ -17,20 +17,31 @@ import (
 //
 // Invariants: ents[i] has index base+1+i; terms never fall from baseTerm on; snap covers an index in [base, last].
 type memLog struct {
-	state state         // at the start; not kept up to date
-	conf  *pb.ConfState // at the start; nil later
-	// snap is the newest snapshot, with its record as Data. Entries up to its index that are still in ents serve followers
+	initial *initial // what the library begins with; nil once it has begun
+	// snap is the newest snapshot's record, snapIndex and snapTerm where it stands. Entries up to its index that are still in ents serve followers
 	// that are a little behind (trailingEntriesMax); a store has dropped them.
-	snap           *pb.Snapshot
+	snap                []byte
+	snapIndex, snapTerm uint64
+
 	base, baseTerm uint64
 	ents           []*pb.Entry
 	// sums[i] digests ents[0..i]; built on demand by digest, cut with ents.
 	sums [][sha256.Size]byte
 }
 
-func (l *memLog) first() uint64     { return l.base + 1 }
-func (l *memLog) last() uint64      { return l.base + uint64(len(l.ents)) }
-func (l *memLog) snapIndex() uint64 { return l.snap.GetMetadata().GetIndex() }
+// initial is the state and configuration that the library begins with.
+type initial struct {
+	state state
+	conf  *pb.ConfState
+}
+
+func (l *memLog) first() uint64 { return l.base + 1 }
+func (l *memLog) last() uint64  { return l.base + uint64(len(l.ents)) }
+
+// keep takes over the newest snapshot's record.
+func (l *memLog) keep(s *pb.Snapshot) {
+	l.snap, l.snapIndex, l.snapTerm = s.GetData(), s.GetMetadata().GetIndex(), s.GetMetadata().GetTerm()
+}
 
 func (l *memLog) term(i uint64) (uint64, error) {
 	switch {
@@ -86,14 +97,15 @@ func (l *memLog) own() {
 
 // restore replaces the whole log by a snapshot that came from a leader.
 func (l *memLog) restore(s *pb.Snapshot) {
-	l.snap, l.ents, l.sums = s, nil, nil
+	l.keep(s)
+	l.ents, l.sums = nil, nil
 	l.base, l.baseTerm = s.GetMetadata().GetIndex(), s.GetMetadata().GetTerm()
 }
 
 // compact takes a snapshot made here and forgets the entries below it but for a tail, which begins after need if somebody is
 // waiting for what is there.
 func (l *memLog) compact(s *pb.Snapshot, need uint64) {
-	l.snap = s
+	l.keep(s)
 	index := s.GetMetadata().GetIndex()
 	from, bytes := index, 0 // the entries (from, index] are kept
 	for from > l.base {
@@ -118,7 +130,7 @@ func (l *memLog) digest() [sha256.Size]byte {
 	var head [24]byte
 	binary.BigEndian.PutUint64(head[:], l.base)
 	binary.BigEndian.PutUint64(head[8:], l.baseTerm)
-	binary.BigEndian.PutUint64(head[16:], l.snapIndex())
+	binary.BigEndian.PutUint64(head[16:], l.snapIndex)
 	sum := sha256.Sum256(head[:])
 	if n := len(l.sums); n > 0 {
 		sum = l.sums[n-1]
@@ -139,7 +151,8 @@ func (l *memLog) digest() [sha256.Size]byte {
 
 // InitialState returns the vote, term and commit index, and the configuration.
 func (l *memLog) InitialState() (*pb.HardState, *pb.ConfState, error) {
-	return &pb.HardState{Term: new(l.state.term), Vote: new(l.state.vote), Commit: new(l.state.commit)}, l.conf, nil
+	s := l.initial.state
+	return &pb.HardState{Term: new(s.term), Vote: new(s.vote), Commit: new(s.commit)}, l.initial.conf, nil
 }
 
 // FirstIndex returns the index of the first entry that is kept.
@@ -151,8 +164,10 @@ func (l *memLog) LastIndex() (uint64, error) { return l.last(), nil }
 // Term returns the term of an entry, also of the one before the first.
 func (l *memLog) Term(i uint64) (uint64, error) { return l.term(i) }
 
-// Snapshot returns the newest snapshot. The library does not change it.
-func (l *memLog) Snapshot() (*pb.Snapshot, error) { return l.snap, nil }
+// Snapshot returns the newest snapshot.
+func (l *memLog) Snapshot() (*pb.Snapshot, error) {
+	return snapshot{index: l.snapIndex, term: l.snapTerm}.message(l.snap), nil
+}
 
 // Entries returns the entries [lo, hi), at least one, and no more than about maxSize bytes of them.
 func (l *memLog) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {

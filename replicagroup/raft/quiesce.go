@@ -65,7 +65,7 @@ func (e *Engine) quiesce(out *order.Actions) bool {
 		e.idle = 0
 		return false
 	}
-	if e.idle++; e.idle < int((e.cfg.Quiesce+e.cfg.Heartbeat-1)/e.cfg.Heartbeat) {
+	if e.idle++; e.idle < int32((e.cfg.Quiesce+e.cfg.Heartbeat-1)/e.cfg.Heartbeat) {
 		return false
 	}
 	for _, m := range e.view.Members {
@@ -80,7 +80,7 @@ func (e *Engine) quiesce(out *order.Actions) bool {
 // nothingToDo reports whether a leader has neither anything to do for anybody nor anything that a member might lack.
 func (e *Engine) nothingToDo() bool {
 	if !e.leading() || e.changing() || e.applied != e.log.last() || e.commit != e.log.last() ||
-		e.proposals.len()+len(e.waiting)+len(e.round)+e.writes.len() > 0 || e.open || e.raft.BasicStatus().LeadTransferee != 0 {
+		e.proposals.len()+len(e.reads)+e.writes.len() > 0 || e.open || e.raft.BasicStatus().LeadTransferee != 0 {
 		return false
 	}
 	settled := true
@@ -116,7 +116,7 @@ func (e *Engine) rouse() {
 	if e.raft != nil {
 		return
 	}
-	e.log.state, e.log.conf = e.state, snapshot{index: e.applied, view: e.view}.conf(e.cfg.Self)
+	e.log.initial = &initial{e.state, snapshot{index: e.applied, view: e.view}.conf(e.cfg.Self)}
 	rn, err := newNode(&e.cfg, e.log, e.applied)
 	invariant.Check(err == nil, "a log that fell asleep is one", err)
 	_ = rn.Step(&pb.Message{

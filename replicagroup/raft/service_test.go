@@ -593,7 +593,7 @@ func TestEveryLeaderSendsTheSameSnapshotBytes(t *testing.T) {
 	}
 	for _, id := range w.ids() {
 		if n := w.nodes[id]; id != far && n != lead {
-			w.step(n, order.Compact{Index: lead.eng.log.snapIndex(), Data: dataOf(lead.machine)})
+			w.step(n, order.Compact{Index: lead.eng.log.snapIndex, Data: dataOf(lead.machine)})
 			if !bytes.Equal(body(n), body(lead)) {
 				t.Errorf("replica %d would send another snapshot than the leader", id)
 			}
