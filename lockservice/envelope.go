@@ -7,6 +7,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/internal/protofield"
 	"latchkey/lockservice/pb"
+	"latchkey/lockservice/sigma"
 	"latchkey/lockservice/table"
 )
 
@@ -27,7 +28,7 @@ var (
 )
 
 // commandOverhead is room for what an encoded command or result has beside the lock's name and text for people.
-const commandOverhead = 96
+const commandOverhead = 144
 
 func encodeAcquire(a table.Acquire) []byte {
 	b, at := protofield.Open(make([]byte, 0, commandOverhead+len(a.Name)+len(a.Value)), fieldAcquire)
@@ -39,6 +40,14 @@ func encodeAcquire(a table.Acquire) []byte {
 	b = protofield.AppendUint(b, 6, uint64(a.Permits))
 	b = protofield.AppendUint(b, 7, uint64(a.Delay))
 	b = protofield.AppendBytes(b, 8, a.Value)
+	if a.Wish != (sigma.Req{}) {
+		var wish int
+		b, wish = protofield.Open(b, 9)
+		b = protofield.AppendBytes(b, 1, a.Wish.Session[:])
+		b = protofield.AppendUint(b, 2, a.Wish.Seq)
+		b = protofield.Close(b, wish)
+	}
+	b = protofield.AppendUint(b, 10, uint64(a.Held))
 	return protofield.Close(b, at)
 }
 
@@ -100,6 +109,7 @@ func decodeCommand(b []byte) (table.Command, error) {
 		return table.Acquire{
 			Name: body.name, Req: body.second, TTL: time.Duration(body.third), Try: body.fourth != 0,
 			Shared: body.shared, Permits: permitsOf(body.permits), Delay: time.Duration(body.delay), Value: body.value,
+			Wish: body.wish, Held: table.Token(body.held),
 		}, nil
 	case renewField:
 		return table.Renew{Name: body.name, Req: body.second, Token: table.Token(body.third), TTL: time.Duration(body.fourth)}, nil
@@ -120,6 +130,8 @@ type commandBody struct {
 	shared                bool
 	permits, delay        uint64
 	value                 string
+	wish                  sigma.Req
+	held                  uint64
 }
 
 // read reads the fields that b has of a command of some kind.
@@ -144,9 +156,32 @@ func (c *commandBody) read(kind protofield.Field, b []byte) error {
 			c.delay = r.Uint()
 		case f == protofield.Bytes(8):
 			c.value = r.String()
+		case f == protofield.Bytes(9):
+			var err error
+			if c.wish, err = readWish(r.Bytes()); err != nil {
+				return err
+			}
+		case f == protofield.Number(10):
+			c.held = r.Uint()
 		}
 	}
 	return r.Err()
+}
+
+// readWish reads the fields of a pb.Wish that b has.
+func readWish(b []byte) (q sigma.Req, err error) {
+	r := protofield.Read(b)
+	for r.Next() {
+		switch r.Field() {
+		case protofield.Bytes(1):
+			if s := r.Bytes(); len(s) != copy(q.Session[:], s) || len(s) != len(q.Session) {
+				return q, fmt.Errorf("%w: a session of %d bytes", errMalformed, len(s))
+			}
+		case protofield.Number(2):
+			q.Seq = r.Uint()
+		}
+	}
+	return q, r.Err()
 }
 
 // groupResult is what a group answers to a command.

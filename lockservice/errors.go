@@ -25,10 +25,12 @@ var (
 	// ErrName is matched when a lock's name breaks the rules of [CheckName].
 	ErrName = errors.New("lockservice: unusable lock name")
 	// ErrMode is matched when a name is in use as something else: as a lock when a semaphore is asked for, or as a semaphore of
-	// another number. It becomes what is asked for once nobody has it or waits for it. A number of permits that no semaphore has
-	// matches it too.
+	// another number. It becomes what is asked for once nobody has it or waits for it.
 	ErrMode = errors.New("lockservice: the name is in use as something else")
-	// ErrTTL is matched when a TTL is outside the bounds of the overlay ([Limits]), or a lock delay outside 0 to [LockDelayMax].
+	// ErrShape is matched when no lock can be asked for like this, whatever its name is in use as: a number of permits that no
+	// semaphore has, or shared ones, a lock delay outside 0 to [LockDelayMax], a value that is too long.
+	ErrShape = errors.New("lockservice: no lock is like that")
+	// ErrTTL is matched when a TTL is outside the bounds of the overlay ([Limits]).
 	ErrTTL = errors.New("lockservice: TTL out of bounds")
 	// ErrWait is matched when the limit of [WithWait] passed before the lock was held.
 	ErrWait = errors.New("lockservice: not acquired within the wait limit")

@@ -12,6 +12,7 @@ import (
 	"latchkey/lockservice/table"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/quorum"
 	"latchkey/replicagroup/session"
 )
 
@@ -67,7 +68,7 @@ func NewMachine(cfg MachineConfig) *Machine {
 	}
 	m := &Machine{cfg: c, table: table.New(c)}
 	m.sigma.begin(cfg)
-	m.open(0)
+	m.open(session.Context{})
 	return m
 }
 
@@ -79,7 +80,7 @@ func (m *Machine) Apply(c session.Context, data []byte) []byte {
 		res.status, res.detail = refused(err)
 		return res.encode()
 	}
-	m.open(c.Now)
+	m.open(c)
 	by := table.Caller{Client: table.Client(c.Client), Peer: c.Author}
 	var ans table.Answer
 	ans, m.grants = m.table.Step(c.Now, by, cmd, m.grants[:0])
@@ -94,9 +95,11 @@ func (m *Machine) result(by table.Caller, cmd table.Command, ans table.Answer) g
 		case table.BadTTL:
 			return groupResult{status: pb.Status_STATUS_BAD_TTL, detail: fmt.Sprintf("this overlay allows %v to %v", m.cfg.TTLMin, m.cfg.TTLMax)}
 		case table.BadDelay:
-			return groupResult{status: pb.Status_STATUS_BAD_TTL, detail: fmt.Sprintf("a lock delay is 0 to %v", table.DelayMax)}
+			return groupResult{status: pb.Status_STATUS_SHAPE, detail: fmt.Sprintf("a lock delay is 0 to %v", table.DelayMax)}
+		case table.BadValue:
+			return groupResult{status: pb.Status_STATUS_SHAPE, detail: fmt.Sprintf("a value has at most %d bytes", table.ValueBytesMax)}
 		case table.BadPermits:
-			return groupResult{status: pb.Status_STATUS_MODE, detail: fmt.Sprintf("a semaphore has 1 to %d permits, none of which is shared", table.HoldersPerLockMax)}
+			return groupResult{status: pb.Status_STATUS_SHAPE, detail: fmt.Sprintf("a semaphore has 1 to %d permits, none of which is shared", table.HoldersPerLockMax)}
 		case table.BadMode:
 			a, _ := cmd.(table.Acquire) // the only command that is refused for this
 			return groupResult{status: pb.Status_STATUS_MODE, detail: fmt.Sprintf("it is %s as long as anybody has it or waits for it, and was asked for as %s",
@@ -145,7 +148,13 @@ func (m *Machine) Query(c session.Context, data []byte) []byte {
 		return mustMarshal(res)
 	}
 	info := m.table.Info(c.Now, name)
-	res := &pb.Info{Status: pb.Status_STATUS_NOT_HELD, Waiting: uint32(len(info.Waiters))}
+	res := &pb.Info{Status: pb.Status_STATUS_NOT_HELD, Waiting: uint32(len(info.Waiters)), Mode: infoModes[info.Mode]}
+	if log := m.sigma.log; len(log.Members) > 0 {
+		res.ViewGen, res.View, res.Members = log.View.Gen, log.View.Num, bytesOf(log.Members)
+	}
+	for _, x := range info.Candidates[:min(len(info.Candidates), infoCandidatesMax)] {
+		res.Candidates = append(res.Candidates, &pb.Candidate{Wish: wishOf(x.Wish), Peer: x.Peer[:], LeftNs: int64(max(0, x.Until-c.Now)), Token: uint64(x.Token)})
+	}
 	if h := info.Holder; info.Held {
 		res.Status, res.Holder = pb.Status_STATUS_HELD, partyOf(h.Client, h.Peer)
 		res.Token, res.TtlNs, res.LeaseLeftNs, res.Confirmed = uint64(h.Token), int64(h.TTL), int64(h.Left), h.Confirmed
@@ -170,7 +179,7 @@ func (m *Machine) Query(c session.Context, data []byte) []byte {
 
 // Tick ends the leases that are over.
 func (m *Machine) Tick(c session.Context) {
-	m.open(c.Now)
+	m.open(c)
 	m.grants = m.table.Tick(c.Now, m.grants[:0])
 	m.emit(c)
 }
@@ -204,6 +213,9 @@ func (m *Machine) Restore(b []byte) error {
 	s, sig, err := decodeSnapshot(b)
 	if err != nil {
 		return err
+	}
+	if m.sigma.on && len(sig.GetMembers()) > 0 {
+		s.Need = quorum.Majority(len(sig.Members))
 	}
 	t, err := table.Restore(m.cfg, s)
 	if err != nil {

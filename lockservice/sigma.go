@@ -10,6 +10,8 @@ import (
 	"latchkey/lockservice/pb"
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/lockservice/table"
+	"latchkey/replicagroup/quorum"
 	"latchkey/replicagroup/session"
 )
 
@@ -47,9 +49,9 @@ func (m *Machine) waits() bool {
 }
 
 // open begins the first view when its time has come.
-func (m *Machine) open(now time.Duration) {
-	if m.waits() && now >= m.cfg.Fresh {
-		m.change(sigma.Entry{Kind: sigma.EntryView, From: m.sigma.log.View, Members: m.sigma.voters})
+func (m *Machine) open(c session.Context) {
+	if m.waits() && c.Now >= m.cfg.Fresh {
+		m.change(c, sigma.Entry{Kind: sigma.EntryView, From: m.sigma.log.View, Members: m.sigma.voters})
 	}
 }
 
@@ -62,7 +64,7 @@ func (m *Machine) Sigma() sigma.LogState {
 }
 
 // change executes an entry about the whole group.
-func (m *Machine) change(e sigma.Entry) {
+func (m *Machine) change(c session.Context, e sigma.Entry) {
 	before := m.Sigma()
 	next, did := before.Apply(e)
 	if !did {
@@ -70,6 +72,10 @@ func (m *Machine) change(e sigma.Entry) {
 	}
 	m.table.Reserve(uint64(next.Ceil - before.Ceil))
 	m.sigma.log, m.sigma.voters, m.sigma.moved = next, next.Members, true
+	if next.View != before.View {
+		m.grants = m.table.View(c.Now, quorum.Majority(len(next.Members)), m.grants[:0])
+		m.emit(c)
+	}
 }
 
 // ViewChanged tells that an entry of the log changes the group's voters: to these nodes, rising, at the entry that begins the joint
@@ -77,9 +83,9 @@ func (m *Machine) change(e sigma.Entry) {
 func (m *Machine) ViewChanged(c session.Context, voters []keyspace.NodeID) {
 	m.sigma.voters = slices.Clone(voters)
 	if len(m.sigma.log.Members) > 0 {
-		m.change(sigma.Entry{Kind: sigma.EntryView, From: m.sigma.log.View, Members: m.sigma.voters})
+		m.change(c, sigma.Entry{Kind: sigma.EntryView, From: m.sigma.log.View, Members: m.sigma.voters})
 	}
-	m.open(c.Now)
+	m.open(c)
 }
 
 // ApplyEntry executes an entry that a replica asked for ([sigma.Propose]), or that the leader's host proposed: a null change, which
@@ -90,22 +96,44 @@ func (m *Machine) ApplyEntry(c session.Context, author keyspace.NodeID, data []b
 	if err != nil || !m.sigma.on || len(e.Members) > 0 {
 		return
 	}
-	m.open(c.Now)
-	m.change(e)
+	m.open(c)
+	switch e.Kind {
+	case sigma.EntryReport, sigma.EntryOver:
+		if e.From != m.sigma.log.View || !slices.Contains(m.sigma.log.Members, author) || e.Kind == sigma.EntryReport && e.Node != author {
+			return
+		}
+		if e.Kind == sigma.EntryReport {
+			m.grants = m.table.Report(c.Now, author, e.Report, m.grants[:0])
+		} else {
+			m.grants = m.table.Over(c.Now, e.Name, e.Req, e.Node, m.grants[:0])
+		}
+		m.emit(c)
+	default:
+		m.change(c, e)
+	}
 }
+
+// WantsView reports whether so many names lie idle in the table that a null change is due, which gives them back to the voters (M6).
+func (m *Machine) WantsView() bool {
+	return len(m.sigma.log.Members) > 0 && m.table.Len() > idleMax && m.table.Idle() > idleMax
+}
+
+// idleMax is how many idle names a group's table keeps before its leader asks for a null change.
+const idleMax = table.LocksMax / 4
 
 // Follow returns what the entries since its last call mean to the replica that this host runs: a [sigma.Applied], or a [sigma.Jumped] the
 // first time and after Restore. ok is false when they mean nothing to it, and as long as no view has begun. The replica begins with
 // the state of the first event. Hosts that run no replica do not call it.
 func (m *Machine) Follow() (ev sigma.Event, ok bool) {
 	s := &m.sigma
-	if len(s.log.Members) == 0 || s.heard && !s.whole && !s.moved {
+	if len(s.log.Members) == 0 || s.heard && !s.whole && !s.moved && !m.table.Changed() {
 		return ev, false
 	}
 	state := m.Sigma()
-	ev = sigma.Event{Kind: sigma.Applied, State: &state}
 	if !s.heard || s.whole {
-		ev.Kind = sigma.Jumped
+		ev = sigma.Event{Kind: sigma.Jumped, State: &state, Modes: m.table.Modes()}
+	} else {
+		ev = sigma.Event{Kind: sigma.Applied, State: &state, Modes: m.table.Changes()}
 	}
 	s.heard, s.whole, s.moved = true, false, false
 	return ev, true

@@ -10,6 +10,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/internal/invariant"
 	"latchkey/lockservice/pb"
+	"latchkey/lockservice/sigma"
 	"latchkey/lockservice/table"
 )
 
@@ -22,6 +23,8 @@ const (
 	infoWaitersMax = 128
 	infoHoldersMax = 40
 	infoBreaksMax  = 8
+
+	infoCandidatesMax = 30 // at 100 bytes each
 	// snapshotBytesMax is above what the limits of session and lock tables allow: 4096 sessions of 1024 requests, at most 85
 	// bytes each, and the names of 65,536 locks.
 	snapshotBytesMax = 512 << 20
@@ -93,6 +96,13 @@ var statuses = map[table.Kind]pb.Status{
 	table.NotHeld:  pb.Status_STATUS_NOT_HELD,
 	table.Released: pb.Status_STATUS_RELEASED,
 	table.Broken:   pb.Status_STATUS_BROKEN,
+
+	table.Elsewhere: pb.Status_STATUS_ELSEWHERE,
+}
+
+// infoModes are the modes as an Info has them.
+var infoModes = map[sigma.Mode]pb.Mode{
+	sigma.ModeGroup: pb.Mode_MODE_GROUP, sigma.ModeSigma: pb.Mode_MODE_SIGMA, sigma.ModePending: pb.Mode_MODE_PENDING,
 }
 
 // refused is the result of a command or query that cannot be read. Its text goes into the replicated state, so it is made of
@@ -118,6 +128,8 @@ func refusal(s pb.Status, detail string) error {
 		kind = ErrLimit
 	case pb.Status_STATUS_MODE:
 		kind = ErrMode
+	case pb.Status_STATUS_SHAPE:
+		kind = ErrShape
 	default:
 		return nil
 	}
@@ -132,7 +144,18 @@ func partyOf(c table.Client, peer keyspace.NodeID) *pb.Party {
 func encodeSnapshot(s table.State, sig *sigmaState) []byte {
 	m := &pb.Snapshot{Version: snapshotVersion, NowNs: int64(s.Now), Counter: s.Counter}
 	for _, l := range s.Locks {
-		lock := &pb.Lock{Name: l.Name, Permits: uint64(l.Permits), UntilNs: int64(l.Until)}
+		lock := &pb.Lock{Name: l.Name, Permits: uint64(l.Permits), UntilNs: int64(l.Until), Away: l.Away}
+		if h := l.Hand; h != nil {
+			lock.Hand = &pb.Handover{Pending: h.Pending, Reporters: bytesOf(h.Reporters)}
+			for _, c := range h.Candidates {
+				lock.Hand.Candidates = append(lock.Hand.Candidates, &pb.Candidate{
+					Wish: wishOf(c.Wish), Peer: c.Peer[:], UntilNs: int64(c.Until), DelayNs: int64(c.Delay), Token: uint64(c.Token),
+				})
+			}
+			for _, q := range h.Said {
+				lock.Hand.Said = append(lock.Hand.Said, wishOf(q))
+			}
+		}
 		for _, o := range l.Owners {
 			lock.Owners = append(lock.Owners, &pb.Owner{
 				Party: partyOf(o.Client, o.Peer), Req: o.Req, Counter: o.Counter, TtlNs: int64(o.TTL), EndsNs: int64(o.Ends),
@@ -142,7 +165,7 @@ func encodeSnapshot(s table.State, sig *sigmaState) []byte {
 		for _, w := range l.Queue {
 			lock.Queue = append(lock.Queue, &pb.Queued{
 				Party: partyOf(w.Client, w.Peer), Req: w.Req, TtlNs: int64(w.TTL), SinceNs: int64(w.Since),
-				Shared: w.Shared, DelayNs: int64(w.Delay), Value: w.Value,
+				Shared: w.Shared, DelayNs: int64(w.Delay), Value: w.Value, Wish: wishOf(w.Wish), Held: uint64(w.Held), Try: w.Try,
 			})
 		}
 		m.Locks = append(m.Locks, lock)
@@ -185,7 +208,10 @@ func tableOf(m *pb.Snapshot) (s table.State, err error) {
 		if err := CheckName(l.Name); err != nil {
 			return s, fmt.Errorf("%w: %w", errMalformed, err)
 		}
-		lock := table.LockState{Name: l.Name, Permits: permitsOf(l.Permits), Until: time.Duration(l.UntilNs)}
+		lock := table.LockState{Name: l.Name, Permits: permitsOf(l.Permits), Until: time.Duration(l.UntilNs), Away: l.Away}
+		if lock.Hand, err = decodeHand(l.Hand); err != nil {
+			return s, err
+		}
 		for _, x := range l.Owners {
 			o := table.OwnerState{
 				Req: x.Req, Counter: x.Counter, TTL: time.Duration(x.TtlNs), Ends: time.Duration(x.EndsNs),
@@ -199,7 +225,10 @@ func tableOf(m *pb.Snapshot) (s table.State, err error) {
 		for _, q := range l.Queue {
 			w := table.WaiterState{
 				Req: q.Req, TTL: time.Duration(q.TtlNs), Since: time.Duration(q.SinceNs),
-				Shared: q.Shared, Delay: time.Duration(q.DelayNs), Value: q.Value,
+				Shared: q.Shared, Delay: time.Duration(q.DelayNs), Value: q.Value, Held: table.Token(q.Held), Try: q.Try,
+			}
+			if w.Wish, err = decodeWish(q.Wish); err != nil {
+				return s, err
 			}
 			if err := decodeParty(q.Party, &w.Client, &w.Peer); err != nil {
 				return s, err
@@ -219,6 +248,58 @@ func tableOf(m *pb.Snapshot) (s table.State, err error) {
 		s.Breaks = append(s.Breaks, b)
 	}
 	return s, nil
+}
+
+// wishOf returns nil of no request.
+func wishOf(q sigma.Req) *pb.Wish {
+	if q == (sigma.Req{}) {
+		return nil
+	}
+	return &pb.Wish{Session: q.Session[:], Seq: q.Seq}
+}
+
+func decodeWish(w *pb.Wish) (q sigma.Req, err error) {
+	if w == nil {
+		return q, nil
+	}
+	if q.Seq = w.Seq; len(w.Session) != len(q.Session) {
+		return q, fmt.Errorf("%w: a session of %d bytes", errMalformed, len(w.Session))
+	}
+	copy(q.Session[:], w.Session)
+	return q, nil
+}
+
+func decodeHand(h *pb.Handover) (*table.HandoverState, error) {
+	if h == nil {
+		return nil, nil
+	}
+	out := &table.HandoverState{Pending: h.Pending}
+	for _, b := range h.Reporters { // in the order in which they came
+		n, err := nodesOf([][]byte{b})
+		if err != nil {
+			return nil, err
+		}
+		out.Reporters = append(out.Reporters, n...)
+	}
+	for _, c := range h.Candidates {
+		peer, err := nodesOf([][]byte{c.Peer})
+		if err != nil {
+			return nil, err
+		}
+		x := table.CandidateState{Peer: peer[0], Until: time.Duration(c.UntilNs), Delay: time.Duration(c.DelayNs), Token: table.Token(c.Token)}
+		if x.Wish, err = decodeWish(c.Wish); err != nil {
+			return nil, err
+		}
+		out.Candidates = append(out.Candidates, x)
+	}
+	for _, w := range h.Said {
+		q, err := decodeWish(w)
+		if err != nil {
+			return nil, err
+		}
+		out.Said = append(out.Said, q)
+	}
+	return out, nil
 }
 
 func decodeParty(p *pb.Party, c *table.Client, peer *keyspace.NodeID) error {

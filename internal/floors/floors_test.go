@@ -104,6 +104,7 @@ var beside = map[string][]string{
 	"replicagroup/session":   {"replicagroup/quorum", "replicagroup/order"},
 	"replicagroup/transfer":  {"replicagroup/order"},
 	"lockservice/sigma":      {"replicagroup/quorum"},
+	"lockservice/table":      {"lockservice/sigma"}, // whose requests it takes over
 }
 
 // foreign lists what an automaton may import from outside, by path prefix.

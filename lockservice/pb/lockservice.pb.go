@@ -35,12 +35,14 @@ const (
 	Status_STATUS_RELEASED    Status = 5
 	Status_STATUS_NOT_HELD    Status = 6
 	Status_STATUS_BROKEN      Status = 7
+	Status_STATUS_ELSEWHERE   Status = 8 // the name is locked by protocol sigma: ask its voters (see Info)
 	// Refusals: nothing was changed.
 	Status_STATUS_MALFORMED Status = 16
 	Status_STATUS_BAD_NAME  Status = 17
 	Status_STATUS_BAD_TTL   Status = 18
 	Status_STATUS_LIMIT     Status = 19
-	Status_STATUS_MODE      Status = 20 // the name is in use as something else, or so many permits cannot be
+	Status_STATUS_MODE      Status = 20 // the name is in use as something else
+	Status_STATUS_SHAPE     Status = 21 // no lock can be asked for like this, whatever the name is in use as
 )
 
 // Enum value maps for Status.
@@ -54,11 +56,13 @@ var (
 		5:  "STATUS_RELEASED",
 		6:  "STATUS_NOT_HELD",
 		7:  "STATUS_BROKEN",
+		8:  "STATUS_ELSEWHERE",
 		16: "STATUS_MALFORMED",
 		17: "STATUS_BAD_NAME",
 		18: "STATUS_BAD_TTL",
 		19: "STATUS_LIMIT",
 		20: "STATUS_MODE",
+		21: "STATUS_SHAPE",
 	}
 	Status_value = map[string]int32{
 		"STATUS_UNSPECIFIED": 0,
@@ -69,11 +73,13 @@ var (
 		"STATUS_RELEASED":    5,
 		"STATUS_NOT_HELD":    6,
 		"STATUS_BROKEN":      7,
+		"STATUS_ELSEWHERE":   8,
 		"STATUS_MALFORMED":   16,
 		"STATUS_BAD_NAME":    17,
 		"STATUS_BAD_TTL":     18,
 		"STATUS_LIMIT":       19,
 		"STATUS_MODE":        20,
+		"STATUS_SHAPE":       21,
 	}
 )
 
@@ -102,6 +108,56 @@ func (x Status) Number() protoreflect.EnumNumber {
 // Deprecated: Use Status.Descriptor instead.
 func (Status) EnumDescriptor() ([]byte, []int) {
 	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{0}
+}
+
+// Mode says who locks a name.
+type Mode int32
+
+const (
+	Mode_MODE_GROUP   Mode = 0 // the group's table
+	Mode_MODE_SIGMA   Mode = 1 // its voters, by protocol sigma
+	Mode_MODE_PENDING Mode = 2 // nobody, until the voters have said who may hold it
+)
+
+// Enum value maps for Mode.
+var (
+	Mode_name = map[int32]string{
+		0: "MODE_GROUP",
+		1: "MODE_SIGMA",
+		2: "MODE_PENDING",
+	}
+	Mode_value = map[string]int32{
+		"MODE_GROUP":   0,
+		"MODE_SIGMA":   1,
+		"MODE_PENDING": 2,
+	}
+)
+
+func (x Mode) Enum() *Mode {
+	p := new(Mode)
+	*p = x
+	return p
+}
+
+func (x Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_lockservice_pb_lockservice_proto_enumTypes[1].Descriptor()
+}
+
+func (Mode) Type() protoreflect.EnumType {
+	return &file_lockservice_pb_lockservice_proto_enumTypes[1]
+}
+
+func (x Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Mode.Descriptor instead.
+func (Mode) EnumDescriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{1}
 }
 
 // Command is ordered by the group and answered by a Result. The session it comes from names the client.
@@ -229,6 +285,8 @@ type Acquire struct {
 	Permits       uint64                 `protobuf:"varint,6,opt,name=permits,proto3" json:"permits,omitempty"`                // 0: a lock; else one permit of a semaphore of so many
 	DelayNs       int64                  `protobuf:"varint,7,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"` // nobody is granted it for so long after this hold has ended by its lease
 	Value         string                 `protobuf:"bytes,8,opt,name=value,proto3" json:"value,omitempty"`                     // for whoever asks who holds it
+	Wish          *Wish                  `protobuf:"bytes,9,opt,name=wish,proto3" json:"wish,omitempty"`                       // the request by which protocol sigma knows this one
+	Held          uint64                 `protobuf:"varint,10,opt,name=held,proto3" json:"held,omitempty"`                     // the token that it holds there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -319,6 +377,73 @@ func (x *Acquire) GetValue() string {
 	return ""
 }
 
+func (x *Acquire) GetWish() *Wish {
+	if x != nil {
+		return x.Wish
+	}
+	return nil
+}
+
+func (x *Acquire) GetHeld() uint64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+// Wish names a request of protocol sigma.
+type Wish struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"` // 16 bytes
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Wish) Reset() {
+	*x = Wish{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Wish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Wish) ProtoMessage() {}
+
+func (x *Wish) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Wish.ProtoReflect.Descriptor instead.
+func (*Wish) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Wish) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *Wish) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
 // Renew with token 0 is a waiter's question where it stands; it confirms a grant made meanwhile.
 type Renew struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -332,7 +457,7 @@ type Renew struct {
 
 func (x *Renew) Reset() {
 	*x = Renew{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[2]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +469,7 @@ func (x *Renew) String() string {
 func (*Renew) ProtoMessage() {}
 
 func (x *Renew) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[2]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +482,7 @@ func (x *Renew) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renew.ProtoReflect.Descriptor instead.
 func (*Renew) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{2}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Renew) GetName() string {
@@ -400,7 +525,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[3]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +537,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[3]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +550,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{3}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Release) GetName() string {
@@ -461,7 +586,7 @@ type Break struct {
 
 func (x *Break) Reset() {
 	*x = Break{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[4]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +598,7 @@ func (x *Break) String() string {
 func (*Break) ProtoMessage() {}
 
 func (x *Break) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[4]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +611,7 @@ func (x *Break) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Break.ProtoReflect.Descriptor instead.
 func (*Break) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{4}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Break) GetName() string {
@@ -524,7 +649,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[5]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +661,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[5]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +674,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{5}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Result) GetStatus() Status {
@@ -604,7 +729,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[6]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +741,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[6]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +754,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{6}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Party) GetClient() []byte {
@@ -656,7 +781,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[7]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +793,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[7]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +806,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{7}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Query) GetName() string {
@@ -709,13 +834,18 @@ type Info struct {
 	Shared        bool                   `protobuf:"varint,14,opt,name=shared,proto3" json:"shared,omitempty"`                                // the holders share it
 	DelayLeftNs   int64                  `protobuf:"varint,15,opt,name=delay_left_ns,json=delayLeftNs,proto3" json:"delay_left_ns,omitempty"` // for how long it is granted to nobody
 	Breaks        []*Broken              `protobuf:"bytes,16,rep,name=breaks,proto3" json:"breaks,omitempty"`                                 // that are remembered of this lock, the oldest first, cut off at a limit
+	Mode          Mode                   `protobuf:"varint,17,opt,name=mode,proto3,enum=latchkey.lockservice.v1.Mode" json:"mode,omitempty"`  // SIGMA: all there is to tell is known to the voters
+	ViewGen       uint32                 `protobuf:"varint,18,opt,name=view_gen,json=viewGen,proto3" json:"view_gen,omitempty"`               // of protocol sigma, where the group runs it and a view has begun
+	View          uint64                 `protobuf:"varint,19,opt,name=view,proto3" json:"view,omitempty"`
+	Members       [][]byte               `protobuf:"bytes,20,rep,name=members,proto3" json:"members,omitempty"`       // of it, 32 bytes each, rising
+	Candidates    []*Candidate           `protobuf:"bytes,21,rep,name=candidates,proto3" json:"candidates,omitempty"` // that may hold it by protocol sigma's grants, cut off at a limit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Info) Reset() {
 	*x = Info{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[8]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +857,7 @@ func (x *Info) String() string {
 func (*Info) ProtoMessage() {}
 
 func (x *Info) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[8]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +870,7 @@ func (x *Info) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Info.ProtoReflect.Descriptor instead.
 func (*Info) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{8}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Info) GetStatus() Status {
@@ -855,6 +985,126 @@ func (x *Info) GetBreaks() []*Broken {
 	return nil
 }
 
+func (x *Info) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_GROUP
+}
+
+func (x *Info) GetViewGen() uint32 {
+	if x != nil {
+		return x.ViewGen
+	}
+	return 0
+}
+
+func (x *Info) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+func (x *Info) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Info) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+// Candidate may hold a lock by protocol sigma.
+type Candidate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Wish          *Wish                  `protobuf:"bytes,1,opt,name=wish,proto3" json:"wish,omitempty"`
+	Peer          []byte                 `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	LeftNs        int64                  `protobuf:"varint,3,opt,name=left_ns,json=leftNs,proto3" json:"left_ns,omitempty"`    // of its lease, in an Info
+	UntilNs       int64                  `protobuf:"varint,4,opt,name=until_ns,json=untilNs,proto3" json:"until_ns,omitempty"` // log time, in a snapshot
+	DelayNs       int64                  `protobuf:"varint,5,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"`
+	Token         uint64                 `protobuf:"varint,6,opt,name=token,proto3" json:"token,omitempty"` // it was offered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Candidate) Reset() {
+	*x = Candidate{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Candidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Candidate) ProtoMessage() {}
+
+func (x *Candidate) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
+func (*Candidate) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Candidate) GetWish() *Wish {
+	if x != nil {
+		return x.Wish
+	}
+	return nil
+}
+
+func (x *Candidate) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Candidate) GetLeftNs() int64 {
+	if x != nil {
+		return x.LeftNs
+	}
+	return 0
+}
+
+func (x *Candidate) GetUntilNs() int64 {
+	if x != nil {
+		return x.UntilNs
+	}
+	return 0
+}
+
+func (x *Candidate) GetDelayNs() int64 {
+	if x != nil {
+		return x.DelayNs
+	}
+	return 0
+}
+
+func (x *Candidate) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
 // Held is one of several holders.
 type Held struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -869,7 +1119,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1131,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1144,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{9}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Held) GetParty() *Party {
@@ -948,7 +1198,7 @@ type Broken struct {
 
 func (x *Broken) Reset() {
 	*x = Broken{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1210,7 @@ func (x *Broken) String() string {
 func (*Broken) ProtoMessage() {}
 
 func (x *Broken) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1223,7 @@ func (x *Broken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Broken.ProtoReflect.Descriptor instead.
 func (*Broken) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{10}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Broken) GetName() string {
@@ -1037,7 +1287,7 @@ type Waiter struct {
 
 func (x *Waiter) Reset() {
 	*x = Waiter{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1299,7 @@ func (x *Waiter) String() string {
 func (*Waiter) ProtoMessage() {}
 
 func (x *Waiter) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1312,7 @@ func (x *Waiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiter.ProtoReflect.Descriptor instead.
 func (*Waiter) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{11}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Waiter) GetParty() *Party {
@@ -1106,7 +1356,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1368,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1381,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{12}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Output) GetOutput() isOutput_Output {
@@ -1171,7 +1421,7 @@ type Granted struct {
 
 func (x *Granted) Reset() {
 	*x = Granted{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1433,7 @@ func (x *Granted) String() string {
 func (*Granted) ProtoMessage() {}
 
 func (x *Granted) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1446,7 @@ func (x *Granted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Granted.ProtoReflect.Descriptor instead.
 func (*Granted) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{13}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Granted) GetName() string {
@@ -1235,7 +1485,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1497,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1510,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{14}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Snapshot) GetVersion() uint32 {
@@ -1320,7 +1570,7 @@ type Sigma struct {
 
 func (x *Sigma) Reset() {
 	*x = Sigma{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1582,7 @@ func (x *Sigma) String() string {
 func (*Sigma) ProtoMessage() {}
 
 func (x *Sigma) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1595,7 @@ func (x *Sigma) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sigma.ProtoReflect.Descriptor instead.
 func (*Sigma) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{15}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Sigma) GetView() uint64 {
@@ -1397,13 +1647,15 @@ type Lock struct {
 	Queue         []*Queued              `protobuf:"bytes,3,rep,name=queue,proto3" json:"queue,omitempty"`                     // first come first
 	Permits       uint64                 `protobuf:"varint,4,opt,name=permits,proto3" json:"permits,omitempty"`                // of a semaphore
 	UntilNs       int64                  `protobuf:"varint,5,opt,name=until_ns,json=untilNs,proto3" json:"until_ns,omitempty"` // granted to nobody before
+	Hand          *Handover              `protobuf:"bytes,6,opt,name=hand,proto3" json:"hand,omitempty"`
+	Away          bool                   `protobuf:"varint,7,opt,name=away,proto3" json:"away,omitempty"` // another group has it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1667,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1680,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{16}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Lock) GetName() string {
@@ -1466,6 +1718,89 @@ func (x *Lock) GetUntilNs() int64 {
 	return 0
 }
 
+func (x *Lock) GetHand() *Handover {
+	if x != nil {
+		return x.Hand
+	}
+	return nil
+}
+
+func (x *Lock) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
+// Handover is what is known of those who may hold a lock by protocol sigma.
+type Handover struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pending       bool                   `protobuf:"varint,1,opt,name=pending,proto3" json:"pending,omitempty"`
+	Reporters     [][]byte               `protobuf:"bytes,2,rep,name=reporters,proto3" json:"reporters,omitempty"` // 32 bytes each
+	Candidates    []*Candidate           `protobuf:"bytes,3,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	Said          []*Wish                `protobuf:"bytes,4,rep,name=said,proto3" json:"said,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Handover) Reset() {
+	*x = Handover{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Handover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Handover) ProtoMessage() {}
+
+func (x *Handover) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Handover.ProtoReflect.Descriptor instead.
+func (*Handover) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Handover) GetPending() bool {
+	if x != nil {
+		return x.Pending
+	}
+	return false
+}
+
+func (x *Handover) GetReporters() [][]byte {
+	if x != nil {
+		return x.Reporters
+	}
+	return nil
+}
+
+func (x *Handover) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+func (x *Handover) GetSaid() []*Wish {
+	if x != nil {
+		return x.Said
+	}
+	return nil
+}
+
 type Owner struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
@@ -1484,7 +1819,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1831,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1844,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{17}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Owner) GetParty() *Party {
@@ -1591,13 +1926,16 @@ type Queued struct {
 	Shared        bool                   `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
 	DelayNs       int64                  `protobuf:"varint,6,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"`
 	Value         string                 `protobuf:"bytes,7,opt,name=value,proto3" json:"value,omitempty"`
+	Wish          *Wish                  `protobuf:"bytes,8,opt,name=wish,proto3" json:"wish,omitempty"`
+	Held          uint64                 `protobuf:"varint,9,opt,name=held,proto3" json:"held,omitempty"`
+	Try           bool                   `protobuf:"varint,10,opt,name=try,proto3" json:"try,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1947,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1960,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{18}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Queued) GetParty() *Party {
@@ -1674,6 +2012,27 @@ func (x *Queued) GetValue() string {
 	return ""
 }
 
+func (x *Queued) GetWish() *Wish {
+	if x != nil {
+		return x.Wish
+	}
+	return nil
+}
+
+func (x *Queued) GetHeld() uint64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *Queued) GetTry() bool {
+	if x != nil {
+		return x.Try
+	}
+	return false
+}
+
 var File_lockservice_pb_lockservice_proto protoreflect.FileDescriptor
 
 const file_lockservice_pb_lockservice_proto_rawDesc = "" +
@@ -1684,7 +2043,7 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x05renew\x18\x02 \x01(\v2\x1e.latchkey.lockservice.v1.RenewH\x00R\x05renew\x12<\n" +
 	"\arelease\x18\x03 \x01(\v2 .latchkey.lockservice.v1.ReleaseH\x00R\arelease\x126\n" +
 	"\x05break\x18\x04 \x01(\v2\x1e.latchkey.lockservice.v1.BreakH\x00R\x05breakB\x04\n" +
-	"\x02op\"\xbb\x01\n" +
+	"\x02op\"\x82\x02\n" +
 	"\aAcquire\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x15\n" +
@@ -1693,7 +2052,13 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x06shared\x18\x05 \x01(\bR\x06shared\x12\x18\n" +
 	"\apermits\x18\x06 \x01(\x04R\apermits\x12\x19\n" +
 	"\bdelay_ns\x18\a \x01(\x03R\adelayNs\x12\x14\n" +
-	"\x05value\x18\b \x01(\tR\x05value\"Z\n" +
+	"\x05value\x18\b \x01(\tR\x05value\x121\n" +
+	"\x04wish\x18\t \x01(\v2\x1d.latchkey.lockservice.v1.WishR\x04wish\x12\x12\n" +
+	"\x04held\x18\n" +
+	" \x01(\x04R\x04held\"2\n" +
+	"\x04Wish\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"Z\n" +
 	"\x05Renew\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x14\n" +
@@ -1719,7 +2084,7 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x06client\x18\x01 \x01(\fR\x06client\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\fR\x04peer\"\x1b\n" +
 	"\x05Query\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xcb\x04\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x8b\x06\n" +
 	"\x04Info\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.latchkey.lockservice.v1.StatusR\x06status\x126\n" +
 	"\x06holder\x18\x02 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x06holder\x12\x14\n" +
@@ -1737,7 +2102,21 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x05value\x18\r \x01(\tR\x05value\x12\x16\n" +
 	"\x06shared\x18\x0e \x01(\bR\x06shared\x12\"\n" +
 	"\rdelay_left_ns\x18\x0f \x01(\x03R\vdelayLeftNs\x127\n" +
-	"\x06breaks\x18\x10 \x03(\v2\x1f.latchkey.lockservice.v1.BrokenR\x06breaks\"\xab\x01\n" +
+	"\x06breaks\x18\x10 \x03(\v2\x1f.latchkey.lockservice.v1.BrokenR\x06breaks\x121\n" +
+	"\x04mode\x18\x11 \x01(\x0e2\x1d.latchkey.lockservice.v1.ModeR\x04mode\x12\x19\n" +
+	"\bview_gen\x18\x12 \x01(\rR\aviewGen\x12\x12\n" +
+	"\x04view\x18\x13 \x01(\x04R\x04view\x12\x18\n" +
+	"\amembers\x18\x14 \x03(\fR\amembers\x12B\n" +
+	"\n" +
+	"candidates\x18\x15 \x03(\v2\".latchkey.lockservice.v1.CandidateR\n" +
+	"candidates\"\xb7\x01\n" +
+	"\tCandidate\x121\n" +
+	"\x04wish\x18\x01 \x01(\v2\x1d.latchkey.lockservice.v1.WishR\x04wish\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\fR\x04peer\x12\x17\n" +
+	"\aleft_ns\x18\x03 \x01(\x03R\x06leftNs\x12\x19\n" +
+	"\buntil_ns\x18\x04 \x01(\x03R\auntilNs\x12\x19\n" +
+	"\bdelay_ns\x18\x05 \x01(\x03R\adelayNs\x12\x14\n" +
+	"\x05token\x18\x06 \x01(\x04R\x05token\"\xab\x01\n" +
 	"\x04Held\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\x12\x15\n" +
@@ -1778,13 +2157,22 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x04prev\x18\x03 \x03(\fR\x04prev\x12\x12\n" +
 	"\x04base\x18\x04 \x01(\x04R\x04base\x12\x15\n" +
 	"\x06cap_ns\x18\x05 \x01(\x03R\x05capNs\x12\x16\n" +
-	"\x06voters\x18\x06 \x03(\fR\x06voters\"\xbe\x01\n" +
+	"\x06voters\x18\x06 \x03(\fR\x06voters\"\x89\x02\n" +
 	"\x04Lock\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\x06owners\x18\x02 \x03(\v2\x1e.latchkey.lockservice.v1.OwnerR\x06owners\x125\n" +
 	"\x05queue\x18\x03 \x03(\v2\x1f.latchkey.lockservice.v1.QueuedR\x05queue\x12\x18\n" +
 	"\apermits\x18\x04 \x01(\x04R\apermits\x12\x19\n" +
-	"\buntil_ns\x18\x05 \x01(\x03R\auntilNs\"\x98\x02\n" +
+	"\buntil_ns\x18\x05 \x01(\x03R\auntilNs\x125\n" +
+	"\x04hand\x18\x06 \x01(\v2!.latchkey.lockservice.v1.HandoverR\x04hand\x12\x12\n" +
+	"\x04away\x18\a \x01(\bR\x04away\"\xb9\x01\n" +
+	"\bHandover\x12\x18\n" +
+	"\apending\x18\x01 \x01(\bR\apending\x12\x1c\n" +
+	"\treporters\x18\x02 \x03(\fR\treporters\x12B\n" +
+	"\n" +
+	"candidates\x18\x03 \x03(\v2\".latchkey.lockservice.v1.CandidateR\n" +
+	"candidates\x121\n" +
+	"\x04said\x18\x04 \x03(\v2\x1d.latchkey.lockservice.v1.WishR\x04said\"\x98\x02\n" +
 	"\x05Owner\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x18\n" +
@@ -1796,7 +2184,7 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x06shared\x18\b \x01(\bR\x06shared\x12\x19\n" +
 	"\bdelay_ns\x18\t \x01(\x03R\adelayNs\x12\x14\n" +
 	"\x05value\x18\n" +
-	" \x01(\tR\x05value\"\xcb\x01\n" +
+	" \x01(\tR\x05value\"\xa4\x02\n" +
 	"\x06Queued\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x15\n" +
@@ -1804,7 +2192,11 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\bsince_ns\x18\x04 \x01(\x03R\asinceNs\x12\x16\n" +
 	"\x06shared\x18\x05 \x01(\bR\x06shared\x12\x19\n" +
 	"\bdelay_ns\x18\x06 \x01(\x03R\adelayNs\x12\x14\n" +
-	"\x05value\x18\a \x01(\tR\x05value*\x8a\x02\n" +
+	"\x05value\x18\a \x01(\tR\x05value\x121\n" +
+	"\x04wish\x18\b \x01(\v2\x1d.latchkey.lockservice.v1.WishR\x04wish\x12\x12\n" +
+	"\x04held\x18\t \x01(\x04R\x04held\x12\x10\n" +
+	"\x03try\x18\n" +
+	" \x01(\bR\x03try*\xb2\x02\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATUS_GRANTED\x10\x01\x12\x11\n" +
@@ -1814,11 +2206,19 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x0fSTATUS_RELEASED\x10\x05\x12\x13\n" +
 	"\x0fSTATUS_NOT_HELD\x10\x06\x12\x11\n" +
 	"\rSTATUS_BROKEN\x10\a\x12\x14\n" +
+	"\x10STATUS_ELSEWHERE\x10\b\x12\x14\n" +
 	"\x10STATUS_MALFORMED\x10\x10\x12\x13\n" +
 	"\x0fSTATUS_BAD_NAME\x10\x11\x12\x12\n" +
 	"\x0eSTATUS_BAD_TTL\x10\x12\x12\x10\n" +
 	"\fSTATUS_LIMIT\x10\x13\x12\x0f\n" +
-	"\vSTATUS_MODE\x10\x14B\x19Z\x17latchkey/lockservice/pbb\x06proto3"
+	"\vSTATUS_MODE\x10\x14\x12\x10\n" +
+	"\fSTATUS_SHAPE\x10\x15*8\n" +
+	"\x04Mode\x12\x0e\n" +
+	"\n" +
+	"MODE_GROUP\x10\x00\x12\x0e\n" +
+	"\n" +
+	"MODE_SIGMA\x10\x01\x12\x10\n" +
+	"\fMODE_PENDING\x10\x02B\x19Z\x17latchkey/lockservice/pbb\x06proto3"
 
 var (
 	file_lockservice_pb_lockservice_proto_rawDescOnce sync.Once
@@ -1832,59 +2232,71 @@ func file_lockservice_pb_lockservice_proto_rawDescGZIP() []byte {
 	return file_lockservice_pb_lockservice_proto_rawDescData
 }
 
-var file_lockservice_pb_lockservice_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_lockservice_pb_lockservice_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_lockservice_pb_lockservice_proto_goTypes = []any{
-	(Status)(0),      // 0: latchkey.lockservice.v1.Status
-	(*Command)(nil),  // 1: latchkey.lockservice.v1.Command
-	(*Acquire)(nil),  // 2: latchkey.lockservice.v1.Acquire
-	(*Renew)(nil),    // 3: latchkey.lockservice.v1.Renew
-	(*Release)(nil),  // 4: latchkey.lockservice.v1.Release
-	(*Break)(nil),    // 5: latchkey.lockservice.v1.Break
-	(*Result)(nil),   // 6: latchkey.lockservice.v1.Result
-	(*Party)(nil),    // 7: latchkey.lockservice.v1.Party
-	(*Query)(nil),    // 8: latchkey.lockservice.v1.Query
-	(*Info)(nil),     // 9: latchkey.lockservice.v1.Info
-	(*Held)(nil),     // 10: latchkey.lockservice.v1.Held
-	(*Broken)(nil),   // 11: latchkey.lockservice.v1.Broken
-	(*Waiter)(nil),   // 12: latchkey.lockservice.v1.Waiter
-	(*Output)(nil),   // 13: latchkey.lockservice.v1.Output
-	(*Granted)(nil),  // 14: latchkey.lockservice.v1.Granted
-	(*Snapshot)(nil), // 15: latchkey.lockservice.v1.Snapshot
-	(*Sigma)(nil),    // 16: latchkey.lockservice.v1.Sigma
-	(*Lock)(nil),     // 17: latchkey.lockservice.v1.Lock
-	(*Owner)(nil),    // 18: latchkey.lockservice.v1.Owner
-	(*Queued)(nil),   // 19: latchkey.lockservice.v1.Queued
+	(Status)(0),       // 0: latchkey.lockservice.v1.Status
+	(Mode)(0),         // 1: latchkey.lockservice.v1.Mode
+	(*Command)(nil),   // 2: latchkey.lockservice.v1.Command
+	(*Acquire)(nil),   // 3: latchkey.lockservice.v1.Acquire
+	(*Wish)(nil),      // 4: latchkey.lockservice.v1.Wish
+	(*Renew)(nil),     // 5: latchkey.lockservice.v1.Renew
+	(*Release)(nil),   // 6: latchkey.lockservice.v1.Release
+	(*Break)(nil),     // 7: latchkey.lockservice.v1.Break
+	(*Result)(nil),    // 8: latchkey.lockservice.v1.Result
+	(*Party)(nil),     // 9: latchkey.lockservice.v1.Party
+	(*Query)(nil),     // 10: latchkey.lockservice.v1.Query
+	(*Info)(nil),      // 11: latchkey.lockservice.v1.Info
+	(*Candidate)(nil), // 12: latchkey.lockservice.v1.Candidate
+	(*Held)(nil),      // 13: latchkey.lockservice.v1.Held
+	(*Broken)(nil),    // 14: latchkey.lockservice.v1.Broken
+	(*Waiter)(nil),    // 15: latchkey.lockservice.v1.Waiter
+	(*Output)(nil),    // 16: latchkey.lockservice.v1.Output
+	(*Granted)(nil),   // 17: latchkey.lockservice.v1.Granted
+	(*Snapshot)(nil),  // 18: latchkey.lockservice.v1.Snapshot
+	(*Sigma)(nil),     // 19: latchkey.lockservice.v1.Sigma
+	(*Lock)(nil),      // 20: latchkey.lockservice.v1.Lock
+	(*Handover)(nil),  // 21: latchkey.lockservice.v1.Handover
+	(*Owner)(nil),     // 22: latchkey.lockservice.v1.Owner
+	(*Queued)(nil),    // 23: latchkey.lockservice.v1.Queued
 }
 var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
-	2,  // 0: latchkey.lockservice.v1.Command.acquire:type_name -> latchkey.lockservice.v1.Acquire
-	3,  // 1: latchkey.lockservice.v1.Command.renew:type_name -> latchkey.lockservice.v1.Renew
-	4,  // 2: latchkey.lockservice.v1.Command.release:type_name -> latchkey.lockservice.v1.Release
-	5,  // 3: latchkey.lockservice.v1.Command.break:type_name -> latchkey.lockservice.v1.Break
-	0,  // 4: latchkey.lockservice.v1.Result.status:type_name -> latchkey.lockservice.v1.Status
-	7,  // 5: latchkey.lockservice.v1.Result.holder:type_name -> latchkey.lockservice.v1.Party
-	0,  // 6: latchkey.lockservice.v1.Info.status:type_name -> latchkey.lockservice.v1.Status
-	7,  // 7: latchkey.lockservice.v1.Info.holder:type_name -> latchkey.lockservice.v1.Party
-	12, // 8: latchkey.lockservice.v1.Info.waiters:type_name -> latchkey.lockservice.v1.Waiter
-	10, // 9: latchkey.lockservice.v1.Info.holders:type_name -> latchkey.lockservice.v1.Held
-	11, // 10: latchkey.lockservice.v1.Info.breaks:type_name -> latchkey.lockservice.v1.Broken
-	7,  // 11: latchkey.lockservice.v1.Held.party:type_name -> latchkey.lockservice.v1.Party
-	7,  // 12: latchkey.lockservice.v1.Broken.holder:type_name -> latchkey.lockservice.v1.Party
-	7,  // 13: latchkey.lockservice.v1.Broken.by:type_name -> latchkey.lockservice.v1.Party
-	7,  // 14: latchkey.lockservice.v1.Waiter.party:type_name -> latchkey.lockservice.v1.Party
-	14, // 15: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
-	17, // 16: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
-	11, // 17: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
-	16, // 18: latchkey.lockservice.v1.Snapshot.sigma:type_name -> latchkey.lockservice.v1.Sigma
-	18, // 19: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
-	19, // 20: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
-	7,  // 21: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
-	7,  // 22: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	3,  // 0: latchkey.lockservice.v1.Command.acquire:type_name -> latchkey.lockservice.v1.Acquire
+	5,  // 1: latchkey.lockservice.v1.Command.renew:type_name -> latchkey.lockservice.v1.Renew
+	6,  // 2: latchkey.lockservice.v1.Command.release:type_name -> latchkey.lockservice.v1.Release
+	7,  // 3: latchkey.lockservice.v1.Command.break:type_name -> latchkey.lockservice.v1.Break
+	4,  // 4: latchkey.lockservice.v1.Acquire.wish:type_name -> latchkey.lockservice.v1.Wish
+	0,  // 5: latchkey.lockservice.v1.Result.status:type_name -> latchkey.lockservice.v1.Status
+	9,  // 6: latchkey.lockservice.v1.Result.holder:type_name -> latchkey.lockservice.v1.Party
+	0,  // 7: latchkey.lockservice.v1.Info.status:type_name -> latchkey.lockservice.v1.Status
+	9,  // 8: latchkey.lockservice.v1.Info.holder:type_name -> latchkey.lockservice.v1.Party
+	15, // 9: latchkey.lockservice.v1.Info.waiters:type_name -> latchkey.lockservice.v1.Waiter
+	13, // 10: latchkey.lockservice.v1.Info.holders:type_name -> latchkey.lockservice.v1.Held
+	14, // 11: latchkey.lockservice.v1.Info.breaks:type_name -> latchkey.lockservice.v1.Broken
+	1,  // 12: latchkey.lockservice.v1.Info.mode:type_name -> latchkey.lockservice.v1.Mode
+	12, // 13: latchkey.lockservice.v1.Info.candidates:type_name -> latchkey.lockservice.v1.Candidate
+	4,  // 14: latchkey.lockservice.v1.Candidate.wish:type_name -> latchkey.lockservice.v1.Wish
+	9,  // 15: latchkey.lockservice.v1.Held.party:type_name -> latchkey.lockservice.v1.Party
+	9,  // 16: latchkey.lockservice.v1.Broken.holder:type_name -> latchkey.lockservice.v1.Party
+	9,  // 17: latchkey.lockservice.v1.Broken.by:type_name -> latchkey.lockservice.v1.Party
+	9,  // 18: latchkey.lockservice.v1.Waiter.party:type_name -> latchkey.lockservice.v1.Party
+	17, // 19: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
+	20, // 20: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
+	14, // 21: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
+	19, // 22: latchkey.lockservice.v1.Snapshot.sigma:type_name -> latchkey.lockservice.v1.Sigma
+	22, // 23: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
+	23, // 24: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
+	21, // 25: latchkey.lockservice.v1.Lock.hand:type_name -> latchkey.lockservice.v1.Handover
+	12, // 26: latchkey.lockservice.v1.Handover.candidates:type_name -> latchkey.lockservice.v1.Candidate
+	4,  // 27: latchkey.lockservice.v1.Handover.said:type_name -> latchkey.lockservice.v1.Wish
+	9,  // 28: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
+	9,  // 29: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
+	4,  // 30: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_lockservice_pb_lockservice_proto_init() }
@@ -1898,7 +2310,7 @@ func file_lockservice_pb_lockservice_proto_init() {
 		(*Command_Release)(nil),
 		(*Command_Break)(nil),
 	}
-	file_lockservice_pb_lockservice_proto_msgTypes[12].OneofWrappers = []any{
+	file_lockservice_pb_lockservice_proto_msgTypes[14].OneofWrappers = []any{
 		(*Output_Granted)(nil),
 	}
 	type x struct{}
@@ -1906,8 +2318,8 @@ func file_lockservice_pb_lockservice_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockservice_pb_lockservice_proto_rawDesc), len(file_lockservice_pb_lockservice_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   19,
+			NumEnums:      2,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,7 +1,6 @@
 package table
 
 import (
-	"container/heap"
 	"fmt"
 	"slices"
 	"time"
@@ -10,8 +9,11 @@ import (
 )
 
 // Carve takes one lock or semaphore out of the table, with its owners and its waiters, and returns a state that holds nothing else: what another
-// table goes on with ([Table.Graft]). A lock that nobody has or waits for gives a state without locks. The state's counter is
+// table goes on with ([Table.Graft]). A lock that nobody has or waits for is its name alone. The state's counter is
 // this table's in either case, so that every token the other table draws is above every one drawn here.
+//
+// Where voters lock the names that the table does not have, the name stays known as another group's until it is grafted back, and is
+// not to be carved out before Prepare says so.
 //
 // What is known of holds that were broken stays.
 func (t *Table) Carve(name string) State {
@@ -21,7 +23,7 @@ func (t *Table) Carve(name string) State {
 	}
 	l := t.locks[name]
 	if l == nil {
-		return s
+		l = t.insert(name, 0)
 	}
 	s.Locks = []LockState{l.stored()}
 	for len(l.owners) > 0 {
@@ -30,11 +32,11 @@ func (t *Table) Carve(name string) State {
 	for len(l.queue) > 0 {
 		t.leave(l, len(l.queue)-1)
 	}
-	if l.wake != nil {
-		heap.Remove(&t.due, l.wake.at)
+	t.drop(l)
+	if t.cfg.Voters { // so that none of them takes it for its own
+		t.insert(name, 0).away = true
+		t.note(name)
 	}
-	delete(t.locks, name)
-	t.bytes -= len(name)
 	return s
 }
 
@@ -58,8 +60,14 @@ func (t *Table) Graft(s State) error {
 		counter = max(t.counter, s.Locks[0].top())
 	}
 	l := s.Locks[0].shifted(s.Now, t.now)
-	if t.locks[l.Name] != nil {
+	here := t.locks[l.Name]
+	if here != nil && !here.away && !here.idle() {
 		return fmt.Errorf("%w: lock %q is here already", ErrState, l.Name)
+	}
+	if l.bare() {
+		t.counter = counter
+		t.graftBare(here, l.Name)
+		return nil
 	}
 	alone, err := Restore(t.cfg, State{Now: t.now, Counter: counter, Locks: []LockState{l}})
 	if err != nil {
@@ -68,10 +76,31 @@ func (t *Table) Graft(s State) error {
 	if err := t.roomFor(alone); err != nil {
 		return err
 	}
+	if here != nil {
+		t.drop(here)
+	}
+	t.note(l.Name)
 	t.counter = counter // tokens of owners are judged by it
 	err = t.restoreLock(l)
 	invariant.Check(err == nil, "a lock that is possible alone, and for which there is room, is possible", err)
 	return nil
+}
+
+// bare reports whether nobody has or wants the lock.
+func (l *LockState) bare() bool {
+	return len(l.Owners) == 0 && len(l.Queue) == 0 && l.Hand == nil && l.Until == 0
+}
+
+// graftBare takes over a name that nobody has or wants. Where there is a view, the table locks it until that ends: what the voters
+// may offer in this view can be below what was given out elsewhere.
+func (t *Table) graftBare(here *lock, name string) {
+	if here != nil {
+		t.drop(here)
+	}
+	if t.need > 0 {
+		t.insert(name, 0)
+	}
+	t.note(name)
 }
 
 // roomFor reports whether the limits allow what is in another table besides what is in this one.
@@ -105,6 +134,13 @@ func (l LockState) shifted(from, to time.Duration) LockState {
 	}
 	if l.Until > 0 {
 		l.Until = shift(l.Until)
+	}
+	if l.Hand != nil {
+		h := l.Hand.clone()
+		for i := range h.Candidates {
+			h.Candidates[i].Until = shift(h.Candidates[i].Until)
+		}
+		l.Hand = &h
 	}
 	for i := range l.Queue {
 		if w := &l.Queue[i]; w.Since <= from {

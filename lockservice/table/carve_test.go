@@ -60,7 +60,7 @@ func TestCarveUndoneLeavesTheTable(t *testing.T) {
 func TestCarveOfNothingTakesTheCounterAlong(t *testing.T) {
 	table := carved(t)
 	s := table.Carve("nobody asked for this")
-	if len(s.Locks) != 0 || s.Counter != 2 {
+	if len(s.Locks) != 1 || !s.Locks[0].bare() || s.Counter != 2 {
 		t.Fatalf("%+v", s)
 	}
 	to := New(testConfig)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"latchkey/dht/keyspace"
+	"latchkey/lockservice/sigma"
 )
 
 // Client is a client session.
@@ -39,7 +40,11 @@ type Command interface{ isCommand() }
 // The commands.
 type (
 	// Acquire asks for a lock. Asked again for a request that is alive, it answers the present state of that request and
-	// changes nothing. Answers: Granted, Queued, Locked (only with Try), Refused.
+	// changes nothing. Answers: Granted, Queued, Locked (only with Try), Refused. Of one with a Wish also Elsewhere, and NotHeld
+	// when its hold is over.
+	//
+	// Where voters lock the name by protocol sigma, an Acquire without a Wish takes it from them, and is queued until they have said
+	// who may hold it; also with Try, and one that would have to wait then is gone: it is to ask again.
 	//
 	// A name is either a lock, held by one or shared, or a semaphore of Permits permits, for as long as anybody has it or waits
 	// for it: who asks for it as something else meanwhile is refused with BadMode.
@@ -52,6 +57,10 @@ type (
 		Permits int           // 0: a lock. 1 to [HoldersPerLockMax]: one permit of a semaphore of so many
 		Delay   time.Duration // how long nobody is granted the lock after this hold has ended by its lease: 0 to [DelayMax]
 		Value   string        // told to whoever asks who holds the lock; at most [ValueBytesMax]
+		// Wish names the request by which protocol sigma knows this one, zero for none: it has been told that the name is locked here
+		// now (M7). Held is the token that it holds there, zero for none: then it has dropped every grant it had.
+		Wish sigma.Req
+		Held Token
 	}
 	// Renew starts the lease of a grant anew and so confirms it; a lease never gets shorter. With Token 0 it is a waiter's
 	// poll, which confirms a grant that has been made meanwhile. Answers: Held, Queued (only with Token 0), NotHeld, Refused.
@@ -69,7 +78,8 @@ type (
 		Token Token
 	}
 	// Break ends what is held under a token, as if its lease were over: a lock, a permit, or all holds that share it. It is
-	// for operators, and kept in a list. Answers: Broken, NotHeld.
+	// for operators, and kept in a list. Answers: Broken, NotHeld, Refused; Queued when the table does not know yet who may have the
+	// lock by protocol sigma, and then it is to be asked again.
 	Break struct {
 		Name  string
 		Token Token
@@ -87,19 +97,20 @@ type Kind uint8
 
 // The kinds of answers.
 const (
-	Granted  Kind = iota + 1 // the lock is granted: Token, Waited
-	Queued                   // waiting: Position
-	Locked                   // Try found it taken: Position and Holder, zero while a new generation waits for leases of the former one
-	Held                     // renewed: Token
-	NotHeld                  // the request has nothing here
-	Released                 // given back
-	Refused                  // Reason
-	Broken                   // ended by force: Holder, the first where several shared the token
+	Granted   Kind = iota + 1 // the lock is granted: Token, Waited
+	Queued                    // waiting: Position
+	Locked                    // Try found it taken: Position and Holder, zero while a new generation waits for leases of the former one
+	Held                      // renewed: Token
+	NotHeld                   // the request has nothing here
+	Released                  // given back
+	Refused                   // Reason
+	Broken                    // ended by force: Holder, the first where several shared the token
+	Elsewhere                 // voters lock the name by protocol sigma
 )
 
 // String names the kind.
 func (k Kind) String() string {
-	names := [...]string{"Kind(0)", "granted", "queued", "locked", "held", "not-held", "released", "refused", "broken"}
+	names := [...]string{"Kind(0)", "granted", "queued", "locked", "held", "not-held", "released", "refused", "broken", "elsewhere"}
 	if int(k) < len(names) {
 		return names[k]
 	}
@@ -119,13 +130,14 @@ const (
 	BadMode                           // the name is in use as something else: Permits says as what
 	BadPermits                        // more than [HoldersPerLockMax], or shared ones
 	BadDelay                          // outside 0 to [DelayMax]
-	TooManyValues                     // [ValueBytesMax], [ValueBytesTotalMax]
+	TooManyValues                     // [ValueBytesTotalMax]
+	BadValue                          // [ValueBytesMax]
 )
 
 // String names the reason.
 func (r Reason) String() string {
 	names := [...]string{"Reason(0)", "ttl out of bounds", "too many locks", "too many waiters", "too many requests of one session or peer", "tokens exhausted",
-		"in use as something else", "so many permits cannot be", "lock delay out of bounds", "too many bytes of values"}
+		"in use as something else", "so many permits cannot be", "lock delay out of bounds", "too many bytes of values", "value too long"}
 	if int(r) < len(names) {
 		return names[r]
 	}
@@ -177,6 +189,10 @@ type Info struct {
 	Breaks  []BreakState  // of this lock that are still known, the oldest first
 	Locks   int           // locks of the table that are held or waited for
 	Waiting int           // waiters of all of them
+	// Mode says who locks the name: in [sigma.ModeSigma] all there is to tell is known to the voters. Candidates may hold it by their
+	// grants.
+	Mode       sigma.Mode
+	Candidates []CandidateState
 }
 
 // Grant is the output that tells a waiter its turn has come. It goes to the session of Client.
@@ -194,15 +210,35 @@ type State struct {
 	Counter uint64        // of the last token given out
 	Locks   []LockState
 	Breaks  []BreakState // the latest, at most [BreaksMax]
+	Need    int          // majority of the view's voters; 0: there is no view
 }
 
-// LockState is one lock of a [State]. Without an owner it has waiters, or Until.
+// LockState is one lock of a [State]. Without an owner it has waiters, or Until, or Hand, or is Away, unless there is a view.
 type LockState struct {
 	Name    string
 	Permits int // of a semaphore; 0 for a lock
 	Owners  []OwnerState
 	Queue   []WaiterState
 	Until   time.Duration // log time before which nobody is granted it: a new generation, or a lock delay. 0: none
+	Hand    *HandoverState
+	Away    bool // another group's table has it
+}
+
+// HandoverState is what is known of those who may hold a lock by protocol sigma (M2, M3).
+type HandoverState struct {
+	Pending    bool              // more voters are to say who may hold it
+	Reporters  []keyspace.NodeID // who have, in the order in which they did
+	Candidates []CandidateState  // in the order in which they were named
+	Said       []sigma.Req       // that hold nothing, whoever names them; at most [SaidMax]
+}
+
+// CandidateState is one that may hold a lock.
+type CandidateState struct {
+	Wish  sigma.Req
+	Peer  keyspace.NodeID
+	Until time.Duration // log time at which its lease is over surely
+	Delay time.Duration // lock-delay
+	Token Token         // it was offered, for people
 }
 
 // OwnerState is an owner of a [LockState].
@@ -230,6 +266,9 @@ type WaiterState struct {
 	Shared bool
 	Delay  time.Duration
 	Value  string
+	Wish   sigma.Req // as in Acquire
+	Held   Token     // as in Acquire; zero unless there is a Hand
+	Try    bool      // it waits for the mode only
 }
 
 // BreakState says that a lock was broken.

@@ -14,6 +14,15 @@ const (
 	MutantImpatient           // who does not share is granted beside those who do
 	MutantCarveCounter        // a lock that is carved out takes no counter along
 	MutantGraftCounter        // a table that takes a lock over goes on counting where it was
+
+	MutantOneModeReport  // one voter's report is enough (M3)
+	MutantNoCandidates   // what voters report is ignored
+	MutantReportedToken  // the next token is one more than what voters have offered
+	MutantShortestLease  // the shortest lease that is reported of a candidate counts
+	MutantClaimOverrules // a claim is granted beside a silent rival
+	MutantKeptReports    // a view change leaves reports standing (M5)
+	MutantModeReset      // a view change makes every name one of protocol sigma
+	MutantBackAtOnce     // a name goes back inside the view, as soon as it is free
 )
 
 // Sabotage plants a mistake into t.

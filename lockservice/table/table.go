@@ -15,6 +15,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/internal/invariant"
+	"latchkey/lockservice/sigma"
 )
 
 // Limits of a table, each refused with the reason beside it. Together they keep a snapshot below what an ordering engine
@@ -49,6 +50,8 @@ type Config struct {
 	Fresh time.Duration
 	// First is what the counter begins above: the generation of a key ([CounterMax]).
 	First uint64
+	// Voters says that the group's voters lock by protocol sigma whatever the table does not, once there is a view ([Table.View]).
+	Voters bool
 }
 
 // Table is the lock table of one group. Not safe for concurrent use.
@@ -69,6 +72,12 @@ type Table struct {
 	values   int                     // length of all values of owners and waiters
 	breaks   []BreakState            // the latest, the oldest first
 
+	// need is how many voters of the view have to say who may hold a name before the table locks it (M3). 0: there is no view, and no
+	// other protocol.
+	need    int
+	noted   bool // changed is kept
+	changed map[string]struct{}
+
 	mutant Mutant
 }
 
@@ -85,6 +94,11 @@ type lock struct {
 	permits int // of a semaphore; 0 for a lock
 	owners  []*owner
 	queue   []WaiterState
+	// hand is what is known of those who may hold it by protocol sigma; nil once nobody may. As long as there is one nobody else is
+	// granted it.
+	hand *handover
+	// away: another group's table has it, and voters keep their hands off it.
+	away bool
 	// wake is when the lock is to be settled; until then nobody is granted it. Nil: it is settled. It stands at [unsettled] when
 	// a session's end has made room: the locks of other sessions that end at the same entry are to leave first.
 	wake *due
@@ -110,7 +124,7 @@ func (t *Table) Step(now time.Duration, by Caller, cmd Command, out []Grant) (An
 	out = t.Tick(now, out)
 	switch c := cmd.(type) {
 	case Acquire:
-		return t.acquire(by, c), out
+		return t.acquire(by, c, out)
 	case Renew:
 		return t.renew(by.Client, c), out
 	case Release:
@@ -125,9 +139,12 @@ func (t *Table) Step(now time.Duration, by Caller, cmd Command, out []Grant) (An
 func (t *Table) Tick(now time.Duration, out []Grant) []Grant {
 	t.now = max(t.now, now)
 	for len(t.due) > 0 && t.due[0].when <= t.now {
-		if d := t.due[0]; d.owner != nil {
+		switch d := t.due[0]; {
+		case d.owner != nil:
 			out = t.expire(d.lock, d.owner, out)
-		} else {
+		case d.hand:
+			out = t.outlived(d.lock, out)
+		default:
 			out = t.woken(d.lock, out)
 		}
 	}
@@ -148,34 +165,46 @@ func (t *Table) fits(ttl, delay time.Duration, shared bool, permits, value int) 
 	case permits < 0 || permits > HoldersPerLockMax || shared && permits > 0:
 		return BadPermits
 	case value > ValueBytesMax:
-		return TooManyValues
+		return BadValue
 	}
 	return 0
 }
 
-func (t *Table) acquire(by Caller, a Acquire) Answer {
+func (t *Table) acquire(by Caller, a Acquire, out []Grant) (Answer, []Grant) {
 	l := t.locks[a.Name]
 	if l != nil {
 		if ans, live := l.state(by.Client, a.Req, t); live {
-			return ans
+			return ans, out
 		}
 	}
 	w := WaiterState{
 		Client: by.Client, Peer: by.Peer, Req: a.Req, TTL: a.TTL, Since: t.now, Shared: a.Shared, Delay: a.Delay, Value: a.Value,
+		Wish: a.Wish, Held: a.Held,
 	}
 	reason := t.fits(a.TTL, a.Delay, a.Shared, a.Permits, len(a.Value))
-	free := l == nil && t.fresh() || l != nil && len(l.queue) == 0 && t.admits(l, w)
+	elsewhere := l == nil && t.need > 0
+	if l != nil && l.idle() {
+		l.permits = a.Permits
+	}
+	handing := elsewhere || l != nil && l.hand != nil
+	w.Try = a.Try && handing
+	free := l == nil && t.fresh() && !elsewhere || l != nil && len(l.queue) == 0 && t.admits(l, w)
 	if t.mutant == MutantOvertake && l != nil && a.Shared {
 		free = t.admits(l, w)
 	}
+	no := func(r Reason) (Answer, []Grant) { return Answer{Kind: Refused, Reason: r}, out }
 	switch {
 	case reason != 0:
-		return Answer{Kind: Refused, Reason: reason}
-	case l != nil && l.permits != a.Permits:
-		return Answer{Kind: Refused, Reason: BadMode, Permits: l.permits}
+		return no(reason)
+	case elsewhere && a.Wish != (sigma.Req{}): // it has heard of a mode that is over (M7)
+		return Answer{Kind: Elsewhere}, out
+	case a.Held != 0 && (l == nil || !l.hand.mayClaim(by, a.Wish) || !t.offered(a.Held)): // M3
+		return Answer{Kind: NotHeld}, out
+	case a.Held == 0 && l != nil && l.permits != a.Permits:
+		return Answer{Kind: Refused, Reason: BadMode, Permits: l.permits}, t.disclaim(l, by, a.Wish, out)
 	case t.exhausted():
-		return Answer{Kind: Refused, Reason: TokensExhausted}
-	case a.Try && !free:
+		return no(TokensExhausted)
+	case a.Try && !free && !handing:
 		ans := Answer{Kind: Locked}
 		if l != nil {
 			ans.Position = len(l.queue)
@@ -183,37 +212,51 @@ func (t *Table) acquire(by Caller, a Acquire) Answer {
 		if l != nil && len(l.owners) > 0 {
 			ans.Holder = t.holder(l.owners[0])
 		}
-		return ans
+		return ans, out
 	case len(t.requests[by.Client]) >= RequestsPerSessionMax, t.perPeer[by.Peer] >= RequestsPerPeerMax:
-		return Answer{Kind: Refused, Reason: TooManyRequests}
-	case l == nil && (len(t.locks) >= LocksMax || t.bytes+len(a.Name) > NameBytesTotalMax):
-		return Answer{Kind: Refused, Reason: TooManyLocks}
+		return no(TooManyRequests)
+	case l == nil && !t.roomForName(a.Name):
+		return no(TooManyLocks)
 	case !free && l != nil && (len(l.queue) >= WaitersPerLockMax || t.waiting >= WaitersMax), t.owners+t.waiting >= RequestsMax:
-		return Answer{Kind: Refused, Reason: TooManyWaiters}
+		return no(TooManyWaiters)
 	case t.values+len(a.Value) > ValueBytesTotalMax:
-		return Answer{Kind: Refused, Reason: TooManyValues}
+		return no(TooManyValues)
 	}
 	if l == nil {
 		l = t.insert(a.Name, a.Permits)
-		if !t.fresh() {
+		switch {
+		case elsewhere: // SetMode (M1)
+			t.handOver(l)
+		case !t.fresh():
 			t.wakeAt(l, t.cfg.Fresh)
 		}
 	}
 	t.remember(by, request{a.Name, a.Req}, a.Value)
 	if free {
 		o := t.grant(l, w, false)
-		return Answer{Kind: Granted, Token: t.token(o.Counter)}
+		return Answer{Kind: Granted, Token: t.token(o.Counter)}, out
 	}
 	l.queue = append(l.queue, w)
 	t.waiting++
-	return Answer{Kind: Queued, Position: len(l.queue) - 1}
+	if a.Wish != (sigma.Req{}) {
+		out = t.resolve(l, out)
+	}
+	ans, live := l.state(by.Client, a.Req, t)
+	if !live {
+		ans = Answer{Kind: NotHeld}
+	}
+	return ans, out
+}
+
+func (t *Table) roomForName(name string) bool {
+	return len(t.locks) < LocksMax && t.bytes+len(name) <= NameBytesTotalMax
 }
 
 // admits reports whether a lock has room for a request beside its owners. Those who wait before it are not its business.
 func (t *Table) admits(l *lock, w WaiterState) bool {
 	n := len(l.owners)
 	switch {
-	case l.wake != nil:
+	case l.wake != nil, l.hand != nil, l.away:
 		return false
 	case l.permits > 0:
 		return n < l.permits || t.mutant == MutantExtraPermit && n == l.permits
@@ -287,7 +330,11 @@ func (t *Table) release(c Client, r Release, out []Grant) (Answer, []Grant) {
 	}
 	if l != nil {
 		if i := l.place(c, r.Req); i >= 0 {
-			t.leave(l, i)
+			w := t.leave(l, i)
+			if l.hand != nil && w.Wish != (sigma.Req{}) { // also the holder's own: it has given the lock back
+				l.hand.says(w.Wish, w.Peer)
+				return Answer{Kind: Released}, t.resolve(l, out)
+			}
 			return Answer{Kind: Released}, t.settle(l, out) // who stood behind it may share what is held
 		}
 	}
@@ -297,8 +344,19 @@ func (t *Table) release(c Client, r Release, out []Grant) (Answer, []Grant) {
 // breakHold ends every hold of a lock that has this token. Its waiters see it as the end of a lease.
 func (t *Table) breakHold(by Caller, b Break, out []Grant) (Answer, []Grant) {
 	l := t.locks[b.Name]
-	if l == nil {
+	switch {
+	case l == nil && t.need > 0 && !t.roomForName(b.Name):
+		return Answer{Kind: Refused, Reason: TooManyLocks}, out
+	case l == nil && t.need > 0: // who has it by protocol sigma is ended where the table locks it
+		l = t.insert(b.Name, 0)
+		t.handOver(l)
+		return Answer{Kind: Queued}, out
+	case l == nil:
 		return Answer{Kind: NotHeld}, out
+	case l.hand != nil && l.hand.Pending:
+		return Answer{Kind: Queued}, out
+	case l.hand != nil:
+		return t.breakCandidate(l, by, b, out)
 	}
 	var ended []*owner
 	for _, o := range l.owners {
@@ -310,10 +368,7 @@ func (t *Table) breakHold(by Caller, b Break, out []Grant) (Answer, []Grant) {
 		return Answer{Kind: NotHeld}, out
 	}
 	first := t.holder(ended[0])
-	if len(t.breaks) >= BreaksMax {
-		t.breaks = slices.Delete(t.breaks, 0, 1)
-	}
-	t.breaks = append(t.breaks, BreakState{
+	t.noteBreak(BreakState{
 		Name: b.Name, Token: b.Token, Holder: Caller{first.Client, first.Peer}, Holders: len(ended), By: by, Now: t.now, At: b.At,
 	})
 	var delay time.Duration
@@ -325,12 +380,20 @@ func (t *Table) breakHold(by Caller, b Break, out []Grant) (Answer, []Grant) {
 	return Answer{Kind: Broken, Token: b.Token, Holder: first}, t.settle(l, out)
 }
 
+func (t *Table) noteBreak(b BreakState) {
+	if len(t.breaks) >= BreaksMax {
+		t.breaks = slices.Delete(t.breaks, 0, 1)
+	}
+	t.breaks = append(t.breaks, b)
+}
+
 // leave takes the i-th waiter out of a queue. The lock is to be settled then.
-func (t *Table) leave(l *lock, i int) {
+func (t *Table) leave(l *lock, i int) WaiterState {
 	w := l.queue[i]
 	l.queue = slices.Delete(l.queue, i, i+1)
 	t.waiting--
 	t.forget(Caller{w.Client, w.Peer}, request{l.name, w.Req}, w.Value)
+	return w
 }
 
 // expire ends an owner's hold because its lease is over.
@@ -362,7 +425,7 @@ func (t *Table) wakeAt(l *lock, when time.Duration) {
 func (t *Table) woken(l *lock, out []Grant) []Grant {
 	heap.Remove(&t.due, l.wake.at)
 	l.wake = nil
-	return t.settle(l, out)
+	return t.resolve(l, out)
 }
 
 // free ends an owner's hold. The lock is to be settled then.
@@ -385,6 +448,13 @@ func (t *Table) settle(l *lock, out []Grant) []Grant {
 		l.queue = slices.Delete(l.queue, 0, 1)
 		t.waiting--
 		out = append(out, t.told(l, t.grant(l, w, true)))
+	}
+	if l.hand == nil { // those who do not wait have waited for the mode only
+		for i := len(l.queue) - 1; i >= 0; i-- {
+			if l.queue[i].Try {
+				t.leave(l, i)
+			}
+		}
 	}
 	t.dropIdle(l)
 	return out
@@ -421,15 +491,32 @@ func (t *Table) own(l *lock, o *owner) {
 	t.owners++
 }
 
-// dropIdle forgets a lock that nobody has or wants. Its next token is above its last since the counter is the table's.
+// dropIdle forgets a lock that nobody has or wants. Its next token is above its last since the counter is the table's. Where voters
+// lock the names that the table does not have, it stays until the view ends (M6).
 func (t *Table) dropIdle(l *lock) {
-	if len(l.owners) == 0 && len(l.queue) == 0 && (l.wake == nil || l.wake.when <= unsettled || !t.fresh()) {
-		if l.wake != nil {
-			heap.Remove(&t.due, l.wake.at)
+	switch {
+	case t.need > 0:
+		if t.mutant == MutantBackAtOnce && l.idle() {
+			t.note(l.name)
+			t.drop(l)
 		}
-		delete(t.locks, l.name)
-		t.bytes -= len(l.name)
+	case l.idle(), len(l.owners) == 0 && len(l.queue) == 0 && !t.fresh() && !l.away:
+		t.drop(l)
 	}
+}
+
+// idle reports whether nobody has the lock, may have it or wants it.
+func (l *lock) idle() bool {
+	return len(l.owners) == 0 && len(l.queue) == 0 && l.hand == nil && !l.away && (l.wake == nil || l.wake.when <= unsettled)
+}
+
+func (t *Table) drop(l *lock) {
+	if l.wake != nil {
+		heap.Remove(&t.due, l.wake.at)
+	}
+	l.setHand(t, nil)
+	delete(t.locks, l.name)
+	t.bytes -= len(l.name)
 }
 
 // Maps are made when they are needed: most of a node's groups have no lock.
@@ -474,7 +561,11 @@ func (t *Table) SessionEnded(_ time.Duration, c Client, out []Grant) []Grant {
 	for _, r := range slices.SortedFunc(maps.Keys(t.requests[c]), compareRequests) {
 		l := t.locks[r.name]
 		if i := l.place(c, r.req); i >= 0 {
-			t.leave(l, i)
+			if w := t.leave(l, i); l.hand != nil && w.Wish != (sigma.Req{}) && w.Held == 0 {
+				l.hand.says(w.Wish, w.Peer) // one that claims may live on, and believe in its lease
+				t.watch(l)
+				t.wakeAt(l, unsettled)
+			}
 			if t.dropIdle(l); len(l.queue) > 0 && t.admits(l, l.queue[0]) {
 				t.wakeAt(l, unsettled)
 			}
@@ -524,11 +615,18 @@ func (t *Table) Info(now time.Duration, name string) Info {
 		}
 	}
 	l, ok := t.locks[name]
+	if !ok && t.need == 0 {
+		info.Mode = sigma.ModeGroup
+	}
 	if !ok {
 		return info
 	}
 	now = max(now, t.now)
 	info.Permits = l.permits
+	info.Mode = l.mode()
+	if l.hand != nil {
+		info.Candidates = slices.Clone(l.hand.Candidates)
+	}
 	for _, o := range l.owners {
 		h := t.holder(o)
 		h.Left = max(0, o.Ends-now)
@@ -577,7 +675,7 @@ func later(t, d time.Duration) time.Duration {
 
 // State returns the whole state. It shares nothing with the table.
 func (t *Table) State() State {
-	s := State{Now: t.now, Counter: t.counter, Locks: make([]LockState, 0, len(t.locks)), Breaks: slices.Clone(t.breaks)}
+	s := State{Now: t.now, Counter: t.counter, Need: t.need, Locks: make([]LockState, 0, len(t.locks)), Breaks: slices.Clone(t.breaks)}
 	for _, name := range slices.Sorted(maps.Keys(t.locks)) {
 		s.Locks = append(s.Locks, t.locks[name].stored())
 	}
@@ -586,7 +684,11 @@ func (t *Table) State() State {
 
 // stored returns a lock as a [State] has it.
 func (l *lock) stored() LockState {
-	ls := LockState{Name: l.name, Permits: l.permits, Queue: slices.Clone(l.queue)}
+	ls := LockState{Name: l.name, Permits: l.permits, Queue: slices.Clone(l.queue), Away: l.away}
+	if l.hand != nil {
+		h := l.hand.HandoverState.clone()
+		ls.Hand = &h
+	}
 	for _, o := range l.owners {
 		ls.Owners = append(ls.Owners, o.OwnerState)
 	}
@@ -599,8 +701,8 @@ func (l *lock) stored() LockState {
 // Restore returns a table in the given state. A state that no table can have matches [ErrState].
 func Restore(cfg Config, s State) (*Table, error) {
 	t := New(cfg)
-	t.now, t.counter, t.breaks = s.Now, s.Counter, slices.Clone(s.Breaks)
-	if s.Now < 0 || s.Counter > lowMax || len(s.Locks) > LocksMax || len(s.Breaks) > BreaksMax {
+	t.now, t.counter, t.need, t.breaks = s.Now, s.Counter, s.Need, slices.Clone(s.Breaks)
+	if s.Now < 0 || s.Need < 0 || s.Need > 0 && !t.fresh() || s.Counter > lowMax || len(s.Locks) > LocksMax || len(s.Breaks) > BreaksMax {
 		return nil, fmt.Errorf("%w: log time %v, counter %d, %d locks, %d breaks", ErrState, s.Now, s.Counter, len(s.Locks), len(s.Breaks))
 	}
 	for _, b := range s.Breaks {
@@ -631,11 +733,17 @@ func (t *Table) restoreLock(ls LockState) error {
 	}
 	// In this order: what follows relies on few owners and waiters.
 	if len(ls.Queue) > WaitersPerLockMax || ls.Permits < 0 || len(ls.Owners) > HoldersPerLockMax || ls.Permits > HoldersPerLockMax ||
-		len(ls.Owners) == 0 && len(ls.Queue) == 0 && until == 0 {
+		len(ls.Owners) == 0 && len(ls.Queue) == 0 && until == 0 && t.need == 0 && !(ls.Away && t.cfg.Voters) {
 		return fmt.Errorf("%w: lock %q of %d permits with %d owners, %d waiters", ErrState, ls.Name, ls.Permits, len(ls.Owners), len(ls.Queue))
 	}
-	if ls.Until < 0 || ls.Until > 0 && (ls.Until <= t.now || ls.Until > max(t.cfg.Fresh, later(t.now, DelayMax))) {
+	if ls.Until < 0 || ls.Until > 0 && (ls.Until <= t.now || ls.Until > max(t.cfg.Fresh, later(t.now, max(DelayMax, t.cfg.Drift.Stretch(t.cfg.Drift.Stretch(t.cfg.TTLMax)))))) {
 		return fmt.Errorf("%w: lock %q granted to nobody until %v at %v", ErrState, ls.Name, ls.Until, t.now)
+	}
+	if l.away = ls.Away; l.away && (len(ls.Owners) > 0 || len(ls.Queue) > 0 || ls.Hand != nil) {
+		return fmt.Errorf("%w: lock %q is of another group and in use here", ErrState, ls.Name)
+	}
+	if err := t.restoreHand(l, ls); err != nil {
+		return err
 	}
 	add := func(by Caller, req uint64, value string) error {
 		_, twice := t.requests[by.Client][request{ls.Name, req}]
@@ -665,7 +773,7 @@ func (t *Table) restoreLock(ls LockState) error {
 		t.own(l, o)
 	}
 	for _, w := range l.queue {
-		if t.fits(w.TTL, w.Delay, w.Shared, ls.Permits, len(w.Value)) != 0 || w.Since < 0 || w.Since > t.now {
+		if t.fits(w.TTL, w.Delay, w.Shared, ls.Permits, len(w.Value)) != 0 || w.Since < 0 || w.Since > t.now || l.hand == nil && (w.Held != 0 || w.Try) || w.Held != 0 && !t.offered(w.Held) {
 			return fmt.Errorf("%w: waiter of lock %q: TTL %v, since %v at %v", ErrState, ls.Name, w.TTL, w.Since, t.now)
 		}
 		if err := add(Caller{w.Client, w.Peer}, w.Req, w.Value); err != nil {
@@ -688,7 +796,8 @@ type due struct {
 	when  time.Duration
 	lock  *lock
 	owner *owner
-	at    int // place in the heap
+	hand  bool // the end of a candidate's lease
+	at    int  // place in the heap
 }
 
 // dues is a heap by (when, name of the lock), locks to be settled first, then by the owner's request: a total order, so that what it
@@ -704,10 +813,21 @@ func (h dues) Less(i, j int) bool {
 	case a.lock != b.lock:
 		return a.lock.name < b.lock.name
 	case a.owner == nil || b.owner == nil:
-		return a.owner == nil && b.owner != nil
+		return a.rank() < b.rank()
 	}
 	return cmp.Or(cmp.Compare(a.owner.Counter, b.owner.Counter), bytes.Compare(a.owner.Client[:], b.owner.Client[:]), cmp.Compare(a.owner.Req, b.owner.Req)) < 0
 }
+
+func (d *due) rank() int {
+	switch {
+	case d.owner != nil:
+		return 2
+	case d.hand:
+		return 1
+	}
+	return 0
+}
+
 func (h dues) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].at, h[j].at = i, j
