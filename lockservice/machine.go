@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/internal/invariant"
 	"latchkey/lockservice/pb"
@@ -31,8 +30,6 @@ type MachineConfig struct {
 	// Sigma is the longest lease that voters grant by protocol sigma before the log allows longer ones: the overlay's default TTL. Zero:
 	// the group does not run the protocol, and every name is locked by the table.
 	Sigma time.Duration
-	// Voters are the nodes of the group's first voters, rising. Nil where they are told by [Machine.ViewChanged] first.
-	Voters []keyspace.NodeID
 }
 
 // Machine is what a group's log knows of locks: the table of protocol group, and what the log has to say to the voters that lock by
@@ -68,7 +65,6 @@ func NewMachine(cfg MachineConfig) *Machine {
 	}
 	m := &Machine{cfg: c, table: table.New(c)}
 	m.sigma.begin(cfg)
-	m.open(session.Context{})
 	return m
 }
 

@@ -11,9 +11,12 @@ import (
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
 	"latchkey/lockservice/table"
+	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/quorum"
 	"latchkey/replicagroup/session"
 )
+
+var _ session.Insider = (*Machine)(nil)
 
 // What the group's log has to say to the voters that lock by protocol sigma (lock-protocols.md sections 9.2, 10.1 and 10.2).
 //
@@ -27,7 +30,8 @@ import (
 type sigmaState struct {
 	on     bool
 	log    sigma.LogState    // without members: no view has begun
-	voters []keyspace.NodeID // of the group; where a view has begun, its members
+	ids    []order.ReplicaID // of the group's voters
+	voters []keyspace.NodeID // their nodes; where a view has begun, its members
 
 	heard bool // Follow was called: changes are noted from then on
 	whole bool // the state was replaced
@@ -37,7 +41,6 @@ type sigmaState struct {
 func (s *sigmaState) begin(cfg MachineConfig) {
 	s.on = cfg.Sigma > 0
 	s.log.View.Gen = uint32(cfg.Gen)
-	s.voters = slices.Clone(cfg.Voters)
 	if s.on {
 		s.log.Cap = sigma.CapFor(cfg.Sigma)
 	}
@@ -78,20 +81,43 @@ func (m *Machine) change(c session.Context, e sigma.Entry) {
 	}
 }
 
-// ViewChanged tells that an entry of the log changes the group's voters: to these nodes, rising, at the entry that begins the joint
-// phase, or the only one. It ends the view of protocol sigma and begins the next one.
-func (m *Machine) ViewChanged(c session.Context, voters []keyspace.NodeID) {
-	m.sigma.voters = slices.Clone(voters)
+// FirstView implements [session.Insider].
+func (m *Machine) FirstView(v order.View) {
+	m.sigma.ids, m.sigma.voters = coming(v)
+	m.open(session.Context{})
+}
+
+// NextView implements [session.Insider]. Other voters end the view of protocol sigma and begin the next one, at the entry that begins
+// the joint phase: it is the old voters that commit it.
+func (m *Machine) NextView(c session.Context, v order.View) {
+	ids, voters := coming(v)
+	if !m.sigma.on || slices.Equal(ids, m.sigma.ids) {
+		return
+	}
+	m.sigma.ids, m.sigma.voters = ids, voters
 	if len(m.sigma.log.Members) > 0 {
-		m.change(c, sigma.Entry{Kind: sigma.EntryView, From: m.sigma.log.View, Members: m.sigma.voters})
+		m.change(c, sigma.Entry{Kind: sigma.EntryView, From: m.sigma.log.View, Members: voters})
 	}
 	m.open(c)
 }
 
-// ApplyEntry executes an entry that a replica asked for ([sigma.Propose]), or that the leader's host proposed: a null change, which
-// has no members. author is the node that asked, zero for the leader's own. One that cannot be read, is of another view or not for
-// its author to say does nothing.
-func (m *Machine) ApplyEntry(c session.Context, author keyspace.NodeID, data []byte) {
+// coming returns who votes in a view, or will when its joint phase is over: the members' ids, of which one that lost its disk has
+// another, and their nodes; both rising.
+func coming(v order.View) (ids []order.ReplicaID, nodes []keyspace.NodeID) {
+	for _, m := range v.Members {
+		if m.Role == order.Voter || m.Role == order.Joining {
+			ids, nodes = append(ids, m.ID), append(nodes, m.Peer)
+		}
+	}
+	slices.Sort(ids)
+	slices.SortFunc(nodes, func(a, b keyspace.NodeID) int { return bytes.Compare(a[:], b[:]) })
+	return ids, slices.Compact(nodes)
+}
+
+// ApplyOwn implements [session.Insider]: it executes an entry that a replica asked for ([sigma.Propose]), as pb.EncodeEntry of package
+// sigma/pb writes it, or that the leader's host proposed: a null change, which has no members. One that cannot be read, is of another
+// view or not for its author to say does nothing.
+func (m *Machine) ApplyOwn(c session.Context, data []byte) {
 	e, err := sigmapb.DecodeEntry(data)
 	if err != nil || !m.sigma.on || len(e.Members) > 0 {
 		return
@@ -99,11 +125,11 @@ func (m *Machine) ApplyEntry(c session.Context, author keyspace.NodeID, data []b
 	m.open(c)
 	switch e.Kind {
 	case sigma.EntryReport, sigma.EntryOver:
-		if e.From != m.sigma.log.View || !slices.Contains(m.sigma.log.Members, author) || e.Kind == sigma.EntryReport && e.Node != author {
+		if e.From != m.sigma.log.View || !slices.Contains(m.sigma.log.Members, c.Author) || e.Kind == sigma.EntryReport && e.Node != c.Author {
 			return
 		}
 		if e.Kind == sigma.EntryReport {
-			m.grants = m.table.Report(c.Now, author, e.Report, m.grants[:0])
+			m.grants = m.table.Report(c.Now, e.Node, e.Report, m.grants[:0])
 		} else {
 			m.grants = m.table.Over(c.Now, e.Name, e.Req, e.Node, m.grants[:0])
 		}
@@ -148,6 +174,9 @@ func (s *sigmaState) stored() *pb.Sigma {
 	if len(s.log.Members) == 0 {
 		out.Voters = bytesOf(s.voters)
 	}
+	for _, id := range s.ids {
+		out.Ids = append(out.Ids, uint64(id))
+	}
 	return out
 }
 
@@ -176,6 +205,12 @@ func (s *sigmaState) restore(p *pb.Sigma, top uint64) error {
 			if *l.to, err = nodesOf(l.from); err != nil {
 				return err
 			}
+		}
+		if len(p.Ids) > sigma.MembersMax {
+			return fmt.Errorf("%w: %d voters, at most %d", errMalformed, len(p.Ids), sigma.MembersMax)
+		}
+		for _, id := range p.Ids {
+			next.ids = append(next.ids, order.ReplicaID(id))
 		}
 		if len(next.log.Members) > 0 {
 			next.voters = next.log.Members

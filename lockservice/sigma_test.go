@@ -13,7 +13,20 @@ import (
 )
 
 func sigmaMachine(gen uint64, voters ...byte) *Machine {
-	return NewMachine(MachineConfig{Gen: gen, TTLMax: worldTTLMax, Drift: automaton.DriftDefault, Sigma: time.Second, Voters: nodes(voters...)})
+	m := NewMachine(MachineConfig{Gen: gen, TTLMax: worldTTLMax, Drift: automaton.DriftDefault, Sigma: time.Second})
+	if len(voters) > 0 {
+		m.FirstView(view(voters...))
+	}
+	return m
+}
+
+// view is one with these voters, and a learner.
+func view(voters ...byte) order.View {
+	v := order.View{Members: []order.Member{{ID: 99, Peer: keyspace.NodeID{99}, Role: order.Learner}}}
+	for _, b := range voters {
+		v.Members = append(v.Members, order.Member{ID: order.ReplicaID(b), Peer: keyspace.NodeID{b}, Role: order.Voter})
+	}
+	return v
 }
 
 func nodes(bs ...byte) (out []keyspace.NodeID) {
@@ -45,18 +58,27 @@ func TestTheLogTellsVotersOfViewsAndTokens(t *testing.T) {
 	if ev, ok := m.Follow(); ok {
 		t.Errorf("nothing happened, and it tells %+v", ev)
 	}
-	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryRaise, From: m.Sigma().View}))
-	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryRaiseTTL, From: m.Sigma().View, Cap: time.Minute}))
-	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryRaise, From: sigma.ViewID{Num: 7}}))
-	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryView, From: m.Sigma().View, Members: nodes(9)}))
+	m.ApplyOwn(at(0), entry(t, sigma.Entry{Kind: sigma.EntryRaise, From: m.Sigma().View}))
+	m.ApplyOwn(at(0), entry(t, sigma.Entry{Kind: sigma.EntryRaiseTTL, From: m.Sigma().View, Cap: time.Minute}))
+	m.ApplyOwn(at(0), entry(t, sigma.Entry{Kind: sigma.EntryRaise, From: sigma.ViewID{Num: 7}}))
+	m.ApplyOwn(at(0), entry(t, sigma.Entry{Kind: sigma.EntryView, From: m.Sigma().View, Members: nodes(9)}))
 	if ev, ok := m.Follow(); !ok || ev.Kind != sigma.Applied || ev.State.Ceil != 2*sigma.Block || ev.State.Cap != time.Minute || ev.State.View.Num != 1 {
 		t.Errorf("after a Raise and a RaiseTTL: %+v", ev)
 	}
-	m.ApplyEntry(at(0), keyspace.NodeID{}, entry(t, sigma.Entry{Kind: sigma.EntryView, From: m.Sigma().View}))
-	m.ViewChanged(at(0), nodes(2, 3, 4))
+	m.ApplyOwn(at(0), entry(t, sigma.Entry{Kind: sigma.EntryView, From: m.Sigma().View}))
+	joint := view(1, 2, 3, 4)
+	joint.Members[1].Role, joint.Members[4].Role = order.Leaving, order.Joining
+	m.NextView(at(0), joint)
+	m.NextView(at(0), view(2, 3, 4)) // the joint phase is over
 	s := m.Sigma()
 	if s.View.Num != 3 || s.Base != 3*sigma.Block || s.Ceil != 4*sigma.Block || len(s.Prev) != 3 || s.Members[2] != nodes(4)[0] {
 		t.Errorf("after a null change and a change of voters: %+v", s)
+	}
+	lost := view(2, 3, 4)
+	lost.Members[1].ID = 5 // and has joined anew
+	m.NextView(at(0), lost)
+	if s = m.Sigma(); s.View.Num != 4 {
+		t.Errorf("after a voter lost its disk: %+v", s)
 	}
 	other := sigmaMachine(0, 1, 2, 3)
 	if err := other.Restore(m.Snapshot()); err != nil {
@@ -73,7 +95,7 @@ func TestANewGenerationsFirstViewWaitsForLeasesOfTheFormer(t *testing.T) {
 	if _, begun := m.Follow(); !ok || until < worldTTLMax || begun {
 		t.Fatalf("a view has begun %v, the first one does at %v", begun, until)
 	}
-	m.ViewChanged(at(until-1), nodes(1, 2, 4))
+	m.NextView(at(until-1), view(1, 2, 4))
 	if _, begun := m.Follow(); begun {
 		t.Error("a view began with a change of voters, too early")
 	}

@@ -69,7 +69,8 @@ func exitCode(err error) int {
 		return exit.code
 	case errors.As(err, &interrupt):
 		return exitSignal + int(interrupt.sig)
-	case errors.Is(err, lockservice.ErrName), errors.Is(err, lockservice.ErrTTL), errors.Is(err, api.ErrAddr), errors.Is(err, api.ErrPrefix):
+	case errors.Is(err, lockservice.ErrName), errors.Is(err, lockservice.ErrTTL), errors.Is(err, lockservice.ErrShape),
+		errors.Is(err, api.ErrAddr), errors.Is(err, api.ErrPrefix):
 		return exitUsage
 	case errors.Is(err, api.ErrNoGroup):
 		return exitNotFound

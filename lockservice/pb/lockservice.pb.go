@@ -1563,7 +1563,8 @@ type Sigma struct {
 	Prev          [][]byte               `protobuf:"bytes,3,rep,name=prev,proto3" json:"prev,omitempty"`       // members of the view before
 	Base          uint64                 `protobuf:"varint,4,opt,name=base,proto3" json:"base,omitempty"`
 	CapNs         int64                  `protobuf:"varint,5,opt,name=cap_ns,json=capNs,proto3" json:"cap_ns,omitempty"`
-	Voters        [][]byte               `protobuf:"bytes,6,rep,name=voters,proto3" json:"voters,omitempty"` // of the group, where no view has begun
+	Voters        [][]byte               `protobuf:"bytes,6,rep,name=voters,proto3" json:"voters,omitempty"`   // of the group, where no view has begun
+	Ids           []uint64               `protobuf:"varint,7,rep,packed,name=ids,proto3" json:"ids,omitempty"` // the voters' ids in the group, rising
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1636,6 +1637,13 @@ func (x *Sigma) GetCapNs() int64 {
 func (x *Sigma) GetVoters() [][]byte {
 	if x != nil {
 		return x.Voters
+	}
+	return nil
+}
+
+func (x *Sigma) GetIds() []uint64 {
+	if x != nil {
+		return x.Ids
 	}
 	return nil
 }
@@ -2150,14 +2158,15 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\acounter\x18\x03 \x01(\x04R\acounter\x123\n" +
 	"\x05locks\x18\x04 \x03(\v2\x1d.latchkey.lockservice.v1.LockR\x05locks\x127\n" +
 	"\x06breaks\x18\x05 \x03(\v2\x1f.latchkey.lockservice.v1.BrokenR\x06breaks\x124\n" +
-	"\x05sigma\x18\x06 \x01(\v2\x1e.latchkey.lockservice.v1.SigmaR\x05sigma\"\x8c\x01\n" +
+	"\x05sigma\x18\x06 \x01(\v2\x1e.latchkey.lockservice.v1.SigmaR\x05sigma\"\x9e\x01\n" +
 	"\x05Sigma\x12\x12\n" +
 	"\x04view\x18\x01 \x01(\x04R\x04view\x12\x18\n" +
 	"\amembers\x18\x02 \x03(\fR\amembers\x12\x12\n" +
 	"\x04prev\x18\x03 \x03(\fR\x04prev\x12\x12\n" +
 	"\x04base\x18\x04 \x01(\x04R\x04base\x12\x15\n" +
 	"\x06cap_ns\x18\x05 \x01(\x03R\x05capNs\x12\x16\n" +
-	"\x06voters\x18\x06 \x03(\fR\x06voters\"\x89\x02\n" +
+	"\x06voters\x18\x06 \x03(\fR\x06voters\x12\x10\n" +
+	"\x03ids\x18\a \x03(\x04R\x03ids\"\x89\x02\n" +
 	"\x04Lock\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\x06owners\x18\x02 \x03(\v2\x1e.latchkey.lockservice.v1.OwnerR\x06owners\x125\n" +

@@ -183,7 +183,7 @@ func TestEverySentinelTravels(t *testing.T) {
 	sentinels := []error{
 		lockservice.ErrLocked, lockservice.ErrLost, lockservice.ErrNotHeld, lockservice.ErrNoQuorum, lockservice.ErrOutcomeUnknown,
 		lockservice.ErrName, lockservice.ErrTTL, lockservice.ErrWait, lockservice.ErrLimit, lockservice.ErrClosed,
-		lockservice.ErrStaleToken, lockservice.ErrGuardFile,
+		lockservice.ErrStaleToken, lockservice.ErrGuardFile, lockservice.ErrMode, lockservice.ErrShape,
 	}
 	var fail error
 	w := newWorld(t, func(b *apitest.Backend, _ *api.Config) {

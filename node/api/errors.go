@@ -42,6 +42,7 @@ var reasons = []struct {
 	{latchkeyv1.Reason_REASON_NOT_HELD, connect.CodeFailedPrecondition, lockservice.ErrNotHeld},
 	{latchkeyv1.Reason_REASON_NAME, connect.CodeInvalidArgument, lockservice.ErrName},
 	{latchkeyv1.Reason_REASON_TTL, connect.CodeInvalidArgument, lockservice.ErrTTL},
+	{latchkeyv1.Reason_REASON_SHAPE, connect.CodeInvalidArgument, lockservice.ErrShape},
 	{latchkeyv1.Reason_REASON_MODE, connect.CodeFailedPrecondition, lockservice.ErrMode},
 	{latchkeyv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted, lockservice.ErrLimit},
 	{latchkeyv1.Reason_REASON_STALE_TOKEN, connect.CodeFailedPrecondition, lockservice.ErrStaleToken},
