@@ -243,8 +243,11 @@ func (n *Node) DeleteGrave(_ context.Context, of string, gen uint64) ([]api.Grav
 }
 
 // ProposeRoot implements [api.Node]: the reseed document, not yet signed, that makes this peer the founder of a new root.
-func (n *Node) ProposeRoot(context.Context) (api.RootProposal, error) {
-	r, err := n.groups.ProposeRoot()
+func (n *Node) ProposeRoot(ctx context.Context) (api.RootProposal, error) {
+	r, err := n.groups.ProposeRoot(ctx)
+	if cause := context.Cause(ctx); cause != nil {
+		return api.RootProposal{}, cause
+	}
 	if err != nil {
 		return api.RootProposal{}, fmt.Errorf("%w: %w", api.ErrReseed, err)
 	}
@@ -253,7 +256,11 @@ func (n *Node) ProposeRoot(context.Context) (api.RootProposal, error) {
 		return api.RootProposal{}, fmt.Errorf("%w: %w", api.ErrReseed, err)
 	}
 	_, volatile := n.store.(*replicagroup.MemoryStore)
-	return api.RootProposal{Document: doc, Generation: uint32(r.OverlayGen), Volatile: volatile}, nil
+	v := api.RootProposal{Document: doc, Generation: uint32(r.OverlayGen), Volatile: volatile, Groups: r.Groups}
+	if r.Survivor != "" {
+		v.Survivor = r.Survivor.String()
+	}
+	return v, nil
 }
 
 // Reseed implements [api.Node]: it gives an overlay whose root group is lost for good another one, by a document that the root key has

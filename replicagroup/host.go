@@ -75,9 +75,12 @@ type Config struct {
 	Fixed bool
 	// Reseed is the newest reseed document the peer knows ([placement.OpenReseed]), as OnReseed was given it; nil: none.
 	Reseed []byte
-	// OnReseed makes a reseed document durable that was verified and is newer. The host acts on it once that has returned nil. It may
+	// ReseedState is what OnReseed was given with it; nil: none.
+	ReseedState []byte
+	// OnReseed makes a reseed document durable that was verified and is newer, and, where it is not nil, first the state with which the
+	// root begins here; that is needed until the host has started once more. The host acts on it once that has returned nil. It may
 	// block. Nil: documents are forgotten with the host.
-	OnReseed func(doc []byte) error
+	OnReseed func(doc, state []byte) error
 }
 
 // Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
@@ -171,7 +174,7 @@ func New(cfg Config) (*Host, error) {
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
 		audits: make(chan struct{}, 1), reseedable: reseedable{onReseed: cfg.OnReseed, linked: make(map[peer.ID]bool)},
 	}
-	if err := h.seed(cfg.Reseed); err != nil {
+	if err := h.seed(cfg.Reseed, cfg.ReseedState); err != nil {
 		return nil, err
 	}
 	if h.clock == nil {
@@ -216,6 +219,7 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceHost, h.counted(h.hosting.handleHost))
 	h.overlay.Handle(serviceStart, h.counted(h.hosting.handleStart))
 	h.overlay.Handle(serviceReseed, h.counted(h.handleReseed))
+	h.overlay.Handle(serviceRootState, h.counted(h.handleRootState))
 	h.overlay.Handle(servicePresent, h.counted(h.handlePresent))
 	h.overlay.Handle(serviceRevive, h.counted(h.creator.handleRevive))
 	h.overlay.Handle(serviceProbe, h.counted(h.hosting.handleProbe))

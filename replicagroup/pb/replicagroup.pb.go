@@ -1052,6 +1052,112 @@ func (x *PresentReply) GetDescriptor_() []byte {
 	return nil
 }
 
+// Service "group/rootstate": what has your replica of the root of this generation applied? Answered at once, whether the root has a
+// majority or not: it is for whoever makes the next root.
+type RootStateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gen           uint64                 `protobuf:"varint,1,opt,name=gen,proto3" json:"gen,omitempty"` // of the root group
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RootStateRequest) Reset() {
+	*x = RootStateRequest{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootStateRequest) ProtoMessage() {}
+
+func (x *RootStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootStateRequest.ProtoReflect.Descriptor instead.
+func (*RootStateRequest) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RootStateRequest) GetGen() uint64 {
+	if x != nil {
+		return x.Gen
+	}
+	return 0
+}
+
+type RootStateReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Present       bool                   `protobuf:"varint,1,opt,name=present,proto3" json:"present,omitempty"`    // it runs a replica of that root
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`        // of the last entry applied
+	Directory     []byte                 `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"` // the snapshot of its directory (placement.Directory)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RootStateReply) Reset() {
+	*x = RootStateReply{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootStateReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootStateReply) ProtoMessage() {}
+
+func (x *RootStateReply) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootStateReply.ProtoReflect.Descriptor instead.
+func (*RootStateReply) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RootStateReply) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *RootStateReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RootStateReply) GetDirectory() []byte {
+	if x != nil {
+		return x.Directory
+	}
+	return nil
+}
+
 // Service "group/revive", at the parent's leader: the prefix's group, whose generation is gen, is lost; make the next one. Answered
 // by Reply with OK and the descriptor of the generation after gen, or with ALIVE, NOT_HERE (no such group), REFUSED or BUSY,
 // whose data says why. It may be repeated: gen is followed by one generation.
@@ -1066,7 +1172,7 @@ type ReviveRequest struct {
 
 func (x *ReviveRequest) Reset() {
 	*x = ReviveRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1184,7 @@ func (x *ReviveRequest) String() string {
 func (*ReviveRequest) ProtoMessage() {}
 
 func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1197,7 @@ func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviveRequest.ProtoReflect.Descriptor instead.
 func (*ReviveRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{16}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReviveRequest) GetPrefix() []byte {
@@ -1131,7 +1237,7 @@ type EndorseRequest struct {
 
 func (x *EndorseRequest) Reset() {
 	*x = EndorseRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1249,7 @@ func (x *EndorseRequest) String() string {
 func (*EndorseRequest) ProtoMessage() {}
 
 func (x *EndorseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1262,7 @@ func (x *EndorseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndorseRequest.ProtoReflect.Descriptor instead.
 func (*EndorseRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{17}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EndorseRequest) GetGroup() *Group {
@@ -1218,7 +1324,7 @@ type Removal struct {
 
 func (x *Removal) Reset() {
 	*x = Removal{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1336,7 @@ func (x *Removal) String() string {
 func (*Removal) ProtoMessage() {}
 
 func (x *Removal) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1349,7 @@ func (x *Removal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removal.ProtoReflect.Descriptor instead.
 func (*Removal) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{18}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Removal) GetMember() uint64 {
@@ -1273,7 +1379,7 @@ type EndorseReply struct {
 
 func (x *EndorseReply) Reset() {
 	*x = EndorseReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1391,7 @@ func (x *EndorseReply) String() string {
 func (*EndorseReply) ProtoMessage() {}
 
 func (x *EndorseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1404,7 @@ func (x *EndorseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndorseReply.ProtoReflect.Descriptor instead.
 func (*EndorseReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{19}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EndorseReply) GetTerm() uint64 {
@@ -1339,7 +1445,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1457,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1470,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{20}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LeaveRequest) GetGroup() *Group {
@@ -1384,7 +1490,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1502,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1515,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{21}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LeaveReply) GetMayGo() bool {
@@ -1436,7 +1542,7 @@ type DescriptorPush struct {
 
 func (x *DescriptorPush) Reset() {
 	*x = DescriptorPush{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1554,7 @@ func (x *DescriptorPush) String() string {
 func (*DescriptorPush) ProtoMessage() {}
 
 func (x *DescriptorPush) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1567,7 @@ func (x *DescriptorPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescriptorPush.ProtoReflect.Descriptor instead.
 func (*DescriptorPush) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{22}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DescriptorPush) GetDescriptor_() []byte {
@@ -1483,7 +1589,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1601,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1614,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{23}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RenewRequest) GetGroups() []*Group {
@@ -1527,7 +1633,7 @@ type RenewAnswer struct {
 
 func (x *RenewAnswer) Reset() {
 	*x = RenewAnswer{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1645,7 @@ func (x *RenewAnswer) String() string {
 func (*RenewAnswer) ProtoMessage() {}
 
 func (x *RenewAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1658,7 @@ func (x *RenewAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAnswer.ProtoReflect.Descriptor instead.
 func (*RenewAnswer) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{24}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RenewAnswer) GetRefused() []uint32 {
@@ -1573,7 +1679,7 @@ type TwinNotice struct {
 
 func (x *TwinNotice) Reset() {
 	*x = TwinNotice{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1691,7 @@ func (x *TwinNotice) String() string {
 func (*TwinNotice) ProtoMessage() {}
 
 func (x *TwinNotice) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1704,7 @@ func (x *TwinNotice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TwinNotice.ProtoReflect.Descriptor instead.
 func (*TwinNotice) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{25}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TwinNotice) GetPeer() []byte {
@@ -1688,7 +1794,13 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\x06leader\x18\x03 \x01(\fR\x06leader\x12\x1e\n" +
 	"\n" +
 	"descriptor\x18\x04 \x01(\fR\n" +
-	"descriptor\"O\n" +
+	"descriptor\"$\n" +
+	"\x10RootStateRequest\x12\x10\n" +
+	"\x03gen\x18\x01 \x01(\x04R\x03gen\"^\n" +
+	"\x0eRootStateReply\x12\x18\n" +
+	"\apresent\x18\x01 \x01(\bR\apresent\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1c\n" +
+	"\tdirectory\x18\x03 \x01(\fR\tdirectory\"O\n" +
 	"\rReviveRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x10\n" +
 	"\x03gen\x18\x02 \x01(\x04R\x03gen\x12\x14\n" +
@@ -1761,35 +1873,37 @@ func file_replicagroup_pb_replicagroup_proto_rawDescGZIP() []byte {
 }
 
 var file_replicagroup_pb_replicagroup_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
-	(Status)(0),            // 0: latchkey.replicagroup.v1.Status
-	(*Group)(nil),          // 1: latchkey.replicagroup.v1.Group
-	(*EngineBatch)(nil),    // 2: latchkey.replicagroup.v1.EngineBatch
-	(*EngineMessage)(nil),  // 3: latchkey.replicagroup.v1.EngineMessage
-	(*CommandRequest)(nil), // 4: latchkey.replicagroup.v1.CommandRequest
-	(*QueryRequest)(nil),   // 5: latchkey.replicagroup.v1.QueryRequest
-	(*Reply)(nil),          // 6: latchkey.replicagroup.v1.Reply
-	(*Output)(nil),         // 7: latchkey.replicagroup.v1.Output
-	(*LocateRequest)(nil),  // 8: latchkey.replicagroup.v1.LocateRequest
-	(*EnsureRequest)(nil),  // 9: latchkey.replicagroup.v1.EnsureRequest
-	(*HostRequest)(nil),    // 10: latchkey.replicagroup.v1.HostRequest
-	(*HostReply)(nil),      // 11: latchkey.replicagroup.v1.HostReply
-	(*ProbeReply)(nil),     // 12: latchkey.replicagroup.v1.ProbeReply
-	(*StartRequest)(nil),   // 13: latchkey.replicagroup.v1.StartRequest
-	(*StartReply)(nil),     // 14: latchkey.replicagroup.v1.StartReply
-	(*PresentRequest)(nil), // 15: latchkey.replicagroup.v1.PresentRequest
-	(*PresentReply)(nil),   // 16: latchkey.replicagroup.v1.PresentReply
-	(*ReviveRequest)(nil),  // 17: latchkey.replicagroup.v1.ReviveRequest
-	(*EndorseRequest)(nil), // 18: latchkey.replicagroup.v1.EndorseRequest
-	(*Removal)(nil),        // 19: latchkey.replicagroup.v1.Removal
-	(*EndorseReply)(nil),   // 20: latchkey.replicagroup.v1.EndorseReply
-	(*LeaveRequest)(nil),   // 21: latchkey.replicagroup.v1.LeaveRequest
-	(*LeaveReply)(nil),     // 22: latchkey.replicagroup.v1.LeaveReply
-	(*DescriptorPush)(nil), // 23: latchkey.replicagroup.v1.DescriptorPush
-	(*RenewRequest)(nil),   // 24: latchkey.replicagroup.v1.RenewRequest
-	(*RenewAnswer)(nil),    // 25: latchkey.replicagroup.v1.RenewAnswer
-	(*TwinNotice)(nil),     // 26: latchkey.replicagroup.v1.TwinNotice
+	(Status)(0),              // 0: latchkey.replicagroup.v1.Status
+	(*Group)(nil),            // 1: latchkey.replicagroup.v1.Group
+	(*EngineBatch)(nil),      // 2: latchkey.replicagroup.v1.EngineBatch
+	(*EngineMessage)(nil),    // 3: latchkey.replicagroup.v1.EngineMessage
+	(*CommandRequest)(nil),   // 4: latchkey.replicagroup.v1.CommandRequest
+	(*QueryRequest)(nil),     // 5: latchkey.replicagroup.v1.QueryRequest
+	(*Reply)(nil),            // 6: latchkey.replicagroup.v1.Reply
+	(*Output)(nil),           // 7: latchkey.replicagroup.v1.Output
+	(*LocateRequest)(nil),    // 8: latchkey.replicagroup.v1.LocateRequest
+	(*EnsureRequest)(nil),    // 9: latchkey.replicagroup.v1.EnsureRequest
+	(*HostRequest)(nil),      // 10: latchkey.replicagroup.v1.HostRequest
+	(*HostReply)(nil),        // 11: latchkey.replicagroup.v1.HostReply
+	(*ProbeReply)(nil),       // 12: latchkey.replicagroup.v1.ProbeReply
+	(*StartRequest)(nil),     // 13: latchkey.replicagroup.v1.StartRequest
+	(*StartReply)(nil),       // 14: latchkey.replicagroup.v1.StartReply
+	(*PresentRequest)(nil),   // 15: latchkey.replicagroup.v1.PresentRequest
+	(*PresentReply)(nil),     // 16: latchkey.replicagroup.v1.PresentReply
+	(*RootStateRequest)(nil), // 17: latchkey.replicagroup.v1.RootStateRequest
+	(*RootStateReply)(nil),   // 18: latchkey.replicagroup.v1.RootStateReply
+	(*ReviveRequest)(nil),    // 19: latchkey.replicagroup.v1.ReviveRequest
+	(*EndorseRequest)(nil),   // 20: latchkey.replicagroup.v1.EndorseRequest
+	(*Removal)(nil),          // 21: latchkey.replicagroup.v1.Removal
+	(*EndorseReply)(nil),     // 22: latchkey.replicagroup.v1.EndorseReply
+	(*LeaveRequest)(nil),     // 23: latchkey.replicagroup.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 24: latchkey.replicagroup.v1.LeaveReply
+	(*DescriptorPush)(nil),   // 25: latchkey.replicagroup.v1.DescriptorPush
+	(*RenewRequest)(nil),     // 26: latchkey.replicagroup.v1.RenewRequest
+	(*RenewAnswer)(nil),      // 27: latchkey.replicagroup.v1.RenewAnswer
+	(*TwinNotice)(nil),       // 28: latchkey.replicagroup.v1.TwinNotice
 }
 var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	3,  // 0: latchkey.replicagroup.v1.EngineBatch.messages:type_name -> latchkey.replicagroup.v1.EngineMessage
@@ -1800,7 +1914,7 @@ var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	1,  // 5: latchkey.replicagroup.v1.Output.group:type_name -> latchkey.replicagroup.v1.Group
 	1,  // 6: latchkey.replicagroup.v1.PresentRequest.group:type_name -> latchkey.replicagroup.v1.Group
 	1,  // 7: latchkey.replicagroup.v1.EndorseRequest.group:type_name -> latchkey.replicagroup.v1.Group
-	19, // 8: latchkey.replicagroup.v1.EndorseRequest.remove:type_name -> latchkey.replicagroup.v1.Removal
+	21, // 8: latchkey.replicagroup.v1.EndorseRequest.remove:type_name -> latchkey.replicagroup.v1.Removal
 	1,  // 9: latchkey.replicagroup.v1.LeaveRequest.group:type_name -> latchkey.replicagroup.v1.Group
 	1,  // 10: latchkey.replicagroup.v1.RenewRequest.groups:type_name -> latchkey.replicagroup.v1.Group
 	11, // [11:11] is the sub-list for method output_type
@@ -1821,7 +1935,7 @@ func file_replicagroup_pb_replicagroup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replicagroup_pb_replicagroup_proto_rawDesc), len(file_replicagroup_pb_replicagroup_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
