@@ -85,6 +85,7 @@ var packages = map[string]int{
 	"internal/sim":                 support,
 	"internal/history":             support,
 	"internal/simworld":            support,
+	"docs":                         support,
 	"internal/floors":              support,
 	"internal/protofield/odd":      support,
 	"replicagroup/order/ordertest": support,
