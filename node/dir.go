@@ -126,6 +126,9 @@ func readDir(dir string) (*Dir, error) {
 		return nil, damaged(dir, identityFile, err)
 	}
 	genesis, err := readFile(dir, genesisFile)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, damaged(dir, genesisFile, err)
 	}
