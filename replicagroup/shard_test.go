@@ -85,12 +85,12 @@ func (s *countingStore) Write(batch []Write, sync bool) error {
 func TestATurnOfManyGroupsIsStoredOnce(t *testing.T) {
 	const groups = 100
 	store := &countingStore{MemoryStore: NewMemoryStore()}
-	h := &Host{clock: driver.NewClock(), store: store}
+	h := &Host{clock: driver.NewClock(), store: store, overlay: new(watcher)}
 	s := newShard(h)
 	var batch []shardEvent
 	for i := range groups {
 		d := testDescriptor()
-		d.Group.Gen = uint64(i)
+		d.Group.Gen, d.View.Members[0].PeerID = uint64(i), testMember(1).PeerID // as the watcher is called
 		batch = append(batch, startEvent{newReplica(1, &d, new(storingEngine), nil, 1)})
 	}
 	if err := s.turn(batch); err != nil || store.groups != groups || store.batches != 1 || store.syncs != 1 {
