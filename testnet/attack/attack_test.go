@@ -16,9 +16,8 @@ const (
 	kadStreams     = 8
 	outboxPerPeer  = 2*(4<<20) + 2*(65<<20) // of answers nobody reads
 	halfMessages   = 128 << 20              // of all peers
-	halfGrowth     = halfMessages / 2       // what growing one takes for a moment
 	groupsMax      = 256                    // two to the overlay's depth
-	// slack is for all else: buffers, windows, and the garbage of four peers in this process.
+	// slack is for all else: buffers and windows.
 	slack = 64 << 20
 )
 
@@ -44,7 +43,7 @@ var scenarios = []scenario{
 			reset(t, o, dht.ReasonStalled, 4)
 		}
 	}},
-	{name: "half messages", kind: "half", peers: 3, memory: halfMessages + halfGrowth, check: func(t *testing.T, o outcome) {
+	{name: "half messages", kind: "half", peers: 3, memory: halfMessages, check: func(t *testing.T, o outcome) {
 		sent(t, o, 3)
 		reset(t, o, dht.ReasonBudget, 1)
 	}},
