@@ -234,7 +234,11 @@ func founders(g placement.Genesis, self peer.ID) []peer.AddrInfo {
 }
 
 func (n *Node) lockMachine(g order.GroupID) session.Machine {
-	return lockservice.NewMachine(lockservice.MachineConfig{Gen: g.Gen, TTLMax: n.genesis.TTLMax, Drift: n.genesis.Drift})
+	c := lockservice.MachineConfig{Gen: g.Gen, TTLMax: n.genesis.TTLMax, Drift: n.genesis.Drift, Own: placement.IsOwn(g)}
+	if n.genesis.OwnGroups {
+		c.Wait = placement.KeysQuarantine(n.genesis)
+	}
+	return lockservice.NewMachine(c)
 }
 
 // Start joins the overlay and begins to serve. It returns once the node's own parts run; ctx bounds only that. An error that

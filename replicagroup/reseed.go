@@ -404,7 +404,7 @@ func (h *Host) register(children []placement.Summary) error {
 	}
 	for _, r := range groups {
 		p := r.Group.Prefix
-		if !r.Status.Leading || p.Len == 0 || r.Group.Gen>>32 >= h.rootGroup().Gen>>32 || known[p] > r.Group.Gen {
+		if !r.Status.Leading || p.Len == 0 || placement.IsOwn(r.Group) || r.Group.Gen>>32 >= h.rootGroup().Gen>>32 || known[p] > r.Group.Gen {
 			continue
 		}
 		data, err := placement.Command{Kind: placement.Update, Prefix: p, Descriptor: r.Descriptor}.Encode()
