@@ -79,6 +79,7 @@ var packages = map[string]int{
 	"testnet":                                nets,
 	"testnet/demo":                           show,
 	"testnet/bench":                          show,
+	"testnet/curves":                         show,
 	"testnet/attack":                         show,
 	"cmd/latchkey":                           command,
 
