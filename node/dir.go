@@ -18,7 +18,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
 
-	"latchkey/dht"
 	"latchkey/internal/durablefile"
 	"latchkey/node/config"
 	"latchkey/replicagroup/placement"
@@ -34,7 +33,6 @@ const (
 	configFile     = "config.yaml"  // the peer's configuration
 	rootKeyFile    = "root.key"     // the overlay's root key; only where the overlay was founded
 	reseedFile     = "reseed"       // the newest reseed document; only where the overlay's root was lost once
-	rootStateFile  = "reseed.state" // what was left of the former root's state; only where a later root began with it
 	storeDir       = "store"        // a directory: the peer's replicas (package disk)
 	peersFile      = "peers.json"   // peers that were met
 	lockFile       = "daemon.lock"  // locked while a daemon runs, or somebody makes the directory
@@ -126,9 +124,6 @@ func readDir(dir string) (*Dir, error) {
 		return nil, damaged(dir, identityFile, err)
 	}
 	genesis, err := readFile(dir, genesisFile)
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, err
-	}
 	if err != nil {
 		return nil, damaged(dir, genesisFile, err)
 	}
@@ -246,11 +241,13 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	if c.Network.Mode == config.ModeAuto {
 		opts = append(opts, WithAutoMode())
 	}
-	reseed, state, err := d.reseed()
+	reseed, err := d.reseed()
 	if err != nil {
 		return nil, err
 	}
-	opts = append(opts, withReseed(reseed, state, d.keepReseed))
+	opts = append(opts, withReseed(reseed, func(doc []byte) error {
+		return durablefile.Replace(filepath.Join(d.path, reseedFile), doc, 0o644)
+	}))
 	switch {
 	case c.Network.Mode == config.ModeClient:
 		if has, _ := d.hasStore(); has {
@@ -271,37 +268,19 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	return n, nil
 }
 
-// reseed returns the reseed document that was kept and the state that was kept with it, nil where there is none. Whether the state is
-// that of the document is for whoever begins with it to judge, by its digest.
-func (d *Dir) reseed() (doc, state []byte, err error) {
-	doc, err = readFile(d.path, reseedFile)
+// reseed returns the reseed document that was kept, nil if there is none.
+func (d *Dir) reseed() ([]byte, error) {
+	doc, err := readFile(d.path, reseedFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil
+		return nil, nil
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if _, err := placement.OpenReseed(d.info.Genesis, doc); err != nil {
-		return nil, nil, fmt.Errorf("%w: %s: %w; remove it, and the peer is told of the overlay's root by others", ErrDamaged, filepath.Join(d.path, reseedFile), err)
+		return nil, fmt.Errorf("%w: %s: %w; remove it, and the peer is told of the overlay's root by others", ErrDamaged, filepath.Join(d.path, reseedFile), err)
 	}
-	state, err = readFileMax(d.path, rootStateFile, rootStateBytesMax)
-	if errors.Is(err, fs.ErrNotExist) {
-		return doc, nil, nil
-	}
-	return doc, state, err
-}
-
-// rootStateBytesMax bounds the state that a root begins with: it came in one message.
-const rootStateBytesMax = dht.MessageBytesMax
-
-// keepReseed makes a reseed document durable, after the state with which its root begins here, if it does.
-func (d *Dir) keepReseed(doc, state []byte) error {
-	if state != nil {
-		if err := durablefile.Replace(filepath.Join(d.path, rootStateFile), state, 0o600); err != nil {
-			return err
-		}
-	}
-	return durablefile.Replace(filepath.Join(d.path, reseedFile), doc, 0o644)
+	return doc, nil
 }
 
 // check tells whether the directory's peer can run with this configuration.

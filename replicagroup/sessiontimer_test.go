@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
@@ -12,8 +13,8 @@ import (
 // A timer that was put off is left to run out early, and has to be set again then: an idle session lives by it.
 func TestATimerThatRunsOutEarlyIsSetAgain(t *testing.T) {
 	ctx := deadline(t, waitMax)
-	h := &Host{clock: driver.NewClock(), sessions: make(map[order.ClientID]addressee)}
-	s := newGroupSession(&Client{host: h}, order.GroupID{})
+	h := &Host{clock: driver.NewClock(), sessions: make(map[order.ClientID]*groupSession)}
+	s := newGroupSession(&Client{host: h}, keyspace.Prefix{})
 	wakes := func() automaton.Instant {
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -29,12 +29,11 @@ type ClientConfig struct {
 	Repeat bool
 	// OnDemand leaves renewals to [Renew] events: a holder that is served by this process, and does not ask, loses the lock.
 	OnDemand bool
+	// Logged goes to the group's table at once: for what only it can do.
+	Logged bool
 	// Y1 is the paper's rule for yielding, for reproduction: it yields once all replicas have named an owner and nobody has a
 	// majority.
 	Y1 bool
-	// Quorum is how many grants it takes to hold, for reproduction of the paper's settings: above half of the members. 0 is a
-	// majority, and the only value that view changes are safe with.
-	Quorum int
 
 	mutant mutant
 }
@@ -86,6 +85,9 @@ type Client struct {
 	lapsed  bool              // the leases run out by themselves, with the lock-delay that they bring
 	free    bool              // Returned was told
 	told    Action            // the last Waiting
+
+	logged bool // its place is the group's log (M7)
+	log    logged
 }
 
 // seat is what a client knows of one replica of its view.
@@ -155,10 +157,16 @@ func (c *Client) Step(ev Event, out []Action) []Action {
 			c.clock++
 			c.reqTS = c.clock
 			c.patient = c.cfg.TTL / repeatPart
-			out = c.ask(false, out)
+			if c.cfg.Logged {
+				out = c.leave(out)
+			} else {
+				out = c.ask(false, out)
+			}
 		}
 	case Renew:
-		if c.state == ClientHeld {
+		if c.state == ClientHeld && c.logged {
+			out = c.renewLogged(out)
+		} else if c.state == ClientHeld {
 			out = c.ask(false, out)
 		}
 	case GiveBack:
@@ -167,8 +175,12 @@ func (c *Client) Step(ev Event, out []Action) []Action {
 		out = c.jump(out)
 	case Located:
 		if ev.State.valid() {
-			out = c.move(ev.State.Descriptor, out)
+			out = c.move(ev.State.Descriptor, ModeSigma, out)
 		}
+	case Ordered:
+		out = c.ordered(&ev.Answer, out)
+	case Pushed:
+		out = c.pushed(ev.Answer.Attempt, out)
 	}
 	if c.now >= c.next {
 		out = c.due(out)
@@ -176,7 +188,7 @@ func (c *Client) Step(ev Event, out []Action) []Action {
 	return c.arm(out)
 }
 
-func (c *Client) majority() int { return max(c.cfg.Quorum, quorum.Majority(len(c.seats))) }
+func (c *Client) majority() int { return quorum.Majority(len(c.seats)) }
 
 func (c *Client) lease() time.Duration { return c.cfg.Drift.Shrink(c.cfg.TTL) }
 
@@ -195,17 +207,29 @@ func (c *Client) sit(d Descriptor) {
 	}
 }
 
-// move is 9.5's rule for clients: only up; a waiter drops its grants, a holder keeps its token and its deadline and claims.
-func (c *Client) move(d Descriptor, out []Action) []Action {
-	if d.View.Compare(c.view.View) <= 0 {
+// move is 9.5's rule for clients, and M7: places are ordered by (view, sigma before the log), and it moves only up. A waiter drops its
+// grants, a holder keeps its token and its deadline and claims.
+func (c *Client) move(d Descriptor, mode Mode, out []Action) []Action {
+	newer := d.View.Compare(c.view.View)
+	switch {
+	case newer < 0, newer == 0 && (mode == ModeSigma || c.logged):
 		return out
+	case c.logged: // what comes next is for the log to say
+		c.sit(d)
+		return out
+	case newer > 0:
+		c.sit(d)
 	}
-	c.sit(d)
 	switch c.state {
 	case ClientWaiting, ClientHeld:
+		if mode != ModeSigma {
+			return c.leave(out)
+		}
 		out = c.ask(false, out)
 	case ClientReleasing, ClientDone:
-		out = c.sayOver(out)
+		if newer > 0 {
+			out = c.sayOver(out)
+		}
 	}
 	return out
 }
@@ -218,7 +242,7 @@ func (c *Client) receive(from keyspace.NodeID, m *Message, out []Action) []Actio
 	switch m.View.Compare(c.view.View) {
 	case 1:
 		if m.Kind == Moved && m.descriptor().valid() {
-			return c.move(m.descriptor(), out)
+			return c.move(m.descriptor(), m.Mode, out)
 		}
 		return append(out, Action{Kind: Lookup}) // a newer view, and no word of who is in it
 	case -1:
@@ -231,7 +255,12 @@ func (c *Client) receive(from keyspace.NodeID, m *Message, out []Action) []Actio
 		return out
 	}
 	s := &c.seats[i]
+	if c.logged && (m.Kind == Queued || m.Kind == Refused || m.Kind == Released) { // of a place that it has left
+		return out
+	}
 	switch m.Kind {
+	case Moved:
+		return c.move(c.view, m.Mode, out)
 	case Grant, Inquire:
 		return c.granted(s, m, out)
 	case Queued:
@@ -254,11 +283,14 @@ func (c *Client) receive(from keyspace.NodeID, m *Message, out []Action) []Actio
 func (c *Client) granted(s *seat, m *Message, out []Action) []Action {
 	switch c.state {
 	case ClientReleasing, ClientDone: // the request is over
-		if c.lapsed || c.state == ClientReleasing { // which is repeated
+		if c.lapsed || c.logged || c.state == ClientReleasing { // which is repeated
 			return out
 		}
 		return c.send(s, Message{Kind: Release, ReqTS: c.reqTS, Tok: c.tok}, out)
 	case ClientLost: // it will be, at D
+		return out
+	}
+	if c.logged && c.cfg.mutant != mutantGrantsKept { // a grant of a place that it has left
 		return out
 	}
 	echo := m.CS
@@ -595,6 +627,9 @@ func (c *Client) Answers() int {
 // due sends what the present state has to send next.
 func (c *Client) due(out []Action) []Action {
 	c.next = automaton.Never
+	if c.logged && c.state != ClientLost {
+		return c.dueLogged(out)
+	}
 	switch c.state {
 	case ClientWaiting:
 		third := c.cfg.TTL / renewPart
@@ -642,6 +677,7 @@ func (c *Client) lose(cause error, out []Action) []Action {
 }
 
 func (c *Client) jump(out []Action) []Action {
+	c.log.jumped()
 	for i := range c.seats {
 		c.seats[i].live = false
 	}
@@ -666,6 +702,9 @@ func (c *Client) finish(err error, out []Action) []Action {
 	c.giveUp = c.now.Add(c.cfg.Drift.Stretch(c.cfg.TTL))
 	c.state = ClientReleasing
 	c.patient = c.cfg.TTL / repeatPart
+	if c.logged {
+		return c.finishLogged(err, out)
+	}
 	out = c.sayOver(out)
 	if err != nil || !c.cfg.Repeat {
 		return c.done(err, out)

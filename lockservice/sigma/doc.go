@@ -28,6 +28,14 @@
 // keeps its token and deadline and claims the lock there. A client that is done still answers grants, so its driver keeps it
 // for a TTL, and needs no timer for it.
 //
+// # One name, one mode
+//
+// A name can be taken over by the table in the group's log (lock-protocols.md section 10.1): for what only the table can do, or to be
+// broken. Voters that hear of it from the log stop serving the name, tell its clients by MOVED, and report who may hold it
+// (EntryReport). A client that is told asks the table from then on, by [Order] actions, in the state in which it is: a waiter drops its
+// grants and waits there; a holder claims, keeping its token and its deadline, and renews there. A name goes back when a view ends and
+// nobody has or wants it; a client that hears so by [AnswerElsewhere] asks the voters again.
+//
 // # States of a replica
 //
 //	BOOTING   --Barrier----------------------------> SERVING under embargo      (S8)
@@ -37,7 +45,8 @@
 //
 // # What a driver does
 //
-// It feeds a replica what arrives, timers, the entries of the group's log in order as they are applied (Applied), the View
+// It feeds a replica what arrives, timers, what the entries of the group's log add up to, in order as they are applied (Applied: package
+// lockservice keeps it), the View
 // entries as they are appended and not yet applied (Appended, Truncated), and after a restart the Barrier. It sends what the
 // automata send, over authenticated streams: a message speaks for the node it comes from, and the session of a request belongs to
 // the node that used it first. It hands Propose actions to the group's leader. Lamport clocks are kept for the process: a client

@@ -316,6 +316,10 @@ const (
 	Renew
 	// GiveBack gives the hold, or the wish, back. It counts once. Of a client.
 	GiveBack
+	// Ordered is the answer to an [Order]. Of a client.
+	Ordered
+	// Pushed says that the group's table has granted Answer.Attempt out of the queue. Of a client.
+	Pushed
 	// ClockJump: the clock may have jumped, or the machine has slept without its clock going on. Of a client.
 	ClockJump
 	// Located: a look-up found State.Descriptor. Of a client.
@@ -332,6 +336,8 @@ type Event struct {
 	Entry *Entry
 	State *LogState
 	Modes []NameMode
+	// Answer of Ordered and Pushed.
+	Answer Answer
 }
 
 // ActionKind says what an [Action] is.
@@ -360,6 +366,9 @@ const (
 	// Done says that the wish is over: Err is nil after a release. Of ErrLocked, Msg.Owner is who has the lock, zero where
 	// nobody is known to. Of a client.
 	Done
+	// Order asks for a command to the group's table, by Order, which locks the name now (M7). It is answered by exactly one [Ordered].
+	// Of a client.
+	Order
 	// Lookup asks for the group's present view, to be told by Located. Of a client.
 	Lookup
 )
@@ -372,8 +381,57 @@ type Action struct {
 	At    automaton.Instant
 	Tok   Token
 	Entry Entry
+	Order Command // Order
 	Err   error
 }
+
+// Command is what a client asks of the table in the group's log.
+type Command struct {
+	ID   uint64 // of the [Ordered] that answers
+	Kind CommandKind
+	// Attempt counts the requests of the client from 1. The driver gives each attempt of each client a request number of its own, which
+	// it never uses for another. An attempt's Acquire can come again.
+	Attempt uint64
+	Tok     Token // CommandAcquire: what is claimed. CommandRenew: zero asks where it stands. CommandRelease: zero gives up whatever it has
+}
+
+// CommandKind says what a [Command] is. The name, the TTL and what else it needs are the client's.
+type CommandKind uint8
+
+// The kinds of commands.
+const (
+	CommandAcquire CommandKind = iota + 1
+	CommandRenew
+	CommandRelease
+)
+
+// Answer is what the table says to a [Command].
+type Answer struct {
+	ID       uint64
+	Attempt  uint64 // Pushed
+	Kind     AnswerKind
+	Tok      Token      // AnswerGranted, AnswerHeld
+	Waited   bool       // AnswerGranted: it came out of the queue, and is not a hold before it is renewed
+	Position int        // AnswerQueued: how many stand in front
+	View     Descriptor // AnswerElsewhere: as far as known; without members a [Lookup] follows
+	Err      error      // AnswerRefused
+}
+
+// AnswerKind says what an [Answer] is.
+type AnswerKind uint8
+
+// The kinds of answers.
+const (
+	AnswerNone AnswerKind = iota + 1 // it may have been executed or not
+	AnswerGranted
+	AnswerQueued
+	AnswerLocked
+	AnswerHeld
+	AnswerNotHeld
+	AnswerReleased
+	AnswerElsewhere // the voters lock the name
+	AnswerRefused
+)
 
 // Why a hold is over, in [Lost] and [Done].
 var (

@@ -27,6 +27,12 @@ const (
 	mutantAnyView               // messages of any view are accepted
 	mutantNoSettleByTime        // without reports nobody ever settles
 	mutantNoSuspend             // a replica that lags behind its own log goes on (S1)
+
+	mutantNoModeSeal      // a name that is pending is served on (M1)
+	mutantEmptyModeReport // a restarted or unsettled replica reports what it has of a name (M2)
+	mutantSealedLeftOut   // the sealed table of a name is left out of the report of the view (M5)
+	mutantModesForgotten  // a new view begins with every name in mode sigma
+	mutantGrantsKept      // a client keeps its grants when it goes to the log (M7)
 	mutants
 )
 
@@ -34,5 +40,25 @@ const (
 func (m mutant) String() string {
 	return [...]string{"none", "expiry-free", "yield-counted", "no-embargo", "counter-zero", "from-arrival", "no-install", "yield-once",
 		"any-install", "no-cap", "no-seal", "one-report", "no-candidates", "small-base", "one-candidate", "claim-overrules",
-		"shortest-lease", "half-lease", "empty-report", "any-view", "no-settle-by-time", "no-suspend"}[m]
+		"shortest-lease", "half-lease", "empty-report", "any-view", "no-settle-by-time", "no-suspend",
+		"no-mode-seal", "empty-mode-report", "sealed-left-out", "modes-forgotten", "grants-kept"}[m]
 }
+
+// Mutant plants one of the mistakes about modes from other packages' simulations.
+type Mutant = mutant
+
+// The mutants of modes.
+const (
+	MutantNone            = mutantNone
+	MutantNoModeSeal      = mutantNoModeSeal
+	MutantEmptyModeReport = mutantEmptyModeReport
+	MutantSealedLeftOut   = mutantSealedLeftOut
+	MutantModesForgotten  = mutantModesForgotten
+	MutantGrantsKept      = mutantGrantsKept
+)
+
+// Sabotage plants a mistake into r.
+func (r *Replica) Sabotage(m Mutant) { r.cfg.mutant = m }
+
+// Sabotage plants a mistake into c.
+func (c *Client) Sabotage(m Mutant) { c.cfg.mutant = m }

@@ -53,6 +53,7 @@ type Replica struct {
 	settleAt  automaton.Instant // S4(b); means something while not settled
 	embargo   automaton.Instant // S8: nothing is granted before
 	pullAt    automaton.Instant
+	reportAt  automaton.Instant // when a name is to be reported to the log; Never
 	armed     automaton.Instant
 
 	// floor is at least the rec of every name that is not in locks.
@@ -68,6 +69,7 @@ type Replica struct {
 	reported map[keyspace.NodeID]bool      // whose report is complete
 	parked   map[string][]parkedMessage    // messages of views to come
 	parkedN  int
+	modes    map[string]*handed   // names that are not in mode sigma
 	asked    [3]automaton.Instant // when an entry of each kind may be proposed again
 	wantCap  time.Duration        // the longest lease that waits for RaiseTTL
 }
@@ -100,6 +102,7 @@ type candidate struct {
 	until   automaton.Instant
 	votes   int
 	claimed bool
+	offered Token // for people
 }
 
 // lock is the state of one name.
@@ -142,9 +145,10 @@ func NewReplica(cfg ReplicaConfig, log LogState) *Replica {
 	}
 	r := &Replica{
 		cfg: cfg, log: log, booting: cfg.Restarted, settled: true, floor: log.Base, suspendAt: automaton.Never,
-		pullAt: automaton.Never, armed: automaton.Never,
+		pullAt: automaton.Never, reportAt: automaton.Never, armed: automaton.Never,
 		locks: make(map[string]*lock), perPeer: make(map[keyspace.NodeID]int), incoming: make(map[keyspace.NodeID]*incoming),
 		reported: make(map[keyspace.NodeID]bool), parked: make(map[string][]parkedMessage),
+		modes: make(map[string]*handed),
 	}
 	return r
 }
@@ -170,7 +174,7 @@ func (r *Replica) Step(ev Event, out []Action) []Action {
 	case Timer:
 		r.armed = automaton.Never
 	case Applied, Jumped:
-		out = r.follow(*ev.State, out)
+		out = r.follow(*ev.State, ev.Modes, ev.Kind == Jumped, out)
 	case Appended: // S1
 		if ev.Entry.Kind == EntryView && ev.Entry.From == r.log.View && r.suspendAt == automaton.Never && !r.suspended {
 			r.suspendAt = r.now.Add(SuspendAfter)
@@ -227,6 +231,8 @@ func (r *Replica) receive(from keyspace.NodeID, m *Message, out []Action) []Acti
 		return r.receiveReport(from, m, out)
 	case Pull:
 		return r.receivePull(from, m, out)
+	case Inspect:
+		return r.inspect(from, m, out)
 	case Request, Yield, Release, Install:
 	default:
 		return out
@@ -241,6 +247,9 @@ func (r *Replica) receive(from keyspace.NodeID, m *Message, out []Action) []Acti
 		return out
 	case c < 0 && m.Kind == Release && has(r.log.Members, r.cfg.Self):
 		// The request is over for good, whatever view it lived in. Its client learns where its other replicas are now.
+		if h := r.modes[m.Name]; h != nil {
+			return r.elsewhere(h, from, m, out)
+		}
 		return r.moved(from, m.Name, m.Req, r.release(from, m, out))
 	case c < 0 && r.cfg.mutant == mutantNoSeal && r.frozen.true && m.View == r.frozen.view:
 		if l := r.frozen.locks[m.Name]; l != nil && l.owned && l.owner.req == m.Req {
@@ -257,6 +266,9 @@ func (r *Replica) receive(from keyspace.NodeID, m *Message, out []Action) []Acti
 	}
 	if r.suspended {
 		return out
+	}
+	if h := r.modes[m.Name]; h != nil && !(r.cfg.mutant == mutantNoModeSeal && h.mode == ModePending) { // M1
+		return r.elsewhere(h, from, m, out)
 	}
 	switch m.Kind {
 	case Request:
@@ -708,7 +720,11 @@ func (r *Replica) send(to keyspace.NodeID, m Message, out []Action) []Action {
 }
 
 func (r *Replica) moved(to keyspace.NodeID, name string, q Req, out []Action) []Action {
-	return r.send(to, Message{Kind: Moved, Name: name, Req: q, Members: r.log.Members}, out)
+	m := Message{Kind: Moved, Name: name, Req: q, Members: r.log.Members}
+	if h := r.modes[name]; h != nil {
+		m.Mode = h.mode
+	}
+	return r.send(to, m, out)
 }
 
 // grantAll looks at every name after something that held all of them back has ended.
@@ -743,11 +759,15 @@ func (r *Replica) elapse(out []Action) []Action {
 	}
 	if r.embargo != 0 && r.now >= r.embargo && !r.booting {
 		r.embargo = 0
+		if r.reportAt != automaton.Never {
+			r.reportAt = r.now
+		}
 		out = r.grantAll(out)
 	}
 	if r.now >= r.pullAt {
 		out = r.pull(out)
 	}
+	out = r.reportModes(out)
 	for len(r.due) > 0 && r.due[0].wake <= r.now {
 		l := r.due[0]
 		out = r.tick(l, out)
@@ -831,7 +851,7 @@ func (r *Replica) forget(l *lock) {
 // arm asks for a timer when it has to come earlier than the one asked for. One that comes too early does no harm, so a
 // deadline that moves back costs nothing.
 func (r *Replica) arm(out []Action) []Action {
-	at := min(r.suspendAt, r.pullAt)
+	at := min(r.suspendAt, r.pullAt, r.reportAt)
 	if !r.settled && !r.booting {
 		at = min(at, r.settleAt)
 	}

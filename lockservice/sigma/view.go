@@ -32,14 +32,15 @@ type reported struct {
 	at automaton.Instant
 }
 
-// follow takes over a new state of the log.
-func (r *Replica) follow(next LogState, out []Action) []Action {
+// follow takes over a new state of the log, with the modes of names: of those that have changed, or of all.
+func (r *Replica) follow(next LogState, modes []NameMode, whole bool, out []Action) []Action {
 	if next.View.Compare(r.log.View) < 0 {
 		return out
 	}
 	old := r.log
 	if next.View == old.View {
 		r.log = next
+		out = r.setModes(modes, whole, out)
 		if r.booting {
 			return out
 		}
@@ -49,13 +50,16 @@ func (r *Replica) follow(next LogState, out []Action) []Action {
 		if next.Cap > old.Cap {
 			r.asked[EntryRaiseTTL-EntryView], r.wantCap = 0, 0
 		}
-		return r.grantAll(out)
+		if next.Ceil > old.Ceil || next.Cap > old.Cap {
+			out = r.grantAll(out)
+		}
+		return out
 	}
-	return r.begin(next, out)
+	return r.begin(next, modes, whole, out)
 }
 
 // begin is S2: it seals the present view and opens the next.
-func (r *Replica) begin(next LogState, out []Action) []Action {
+func (r *Replica) begin(next LogState, modes []NameMode, whole bool, out []Action) []Action {
 	old := r.log
 	successor := next.View == ViewID{old.View.Gen, old.View.Num + 1}
 	if !r.booting {
@@ -69,17 +73,27 @@ func (r *Replica) begin(next LogState, out []Action) []Action {
 	}
 	r.frozen = frozen{}
 	if can && successor {
-		r.frozen = frozen{true: true, view: old.View, locks: r.locks, names: r.names(), until: r.now.Add(r.cfg.Drift.Stretch(r.cfg.TTLMax))}
+		names := r.unseal(r.names())
+		r.frozen = frozen{true: true, view: old.View, locks: r.locks, names: names, until: r.now.Add(r.cfg.Drift.Stretch(r.cfg.TTLMax))}
 	}
-	r.log = next
+	r.log, r.settled = next, false
 	r.locks, r.due, r.idle = make(map[string]*lock), nil, idleList{}
 	r.queued = 0
 	clear(r.perPeer)
+	for name, h := range r.modes {
+		h.lock, h.sealed = nil, false
+		if r.cfg.mutant == mutantModesForgotten {
+			delete(r.modes, name)
+		}
+	}
+	if r.cfg.mutant != mutantModesForgotten {
+		out = r.setModes(modes, whole, out)
+	}
 	r.floor = next.Base // A: numbers of a view are above all of those before, whatever the reports say
 	if r.cfg.mutant == mutantSmallBase {
 		r.floor = old.Base
 	}
-	r.settled, r.suspended, r.suspendAt = false, false, automaton.Never
+	r.suspended, r.suspendAt = false, automaton.Never
 	r.asked, r.wantCap = [3]automaton.Instant{}, 0
 	clear(r.reported)
 	for n, in := range r.incoming {
@@ -166,30 +180,38 @@ func (r *Replica) piece(i int) Report {
 	rep := Report{Inc: r.cfg.Inc, Chunk: i, Chunks: r.chunks()}
 	from := min(i*ReportEntriesMax, len(r.frozen.names))
 	for _, name := range r.frozen.names[from:min(from+ReportEntriesMax, len(r.frozen.names))] {
-		l := r.frozen.locks[name]
-		e := ReportEntry{Name: name, DelayLeft: max(0, l.delay.Sub(r.now))}
-		party := func(w *wish, end automaton.Instant) ReportParty {
-			return ReportParty{Req: w.req, ReqTS: w.reqTS, Node: w.node, CS: w.cs, TTL: w.ttl, Delay: w.delay, Left: max(0, end.Sub(r.now))}
-		}
-		if l.owned && l.exp > r.now {
-			e.Parties = append(e.Parties, party(&l.owner, l.exp))
-		} else if l.owned {
-			e.DelayLeft = max(e.DelayLeft, l.exp.Add(l.owner.delay).Sub(r.now))
-		}
-		for j := range l.candidates {
-			if c := &l.candidates[j]; c.until > r.now && len(e.Parties) < CandidatesMax {
-				e.Parties = append(e.Parties, party(&c.wish, c.until))
-			}
-		}
-		for j := range l.queue[:min(len(l.queue), ReportQueueMax)] {
-			e.Queue = append(e.Queue, party(&l.queue[j], 0))
-		}
-		for _, q := range l.ended[max(0, len(l.ended)-ReportEndedMax):] {
-			e.Ended = append(e.Ended, q.Req)
-		}
-		rep.Entries = append(rep.Entries, e)
+		rep.Entries = append(rep.Entries, r.entry(name, r.frozen.locks[name]))
 	}
 	return rep
+}
+
+// entry says of a name who may hold it and who waits, as of now. Leases that are over are left out.
+func (r *Replica) entry(name string, l *lock) ReportEntry {
+	e := ReportEntry{Name: name}
+	if l == nil {
+		return e
+	}
+	e.DelayLeft = max(0, l.delay.Sub(r.now))
+	party := func(w *wish, end automaton.Instant, tok Token) ReportParty {
+		return ReportParty{Req: w.req, ReqTS: w.reqTS, Node: w.node, CS: w.cs, TTL: w.ttl, Delay: w.delay, Left: max(0, end.Sub(r.now)), Tok: tok}
+	}
+	if l.owned && l.exp > r.now {
+		e.Parties = append(e.Parties, party(&l.owner, l.exp, l.prop))
+	} else if l.owned {
+		e.DelayLeft = max(e.DelayLeft, l.exp.Add(l.owner.delay).Sub(r.now))
+	}
+	for j := range l.candidates {
+		if c := &l.candidates[j]; c.until > r.now && len(e.Parties) < CandidatesMax {
+			e.Parties = append(e.Parties, party(&c.wish, c.until, max(c.tok, c.offered)))
+		}
+	}
+	for j := range l.queue[:min(len(l.queue), ReportQueueMax)] {
+		e.Queue = append(e.Queue, party(&l.queue[j], 0, 0))
+	}
+	for _, q := range l.ended[max(0, len(l.ended)-ReportEndedMax):] {
+		e.Ended = append(e.Ended, q.Req)
+	}
+	return e
 }
 
 // pushReport sends the pieces of a window, from piece i.
@@ -314,7 +336,7 @@ func (r *Replica) complete(from keyspace.NodeID, in *incoming, out []Action) []A
 func (r *Replica) merge(e reported) {
 	l := r.locks[e.Name]
 	if l == nil {
-		if r.settled {
+		if h := r.modes[e.Name]; r.settled || h != nil && h.mode == ModeGroup {
 			return
 		}
 		l = &lock{name: e.Name, rec: r.floor, at: -1, idleAt: r.now}
@@ -341,7 +363,7 @@ func (r *Replica) merge(e reported) {
 			c.until, c.votes = min(c.until, until), c.votes+1
 		case i >= 0:
 			c := &l.candidates[i]
-			c.until, c.votes = max(c.until, until), c.votes+1
+			c.until, c.votes, c.offered = max(c.until, until), c.votes+1, max(c.offered, p.Tok)
 		case !r.settled && !l.over(p.Req):
 			if r.cfg.mutant == mutantOneCandidate && len(l.candidates) > 0 {
 				break
@@ -355,7 +377,7 @@ func (r *Replica) merge(e reported) {
 				l.end(old, e.at)
 				r.dropCandidate(l, j)
 			}
-			l.candidates = append(l.candidates, candidate{wish: p.wish(r.now), until: until, votes: 1})
+			l.candidates = append(l.candidates, candidate{wish: p.wish(r.now), until: until, votes: 1, offered: p.Tok})
 			r.perPeer[p.Node]++
 		}
 	}
@@ -500,6 +522,10 @@ func (r *Replica) settle(out []Action) []Action {
 			i++
 		}
 		r.sweep(l)
+		if h := r.modes[name]; h != nil {
+			out = r.seal(name, h, out)
+			continue
+		}
 		for i := range l.candidates {
 			if c := &l.candidates[i]; !c.heard {
 				out = r.moved(c.node, l.name, c.req, out)
@@ -512,6 +538,9 @@ func (r *Replica) settle(out []Action) []Action {
 		}
 		out = r.tick(l, out)
 		out = r.rest(l, out)
+	}
+	for _, name := range r.pending() { // of which nobody knew anything
+		out = r.seal(name, r.modes[name], out)
 	}
 	return out
 }

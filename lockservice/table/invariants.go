@@ -6,7 +6,7 @@ import "fmt"
 func (t *Table) check() error {
 	owners, waiters, wakes, values := 0, 0, 0, 0
 	for name, l := range t.locks {
-		if l.name != name || len(l.owners) == 0 && len(l.queue) == 0 && l.wake == nil {
+		if l.name != name || len(l.owners) == 0 && len(l.queue) == 0 && l.wake == nil && l.hand == nil && !l.away && t.need == 0 {
 			return fmt.Errorf("lock %q is kept for nobody", name)
 		}
 		if w := l.wake; w != nil {
@@ -15,6 +15,22 @@ func (t *Table) check() error {
 			}
 		} else if len(l.queue) > 0 && t.admits(l, l.queue[0]) || !t.fresh() {
 			return fmt.Errorf("lock %q: the first waiter could be granted, or the table is not fresh", name)
+		}
+		if h := l.hand; h != nil {
+			if len(l.owners) > 0 || l.away || !h.Pending && len(h.Candidates) == 0 || len(h.Candidates) > CandidatesMax || len(h.Said) > SaidMax {
+				return fmt.Errorf("lock %q: %d owners beside a handover of %d candidates, pending %v", name, len(l.owners), len(h.Candidates), h.Pending)
+			}
+			if (h.due != nil) != (len(h.Candidates) > 0) {
+				return fmt.Errorf("lock %q: nobody looks when the leases of its candidates end", name)
+			}
+			for _, c := range h.Candidates {
+				if c.Until <= t.now || c.Until < h.due.when || h.isOver(c.Wish) {
+					return fmt.Errorf("lock %q: candidate %v until %v, now %v", name, c.Wish, c.Until, t.now)
+				}
+			}
+			if h.due != nil {
+				wakes++
+			}
 		}
 		seen := make(map[request]bool)
 		note := func(c Client, req uint64, value string) error {
@@ -50,6 +66,9 @@ func (t *Table) check() error {
 			}
 		}
 		for _, w := range l.queue {
+			if (w.Held != 0 || w.Try) && l.hand == nil {
+				return fmt.Errorf("lock %q: %v waits for a mode", name, w.Client)
+			}
 			if err := note(w.Client, w.Req, w.Value); err != nil {
 				return err
 			}

@@ -733,7 +733,7 @@ func (t *Table) restoreLock(ls LockState) error {
 	}
 	// In this order: what follows relies on few owners and waiters.
 	if len(ls.Queue) > WaitersPerLockMax || ls.Permits < 0 || len(ls.Owners) > HoldersPerLockMax || ls.Permits > HoldersPerLockMax ||
-		len(ls.Owners) == 0 && len(ls.Queue) == 0 && until == 0 && t.need == 0 && !(ls.Away && t.cfg.Voters) {
+		len(ls.Owners) == 0 && len(ls.Queue) == 0 && until == 0 && t.need == 0 && !(ls.Away && t.cfg.Voters) && ls.Hand == nil {
 		return fmt.Errorf("%w: lock %q of %d permits with %d owners, %d waiters", ErrState, ls.Name, ls.Permits, len(ls.Owners), len(ls.Queue))
 	}
 	if ls.Until < 0 || ls.Until > 0 && (ls.Until <= t.now || ls.Until > max(t.cfg.Fresh, later(t.now, max(DelayMax, t.cfg.Drift.Stretch(t.cfg.Drift.Stretch(t.cfg.TTLMax)))))) {

@@ -3,7 +3,6 @@ package placement
 import (
 	"bytes"
 	"crypto/ed25519"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 
@@ -15,13 +14,9 @@ import (
 const OverlayGenMax = 1<<8 - 1
 
 // ReseedBytesMax bounds an encoded reseed document.
-const ReseedBytesMax = 1 + 32 + 1 + sha256.Size + 1 + MembersMax*(1+PeerIDBytesMax+1+AddrsMax*(1+AddrBytesMax)+16) + ed25519.SignatureSize
+const ReseedBytesMax = 1 + 32 + 1 + 1 + MembersMax*(1+PeerIDBytesMax+1+AddrsMax*(1+AddrBytesMax)+16) + ed25519.SignatureSize
 
-// Version 2 names the state to begin with; a document without one is written as version 1.
-const (
-	reseedVersion      = 1
-	reseedVersionState = 2
-)
+const reseedVersion = 1
 
 // reseedDomain keeps a signature of a reseed document from being one of anything else.
 const reseedDomain = "latchkey reseed document\x00"
@@ -35,8 +30,6 @@ type Reseed struct {
 	Overlay    order.OverlayID
 	OverlayGen uint8  // above zero; one more than the last
 	Founders   []Host // the new root's voters, an odd number, at most 2F+1; replica i+1 is Founders[i]
-	// State is the SHA-256 of the snapshot of a directory of the former root, with which the new one begins ([Inherit]); zero: with none.
-	State [sha256.Size]byte
 }
 
 // RootGroup returns the id of the new root group.
@@ -46,9 +39,6 @@ func (r Reseed) RootGroup() order.GroupID {
 
 // RootDescriptor returns the new root's descriptor as the document knows it.
 func (r Reseed) RootDescriptor() Descriptor { return describe(r.RootGroup(), r.Founders) }
-
-// Inherits reports whether the new root begins with what is left of the former one's state.
-func (r Reseed) Inherits() bool { return r.State != [sha256.Size]byte{} }
 
 func (r Reseed) check(g Genesis) error {
 	switch {
@@ -65,11 +55,7 @@ func (r Reseed) check(g Genesis) error {
 
 func (r Reseed) body() []byte {
 	b := append([]byte{reseedVersion}, r.Overlay[:]...)
-	if b = append(b, r.OverlayGen); r.Inherits() {
-		b[0] = reseedVersionState
-		b = append(b, r.State[:]...)
-	}
-	return appendHosts(b, r.Founders)
+	return appendHosts(append(b, r.OverlayGen), r.Founders)
 }
 
 // Propose returns the document without a signature, for whoever has the key. It counts for nothing. Errors match [ErrReseed].
@@ -86,18 +72,12 @@ func DecodeProposal(g Genesis, b []byte) (Reseed, error) {
 		return Reseed{}, fmt.Errorf("%w: reseed document of %d bytes (at most %d)", ErrMalformed, len(b), ReseedBytesMax)
 	}
 	r := reader{b: b}
-	version := r.u8()
-	if r.err == nil && version != reseedVersion && version != reseedVersionState {
-		r.fail("reseed document of version %d, this program reads %d and %d", version, reseedVersion, reseedVersionState)
+	if v := r.u8(); r.err == nil && v != reseedVersion {
+		r.fail("reseed document of version %d, this program reads %d", v, reseedVersion)
 	}
 	var doc Reseed
 	r.fixed(doc.Overlay[:])
 	doc.OverlayGen = r.u8()
-	if version == reseedVersionState {
-		if r.fixed(doc.State[:]); r.err == nil && !doc.Inherits() {
-			r.fail("a state that is none written out")
-		}
-	}
 	doc.Founders = r.hosts()
 	if err := r.end(); err != nil {
 		return Reseed{}, err

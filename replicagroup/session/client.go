@@ -105,9 +105,6 @@ type (
 	NoAnswer struct{ Call uint64 }
 	// Timer says that the instant of the last [Arm] has come.
 	Timer struct{}
-	// Gone says that the group is over and that another one serves what it served: nobody there will answer any more. What was not
-	// sent gets ErrMoved, what was sent ErrOutcomeUnknown, and the client takes nothing further.
-	Gone struct{}
 	// Close ends everything: what was not sent gets ErrClosed, what was sent ErrOutcomeUnknown, and an open session is told
 	// to the group as closed, once.
 	Close struct{}
@@ -122,7 +119,6 @@ func (Answer) isClientEvent()    {}
 func (NotLeader) isClientEvent() {}
 func (NoAnswer) isClientEvent()  {}
 func (Timer) isClientEvent()     {}
-func (Gone) isClientEvent()      {}
 func (Close) isClientEvent()     {}
 
 // ClientAction is an output of a [Client].
@@ -174,7 +170,6 @@ type Client struct {
 	open   bool           // the group has confirmed the session
 	keep   bool
 	closed bool
-	gone   bool // of closed: because the group is
 	// touched is the last sending of a command that the group has answered.
 	touched automaton.Instant
 
@@ -261,12 +256,8 @@ func (c *Client) Step(ev ClientEvent, now automaton.Instant, out []ClientAction)
 		}
 	case Timer:
 		c.armed = automaton.Never
-	case Gone:
-		c.open = false // there is nobody to tell
-		out = c.end(ErrMoved, out)
-		c.gone = true
 	case Close:
-		out = c.end(ErrClosed, out)
+		out = c.close(out)
 	}
 	out = c.pump(out)
 	return c.arm(out)
@@ -275,8 +266,6 @@ func (c *Client) Step(ev ClientEvent, now automaton.Instant, out []ClientAction)
 func (c *Client) submit(s Submit, out []ClientAction) []ClientAction {
 	var err error
 	switch {
-	case c.gone:
-		err = ErrMoved
 	case c.closed:
 		err = ErrClosed
 	case len(s.Data) > order.DataBytesMax || len(s.Service) > order.ServiceBytesMax:
@@ -600,21 +589,16 @@ func (c *Client) send(r *request, op byte, out []ClientAction) []ClientAction {
 	return append(out, SendTo{Call: c.lastID, To: c.target, Cmd: cmd, Timeout: c.cfg.CallTimeout})
 }
 
-// end takes nothing further. What was certainly never run ends with unsent.
-func (c *Client) end(unsent error, out []ClientAction) []ClientAction {
+func (c *Client) close(out []ClientAction) []ClientAction {
 	if c.closed {
 		return out
 	}
 	c.closed = true
 	for _, r := range c.queue {
-		out = c.finish(r, nil, unsent, out)
+		out = c.finish(r, nil, ErrClosed, out)
 	}
 	for _, r := range c.flight {
-		err := ErrOutcomeUnknown
-		if r.call == 0 && !r.unknown { // every copy was turned away
-			err = unsent
-		}
-		out = c.finish(r, nil, err, out)
+		out = c.finish(r, nil, ErrOutcomeUnknown, out)
 	}
 	var limbo []*request
 	for _, w := range c.calls {

@@ -10,11 +10,11 @@ import (
 )
 
 // attackTime is how long each attack goes on while the honest client works.
-var attackTime = flag.Duration("attack.time", 300*time.Millisecond, "how long each attack lasts; a benchmark's, ten times as long")
+var attackTime = flag.Duration("attack.time", 300*time.Millisecond, "how long each attack lasts")
 
 func TestMain(m *testing.M) {
-	if role := os.Getenv(roleEnv); role != "" {
-		os.Exit(childMain(role))
+	if order := os.Getenv(orderEnv); order != "" {
+		os.Exit(attackerMain(order))
 	}
 	goleak.VerifyTestMain(m)
 }
