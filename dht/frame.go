@@ -3,6 +3,7 @@ package dht
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -228,7 +229,11 @@ type assembler struct {
 	budget *budget // what all streams of the peer may announce together
 	stream *stream // whose messages these are; nil: nobody's, and not counted among all peers'
 	begun  item    // kind, id, service, key and total of the message under way; kind 0: none
-	buf    []byte
+
+	// What has come of it, in chunks of pieceBytesMax of which only the last has room. One buffer that grows would leave three times as much
+	// behind for the garbage collector, of a message that may never be complete.
+	chunks [][]byte
+	held   int // bytes in chunks
 }
 
 // add takes the next item and reports whether it is a whole message, or completes one, which then replaces *it and belongs to
@@ -236,7 +241,7 @@ type assembler struct {
 func (a *assembler) add(it *item) (whole bool, err error) {
 	switch {
 	case it.kind == pb.Kind_KIND_PIECE:
-		if a.begun.kind == 0 || uint64(len(a.buf)+len(it.payload)) > a.begun.total {
+		if a.begun.kind == 0 || uint64(a.held+len(it.payload)) > a.begun.total {
 			return false, &badFrame{ReasonPiece, "of no message, or beyond its total"}
 		}
 	case a.begun.kind != 0:
@@ -257,23 +262,29 @@ func (a *assembler) add(it *item) (whole bool, err error) {
 			return false, err
 		}
 	}
-	if uint64(len(a.buf)) < a.begun.total {
+	if uint64(a.held) < a.begun.total {
 		return false, nil
 	}
 	*it = a.begun
-	it.payload = a.buf
+	it.payload = slices.Concat(a.chunks...)
 	a.drop()
 	return true, nil
 }
 
-// take appends a piece. Room is made as pieces come, at most twice what they hold, and never more than the total.
+// take appends a piece. Room is made as pieces come, a chunk at a time, and never for more than the total.
 func (a *assembler) take(piece []byte) {
-	if need := len(a.buf) + len(piece); need > cap(a.buf) {
-		larger := make([]byte, len(a.buf), min(uint64(max(need, 2*cap(a.buf))), a.begun.total))
-		copy(larger, a.buf)
-		a.buf = larger
+	for len(piece) > 0 {
+		last := len(a.chunks) - 1
+		if last < 0 || len(a.chunks[last]) == cap(a.chunks[last]) {
+			a.chunks = append(a.chunks, make([]byte, 0, min(a.begun.total-uint64(a.held), pieceBytesMax)))
+			last++
+		}
+		c := a.chunks[last]
+		n := copy(c[len(c):cap(c)], piece)
+		a.chunks[last] = c[:len(c)+n]
+		a.held += n
+		piece = piece[n:]
 	}
-	a.buf = append(a.buf, piece...)
 }
 
 // drop forgets the message under way and gives back what it had announced.
@@ -284,7 +295,7 @@ func (a *assembler) drop() {
 			a.stream.link.o.half.forget(a)
 		}
 	}
-	a.begun, a.buf = item{}, nil
+	a.begun, a.chunks, a.held = item{}, nil, 0
 }
 
 // hello is what a peer says of itself in the first frame of a stream.

@@ -189,6 +189,37 @@ func TestBudgetHoldsOneLargestMessage(t *testing.T) {
 	}
 }
 
+// What a peer may have us keep of a message that it never ends is what it has sent of it, whatever it cuts it into.
+func TestAHalfReceivedMessageTakesTheRoomOfWhatHasCome(t *testing.T) {
+	msg := bytes.Repeat([]byte("latchkey"), 3*pieceBytesMax/8+1)
+	for _, piece := range []int{1, 1000, pieceBytesMax - 1, pieceBytesMax} {
+		first := item{kind: pb.Kind_KIND_ONE_WAY, service: []byte("s"), payload: msg[:piece], total: uint64(len(msg))}
+		joined := assembler{budget: new(budget)}
+		next, sent := &first, 0
+		for whole := false; !whole; {
+			sent += len(next.payload)
+			var err error
+			if whole, err = joined.add(next); err != nil {
+				t.Fatal(err)
+			}
+			room := 0
+			for _, c := range joined.chunks {
+				room += cap(c)
+			}
+			if !whole && (joined.held != sent || room > sent+pieceBytesMax) {
+				t.Fatalf("pieces of %d bytes: %d sent, %d held in room for %d", piece, sent, joined.held, room)
+			}
+			if whole && !bytes.Equal(next.payload, msg) {
+				t.Errorf("pieces of %d bytes make another message", piece)
+			}
+			next = &item{kind: pb.Kind_KIND_PIECE, payload: msg[sent:min(sent+piece, len(msg))]}
+			if piece == 1 && sent > pieceBytesMax { // enough of those
+				next.payload = msg[sent:]
+			}
+		}
+	}
+}
+
 func TestPiecesJoinToTheMessage(t *testing.T) {
 	for _, n := range []int{ControlBytesMax + 1, pieceBytesMax, pieceBytesMax + 1, 3*pieceBytesMax + 7} {
 		msg := bytes.Repeat([]byte("latchkey"), n/8+1)[:n]

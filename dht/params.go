@@ -17,6 +17,9 @@ const (
 	// writer begins another frame.
 	itemsPerFrameMax = 1024
 
+	// itemsAtOnce is how many of a frame are handled before the goroutines of others get a turn. One frame of 64 callers is handled at once.
+	itemsAtOnce = 64
+
 	// itemOverheadMax is more than any item's encoding takes beside its payload.
 	itemOverheadMax = 256
 

@@ -80,7 +80,7 @@ func (a *assembler) limit(d time.Duration) error {
 func (a *assembler) late(err error) error {
 	var timeout net.Error
 	if a.begun.kind != 0 && errors.As(err, &timeout) && timeout.Timeout() {
-		return &badFrame{ReasonUnfinished, fmt.Sprintf("%d of %d bytes", len(a.buf), a.begun.total)}
+		return &badFrame{ReasonUnfinished, fmt.Sprintf("%d of %d bytes", a.held, a.begun.total)}
 	}
 	return err
 }

@@ -299,6 +299,14 @@ func (s *stream) readAll() error {
 			if s.detached.Load() {
 				return net.ErrClosed
 			}
+			if i%itemsAtOnce == itemsAtOnce-1 {
+				runtime.Gosched()
+			}
+		}
+		// A peer that has said more lets the others' readers go first. A flood would keep the processor otherwise, until the runtime takes
+		// it away, which is after ten milliseconds.
+		if s.reader.Buffered() > 0 {
+			runtime.Gosched()
 		}
 	}
 }

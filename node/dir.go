@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
 
+	"latchkey/dht"
 	"latchkey/internal/durablefile"
 	"latchkey/node/config"
 	"latchkey/replicagroup/placement"
@@ -33,6 +34,7 @@ const (
 	configFile     = "config.yaml"  // the peer's configuration
 	rootKeyFile    = "root.key"     // the overlay's root key; only where the overlay was founded
 	reseedFile     = "reseed"       // the newest reseed document; only where the overlay's root was lost once
+	rootStateFile  = "reseed.state" // what was left of the former root's state; only where a later root began with it
 	storeDir       = "store"        // a directory: the peer's replicas (package disk)
 	peersFile      = "peers.json"   // peers that were met
 	lockFile       = "daemon.lock"  // locked while a daemon runs, or somebody makes the directory
@@ -124,6 +126,9 @@ func readDir(dir string) (*Dir, error) {
 		return nil, damaged(dir, identityFile, err)
 	}
 	genesis, err := readFile(dir, genesisFile)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, damaged(dir, genesisFile, err)
 	}
@@ -241,13 +246,11 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	if c.Network.Mode == config.ModeAuto {
 		opts = append(opts, WithAutoMode())
 	}
-	reseed, err := d.reseed()
+	reseed, state, err := d.reseed()
 	if err != nil {
 		return nil, err
 	}
-	opts = append(opts, withReseed(reseed, func(doc []byte) error {
-		return durablefile.Replace(filepath.Join(d.path, reseedFile), doc, 0o644)
-	}))
+	opts = append(opts, withReseed(reseed, state, d.keepReseed))
 	switch {
 	case c.Network.Mode == config.ModeClient:
 		if has, _ := d.hasStore(); has {
@@ -268,19 +271,37 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	return n, nil
 }
 
-// reseed returns the reseed document that was kept, nil if there is none.
-func (d *Dir) reseed() ([]byte, error) {
-	doc, err := readFile(d.path, reseedFile)
+// reseed returns the reseed document that was kept and the state that was kept with it, nil where there is none. Whether the state is
+// that of the document is for whoever begins with it to judge, by its digest.
+func (d *Dir) reseed() (doc, state []byte, err error) {
+	doc, err = readFile(d.path, reseedFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if _, err := placement.OpenReseed(d.info.Genesis, doc); err != nil {
-		return nil, fmt.Errorf("%w: %s: %w; remove it, and the peer is told of the overlay's root by others", ErrDamaged, filepath.Join(d.path, reseedFile), err)
+		return nil, nil, fmt.Errorf("%w: %s: %w; remove it, and the peer is told of the overlay's root by others", ErrDamaged, filepath.Join(d.path, reseedFile), err)
 	}
-	return doc, nil
+	state, err = readFileMax(d.path, rootStateFile, rootStateBytesMax)
+	if errors.Is(err, fs.ErrNotExist) {
+		return doc, nil, nil
+	}
+	return doc, state, err
+}
+
+// rootStateBytesMax bounds the state that a root begins with: it came in one message.
+const rootStateBytesMax = dht.MessageBytesMax
+
+// keepReseed makes a reseed document durable, after the state with which its root begins here, if it does.
+func (d *Dir) keepReseed(doc, state []byte) error {
+	if state != nil {
+		if err := durablefile.Replace(filepath.Join(d.path, rootStateFile), state, 0o600); err != nil {
+			return err
+		}
+	}
+	return durablefile.Replace(filepath.Join(d.path, reseedFile), doc, 0o644)
 }
 
 // check tells whether the directory's peer can run with this configuration.

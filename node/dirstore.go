@@ -82,7 +82,7 @@ func (d *Dir) knowsOthers(c config.Config) bool {
 
 // reseeded reports whether the overlay has had another root since it was founded.
 func (d *Dir) reseeded() bool {
-	doc, err := d.reseed()
+	doc, _, err := d.reseed()
 	return err == nil && doc != nil
 }
 

@@ -22,6 +22,9 @@ type FoundOptions struct {
 	// LeaseReads has the leaders of groups answer reads without asking the other members each time (placement.Genesis.LeaseReads). It wants
 	// clocks that keep their rate, also against a virtual machine that is suspended: without that a read may be out of date.
 	LeaseReads bool
+	// OwnGroups allows keys to have groups of their own (placement.Genesis.OwnGroups). A group of a prefix that was lost and revived then
+	// grants nothing for the overlay's Lease, if that is longer than locks may last. It cannot be had together with placement.Leased.
+	OwnGroups bool
 }
 
 // Found founds a new overlay with the peer of a libp2p host as its founder. It returns the genesis document, which every
@@ -63,7 +66,7 @@ func drawGenesis(founder placement.Peer, o FoundOptions) (placement.Genesis, ed2
 	if o.Regenesis != nil {
 		g.Regenesis = *o.Regenesis
 	}
-	g.LeaseReads = o.LeaseReads
+	g.LeaseReads, g.OwnGroups = o.LeaseReads, o.OwnGroups
 	host := placement.Host{Peer: founder}
 	rand.Read(host.Store[:])
 	rand.Read(g.Nonce[:])

@@ -73,8 +73,8 @@ func (n *Node) hostedGroups(groups []replicagroup.ReplicaStatus) []api.HostedGro
 }
 
 // GroupStanding implements [api.Node]: how a group stands. of is a prefix of the overlay, "root", or the name of a lock, whose group is meant.
-// The root is asked who the members are, and each of them whether it is there. It makes no group. It blocks for a few seconds when
-// some do not answer; ctx ends it.
+// The root is asked who the members are, and each of them whether it is there. It makes no group. It blocks for [standingTime] when
+// some do not answer, and for some seconds when the root does not; ctx ends it.
 func (n *Node) GroupStanding(ctx context.Context, of string) (api.GroupStanding, error) {
 	p, err := n.prefixOf(of)
 	if err != nil {
@@ -103,7 +103,9 @@ func (n *Node) GroupStanding(ctx context.Context, of string) (api.GroupStanding,
 			return g, fmt.Errorf("%w: the root does not answer, and this peer knows no group of prefix %v%s: %w", lockservice.ErrNoQuorum, p, n.takenFor(of), err)
 		}
 	}
-	roll := n.groups.Roll(ctx, d)
+	ask, cancel := context.WithTimeout(ctx, standingTime)
+	roll := n.groups.Roll(ask, d)
+	cancel()
 	if ctx.Err() != nil {
 		return g, context.Cause(ctx)
 	}
@@ -135,6 +137,10 @@ func (n *Node) GroupStanding(ctx context.Context, of string) (api.GroupStanding,
 	}
 	return g, nil
 }
+
+// standingTime is how long members are waited for that do not answer where somebody only wants to know. A revival, which is for good, takes
+// the time that [replicagroup.Host.Roll] takes.
+const standingTime = time.Second
 
 // prefixOf returns the prefix that people mean.
 func (n *Node) prefixOf(of string) (keyspace.Prefix, error) {
@@ -243,8 +249,11 @@ func (n *Node) DeleteGrave(_ context.Context, of string, gen uint64) ([]api.Grav
 }
 
 // ProposeRoot implements [api.Node]: the reseed document, not yet signed, that makes this peer the founder of a new root.
-func (n *Node) ProposeRoot(context.Context) (api.RootProposal, error) {
-	r, err := n.groups.ProposeRoot()
+func (n *Node) ProposeRoot(ctx context.Context) (api.RootProposal, error) {
+	r, err := n.groups.ProposeRoot(ctx)
+	if cause := context.Cause(ctx); cause != nil {
+		return api.RootProposal{}, cause
+	}
 	if err != nil {
 		return api.RootProposal{}, fmt.Errorf("%w: %w", api.ErrReseed, err)
 	}
@@ -253,7 +262,11 @@ func (n *Node) ProposeRoot(context.Context) (api.RootProposal, error) {
 		return api.RootProposal{}, fmt.Errorf("%w: %w", api.ErrReseed, err)
 	}
 	_, volatile := n.store.(*replicagroup.MemoryStore)
-	return api.RootProposal{Document: doc, Generation: uint32(r.OverlayGen), Volatile: volatile}, nil
+	v := api.RootProposal{Document: doc, Generation: uint32(r.OverlayGen), Volatile: volatile, Groups: r.Groups}
+	if r.Survivor != "" {
+		v.Survivor = r.Survivor.String()
+	}
+	return v, nil
 }
 
 // Reseed implements [api.Node]: it gives an overlay whose root group is lost for good another one, by a document that the root key has

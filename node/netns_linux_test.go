@@ -13,9 +13,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
@@ -36,44 +39,87 @@ func lan(t *testing.T, addrs ...string) (namespaces []string) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to make network namespaces")
 	}
-	run := func(args ...string) error {
-		out, err := exec.Command("ip", args...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
-		}
-		return nil
-	}
-	name := func(i int) string {
-		return fmt.Sprintf("lk%d-%.8s-%d", os.Getpid(), strings.TrimPrefix(t.Name(), "Test"), i)
-	}
-	for i := range len(addrs) + 1 { // the last has the bridge
-		if err := run("netns", "add", name(i)); err != nil {
-			t.Skipf("cannot make network namespaces here: %v", err)
-		}
-		t.Cleanup(func() {
-			if err := run("netns", "del", name(i)); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	hub := name(len(addrs))
-	steps := [][]string{{"-n", hub, "link", "add", "bridge", "type", "bridge"}, {"-n", hub, "link", "set", "bridge", "up"}}
+	hub := namespace(t, "hub")
+	inNamespaces(t, "-n "+hub+" link add bridge type bridge", "-n "+hub+" link set bridge up")
 	for i, addr := range addrs {
-		port := fmt.Sprint("port", i)
-		steps = append(steps,
-			[]string{"-n", hub, "link", "add", port, "type", "veth", "peer", "name", "lan", "netns", name(i)},
-			[]string{"-n", hub, "link", "set", port, "master", "bridge", "up"},
-			[]string{"-n", name(i), "link", "set", "lo", "up"},
-			[]string{"-n", name(i), "addr", "add", addr, "dev", "lan"},
-			[]string{"-n", name(i), "link", "set", "lan", "up"})
-		namespaces = append(namespaces, name(i))
-	}
-	for _, s := range steps {
-		if err := run(s...); err != nil {
-			t.Skipf("cannot make a network of namespaces here: %v", err)
-		}
+		n := namespace(t, fmt.Sprint(i))
+		inNamespaces(t,
+			fmt.Sprintf("-n %s link add port%d type veth peer name lan netns %s", hub, i, n),
+			fmt.Sprintf("-n %s link set port%d master bridge up", hub, i),
+			fmt.Sprintf("-n %s addr add %s dev lan", n, addr),
+			fmt.Sprintf("-n %s link set lan up", n))
+		namespaces = append(namespaces, n)
 	}
 	return namespaces
+}
+
+// namespacesMade numbers the namespaces of this process.
+var namespacesMade atomic.Int32
+
+// namespace makes one, in which there is only the loopback.
+func namespace(t *testing.T, label string) (name string) {
+	t.Helper()
+	name = fmt.Sprintf("lk%d-%d-%s", os.Getpid(), namespacesMade.Add(1), label)
+	inNamespaces(t, "netns add "+name)
+	t.Cleanup(func() {
+		if out, err := exec.Command("ip", "netns", "del", name).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	inNamespaces(t, "-n "+name+" link set lo up")
+	return name
+}
+
+// inNamespaces runs commands of the tool ip.
+func inNamespaces(t *testing.T, commands ...string) {
+	t.Helper()
+	for _, c := range commands {
+		if out, err := exec.Command("ip", strings.Fields(c)...).CombinedOutput(); err != nil {
+			t.Skipf("cannot make a network of namespaces here: ip %s: %v: %s", c, err, bytes.TrimSpace(out))
+		}
+	}
+}
+
+// behindNAT makes a namespace behind another one, which has its network interface lan on the outside and becomes a router as there is one in most
+// homes: connections go out with the router's address, from the same port where that is free, and what comes to the router
+// by itself is dropped without an answer.
+func behindNAT(t *testing.T, router string) (inside string) {
+	t.Helper()
+	inside = namespace(t, "inside")
+	inNamespaces(t,
+		"-n "+router+" link add inside type veth peer name lan netns "+inside,
+		"-n "+router+" addr add 192.168.1.1/24 dev inside",
+		"-n "+router+" link set inside up",
+		"-n "+inside+" addr add 192.168.1.2/24 dev lan",
+		"-n "+inside+" link set lan up",
+		"-n "+inside+" route add default via 192.168.1.1",
+		"netns exec "+router+" sysctl -q -w net.ipv4.ip_forward=1")
+	f, err := os.Open("/run/netns/" + router)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	c, err := nftables.New(nftables.WithNetNSFd(int(f.Fd())))
+	if err != nil {
+		t.Skipf("cannot speak to the kernel's nftables: %v", err)
+	}
+	outside := func(key expr.MetaKey) []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: key, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte("lan"), make([]byte, 13)...)}, // IFNAMSIZ
+		}
+	}
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "router"})
+	out := c.AddChain(&nftables.Chain{Table: table, Name: "out", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
+	c.AddRule(&nftables.Rule{Table: table, Chain: out, Exprs: append(outside(expr.MetaKeyOIFNAME), &expr.Masq{})})
+	in := c.AddChain(&nftables.Chain{Table: table, Name: "in", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter})
+	c.AddRule(&nftables.Rule{Table: table, Chain: in, Exprs: append(outside(expr.MetaKeyIIFNAME), &expr.Verdict{Kind: expr.VerdictDrop})})
+	if err := c.Flush(); err != nil {
+		t.Skipf("cannot make a NAT of the kernel's nftables here: %v", err)
+	}
+	return inside
 }
 
 // remote is a peer in a process and a namespace of its own.
@@ -177,7 +223,7 @@ func TestPeerOfANamespace(t *testing.T) {
 	}
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
-		v, err := doForParent(t, d, n, h, strings.Fields(lines.Text()))
+		v, err := doForParent(t, n, h, strings.Fields(lines.Text()))
 		answer := map[string]any{"Value": v}
 		if err != nil {
 			answer["Err"] = err.Error()
@@ -194,7 +240,7 @@ func TestPeerOfANamespace(t *testing.T) {
 	os.Exit(0) // libp2p has probes of NATs under way, which the test of the whole package would take for leaks
 }
 
-func doForParent(t *testing.T, d *Dir, n *Node, h host.Host, words []string) (any, error) {
+func doForParent(t *testing.T, n *Node, h host.Host, words []string) (any, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), waitMax)
 	defer cancel()
 	switch words[0] {
@@ -212,52 +258,57 @@ func doForParent(t *testing.T, d *Dir, n *Node, h host.Host, words []string) (an
 			return nil, err
 		}
 		return hold.Token(), hold.Release(ctx)
+	case "dial":
+		return dialAnew(ctx, words[1])
 	case "meet":
-		return meetByRelay(t, ctx, d, words[1])
+		return meetByRelay(ctx, h, words[1])
 	}
 	return nil, fmt.Errorf("%s: unknown", words[0])
 }
 
-// meetByRelay dials a peer through a relay, with a host that nobody knows, and tells how they are connected in the end: "relayed" while that
-// is all there is, "direct" when a direct connection has come of it.
-func meetByRelay(t *testing.T, ctx context.Context, d *Dir, at string) (string, error) {
+// dialAnew dials an address from a host that nobody knows, and tells whether that worked.
+func dialAnew(ctx context.Context, at string) (bool, error) {
+	info, err := peer.AddrInfoFromString(at)
+	if err != nil {
+		return false, err
+	}
+	h, err := libp2p.New(libp2p.NoListenAddrs)
+	if err != nil {
+		return false, err
+	}
+	defer h.Close()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return h.Connect(ctx, *info) == nil, nil
+}
+
+// meetByRelay connects a peer's host to another through a relay, waits until a direct connection has come of it and returns that one's
+// address at the other end.
+func meetByRelay(ctx context.Context, h host.Host, at string) (string, error) {
 	info, err := peer.AddrInfoFromString(at)
 	if err != nil {
 		return "", err
 	}
-	c := d.Config()
-	for i, a := range c.Network.Listen {
-		c.Network.Listen[i] = a[:strings.LastIndex(a, "/")] + "/0"
-	}
-	opts, err := HostOptions(c, newKey(t), nil, nil)
-	if err != nil {
+	ctx = network.WithAllowLimitedConn(ctx, "to look")
+	if err := h.Connect(ctx, *info); err != nil {
 		return "", err
 	}
-	h, err := libp2p.New(opts...)
-	if err != nil {
-		return "", err
-	}
-	defer h.Close()
-	if err := h.Connect(network.WithAllowLimitedConn(ctx, "to look"), *info); err != nil {
-		return "", err
-	}
-	relayed := func(c network.Conn) bool { return has(c.RemoteMultiaddr(), ma.P_CIRCUIT) }
-	if conns := h.Network().ConnsToPeer(info.ID); !slices.ContainsFunc(conns, relayed) {
-		return "", fmt.Errorf("not through a relay: %v", conns)
-	}
-	if r := <-ping.Ping(network.WithAllowLimitedConn(ctx, "to look"), h, info.ID); r.Error != nil || r.RTT == 0 {
-		return "", fmt.Errorf("ping through the relay: %v", r.Error)
+	if r := <-ping.Ping(ctx, h, info.ID); r.Error != nil {
+		return "", fmt.Errorf("ping: %w", r.Error)
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if slices.ContainsFunc(h.Network().ConnsToPeer(info.ID), func(c network.Conn) bool { return !relayed(c) }) {
-			return "direct", nil
+		conns := h.Network().ConnsToPeer(info.ID)
+		for _, c := range conns {
+			if !has(c.RemoteMultiaddr(), ma.P_CIRCUIT) {
+				return c.RemoteMultiaddr().String(), nil
+			}
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return "relayed", nil
+			return "", fmt.Errorf("never direct: %v", conns)
 		}
 	}
 }
@@ -304,25 +355,25 @@ func TestPeersOfOneNetworkFindEachOther(t *testing.T) {
 	}
 }
 
-// TestAPeerThatNobodyReachesIsAClientBehindARelay runs a public overlay of two peers that reach each other and a third behind a
-// firewall that lets nobody in. There is no tool here that makes a NAT, so this is one without: the addresses are public ones,
-// and what comes in for the third's port is turned away.
-func TestAPeerThatNobodyReachesIsAClientBehindARelay(t *testing.T) {
+// TestPeersBehindNATsAreClientsThatMeetThroughARelay runs a public overlay of two peers that anybody reaches and two that are each behind a
+// NAT: these host nothing, have a relay, take locks, and come from a connection through the relay to a direct one, which each
+// NAT takes for one that its own peer has opened.
+func TestPeersBehindNATsAreClientsThatMeetThroughARelay(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes 20 s: AutoNAT takes its time")
 	}
 	t.Parallel()
-	ns := lan(t, "8.8.0.1/24", "8.8.0.2/24", "8.8.0.3/24")
-	for _, rule := range [][]string{
-		{"add", "pref", "0", "iif", "lan", "ipproto", "tcp", "dport", "24001", "prohibit"},
-		{"add", "pref", "1", "lookup", "local"},
-		{"del", "pref", "0", "lookup", "local"},
-	} {
-		if out, err := exec.Command("ip", append([]string{"-n", ns[2], "rule"}, rule...)...).CombinedOutput(); err != nil {
-			t.Skipf("cannot make a firewall of routing rules here: ip rule %v: %v: %s", rule, err, out)
-		}
+	for _, transport := range []string{"tcp/24001", "udp/24001/quic-v1"} {
+		t.Run(strings.ReplaceAll(transport, "/", "-"), func(t *testing.T) {
+			t.Parallel()
+			peersBehindNATs(t, transport)
+		})
 	}
-	const listen = "/ip4/0.0.0.0/tcp/24001"
+}
+
+func peersBehindNATs(t *testing.T, transport string) {
+	ns := lan(t, "8.8.0.1/24", "8.8.0.2/24", "8.8.0.3/24", "8.8.0.4/24")
+	listen := "/ip4/0.0.0.0/" + transport
 	founder := filepath.Join(t.TempDir(), "founder")
 	none := 0
 	if _, _, err := InitDir(founder, InitOptions{FoundOptions: FoundOptions{F: &none}, Profile: config.Public, Listen: []string{listen}}); err != nil {
@@ -332,13 +383,15 @@ func TestAPeerThatNobodyReachesIsAClientBehindARelay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seed := "/ip4/8.8.0.1/tcp/24001/p2p/" + f.ID().String()
+	seed := "/ip4/8.8.0.1/" + transport + "/p2p/" + f.ID().String()
 	f.Close()
 	join := func(n *config.Network) { n.Listen, n.Bootstrap, n.MDNS = []string{listen}, []string{seed}, false }
-	second, third := newcomer(t, founder, config.Public, join), newcomer(t, founder, config.Public, join)
-	a, b := newRemote(t, ns[0], founder), newRemote(t, ns[1], second)
-	// It dials from other ports than the one it listens at, which the firewall knows nothing of.
-	c := newRemote(t, ns[2], third, "LIBP2P_TCP_REUSEPORT=false")
+	var others [3]string
+	for i := range others {
+		others[i] = newcomer(t, founder, config.Public, join)
+	}
+	a, b := newRemote(t, ns[0], founder), newRemote(t, ns[1], others[0])
+	inside := []*remote{newRemote(t, behindNAT(t, ns[2]), others[1]), newRemote(t, behindNAT(t, ns[3]), others[2])}
 
 	began := time.Now()
 	within := func(d time.Duration, what string, ok func() bool) {
@@ -353,27 +406,42 @@ func TestAPeerThatNobodyReachesIsAClientBehindARelay(t *testing.T) {
 		}
 		t.Logf("%v: %s", time.Since(began).Round(time.Millisecond), what)
 	}
-	within(20*time.Second, "the third uses a lock", func() bool { return c.ask(nil, "lock", "one") == nil })
+	for i, p := range inside {
+		within(20*time.Second, fmt.Sprintf("peer %d behind a NAT uses a lock", i), func() bool { return p.ask(nil, "lock", "one") == nil })
+	}
 	reach := func(p *remote, want string, hosting bool) func() bool {
 		return func() bool { s, _ := p.status(); return s.Reachability == want && s.Hosting == hosting }
 	}
 	within(time.Minute, "the first is reached", reach(a, "public", true))
 	within(time.Minute, "the second is reached and hosts", reach(b, "public", true))
-	within(2*time.Minute, "the third is not, and hosts nothing", reach(c, "private", false))
-	circuit := ""
-	within(3*time.Minute, "the third has a relay", func() bool {
-		_, addrs := c.status()
-		i := slices.IndexFunc(addrs, func(a string) bool { return strings.Contains(a, "/p2p-circuit/") })
-		if i >= 0 {
-			circuit = addrs[i]
-		}
-		return i >= 0
-	})
-	var how string
-	if err := b.ask(&how, "meet", circuit); err != nil || how != "direct" {
-		t.Errorf("through %s: %q, %v", circuit, how, err)
+	circuits := make([]string, len(inside))
+	for i, p := range inside {
+		within(2*time.Minute, fmt.Sprintf("peer %d behind a NAT is not reached, and hosts nothing", i), reach(p, "private", false))
+		within(3*time.Minute, fmt.Sprintf("peer %d behind a NAT has a relay", i), func() bool {
+			_, addrs := p.status()
+			if at := slices.IndexFunc(addrs, func(a string) bool { return strings.Contains(a, "/p2p-circuit/") }); at >= 0 {
+				circuits[i] = addrs[at]
+			}
+			return circuits[i] != ""
+		})
 	}
-	if s, _ := c.status(); s.Groups != 0 {
-		t.Errorf("the third hosts %d groups", s.Groups)
+	_, id, _ := strings.Cut(circuits[0], "/p2p-circuit/")
+	outside := "/ip4/8.8.0.3/" + transport
+	var reached bool
+	if err := b.ask(&reached, "dial", outside+"/"+id); err != nil || reached {
+		t.Fatalf("the NAT lets strangers in: %v, %v", reached, err)
+	}
+	var direct string
+	if err := inside[1].ask(&direct, "meet", circuits[0]); err != nil || direct != outside {
+		t.Errorf("through %s: directly at %q, %v", circuits[0], direct, err)
+	}
+	t.Logf("%v: directly connected at %s", time.Since(began).Round(time.Millisecond), direct)
+	for i, p := range inside {
+		if err := p.ask(nil, "lock", "one"); err != nil {
+			t.Errorf("peer %d behind a NAT: %v", i, err)
+		}
+		if s, _ := p.status(); s.Groups != 0 || s.Hosting {
+			t.Errorf("peer %d behind a NAT hosts %d groups", i, s.Groups)
+		}
 	}
 }

@@ -80,7 +80,8 @@ type options struct {
 	closing    func() error
 	plan       placement.PlanTimes
 	reseed     []byte
-	onReseed   func([]byte) error
+	rootState  []byte // with which the root of reseed begins here
+	onReseed   func(doc, state []byte) error
 }
 
 // Option configures [New].
@@ -98,9 +99,9 @@ func WithStore(s replicagroup.Store) Option { return func(c *options) { c.store 
 // withClosing has Close call f, the last of all.
 func withClosing(f func() error) Option { return func(c *options) { c.closing = f } }
 
-// withReseed hands over the newest reseed document that was kept, and what keeps a newer one.
-func withReseed(doc []byte, keep func([]byte) error) Option {
-	return func(c *options) { c.reseed, c.onReseed = doc, keep }
+// withReseed hands over the newest reseed document that was kept, the state that was kept with it, and what keeps newer ones.
+func withReseed(doc, state []byte, keep func(doc, state []byte) error) Option {
+	return func(c *options) { c.reseed, c.rootState, c.onReseed = doc, state, keep }
 }
 
 // WithBootstrap names peers to dial when the node knows nobody else. The founders, at the addresses that the genesis document
@@ -190,7 +191,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		}
 	}
 	n.groups, err = replicagroup.New(replicagroup.Config{
-		Genesis: c.genesis, Reseed: c.reseed, OnReseed: c.onReseed, Overlay: overlay, Store: c.store, Clock: n.clock,
+		Genesis: c.genesis, Reseed: c.reseed, ReseedState: c.rootState, OnReseed: c.onReseed, Overlay: overlay, Store: c.store, Clock: n.clock,
 		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
 		Declines: !overlay.Hosting(),
 		Rejoins:  len(c.bootstrap) > 0 || n.known != nil && len(n.known.peers) > 0,
@@ -233,7 +234,11 @@ func founders(g placement.Genesis, self peer.ID) []peer.AddrInfo {
 }
 
 func (n *Node) lockMachine(g order.GroupID) session.Machine {
-	return lockservice.NewMachine(lockservice.MachineConfig{Gen: g.Gen, TTLMax: n.genesis.TTLMax, Drift: n.genesis.Drift})
+	c := lockservice.MachineConfig{Gen: g.Gen, TTLMax: n.genesis.TTLMax, Drift: n.genesis.Drift, Own: placement.IsOwn(g)}
+	if n.genesis.OwnGroups {
+		c.Wait = placement.KeysQuarantine(n.genesis)
+	}
+	return lockservice.NewMachine(c)
 }
 
 // Start joins the overlay and begins to serve. It returns once the node's own parts run; ctx bounds only that. An error that

@@ -29,14 +29,14 @@ type Client struct {
 
 	mu       sync.Mutex
 	closed   bool
-	sessions map[keyspace.Prefix]*groupSession
+	sessions map[order.GroupID]*groupSession // by own group, or by prefix alone
 	notifies map[string]func(group order.GroupID, data []byte)
 }
 
 // NewClient makes a client of the overlay's groups. It opens a session with a group on first use.
 func (h *Host) NewClient() *Client {
 	c := &Client{
-		host: h, sessions: make(map[keyspace.Prefix]*groupSession),
+		host: h, sessions: make(map[order.GroupID]*groupSession),
 		notifies: make(map[string]func(order.GroupID, []byte)),
 	}
 	h.mu.Lock()
@@ -51,13 +51,31 @@ func (h *Host) NewClient() *Client {
 // even sent before ctx ended; [ErrOutcomeUnknown] when it was, or when the session was lost under it; [ErrRefused],
 // [ErrBusy], [ErrTooLarge], [ErrClosed]. Every error that ctx brought about also matches context.Cause(ctx).
 func (c *Client) Do(ctx context.Context, key keyspace.Key, service string, data []byte) ([]byte, error) {
-	return c.do(ctx, c.host.genesis.PrefixOf(key), service, data)
+	h := c.host
+	if !h.genesis.OwnGroups {
+		return c.do(ctx, h.genesis.PrefixOf(key), service, data)
+	}
+	return h.follow(ctx, key, func(own placement.Descriptor) ([]byte, error) {
+		if own.IsZero() {
+			return c.do(ctx, h.genesis.PrefixOf(key), service, data)
+		}
+		return c.doOwn(ctx, own, service, data)
+	})
 }
 
 // Query reads from the service of the group that owns key, linearizably: it sees every command whose answer anybody had when
 // Query was called. It blocks until the answer is here or ctx ends ([ErrNoQuorum]).
 func (c *Client) Query(ctx context.Context, key keyspace.Key, service string, data []byte) ([]byte, error) {
-	return c.query(ctx, c.host.genesis.PrefixOf(key), service, data)
+	h := c.host
+	if !h.genesis.OwnGroups {
+		return c.query(ctx, h.genesis.PrefixOf(key), service, data)
+	}
+	return h.follow(ctx, key, func(own placement.Descriptor) ([]byte, error) {
+		if own.IsZero() {
+			return c.query(ctx, h.genesis.PrefixOf(key), service, data)
+		}
+		return c.queryOwn(ctx, own, service, data)
+	})
 }
 
 // Notify has fn called with what a service pushes to this client's sessions. fn must not block. Pushes may be lost, late or
@@ -98,18 +116,26 @@ func (c *Client) do(ctx context.Context, p keyspace.Prefix, service string, data
 	if err := checkRequest(service, data); err != nil {
 		return nil, err
 	}
+	s, err := c.session(order.GroupID{Prefix: p})
+	if err != nil {
+		return nil, err
+	}
+	return s.do(ctx, service, data)
+}
+
+// session returns the client's session with a key's own group, or, by its prefix alone, with the group of a prefix.
+func (c *Client) session(g order.GroupID) (*groupSession, error) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.closed {
-		c.mu.Unlock()
 		return nil, ErrClosed
 	}
-	s, ok := c.sessions[p]
+	s, ok := c.sessions[g]
 	if !ok {
-		s = newGroupSession(c, p)
-		c.sessions[p] = s
+		s = newGroupSession(c, g)
+		c.sessions[g] = s
 	}
-	c.mu.Unlock()
-	return s.do(ctx, service, data)
+	return s, nil
 }
 
 // checkRequest refuses what the other side would take for garbage.
@@ -127,13 +153,18 @@ func (c *Client) query(ctx context.Context, p keyspace.Prefix, service string, d
 	if err := checkRequest(service, data); err != nil {
 		return nil, err
 	}
-	h := c.host
-	d, err := h.locator.locate(ctx, p, false)
+	d, err := c.host.locator.locate(ctx, p, false)
 	if err != nil {
 		return nil, noQuorum(err, order.GroupID{Prefix: p}, nil)
 	}
-	var result []byte
+	result, _, err := c.host.queryAt(ctx, d, service, data)
+	return result, err
+}
+
+// queryAt reads from the group that d describes, or what that group has become, and says which generation has answered.
+func (h *Host) queryAt(ctx context.Context, d placement.Descriptor, service string, data []byte) (result []byte, by order.GroupID, err error) {
 	req := func(d placement.Descriptor) []byte {
+		by = d.Group
 		return marshal(&pb.QueryRequest{Group: groupToPB(d.Group), View: d.View.Num, Service: service, Data: data})
 	}
 	err = h.askLeader(ctx, d, keyspace.Key{}, serviceQuery, req, func(r reply) (bool, error) {
@@ -141,15 +172,19 @@ func (c *Client) query(ctx context.Context, p keyspace.Prefix, service string, d
 		case pb.Status_OK:
 			result = r.data
 			return true, nil
+		case pb.Status_KEY_MOVED:
+			h.movedTo(by, r)
+			return true, errMoved
 		case pb.Status_UNKNOWN_SERVICE, pb.Status_REFUSED, pb.Status_TOO_LARGE:
 			return true, fmt.Errorf("%w: query of %s in group %v: %v", ErrRefused, service, d.Group, r.status)
 		}
 		return false, nil
 	})
-	return result, err
+	return result, by, err
 }
 
-// groupSession drives one session.Client: the session of one client with one prefix's group.
+// groupSession drives one session.Client: the session of one client with one prefix's group, or with a key's own group, where it has the
+// id that the client's session with the group of the key's prefix has: so a lock that moves from the one to the other keeps its holder.
 //
 // Callers, replies, timers and searches all step the automaton themselves, one at a time under mu, and carry out its actions
 // after they have let go of it. A goroutine of its own would cost a command two more wake-ups, which is as much as a network
@@ -157,8 +192,11 @@ func (c *Client) query(ctx context.Context, p keyspace.Prefix, service string, d
 type groupSession struct {
 	client *Client
 	prefix keyspace.Prefix
+	own    order.GroupID // of a key's own group: this one and no later one. Else zero
 
 	mu         sync.Mutex
+	served     order.GroupID     // who executed a command of the session last
+	missing    automaton.Instant // of own: since when its parent does not know it; 0: it does
 	core       *session.Client
 	id         order.ClientID        // as registered with the host
 	descriptor *placement.Descriptor // replaced, never changed; zero: not located yet
@@ -191,30 +229,62 @@ func newTasks() *tasks { return taskPool.Get().(*tasks) }
 // donePool has channels that a caller awaits its answer on. Each gets one, and is put back after that.
 var donePool = sync.Pool{New: func() any { return make(chan session.Done, 1) }}
 
-func newGroupSession(c *Client, p keyspace.Prefix) *groupSession {
+// newGroupSession makes a client's session with a key's own group, or, by its prefix alone, with the group of a prefix. c.mu is held.
+func newGroupSession(c *Client, g order.GroupID) *groupSession {
 	s := &groupSession{
-		client: c, prefix: p,
+		client: c, prefix: g.Prefix,
 		core:       session.NewClient(session.ClientConfig{TTL: sessionTTL, CallTimeout: commandTimeout}),
 		descriptor: new(placement.Descriptor),
 		waiting:    make(map[uint64]chan<- session.Done), due: automaton.Never, wakes: automaton.Never,
 	}
+	var id order.ClientID
+	if placement.IsOwn(g) {
+		s.own = g
+		if parent := c.sessions[order.GroupID{Prefix: c.host.parentOf(g.Prefix)}]; parent != nil {
+			parent.mu.Lock()
+			id = parent.id
+			parent.mu.Unlock()
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.core.Step(s.identityLocked(), c.host.clock.Now(), nil) // has nothing to do yet
+	s.core.Step(s.identityLocked(id), c.host.clock.Now(), nil) // has nothing to do yet
 	return s
 }
 
-// identityLocked registers a fresh id for the automaton, under which outputs will find it.
-func (s *groupSession) identityLocked() session.Identity {
-	h := s.client.host
-	var id order.ClientID
-	rand.Read(id[:])
-	h.mu.Lock()
-	delete(h.sessions, s.id)
-	h.sessions[id] = s
-	h.mu.Unlock()
+// identityLocked registers an id for the automaton, under which outputs will find it: a fresh one in place of zero.
+func (s *groupSession) identityLocked(id order.ClientID) session.Identity {
+	if id == (order.ClientID{}) {
+		rand.Read(id[:])
+	}
+	s.client.host.known(id, s.client)
+	s.client.host.forgotten(s.id)
 	s.id = id
 	return session.Identity{ID: id}
+}
+
+// addressee is whom the outputs for a session's id are for.
+type addressee struct {
+	client   *Client
+	sessions int // that have the id
+}
+
+// known registers a session's id. It may be that of a session already registered, of the same client.
+func (h *Host) known(id order.ClientID, c *Client) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sessions[id] = addressee{c, h.sessions[id].sessions + 1}
+}
+
+// forgotten undoes one call of known.
+func (h *Host) forgotten(id order.ClientID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if a, ok := h.sessions[id]; ok && a.sessions > 1 {
+		h.sessions[id] = addressee{a.client, a.sessions - 1}
+	} else {
+		delete(h.sessions, id)
+	}
 }
 
 func (s *groupSession) do(ctx context.Context, service string, data []byte) ([]byte, error) {
@@ -252,7 +322,7 @@ func (s *groupSession) failure(err, cause error) error {
 	for _, e := range []struct{ from, to error }{
 		{session.ErrAbandoned, ErrNoQuorum}, {session.ErrOutcomeUnknown, ErrOutcomeUnknown}, {session.ErrBusy, ErrBusy},
 		{session.ErrLimit, ErrRefused}, {session.ErrRefused, ErrRefused}, {session.ErrUnknownService, ErrRefused},
-		{session.ErrTooLarge, ErrTooLarge}, {session.ErrResultTooLarge, ErrTooLarge}, {session.ErrClosed, ErrClosed},
+		{session.ErrTooLarge, ErrTooLarge}, {session.ErrResultTooLarge, ErrTooLarge}, {session.ErrClosed, ErrClosed}, {session.ErrMoved, errMoved},
 	} {
 		if !errors.Is(err, e.from) {
 			continue
@@ -310,8 +380,19 @@ func (s *groupSession) stepLocked(ev session.ClientEvent, now automaton.Instant,
 	clear(s.actions)
 	if lost { // after the rest, since the automaton goes on at once with what it could take back
 		log.Debugw("session lost", "prefix", s.prefix, "client", s.id)
-		s.stepLocked(s.identityLocked(), now, todo)
+		s.stepLocked(s.identityLocked(s.lastingLocked()), now, todo)
 	}
+}
+
+// lastingLocked returns the session's id if it goes on with it after a loss, else zero. In an overlay with own groups it does at a later
+// generation of a group than the one that knew it: under that id the client holds what is at groups of keys of the prefix. Calls
+// to the former generation name that one, so none of them can take effect at the later.
+func (s *groupSession) lastingLocked() (id order.ClientID) {
+	if s.client.host.genesis.OwnGroups && s.served.Prefix.Len > 0 && s.served.Gen < s.descriptor.Group.Gen {
+		id = s.id
+	}
+	s.served = order.GroupID{}
+	return id
 }
 
 // armLocked takes note of when the automaton wants to be woken. The timer is touched only when it would run out later than that:
@@ -409,7 +490,12 @@ func (s *groupSession) answered(call uint64, to keyspace.NodeID, d *placement.De
 		s.renew()
 	}
 	if status, ok := statusFromPB(r.status); ok {
-		h.locator.led(d.Group, to)
+		switch h.locator.led(d.Group, to); status {
+		case session.Moved:
+			h.movedTo(d.Group, r)
+		case session.OK:
+			s.servedBy(d.Group)
+		}
 		return session.Answer{Call: call, Status: status, Data: r.data}
 	}
 	switch r.status {
@@ -442,6 +528,10 @@ func (s *groupSession) locate(fresh bool) {
 		}
 	}
 	h.spawn(func() {
+		if s.own != (order.GroupID{}) {
+			s.seekOwn()
+			return
+		}
 		d, err := h.locator.locate(h.ctx, s.prefix, fresh)
 		if err != nil {
 			log.Debugw("group not found", "prefix", s.prefix, "err", err)
@@ -451,6 +541,13 @@ func (s *groupSession) locate(fresh bool) {
 }
 
 func (s *groupSession) located(d placement.Descriptor) {
+	if s.own != (order.GroupID{}) && d.Group != s.own {
+		if !d.IsZero() && d.Group.Gen > s.own.Gen { // what was asked of the former one is not to be asked again of it
+			s.gone()
+			return
+		}
+		d = placement.Descriptor{}
+	}
 	ev := session.Located{Leader: s.client.host.locator.leader(d.Group)}
 	for _, m := range d.View.Members {
 		if m.Role == order.Voter {
@@ -467,30 +564,35 @@ func (s *groupSession) located(d placement.Descriptor) {
 	s.run(todo)
 }
 
-// takes reports whether an output of this group from this node is to be believed: it must come from a member.
-func (s *groupSession) takes(g order.GroupID, from keyspace.NodeID) bool {
+// takes reports whether an output from this node is to be believed: it must come from a member.
+func (s *groupSession) takes(o output, from keyspace.NodeID) bool {
 	s.mu.Lock()
-	d := *s.descriptor
+	d, id := *s.descriptor, s.id
 	s.mu.Unlock()
 	if newer, ok := s.client.host.locator.cached(s.prefix); ok && placement.Newer(newer, d) {
 		d = newer
 	}
 	_, member := d.View.MemberAt(from)
-	return member && d.Group == g
+	return member && d.Group == o.group && id == o.client
 }
 
-func (s *groupSession) close() {
+func (s *groupSession) close() { s.end(session.Close{}) }
+
+// end gives the automaton its last event and lets go of everything.
+func (s *groupSession) end(last session.ClientEvent) {
 	h, todo := s.client.host, newTasks()
 	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
 	s.closed = true
-	s.stepLocked(session.Close{}, h.clock.Now(), todo)
+	s.stepLocked(last, h.clock.Now(), todo)
 	if s.timer != nil {
 		s.timer.Stop()
 	}
 	s.followLocked("")
-	h.mu.Lock()
-	delete(h.sessions, s.id)
-	h.mu.Unlock()
+	h.forgotten(s.id)
 	s.mu.Unlock()
 	s.run(todo)
 }

@@ -29,7 +29,7 @@ func TestAClientGoesOnWhenTheGroupHasForgottenItsSession(t *testing.T) {
 			t.Fatalf("command %d: %x, %v", want, got, err)
 		}
 		c.mu.Lock()
-		s := c.sessions[w.genesis.PrefixOf(key)]
+		s := c.sessions[order.GroupID{Prefix: w.genesis.PrefixOf(key)}]
 		c.mu.Unlock()
 		s.mu.Lock()
 		d, id := s.descriptor, s.id

@@ -23,6 +23,7 @@ import (
 type creator struct {
 	host *Host
 	box  *driver.Mailbox[creatorEvent]
+	ring *keyring // whose it is; nil: it makes the groups of the overlay's prefixes, for the root
 
 	// The rest belongs to the goroutine of run.
 	core    *placement.Creator
@@ -35,7 +36,7 @@ type creator struct {
 
 // creatorEvent is an event for the core; req is the request behind an Ensure.
 type creatorEvent struct {
-	ev  placement.CreatorEvent
+	ev  placement.CreatorEvent // nil: the creator ends
 	req *dht.Request
 }
 
@@ -45,20 +46,19 @@ type ensureEvent struct {
 	req    *dht.Request
 }
 
-func newCreator(h *Host) *creator {
+func newCreator(h *Host, core *placement.Creator) *creator {
 	return &creator{
-		host: h, box: driver.NewMailbox[creatorEvent](mailboxMax),
-		core:    placement.NewCreator(h.genesis, h.firstRoot().Peers),
+		host: h, box: driver.NewMailbox[creatorEvent](mailboxMax), core: core,
 		ensures: make(map[uint64]*dht.Request), asking: make(map[peer.ID]int), own: make(map[uint64]order.GroupID), wake: automaton.Never,
 	}
 }
 
 func (c *creator) start() {
-	c.host.wg.Go(c.run)
-	context.AfterFunc(c.host.ctx, c.box.Close)
+	c.host.spawn(c.run)
 }
 
 func (c *creator) run() {
+	defer context.AfterFunc(c.host.ctx, c.box.Close)()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	var batch []creatorEvent
@@ -79,8 +79,12 @@ func (c *creator) run() {
 		}
 		now := c.host.clock.Now()
 		out = out[:0]
+		ends := false
 		for _, e := range batch {
 			switch ev := e.ev.(type) {
+			case nil:
+				ends = true
+				continue
 			case placement.Ensure:
 				if !c.admit(e.req) {
 					continue
@@ -106,6 +110,21 @@ func (c *creator) run() {
 			c.perform(a)
 		}
 		clear(out)
+		if ends {
+			c.end()
+			return
+		}
+	}
+}
+
+// end answers those who came too late, and takes nothing further.
+func (c *creator) end() {
+	c.box.Close()
+	rest, _ := c.box.Take(nil)
+	for _, e := range rest {
+		if e.req != nil {
+			e.req.Reply(marshal(busy()))
+		}
 	}
 }
 
@@ -156,6 +175,8 @@ func (c *creator) perform(a placement.CreatorAction) {
 		})
 	case placement.Propose:
 		h.spawn(func() { c.propose(a.Command) })
+	case placement.ProposeKey:
+		h.spawn(func() { c.ring.propose(a) })
 	case placement.SendStart:
 		msg := marshal(&pb.StartRequest{Descriptor_: encodeDescriptor(a.Descriptor)})
 		h.overlay.Go(peer.ID(a.Peer.ID), keyspace.Key{}, serviceStart, msg, askTimeout, func(b []byte, err error) {
@@ -180,6 +201,10 @@ func (c *creator) perform(a placement.CreatorAction) {
 		}
 		if c.asking[req.From]--; c.asking[req.From] == 0 {
 			delete(c.asking, req.From)
+		}
+		if c.ring != nil && a.Err == nil {
+			c.ring.ensured(a.Descriptor, req)
+			return
 		}
 		req.Reply(marshal(c.ensured(a)))
 	case placement.Arm:
@@ -263,6 +288,13 @@ func (c *creator) handleEnsure(req *dht.Request) error {
 	}
 	p, err := decodePrefix(m.Prefix)
 	if err != nil {
+		return err
+	}
+	if c.host.ownPrefix(p) {
+		parent, err := c.host.parentGroup(m.Parent, p)
+		if err == nil {
+			c.host.submit(parent, ensureOwn{parent, p, keyspace.Preimage(m.Name), req}, req)
+		}
 		return err
 	}
 	c.host.submit(c.host.rootGroup(), ensureEvent{p, req}, req)
@@ -416,11 +448,7 @@ func (m *hosting) begin(a placement.Run) error {
 func (m *hosting) confirm(g order.GroupID) {
 	ctx, cancel := context.WithTimeout(m.host.ctx, askTimeout)
 	defer cancel()
-	data, err := m.host.internal.query(ctx, keyspace.Prefix{}, placement.Service, placement.LookupQuery(g.Prefix))
-	var res placement.Result
-	if err == nil {
-		res, err = placement.DecodeResult(data)
-	}
+	res, _, err := m.host.lookup(ctx, g.Prefix)
 	if g == m.host.rootGroup() {
 		res.Child.Descriptor, _ = m.host.locator.cached(g.Prefix)
 	}
@@ -436,11 +464,13 @@ func (m *hosting) handleHost(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	if !m.host.fromParent(req.From) {
-		m.decline(req)
-		return nil
-	}
-	m.submit(hostingEvent{placement.WillYouHost{Prefix: p}, req})
+	m.host.withParent(req.From, p, func(parent bool) {
+		if !parent {
+			m.decline(req)
+			return
+		}
+		m.submit(hostingEvent{placement.WillYouHost{Prefix: p}, req})
+	})
 	return nil
 }
 
@@ -453,12 +483,14 @@ func (m *hosting) handleStart(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	from, parent := dht.NodeIDOf(req.From), m.host.fromParent(req.From)
-	if _, member := d.View.MemberAt(from); !member && !parent {
-		m.decline(req)
-		return nil
-	}
-	m.submit(hostingEvent{placement.StartReplica{From: from, Parent: parent, Descriptor: d}, req})
+	m.host.withParent(req.From, d.Group.Prefix, func(parent bool) {
+		from := dht.NodeIDOf(req.From)
+		if _, member := d.View.MemberAt(from); !member && !parent {
+			m.decline(req)
+			return
+		}
+		m.submit(hostingEvent{placement.StartReplica{From: from, Parent: parent, Descriptor: d}, req})
+	})
 	return nil
 }
 

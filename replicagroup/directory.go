@@ -13,11 +13,10 @@ import (
 type directoryMachine struct {
 	*placement.Directory
 	moved func(placement.Child) // is told of a child that has a later view
-	open  *bool                 // log time has passed the quarantine
 }
 
 func newDirectoryMachine(g placement.Genesis, root order.GroupID, moved func(placement.Child)) directoryMachine {
-	return directoryMachine{placement.NewDirectory(g, root), moved, new(bool)}
+	return directoryMachine{placement.NewDirectory(g, root), moved}
 }
 
 // Apply executes a command of the leader's own host, or of a member of a group that tells of its view; hosts take none from
@@ -49,12 +48,12 @@ func (m directoryMachine) Query(_ session.Context, data []byte) []byte {
 	return m.Directory.Query(data)
 }
 
-func (m directoryMachine) Tick(c session.Context)                     { *m.open = c.Now >= m.Quarantine() }
+func (m directoryMachine) Tick(c session.Context)                     { m.Pass(c.Now) }
 func (directoryMachine) SessionEnded(session.Context, order.ClientID) {}
 
 // Deadline asks for the entry that moves log time past the quarantine, since nobody else may.
 func (m directoryMachine) Deadline() (time.Duration, bool) {
-	return m.Quarantine(), m.Quarantine() > 0 && !*m.open
+	return m.Quarantine(), !m.Open()
 }
 
 func (directoryMachine) Resend(session.Context) {}

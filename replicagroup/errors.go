@@ -23,9 +23,18 @@ var (
 	ErrNoGroup = errors.New("replicagroup: the prefix has no group")
 	// ErrAlive: a majority of the group's voters answers, so the group is not lost.
 	ErrAlive = errors.New("replicagroup: the group is not lost")
+	// ErrNoOwnGroups: the overlay was founded without own groups of keys.
+	ErrNoOwnGroups = errors.New("replicagroup: this overlay has no own groups")
+	// ErrHasOwn: the key has a group of its own already.
+	ErrHasOwn = errors.New("replicagroup: the key has a group of its own already")
+	// ErrNoOwn: the key has no group of its own; the group of its prefix serves it.
+	ErrNoOwn = errors.New("replicagroup: the key has no group of its own")
 	// ErrTwin: this peer's store runs in two places. The host stops, since neither has all that was promised.
 	ErrTwin = errors.New("replicagroup: this peer's store runs in two places")
 	// ErrRootLost: this peer alone founded the overlay, the root group it founded is gone with the store that held it, and no other
 	// peer is known that might have it.
 	ErrRootLost = errors.New("replicagroup: the overlay's root group is lost")
+
+	// errMoved: another group serves the key; nothing was run.
+	errMoved = errors.New("replicagroup: another group serves the key")
 )

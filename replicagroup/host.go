@@ -75,9 +75,12 @@ type Config struct {
 	Fixed bool
 	// Reseed is the newest reseed document the peer knows ([placement.OpenReseed]), as OnReseed was given it; nil: none.
 	Reseed []byte
-	// OnReseed makes a reseed document durable that was verified and is newer. The host acts on it once that has returned nil. It may
+	// ReseedState is what OnReseed was given with it; nil: none.
+	ReseedState []byte
+	// OnReseed makes a reseed document durable that was verified and is newer, and, where it is not nil, first the state with which the
+	// root begins here; that is needed until the host has started once more. The host acts on it once that has returned nil. It may
 	// block. Nil: documents are forgotten with the host.
-	OnReseed func(doc []byte) error
+	OnReseed func(doc, state []byte) error
 }
 
 // Host runs the replicas of many groups on one peer, answers for them, and finds the groups of others. Methods are safe for
@@ -121,17 +124,19 @@ type Host struct {
 	distrust  func(peer.ID, order.StoreID)      // [Config.Distrust]
 	notices   notices
 
-	rootSought atomic.Int64 // an automaton.Instant: when the root was last looked for because of a stranger who spoke for it
+	seeking    chan struct{} // see [Host.withParent]; has one for each
+	ownAudits  chan struct{} // see [Host.auditOwn]; holds one while one is due
+	rootSought atomic.Int64  // an automaton.Instant: when the root was last looked for because of a stranger who spoke for it
 
 	mu       sync.Mutex
 	started  bool
 	closed   bool
 	hosted   map[order.GroupID]bool
 	clients  map[*Client]struct{}
-	sessions map[order.ClientID]*groupSession // open sessions of this host's clients, for outputs
-	watched  map[peer.ID]int                  // how many have a reason to watch a peer
-	active   map[peer.ID]int                  // and how many to watch it closely
-	meetings map[peer.ID]int                  // how many replicas here have a member at a peer
+	sessions map[order.ClientID]addressee // of this host's clients, for outputs
+	watched  map[peer.ID]int              // how many have a reason to watch a peer
+	active   map[peer.ID]int              // and how many to watch it closely
+	meetings map[peer.ID]int              // how many replicas here have a member at a peer
 	failed   error
 
 	reseedable
@@ -167,11 +172,11 @@ func New(cfg Config) (*Host, error) {
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(),
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines, rejoins: cfg.Rejoins,
 		distrusts: cfg.Distrusts, distrust: cfg.Distrust,
-		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]*groupSession),
+		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]addressee),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
-		audits: make(chan struct{}, 1), reseedable: reseedable{onReseed: cfg.OnReseed, linked: make(map[peer.ID]bool)},
+		audits: make(chan struct{}, 1), ownAudits: make(chan struct{}, 1), reseedable: reseedable{onReseed: cfg.OnReseed, linked: make(map[peer.ID]bool)},
 	}
-	if err := h.seed(cfg.Reseed); err != nil {
+	if err := h.seed(cfg.Reseed, cfg.ReseedState); err != nil {
 		return nil, err
 	}
 	if h.clock == nil {
@@ -194,7 +199,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h.locator = newLocator(h)
 	h.internal = h.NewClient()
-	h.creator = newCreator(h)
+	h.creator = newCreator(h, placement.NewCreator(h.genesis, h.firstRoot().Peers))
 	h.hosting = newHosting(h)
 	if !cfg.Fixed {
 		h.neighbours = newNeighbours(h)
@@ -203,6 +208,7 @@ func New(cfg Config) (*Host, error) {
 	if h.genesis.Regenesis == placement.Leased {
 		h.leases = newLeases(h)
 	}
+	h.seeking = make(chan struct{}, seekingMax)
 
 	h.transfers = newTransfers(h)
 	h.overlay.HandleStream(streamSnapshot, h.transfers.accept)
@@ -216,6 +222,7 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceHost, h.counted(h.hosting.handleHost))
 	h.overlay.Handle(serviceStart, h.counted(h.hosting.handleStart))
 	h.overlay.Handle(serviceReseed, h.counted(h.handleReseed))
+	h.overlay.Handle(serviceRootState, h.counted(h.handleRootState))
 	h.overlay.Handle(servicePresent, h.counted(h.handlePresent))
 	h.overlay.Handle(serviceRevive, h.counted(h.creator.handleRevive))
 	h.overlay.Handle(serviceProbe, h.counted(h.hosting.handleProbe))
@@ -224,6 +231,7 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceDescriptor, h.counted(h.handleDescriptor))
 	h.overlay.Handle(serviceRenew, h.counted(h.handleRenew))
 	h.overlay.Handle(serviceTwin, h.counted(h.handleTwin))
+	h.overlay.Handle(serviceReturn, h.counted(h.handleReturn))
 	h.overlay.OnLink(h.link)
 	h.overlay.OnSuspect(h.suspect)
 	return h, nil
@@ -281,6 +289,9 @@ func (h *Host) Start(ctx context.Context) error {
 	if h.store != nil {
 		h.wg.Go(h.audit)
 		h.auditDue()
+	}
+	if h.store != nil && h.genesis.OwnGroups {
+		h.wg.Go(h.auditOwn)
 	}
 	for _, r := range known {
 		if r.Group.Overlay != h.id {
@@ -501,6 +512,13 @@ func (h *Host) machines(g order.GroupID) map[string]session.Machine {
 	for name, factory := range h.services {
 		m[name] = factory(g)
 	}
+	switch {
+	case !h.genesis.OwnGroups:
+	case placement.IsOwn(g):
+		m[placement.OwnService] = OwnMachine(placement.NewOwn(g))
+	default:
+		m[placement.OwnService] = KeysMachine(placement.NewKeys(h.genesis, g))
+	}
 	return m
 }
 
@@ -563,6 +581,10 @@ func (h *Host) handleCommand(req *dht.Request) error {
 		req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED}))
 		return nil
 	}
+	if e.cmd.Service == placement.OwnService && h.genesis.OwnGroups && req.From != h.overlay.Self() {
+		h.commandOwn(&e, req)
+		return nil
+	}
 	h.submit(e.group, &e, req)
 	return nil
 }
@@ -620,13 +642,13 @@ func (h *Host) handleOutput(req *dht.Request) error {
 		return err
 	}
 	h.mu.Lock()
-	s := h.sessions[o.client]
+	to := h.sessions[o.client]
 	h.mu.Unlock()
-	if s == nil || !s.takes(o.group, dht.NodeIDOf(req.From)) {
+	if to.client == nil || !to.client.takes(o, dht.NodeIDOf(req.From)) {
 		h.counters.strayOutputs.Add(1)
 		return nil
 	}
-	s.client.notify(o)
+	to.client.notify(o)
 	return nil
 }
 
@@ -672,6 +694,9 @@ type ReplicaStatus struct {
 	// Leaves: the group has removed this replica, which ends soon.
 	Leaves bool
 	Halted bool // it has stopped for good; the group goes on without it
+	// Key is the key whose own group it is, and Phase how far that is ([placement.Own]); empty before it has begun, and of other groups.
+	Key   string
+	Phase placement.OwnPhase
 	// Unleased is set at a leader that may not answer, since the root has not renewed the group's lease (policy lease).
 	Unleased bool
 }

@@ -80,6 +80,9 @@ func (l *locator) keep(d *placement.Descriptor) {
 		l.known[d.Group.Prefix] = l.recent.PushFront(&knownGroup{descriptor: d})
 		l.evictLocked()
 	case placement.Newer(*d, *e.Value.(*knownGroup).descriptor):
+		if l.host.genesis.OwnGroups && d.Group.Gen > e.Value.(*knownGroup).descriptor.Group.Gen {
+			l.host.ownAuditDue() // it may not know of own groups that are here
+		}
 		*e.Value.(*knownGroup) = knownGroup{descriptor: d}
 	default:
 		l.mu.Unlock()
@@ -101,6 +104,16 @@ func (l *locator) evictLocked() {
 		}
 		l.recent.Remove(e)
 		delete(l.known, e.Value.(*knownGroup).descriptor.Group.Prefix)
+	}
+}
+
+// forget forgets a group that was found not to serve, unless a later one of its prefix is known by now.
+func (l *locator) forget(g order.GroupID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e, ok := l.known[g.Prefix]; ok && e.Value.(*knownGroup).descriptor.Group == g {
+		l.recent.Remove(e)
+		delete(l.known, g.Prefix)
 	}
 }
 
@@ -171,6 +184,9 @@ func (l *locator) search(p keyspace.Prefix) (placement.Descriptor, error) {
 	ctx, cancel := context.WithTimeoutCause(l.host.ctx, locateTimeout,
 		fmt.Errorf("%w: the group of prefix %v was not found in %v", ErrNoQuorum, p, locateTimeout))
 	defer cancel()
+	if l.host.ownPrefix(p) {
+		return l.searchOwn(ctx, p)
+	}
 	before, known := l.cached(p)
 	found, ok := l.askClosest(ctx, p)
 	if ok {
@@ -198,6 +214,9 @@ func (l *locator) search(p keyspace.Prefix) (placement.Descriptor, error) {
 
 // anchor returns the point at which a prefix's group should live.
 func (l *locator) anchor(p keyspace.Prefix) (keyspace.Preimage, error) {
+	if l.host.ownPrefix(p) { // it would be counted for until the end of time: such a group lives at its key, whose preimage it knows
+		return "", fmt.Errorf("%w: %v is a whole key", placement.ErrPrefix, p)
+	}
 	l.mu.Lock()
 	a, ok := l.anchors[p]
 	l.mu.Unlock()

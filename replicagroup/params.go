@@ -70,6 +70,9 @@ const (
 	askTimeout = 2 * time.Second
 	// lookupPatience bounds the look-up of the peers closest to a group whose members are known.
 	lookupPatience = 250 * time.Millisecond
+	// seekingMax bounds the searches for the group of a prefix that run because a stranger has spoken for it; for others meanwhile it is
+	// declined.
+	seekingMax = 64
 	// updateEvery is how often at most the parent is told of one child's new view, updateLook how often at least somebody looks
 	// whether it is time for that while there is something to tell.
 	updateEvery = 10 * time.Second
@@ -81,6 +84,18 @@ const (
 	resendEvery = time.Second
 	// lostTurns is after how many turns round the voters a query looks for the group anew.
 	lostTurns = 3
+	// movingMin and movingMax bound the pause of a client to whom both of two groups say that the other one serves a key: it is on its way.
+	movingMin = 10 * time.Millisecond
+	movingMax = 100 * time.Millisecond
+	// returnTime bounds one attempt to take a key back from its own group. Whoever asked for it asks again.
+	returnTime = 30 * time.Second
+	// ownLinger is how long the replicas of an own group that was taken back go on to answer who asks again what became of a command:
+	// longer than a session lives without a word.
+	ownLinger = 2 * sessionTTL
+	// sealedEvery is how often a host looks what has become of an own group that waits to be taken back, ownEvery how often it compares
+	// others with what the groups of their prefixes know of them; at least four times in a quarantine.
+	sealedEvery = time.Second
+	ownEvery    = time.Minute
 	// retryPause is how long a query waits before it goes round the voters again.
 	retryPause = 50 * time.Millisecond
 )

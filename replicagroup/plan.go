@@ -59,9 +59,11 @@ func (r *replica) planBegin() {
 	if s.host.neighbours == nil {
 		return // members are fixed
 	}
-	anchor, err := s.host.locator.anchor(r.group.Prefix)
+	anchor, err := r.anchor()
 	if err != nil {
-		log.Errorw("a group without an anchor is not planned", "group", r.group, "err", err)
+		if !placement.IsOwn(r.group) { // which knows its own as soon as it has begun
+			log.Errorw("a group without an anchor is not planned", "group", r.group, "err", err)
+		}
 		return
 	}
 	status := r.engine.Status()
@@ -88,6 +90,17 @@ func (p *plan) down(v order.View) {
 			p.feed(placement.PeerState{Peer: m.Peer, Live: false})
 		}
 	}
+}
+
+// anchor returns the preimage of the point at which the group should live: the anchor of its prefix, or the key whose own group it is,
+// which an own group knows from when it has begun.
+func (r *replica) anchor() (keyspace.Preimage, error) {
+	if own, is := r.own(); is {
+		if phase, name := own.Phase(); phase != placement.OwnEmpty {
+			return keyspace.Preimage(name), nil
+		}
+	}
+	return r.shard.host.locator.anchor(r.group.Prefix)
 }
 
 // planEnd ends it with the leadership. Who waits asks the next leader.
@@ -535,7 +548,7 @@ func (e endorseEvent) handle(s *shard) {
 		return
 	}
 	verdict := placement.OtherView
-	if anchor, err := s.host.locator.anchor(r.group.Prefix); err == nil && !r.view.Joint() {
+	if anchor, err := r.anchor(); err == nil && !r.view.Joint() {
 		verdict = e.ask.Endorses(r.view, anchor.Key(), r.reach)
 	}
 	if verdict != placement.Yes {

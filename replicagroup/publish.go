@@ -72,7 +72,7 @@ func (h *Host) publish(d *placement.Descriptor) {
 	}
 	anchor, err := h.locator.anchor(d.Group.Prefix)
 	if err != nil {
-		return
+		return // who asks for a key's own group hears of it from the group of its prefix
 	}
 	h.neighbours.lookUp(look{anchor, placement.CandidatesMax, func(infos []peer.AddrInfo, _ error) {
 		for _, i := range infos {
@@ -148,15 +148,7 @@ func (p *publisher) next() (d *placement.Descriptor, wait time.Duration, ok bool
 func (p *publisher) tell(d *placement.Descriptor) error {
 	ctx, cancel := context.WithTimeout(p.host.ctx, locateTimeout)
 	defer cancel()
-	data, err := placement.Command{Kind: placement.Update, Prefix: d.Group.Prefix, Descriptor: *d}.Encode()
-	if err != nil {
-		return err
-	}
-	data, err = p.host.internal.do(ctx, keyspace.Prefix{}, placement.Service, data)
-	if err != nil {
-		return err
-	}
-	res, err := placement.DecodeResult(data)
+	res, err := p.host.tellParent(ctx, *d, "")
 	if err == nil && res.Status != placement.OK {
 		log.Debugw("the parent knows better", "group", d.Group, "view", d.View.Num, "status", res.Status)
 	}

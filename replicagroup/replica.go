@@ -61,8 +61,9 @@ type replica struct {
 	blocked     []blockedRead           // have their read point and wait for it to be applied
 	asked       int                     // how often in a row the members were asked for news
 	partings    []chan<- error
-	plan        *plan // of view changes, while this replica leads
-	*contention       // nil before it is asked for something
+	plan        *plan    // of view changes, while this replica leads
+	ring        *keyring // of the keys that have own groups, while this replica of a prefix's group leads; nil until it is needed
+	*contention          // nil before it is asked for something
 
 	lease    *leaseCell // nil: it needs none to answer
 	granting *granting  // nil but at the root's replicas under policy lease
@@ -259,7 +260,13 @@ func (r *replica) deliver(entries []order.Entry) {
 			if e.Cmd.Service != session.TickService {
 				commands++
 			}
+			if res.Status == session.Moved {
+				r.answer(keyOf(e.Cmd), marshal(r.keyMoved(e.Cmd.Service, e.Cmd.Data, false)))
+			}
 			r.result(keyOf(e.Cmd), statusToPB(res.Status), res.Data)
+			if e.Cmd.Service == placement.OwnService {
+				r.ownChanged()
+			}
 		}
 		if leading && len(s.outputs.List) > 0 {
 			if r.leased() {
@@ -447,7 +454,9 @@ func (r *replica) serveBlocked() {
 func (r *replica) serve(q *queryEvent) {
 	r.waiters--
 	status, data := r.table.Query(q.service, q.from, q.data)
-	if r.leased() {
+	if status == session.Moved {
+		q.call.Reply(marshal(r.keyMoved(q.service, q.data, true)))
+	} else if r.leased() {
 		q.call.Reply(marshal(&pb.Reply{Status: statusToPB(status), Data: data}))
 	} else {
 		q.call.Reply(marshal(noLease()))
@@ -499,6 +508,7 @@ func (r *replica) afterStep() {
 		if r.group.Prefix.Len == 0 {
 			r.shard.host.creator.feed(placement.LeaderChange{Leading: leading, Unstarted: r.directory().Unstarted()})
 		}
+		r.ringLeads(leading)
 		if leading {
 			log.Debugw("leading", "group", r.group, "view", r.view.Num, "applied", r.applied)
 			// The first stamp of a new leader adds nothing to log time; what comes after it does.
@@ -579,6 +589,7 @@ func (r *replica) halt(reason string) {
 	if r.granting != nil {
 		r.granting.lead(false)
 	}
+	r.ringLeads(false)
 	if reason == order.Removed {
 		r.shard.parting = append(r.shard.parting, r)
 	} else {

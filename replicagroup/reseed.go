@@ -3,18 +3,24 @@ package replicagroup
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"google.golang.org/protobuf/proto"
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
 	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/raft"
+	"latchkey/replicagroup/session"
 )
 
 // ErrReseed: a reseed document is not to be believed, or names no newer root than is known.
@@ -23,11 +29,14 @@ var ErrReseed = errors.New("replicagroup: reseed document refused")
 // reseedable is what a host knows of reseed documents. An overlay whose root group is lost for good gets another one by such a document,
 // which the root key alone can sign (placement.Reseed). Every host that has one passes it on to whomever it meets.
 type reseedable struct {
-	onReseed func(doc []byte) error
+	onReseed func(doc, state []byte) error
 	doc      atomic.Pointer[reseedDoc] // nil: the root is the genesis document's
 
-	reseeding sync.Mutex       // held while a document is taken over
-	linked    map[peer.ID]bool // peers in reach; guarded by Host.mu
+	reseeding sync.Mutex // held while a document is taken over
+	// inherits is the snapshot of a former root's directory, with which the root that a document makes here may begin. It was found by
+	// ProposeRoot, or kept since; guarded by reseeding.
+	inherits []byte
+	linked   map[peer.ID]bool // peers in reach; guarded by Host.mu
 }
 
 type reseedDoc struct {
@@ -54,8 +63,8 @@ func (h *Host) firstRoot() placement.Descriptor {
 	return h.genesis.RootDescriptor()
 }
 
-// seed begins with a document that this peer has kept, if any.
-func (h *Host) seed(doc []byte) error {
+// seed begins with a document that this peer has kept, if any, and with the state that was kept with it.
+func (h *Host) seed(doc, state []byte) error {
 	if doc == nil {
 		return nil
 	}
@@ -64,6 +73,7 @@ func (h *Host) seed(doc []byte) error {
 		return fmt.Errorf("replicagroup: the reseed document that was kept: %w", err)
 	}
 	h.doc.Store(&reseedDoc{doc, r})
+	h.inherits = state
 	return nil
 }
 
@@ -71,6 +81,46 @@ func (h *Host) seed(doc []byte) error {
 func (h *Host) founds(r placement.Reseed) (order.ReplicaID, bool) {
 	m, ok := r.RootDescriptor().View.MemberAt(h.overlay.Node())
 	return m.ID, ok && h.store != nil && m.Store == h.storeID
+}
+
+// beginning returns what the root of a document begins with: nothing, or what was left of the former root's state. The caller holds
+// reseeding, or is Start.
+func (h *Host) beginning(r placement.Reseed) (order.Image, error) {
+	if !r.Inherits() {
+		return order.Image{}, nil
+	}
+	if sha256.Sum256(h.inherits) != r.State {
+		return order.Image{}, fmt.Errorf("%w: the new root is to begin with what was left of the former one's state, and this peer has not got that "+
+			"(any more): propose another document", ErrReseed)
+	}
+	d, err := placement.Inherit(h.genesis, r.RootGroup(), h.inherits)
+	if err != nil {
+		return order.Image{}, fmt.Errorf("%w: what was left of the former root's state: %w", ErrReseed, err)
+	}
+	t := session.NewTable(r.RootGroup(), h.genesis.Drift, map[string]session.Machine{placement.Service: directoryMachine{Directory: d}})
+	return raft.Beginning(r.RootGroup(), r.RootDescriptor().View, t.Snapshot()), nil
+}
+
+// found writes the beginning of a document's root into the store. A root begins in one act: if that is cut short, what is there is
+// nothing yet, and begin is called again.
+func (h *Host) found(r placement.Reseed, self order.ReplicaID) (StoredReplica, error) {
+	image, err := h.beginning(r)
+	if err != nil {
+		return StoredReplica{}, err
+	}
+	id := Identity{Group: r.RootGroup(), Self: self, Descriptor: encodeDescriptor(r.RootDescriptor())}
+	if err := h.store.Create(id); err != nil {
+		return StoredReplica{}, err
+	}
+	return StoredReplica{id, image}, h.begin(id.Group, image)
+}
+
+// begin makes durable what a root begins with.
+func (h *Host) begin(root order.GroupID, image order.Image) error {
+	if image.Snapshot == nil {
+		return nil // the engine writes the empty beginning itself
+	}
+	return h.store.Write([]Write{{Group: root, Records: []order.Record{*image.Snapshot, {Kind: order.RecordState, Data: image.State}}}}, true)
 }
 
 // foundReseeded writes the beginning of the newest root into the store, where the document names this peer with this very store and the
@@ -81,16 +131,25 @@ func (h *Host) foundReseeded(known []StoredReplica, retired map[order.GroupID]or
 		return known, nil
 	}
 	g := d.RootGroup()
-	_, was := retired[g]
-	for _, r := range known {
-		was = was || r.Group == g
-	}
 	self, ok := h.founds(d.Reseed)
-	if !ok || was {
+	if _, was := retired[g]; was || !ok {
 		return known, nil
 	}
-	id := Identity{Group: g, Self: self, Descriptor: encodeDescriptor(d.RootDescriptor())}
-	return append(known, StoredReplica{Identity: id}), h.store.Create(id)
+	at := slices.IndexFunc(known, func(r StoredReplica) bool { return r.Group == g })
+	if at >= 0 && (known[at].Image.Snapshot != nil || !d.Inherits()) {
+		return known, nil
+	}
+	image, err := h.beginning(d.Reseed)
+	switch {
+	case err != nil:
+		log.Errorw("the overlay's root does not begin here, though this peer was named for it: latchkey group revive root makes another one", "root", g, "err", err)
+		return slices.DeleteFunc(known, func(r StoredReplica) bool { return r.Group == g }), nil
+	case at < 0:
+		r, err := h.found(d.Reseed, self)
+		return append(known, r), err
+	}
+	known[at].Image = image // the write of it was cut short
+	return known, h.begin(g, image)
 }
 
 // Reseed takes over a reseed document: from now on the root of the overlay is the one it names, here and, before long, at every peer
@@ -117,9 +176,19 @@ func (h *Host) Reseed(doc []byte) error {
 	case r.RootGroup().Gen <= former.Gen:
 		return fmt.Errorf("%w: it is of generation %d of the overlay, and %d is known", ErrReseed, r.OverlayGen, former.Gen>>32)
 	}
+	self, founds := h.founds(r)
+	if founds {
+		if _, err := h.beginning(r); err != nil {
+			return err
+		}
+	}
 	doc = bytes.Clone(doc)
 	if h.onReseed != nil {
-		if err := h.onReseed(doc); err != nil {
+		var state []byte
+		if founds && r.Inherits() {
+			state = h.inherits
+		}
+		if err := h.onReseed(doc, state); err != nil {
 			return fmt.Errorf("replicagroup: a reseed document cannot be kept, so it is not acted on: %w", err)
 		}
 	}
@@ -131,11 +200,10 @@ func (h *Host) Reseed(doc []byte) error {
 		if err := h.bury(former, ^order.ReplicaID(0)-1); err != nil {
 			return err
 		}
-		if self, ok := h.founds(r); ok {
-			d := r.RootDescriptor()
-			err := h.store.Create(Identity{Group: d.Group, Self: self, Descriptor: encodeDescriptor(d)})
+		if founds {
+			root, err := h.found(r, self)
 			if err == nil {
-				err = h.run(d, self, order.Image{}, false)
+				err = h.run(r.RootDescriptor(), self, root.Image, false)
 			}
 			if err != nil {
 				return err
@@ -203,20 +271,118 @@ func (h *Host) handleReseed(req *dht.Request) error {
 	return nil
 }
 
+// RootProposal is a reseed document, not yet signed, and what its root would begin with.
+type RootProposal struct {
+	placement.Reseed
+	Survivor peer.ID // whose replica of the former root knew most; empty: nobody who answers has one
+	Groups   int     // that it knew
+}
+
 // ProposeRoot returns the document, not yet signed, that would make this peer the founder of the overlay's next root, which then grows as
-// the first one did. A peer without a store cannot found.
-func (h *Host) ProposeRoot() (placement.Reseed, error) {
+// the first one did. It asks the members of the present root for what they know, this peer included. The new root begins with what the
+// one knows that has applied most of the root's log; where there is none, it knows nothing and waits for groups to tell it of themselves.
+// A peer without a store cannot found. It blocks for [rollTime] and the time of a question to each; ctx ends it earlier.
+func (h *Host) ProposeRoot(ctx context.Context) (RootProposal, error) {
 	if h.store == nil {
-		return placement.Reseed{}, fmt.Errorf("%w: a client keeps no replicas, so it cannot found a root", ErrReseed)
+		return RootProposal{}, fmt.Errorf("%w: a client keeps no replicas, so it cannot found a root", ErrReseed)
 	}
-	gen := h.rootGroup().Gen >> 32
+	former := h.rootGroup()
+	gen := former.Gen >> 32
 	if gen >= placement.OverlayGenMax {
-		return placement.Reseed{}, fmt.Errorf("%w: the overlay has had %d generations, as many as tokens can tell apart", ErrReseed, gen+1)
+		return RootProposal{}, fmt.Errorf("%w: the overlay has had %d generations, as many as tokens can tell apart", ErrReseed, gen+1)
 	}
 	self := peerOfInfo(h.overlay.Info(h.overlay.Self()))
-	return placement.Reseed{
+	p := RootProposal{Reseed: placement.Reseed{
 		Overlay: h.id, OverlayGen: uint8(gen + 1), Founders: []placement.Host{{Peer: self, Store: h.storeID}},
-	}, nil
+	}}
+	known, ok := h.locator.cached(keyspace.Prefix{})
+	if !ok || known.Group != former {
+		return p, nil
+	}
+	var best *pb.RootStateReply
+	for _, s := range h.survivors(ctx, known) {
+		if best != nil && s.state.Index <= best.Index {
+			continue
+		}
+		d, err := placement.Inherit(h.genesis, p.RootGroup(), s.state.Directory)
+		if err != nil {
+			log.Warnw("what a member of the former root knows is passed over", "peer", s.peer, "err", err)
+			continue
+		}
+		best, p.Survivor, p.Groups = s.state, s.peer, d.Len()
+	}
+	if ctx.Err() != nil {
+		return p, context.Cause(ctx)
+	}
+	if best != nil {
+		p.State = sha256.Sum256(best.Directory)
+		h.reseeding.Lock()
+		h.inherits = best.Directory
+		h.reseeding.Unlock()
+	}
+	return p, nil
+}
+
+// survivor is a member of a root that has lost its majority, and what it has of its state.
+type survivor struct {
+	peer  peer.ID
+	state *pb.RootStateReply
+}
+
+// survivors asks the members of a root what they have applied.
+func (h *Host) survivors(ctx context.Context, root placement.Descriptor) (all []survivor) {
+	roll := h.Roll(ctx, root)
+	ctx, cancel := context.WithTimeout(ctx, rollTime)
+	defer cancel()
+	var asking sync.WaitGroup
+	var mu sync.Mutex // guards all while asking
+	for i, p := range roll.Descriptor.Peers {
+		if !roll.Present[i].Answers {
+			continue
+		}
+		asking.Go(func() {
+			m := new(pb.RootStateReply)
+			b, err := h.overlay.Call(ctx, peer.ID(p.ID), keyspace.Key{}, serviceRootState, marshal(&pb.RootStateRequest{Gen: root.Group.Gen}))
+			if err == nil {
+				err = proto.Unmarshal(b, m)
+			}
+			if err != nil || !m.Present {
+				log.Warnw("a member of the root does not tell what it knows", "peer", peer.ID(p.ID), "err", err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, survivor{peer.ID(p.ID), m})
+		})
+	}
+	asking.Wait()
+	return all
+}
+
+// rootStateEvent asks what the root's replica here has applied.
+type rootStateEvent struct {
+	root order.GroupID
+	req  *dht.Request
+}
+
+func (h *Host) handleRootState(req *dht.Request) error {
+	var m pb.RootStateRequest
+	if err := proto.Unmarshal(req.Data, &m); err != nil {
+		return malformed("root state: %v", err)
+	}
+	g := order.GroupID{Overlay: h.id, Gen: m.Gen}
+	if !h.shardOf(g).box.TryPut(rootStateEvent{g, req}) {
+		h.counters.busy.Add(1)
+	}
+	return nil
+}
+
+func (e rootStateEvent) handle(s *shard) {
+	var m pb.RootStateReply
+	if r, ok := s.replicas[e.root]; ok {
+		m.Present, m.Index, m.Directory = true, r.applied, r.directory().Snapshot()
+	}
+	e.req.Reply(marshal(&m))
 }
 
 // register tells a new root of the groups led here that it does not know: it adopts them. children is what it does know.
@@ -226,7 +392,9 @@ func (h *Host) register(children []placement.Summary) error {
 	}
 	known := make(map[keyspace.Prefix]uint64, len(children))
 	for _, c := range children {
-		known[c.Prefix] = c.Gen + 1
+		if known[c.Prefix] = c.Gen + 1; c.State == placement.Inherited {
+			known[c.Prefix] = c.Gen // it wants to hear that it lives
+		}
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, registerTimeout)
 	defer cancel()
@@ -236,7 +404,7 @@ func (h *Host) register(children []placement.Summary) error {
 	}
 	for _, r := range groups {
 		p := r.Group.Prefix
-		if !r.Status.Leading || p.Len == 0 || r.Group.Gen>>32 >= h.rootGroup().Gen>>32 || known[p] > r.Group.Gen {
+		if !r.Status.Leading || p.Len == 0 || placement.IsOwn(r.Group) || r.Group.Gen>>32 >= h.rootGroup().Gen>>32 || known[p] > r.Group.Gen {
 			continue
 		}
 		data, err := placement.Command{Kind: placement.Update, Prefix: p, Descriptor: r.Descriptor}.Encode()

@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
 )
 
@@ -31,10 +33,25 @@ func (p *testPeer) untilKnows(t *testing.T, ctx context.Context, gen uint64) {
 
 func sign(t *testing.T, w *world, p *testPeer) []byte {
 	t.Helper()
-	r, err := p.groups.ProposeRoot()
+	r, err := p.groups.ProposeRoot(deadline(t, waitMax))
 	if err != nil {
 		t.Fatal(err)
 	}
+	doc, err := r.Sign(w.genesis, rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// signBare is sign for a root that begins with nothing, as where no member of the former one is left.
+func signBare(t *testing.T, w *world, p *testPeer) []byte {
+	t.Helper()
+	r, err := p.groups.ProposeRoot(deadline(t, waitMax))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.State = [32]byte{}
 	doc, err := r.Sign(w.genesis, rootKey)
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +82,7 @@ func TestAnOverlayGetsANewRoot(t *testing.T) {
 	if sum := sumOf(t, got, err); sum != 5 {
 		t.Fatalf("sum %d", sum)
 	}
-	early := sign(t, w.world, founder)
+	early := signBare(t, w.world, founder)
 
 	disks := []*MemoryStore{dead[0].kill(), dead[1].kill()}
 	got, err = c.Do(ctx, w.key, "count", number(1)) // groups go on without a root
@@ -168,9 +185,9 @@ func TestANewRootBeginsOnceInTheStoreThatIsNamed(t *testing.T) {
 	w := newWorld(t, 2, 0, func(g *placement.Genesis) { g.RootKey = rootKey.Public().(ed25519.PublicKey) })
 	ctx := deadline(t, waitMax)
 	p := w.peers[1]
-	doc := sign(t, w, p)
+	doc, state := sign(t, w, p), p.groups.inherits
 	broken := errors.New("disk full")
-	p.groups.onReseed = func([]byte) error { return broken }
+	p.groups.onReseed = func(_, _ []byte) error { return broken }
 	if err := p.groups.Reseed(doc); !errors.Is(err, broken) || p.groups.reseeded() {
 		t.Fatalf("a document that cannot be kept: %v", err)
 	}
@@ -179,10 +196,22 @@ func TestANewRootBeginsOnceInTheStoreThatIsNamed(t *testing.T) {
 		t.Helper()
 		p.reborn(t)
 		p.store = s
-		w.startWith(t, p, []peer.AddrInfo{{ID: w.peers[0].host.ID(), Addrs: w.peers[0].host.Addrs()}}, func(c *Config) { c.Reseed = doc })
+		w.startWith(t, p, []peer.AddrInfo{{ID: w.peers[0].host.ID(), Addrs: w.peers[0].host.Addrs()}}, func(c *Config) { c.Reseed, c.ReseedState = doc, state })
 		return p.groups
 	}
-	for range 2 {
+	kept := state
+	state = nil // what was kept is gone: the root does not begin, and another one may
+	if h := start(store); p.runs(t, ctx, h.rootGroup()) {
+		t.Error("a root began without what it is to begin with")
+	}
+	state, store = kept, p.kill()
+	for i := range 3 {
+		if i == 1 { // it was killed right before the beginning was written
+			store = NewMemoryStoreAs(store.ID())
+			if err := store.Create(Identity{Group: order.GroupID{Overlay: w.genesis.ID(), Gen: 1 << 32}, Self: 1, Descriptor: encodeDescriptor(p.groups.firstRoot())}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		h := start(store)
 		if m, ok := h.firstRoot().View.MemberAt(dht.NodeIDOf(p.host.ID())); !ok || m.ID != 1 || !p.runs(t, ctx, h.rootGroup()) {
 			t.Fatal("the new root does not run in the store that is named")
@@ -196,7 +225,79 @@ func TestANewRootBeginsOnceInTheStoreThatIsNamed(t *testing.T) {
 	if _, err := New(Config{Genesis: w.genesis, Overlay: told{p.overlay, p}, Reseed: doc[1:]}); !errors.Is(err, placement.ErrMalformed) && !errors.Is(err, placement.ErrReseed) {
 		t.Errorf("a damaged document was taken: %v", err)
 	}
-	if _, err := (&Host{}).ProposeRoot(); !errors.Is(err, ErrReseed) {
+	if _, err := (&Host{}).ProposeRoot(ctx); !errors.Is(err, ErrReseed) {
 		t.Errorf("a host without a store would found: %v", err)
+	}
+}
+
+// Conformance test 44 with a member of the former root left: the new root begins with what that one knows. A group whose majority is down for
+// far longer than survivors are waited for is not made anew, and comes back with all it had.
+func TestANewRootGoesOnFromASurvivor(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t, waitMax)
+	lease := time.Second
+	w := &lostWorld{world: newWorld(t, 8, 1, func(g *placement.Genesis) {
+		g.RootKey, g.Lease = rootKey.Public().(ed25519.PublicKey), lease
+	})}
+	w.pick(t, ctx)
+	founder := w.others[slices.IndexFunc(w.others, func(p *testPeer) bool { return !slices.Contains(w.peers[:3], p) })]
+	got, err := founder.groups.NewClient().Do(ctx, w.key, "count", number(5))
+	if sum := sumOf(t, got, err); sum != 5 {
+		t.Fatalf("sum %d", sum)
+	}
+	down := append(slices.Clone(w.outside[:2]), w.peers[:2]...) // the group's majority, and the root's
+	disks := make([]*MemoryStore, len(down))
+	for i, p := range down {
+		disks[i] = p.kill()
+	}
+	proposal, err := founder.groups.ProposeRoot(ctx)
+	if err != nil || !proposal.Inherits() || proposal.Survivor != w.peers[2].host.ID() || proposal.Groups == 0 {
+		t.Fatalf("proposed %+v, %v", proposal, err)
+	}
+	doc, err := proposal.Sign(w.genesis, rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.peers[2].groups.Reseed(doc); err != nil { // others need not have the state
+		t.Fatal(err)
+	}
+	if err := founder.groups.Reseed(doc); err != nil {
+		t.Fatal(err)
+	}
+	reseeded := time.Now()
+	p := w.group.Group.Prefix
+	for {
+		child, err := founder.groups.Child(ctx, p)
+		if err == nil && child.Group == w.group.Group && child.State == placement.Inherited {
+			break
+		}
+		if err != nil && !errors.Is(err, ErrNoQuorum) {
+			t.Fatalf("%+v, %v", child, err)
+		}
+	}
+	for time.Since(reseeded) < 3*lease { // it is asked for all the time, and not made
+		d, err := founder.groups.locator.ensure(ctx, p)
+		if err == nil && d.Group != w.group.Group {
+			t.Fatalf("a second group: %v", d.Group)
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, q := range down[:2] {
+		w.restart(t, q, disks[i])
+	}
+	got, err = founder.groups.NewClient().Do(ctx, w.key, "count", number(1))
+	if sum := sumOf(t, got, err); sum != 6 {
+		t.Errorf("sum %d after the group came back", sum)
+	}
+	for {
+		child, err := founder.groups.Child(ctx, p)
+		if err == nil && child.Group == w.group.Group && child.State == placement.Live {
+			break
+		}
+		if pause(ctx, 20*time.Millisecond) != nil {
+			t.Fatalf("it is not adopted: %+v, %v", child, err)
+		}
 	}
 }

@@ -80,11 +80,12 @@ func (r Roll) String() string {
 // Child returns what the root's directory says of a prefix's group, by a linearizable read. It creates nothing: a prefix without a
 // group is [ErrNoGroup]. It blocks until the root answers or ctx ends ([ErrNoQuorum]).
 func (h *Host) Child(ctx context.Context, p keyspace.Prefix) (placement.Child, error) {
-	data, err := h.internal.query(ctx, keyspace.Prefix{}, placement.Service, placement.LookupQuery(p))
-	if err != nil {
-		return placement.Child{}, err
+	if h.ownPrefix(p) { // to ask a prefix's group that does not exist would make it
+		if _, err := h.Child(ctx, h.parentOf(p)); err != nil {
+			return placement.Child{}, err
+		}
 	}
-	res, err := placement.DecodeResult(data)
+	res, _, err := h.lookup(ctx, p)
 	switch {
 	case err != nil:
 		return placement.Child{}, err
@@ -248,24 +249,27 @@ func (r *replica) silence() time.Duration {
 // A prefix without a group is [ErrNoGroup]. Revive may be repeated: what answers then is the generation after gen, whoever made it.
 // It blocks until the new group runs or ctx ends ([ErrNoQuorum]).
 func (h *Host) Revive(ctx context.Context, p keyspace.Prefix, gen uint64, force bool) (placement.Descriptor, error) {
-	req := marshal(&pb.ReviveRequest{Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix, Gen: gen, Force: force})
 	var last error
 	for {
-		if _, err := h.Child(ctx, p); err != nil { // finds the root's leader, too
+		if _, err := h.Child(ctx, p); err != nil { // finds the parent's leader, too
 			return placement.Descriptor{}, noQuorum(err, h.rootGroup(), last)
 		}
-		root, _ := h.locator.cached(keyspace.Prefix{})
-		leader, ok := root.View.MemberAt(h.locator.leader(root.Group))
+		parent, _ := h.locator.cached(h.parentOf(p))
+		leader, ok := parent.View.MemberAt(h.locator.leader(parent.Group))
 		if ok {
-			to, _ := root.Peer(leader.ID)
-			d, again, err := h.reviveAt(ctx, peer.ID(to.ID), req)
+			req := &pb.ReviveRequest{Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix, Gen: gen, Force: force}
+			if h.ownPrefix(p) {
+				req.Parent = groupToPB(parent.Group)
+			}
+			to, _ := parent.Peer(leader.ID)
+			d, again, err := h.reviveAt(ctx, peer.ID(to.ID), marshal(req))
 			if !again {
 				return d, err
 			}
 			last = err
 		}
 		if err := pause(ctx, retryPause); err != nil {
-			return placement.Descriptor{}, noQuorum(err, h.rootGroup(), last)
+			return placement.Descriptor{}, noQuorum(err, parent.Group, last)
 		}
 	}
 }
@@ -312,7 +316,15 @@ func (c *creator) handleRevive(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	c.host.submit(c.host.rootGroup(), reviveEvent{p, m.Gen, m.Force, req}, req)
+	e := reviveEvent{p, m.Gen, m.Force, req}
+	if c.host.ownPrefix(p) {
+		parent, err := c.host.parentGroup(m.Parent, p)
+		if err == nil {
+			c.host.submit(parent, reviveOwn{parent, e}, req)
+		}
+		return err
+	}
+	c.host.submit(c.host.rootGroup(), e, req)
 	return nil
 }
 
@@ -335,14 +347,14 @@ func (e reviveEvent) handle(s *shard) {
 	case known.Group.Gen < e.gen:
 		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: fmt.Appendf(nil, "the group is of generation %d", known.Group.Gen)}))
 	default:
-		if !h.spawn(func() { h.creator.revive(known, e.force, e.req) }) {
+		if !h.spawn(func() { h.creator.revive(known, "", e.force, e.req) }) {
 			e.req.Reply(marshal(busy()))
 		}
 	}
 }
 
-// revive calls the roll of a group that is said to be lost, and has it revived if it is.
-func (c *creator) revive(known placement.Child, force bool, req *dht.Request) {
+// revive calls the roll of a group that is said to be lost, and has it revived if it is. name is that of a key's own group.
+func (c *creator) revive(known placement.Child, name keyspace.Preimage, force bool, req *dht.Request) {
 	roll := c.host.Roll(c.host.ctx, known.Descriptor)
 	if roll.Majority() && !force {
 		req.Reply(marshal(&pb.Reply{Status: pb.Status_ALIVE, Data: []byte(roll.String())}))
@@ -353,7 +365,7 @@ func (c *creator) revive(known placement.Child, force bool, req *dht.Request) {
 		h.shardOf(h.rootGroup()).box.Put(doomEvent{reviveEvent{known.Group.Prefix, known.Group.Gen, force, req}})
 		return
 	}
-	c.take(placement.ReviveLost{Known: known}, req)
+	c.take(placement.ReviveLost{Known: known, Name: name}, req)
 }
 
 // take gives the core an event that a request stands behind, or answers that there is no room.

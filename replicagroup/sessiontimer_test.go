@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
@@ -13,8 +12,8 @@ import (
 // A timer that was put off is left to run out early, and has to be set again then: an idle session lives by it.
 func TestATimerThatRunsOutEarlyIsSetAgain(t *testing.T) {
 	ctx := deadline(t, waitMax)
-	h := &Host{clock: driver.NewClock(), sessions: make(map[order.ClientID]*groupSession)}
-	s := newGroupSession(&Client{host: h}, keyspace.Prefix{})
+	h := &Host{clock: driver.NewClock(), sessions: make(map[order.ClientID]addressee)}
+	s := newGroupSession(&Client{host: h}, order.GroupID{})
 	wakes := func() automaton.Instant {
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -358,7 +358,9 @@ func (e *queryEvent) handle(s *shard) {
 func (e statusEvent) handle(s *shard) {
 	all := make([]ReplicaStatus, 0, len(s.replicas))
 	for _, r := range s.replicas {
+		phase, key := r.phase()
 		all = append(all, ReplicaStatus{
+			Key: key, Phase: phase,
 			Group: r.group, Descriptor: *r.descriptor, Status: r.engine.Status(), Halted: r.halted, Leaderless: r.silence(), Leaves: r.leaves(),
 			Unleased: r.leading && !r.leased(),
 		})

@@ -57,6 +57,47 @@ func TestRefusedTickDoesNotKeepATurnFromEnding(t *testing.T) {
 	}
 }
 
+// storingEngine has something to store when it starts.
+type storingEngine struct{ busyEngine }
+
+func (e *storingEngine) Step(ev order.Event, out *order.Actions) {
+	if _, ok := ev.(order.Rand); ok {
+		out.Persist = append(out.Persist, order.Persist{Seq: 1, Records: []order.Record{{Kind: order.RecordState}}, Sync: true})
+	}
+}
+
+// countingStore counts what is written.
+type countingStore struct {
+	*MemoryStore
+	batches, syncs, groups int
+}
+
+func (s *countingStore) Write(batch []Write, sync bool) error {
+	s.batches++
+	s.groups += len(batch)
+	if sync {
+		s.syncs++
+	}
+	return nil
+}
+
+// What all groups of a turn have to store is stored by one write and one sync (replica-groups.md section 3.3, group commit).
+func TestATurnOfManyGroupsIsStoredOnce(t *testing.T) {
+	const groups = 100
+	store := &countingStore{MemoryStore: NewMemoryStore()}
+	h := &Host{clock: driver.NewClock(), store: store, overlay: new(watcher)}
+	s := newShard(h)
+	var batch []shardEvent
+	for i := range groups {
+		d := testDescriptor()
+		d.Group.Gen, d.View.Members[0].PeerID = uint64(i), testMember(1).PeerID // as the watcher is called
+		batch = append(batch, startEvent{newReplica(1, &d, new(storingEngine), nil, 1)})
+	}
+	if err := s.turn(batch); err != nil || store.groups != groups || store.batches != 1 || store.syncs != 1 {
+		t.Errorf("%d groups were stored by %d writes and %d syncs, %v", store.groups, store.batches, store.syncs, err)
+	}
+}
+
 // A group is asked for more commands at once than its engine takes in one go, and gets them all in.
 func TestATurnOfManyCommandsIsTakenInSlices(t *testing.T) {
 	w := newWorld(t, 1, 0)

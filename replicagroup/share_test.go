@@ -324,7 +324,7 @@ func TestOnlyTheParentAsksToHost(t *testing.T) {
 func TestOnePeersNewGroupsAreBounded(t *testing.T) {
 	w := newWorld(t, 1, 0)
 	h := w.peers[0].groups
-	c := newCreator(h) // of its own, whose goroutine does not run
+	c := newCreator(h, placement.NewCreator(h.genesis, nil)) // of its own, whose goroutine does not run
 	var from dht.Request
 	c.asking[from.From] = ensuresPerPeerMax
 	if c.admit(&from) {

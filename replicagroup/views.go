@@ -266,11 +266,7 @@ func (h *Host) askPeers(ctx context.Context, p keyspace.Prefix, peers []peer.ID)
 
 // askParent reads linearizably what the parent's directory says of a prefix.
 func (h *Host) askParent(ctx context.Context, p keyspace.Prefix) (placement.Descriptor, error) {
-	data, err := h.internal.query(ctx, keyspace.Prefix{}, placement.Service, placement.LookupQuery(p))
-	if err != nil {
-		return placement.Descriptor{}, err
-	}
-	res, err := placement.DecodeResult(data)
+	res, _, err := h.lookup(ctx, p)
 	return res.Child.Descriptor, err
 }
 

@@ -15,17 +15,19 @@ import (
 
 // Services of the overlay under which hosts speak to each other (pb/replicagroup.proto says what travels under each).
 const (
-	serviceEngine  = "group/engine"
-	serviceCommand = "group/command"
-	serviceQuery   = "group/query"
-	serviceOutput  = "group/output"
-	serviceLocate  = "group/locate"
-	serviceEnsure  = "group/ensure"
-	serviceHost    = "group/host"
-	serviceStart   = "group/start"
-	servicePresent = "group/present"
-	serviceRevive  = "group/revive"
-	serviceReseed  = "group/reseed"
+	serviceEngine    = "group/engine"
+	serviceCommand   = "group/command"
+	serviceQuery     = "group/query"
+	serviceOutput    = "group/output"
+	serviceLocate    = "group/locate"
+	serviceEnsure    = "group/ensure"
+	serviceHost      = "group/host"
+	serviceStart     = "group/start"
+	servicePresent   = "group/present"
+	serviceRevive    = "group/revive"
+	serviceReseed    = "group/reseed"
+	serviceRootState = "group/rootstate"
+	serviceReturn    = "group/return"
 
 	serviceProbe      = "group/probe"
 	serviceEndorse    = "group/endorse"
@@ -158,13 +160,15 @@ func statusToPB(s session.Status) pb.Status {
 		return pb.Status_LIMIT
 	case session.TooLarge:
 		return pb.Status_TOO_LARGE
+	case session.Moved:
+		return pb.Status_KEY_MOVED
 	}
 	return pb.Status_STATUS_UNSPECIFIED
 }
 
 // statusFromPB is the inverse of statusToPB; ok is false for the statuses that are a host's own.
 func statusFromPB(s pb.Status) (session.Status, bool) {
-	for t := session.OK; t <= session.TooLarge; t++ {
+	for t := session.OK; t <= session.Moved; t++ {
 		if statusToPB(t) == s {
 			return t, true
 		}

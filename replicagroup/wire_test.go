@@ -234,7 +234,7 @@ func TestSessionOfAnotherPeerIsRefused(t *testing.T) {
 	if _, err := c.Do(ctx, key, "count", number(1)); err != nil {
 		t.Fatal(err)
 	}
-	s := c.sessions[w.genesis.PrefixOf(key)]
+	s := c.sessions[order.GroupID{Prefix: w.genesis.PrefixOf(key)}]
 	req := marshal(&pb.CommandRequest{Group: groupToPB(s.descriptor.Group), View: s.descriptor.View.Num, Client: s.id[:], Seq: 1,
 		Service: "count", Data: number(1)})
 	var got reply

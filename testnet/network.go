@@ -80,7 +80,9 @@ type Options struct {
 	// lease of the root lasts [Lease] in a testnet.
 	Regenesis  placement.Regenesis
 	LeaseReads bool
-	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed, Depth, Regenesis and LeaseReads,
+	// OwnGroups allows keys to have groups of their own (placement.Genesis); not with placement.Leased.
+	OwnGroups bool
+	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed, Depth, Regenesis, LeaseReads and OwnGroups,
 	// which are not to be set. Peers that were down stay down. Of partitions, latency and pauses it says nothing: there are none. [ErrMode] is
 	// matched when it is of the other mode, [ErrRunning] while the testnet that it was made of still runs.
 	State *State
@@ -112,8 +114,8 @@ func (o Options) Validate() error {
 // withDefaults fills in what is not set, and says what cannot be.
 func (o Options) withDefaults() (Options, error) {
 	if o.State != nil {
-		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 || o.Regenesis != 0 || o.LeaseReads {
-			return o, fmt.Errorf("%w: peers, f, seed, depth, regenesis and reads of a state are what they were", ErrOptions)
+		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 || o.Regenesis != 0 || o.LeaseReads || o.OwnGroups {
+			return o, fmt.Errorf("%w: peers, f, seed, depth, regenesis, reads and own groups of a state are what they were", ErrOptions)
 		}
 		if o.StoreDir != "" {
 			return o, fmt.Errorf("%w: a state has its stores in memory", ErrOptions)
@@ -129,6 +131,8 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("%w: %d peers with f = %d; at least %d are needed, and %d are the most", ErrOptions, o.N, o.F, 2*o.F+1, PeersMax)
 	case o.Regenesis != placement.Manual && o.Regenesis != placement.Leased:
 		return o, fmt.Errorf("%w: regenesis is %v; it can be %v or %v", ErrOptions, o.Regenesis, placement.Manual, placement.Leased)
+	case o.OwnGroups && o.Regenesis == placement.Leased:
+		return o, fmt.Errorf("%w: own groups of keys and regenesis %v exclude each other", ErrOptions, o.Regenesis)
 	case o.Depth < placement.DepthMin || o.Depth > placement.DepthMax:
 		return o, fmt.Errorf("%w: depth is %d; it can be %d to %d", ErrOptions, o.Depth, placement.DepthMin, placement.DepthMax)
 	}
@@ -270,7 +274,7 @@ func newGenesis(o Options, founders []placement.Host) placement.Genesis {
 	g := placement.Defaults()
 	g.Name, g.Founders = "testnet", founders
 	g.F, g.Depth, g.TTLMax, g.DeadAfter = o.F, o.Depth, TTLMax, 0
-	g.Regenesis, g.LeaseReads, g.Lease = o.Regenesis, o.LeaseReads, Lease
+	g.Regenesis, g.LeaseReads, g.OwnGroups, g.Lease = o.Regenesis, o.LeaseReads, o.OwnGroups, Lease
 	g.RootKey = secret(o.Seed, "root").Public().(ed25519.PublicKey)
 	rand.Read(g.Nonce[:])
 	return g

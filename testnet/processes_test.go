@@ -110,7 +110,7 @@ func TestWhatAKilledTestnetLeftIsRemovedAndNothingElse(t *testing.T) {
 	dir := shortDir(t)
 	litter(t, dir, "control.sock",
 		"0/testnet.peer", "0/api.sock", "0/wire.sock", "0/daemon.log", "0/identity.key", "0/genesis", "0/swarm.key", "0/store/STORE", "0/store/000001.sst",
-		"0/config.yaml", "0/.config.yaml.123.tmp", "0/config.draft.yaml", "0/api.sock.lock", "0/wire.sock.lock", "0/peers.json", "0/daemon.lock", "0/unfinished", "0/reseed",
+		"0/config.yaml", "0/.config.yaml.123.tmp", "0/config.draft.yaml", "0/api.sock.lock", "0/wire.sock.lock", "0/peers.json", "0/daemon.lock", "0/unfinished", "0/reseed", "0/reseed.state",
 		"1/api.sock", "8/api.sock", "8/api.sock.lock", "9/api.sock.lock", // of peers in one process
 		"2/testnet.peer", "2/daemon.log", "2/notes", "2/sub/daemon.log", "2/store/STORE",
 		"3/identity.key", "3/api.sock", "3/store/STORE", // somebody's peer

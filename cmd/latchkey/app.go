@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -56,6 +57,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		code = exitCode(err)
 	}
 	if e, ok := err.(*exitError); !ok || e.err != nil {
+		if advice := permissionAdvice(err); advice != "" {
+			err = fmt.Errorf("%w; %s", err, advice)
+		}
 		a.fail(err, code)
 	}
 	return code
@@ -239,6 +243,15 @@ func (a *app) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 	return context.WithTimeoutCause(ctx, a.timeout, a.daemonSilent(a.timeout))
 }
 
+// denied says what to do where this user may not speak to the daemon's socket; "" where that is not what is wrong.
+func (a *app) denied() string {
+	conn, err := net.Dial("unix", a.socket())
+	if err == nil {
+		conn.Close()
+	}
+	return permissionAdvice(err)
+}
+
 // explain adds to the error of a call what to do when nobody answered it.
 func (a *app) explain(err error) error {
 	if exitCode(err) != exitUnreachable {
@@ -246,6 +259,9 @@ func (a *app) explain(err error) error {
 	}
 	if info, statErr := os.Stat(a.apiAddr); a.apiAddr != "" && statErr == nil && info.IsDir() {
 		return usagef("--api %s: it is a directory; name the daemon's socket, like %s", a.apiAddr, filepath.Join(a.apiAddr, "api.sock"))
+	}
+	if advice := a.denied(); advice != "" { // one may well run there
+		return fmt.Errorf("%w; %s", err, advice)
 	}
 	start := "latchkey daemon" + a.pathFlag()
 	if _, statErr := os.Stat(a.path); statErr != nil && a.apiAddr == "" {

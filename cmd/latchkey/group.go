@@ -184,10 +184,13 @@ is over, which takes some two minutes for a group that is alive (--force --timeo
 You are asked to type the prefix, unless --yes is given.
 
 The root group has no parent that could revive it. "revive root" makes this daemon's peer the founder of another root, which
-needs the overlay's root key: root.key, from the directory where the overlay was founded or from a copy of it. The new root knows no
-groups. Those that have a majority tell it of themselves and lose nothing; for as long as the overlay's lease time (two
-minutes by default) it makes no others. A group that comes later than that, and whose prefix has got a new group
-meanwhile, is over. From then on the new root grows as the first one did.`,
+needs the overlay's root key: root.key, from the directory where the overlay was founded or from a copy of it. Start the
+root's members that can be started first, even if they are too few. Of those that answer, the new root takes over what the one
+knows that has followed the root the furthest: which prefixes have groups, where, and of which generation. Groups that
+have a majority tell it of themselves and lose nothing, also those that nobody knew; for as long as the overlay's lease time (two
+minutes by default) it makes no others, and with --regenesis lease no group answers. A group it knows stays, up or down, until it is
+revived; one that nobody knew, that comes later than that, and whose prefix has got a new group meanwhile, is over.
+From then on the new root grows as the first one did.`,
 		Example: `  latchkey group info a3/8
   latchkey group revive a3/8
   latchkey group revive a3/8 --yes -o json
@@ -364,10 +367,10 @@ func (a *app) reviveRoot(ctx context.Context, in io.Reader, daemon *api.Client, 
 	}
 	if !o.yes {
 		fmt.Fprintf(a.err, `The root has %d of %d voters that answer. Missing: %s.
-This peer founds another root, of generation %d of the overlay. Groups that have a majority go on and lose nothing; others may be
-made anew without what they knew, and their members put that aside. If the old root was merely cut off, its members
+This peer founds another root, of generation %d of the overlay. %s
+Groups that have a majority go on and lose nothing. If the old root was merely cut off, its members
 stop as soon as they hear of the new one. There is no way back.
-Type root to go on: `, g.Answering, g.Voters, missingOf(g), p.Generation)
+Type root to go on: `, g.Answering, g.Voters, missingOf(g), p.Generation, beginsWith(p))
 		if err := a.typed(ctx, in, "group revive", rootName); err != nil {
 			return err
 		}
@@ -376,11 +379,28 @@ Type root to go on: `, g.Answering, g.Voters, missingOf(g), p.Generation)
 	if err != nil {
 		return err
 	}
-	return a.value(v, func(w io.Writer) {
+	return a.value(reseeded{v, p.Survivor, p.Groups}, func(w io.Writer) {
 		fmt.Fprintf(w, "root\tgeneration %d of the overlay, founded by %s\n", v.Generation, v.Founder)
+		fmt.Fprintf(w, "begins\t%s\n", beginsWith(p))
 		fmt.Fprintf(w, "groups\tthat have a majority tell it of themselves now; others are made in about %v\n", v.Quarantine.Round(time.Second))
 		fmt.Fprintf(w, "next\tlatchkey group info root; it grows as peers are there\n")
 	})
+}
+
+// reseeded is what "revive root" prints.
+type reseeded struct {
+	api.Reseeded
+	Survivor string `json:"survivor,omitempty"` // as of [api.RootProposal]
+	Groups   int    `json:"groups"`
+}
+
+// beginsWith says what another root begins with.
+func beginsWith(p api.RootProposal) string {
+	if p.Survivor == "" {
+		return "No member of the old root answers, so it begins knowing no group; one that is down for longer than survivors are waited for " +
+			"may be made anew without what it knew."
+	}
+	return fmt.Sprintf("It begins with the %s that %s knows of; one that is down is not made anew.", plural(p.Groups, "group"), p.Survivor)
 }
 
 // rootName is how people name the root group.

@@ -159,7 +159,7 @@ func TestGroupReviveRoot(t *testing.T) {
 	p.Stdin = strings.NewReader("root\n")
 	p.start().wait()
 	var v map[string]any
-	if err := json.Unmarshal(p.out.Bytes(), &v); err != nil || p.code != 0 || v["generation"] != 1.0 || v["founder"] == "" || v["quarantine_ms"] == nil {
+	if err := json.Unmarshal(p.out.Bytes(), &v); err != nil || p.code != 0 || v["generation"] != 1.0 || v["founder"] == "" || v["quarantine_ms"] == nil || v["survivor"] != v["founder"] {
 		t.Fatalf("revive root: exit %d, %v, %s %s", p.code, err, p.out.String(), p.err.String())
 	}
 	info := func() string {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"latchkey/node"
+	"latchkey/node/api"
 	"latchkey/node/config"
 	"latchkey/replicagroup/placement"
 )
@@ -105,6 +106,9 @@ func (v made) write(w io.Writer) {
 }
 
 func (a *app) init(o node.InitOptions) error {
+	if _, err := api.ParseAddr(a.socket()); err != nil { // no daemon could run there
+		return err
+	}
 	g, id, err := node.InitDir(a.path, o)
 	if errors.Is(err, placement.ErrGenesis) || errors.Is(err, config.ErrInvalid) {
 		return usagef("init: %w", err)

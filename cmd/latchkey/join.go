@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"latchkey/node"
+	"latchkey/node/api"
 	"latchkey/node/config"
 	"latchkey/node/invite"
 )
@@ -74,6 +75,9 @@ func (a *app) invitation(arg string) (invite.Invite, error) {
 func (a *app) join(ctx context.Context, i invite.Invite, o node.JoinOptions) error {
 	ctx, release := interruptible(ctx)
 	defer release()
+	if _, err := api.ParseAddr(a.socket()); err != nil {
+		return err
+	}
 	j, err := node.JoinDir(ctx, a.path, i, o)
 	if errors.Is(err, config.ErrInvalid) {
 		return usagef("join: %w", err)

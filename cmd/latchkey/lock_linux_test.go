@@ -95,6 +95,8 @@ func runChild(mode string) {
 		<-ctx.Done()
 		tell("asked to end")
 		select {}
+	case "writer", "late-writer":
+		runWriter(mode, tell)
 	case "terminal":
 		runTerminal(tell)
 	case "shell":

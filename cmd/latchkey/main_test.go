@@ -592,3 +592,15 @@ func TestWaitingForASilentGroupIsTold(t *testing.T) {
 	p.start()
 	d.until("it says that the group gives no answer", func() bool { return strings.Contains(shown.String(), "gave no answer within 5s; it keeps prefix f0/8") })
 }
+
+// Where no daemon could open its socket, no peer is made.
+func TestAPathTooLongForASocketIsRefusedAtOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("x", 120))
+	expect(t, at(t, dir, "init", "--profile", "test"), exitUsage, "the socket path "+dir, "choose a shorter one with --api")
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("it was made")
+	}
+	if p := at(t, dir, "init", "--profile", "test", "--api", filepath.Join(shortDir(t), "s")); p.code != 0 {
+		t.Errorf("with a socket elsewhere: %s", p.err.String())
+	}
+}

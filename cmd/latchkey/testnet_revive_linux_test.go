@@ -89,10 +89,17 @@ func TestALostGroupAndALostRootOfProcessesWithLeases(t *testing.T) {
 	}
 	path := filepath.Join(n.dir, strconv.Itoa(founder))
 	n.verb(exitFailure, "run "+strconv.Itoa(founder), "--", binary, "--path", path, "group", "revive", "root", "--yes") // it has no key
-	n.verb(0, "run "+strconv.Itoa(founder), "--", binary, "--path", path, "group", "revive", "root", "--yes", "--root-key", filepath.Join(n.dir, "0", "root.key"))
+	was := n.standing(founder, name)
+	p := n.verb(0, "run "+strconv.Itoa(founder), "--", binary, "--path", path, "group", "revive", "root", "--yes", "--root-key", filepath.Join(n.dir, "0", "root.key"))
+	if !strings.Contains(p.out.String(), "that "+root[2].Peer+" knows of") {
+		t.Errorf("the new root does not begin with what the last member of the old one knew: %s", p.out.String())
+	}
 	n.retake(founder, name)
 	if after := n.fence(founder, name); after <= token {
 		t.Errorf("token %d after %d", after, token)
+	}
+	if g := n.standing(founder, name); g.Generation != was.Generation {
+		t.Errorf("the group was %+v, and is %+v", was, g)
 	}
 	if g := n.standing(founder, "root"); g.Generation != strconv.Itoa(1<<32) {
 		t.Errorf("the root is %+v", g)

@@ -35,7 +35,7 @@ func (w *World) send(from, to NodeID, msg any) {
 		copies = 2
 	}
 	for range copies {
-		at := w.now + f.DelayMin + n.upTo(f.DelayMax-f.DelayMin)
+		at := w.now + w.delay(from, to)
 		l := link{from, to}
 		if faulty && n.chance(f.Reorder) {
 			at += n.upTo(f.ReorderBy) // it may overtake and be overtaken
@@ -45,6 +45,15 @@ func (w *World) send(from, to NodeID, msg any) {
 		}
 		w.push(event{at: at, kind: messageEvent, node: to, from: from, msg: msg})
 	}
+}
+
+// delay draws how long a message travels.
+func (w *World) delay(from, to NodeID) time.Duration {
+	if w.cfg.Delay != nil {
+		return w.cfg.Delay(w.net.rand, from, to)
+	}
+	f := &w.cfg.Faults
+	return f.DelayMin + w.net.upTo(f.DelayMax-f.DelayMin)
 }
 
 // chance reports true with probability p. It draws nothing when p is 0, so a fault that is off costs nothing.

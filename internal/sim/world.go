@@ -37,6 +37,8 @@ type Config struct {
 	CrashLimit int
 	// Spare lists nodes that the drawn faults never crash or pause, such as those that only drive a workload.
 	Spare []NodeID
+	// Delay, when set, says how long a message travels, in place of Faults.DelayMin and DelayMax. It draws from r and nothing else.
+	Delay func(r *rand.Rand, from, to NodeID) time.Duration
 }
 
 // World is one simulated universe. It is not safe for concurrent use.

@@ -34,6 +34,9 @@ type ClientConfig struct {
 	// Y1 is the paper's rule for yielding, for reproduction: it yields once all replicas have named an owner and nobody has a
 	// majority.
 	Y1 bool
+	// Quorum is how many grants it takes to hold, for reproduction of the paper's settings: above half of the members. 0 is a
+	// majority, and the only value that view changes are safe with.
+	Quorum int
 
 	mutant mutant
 }
@@ -188,7 +191,7 @@ func (c *Client) Step(ev Event, out []Action) []Action {
 	return c.arm(out)
 }
 
-func (c *Client) majority() int { return quorum.Majority(len(c.seats)) }
+func (c *Client) majority() int { return max(c.cfg.Quorum, quorum.Majority(len(c.seats))) }
 
 func (c *Client) lease() time.Duration { return c.cfg.Drift.Shrink(c.cfg.TTL) }
 

@@ -177,7 +177,7 @@ func (c *Client) ProposeRoot(ctx context.Context) (RootProposal, error) {
 	if err != nil {
 		return RootProposal{}, decodeError(ctx, c.addr, err, false)
 	}
-	return RootProposal{Document: r.Document, Generation: r.Generation, Volatile: r.Volatile}, nil
+	return RootProposal{Document: r.Document, Generation: r.Generation, Volatile: r.Volatile, Survivor: r.Survivor, Groups: int(r.Groups)}, nil
 }
 
 // Reseed gives the overlay another root by a signed document. Errors: [ErrAlive], [ErrReseed]. It may be repeated.

@@ -237,6 +237,8 @@ type RootProposal struct {
 	Document   []byte
 	Generation uint32 // of the overlay, with the new root
 	Volatile   bool   // the peer's store is in memory, so the root would end with its process
+	Survivor   string // the peer whose replica of the former root knew most, with which the new one begins; empty: there is none
+	Groups     int    // that it knew
 }
 
 // Reseeded tells of an overlay that was given a new root.
@@ -421,7 +423,7 @@ func (h nodeHandler) ProposeRoot(ctx context.Context, _ *latchkeyv1.ProposeRootR
 	if err != nil {
 		return nil, encodeError(err)
 	}
-	return &latchkeyv1.ProposeRootResponse{Document: p.Document, Generation: p.Generation, Volatile: p.Volatile}, nil
+	return &latchkeyv1.ProposeRootResponse{Document: p.Document, Generation: p.Generation, Volatile: p.Volatile, Survivor: p.Survivor, Groups: uint32(p.Groups)}, nil
 }
 
 func (h nodeHandler) Reseed(ctx context.Context, r *latchkeyv1.ReseedRequest) (*latchkeyv1.ReseedResponse, error) {

@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 
@@ -40,6 +41,8 @@ func failed(err error) error {
 	switch {
 	case errors.Is(err, ErrDamaged):
 		advice = "restore nothing over it: move the directory away and let the peer join anew"
+	case errors.Is(err, fs.ErrPermission):
+		advice = "nothing is lost: start again as a user who may read and write there"
 	case errors.Is(err, syscall.ENOSPC):
 		advice = "the disk is full: free space and start again; nothing reported as stored is lost"
 	}

@@ -43,6 +43,7 @@ const (
 	Status_TOO_LARGE          Status = 13
 	Status_ALIVE              Status = 14 // a majority of the group's voters answers: it is not revived. data says who
 	Status_NO_LEASE           Status = 15 // the group may not answer, since its parent has not renewed its lease; nothing was proposed. Ask again later
+	Status_KEY_MOVED          Status = 16 // another group serves the key; nothing was run, nor ever will be under this number. descriptor: the key's own group, if it has one
 )
 
 // Enum value maps for Status.
@@ -64,6 +65,7 @@ var (
 		13: "TOO_LARGE",
 		14: "ALIVE",
 		15: "NO_LEASE",
+		16: "KEY_MOVED",
 	}
 	Status_value = map[string]int32{
 		"STATUS_UNSPECIFIED": 0,
@@ -82,6 +84,7 @@ var (
 		"TOO_LARGE":          13,
 		"ALIVE":              14,
 		"NO_LEASE":           15,
+		"KEY_MOVED":          16,
 	}
 )
 
@@ -638,10 +641,13 @@ func (x *LocateRequest) GetPrefix() []byte {
 	return nil
 }
 
-// Service "group/ensure", at the parent's leader: the descriptor of the prefix's group, which is created if there is none.
+// Service "group/ensure", at the parent's leader: the descriptor of the prefix's group, which is created if there is none. Of a key's
+// own group (prefix is the whole key) the answer comes when it serves the key; REFUSED has data that says why not.
 type EnsureRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        []byte                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Parent        *Group                 `protobuf:"bytes,2,opt,name=parent,proto3" json:"parent,omitempty"` // of an own group: the group of its prefix, which is asked. Else absent: the root
+	Name          []byte                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`     // of an own group: the key's preimage
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -683,6 +689,74 @@ func (x *EnsureRequest) GetPrefix() []byte {
 	return nil
 }
 
+func (x *EnsureRequest) GetParent() *Group {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
+func (x *EnsureRequest) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+// Service "group/return", at the leader of a prefix's group: take a key back from its own group. Answered by Reply with OK when the
+// prefix's group serves the key, whoever brought that about, or with REFUSED or BUSY, whose data says why. It may be repeated.
+type ReturnRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        *Group                 `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"` // the group that is asked
+	Prefix        []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"` // the whole key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnRequest) Reset() {
+	*x = ReturnRequest{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnRequest) ProtoMessage() {}
+
+func (x *ReturnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnRequest.ProtoReflect.Descriptor instead.
+func (*ReturnRequest) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReturnRequest) GetParent() *Group {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
+func (x *ReturnRequest) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
 // Service "group/host": will you host a replica of this prefix?
 type HostRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -693,7 +767,7 @@ type HostRequest struct {
 
 func (x *HostRequest) Reset() {
 	*x = HostRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[9]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +779,7 @@ func (x *HostRequest) String() string {
 func (*HostRequest) ProtoMessage() {}
 
 func (x *HostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[9]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +792,7 @@ func (x *HostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostRequest.ProtoReflect.Descriptor instead.
 func (*HostRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{9}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HostRequest) GetPrefix() []byte {
@@ -738,7 +812,7 @@ type HostReply struct {
 
 func (x *HostReply) Reset() {
 	*x = HostReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[10]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +824,7 @@ func (x *HostReply) String() string {
 func (*HostReply) ProtoMessage() {}
 
 func (x *HostReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[10]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +837,7 @@ func (x *HostReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostReply.ProtoReflect.Descriptor instead.
 func (*HostReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{10}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HostReply) GetOk() bool {
@@ -793,7 +867,7 @@ type ProbeReply struct {
 
 func (x *ProbeReply) Reset() {
 	*x = ProbeReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[11]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +879,7 @@ func (x *ProbeReply) String() string {
 func (*ProbeReply) ProtoMessage() {}
 
 func (x *ProbeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[11]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +892,7 @@ func (x *ProbeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeReply.ProtoReflect.Descriptor instead.
 func (*ProbeReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{11}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProbeReply) GetStore() []byte {
@@ -860,7 +934,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[12]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +946,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[12]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +959,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{12}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartRequest) GetDescriptor_() []byte {
@@ -904,7 +978,7 @@ type StartReply struct {
 
 func (x *StartReply) Reset() {
 	*x = StartReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +990,7 @@ func (x *StartReply) String() string {
 func (*StartReply) ProtoMessage() {}
 
 func (x *StartReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[13]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1003,7 @@ func (x *StartReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReply.ProtoReflect.Descriptor instead.
 func (*StartReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{13}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StartReply) GetStarted() bool {
@@ -949,7 +1023,7 @@ type PresentRequest struct {
 
 func (x *PresentRequest) Reset() {
 	*x = PresentRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1035,7 @@ func (x *PresentRequest) String() string {
 func (*PresentRequest) ProtoMessage() {}
 
 func (x *PresentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[14]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1048,7 @@ func (x *PresentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresentRequest.ProtoReflect.Descriptor instead.
 func (*PresentRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{14}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PresentRequest) GetGroup() *Group {
@@ -996,7 +1070,7 @@ type PresentReply struct {
 
 func (x *PresentReply) Reset() {
 	*x = PresentReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1082,7 @@ func (x *PresentReply) String() string {
 func (*PresentReply) ProtoMessage() {}
 
 func (x *PresentReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[15]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1095,7 @@ func (x *PresentReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PresentReply.ProtoReflect.Descriptor instead.
 func (*PresentReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{15}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PresentReply) GetPresent() bool {
@@ -1052,6 +1126,112 @@ func (x *PresentReply) GetDescriptor_() []byte {
 	return nil
 }
 
+// Service "group/rootstate": what has your replica of the root of this generation applied? Answered at once, whether the root has a
+// majority or not: it is for whoever makes the next root.
+type RootStateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gen           uint64                 `protobuf:"varint,1,opt,name=gen,proto3" json:"gen,omitempty"` // of the root group
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RootStateRequest) Reset() {
+	*x = RootStateRequest{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootStateRequest) ProtoMessage() {}
+
+func (x *RootStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootStateRequest.ProtoReflect.Descriptor instead.
+func (*RootStateRequest) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RootStateRequest) GetGen() uint64 {
+	if x != nil {
+		return x.Gen
+	}
+	return 0
+}
+
+type RootStateReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Present       bool                   `protobuf:"varint,1,opt,name=present,proto3" json:"present,omitempty"`    // it runs a replica of that root
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`        // of the last entry applied
+	Directory     []byte                 `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"` // the snapshot of its directory (placement.Directory)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RootStateReply) Reset() {
+	*x = RootStateReply{}
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootStateReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootStateReply) ProtoMessage() {}
+
+func (x *RootStateReply) ProtoReflect() protoreflect.Message {
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootStateReply.ProtoReflect.Descriptor instead.
+func (*RootStateReply) Descriptor() ([]byte, []int) {
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RootStateReply) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *RootStateReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RootStateReply) GetDirectory() []byte {
+	if x != nil {
+		return x.Directory
+	}
+	return nil
+}
+
 // Service "group/revive", at the parent's leader: the prefix's group, whose generation is gen, is lost; make the next one. Answered
 // by Reply with OK and the descriptor of the generation after gen, or with ALIVE, NOT_HERE (no such group), REFUSED or BUSY,
 // whose data says why. It may be repeated: gen is followed by one generation.
@@ -1059,14 +1239,15 @@ type ReviveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        []byte                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	Gen           uint64                 `protobuf:"varint,2,opt,name=gen,proto3" json:"gen,omitempty"`
-	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // though a majority of the voters answers
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`  // though a majority of the voters answers
+	Parent        *Group                 `protobuf:"bytes,4,opt,name=parent,proto3" json:"parent,omitempty"` // of a key's own group: the group of its prefix, which is asked. Else absent: the root
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReviveRequest) Reset() {
 	*x = ReviveRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1259,7 @@ func (x *ReviveRequest) String() string {
 func (*ReviveRequest) ProtoMessage() {}
 
 func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[16]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1272,7 @@ func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviveRequest.ProtoReflect.Descriptor instead.
 func (*ReviveRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{16}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReviveRequest) GetPrefix() []byte {
@@ -1115,6 +1296,13 @@ func (x *ReviveRequest) GetForce() bool {
 	return false
 }
 
+func (x *ReviveRequest) GetParent() *Group {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
 // Service "group/endorse": a leader asks a member whether it agrees to a change of the group (placement.Question).
 type EndorseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1131,7 +1319,7 @@ type EndorseRequest struct {
 
 func (x *EndorseRequest) Reset() {
 	*x = EndorseRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1331,7 @@ func (x *EndorseRequest) String() string {
 func (*EndorseRequest) ProtoMessage() {}
 
 func (x *EndorseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[17]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1344,7 @@ func (x *EndorseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndorseRequest.ProtoReflect.Descriptor instead.
 func (*EndorseRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{17}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EndorseRequest) GetGroup() *Group {
@@ -1218,7 +1406,7 @@ type Removal struct {
 
 func (x *Removal) Reset() {
 	*x = Removal{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1418,7 @@ func (x *Removal) String() string {
 func (*Removal) ProtoMessage() {}
 
 func (x *Removal) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[18]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1431,7 @@ func (x *Removal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removal.ProtoReflect.Descriptor instead.
 func (*Removal) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{18}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Removal) GetMember() uint64 {
@@ -1273,7 +1461,7 @@ type EndorseReply struct {
 
 func (x *EndorseReply) Reset() {
 	*x = EndorseReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1473,7 @@ func (x *EndorseReply) String() string {
 func (*EndorseReply) ProtoMessage() {}
 
 func (x *EndorseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[19]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1486,7 @@ func (x *EndorseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndorseReply.ProtoReflect.Descriptor instead.
 func (*EndorseReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{19}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EndorseReply) GetTerm() uint64 {
@@ -1339,7 +1527,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1539,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[20]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1552,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{20}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LeaveRequest) GetGroup() *Group {
@@ -1384,7 +1572,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1584,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[21]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1597,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{21}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LeaveReply) GetMayGo() bool {
@@ -1436,7 +1624,7 @@ type DescriptorPush struct {
 
 func (x *DescriptorPush) Reset() {
 	*x = DescriptorPush{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1636,7 @@ func (x *DescriptorPush) String() string {
 func (*DescriptorPush) ProtoMessage() {}
 
 func (x *DescriptorPush) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[22]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1649,7 @@ func (x *DescriptorPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescriptorPush.ProtoReflect.Descriptor instead.
 func (*DescriptorPush) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{22}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DescriptorPush) GetDescriptor_() []byte {
@@ -1483,7 +1671,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1683,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[23]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1696,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{23}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RenewRequest) GetGroups() []*Group {
@@ -1527,7 +1715,7 @@ type RenewAnswer struct {
 
 func (x *RenewAnswer) Reset() {
 	*x = RenewAnswer{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1727,7 @@ func (x *RenewAnswer) String() string {
 func (*RenewAnswer) ProtoMessage() {}
 
 func (x *RenewAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[24]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1740,7 @@ func (x *RenewAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewAnswer.ProtoReflect.Descriptor instead.
 func (*RenewAnswer) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{24}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RenewAnswer) GetRefused() []uint32 {
@@ -1573,7 +1761,7 @@ type TwinNotice struct {
 
 func (x *TwinNotice) Reset() {
 	*x = TwinNotice{}
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1773,7 @@ func (x *TwinNotice) String() string {
 func (*TwinNotice) ProtoMessage() {}
 
 func (x *TwinNotice) ProtoReflect() protoreflect.Message {
-	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[25]
+	mi := &file_replicagroup_pb_replicagroup_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1786,7 @@ func (x *TwinNotice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TwinNotice.ProtoReflect.Descriptor instead.
 func (*TwinNotice) Descriptor() ([]byte, []int) {
-	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{25}
+	return file_replicagroup_pb_replicagroup_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TwinNotice) GetPeer() []byte {
@@ -1659,9 +1847,14 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12\x12\n" +
 	"\x04data\x18\x04 \x01(\fR\x04data\"'\n" +
 	"\rLocateRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\fR\x06prefix\"'\n" +
+	"\x06prefix\x18\x01 \x01(\fR\x06prefix\"t\n" +
 	"\rEnsureRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\fR\x06prefix\"%\n" +
+	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x127\n" +
+	"\x06parent\x18\x02 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x06parent\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\fR\x04name\"`\n" +
+	"\rReturnRequest\x127\n" +
+	"\x06parent\x18\x01 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x06parent\x12\x16\n" +
+	"\x06prefix\x18\x02 \x01(\fR\x06prefix\"%\n" +
 	"\vHostRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\"1\n" +
 	"\tHostReply\x12\x0e\n" +
@@ -1688,11 +1881,18 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\x06leader\x18\x03 \x01(\fR\x06leader\x12\x1e\n" +
 	"\n" +
 	"descriptor\x18\x04 \x01(\fR\n" +
-	"descriptor\"O\n" +
+	"descriptor\"$\n" +
+	"\x10RootStateRequest\x12\x10\n" +
+	"\x03gen\x18\x01 \x01(\x04R\x03gen\"^\n" +
+	"\x0eRootStateReply\x12\x18\n" +
+	"\apresent\x18\x01 \x01(\bR\apresent\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1c\n" +
+	"\tdirectory\x18\x03 \x01(\fR\tdirectory\"\x88\x01\n" +
 	"\rReviveRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x10\n" +
 	"\x03gen\x18\x02 \x01(\x04R\x03gen\x12\x14\n" +
-	"\x05force\x18\x03 \x01(\bR\x05force\"\xe2\x01\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x127\n" +
+	"\x06parent\x18\x04 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x06parent\"\xe2\x01\n" +
 	"\x0eEndorseRequest\x125\n" +
 	"\x05group\x18\x01 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x05group\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\x04R\x02to\x12\x12\n" +
@@ -1726,7 +1926,7 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\n" +
 	"TwinNotice\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\fR\x04peer\x12\x14\n" +
-	"\x05store\x18\x02 \x01(\fR\x05store*\xe1\x01\n" +
+	"\x05store\x18\x02 \x01(\fR\x05store*\xf0\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\x0e\n" +
@@ -1746,7 +1946,8 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\x05LIMIT\x10\f\x12\r\n" +
 	"\tTOO_LARGE\x10\r\x12\t\n" +
 	"\x05ALIVE\x10\x0e\x12\f\n" +
-	"\bNO_LEASE\x10\x0fB\x1aZ\x18latchkey/replicagroup/pbb\x06proto3"
+	"\bNO_LEASE\x10\x0f\x12\r\n" +
+	"\tKEY_MOVED\x10\x10B\x1aZ\x18latchkey/replicagroup/pbb\x06proto3"
 
 var (
 	file_replicagroup_pb_replicagroup_proto_rawDescOnce sync.Once
@@ -1761,35 +1962,38 @@ func file_replicagroup_pb_replicagroup_proto_rawDescGZIP() []byte {
 }
 
 var file_replicagroup_pb_replicagroup_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_replicagroup_pb_replicagroup_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_replicagroup_pb_replicagroup_proto_goTypes = []any{
-	(Status)(0),            // 0: latchkey.replicagroup.v1.Status
-	(*Group)(nil),          // 1: latchkey.replicagroup.v1.Group
-	(*EngineBatch)(nil),    // 2: latchkey.replicagroup.v1.EngineBatch
-	(*EngineMessage)(nil),  // 3: latchkey.replicagroup.v1.EngineMessage
-	(*CommandRequest)(nil), // 4: latchkey.replicagroup.v1.CommandRequest
-	(*QueryRequest)(nil),   // 5: latchkey.replicagroup.v1.QueryRequest
-	(*Reply)(nil),          // 6: latchkey.replicagroup.v1.Reply
-	(*Output)(nil),         // 7: latchkey.replicagroup.v1.Output
-	(*LocateRequest)(nil),  // 8: latchkey.replicagroup.v1.LocateRequest
-	(*EnsureRequest)(nil),  // 9: latchkey.replicagroup.v1.EnsureRequest
-	(*HostRequest)(nil),    // 10: latchkey.replicagroup.v1.HostRequest
-	(*HostReply)(nil),      // 11: latchkey.replicagroup.v1.HostReply
-	(*ProbeReply)(nil),     // 12: latchkey.replicagroup.v1.ProbeReply
-	(*StartRequest)(nil),   // 13: latchkey.replicagroup.v1.StartRequest
-	(*StartReply)(nil),     // 14: latchkey.replicagroup.v1.StartReply
-	(*PresentRequest)(nil), // 15: latchkey.replicagroup.v1.PresentRequest
-	(*PresentReply)(nil),   // 16: latchkey.replicagroup.v1.PresentReply
-	(*ReviveRequest)(nil),  // 17: latchkey.replicagroup.v1.ReviveRequest
-	(*EndorseRequest)(nil), // 18: latchkey.replicagroup.v1.EndorseRequest
-	(*Removal)(nil),        // 19: latchkey.replicagroup.v1.Removal
-	(*EndorseReply)(nil),   // 20: latchkey.replicagroup.v1.EndorseReply
-	(*LeaveRequest)(nil),   // 21: latchkey.replicagroup.v1.LeaveRequest
-	(*LeaveReply)(nil),     // 22: latchkey.replicagroup.v1.LeaveReply
-	(*DescriptorPush)(nil), // 23: latchkey.replicagroup.v1.DescriptorPush
-	(*RenewRequest)(nil),   // 24: latchkey.replicagroup.v1.RenewRequest
-	(*RenewAnswer)(nil),    // 25: latchkey.replicagroup.v1.RenewAnswer
-	(*TwinNotice)(nil),     // 26: latchkey.replicagroup.v1.TwinNotice
+	(Status)(0),              // 0: latchkey.replicagroup.v1.Status
+	(*Group)(nil),            // 1: latchkey.replicagroup.v1.Group
+	(*EngineBatch)(nil),      // 2: latchkey.replicagroup.v1.EngineBatch
+	(*EngineMessage)(nil),    // 3: latchkey.replicagroup.v1.EngineMessage
+	(*CommandRequest)(nil),   // 4: latchkey.replicagroup.v1.CommandRequest
+	(*QueryRequest)(nil),     // 5: latchkey.replicagroup.v1.QueryRequest
+	(*Reply)(nil),            // 6: latchkey.replicagroup.v1.Reply
+	(*Output)(nil),           // 7: latchkey.replicagroup.v1.Output
+	(*LocateRequest)(nil),    // 8: latchkey.replicagroup.v1.LocateRequest
+	(*EnsureRequest)(nil),    // 9: latchkey.replicagroup.v1.EnsureRequest
+	(*ReturnRequest)(nil),    // 10: latchkey.replicagroup.v1.ReturnRequest
+	(*HostRequest)(nil),      // 11: latchkey.replicagroup.v1.HostRequest
+	(*HostReply)(nil),        // 12: latchkey.replicagroup.v1.HostReply
+	(*ProbeReply)(nil),       // 13: latchkey.replicagroup.v1.ProbeReply
+	(*StartRequest)(nil),     // 14: latchkey.replicagroup.v1.StartRequest
+	(*StartReply)(nil),       // 15: latchkey.replicagroup.v1.StartReply
+	(*PresentRequest)(nil),   // 16: latchkey.replicagroup.v1.PresentRequest
+	(*PresentReply)(nil),     // 17: latchkey.replicagroup.v1.PresentReply
+	(*RootStateRequest)(nil), // 18: latchkey.replicagroup.v1.RootStateRequest
+	(*RootStateReply)(nil),   // 19: latchkey.replicagroup.v1.RootStateReply
+	(*ReviveRequest)(nil),    // 20: latchkey.replicagroup.v1.ReviveRequest
+	(*EndorseRequest)(nil),   // 21: latchkey.replicagroup.v1.EndorseRequest
+	(*Removal)(nil),          // 22: latchkey.replicagroup.v1.Removal
+	(*EndorseReply)(nil),     // 23: latchkey.replicagroup.v1.EndorseReply
+	(*LeaveRequest)(nil),     // 24: latchkey.replicagroup.v1.LeaveRequest
+	(*LeaveReply)(nil),       // 25: latchkey.replicagroup.v1.LeaveReply
+	(*DescriptorPush)(nil),   // 26: latchkey.replicagroup.v1.DescriptorPush
+	(*RenewRequest)(nil),     // 27: latchkey.replicagroup.v1.RenewRequest
+	(*RenewAnswer)(nil),      // 28: latchkey.replicagroup.v1.RenewAnswer
+	(*TwinNotice)(nil),       // 29: latchkey.replicagroup.v1.TwinNotice
 }
 var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	3,  // 0: latchkey.replicagroup.v1.EngineBatch.messages:type_name -> latchkey.replicagroup.v1.EngineMessage
@@ -1798,16 +2002,19 @@ var file_replicagroup_pb_replicagroup_proto_depIdxs = []int32{
 	1,  // 3: latchkey.replicagroup.v1.QueryRequest.group:type_name -> latchkey.replicagroup.v1.Group
 	0,  // 4: latchkey.replicagroup.v1.Reply.status:type_name -> latchkey.replicagroup.v1.Status
 	1,  // 5: latchkey.replicagroup.v1.Output.group:type_name -> latchkey.replicagroup.v1.Group
-	1,  // 6: latchkey.replicagroup.v1.PresentRequest.group:type_name -> latchkey.replicagroup.v1.Group
-	1,  // 7: latchkey.replicagroup.v1.EndorseRequest.group:type_name -> latchkey.replicagroup.v1.Group
-	19, // 8: latchkey.replicagroup.v1.EndorseRequest.remove:type_name -> latchkey.replicagroup.v1.Removal
-	1,  // 9: latchkey.replicagroup.v1.LeaveRequest.group:type_name -> latchkey.replicagroup.v1.Group
-	1,  // 10: latchkey.replicagroup.v1.RenewRequest.groups:type_name -> latchkey.replicagroup.v1.Group
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	1,  // 6: latchkey.replicagroup.v1.EnsureRequest.parent:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 7: latchkey.replicagroup.v1.ReturnRequest.parent:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 8: latchkey.replicagroup.v1.PresentRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 9: latchkey.replicagroup.v1.ReviveRequest.parent:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 10: latchkey.replicagroup.v1.EndorseRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	22, // 11: latchkey.replicagroup.v1.EndorseRequest.remove:type_name -> latchkey.replicagroup.v1.Removal
+	1,  // 12: latchkey.replicagroup.v1.LeaveRequest.group:type_name -> latchkey.replicagroup.v1.Group
+	1,  // 13: latchkey.replicagroup.v1.RenewRequest.groups:type_name -> latchkey.replicagroup.v1.Group
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_replicagroup_pb_replicagroup_proto_init() }
@@ -1821,7 +2028,7 @@ func file_replicagroup_pb_replicagroup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replicagroup_pb_replicagroup_proto_rawDesc), len(file_replicagroup_pb_replicagroup_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -157,8 +157,9 @@ type ChildState uint8
 
 // The states of a child.
 const (
-	Live     ChildState = iota // created, or revived and a majority of its voters has reported in since
-	Reviving                   // revived, and no majority of the new generation's voters has reported in yet
+	Live      ChildState = iota // created, or revived and a majority of its voters has reported in since
+	Reviving                    // revived, and no majority of the new generation's voters has reported in yet
+	Inherited                   // known from the former root only: see [Inherit]
 	childStateEnd
 )
 
@@ -167,7 +168,7 @@ func (s ChildState) String() string {
 	if s >= childStateEnd {
 		return fmt.Sprintf("ChildState(%d)", uint8(s))
 	}
-	return [...]string{"live", "reviving"}[s]
+	return [...]string{"live", "reviving", "inherited"}[s]
 }
 
 // Former names the last that a directory knew of the generation before a revived one. The zero value stands for none.
@@ -366,6 +367,7 @@ type Directory struct {
 	f          int
 	gen        uint64        // of the overlay
 	quarantine time.Duration // log time until which nothing is created; 0 in the overlay's first generation
+	open       bool          // log time has passed the quarantine, as far as was heard; not part of the state
 	// children holds one valid descriptor per prefix, with Group.Overlay == overlay and Prefix.Len == depth.
 	children map[keyspace.Prefix]Child
 
@@ -377,7 +379,7 @@ type Directory struct {
 // The root of a later generation of the overlay (see [Reseed]) has lost the directory of the one before, whose groups may live on.
 // An Update of such a group adopts it, with its generation and state. So that no prefix gets a second group while its first is on its way to
 // be adopted, nothing is created before the overlay's Lease, stretched, has passed in log time; a group that comes later than that,
-// and finds another in its place, is over.
+// and finds another in its place, is over. Nor may a lease be granted before: one of the former root may last as long.
 func NewDirectory(g Genesis, root order.GroupID) *Directory {
 	d := &Directory{overlay: g.ID(), depth: g.Depth, f: g.F, gen: root.Gen >> 32, children: make(map[keyspace.Prefix]Child)}
 	if d.gen > 0 {
@@ -388,6 +390,7 @@ func NewDirectory(g Genesis, root order.GroupID) *Directory {
 
 // Apply executes one command at a log time and returns its encoded [Result].
 func (d *Directory) Apply(now time.Duration, data []byte) []byte {
+	d.Pass(now)
 	c, err := DecodeCommand(data)
 	if err != nil {
 		return Result{Status: Malformed}.Encode()
@@ -403,11 +406,45 @@ func (d *Directory) Apply(now time.Duration, data []byte) []byte {
 	return d.revive(c).Encode()
 }
 
+// Inherit returns the directory of a root that begins with what a replica of the former root knew: former is the snapshot of that
+// replica's directory, which must be of an earlier generation of the overlay. Errors match [ErrMalformed] or [ErrDescriptor].
+//
+// What such a replica has applied was committed, so it happened; but more may have happened that it never heard of. So each of its groups
+// is [Inherited]: its generation is a lower bound, below which nothing is adopted; its members are where to ask. Nobody is told to start
+// it, since a later generation may live elsewhere; nothing is created in its place, since it may live itself; and it is itself again when a
+// member tells of it by an Update, or it is revived.
+func Inherit(g Genesis, root order.GroupID, former []byte) (*Directory, error) {
+	d := NewDirectory(g, root)
+	return d, d.inherit(former)
+}
+
+func (d *Directory) inherit(former []byte) error {
+	if err := d.Restore(former); err != nil {
+		return err
+	}
+	for p, ch := range d.children {
+		if ch.Group.Gen>>32 >= d.gen {
+			return fmt.Errorf("%w: group %v is not of a root before that of generation %d", ErrMalformed, ch.Group, d.gen)
+		}
+		if ch.State = Inherited; d.mutant == mutantInheritLive {
+			ch.State = Live
+		}
+		d.children[p] = ch
+	}
+	return nil
+}
+
+// Pass tells the directory of the log time.
+func (d *Directory) Pass(now time.Duration) { d.open = d.open || now >= d.quarantine }
+
+// Open reports whether log time has passed the quarantine, as far as [Directory.Pass] was told and commands were executed.
+func (d *Directory) Open() bool { return d.open || d.quarantine == 0 }
+
 func (d *Directory) create(now time.Duration, c Command) Result {
 	if int(c.Prefix.Len) != d.depth {
 		return Result{Status: BadPrefix}
 	}
-	if ch, ok := d.children[c.Prefix]; ok { // the first commit wins
+	if ch, ok := d.children[c.Prefix]; ok && (ch.State != Inherited || d.mutant != mutantInheritFree) { // the first commit wins
 		return Result{Status: Exists, Child: ch}
 	}
 	if checkHosts(c.Members, d.f) != nil {
@@ -425,7 +462,7 @@ func (d *Directory) create(now time.Duration, c Command) Result {
 func (d *Directory) reported(c Command) Result {
 	ch, ok := d.children[c.Prefix]
 	// Replica 1 of this generation may live in the store where replica 1 of the one before did.
-	if ok = ok && (ch.Group.Gen == c.Gen || d.mutant == mutantReportAnyGen); ok {
+	if ok = ok && ch.State != Inherited && (ch.Group.Gen == c.Gen || d.mutant == mutantReportAnyGen); ok {
 		ch, ok = ch.started(c.Replica, c.Store)
 	}
 	if !ok {
@@ -436,10 +473,19 @@ func (d *Directory) reported(c Command) Result {
 }
 
 // adopts reports whether an Update brings a group of an earlier generation of the overlay, which takes the place of what is known of
-// its prefix: nothing, or an earlier one still.
+// its prefix: nothing, an earlier one still, or the same as the former root knew it.
 func (d *Directory) adopts(c Command, known Child, ok bool) bool {
 	g := c.Descriptor.Group
-	return g.Overlay == d.overlay && g.Gen>>32 < d.gen && (!ok || known.Group.Gen < g.Gen)
+	if g.Overlay != d.overlay || g.Gen>>32 >= d.gen {
+		return false
+	}
+	switch inherited := ok && known.State == Inherited; {
+	case inherited && d.mutant == mutantInheritNoFloor:
+		return true
+	case inherited && known.Group == g:
+		return c.Descriptor.View.Num >= known.View.Num
+	}
+	return !ok || known.Group.Gen < g.Gen
 }
 
 // update takes a later view of the live generation.
@@ -449,7 +495,10 @@ func (d *Directory) update(c Command) Result {
 	case int(c.Prefix.Len) != d.depth:
 		return Result{Status: BadPrefix}
 	case d.adopts(c, ch, ok):
-		ch = Child{Descriptor: c.Descriptor, Started: uint8(1<<len(c.Descriptor.View.Members) - 1)}
+		if c.Descriptor.Group != ch.Group {
+			ch.Former = Former{}
+		}
+		ch = Child{Descriptor: c.Descriptor, Started: uint8(1<<len(c.Descriptor.View.Members) - 1), Former: ch.Former}
 		d.children[c.Prefix] = ch
 		return Result{Status: OK, Child: ch}
 	case !ok:
@@ -566,6 +615,9 @@ func (d *Directory) Lookup(p keyspace.Prefix) (Child, bool) {
 	return ch, ok
 }
 
+// Len returns how many groups the directory holds.
+func (d *Directory) Len() int { return len(d.children) }
+
 // Quarantine returns the log time before which nothing is created; 0 in a root of the overlay's first generation.
 func (d *Directory) Quarantine() time.Duration { return d.quarantine }
 
@@ -573,7 +625,7 @@ func (d *Directory) Quarantine() time.Duration { return d.quarantine }
 func (d *Directory) Unstarted() []Child {
 	var list []Child
 	for _, p := range d.sorted() {
-		if ch := d.children[p]; !ch.AllStarted() {
+		if ch := d.children[p]; !ch.AllStarted() && ch.State != Inherited {
 			list = append(list, ch)
 		}
 	}

@@ -128,7 +128,7 @@ type Genesis struct {
 	Lease     time.Duration     // of a group from its parent
 	Drift     automaton.Drift   // bound on the rate of every peer's clock
 	DeadAfter time.Duration     // how long a group must have been gone before it is made anew
-	OwnGroups bool              // whether a single key may get a group of its own
+	OwnGroups bool              // whether a single key may get a group of its own (rule G7); not under [Leased]
 	Regenesis Regenesis         // how a lost group comes back; Lease and DeadAfter count under [Leased] only
 	// LeaseReads has leaders answer reads without asking the other members, for as long as a majority has promised to help elect nobody
 	// else (package raft, lease.go). It needs every clock to keep its rate within Drift: where one does not, a read may miss what another
@@ -173,6 +173,8 @@ func (g Genesis) Validate() error {
 		return bad("dead after %v (0 to %v)", g.DeadAfter, DeadAfterMax)
 	case g.Regenesis >= regenesisEnd:
 		return bad("regenesis %d (lease or manual)", g.Regenesis)
+	case g.OwnGroups && g.Regenesis == Leased:
+		return bad("own groups of keys and regenesis %v exclude each other: leases of such groups would have to be chained", g.Regenesis)
 	case g.TTLMax < TTLMaxMin || g.TTLMax > TTLMaxMax:
 		return bad("longest lock lease %v (%v to %v)", g.TTLMax, TTLMaxMin, TTLMaxMax)
 	case len(g.RootKey) != ed25519.PublicKeySize:

@@ -378,7 +378,7 @@ func (h *Hosting) confirmed(ev Confirmed, out []HostingAction) []HostingAction {
 	if ev.Err != nil {
 		return h.finish(ev.Group, s, fmt.Errorf("%w: %v", ErrUnconfirmed, ev.Err), out)
 	}
-	if ev.Child.Group != ev.Group {
+	if ev.Child.Group != ev.Group || ev.Child.State == Inherited { // of which a later generation may live
 		return h.finish(ev.Group, s, ErrUnconfirmed, out)
 	}
 	d := ev.Child.Descriptor

@@ -407,7 +407,8 @@ func (t *LeaseGrantor) startRound(out []GrantorAction) []GrantorAction {
 func (t *LeaseGrantor) roundEnded(ev RoundEnded, now automaton.Instant, out []GrantorAction) []GrantorAction {
 	for _, r := range t.current {
 		// A parent that has no lease itself must not lend what may outlive its own by more than a lease.
-		if ev.OK && t.leading && now < ev.Own {
+		// Nor may a new root lend what a later generation, of which it has not heard yet, may have of the former root.
+		if ev.OK && t.leading && now < ev.Own && (t.directory.Open() || t.mutant == mutantGrantInQuarantine) {
 			out = t.grant(r, now, out)
 		} else {
 			out = append(out, AnswerRenew{Ref: r.Ref})

@@ -3,6 +3,7 @@ package placement
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 
@@ -14,9 +15,13 @@ import (
 const OverlayGenMax = 1<<8 - 1
 
 // ReseedBytesMax bounds an encoded reseed document.
-const ReseedBytesMax = 1 + 32 + 1 + 1 + MembersMax*(1+PeerIDBytesMax+1+AddrsMax*(1+AddrBytesMax)+16) + ed25519.SignatureSize
+const ReseedBytesMax = 1 + 32 + 1 + sha256.Size + 1 + MembersMax*(1+PeerIDBytesMax+1+AddrsMax*(1+AddrBytesMax)+16) + ed25519.SignatureSize
 
-const reseedVersion = 1
+// Version 2 names the state to begin with; a document without one is written as version 1.
+const (
+	reseedVersion      = 1
+	reseedVersionState = 2
+)
 
 // reseedDomain keeps a signature of a reseed document from being one of anything else.
 const reseedDomain = "latchkey reseed document\x00"
@@ -30,6 +35,8 @@ type Reseed struct {
 	Overlay    order.OverlayID
 	OverlayGen uint8  // above zero; one more than the last
 	Founders   []Host // the new root's voters, an odd number, at most 2F+1; replica i+1 is Founders[i]
+	// State is the SHA-256 of the snapshot of a directory of the former root, with which the new one begins ([Inherit]); zero: with none.
+	State [sha256.Size]byte
 }
 
 // RootGroup returns the id of the new root group.
@@ -39,6 +46,9 @@ func (r Reseed) RootGroup() order.GroupID {
 
 // RootDescriptor returns the new root's descriptor as the document knows it.
 func (r Reseed) RootDescriptor() Descriptor { return describe(r.RootGroup(), r.Founders) }
+
+// Inherits reports whether the new root begins with what is left of the former one's state.
+func (r Reseed) Inherits() bool { return r.State != [sha256.Size]byte{} }
 
 func (r Reseed) check(g Genesis) error {
 	switch {
@@ -55,7 +65,11 @@ func (r Reseed) check(g Genesis) error {
 
 func (r Reseed) body() []byte {
 	b := append([]byte{reseedVersion}, r.Overlay[:]...)
-	return appendHosts(append(b, r.OverlayGen), r.Founders)
+	if b = append(b, r.OverlayGen); r.Inherits() {
+		b[0] = reseedVersionState
+		b = append(b, r.State[:]...)
+	}
+	return appendHosts(b, r.Founders)
 }
 
 // Propose returns the document without a signature, for whoever has the key. It counts for nothing. Errors match [ErrReseed].
@@ -72,12 +86,18 @@ func DecodeProposal(g Genesis, b []byte) (Reseed, error) {
 		return Reseed{}, fmt.Errorf("%w: reseed document of %d bytes (at most %d)", ErrMalformed, len(b), ReseedBytesMax)
 	}
 	r := reader{b: b}
-	if v := r.u8(); r.err == nil && v != reseedVersion {
-		r.fail("reseed document of version %d, this program reads %d", v, reseedVersion)
+	version := r.u8()
+	if r.err == nil && version != reseedVersion && version != reseedVersionState {
+		r.fail("reseed document of version %d, this program reads %d and %d", version, reseedVersion, reseedVersionState)
 	}
 	var doc Reseed
 	r.fixed(doc.Overlay[:])
 	doc.OverlayGen = r.u8()
+	if version == reseedVersionState {
+		if r.fixed(doc.State[:]); r.err == nil && !doc.Inherits() {
+			r.fail("a state that is none written out")
+		}
+	}
 	doc.Founders = r.hosts()
 	if err := r.end(); err != nil {
 		return Reseed{}, err

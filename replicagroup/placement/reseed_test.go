@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"latchkey/internal/automaton"
 	"latchkey/replicagroup/order"
 )
 
@@ -110,6 +111,22 @@ func TestAProposalIsNoDocument(t *testing.T) {
 	}
 }
 
+func TestAReseedDocumentNamesTheStateToBeginWith(t *testing.T) {
+	g, b := signed(t, func(r *Reseed) { r.State = [32]byte{7} })
+	r, err := OpenReseed(g, b)
+	if err != nil || !r.Inherits() || r.State != [32]byte{7} || b[0] != reseedVersionState {
+		t.Fatalf("opened %+v, %v", r, err)
+	}
+	if _, without := signed(t, nil); without[0] != reseedVersion || len(b) != len(without)+32 {
+		t.Errorf("a document without a state has version %d and %d bytes, one with it %d", without[0], len(without), len(b))
+	}
+	zero := bytes.Clone(b) // a state that is none, written out: there is one encoding of each document
+	clear(zero[34:66])
+	if _, err := DecodeProposal(g, zero[:len(zero)-64]); !errors.Is(err, ErrMalformed) {
+		t.Errorf("no state written out: %v", err)
+	}
+}
+
 // Every changed bit makes a document that is refused.
 func TestAReseedDocumentThatWasChangedIsRefused(t *testing.T) {
 	g, b := signed(t, nil)
@@ -142,7 +159,7 @@ func TestAReseedDocumentThatWasChangedIsRefused(t *testing.T) {
 func TestTheLargestReseedDocumentFits(t *testing.T) {
 	g, key := reseedable()
 	g.F = FMax
-	r := Reseed{Overlay: g.ID(), OverlayGen: 1}
+	r := Reseed{Overlay: g.ID(), OverlayGen: 1, State: [32]byte{1}}
 	for i := range 2*FMax + 1 {
 		r.Founders = append(r.Founders, Host{Peer: largest().Peers[i], Store: storeID(byte(i + 1))})
 	}
@@ -158,6 +175,8 @@ func TestTheLargestReseedDocumentFits(t *testing.T) {
 func FuzzOpenReseed(f *testing.F) {
 	g, b := signed(f, nil)
 	f.Add(b)
+	_, with := signed(f, func(r *Reseed) { r.State[3] = 1 })
+	f.Add(with)
 	f.Add(b[:70])
 	_, key := reseedable()
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -270,5 +289,159 @@ func TestARootWithoutQuarantineMakesSecondGroups(t *testing.T) {
 	}
 	if doubled(0) || !doubled(mutantNoQuarantine) {
 		t.Errorf("second group: %v as it is, %v with the mistake", doubled(0), doubled(mutantNoQuarantine))
+	}
+}
+
+// former returns the snapshot of a directory as a replica of the overlay's first root left it: prefix 1 has its second generation, in view
+// 3, of prefix 2 nobody but the first member has started, and of prefix 3 all have.
+func former(t testing.TB) []byte {
+	t.Helper()
+	d := NewDirectory(genesis(3), order.GroupID{})
+	for i := 1; i <= 3; i++ {
+		at(t, d, 0, Command{Kind: Create, Prefix: prefix(i), Members: hosts(3)})
+	}
+	at(t, d, 0, Command{Kind: Revive, Prefix: prefix(1), Gen: 0, Members: hosts(3)})
+	for i := 1; i <= 3; i++ {
+		ch, _ := d.Lookup(prefix(i))
+		for _, m := range ch.View.Members {
+			if i != 2 || m.ID == 1 {
+				at(t, d, 0, Command{Kind: Reported, Prefix: prefix(i), Gen: ch.Group.Gen, Replica: m.ID, Store: m.Store})
+			}
+		}
+	}
+	at(t, d, 0, Command{Kind: Update, Prefix: prefix(1), Descriptor: viewed(revived(t), 3, 0, 1, 2)})
+	return d.Snapshot()
+}
+
+// Conformance test 44, with a survivor's state: what it knew is where to begin, and no more than that.
+func TestANewRootBeginsWithWhatASurvivorKnew(t *testing.T) {
+	g := genesis(3)
+	d, err := Inherit(g, order.GroupID{Gen: 1 << 32}, former(t))
+	if err != nil || d.Len() != 3 || len(d.Unstarted()) != 0 || d.Open() {
+		t.Fatalf("%d groups, %d to be started, open %v, %v", d.Len(), len(d.Unstarted()), d.Open(), err)
+	}
+	end := g.Drift.Stretch(g.Lease)
+	create := func(i int) Command { return Command{Kind: Create, Prefix: prefix(i), Members: hosts(3)} }
+	update := func(to Descriptor) Command { return Command{Kind: Update, Prefix: to.Group.Prefix, Descriptor: to} }
+
+	// Long after the quarantine nothing takes the place of what it knew: its majority may only be down.
+	for i := 1; i <= 3; i++ {
+		if res := at(t, d, end+1, create(i)); res.Status != Exists || res.Child.State != Inherited {
+			t.Errorf("prefix %d: %v, %v", i, res.Status, res.Child.State)
+		}
+	}
+	// Nor is it told to start, and who says to have started it is not believed: a later generation may live.
+	if res := at(t, d, end+1, Command{Kind: Reported, Prefix: prefix(2), Replica: 2, Store: child(t, 2).View.Members[1].Store}); res.Status != NotFound {
+		t.Errorf("reported: %v", res.Status)
+	}
+	// An earlier generation and an earlier view than it knew are over; what it knew, or more, lives when a member says so.
+	if res := at(t, d, end+1, update(child(t, 1).Descriptor)); res.Status != WrongGen {
+		t.Errorf("an earlier generation: %v", res.Status)
+	}
+	if res := at(t, d, end+1, update(viewed(revived(t), 2, 0, 1, 2))); res.Status != Stale {
+		t.Errorf("an earlier view: %v", res.Status)
+	}
+	same := viewed(revived(t), 3, 0, 1, 2)
+	if res := at(t, d, end+1, update(same)); res.Status != OK || res.Child.State != Live || !res.Child.AllStarted() || !reflect.DeepEqual(res.Child.Descriptor, same) || res.Child.Former.Gen != 0 {
+		t.Errorf("what it knew: %v, %+v", res.Status, res.Child)
+	}
+	// Of what it did not hear of, the later generation counts.
+	later := child(t, 3).Descriptor
+	later.Group.Gen = 2
+	if res := at(t, d, end+1, update(later)); res.Status != OK || res.Child.Group.Gen != 2 || res.Child.State != Live {
+		t.Errorf("a later generation: %v, %+v", res.Status, res.Child)
+	}
+	if res := at(t, d, end+1, update(child(t, 3).Descriptor)); res.Status != WrongGen {
+		t.Errorf("and the one before: %v", res.Status)
+	}
+	// What nobody comes for is revived above everything before.
+	if res := at(t, d, end+1, Command{Kind: Revive, Prefix: prefix(2), Members: hosts(3)}); res.Status != OK || res.Child.Group.Gen != 1<<32 || res.Child.State != Reviving {
+		t.Errorf("revived: %v, %+v", res.Status, res.Child)
+	}
+	if res := at(t, d, end+1, create(4)); res.Status != OK || res.Child.Group.Gen != 1<<32 {
+		t.Errorf("a prefix that was never used: %v, %v", res.Status, res.Child.Group)
+	}
+	again := NewDirectory(g, order.GroupID{Gen: 1 << 32})
+	if err := again.Restore(d.Snapshot()); err != nil || !bytes.Equal(again.Snapshot(), d.Snapshot()) {
+		t.Errorf("restored: %v", err)
+	}
+	// The next root inherits what this one has; none inherits from its own generation, or a later one.
+	if next, err := Inherit(g, order.GroupID{Gen: 2 << 32}, d.Snapshot()); err != nil || next.Len() != 4 {
+		t.Errorf("the next root: %v", err)
+	}
+	for _, b := range [][]byte{d.Snapshot(), nil, {9}} {
+		if _, err := Inherit(g, order.GroupID{Gen: 1 << 32}, b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("inherited %d bytes: %v", len(b), err)
+		}
+	}
+}
+
+// Planted mistakes, each of which makes a prefix have two groups, or fall back to a generation that is over, for some later word.
+func TestPlantedMistakesOfInheritingAreCaught(t *testing.T) {
+	g := genesis(3)
+	for name, c := range map[string]struct {
+		m     mutant
+		wrong func(d *Directory) bool
+	}{
+		"what a survivor knew is started": {mutantInheritLive, func(d *Directory) bool { return len(d.Unstarted()) > 0 }},
+		"an earlier generation returns": {mutantInheritNoFloor, func(d *Directory) bool {
+			return at(t, d, 0, Command{Kind: Update, Prefix: prefix(1), Descriptor: child(t, 1).Descriptor}).Child.Group.Gen == 0
+		}},
+		"a second group beside it": {mutantInheritFree, func(d *Directory) bool {
+			return at(t, d, g.Drift.Stretch(g.Lease), Command{Kind: Create, Prefix: prefix(3), Members: hosts(3)}).Status == OK
+		}},
+	} {
+		for _, planted := range []bool{false, true} {
+			d := NewDirectory(g, order.GroupID{Gen: 1 << 32})
+			if planted {
+				d.mutant = c.m
+			}
+			if err := d.inherit(former(t)); err != nil {
+				t.Fatal(err)
+			}
+			if c.wrong(d) != planted {
+				t.Errorf("%s: planted %v, found %v", name, planted, !planted)
+			}
+		}
+	}
+}
+
+// A member that was told to start what a survivor knew does not: see [Inherit].
+func TestWhatASurvivorKnewIsNotStarted(t *testing.T) {
+	known := child(t, 1)
+	known.State = Inherited
+	h := NewHosting(HostingConfig{Genesis: genesis(3), Self: known.View.Members[0].Peer, Store: known.View.Members[0].Store})
+	out := h.Step(StartReplica{Ref: 1, From: known.View.Members[1].Peer, Descriptor: known.Descriptor}, nil)
+	if len(out) != 1 || out[0] != (Confirm{known.Group}) {
+		t.Fatalf("%+v", out)
+	}
+	out = h.Step(Confirmed{Group: known.Group, Child: known}, nil)
+	if a, ok := out[0].(AnswerStart); len(out) != 1 || !ok || !errors.Is(a.Err, ErrUnconfirmed) {
+		t.Errorf("%+v", out)
+	}
+}
+
+// A root of a later generation lends nothing before what the former one has lent is over: the later generation of a group, which may have
+// such a lease, may not have told of itself yet, where an earlier one has (I7).
+func TestANewRootGrantsNoLeaseInItsQuarantine(t *testing.T) {
+	for _, m := range []mutant{0, mutantGrantInQuarantine} {
+		d, end := reseeded()
+		lives := child(t, 1).Descriptor
+		at(t, d, 1, Command{Kind: Update, Prefix: prefix(1), Descriptor: lives})
+		grantor := NewLeaseGrantor(genesis(3), d)
+		grantor.mutant = m
+		grantor.Step(Leads{On: true}, 1, nil)
+		renewed := func() bool {
+			grantor.Step(Renew{Ref: 1, Groups: []order.GroupID{lives.Group}}, 2, nil)
+			out := grantor.Step(RoundEnded{Round: grantor.round, OK: true, Own: automaton.Never}, 2, nil)
+			a, ok := out[0].(AnswerRenew)
+			return ok && a.OK && len(a.Refused) == 0
+		}
+		if renewed() != (m != 0) {
+			t.Errorf("mistake %d: granted in quarantine: %v", m, m == 0)
+		}
+		if d.Pass(end); !renewed() {
+			t.Errorf("mistake %d: refused after it", m)
+		}
 	}
 }

@@ -503,3 +503,27 @@ func TestWhatIsToComeIsToldWhenItIsAppended(t *testing.T) {
 		}
 	}
 }
+
+// A group may begin with a state. Its founder has it after a restart, and whoever joins gets it.
+func TestAGroupThatBeginsWithAStateGivesItToThoseWhoJoin(t *testing.T) {
+	w := newWorld(t, 9, 1, 0)
+	image := Beginning(w.cfg.Group, w.cfg.View, dataOf([]string{"what was known"}))
+	w.nodes[1].disk.write(*image.Snapshot)
+	w.nodes[1].disk.state = image.State
+	w.startAll()
+	w.commit(w.awaitLeader(time.Second), 1, 5)
+	w.crash(1)
+	w.start(1)
+	w.commit(w.awaitLeader(3*time.Second), 6, 10)
+	for _, i := range []byte{50, 51} {
+		next := w.newest.View.Next
+		w.reach(order.Change{Learn: newcomer(i)}, func(v order.View) bool { return v.Next > next })
+	}
+	w.reach(order.Change{Promote: []order.ReplicaID{2, 3}}, func(v order.View) bool { return len(v.Voters()) == 3 && !v.Joint() })
+	w.agree(2 * time.Second)
+	for id, n := range w.nodes {
+		if len(n.machine) < 11 || n.machine[0] != "what was known" {
+			t.Errorf("replica %d has %q", id, n.machine)
+		}
+	}
+}

@@ -233,6 +233,16 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 	return e, nil
 }
 
+// Beginning returns the image of a group of which nothing was ever ordered and whose machine begins in the state of a snapshot. Who joins
+// later gets that state from the leader.
+func Beginning(g order.GroupID, first order.View, machine []byte) order.Image {
+	s := snapshot{group: g, index: genesisIndex + 1, term: genesisTerm, view: first, data: machine}
+	return order.Image{
+		State:    encodeState(state{term: s.term, commit: s.index}),
+		Snapshot: &order.Record{Kind: order.RecordSnapshot, Index: s.index, Data: encodeSnapshot(s)},
+	}
+}
+
 // newNode starts the library from a log of which everything up to applied has been applied; 0 stands for where the log begins.
 func newNode(cfg *Config, log *memLog, applied uint64) (*etcd.RawNode, error) {
 	rn, err := etcd.NewRawNode(&etcd.Config{

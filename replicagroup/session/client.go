@@ -105,6 +105,9 @@ type (
 	NoAnswer struct{ Call uint64 }
 	// Timer says that the instant of the last [Arm] has come.
 	Timer struct{}
+	// Gone says that the group is over and that another one serves what it served: nobody there will answer any more. What was not
+	// sent gets ErrMoved, what was sent ErrOutcomeUnknown, and the client takes nothing further.
+	Gone struct{}
 	// Close ends everything: what was not sent gets ErrClosed, what was sent ErrOutcomeUnknown, and an open session is told
 	// to the group as closed, once.
 	Close struct{}
@@ -119,6 +122,7 @@ func (Answer) isClientEvent()    {}
 func (NotLeader) isClientEvent() {}
 func (NoAnswer) isClientEvent()  {}
 func (Timer) isClientEvent()     {}
+func (Gone) isClientEvent()      {}
 func (Close) isClientEvent()     {}
 
 // ClientAction is an output of a [Client].
@@ -170,6 +174,7 @@ type Client struct {
 	open   bool           // the group has confirmed the session
 	keep   bool
 	closed bool
+	gone   bool // of closed: because the group is
 	// touched is the last sending of a command that the group has answered.
 	touched automaton.Instant
 
@@ -256,8 +261,12 @@ func (c *Client) Step(ev ClientEvent, now automaton.Instant, out []ClientAction)
 		}
 	case Timer:
 		c.armed = automaton.Never
+	case Gone:
+		c.open = false // there is nobody to tell
+		out = c.end(ErrMoved, out)
+		c.gone = true
 	case Close:
-		out = c.close(out)
+		out = c.end(ErrClosed, out)
 	}
 	out = c.pump(out)
 	return c.arm(out)
@@ -266,6 +275,8 @@ func (c *Client) Step(ev ClientEvent, now automaton.Instant, out []ClientAction)
 func (c *Client) submit(s Submit, out []ClientAction) []ClientAction {
 	var err error
 	switch {
+	case c.gone:
+		err = ErrMoved
 	case c.closed:
 		err = ErrClosed
 	case len(s.Data) > order.DataBytesMax || len(s.Service) > order.ServiceBytesMax:
@@ -589,16 +600,21 @@ func (c *Client) send(r *request, op byte, out []ClientAction) []ClientAction {
 	return append(out, SendTo{Call: c.lastID, To: c.target, Cmd: cmd, Timeout: c.cfg.CallTimeout})
 }
 
-func (c *Client) close(out []ClientAction) []ClientAction {
+// end takes nothing further. What was certainly never run ends with unsent.
+func (c *Client) end(unsent error, out []ClientAction) []ClientAction {
 	if c.closed {
 		return out
 	}
 	c.closed = true
 	for _, r := range c.queue {
-		out = c.finish(r, nil, ErrClosed, out)
+		out = c.finish(r, nil, unsent, out)
 	}
 	for _, r := range c.flight {
-		out = c.finish(r, nil, ErrOutcomeUnknown, out)
+		err := ErrOutcomeUnknown
+		if r.call == 0 && !r.unknown { // every copy was turned away
+			err = unsent
+		}
+		out = c.finish(r, nil, err, out)
 	}
 	var limbo []*request
 	for _, w := range c.calls {

@@ -62,6 +62,7 @@ func (p *player) step(ev ClientEvent) string {
 
 var statuses = map[string]Status{
 	"ok": OK, "session": Session, "window": Window, "stale": Stale, "unknown-service": UnknownService, "refused": Refused, "limit": Limit, "too-large": TooLarge,
+	"moved": Moved,
 }
 
 // TestClientTraces replays the conversations in testdata/client. The first directive of a line may pass time with +duration.
@@ -117,6 +118,8 @@ func TestClientTraces(t *testing.T) {
 				return p.step(Timer{})
 			case "close":
 				return p.step(Close{})
+			case "gone":
+				return p.step(Gone{})
 			}
 			t.Fatalf("unknown directive %q", d.Cmd)
 			return ""

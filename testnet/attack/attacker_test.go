@@ -1,13 +1,11 @@
 package attack
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -36,9 +34,6 @@ import (
 	"latchkey/replicagroup/session"
 )
 
-// orderEnv tells a child process of this test what to do.
-const orderEnv = "LATCHKEY_TEST_ATTACK"
-
 // order is what an attack needs to know.
 type order struct {
 	Kind       string
@@ -60,47 +55,27 @@ type report struct {
 
 // gang is a running child process of attackers.
 type gang struct {
-	t     testing.TB
-	cmd   *exec.Cmd
-	stdin io.Closer
-	out   *bufio.Reader
-	done  bool
+	*child
+	t testing.TB
+}
+
+// leftOver has a program run when nothing else wants the processor: in the field the attackers' processors are not ours.
+func leftOver() []string {
+	for _, front := range [][]string{{"chrt", "--idle", "0"}, {"nice", "-n", "19"}} {
+		if _, err := exec.LookPath(front[0]); err == nil {
+			return front
+		}
+	}
+	return nil
 }
 
 // attackWith starts attackers and returns once they are at it.
 func attackWith(t testing.TB, o order) *gang {
 	t.Helper()
-	text, err := json.Marshal(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	name, args := os.Args[0], []string(nil)
-	if nice, err := exec.LookPath("nice"); err == nil {
-		name, args = nice, []string{"-n", "10", os.Args[0]}
-	}
-	cmd := exec.Command(name, args...)
-	cmd.Env = append(os.Environ(), orderEnv+"="+string(text), "GOMEMLIMIT=768MiB")
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	g := &gang{t: t, cmd: cmd, stdin: stdin, out: bufio.NewReader(stdout)}
-	t.Cleanup(func() {
-		if !g.done {
-			cmd.Process.Kill()
-			cmd.Wait()
-		}
-	})
-	if line, err := g.out.ReadString('\n'); err != nil || line != "on\n" {
-		t.Fatalf("the attackers did not begin: %q, %v", line, err)
+	g := &gang{newChild(t, role{Attack: &o}, leftOver(), "GOMEMLIMIT=768MiB"), t}
+	var on bool
+	if g.next(t, &on); !on {
+		t.Fatal("the attackers did not begin")
 	}
 	return g
 }
@@ -109,21 +84,16 @@ func attackWith(t testing.TB, o order) *gang {
 func (g *gang) stop() (r report) {
 	g.t.Helper()
 	g.stdin.Close()
-	err := json.NewDecoder(g.out).Decode(&r)
+	g.next(g.t, &r)
 	g.done = true
-	if err = errors.Join(err, g.cmd.Wait()); err != nil {
+	if err := g.cmd.Wait(); err != nil {
 		g.t.Errorf("attackers: %v", err)
 	}
 	return r
 }
 
-// attackerMain is the child process: it attacks until its standard input ends.
-func attackerMain(text string) int {
-	var o order
-	if err := json.Unmarshal([]byte(text), &o); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
+// attackerMain is the attackers' process.
+func attackerMain(o order) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		io.Copy(io.Discard, os.Stdin)
@@ -132,8 +102,7 @@ func attackerMain(text string) int {
 	a := &attackers{order: o, prefix: "/latchkey/" + hex.EncodeToString(o.Overlay[:4])}
 	target, err := peer.Decode(o.Target)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
 	a.target.ID = target
 	for _, addr := range o.Addrs {
@@ -141,8 +110,7 @@ func attackerMain(text string) int {
 	}
 	run, ok := attacks[o.Kind]
 	if !ok {
-		fmt.Fprintln(os.Stderr, "no such attack:", o.Kind)
-		return 1
+		return fmt.Errorf("no such attack: %s", o.Kind)
 	}
 	var wg sync.WaitGroup
 	begun := make(chan struct{}, o.Peers)
@@ -155,10 +123,12 @@ func attackerMain(text string) int {
 		case <-ctx.Done():
 		}
 	}
-	fmt.Println("on")
+	out := json.NewEncoder(os.Stdout)
+	if err := out.Encode(true); err != nil {
+		return err
+	}
 	wg.Wait()
-	json.NewEncoder(os.Stdout).Encode(report{a.sent.Load(), a.refused.Load(), a.answered.Load()})
-	return 0
+	return out.Encode(report{a.sent.Load(), a.refused.Load(), a.answered.Load()})
 }
 
 // attackers are one child process's.

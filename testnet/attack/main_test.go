@@ -10,11 +10,11 @@ import (
 )
 
 // attackTime is how long each attack goes on while the honest client works.
-var attackTime = flag.Duration("attack.time", 300*time.Millisecond, "how long each attack lasts")
+var attackTime = flag.Duration("attack.time", 300*time.Millisecond, "how long each attack lasts; a benchmark's, ten times as long")
 
 func TestMain(m *testing.M) {
-	if order := os.Getenv(orderEnv); order != "" {
-		os.Exit(attackerMain(order))
+	if role := os.Getenv(roleEnv); role != "" {
+		os.Exit(childMain(role))
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -12,11 +11,8 @@ import (
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
-	"github.com/libp2p/go-libp2p/core/network"
-	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
 
-	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/lockservice"
 	"latchkey/node"
@@ -32,38 +28,61 @@ const echoService = "attack-echo"
 
 const waitMax = time.Minute // for what takes milliseconds on an idle machine
 
-// world is an overlay of three hosting peers and one client, whose locks are kept by the peer under attack.
+// world is an overlay of three hosting peers, each a process of its own, and one client in this one, whose locks are kept by the peer
+// under attack.
 type world struct {
-	nodes   []*node.Node // the founders
-	hosts   []host.Host
-	client  *node.Node // hosts nothing
+	peers   []*honest // the founder first
+	host    host.Host // the client's
+	client  *node.Node
 	genesis placement.Genesis
-	victim  int    // of nodes: leads the group of lock
+	victim  int    // of peers: leads the group of lock
 	lock    string // what the client takes
 }
 
-// newHost returns a host with the limits of a daemon's.
-func newHost(t testing.TB) host.Host {
+// honest is a hosting peer's process.
+type honest struct {
+	*child
+	introduction
+}
+
+// probe asks the peer how it is.
+func (h *honest) probe(t testing.TB) (p probe) {
 	t.Helper()
+	h.ask(t, askProbe, &p)
+	return p
+}
+
+// memory asks the peer what it takes.
+func (h *honest) memory(t testing.TB) (m memory) {
+	t.Helper()
+	h.ask(t, askMemory, &m)
+	return m
+}
+
+func (h *honest) ask(t testing.TB, what string, v any) {
+	t.Helper()
+	if err := h.lines.Encode(what); err != nil {
+		t.Fatal(err)
+	}
+	h.next(t, v)
+}
+
+// newHost returns a host with the limits of a daemon's.
+func newHost() (host.Host, error) {
 	c, err := config.Default(config.Test)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	c.Network.Listen = []string{"/ip4/127.0.0.1/tcp/0"}
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	opts, err := node.HostOptions(c, key, networkKey, nil)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	h, err := libp2p.New(opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { h.Close() })
-	return h
+	return libp2p.New(opts...)
 }
 
 func within(t testing.TB) context.Context {
@@ -78,33 +97,35 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	ctx := within(t)
 	w := new(world)
-	one := 1
-	for range 4 {
-		w.hosts = append(w.hosts, newHost(t))
+	var genesis []byte
+	for range 3 {
+		h := &honest{child: newChild(t, role{Peer: &peerOrder{Genesis: genesis}}, nil)}
+		h.next(t, &h.introduction)
+		genesis = h.Genesis
+		w.peers = append(w.peers, h)
+		t.Cleanup(func() {
+			if err := h.end(); err != nil {
+				t.Errorf("an honest peer: %v", err)
+			}
+		})
 	}
-	genesis, store, err := node.Found(w.hosts[0], node.FoundOptions{Name: "attacked", F: &one})
-	if err != nil {
+	var err error
+	if w.genesis, err = placement.DecodeGenesis(genesis); err != nil {
 		t.Fatal(err)
 	}
-	w.genesis = genesis
-	start := func(h host.Host, opts ...node.Option) *node.Node {
-		n, err := node.New(h, append(opts, node.WithOverlay(genesis))...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { n.Close() })
-		n.Overlay().Handle(echoService, func(r *dht.Request) { r.Reply(r.Data) })
-		if err := n.Start(ctx); err != nil {
-			t.Fatal(err)
-		}
-		return n
+	if w.host, err = newHost(); err != nil {
+		t.Fatal(err)
 	}
-	w.nodes = append(w.nodes, start(w.hosts[0], node.WithStore(store)), start(w.hosts[1]), start(w.hosts[2]))
-	w.client = start(w.hosts[3], node.ClientOnly())
-	for i, n := range append(slices.Clone(w.nodes), w.client) {
-		if err := n.Overlay().WaitPeers(ctx, min(2, 3-i/3)); err != nil {
-			t.Fatal(err)
-		}
+	t.Cleanup(func() { w.host.Close() })
+	if w.client, err = node.New(w.host, node.WithOverlay(w.genesis), node.ClientOnly()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.client.Close() })
+	if err := w.client.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.Overlay().WaitPeers(ctx, len(w.peers)); err != nil {
+		t.Fatal(err)
 	}
 	w.choose(t, ctx)
 	return w
@@ -119,8 +140,8 @@ func (w *world) choose(t testing.TB, ctx context.Context) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for j, n := range w.nodes[1:] {
-			if key.Group.Leader == n.ID().String() && len(key.Group.Members) == len(w.nodes) {
+		for j, p := range w.peers[1:] {
+			if key.Group.Leader == p.ID && len(key.Group.Members) == len(w.peers) {
 				w.lock, w.victim = name, j+1
 				return
 			}
@@ -130,16 +151,13 @@ func (w *world) choose(t testing.TB, ctx context.Context) {
 }
 
 // attacked returns the peer under attack.
-func (w *world) attacked() *node.Node { return w.nodes[w.victim] }
+func (w *world) attacked() *honest { return w.peers[w.victim] }
 
 // order returns what attackers have to know.
 func (w *world) order(t testing.TB, kind string, peers, streams int) order {
 	t.Helper()
-	h, id := w.hosts[w.victim], w.genesis.ID()
-	o := order{Kind: kind, Peers: peers, Streams: streams, Overlay: id[:], Depth: w.genesis.Depth, Target: h.ID().String()}
-	for _, a := range h.Addrs() {
-		o.Addrs = append(o.Addrs, a.String())
-	}
+	h, id := w.attacked(), w.genesis.ID()
+	o := order{Kind: kind, Peers: peers, Streams: streams, Overlay: id[:], Depth: w.genesis.Depth, Target: h.ID, Addrs: h.Addrs}
 	d, err := w.client.Groups().Locate(within(t), keyspace.Preimage(w.lock).Key())
 	if err == nil {
 		o.Descriptor, err = d.Encode()
@@ -184,33 +202,17 @@ func ratio(before, during []time.Duration, q float64) float64 {
 	return float64(quantile(during, q)) / float64(quantile(before, q))
 }
 
-// heap returns the bytes in use on the heap of this process, garbage collected.
-func heap() int64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
-// inbound counts the streams that peers other than ours have opened to the attacked one.
-func (w *world) strangersStreams() (streams, conns int) {
-	h := w.hosts[w.victim]
-	ours := make(map[peer.ID]bool)
-	for _, o := range w.hosts {
-		ours[o.ID()] = true
+// strangers counts what peers other than ours have at a peer.
+func (w *world) strangers(p probe) (all inbound) {
+	for _, h := range w.peers {
+		delete(p.Inbound, h.ID)
 	}
-	for _, c := range h.Network().Conns() {
-		if ours[c.RemotePeer()] {
-			continue
-		}
-		conns++
-		for _, s := range c.GetStreams() {
-			if s.Stat().Direction == network.DirInbound {
-				streams++
-			}
-		}
+	delete(p.Inbound, w.host.ID().String())
+	for _, in := range p.Inbound {
+		all.Conns += in.Conns
+		all.Streams += in.Streams
 	}
-	return streams, conns
+	return all
 }
 
 // eventually waits until ok holds.

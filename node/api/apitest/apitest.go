@@ -384,7 +384,7 @@ func (n Node) DeleteGrave(ctx context.Context, prefix string, gen uint64) ([]api
 
 // ProposeRoot implements [api.Node].
 func (Node) ProposeRoot(context.Context) (api.RootProposal, error) {
-	return api.RootProposal{Document: []byte("proposal"), Generation: 3, Volatile: true}, nil
+	return api.RootProposal{Document: []byte("proposal"), Generation: 3, Volatile: true, Survivor: "12D3KooWsurvivor", Groups: 4}, nil
 }
 
 // Reseed implements [api.Node].

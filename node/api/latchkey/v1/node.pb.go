@@ -1504,6 +1504,8 @@ type ProposeRootResponse struct {
 	Document      []byte                 `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
 	Generation    uint32                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // of the overlay, with the new root
 	Volatile      bool                   `protobuf:"varint,3,opt,name=volatile,proto3" json:"volatile,omitempty"`     // the peer's store is in memory, so the root would end with its process
+	Survivor      string                 `protobuf:"bytes,4,opt,name=survivor,proto3" json:"survivor,omitempty"`      // the peer whose replica of the former root knew most, with which the new one begins; empty: there is none
+	Groups        uint32                 `protobuf:"varint,5,opt,name=groups,proto3" json:"groups,omitempty"`         // that it knew
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1557,6 +1559,20 @@ func (x *ProposeRootResponse) GetVolatile() bool {
 		return x.Volatile
 	}
 	return false
+}
+
+func (x *ProposeRootResponse) GetSurvivor() string {
+	if x != nil {
+		return x.Survivor
+	}
+	return ""
+}
+
+func (x *ProposeRootResponse) GetGroups() uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return 0
 }
 
 type ReseedRequest struct {
@@ -2227,13 +2243,15 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"generation\x12\x18\n" +
 	"\amembers\x18\x03 \x03(\tR\amembers\x123\n" +
 	"\aembargo\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aembargo\"\x14\n" +
-	"\x12ProposeRootRequest\"m\n" +
+	"\x12ProposeRootRequest\"\xa1\x01\n" +
 	"\x13ProposeRootResponse\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\rR\n" +
 	"generation\x12\x1a\n" +
-	"\bvolatile\x18\x03 \x01(\bR\bvolatile\"A\n" +
+	"\bvolatile\x18\x03 \x01(\bR\bvolatile\x12\x1a\n" +
+	"\bsurvivor\x18\x04 \x01(\tR\bsurvivor\x12\x16\n" +
+	"\x06groups\x18\x05 \x01(\rR\x06groups\"A\n" +
 	"\rReseedRequest\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x85\x01\n" +
