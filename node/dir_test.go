@@ -69,9 +69,10 @@ func contents(t *testing.T, dir string) map[string]string {
 }
 
 func TestInitRefusesWhatNoOverlayCanHave(t *testing.T) {
-	f := placement.FMax + 1
+	f, leased := placement.FMax+1, placement.Leased
 	for name, o := range map[string]FoundOptions{
 		"too many faults": {F: &f}, "too deep": {Depth: placement.DepthMax + 1}, "name": {Name: strings.Repeat("n", placement.NameBytesMax+1)},
+		"own groups under leases": {OwnGroups: true, Regenesis: &leased},
 	} {
 		dir := filepath.Join(t.TempDir(), "peer")
 		if _, _, err := InitDir(dir, InitOptions{FoundOptions: o}); !errors.Is(err, placement.ErrGenesis) {

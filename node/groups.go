@@ -66,7 +66,7 @@ func (n *Node) hostedGroups(groups []replicagroup.ReplicaStatus) []api.HostedGro
 		if r.Leaderless > 0 {
 			g.Leaderless = time.Now().Add(-r.Leaderless)
 		}
-		g.Unleased = r.Unleased
+		g.Unleased, g.Key, g.Sealed = r.Unleased, r.Key, r.Phase == placement.OwnSealed
 		all = append(all, g)
 	}
 	return all
@@ -81,6 +81,12 @@ func (n *Node) GroupStanding(ctx context.Context, of string) (api.GroupStanding,
 		return api.GroupStanding{}, err
 	}
 	var g api.GroupStanding
+	if own, ok := n.ownOf(ctx, of); ok {
+		p, g.Key = own, of
+	}
+	if placement.IsOwn(order.GroupID{Prefix: p}) {
+		g.Parent = n.genesis.PrefixOf(keyspace.Key(p.Bits)).String()
+	}
 	d, _ := n.groups.Known(p)
 	if p.Len > 0 {
 		ask, cancel := context.WithTimeout(ctx, groupTimeout)
@@ -97,6 +103,8 @@ func (n *Node) GroupStanding(ctx context.Context, of string) (api.GroupStanding,
 			if child.State == placement.Reviving && child.Group == d.Group {
 				g.State = api.GroupReviving
 			}
+		case errors.Is(err, replicagroup.ErrNoGroup) && g.Parent != "":
+			return g, fmt.Errorf("%w: this key has none of its own; that of its prefix is %s", api.ErrNoGroup, g.Parent)
 		case errors.Is(err, replicagroup.ErrNoGroup):
 			return g, fmt.Errorf("%w: no lock under prefix %v was ever taken%s", api.ErrNoGroup, p, n.takenFor(of))
 		case d.IsZero():
@@ -148,6 +156,8 @@ func (n *Node) prefixOf(of string) (keyspace.Prefix, error) {
 	switch {
 	case of == rootName, err == nil && p.Len == 0:
 		return keyspace.Prefix{}, nil
+	case err == nil && n.genesis.OwnGroups && p.Len == keyspace.PrefixBitsMax:
+		return p, nil
 	case err == nil && int(p.Len) != n.genesis.Depth:
 		return p, fmt.Errorf("%w: %v: its prefixes have %d bits", api.ErrPrefix, p, n.genesis.Depth)
 	case err == nil:
@@ -157,6 +167,60 @@ func (n *Node) prefixOf(of string) (keyspace.Prefix, error) {
 		return p, err
 	}
 	return n.genesis.PrefixOf(keyspace.Preimage(of).Key()), nil
+}
+
+// ownOf returns the prefix of the own group of what people named, if that is a lock's name, and it has one.
+func (n *Node) ownOf(ctx context.Context, of string) (keyspace.Prefix, bool) {
+	if _, err := keyspace.ParsePrefix(of); err == nil || of == rootName || !n.genesis.OwnGroups {
+		return keyspace.Prefix{}, false
+	}
+	p := placement.KeyPrefix(keyspace.Preimage(of).Key())
+	ask, cancel := context.WithTimeout(ctx, groupTimeout)
+	defer cancel()
+	_, err := n.groups.Child(ask, p)
+	if err != nil && !errors.Is(err, replicagroup.ErrNoGroup) {
+		_, known := n.groups.Known(p) // the group of its prefix does not answer
+		return p, known
+	}
+	return p, err == nil
+}
+
+// OwnGroup implements [api.Node]: it gives the key of a lock's name a group of its own, or takes it back with remove
+// ([replicagroup.Host.GiveOwnGroup], [replicagroup.Host.TakeBackKey]). It blocks until the lock is served again, which as a rule takes
+// less than a second, or ctx ends.
+func (n *Node) OwnGroup(ctx context.Context, name string, remove bool) (api.Served, error) {
+	if err := lockservice.CheckName(name); err != nil {
+		return api.Served{}, err
+	}
+	at := keyspace.Preimage(name)
+	var d placement.Descriptor
+	var err error
+	if remove {
+		if err = n.groups.TakeBackKey(ctx, at); err == nil {
+			d, err = n.groups.Locate(ctx, at.Key())
+		}
+	} else {
+		d, err = n.groups.GiveOwnGroup(ctx, at)
+	}
+	switch {
+	case errors.Is(err, replicagroup.ErrNoOwnGroups):
+		return api.Served{}, fmt.Errorf("%w: this overlay was founded without own groups of locks; only one of \"latchkey init --own-groups\" has them", api.ErrOwn)
+	case errors.Is(err, replicagroup.ErrHasOwn):
+		return api.Served{}, fmt.Errorf("%w: lock %q has a group of its own already", api.ErrOwn, name)
+	case errors.Is(err, replicagroup.ErrNoOwn):
+		return api.Served{}, fmt.Errorf("%w: lock %q has no group of its own", api.ErrOwn, name)
+	case errors.Is(err, replicagroup.ErrRefused):
+		return api.Served{}, fmt.Errorf("%w: lock %q: %w", api.ErrOwn, name, err)
+	case errors.Is(err, replicagroup.ErrNoQuorum):
+		return api.Served{}, fmt.Errorf("%w: %w", lockservice.ErrNoQuorum, err)
+	case err != nil:
+		return api.Served{}, err
+	}
+	v := api.Served{Name: name, Prefix: d.Group.Prefix.String(), Generation: d.Group.Gen, Members: []string{}}
+	for _, m := range d.Peers {
+		v.Members = append(v.Members, peer.ID(m.ID).String())
+	}
+	return v, nil
 }
 
 // takenFor says that what people named was taken for a lock's name, if it was: they may have meant a prefix.
@@ -175,7 +239,8 @@ func (n *Node) takenFor(of string) string {
 // ([replicagroup.Host.Revive]). It blocks until the new group runs, which takes some seconds, or ctx ends.
 func (n *Node) ReviveGroup(ctx context.Context, prefix string, gen uint64, force bool) (api.Revived, error) {
 	p, err := keyspace.ParsePrefix(prefix)
-	if err != nil || int(p.Len) != n.genesis.Depth {
+	own := n.genesis.OwnGroups && p.Len == keyspace.PrefixBitsMax
+	if err != nil || int(p.Len) != n.genesis.Depth && !own {
 		return api.Revived{}, fmt.Errorf("%w: %.80q: its prefixes have %d bits, and are written like %v",
 			api.ErrPrefix, prefix, n.genesis.Depth, n.genesis.PrefixOf(keyspace.Key{0xa3}))
 	}
@@ -191,6 +256,9 @@ func (n *Node) ReviveGroup(ctx context.Context, prefix string, gen uint64, force
 		return api.Revived{}, err
 	}
 	v := api.Revived{Prefix: d.Group.Prefix.String(), Generation: d.Group.Gen, Embargo: n.genesis.Drift.Stretch(n.genesis.TTLMax)}
+	if n.genesis.OwnGroups && !own { // own groups may have survived it
+		v.Embargo = placement.KeysQuarantine(n.genesis)
+	}
 	v.EmbargoMS = v.Embargo.Milliseconds()
 	for _, m := range d.Peers {
 		v.Members = append(v.Members, peer.ID(m.ID).String())

@@ -465,13 +465,20 @@ func (n *Node) Key(ctx context.Context, name string) (api.KeyInfo, error) {
 	if err != nil {
 		return api.KeyInfo{}, n.notFound(name, err)
 	}
+	if n.genesis.OwnGroups {
+		ask, cancel := context.WithTimeout(ctx, keyTimeout)
+		if own, err := n.groups.Child(ask, placement.KeyPrefix(at.Key())); err == nil {
+			d = own.Descriptor
+		}
+		cancel()
+	}
 	info.Group = &api.GroupInfo{ID: d.Group.String(), Generation: d.Group.Gen, View: d.View.Num}
 	for _, p := range d.Peers {
 		info.Group.Members = append(info.Group.Members, peer.ID(p.ID).String())
 	}
 	ask, cancel := context.WithTimeout(ctx, keyTimeout)
 	defer cancel()
-	if leader, err := n.groups.Leader(ask, at.Key()); err == nil {
+	if leader, err := n.groups.LeaderOf(ask, d); err == nil {
 		info.Group.Leader = peer.ID(leader.ID).String()
 	} else if ctx.Err() != nil {
 		return api.KeyInfo{}, context.Cause(ctx)

@@ -488,24 +488,29 @@ func (r *round) next() (voter, bool) {
 	return v, true
 }
 
-// Locate returns the descriptor of the group that owns a key, creating the group if there is none. It is a hint: the group
-// may have moved on. It blocks on look-ups and the root group; ctx ends that.
+// Locate returns the descriptor of the group of a key's prefix, creating the group if there is none. It serves the key unless that has a
+// group of its own ([Host.Child]). It is a hint: the group may have moved on. It blocks on look-ups and the root group; ctx ends that.
 func (h *Host) Locate(ctx context.Context, key keyspace.Key) (placement.Descriptor, error) {
 	return h.locator.locate(ctx, h.genesis.PrefixOf(key), false)
 }
 
-// Leader asks the group that owns a key who leads it: the member that answers confirms by a round to a majority that it
+// Leader asks the group of a key's prefix who leads it: the member that answers confirms by a round to a majority that it
 // does. It blocks until one does or ctx ends ([ErrNoQuorum]).
 func (h *Host) Leader(ctx context.Context, key keyspace.Key) (placement.Peer, error) {
 	d, err := h.Locate(ctx, key)
 	if err != nil {
 		return placement.Peer{}, err
 	}
+	return h.LeaderOf(ctx, d)
+}
+
+// LeaderOf is [Host.Leader] of a group that is known.
+func (h *Host) LeaderOf(ctx context.Context, d placement.Descriptor) (placement.Peer, error) {
 	// Any linearizable read will do; the session service has no state to read, and says so only after the round.
 	req := func(d placement.Descriptor) []byte {
 		return marshal(&pb.QueryRequest{Group: groupToPB(d.Group), View: d.View.Num, Service: session.Service})
 	}
-	err = h.askLeader(ctx, d, key, serviceQuery, req, func(r reply) (bool, error) {
+	err := h.askLeader(ctx, d, keyspace.Key{}, serviceQuery, req, func(r reply) (bool, error) {
 		_, fromTable := statusFromPB(r.status)
 		return fromTable, nil
 	})

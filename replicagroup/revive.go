@@ -80,7 +80,7 @@ func (r Roll) String() string {
 // Child returns what the root's directory says of a prefix's group, by a linearizable read. It creates nothing: a prefix without a
 // group is [ErrNoGroup]. It blocks until the root answers or ctx ends ([ErrNoQuorum]).
 func (h *Host) Child(ctx context.Context, p keyspace.Prefix) (placement.Child, error) {
-	if h.ownPrefix(p) { // to ask a prefix's group that does not exist would make it
+	if _, known := h.locator.cached(h.parentOf(p)); !known { // to ask a prefix's group that does not exist would make it
 		if _, err := h.Child(ctx, h.parentOf(p)); err != nil {
 			return placement.Child{}, err
 		}

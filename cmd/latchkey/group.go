@@ -22,15 +22,16 @@ import (
 func groupVerb(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "group",
-		Short: "look at the replica groups of the overlay, and bring back one that is lost",
+		Short: "look at the replica groups of the overlay, bring back one that is lost, give a lock one of its own",
 		Long: `Each lock lives in the replica group of its prefix, the first bits of its hash. A group serves while a majority of its voters
 answers. One that has lost its majority stays down, and says so, until its members are back or somebody revives it.`,
 		Example: `  latchkey group ls
   latchkey group info nightly
   latchkey group revive a3/8
+  latchkey group own nightly
   latchkey group graves`,
 	})
-	c.AddCommand(groupLsVerb(a), groupInfoVerb(a), groupReviveVerb(a), groupGravesVerb(a))
+	c.AddCommand(groupLsVerb(a), groupInfoVerb(a), groupReviveVerb(a), groupOwnVerb(a), groupGravesVerb(a))
 	return c
 }
 
@@ -38,7 +39,8 @@ func groupLsVerb(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "ls",
 		Short: "list the groups that this peer takes part in, as it knows them",
-		Long: `ls lists the groups of which this peer has a replica; /0 is the root. The lag is in entries of the group's log: at the leader
+		Long: `ls lists the groups of which this peer has a replica; /0 is the root, and the group of one lock alone goes by that
+lock's name. The lag is in entries of the group's log: at the leader
 what its slowest voter lacks, elsewhere what has not been executed here yet.`,
 		Example: `  latchkey group ls
   latchkey group ls -o json | jq '.groups[] | select(.leader == "")'`,
@@ -62,7 +64,11 @@ func printGroups(w io.Writer, groups []api.HostedGroup, now time.Time) {
 	}
 	fmt.Fprintf(w, "PREFIX\tGEN\tVIEW\tROLE\tVOTERS\tLAG\tSTATE\n")
 	for _, g := range groups {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d\t%d\t%s\n", g.Prefix, generation(g.Generation), g.View, g.Role, len(g.Voters), g.Lag, hostedState(g, now))
+		name := g.Prefix
+		if g.Key != "" {
+			name = plain(g.Key)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d\t%d\t%s\n", name, generation(g.Generation), g.View, g.Role, len(g.Voters), g.Lag, hostedState(g, now))
 	}
 }
 
@@ -76,6 +82,8 @@ func generation(gen uint64) string {
 
 func hostedState(g api.HostedGroup, now time.Time) string {
 	switch {
+	case g.Sealed:
+		return "ends: its lock went back to its prefix"
 	case !g.Leaderless.IsZero():
 		return "no leader for " + ago(now, g.Leaderless)
 	case g.Role == "leaving":
@@ -128,24 +136,47 @@ whether it is there. "root" is the root group itself.`,
 }
 
 func printStanding(w io.Writer, g api.GroupStanding) {
-	fmt.Fprintf(w, "group\t%s, generation %s, view %d\nstate\t%s: %d of %d voters answer\n", g.Prefix, generation(g.Generation), g.View, g.State, g.Answering, g.Voters)
-	if g.Generation > 0 {
+	fmt.Fprintf(w, "group\t%s, generation %s, view %d\n", g.Prefix, generation(g.Generation), g.View)
+	if g.Key != "" {
+		fmt.Fprintf(w, "lock\t%s, which has this group for itself\n", plain(g.Key))
+	}
+	fmt.Fprintf(w, "state\t%s: %d of %d voters answer\n", g.State, g.Answering, g.Voters)
+	if g.Generation > 0 && (g.Parent == "" || g.Former > 0) {
 		fmt.Fprintf(w, "revived\tafter generation %s was lost\n", generation(g.Former))
 	}
 	for _, m := range g.Members {
 		fmt.Fprintf(w, "%s\t%s, %s\n", m.Role, m.Peer, m.State)
 	}
 	if !g.Directory && g.Prefix != rootPrefix {
-		fmt.Fprintf(w, "root\tdoes not answer; this is what the peer knew\n")
+		fmt.Fprintf(w, "%s\tdoes not answer; this is what the peer knew\n", parentOf(g))
 	}
 	switch {
 	case g.State != api.GroupDown || g.Prefix == rootPrefix:
 	case g.Directory:
-		fmt.Fprintf(w, "to do\tstart the members that do not answer; if too many are gone for good: latchkey group revive %s\n", g.Prefix)
+		fmt.Fprintf(w, "to do\tstart the members that do not answer; if too many are gone for good: latchkey group revive %s\n", nameOf(g))
+	case g.Parent != "":
+		fmt.Fprintf(w, "to do\tstart the members that do not answer; if too many are gone for good, the group of prefix %s must come back first, "+
+			"since it alone can revive the lock's: latchkey group info %s\n", g.Parent, g.Parent)
 	default: // a revival would only wait for the root
 		fmt.Fprintf(w, "to do\tstart the members that do not answer; if too many are gone for good, the root must come back first, "+
 			"since it alone can revive a group: latchkey group info root\n")
 	}
+}
+
+// parentOf names the group that can revive a group.
+func parentOf(g api.GroupStanding) string {
+	if g.Parent != "" {
+		return g.Parent
+	}
+	return rootName
+}
+
+// nameOf is what people call a group: a lock's own group by the lock, others by their prefix.
+func nameOf(g api.GroupStanding) string {
+	if g.Key != "" {
+		return plain(g.Key)
+	}
+	return g.Prefix
 }
 
 // rootFirst adds to the error of a question that the root did not answer what to do.
@@ -165,7 +196,7 @@ const reviveTimeout = time.Minute
 func groupReviveVerb(a *app) *cobra.Command {
 	var o reviveOptions
 	c := &cobra.Command{
-		Use:   "revive PREFIX|root",
+		Use:   "revive PREFIX|NAME|root",
 		Short: "bring back a group that has lost its majority for good",
 		Long: `revive has the root make the next generation of a group, of peers that are there now. It is for a group whose majority is gone for
 good: members that are merely down come back with all they knew, and should be started instead.
@@ -181,7 +212,9 @@ only the token protects what the locks are for.
 Where the overlay has regenesis lease, the root does all this by itself. A revival waits there until the old generation's lease
 is over, which takes some two minutes for a group that is alive (--force --timeout 3m); it may be said again.
 
-You are asked to type the prefix, unless --yes is given.
+A lock that has a group of its own is named instead of a prefix; the group of its prefix revives that one.
+
+You are asked to type the prefix or the name, unless --yes is given.
 
 The root group has no parent that could revive it. "revive root" makes this daemon's peer the founder of another root, which
 needs the overlay's root key: root.key, from the directory where the overlay was founded or from a copy of it. Start the
@@ -228,14 +261,14 @@ func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, pref
 			g.Answering, g.Voters, strings.Join(membersThat(g, true), ", "))
 	case g.Prefix == rootPrefix:
 		return a.reviveRoot(ctx, in, daemon, g, o)
-	case g.Prefix != prefix:
+	case g.Prefix != prefix && g.Key == "":
 		return usagef("group revive: %s is a lock's name; its group is that of prefix %s, which is shared with other locks: latchkey group revive %s",
 			prefix, g.Prefix, g.Prefix)
 	case g.Majority() && !o.force:
 		return exitf(exitFailure, "group revive: group %s is not lost: %d of its %d voters answer (%s); nothing was changed. --force revives it all the same, and loses what it knows",
 			prefix, g.Answering, g.Voters, strings.Join(membersThat(g, true), ", "))
 	}
-	if !g.Directory {
+	if !g.Directory && g.Parent == "" {
 		if err := rootThere(ctx, daemon); err != nil {
 			return err
 		}
@@ -245,7 +278,7 @@ func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, pref
 			return err
 		}
 	}
-	v, err := daemon.Revive(hear(ctx), prefix, g.Generation, o.force)
+	v, err := daemon.Revive(hear(ctx), g.Prefix, g.Generation, o.force)
 	if errors.Is(err, api.ErrAlive) {
 		return fmt.Errorf("%w; nothing was changed. --force revives it all the same, and loses what it knows", err)
 	}
@@ -295,11 +328,15 @@ func membersThat(g api.GroupStanding, answer bool) []string {
 
 // confirmRevive tells what a revival means and has the person type the prefix.
 func (a *app) confirmRevive(ctx context.Context, in io.Reader, g api.GroupStanding) error {
+	kind, word := "prefix", g.Prefix
+	if g.Key != "" {
+		kind, word = "name", g.Key
+	}
 	fmt.Fprintf(a.err, `Group %s has %d of %d voters that answer. Missing: %s.
-Generation %s begins without what generation %s knew: its locks count as released, tokens go on rising.
+The next generation begins without what generation %s knew: its locks count as released, tokens go on rising.
 If a majority was merely cut off, it goes on serving its own side, where only the token protects.
-Type the prefix to go on: `, g.Prefix, g.Answering, g.Voters, missingOf(g), generation(g.Generation+1), generation(g.Generation))
-	return a.typed(ctx, in, "group revive", g.Prefix)
+Type the %s to go on: `, nameOf(g), g.Answering, g.Voters, missingOf(g), generation(g.Generation), kind)
+	return a.typed(ctx, in, "group revive", word)
 }
 
 // missingOf names the members that do not answer.

@@ -49,6 +49,8 @@ a3/8    1.0  0     voter    1       0    no leader for 12s
 a4/8    1    9     learner  2       0    asleep
 a5/8    0    2     leaving  1       0    leaving
 a6/8    0    1     leader   1       0    waits for a lease of the root
+night   1    1     leader   1       0    serving
+old     2    1     voter    1       0    ends: its lock went back to its prefix
 `
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -58,6 +60,8 @@ a6/8    0    1     leader   1       0    waits for a lease of the root
 		{Prefix: "a4/8", Generation: 1, View: 9, Role: "learner", Voters: []string{"a", "b"}, Quiesced: true},
 		{Prefix: "a5/8", View: 2, Role: "leaving", Voters: []string{"a"}},
 		{Prefix: "a6/8", View: 1, Role: "leader", Voters: []string{"a"}, Quiesced: true, Unleased: true},
+		{Prefix: "a6ff/256", Generation: 1, View: 1, Role: "leader", Voters: []string{"a"}, Key: "night"},
+		{Prefix: "a700/256", Generation: 2, View: 1, Role: "voter", Voters: []string{"a"}, Key: "old", Sealed: true, Leaderless: now},
 	}, now)
 	w.Flush()
 	if b.String() != want {
@@ -102,7 +106,7 @@ func TestGroupRevive(t *testing.T) {
 	expect(t, d.run("group", "revive", "root", "--yes", "--path", d.dir), exitFailure, "there is no root key at "+d.dir+"/root.key", "cannot be given another root",
 		"until 2 of the root's 3 voters are back (missing: 12D3KooWone, 12D3KooWtwo)")
 	expect(t, d.run("group", "revive", "zz/8", "--yes"), exitUsage, `"zz/8": neither root nor a prefix like a3/8`)
-	expect(t, d.run("group", "revive"), exitUsage, "usage: latchkey group revive PREFIX|root")
+	expect(t, d.run("group", "revive"), exitUsage, "usage: latchkey group revive PREFIX|NAME|root")
 }
 
 // A revival that the root cannot carry out says so, however it comes out, and that the root comes first.

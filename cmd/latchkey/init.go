@@ -44,6 +44,10 @@ everybody who has not got it, before any protocol is spoken. It works over TCP a
            then as right as the members' clocks: each must keep its rate within the overlay's drift (1 %), also while its virtual
            machine is suspended or moved. Another leader is found a second later than otherwise. Locks and tokens need no clock for that
 
+--own-groups allows, for good, to give a much-used lock a replica group of its own ("latchkey group own"). Its price: a group that was
+lost and revived grants no lock for the overlay's lease time (two minutes), not one, since such a group may have survived it. It
+does not go together with regenesis lease.
+
 The root of the overlay is in the directory "store" in --path when init is done: nobody but this peer has
 it, so it must not be lost. Nor must root.key, of which a copy should be kept elsewhere: it is the overlay's root key, which
 nobody else gets, and without which an overlay whose root is lost can never be given a new one.`,
@@ -79,6 +83,7 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 	c.Flags().IntVar(&o.Depth, "depth", 0, fmt.Sprintf("%d to %d: 2^depth groups share the key space (default %d)",
 		placement.DepthMin, placement.DepthMax, placement.DepthDefault))
 	c.Flags().StringVar(&regenesis, "regenesis", "", "manual or lease: how a group that has lost most of its members for good comes back (default manual; lease if public)")
+	c.Flags().BoolVar(&o.OwnGroups, "own-groups", false, "allow to give a lock a replica group of its own")
 	c.Flags().StringVar(&reads, "reads", placement.ReadsQuorum, "quorum or lease: how leaders make sure that what they read is the newest")
 	return c
 }
@@ -92,6 +97,7 @@ type made struct {
 	Private bool     `json:"private"`
 	Revives string   `json:"regenesis"`
 	Reads   string   `json:"reads"`
+	Own     bool     `json:"own_groups"`
 	Profile string   `json:"profile"`
 	Listen  []string `json:"listen"`
 	RootKey string   `json:"root_key,omitempty"` // file; of init only
@@ -102,7 +108,11 @@ func (v made) write(w io.Writer) {
 	if v.Private {
 		kind = "private"
 	}
-	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s, regenesis %s, reads %s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Revives, v.Reads, v.Profile, strings.Join(v.Listen, " "))
+	own := ""
+	if v.Own {
+		own = ", own groups"
+	}
+	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s, regenesis %s, reads %s%s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Revives, v.Reads, own, v.Profile, strings.Join(v.Listen, " "))
 }
 
 func (a *app) init(o node.InitOptions) error {
@@ -119,7 +129,7 @@ func (a *app) init(o node.InitOptions) error {
 	if err != nil {
 		return err
 	}
-	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, g.Regenesis.String(), g.Reads(), string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
+	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, g.Regenesis.String(), g.Reads(), g.OwnGroups, string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
 	if err := a.value(v, func(w io.Writer) {
 		v.write(w)
 		fmt.Fprintf(w, "keep\ta copy of %s elsewhere, and secret: no invitation carries it, and only with it can the overlay be given a new root if ever its root is lost\n", v.RootKey)

@@ -454,6 +454,15 @@ func TestNodeCalls(t *testing.T) {
 	if _, err := w.client.Revive(ctx, "a4/8", 0, false); !errors.Is(err, api.ErrAlive) || !strings.Contains(err.Error(), "12D3KooWone") {
 		t.Errorf("revive of a healthy group: %v", err)
 	}
+	for name, remove := range map[string]bool{"n": false, "own": true} {
+		wantServed, _ := want.OwnGroup(ctx, name, remove)
+		if got, err := w.client.OwnGroup(ctx, name, remove); err != nil || !reflect.DeepEqual(got, wantServed) {
+			t.Errorf("own group of %q: %+v, %v", name, got, err)
+		}
+		if _, err := w.client.OwnGroup(ctx, name, !remove); !errors.Is(err, api.ErrOwn) || !strings.Contains(err.Error(), name) {
+			t.Errorf("own group of %q once more: %v", name, err)
+		}
+	}
 	wantGraves, _ := want.Graves(ctx)
 	if got, err := w.client.Graves(ctx); err != nil || !reflect.DeepEqual(got, wantGraves) {
 		t.Errorf("graves %+v, %v", got, err)

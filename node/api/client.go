@@ -152,6 +152,16 @@ func (c *Client) Revive(ctx context.Context, prefix string, gen uint64, force bo
 	return v, nil
 }
 
+// OwnGroup gives the key of a lock's name a group of its own, or takes it back with remove, and tells which group serves it then. Errors:
+// [ErrOwn], with the reason. It may be repeated.
+func (c *Client) OwnGroup(ctx context.Context, name string, remove bool) (Served, error) {
+	r, err := c.node.Own(ctx, &latchkeyv1.OwnRequest{Name: name, Remove: remove})
+	if err != nil {
+		return Served{}, decodeError(ctx, c.addr, err, true)
+	}
+	return Served{Name: name, Prefix: r.Prefix, Generation: r.Generation, Members: list(r.Members)}, nil
+}
+
 // Graves lists what the daemon's peer has put aside of generations that are over.
 func (c *Client) Graves(ctx context.Context) (Graveyard, error) {
 	r, err := c.node.Graves(ctx, &latchkeyv1.GravesRequest{})

@@ -121,7 +121,7 @@ func encodeHosted(groups []HostedGroup) []*latchkeyv1.HostedGroup {
 		all[i] = &latchkeyv1.HostedGroup{
 			Prefix: g.Prefix, Generation: g.Generation, View: g.View, Role: g.Role, Leader: g.Leader, Voters: g.Voters,
 			Lag: g.Lag, Quiesced: g.Quiesced, Leaderless: encodeTime(g.Leaderless),
-			Unleased: g.Unleased,
+			Unleased: g.Unleased, Key: g.Key, Sealed: g.Sealed,
 		}
 	}
 	return all
@@ -133,7 +133,7 @@ func decodeHosted(groups []*latchkeyv1.HostedGroup) []HostedGroup {
 		all[i] = HostedGroup{
 			Prefix: g.Prefix, Generation: g.Generation, View: g.View, Role: g.Role, Leader: g.Leader, Voters: list(g.Voters),
 			Lag: g.Lag, Quiesced: g.Quiesced, Leaderless: decodeTime(g.Leaderless),
-			Unleased: g.Unleased,
+			Unleased: g.Unleased, Key: g.Key, Sealed: g.Sealed,
 		}
 	}
 	return all
@@ -158,7 +158,7 @@ func decodeGraves(graves []*latchkeyv1.Grave) []Grave {
 func encodeStanding(g GroupStanding) *latchkeyv1.GroupResponse {
 	res := &latchkeyv1.GroupResponse{
 		Prefix: g.Prefix, Generation: g.Generation, View: g.View, State: g.State, Voters: uint32(g.Voters), Answering: uint32(g.Answering),
-		Directory: g.Directory, Former: g.Former,
+		Directory: g.Directory, Former: g.Former, Parent: g.Parent, Key: g.Key,
 	}
 	for _, m := range g.Members {
 		res.Members = append(res.Members, &latchkeyv1.GroupMember{Peer: m.Peer, Role: m.Role, State: m.State, View: m.View})
@@ -169,7 +169,7 @@ func encodeStanding(g GroupStanding) *latchkeyv1.GroupResponse {
 func decodeStanding(r *latchkeyv1.GroupResponse) GroupStanding {
 	g := GroupStanding{
 		Prefix: r.Prefix, Generation: r.Generation, View: r.View, State: r.State, Voters: int(r.Voters), Answering: int(r.Answering),
-		Directory: r.Directory, Former: r.Former, Members: make([]GroupMember, len(r.Members)),
+		Directory: r.Directory, Former: r.Former, Parent: r.Parent, Key: r.Key, Members: make([]GroupMember, len(r.Members)),
 	}
 	for i, m := range r.Members {
 		g.Members[i] = GroupMember{Peer: m.Peer, Role: m.Role, State: m.State, View: m.View}

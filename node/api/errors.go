@@ -28,6 +28,7 @@ var (
 	ErrAlive   = errors.New("api: the group is not lost")
 	ErrPrefix  = errors.New("api: not a prefix of this overlay")
 	ErrReseed  = errors.New("api: reseed document refused")
+	ErrOwn     = errors.New("api: refused")
 )
 
 // reasons is how each sentinel travels, in the order in which an error is held against them. An error matching several
@@ -51,6 +52,7 @@ var reasons = []struct {
 	{latchkeyv1.Reason_REASON_ALIVE, connect.CodeFailedPrecondition, ErrAlive},
 	{latchkeyv1.Reason_REASON_PREFIX, connect.CodeInvalidArgument, ErrPrefix},
 	{latchkeyv1.Reason_REASON_RESEED, connect.CodeFailedPrecondition, ErrReseed},
+	{latchkeyv1.Reason_REASON_OWN, connect.CodeFailedPrecondition, ErrOwn},
 	{latchkeyv1.Reason_REASON_OUTCOME_UNKNOWN, connect.CodeUnknown, lockservice.ErrOutcomeUnknown},
 	{latchkeyv1.Reason_REASON_NO_QUORUM, connect.CodeUnavailable, lockservice.ErrNoQuorum},
 	{latchkeyv1.Reason_REASON_WAIT, connect.CodeDeadlineExceeded, lockservice.ErrWait},

@@ -60,6 +60,8 @@ type Node interface {
 	GroupStanding(ctx context.Context, of string) (GroupStanding, error)
 	// ReviveGroup makes the generation after gen of a prefix's group. Errors: [ErrPrefix], [ErrNoGroup], [ErrAlive].
 	ReviveGroup(ctx context.Context, prefix string, gen uint64, force bool) (Revived, error)
+	// OwnGroup gives the key of a lock's name a group of its own, or takes it back. Errors: [ErrOwn], with the reason.
+	OwnGroup(ctx context.Context, name string, remove bool) (Served, error)
 	// ProposeRoot returns the document, not yet signed, that makes this peer the founder of a new root.
 	ProposeRoot(ctx context.Context) (RootProposal, error)
 	// Reseed takes over such a document with its signature. Errors: [ErrAlive], [ErrReseed].
@@ -167,6 +169,8 @@ type HostedGroup struct {
 	Quiesced   bool      `json:"quiesced"`
 	Leaderless time.Time `json:"leaderless,omitzero"` // since when no leader is known, so it serves nobody
 	Unleased   bool      `json:"unleased,omitempty"`  // this peer leads it and may not answer: the root has not renewed its lease
+	Key        string    `json:"key,omitempty"`       // the lock whose own group it is, once it has begun; Prefix is then the whole key
+	Sealed     bool      `json:"sealed,omitempty"`    // of an own group: its key was taken back, and it ends soon
 }
 
 // Graveyard is what a peer has put aside.
@@ -203,6 +207,16 @@ type GroupStanding struct {
 	Members    []GroupMember `json:"members"`
 	Directory  bool          `json:"directory"` // the root has said so; else it did not answer, and this is what the peer knew
 	Former     uint64        `json:"former,string"`
+	Parent     string        `json:"parent,omitempty"` // of a key's own group: the prefix whose group has made it. Directory then speaks of that group
+	Key        string        `json:"key,omitempty"`    // and the lock's name, where that was asked for
+}
+
+// Served is the group that serves a lock.
+type Served struct {
+	Name       string   `json:"name"`   // of the lock
+	Prefix     string   `json:"prefix"` // the whole key, of its own group
+	Generation uint64   `json:"generation,string"`
+	Members    []string `json:"members"`
 }
 
 // Majority reports whether a majority of the voters answers.
@@ -416,6 +430,14 @@ func (h nodeHandler) Revive(ctx context.Context, r *latchkeyv1.ReviveRequest) (*
 		return nil, encodeError(err)
 	}
 	return &latchkeyv1.ReviveResponse{Prefix: v.Prefix, Generation: v.Generation, Members: v.Members, Embargo: durationpb.New(v.Embargo)}, nil
+}
+
+func (h nodeHandler) Own(ctx context.Context, r *latchkeyv1.OwnRequest) (*latchkeyv1.OwnResponse, error) {
+	v, err := h.s.cfg.Node.OwnGroup(ctx, r.Name, r.Remove)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.OwnResponse{Prefix: v.Prefix, Generation: v.Generation, Members: v.Members}, nil
 }
 
 func (h nodeHandler) ProposeRoot(ctx context.Context, _ *latchkeyv1.ProposeRootRequest) (*latchkeyv1.ProposeRootResponse, error) {

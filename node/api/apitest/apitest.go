@@ -363,6 +363,21 @@ func (Node) ReviveGroup(ctx context.Context, prefix string, gen uint64, force bo
 	return api.Revived{}, fmt.Errorf("%w: %q", api.ErrPrefix, prefix)
 }
 
+// OwnGroup implements [api.Node]. The lock "own" has a group of its own, and "crowded" cannot get one.
+func (Node) OwnGroup(_ context.Context, name string, remove bool) (api.Served, error) {
+	switch {
+	case name == "crowded":
+		return api.Served{}, fmt.Errorf("%w: lock %q: too many own groups", api.ErrOwn, name)
+	case remove && name != "own":
+		return api.Served{}, fmt.Errorf("%w: lock %q has no group of its own", api.ErrOwn, name)
+	case remove:
+		return api.Served{Name: name, Prefix: "a3/8", Generation: 0, Members: []string{"12D3KooWfake", "12D3KooWone"}}, nil
+	case name == "own":
+		return api.Served{}, fmt.Errorf("%w: lock %q has a group of its own already", api.ErrOwn, name)
+	}
+	return api.Served{Name: name, Prefix: "a3ff/256", Generation: 1, Members: []string{"12D3KooWfake"}}, nil
+}
+
 // Graves implements [api.Node].
 func (Node) Graves(context.Context) (api.Graveyard, error) {
 	return api.Graveyard{Most: 256, Graves: []api.Grave{

@@ -46,6 +46,7 @@ const (
 	Reason_REASON_RESEED          Reason = 16 // a reseed document is not signed, or not newer        failed_precondition
 	Reason_REASON_MODE            Reason = 17 // the name is in use as something else                 failed_precondition
 	Reason_REASON_SHAPE           Reason = 18 // no lock is like that                                  invalid_argument
+	Reason_REASON_OWN             Reason = 19 // a key cannot be given a group of its own, or taken back  failed_precondition
 )
 
 // Enum value maps for Reason.
@@ -70,6 +71,7 @@ var (
 		16: "REASON_RESEED",
 		17: "REASON_MODE",
 		18: "REASON_SHAPE",
+		19: "REASON_OWN",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -91,6 +93,7 @@ var (
 		"REASON_RESEED":          16,
 		"REASON_MODE":            17,
 		"REASON_SHAPE":           18,
+		"REASON_OWN":             19,
 	}
 )
 
@@ -1641,7 +1644,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.latchkey.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
 	"\x06holder\x18\x03 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\x12\x18\n" +
-	"\awaiting\x18\x04 \x01(\x03R\awaiting*\x81\x03\n" +
+	"\awaiting\x18\x04 \x01(\x03R\awaiting*\x91\x03\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -1663,7 +1666,9 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\rREASON_PREFIX\x10\x0f\x12\x11\n" +
 	"\rREASON_RESEED\x10\x10\x12\x0f\n" +
 	"\vREASON_MODE\x10\x11\x12\x10\n" +
-	"\fREASON_SHAPE\x10\x122\xd8\x03\n" +
+	"\fREASON_SHAPE\x10\x12\x12\x0e\n" +
+	"\n" +
+	"REASON_OWN\x10\x132\xd8\x03\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +

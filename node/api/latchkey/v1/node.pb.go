@@ -1010,6 +1010,8 @@ type HostedGroup struct {
 	Lag           uint64                 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`              // entries: at the leader, what the slowest voter lacks; elsewhere, what is not applied here
 	Quiesced      bool                   `protobuf:"varint,8,opt,name=quiesced,proto3" json:"quiesced,omitempty"`    // it sleeps, since nobody uses it
 	Leaderless    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=leaderless,proto3" json:"leaderless,omitempty"` // since when no leader is known, so it serves nobody; absent: one is
+	Key           string                 `protobuf:"bytes,11,opt,name=key,proto3" json:"key,omitempty"`              // the lock whose own group it is; empty: it is the group of a prefix, or has not begun
+	Sealed        bool                   `protobuf:"varint,12,opt,name=sealed,proto3" json:"sealed,omitempty"`       // of an own group: its key was taken back, and it ends soon
 	Unleased      bool                   `protobuf:"varint,10,opt,name=unleased,proto3" json:"unleased,omitempty"`   // this peer leads it and may not answer, since the root has not renewed its lease (regenesis: lease)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1108,6 +1110,20 @@ func (x *HostedGroup) GetLeaderless() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *HostedGroup) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *HostedGroup) GetSealed() bool {
+	if x != nil {
+		return x.Sealed
+	}
+	return false
+}
+
 func (x *HostedGroup) GetUnleased() bool {
 	if x != nil {
 		return x.Unleased
@@ -1169,7 +1185,9 @@ type GroupResponse struct {
 	Answering     uint32                 `protobuf:"varint,6,opt,name=answering,proto3" json:"answering,omitempty"` // of the voters
 	Members       []*GroupMember         `protobuf:"bytes,7,rep,name=members,proto3" json:"members,omitempty"`
 	Directory     bool                   `protobuf:"varint,8,opt,name=directory,proto3" json:"directory,omitempty"` // what the root says is in it; else the root did not answer, and it is what this peer knew
-	Former        uint64                 `protobuf:"varint,9,opt,name=former,proto3" json:"former,omitempty"`       // generation that was lost before this one; only where generation is above 0
+	Former        uint64                 `protobuf:"varint,9,opt,name=former,proto3" json:"former,omitempty"`       // generation that was lost before this one; only where there was one
+	Parent        string                 `protobuf:"bytes,10,opt,name=parent,proto3" json:"parent,omitempty"`       // of a key's own group: the prefix whose group has made it
+	Key           string                 `protobuf:"bytes,11,opt,name=key,proto3" json:"key,omitempty"`             // and the lock's name, where that was asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1265,6 +1283,20 @@ func (x *GroupResponse) GetFormer() uint64 {
 		return x.Former
 	}
 	return 0
+}
+
+func (x *GroupResponse) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *GroupResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
 }
 
 type GroupMember struct {
@@ -1463,6 +1495,118 @@ func (x *ReviveResponse) GetEmbargo() *durationpb.Duration {
 	return nil
 }
 
+type OwnRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`      // of a lock
+	Remove        bool                   `protobuf:"varint,2,opt,name=remove,proto3" json:"remove,omitempty"` // take it back
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnRequest) Reset() {
+	*x = OwnRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnRequest) ProtoMessage() {}
+
+func (x *OwnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnRequest.ProtoReflect.Descriptor instead.
+func (*OwnRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *OwnRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OwnRequest) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+type OwnResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // of the group that serves the lock now
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Members       []string               `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"` // peer ids
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnResponse) Reset() {
+	*x = OwnResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnResponse) ProtoMessage() {}
+
+func (x *OwnResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnResponse.ProtoReflect.Descriptor instead.
+func (*OwnResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *OwnResponse) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *OwnResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *OwnResponse) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 type ProposeRootRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1471,7 +1615,7 @@ type ProposeRootRequest struct {
 
 func (x *ProposeRootRequest) Reset() {
 	*x = ProposeRootRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	mi := &file_latchkey_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1627,7 @@ func (x *ProposeRootRequest) String() string {
 func (*ProposeRootRequest) ProtoMessage() {}
 
 func (x *ProposeRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	mi := &file_latchkey_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1640,7 @@ func (x *ProposeRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRootRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRootRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 type ProposeRootResponse struct {
@@ -1512,7 +1656,7 @@ type ProposeRootResponse struct {
 
 func (x *ProposeRootResponse) Reset() {
 	*x = ProposeRootResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	mi := &file_latchkey_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1668,7 @@ func (x *ProposeRootResponse) String() string {
 func (*ProposeRootResponse) ProtoMessage() {}
 
 func (x *ProposeRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	mi := &file_latchkey_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1681,7 @@ func (x *ProposeRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRootResponse.ProtoReflect.Descriptor instead.
 func (*ProposeRootResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProposeRootResponse) GetDocument() []byte {
@@ -1585,7 +1729,7 @@ type ReseedRequest struct {
 
 func (x *ReseedRequest) Reset() {
 	*x = ReseedRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[23]
+	mi := &file_latchkey_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1741,7 @@ func (x *ReseedRequest) String() string {
 func (*ReseedRequest) ProtoMessage() {}
 
 func (x *ReseedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[23]
+	mi := &file_latchkey_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1754,7 @@ func (x *ReseedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReseedRequest.ProtoReflect.Descriptor instead.
 func (*ReseedRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReseedRequest) GetDocument() []byte {
@@ -1638,7 +1782,7 @@ type ReseedResponse struct {
 
 func (x *ReseedResponse) Reset() {
 	*x = ReseedResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[24]
+	mi := &file_latchkey_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1794,7 @@ func (x *ReseedResponse) String() string {
 func (*ReseedResponse) ProtoMessage() {}
 
 func (x *ReseedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[24]
+	mi := &file_latchkey_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1807,7 @@ func (x *ReseedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReseedResponse.ProtoReflect.Descriptor instead.
 func (*ReseedResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReseedResponse) GetGeneration() uint32 {
@@ -1695,7 +1839,7 @@ type GravesRequest struct {
 
 func (x *GravesRequest) Reset() {
 	*x = GravesRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[25]
+	mi := &file_latchkey_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1851,7 @@ func (x *GravesRequest) String() string {
 func (*GravesRequest) ProtoMessage() {}
 
 func (x *GravesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[25]
+	mi := &file_latchkey_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1864,7 @@ func (x *GravesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GravesRequest.ProtoReflect.Descriptor instead.
 func (*GravesRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 type GravesResponse struct {
@@ -1733,7 +1877,7 @@ type GravesResponse struct {
 
 func (x *GravesResponse) Reset() {
 	*x = GravesResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[26]
+	mi := &file_latchkey_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1889,7 @@ func (x *GravesResponse) String() string {
 func (*GravesResponse) ProtoMessage() {}
 
 func (x *GravesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[26]
+	mi := &file_latchkey_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1902,7 @@ func (x *GravesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GravesResponse.ProtoReflect.Descriptor instead.
 func (*GravesResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GravesResponse) GetGraves() []*Grave {
@@ -1789,7 +1933,7 @@ type Grave struct {
 
 func (x *Grave) Reset() {
 	*x = Grave{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[27]
+	mi := &file_latchkey_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1945,7 @@ func (x *Grave) String() string {
 func (*Grave) ProtoMessage() {}
 
 func (x *Grave) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[27]
+	mi := &file_latchkey_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1958,7 @@ func (x *Grave) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grave.ProtoReflect.Descriptor instead.
 func (*Grave) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Grave) GetPrefix() string {
@@ -1862,7 +2006,7 @@ type DeleteGraveRequest struct {
 
 func (x *DeleteGraveRequest) Reset() {
 	*x = DeleteGraveRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[28]
+	mi := &file_latchkey_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2018,7 @@ func (x *DeleteGraveRequest) String() string {
 func (*DeleteGraveRequest) ProtoMessage() {}
 
 func (x *DeleteGraveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[28]
+	mi := &file_latchkey_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2031,7 @@ func (x *DeleteGraveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGraveRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGraveRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteGraveRequest) GetPrefix() string {
@@ -1913,7 +2057,7 @@ type DeleteGraveResponse struct {
 
 func (x *DeleteGraveResponse) Reset() {
 	*x = DeleteGraveResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[29]
+	mi := &file_latchkey_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2069,7 @@ func (x *DeleteGraveResponse) String() string {
 func (*DeleteGraveResponse) ProtoMessage() {}
 
 func (x *DeleteGraveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[29]
+	mi := &file_latchkey_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2082,7 @@ func (x *DeleteGraveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGraveResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGraveResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteGraveResponse) GetDeleted() []*Grave {
@@ -1956,7 +2100,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[30]
+	mi := &file_latchkey_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2112,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[30]
+	mi := &file_latchkey_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2125,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 type ShutdownResponse struct {
@@ -1992,7 +2136,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[31]
+	mi := &file_latchkey_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2148,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[31]
+	mi := &file_latchkey_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +2161,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 type VersionRequest struct {
@@ -2028,7 +2172,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[32]
+	mi := &file_latchkey_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2184,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[32]
+	mi := &file_latchkey_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2197,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 type VersionResponse struct {
@@ -2067,7 +2211,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[33]
+	mi := &file_latchkey_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2223,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[33]
+	mi := &file_latchkey_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2236,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -2194,7 +2338,7 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\amembers\x18\x05 \x03(\tR\amembers\"\x0f\n" +
 	"\rGroupsRequest\"B\n" +
 	"\x0eGroupsResponse\x120\n" +
-	"\x06groups\x18\x01 \x03(\v2\x18.latchkey.v1.HostedGroupR\x06groups\"\xa3\x02\n" +
+	"\x06groups\x18\x01 \x03(\v2\x18.latchkey.v1.HostedGroupR\x06groups\"\xcd\x02\n" +
 	"\vHostedGroup\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
 	"\n" +
@@ -2208,11 +2352,13 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\bquiesced\x18\b \x01(\bR\bquiesced\x12:\n" +
 	"\n" +
 	"leaderless\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"leaderless\x12\x1a\n" +
+	"leaderless\x12\x10\n" +
+	"\x03key\x18\v \x01(\tR\x03key\x12\x16\n" +
+	"\x06sealed\x18\f \x01(\bR\x06sealed\x12\x1a\n" +
 	"\bunleased\x18\n" +
 	" \x01(\bR\bunleased\"\x1e\n" +
 	"\fGroupRequest\x12\x0e\n" +
-	"\x02of\x18\x01 \x01(\tR\x02of\"\x91\x02\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\"\xbb\x02\n" +
 	"\rGroupResponse\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
 	"\n" +
@@ -2224,7 +2370,10 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\tanswering\x18\x06 \x01(\rR\tanswering\x122\n" +
 	"\amembers\x18\a \x03(\v2\x18.latchkey.v1.GroupMemberR\amembers\x12\x1c\n" +
 	"\tdirectory\x18\b \x01(\bR\tdirectory\x12\x16\n" +
-	"\x06former\x18\t \x01(\x04R\x06former\"_\n" +
+	"\x06former\x18\t \x01(\x04R\x06former\x12\x16\n" +
+	"\x06parent\x18\n" +
+	" \x01(\tR\x06parent\x12\x10\n" +
+	"\x03key\x18\v \x01(\tR\x03key\"_\n" +
 	"\vGroupMember\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
@@ -2242,7 +2391,17 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x18\n" +
 	"\amembers\x18\x03 \x03(\tR\amembers\x123\n" +
-	"\aembargo\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aembargo\"\x14\n" +
+	"\aembargo\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aembargo\"8\n" +
+	"\n" +
+	"OwnRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06remove\x18\x02 \x01(\bR\x06remove\"_\n" +
+	"\vOwnResponse\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x18\n" +
+	"\amembers\x18\x03 \x03(\tR\amembers\"\x14\n" +
 	"\x12ProposeRootRequest\"\xa1\x01\n" +
 	"\x13ProposeRootResponse\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x1e\n" +
@@ -2288,7 +2447,7 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x0e\n" +
 	"\x02go\x18\x02 \x01(\tR\x02go\x12\x1a\n" +
-	"\bplatform\x18\x03 \x01(\tR\bplatform2\x80\a\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform2\xba\a\n" +
 	"\vNodeService\x125\n" +
 	"\x02Id\x12\x16.latchkey.v1.IdRequest\x1a\x17.latchkey.v1.IdResponse\x12>\n" +
 	"\x05Peers\x12\x19.latchkey.v1.PeersRequest\x1a\x1a.latchkey.v1.PeersResponse\x12A\n" +
@@ -2296,7 +2455,8 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\x03Key\x12\x17.latchkey.v1.KeyRequest\x1a\x18.latchkey.v1.KeyResponse\x12A\n" +
 	"\x06Groups\x12\x1a.latchkey.v1.GroupsRequest\x1a\x1b.latchkey.v1.GroupsResponse\x12>\n" +
 	"\x05Group\x12\x19.latchkey.v1.GroupRequest\x1a\x1a.latchkey.v1.GroupResponse\x12A\n" +
-	"\x06Revive\x12\x1a.latchkey.v1.ReviveRequest\x1a\x1b.latchkey.v1.ReviveResponse\x12P\n" +
+	"\x06Revive\x12\x1a.latchkey.v1.ReviveRequest\x1a\x1b.latchkey.v1.ReviveResponse\x128\n" +
+	"\x03Own\x12\x17.latchkey.v1.OwnRequest\x1a\x18.latchkey.v1.OwnResponse\x12P\n" +
 	"\vProposeRoot\x12\x1f.latchkey.v1.ProposeRootRequest\x1a .latchkey.v1.ProposeRootResponse\x12A\n" +
 	"\x06Reseed\x12\x1a.latchkey.v1.ReseedRequest\x1a\x1b.latchkey.v1.ReseedResponse\x12A\n" +
 	"\x06Graves\x12\x1a.latchkey.v1.GravesRequest\x1a\x1b.latchkey.v1.GravesResponse\x12P\n" +
@@ -2316,7 +2476,7 @@ func file_latchkey_v1_node_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_node_proto_rawDescData
 }
 
-var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_latchkey_v1_node_proto_goTypes = []any{
 	(*IdRequest)(nil),             // 0: latchkey.v1.IdRequest
 	(*IdResponse)(nil),            // 1: latchkey.v1.IdResponse
@@ -2339,40 +2499,42 @@ var file_latchkey_v1_node_proto_goTypes = []any{
 	(*GroupMember)(nil),           // 18: latchkey.v1.GroupMember
 	(*ReviveRequest)(nil),         // 19: latchkey.v1.ReviveRequest
 	(*ReviveResponse)(nil),        // 20: latchkey.v1.ReviveResponse
-	(*ProposeRootRequest)(nil),    // 21: latchkey.v1.ProposeRootRequest
-	(*ProposeRootResponse)(nil),   // 22: latchkey.v1.ProposeRootResponse
-	(*ReseedRequest)(nil),         // 23: latchkey.v1.ReseedRequest
-	(*ReseedResponse)(nil),        // 24: latchkey.v1.ReseedResponse
-	(*GravesRequest)(nil),         // 25: latchkey.v1.GravesRequest
-	(*GravesResponse)(nil),        // 26: latchkey.v1.GravesResponse
-	(*Grave)(nil),                 // 27: latchkey.v1.Grave
-	(*DeleteGraveRequest)(nil),    // 28: latchkey.v1.DeleteGraveRequest
-	(*DeleteGraveResponse)(nil),   // 29: latchkey.v1.DeleteGraveResponse
-	(*ShutdownRequest)(nil),       // 30: latchkey.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 31: latchkey.v1.ShutdownResponse
-	(*VersionRequest)(nil),        // 32: latchkey.v1.VersionRequest
-	(*VersionResponse)(nil),       // 33: latchkey.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
+	(*OwnRequest)(nil),            // 21: latchkey.v1.OwnRequest
+	(*OwnResponse)(nil),           // 22: latchkey.v1.OwnResponse
+	(*ProposeRootRequest)(nil),    // 23: latchkey.v1.ProposeRootRequest
+	(*ProposeRootResponse)(nil),   // 24: latchkey.v1.ProposeRootResponse
+	(*ReseedRequest)(nil),         // 25: latchkey.v1.ReseedRequest
+	(*ReseedResponse)(nil),        // 26: latchkey.v1.ReseedResponse
+	(*GravesRequest)(nil),         // 27: latchkey.v1.GravesRequest
+	(*GravesResponse)(nil),        // 28: latchkey.v1.GravesResponse
+	(*Grave)(nil),                 // 29: latchkey.v1.Grave
+	(*DeleteGraveRequest)(nil),    // 30: latchkey.v1.DeleteGraveRequest
+	(*DeleteGraveResponse)(nil),   // 31: latchkey.v1.DeleteGraveResponse
+	(*ShutdownRequest)(nil),       // 32: latchkey.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 33: latchkey.v1.ShutdownResponse
+	(*VersionRequest)(nil),        // 34: latchkey.v1.VersionRequest
+	(*VersionResponse)(nil),       // 35: latchkey.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
 }
 var file_latchkey_v1_node_proto_depIdxs = []int32{
 	3,  // 0: latchkey.v1.PeersResponse.peers:type_name -> latchkey.v1.Peer
-	34, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	36, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	8,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
 	9,  // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
 	7,  // 4: latchkey.v1.StatusResponse.alarms:type_name -> latchkey.v1.Alarm
 	15, // 5: latchkey.v1.StatusResponse.down:type_name -> latchkey.v1.HostedGroup
-	34, // 6: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
-	34, // 7: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
+	36, // 6: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
+	36, // 7: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
 	12, // 8: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
 	15, // 9: latchkey.v1.GroupsResponse.groups:type_name -> latchkey.v1.HostedGroup
-	34, // 10: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
+	36, // 10: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
 	18, // 11: latchkey.v1.GroupResponse.members:type_name -> latchkey.v1.GroupMember
-	35, // 12: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
-	35, // 13: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
-	27, // 14: latchkey.v1.GravesResponse.graves:type_name -> latchkey.v1.Grave
-	34, // 15: latchkey.v1.Grave.buried:type_name -> google.protobuf.Timestamp
-	27, // 16: latchkey.v1.DeleteGraveResponse.deleted:type_name -> latchkey.v1.Grave
+	37, // 12: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
+	37, // 13: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
+	29, // 14: latchkey.v1.GravesResponse.graves:type_name -> latchkey.v1.Grave
+	36, // 15: latchkey.v1.Grave.buried:type_name -> google.protobuf.Timestamp
+	29, // 16: latchkey.v1.DeleteGraveResponse.deleted:type_name -> latchkey.v1.Grave
 	0,  // 17: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
 	2,  // 18: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
 	5,  // 19: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
@@ -2380,27 +2542,29 @@ var file_latchkey_v1_node_proto_depIdxs = []int32{
 	13, // 21: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
 	16, // 22: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
 	19, // 23: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
-	21, // 24: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
-	23, // 25: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
-	25, // 26: latchkey.v1.NodeService.Graves:input_type -> latchkey.v1.GravesRequest
-	28, // 27: latchkey.v1.NodeService.DeleteGrave:input_type -> latchkey.v1.DeleteGraveRequest
-	30, // 28: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
-	32, // 29: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
-	1,  // 30: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
-	4,  // 31: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
-	6,  // 32: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
-	11, // 33: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
-	14, // 34: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
-	17, // 35: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
-	20, // 36: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
-	22, // 37: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
-	24, // 38: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
-	26, // 39: latchkey.v1.NodeService.Graves:output_type -> latchkey.v1.GravesResponse
-	29, // 40: latchkey.v1.NodeService.DeleteGrave:output_type -> latchkey.v1.DeleteGraveResponse
-	31, // 41: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
-	33, // 42: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
-	30, // [30:43] is the sub-list for method output_type
-	17, // [17:30] is the sub-list for method input_type
+	21, // 24: latchkey.v1.NodeService.Own:input_type -> latchkey.v1.OwnRequest
+	23, // 25: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
+	25, // 26: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
+	27, // 27: latchkey.v1.NodeService.Graves:input_type -> latchkey.v1.GravesRequest
+	30, // 28: latchkey.v1.NodeService.DeleteGrave:input_type -> latchkey.v1.DeleteGraveRequest
+	32, // 29: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
+	34, // 30: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
+	1,  // 31: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
+	4,  // 32: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
+	6,  // 33: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
+	11, // 34: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
+	14, // 35: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
+	17, // 36: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
+	20, // 37: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
+	22, // 38: latchkey.v1.NodeService.Own:output_type -> latchkey.v1.OwnResponse
+	24, // 39: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
+	26, // 40: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
+	28, // 41: latchkey.v1.NodeService.Graves:output_type -> latchkey.v1.GravesResponse
+	31, // 42: latchkey.v1.NodeService.DeleteGrave:output_type -> latchkey.v1.DeleteGraveResponse
+	33, // 43: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
+	35, // 44: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
+	31, // [31:45] is the sub-list for method output_type
+	17, // [17:31] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -2417,7 +2581,7 @@ func file_latchkey_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_node_proto_rawDesc), len(file_latchkey_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -54,6 +54,8 @@ const (
 	NodeServiceGroupProcedure = "/latchkey.v1.NodeService/Group"
 	// NodeServiceReviveProcedure is the fully-qualified name of the NodeService's Revive RPC.
 	NodeServiceReviveProcedure = "/latchkey.v1.NodeService/Revive"
+	// NodeServiceOwnProcedure is the fully-qualified name of the NodeService's Own RPC.
+	NodeServiceOwnProcedure = "/latchkey.v1.NodeService/Own"
 	// NodeServiceProposeRootProcedure is the fully-qualified name of the NodeService's ProposeRoot RPC.
 	NodeServiceProposeRootProcedure = "/latchkey.v1.NodeService/ProposeRoot"
 	// NodeServiceReseedProcedure is the fully-qualified name of the NodeService's Reseed RPC.
@@ -85,6 +87,9 @@ type NodeServiceClient interface {
 	// Revive brings back a group that lost its majority for good, under its next generation. It is refused (ALIVE) while a majority of
 	// the voters answers, unless forced.
 	Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error)
+	// Own gives the key of a lock a group of its own, or takes it back from it. It is refused (OWN) where the overlay has no such groups, or
+	// the key has one already, or none.
+	Own(context.Context, *v1.OwnRequest) (*v1.OwnResponse, error)
 	// ProposeRoot returns a reseed document, not yet signed, that would make this peer the founder of a new root of the overlay.
 	ProposeRoot(context.Context, *v1.ProposeRootRequest) (*v1.ProposeRootResponse, error)
 	// Reseed gives an overlay whose root group is lost for good another one, by a document that its root key has signed. It is refused
@@ -154,6 +159,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Revive")),
 			connect.WithClientOptions(opts...),
 		),
+		own: connect.NewClient[v1.OwnRequest, v1.OwnResponse](
+			httpClient,
+			baseURL+NodeServiceOwnProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Own")),
+			connect.WithClientOptions(opts...),
+		),
 		proposeRoot: connect.NewClient[v1.ProposeRootRequest, v1.ProposeRootResponse](
 			httpClient,
 			baseURL+NodeServiceProposeRootProcedure,
@@ -202,6 +213,7 @@ type nodeServiceClient struct {
 	groups      *connect.Client[v1.GroupsRequest, v1.GroupsResponse]
 	group       *connect.Client[v1.GroupRequest, v1.GroupResponse]
 	revive      *connect.Client[v1.ReviveRequest, v1.ReviveResponse]
+	own         *connect.Client[v1.OwnRequest, v1.OwnResponse]
 	proposeRoot *connect.Client[v1.ProposeRootRequest, v1.ProposeRootResponse]
 	reseed      *connect.Client[v1.ReseedRequest, v1.ReseedResponse]
 	graves      *connect.Client[v1.GravesRequest, v1.GravesResponse]
@@ -267,6 +279,15 @@ func (c *nodeServiceClient) Group(ctx context.Context, req *v1.GroupRequest) (*v
 // Revive calls latchkey.v1.NodeService.Revive.
 func (c *nodeServiceClient) Revive(ctx context.Context, req *v1.ReviveRequest) (*v1.ReviveResponse, error) {
 	response, err := c.revive.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Own calls latchkey.v1.NodeService.Own.
+func (c *nodeServiceClient) Own(ctx context.Context, req *v1.OwnRequest) (*v1.OwnResponse, error) {
+	response, err := c.own.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -344,6 +365,9 @@ type NodeServiceHandler interface {
 	// Revive brings back a group that lost its majority for good, under its next generation. It is refused (ALIVE) while a majority of
 	// the voters answers, unless forced.
 	Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error)
+	// Own gives the key of a lock a group of its own, or takes it back from it. It is refused (OWN) where the overlay has no such groups, or
+	// the key has one already, or none.
+	Own(context.Context, *v1.OwnRequest) (*v1.OwnResponse, error)
 	// ProposeRoot returns a reseed document, not yet signed, that would make this peer the founder of a new root of the overlay.
 	ProposeRoot(context.Context, *v1.ProposeRootRequest) (*v1.ProposeRootResponse, error)
 	// Reseed gives an overlay whose root group is lost for good another one, by a document that its root key has signed. It is refused
@@ -409,6 +433,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Revive")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceOwnHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceOwnProcedure,
+		svc.Own,
+		connect.WithSchema(nodeServiceMethods.ByName("Own")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceProposeRootHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceProposeRootProcedure,
 		svc.ProposeRoot,
@@ -461,6 +491,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceGroupHandler.ServeHTTP(w, r)
 		case NodeServiceReviveProcedure:
 			nodeServiceReviveHandler.ServeHTTP(w, r)
+		case NodeServiceOwnProcedure:
+			nodeServiceOwnHandler.ServeHTTP(w, r)
 		case NodeServiceProposeRootProcedure:
 			nodeServiceProposeRootHandler.ServeHTTP(w, r)
 		case NodeServiceReseedProcedure:
@@ -508,6 +540,10 @@ func (UnimplementedNodeServiceHandler) Group(context.Context, *v1.GroupRequest) 
 
 func (UnimplementedNodeServiceHandler) Revive(context.Context, *v1.ReviveRequest) (*v1.ReviveResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Revive is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Own(context.Context, *v1.OwnRequest) (*v1.OwnResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Own is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) ProposeRoot(context.Context, *v1.ProposeRootRequest) (*v1.ProposeRootResponse, error) {
