@@ -109,6 +109,7 @@ type Host struct {
 	plan       placement.PlanTimes
 	neighbours *neighbours // nil: no plan is made
 	publisher  *publisher
+	inquiries  inquiries
 	since      automaton.Instant // when the host was made
 	leaving    atomic.Bool       // see Leave
 

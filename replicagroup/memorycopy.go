@@ -84,8 +84,8 @@ func NewMemoryStoreOf(m MemoryImage) (*MemoryStore, error) {
 // stored returns the disk's replicas, by group. Called with mu held.
 func (d *memoryDisk) stored() []StoredReplica {
 	var all []StoredReplica
-	for _, r := range d.replicas {
-		all = append(all, StoredReplica{Identity: r.identity, Image: order.Image{
+	for g, r := range d.replicas {
+		all = append(all, StoredReplica{Identity: r.identity(g), Image: order.Image{
 			State: r.state, Snapshot: r.snapshot, Entries: slices.Clone(r.entries),
 		}})
 	}

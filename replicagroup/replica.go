@@ -79,6 +79,7 @@ type replica struct {
 	led               bool // a leader is known
 	parting           bool // by what others say
 	aside             bool // what it has is put aside when it ends
+	inLine            bool // of inquiries
 }
 
 // epoch is the newest epoch of a kind of timer.

@@ -111,16 +111,18 @@ type memoryDisk struct {
 }
 
 type memoryGrave struct {
+	group order.GroupID
 	*memoryReplica
 	at    time.Time
 	bytes int64
 }
 
 type memoryReplica struct {
-	identity Identity
-	state    []byte
-	snapshot *order.Record
-	entries  []order.Record
+	self       order.ReplicaID
+	descriptor []byte
+	state      []byte
+	snapshot   *order.Record
+	entries    []order.Record
 }
 
 // NewMemoryStore makes an empty store with a fresh id.
@@ -189,13 +191,13 @@ func (s *MemoryStore) Create(id Identity) error {
 	defer s.disk.mu.Unlock()
 	used := s.disk.used[id.Group]
 	if old, ok := s.disk.replicas[id.Group]; ok {
-		used = max(used, old.identity.Self)
+		used = max(used, old.self)
 	}
 	if used >= id.Self {
 		return fmt.Errorf("replicagroup: store %v already has had replica %d of group %v; %d would be used twice",
 			s.disk.id, used, id.Group, id.Self)
 	}
-	s.disk.replicas[id.Group] = &memoryReplica{identity: id}
+	s.disk.replicas[id.Group] = &memoryReplica{self: id.Self, descriptor: id.Descriptor}
 	return nil
 }
 
@@ -213,7 +215,7 @@ func (s *MemoryStore) Graves() ([]Grave, error) {
 	defer s.disk.mu.Unlock()
 	var all []Grave
 	for _, r := range s.disk.graves {
-		all = append(all, Grave{Identity: r.identity, Buried: r.at, Bytes: r.bytes})
+		all = append(all, Grave{Identity: r.identity(r.group), Buried: r.at, Bytes: r.bytes})
 	}
 	slices.SortFunc(all, ByGrave)
 	return all, nil
@@ -225,13 +227,17 @@ func (s *MemoryStore) Purge(g order.GroupID, self order.ReplicaID) error {
 		return err
 	}
 	defer s.disk.mu.Unlock()
-	s.disk.graves = slices.DeleteFunc(s.disk.graves, func(r memoryGrave) bool { return r.identity.Group == g && r.identity.Self == self })
+	s.disk.graves = slices.DeleteFunc(s.disk.graves, func(r memoryGrave) bool { return r.group == g && r.self == self })
 	return nil
+}
+
+func (r *memoryReplica) identity(g order.GroupID) Identity {
+	return Identity{Group: g, Self: r.self, Descriptor: r.descriptor}
 }
 
 // size is about how much a replica has persisted.
 func (r *memoryReplica) size() int64 {
-	n := len(r.state) + len(r.identity.Descriptor)
+	n := len(r.state) + len(r.descriptor)
 	if r.snapshot != nil {
 		n += len(r.snapshot.Data)
 	}
@@ -257,9 +263,9 @@ func (s *MemoryStore) remove(g order.GroupID, aside bool) error {
 		if n := len(s.disk.graves); n >= GravesMax {
 			s.disk.graves = slices.Delete(s.disk.graves, 0, n-GravesMax+1)
 		}
-		s.disk.graves = append(s.disk.graves, memoryGrave{r, time.Now(), r.size()})
+		s.disk.graves = append(s.disk.graves, memoryGrave{g, r, time.Now(), r.size()})
 	}
-	s.disk.used[g] = r.identity.Self
+	s.disk.used[g] = r.self
 	delete(s.disk.replicas, g)
 	return nil
 }

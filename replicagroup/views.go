@@ -3,6 +3,7 @@ package replicagroup
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -213,8 +214,66 @@ func (r *replica) noteLeader(leader order.ReplicaID) {
 	r.shard.timers.Set(key, r.shard.now.Add(newsAfter))
 }
 
-// askNews asks the members for a newer descriptor, and the parent when none of them answers.
+// askNews asks for news of the group, when its turn comes: a peer may keep thousands of groups that lost their leader together.
 func (r *replica) askNews() {
+	if !r.inLine {
+		r.shard.host.inquiries.begin(r)
+	}
+}
+
+// inquiries are the questions for news that are under way, at most newsMax, and the replicas that wait for their turn, each once. The
+// zero value is ready. It is safe for concurrent use.
+type inquiries struct {
+	mu      sync.Mutex
+	running int
+	line    []*replica
+}
+
+// begin gives a replica its turn, at once or when those before it have had theirs.
+func (q *inquiries) begin(r *replica) {
+	q.mu.Lock()
+	now := q.running < newsMax
+	if now {
+		q.running++
+	} else {
+		q.line, r.inLine = append(q.line, r), true
+	}
+	q.mu.Unlock()
+	if now {
+		r.inquireNews()
+	}
+}
+
+// end ends a turn, and gives it to who waits for longest.
+func (q *inquiries) end() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.line) == 0 {
+		q.running--
+		return
+	}
+	next := q.line[0]
+	q.line[0] = nil
+	if q.line = q.line[1:]; len(q.line) == 0 {
+		q.line = nil
+	}
+	next.shard.box.Put(newsTurn{next})
+}
+
+// newsTurn says that it is a replica's turn to ask for news.
+type newsTurn struct{ replica *replica }
+
+func (e newsTurn) handle(s *shard) {
+	e.replica.inLine = false
+	if r := e.replica; r.halted || r.led || s.replicas[r.group] != r {
+		s.host.inquiries.end() // it has no need any more
+	} else {
+		r.inquireNews()
+	}
+}
+
+// inquireNews asks the members for a newer descriptor, and the parent when none of them answers. It is this replica's turn.
+func (r *replica) inquireNews() {
 	h, d, peers := r.shard.host, *r.descriptor, slices.Clone(r.fellows)
 	wait := min(newsAfter<<min(r.asked, 8), newsEvery)
 	// Members that are as lost as this one know nothing of a generation that the parent has made without them.
@@ -222,6 +281,7 @@ func (r *replica) askNews() {
 	r.asked++
 	r.shard.timers.Set(timerKey{r, timerNews}, r.shard.now.Add(wait))
 	h.spawn(func() {
+		defer h.inquiries.end()
 		ctx, cancel := context.WithTimeout(h.ctx, askTimeout)
 		defer cancel()
 		newest, answered := h.askPeers(ctx, d.Group.Prefix, peers)
@@ -369,6 +429,8 @@ const (
 	// again after twice the time, and so on up to newsEvery.
 	newsAfter = 2 * time.Second
 	newsEvery = 30 * time.Second
+	// newsMax bounds the replicas of a host that ask at a time. Further ones wait for their turn.
+	newsMax = 32
 	// partingTime is how long a replica goes on after it has heard from others that it was removed. It is as long as an engine
 	// goes on that has seen its removal itself, for the same reason.
 	partingTime = 30 * time.Second

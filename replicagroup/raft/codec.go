@@ -114,13 +114,19 @@ func appendHead(b []byte, m *pb.Message) []byte {
 	b = append(b, byte(len(context)))
 	b = append(b, context...)
 	if m.GetType() == pb.MsgApp {
-		b = binary.AppendUvarint(b, uint64(len(m.GetEntries())))
-		for _, e := range m.GetEntries() {
-			b = binary.AppendUvarint(b, e.GetTerm())
-			b = append(b, kindOf(e))
-			b = binary.AppendUvarint(b, uint64(len(e.GetData())))
-			b = append(b, e.GetData()...)
-		}
+		b = appendEntryList(b, m.GetEntries())
+	}
+	return b
+}
+
+// appendEntryList appends what [decodeEntries] reads.
+func appendEntryList(b []byte, ents []*pb.Entry) []byte {
+	b = binary.AppendUvarint(b, uint64(len(ents)))
+	for _, e := range ents {
+		b = binary.AppendUvarint(b, e.GetTerm())
+		b = append(b, kindOf(e))
+		b = binary.AppendUvarint(b, uint64(len(e.GetData())))
+		b = append(b, e.GetData()...)
 	}
 	return b
 }

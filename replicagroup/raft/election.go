@@ -245,7 +245,7 @@ func (e *Engine) tickSnapshots() {
 	})
 	patience := 2*e.cfg.ElectionTicks + snapshotTicksPerMiB*(len(e.log.snap)>>20)
 	for i, m := range e.view.Members {
-		if e.peers[i].snapTicks > patience {
+		if int(e.peers[i].snapTicks) > patience {
 			e.peers[i].snapTicks = 0
 			e.raft.ReportSnapshot(uint64(m.ID), etcd.SnapshotFailure)
 		}

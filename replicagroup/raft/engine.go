@@ -190,10 +190,10 @@ type proposal struct{ ref, index uint64 }
 
 // peer is what the engine keeps of a member beside what the library does.
 type peer struct {
-	snapTicks int    // heartbeats since a snapshot went out to it, 0 when none is under way
+	acked     uint64 // read round it has confirmed (for Hash)
+	snapTicks int32  // heartbeats since a snapshot went out to it, 0 when none is under way
 	pursuing  bool   // it was sent a snapshot, and lacks much of what came after
 	ballot    byte   // its answer in the election under way: none, granted, refused (for Hash)
-	acked     uint64 // read round it has confirmed (for Hash)
 	suspected bool   // by the driver's detector; the only field that is not for leaders
 }
 

@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"slices"
@@ -25,6 +26,9 @@ type memLog struct {
 
 	base, baseTerm uint64
 	ents           []*pb.Entry
+	// folded holds the entries while the replica sleeps, and count how many they are; ents is nil then. See fold.
+	folded []byte
+	count  uint64
 	// sums[i] digests ents[0..i]; built on demand by digest, cut with ents.
 	sums [][sha256.Size]byte
 }
@@ -36,7 +40,7 @@ type initial struct {
 }
 
 func (l *memLog) first() uint64 { return l.base + 1 }
-func (l *memLog) last() uint64  { return l.base + uint64(len(l.ents)) }
+func (l *memLog) last() uint64  { return l.base + l.count + uint64(len(l.ents)) }
 
 // keep takes over the newest snapshot's record.
 func (l *memLog) keep(s *pb.Snapshot) {
@@ -52,6 +56,7 @@ func (l *memLog) term(i uint64) (uint64, error) {
 	case i > l.last():
 		return 0, etcd.ErrUnavailable
 	}
+	l.unfold()
 	return l.ents[i-l.base-1].GetTerm(), nil
 }
 
@@ -60,6 +65,7 @@ func (l *memLog) append(ents []*pb.Entry) {
 	if len(ents) == 0 {
 		return
 	}
+	l.unfold()
 	at := ents[0].GetIndex()
 	invariant.Check(at > l.base && at <= l.last()+1, "entries join the log", at)
 	keep := at - l.base - 1
@@ -71,34 +77,35 @@ func (l *memLog) append(ents []*pb.Entry) {
 	l.ents = append(l.ents, ents...)
 }
 
-// own gives small logs storage of their own. The data of an entry that came in a message is a part of that message, and of the batch
-// it came in, which would stay as long as the entry does; in a log that grows that is not for long.
-func (l *memLog) own() {
+// fold makes a small log smaller still, until somebody looks into it: the library's entries take several times the room of what they
+// hold, and their data, where they came in a message, keeps that and the batch it came in. In a log that grows that is not for long.
+func (l *memLog) fold() {
 	n := 0
 	for _, e := range l.ents {
-		n += len(e.GetData())
+		n += entryOverhead + len(e.GetData())
 	}
-	if n > ownBytesMax {
+	if n > foldBytesMax || len(l.ents) == 0 {
 		return
 	}
-	data, boxes, ents := make([]byte, 0, n), make([]entryBox, len(l.ents)), make([]*pb.Entry, len(l.ents))
-	for i, e := range l.ents {
-		b := &boxes[i]
-		b.term, b.idx = e.GetTerm(), e.GetIndex()
-		b.ent.Type, b.ent.Term, b.ent.Index = e.Type, &b.term, &b.idx
-		if at := len(data); len(e.GetData()) > 0 {
-			data = append(data, e.GetData()...)
-			b.ent.Data = data[at:len(data):len(data)]
-		}
-		ents[i] = &b.ent
+	l.count, l.folded = uint64(len(l.ents)), bytes.Clone(appendEntryList(make([]byte, 0, n+binary.MaxVarintLen32), l.ents))
+	l.ents = nil
+}
+
+// unfold makes l.ents what it was.
+func (l *memLog) unfold() {
+	if l.count == 0 {
+		return
 	}
-	l.ents = ents
+	r := reader{b: l.folded}
+	l.ents = decodeEntries(&r, l.base)
+	invariant.Check(r.err == nil && uint64(len(l.ents)) == l.count, "a log is unfolded as it was folded", r.err)
+	l.count, l.folded = 0, nil
 }
 
 // restore replaces the whole log by a snapshot that came from a leader.
 func (l *memLog) restore(s *pb.Snapshot) {
 	l.keep(s)
-	l.ents, l.sums = nil, nil
+	l.ents, l.sums, l.folded, l.count = nil, nil, nil, 0
 	l.base, l.baseTerm = s.GetMetadata().GetIndex(), s.GetMetadata().GetTerm()
 }
 
@@ -106,6 +113,7 @@ func (l *memLog) restore(s *pb.Snapshot) {
 // waiting for what is there.
 func (l *memLog) compact(s *pb.Snapshot, need uint64) {
 	l.keep(s)
+	l.unfold()
 	index := s.GetMetadata().GetIndex()
 	from, bytes := index, 0 // the entries (from, index] are kept
 	for from > l.base {
@@ -127,6 +135,7 @@ func (l *memLog) compact(s *pb.Snapshot, need uint64) {
 
 // digest returns a hash of the log and the snapshot. It costs what was added since the last call.
 func (l *memLog) digest() [sha256.Size]byte {
+	l.unfold()
 	var head [24]byte
 	binary.BigEndian.PutUint64(head[:], l.base)
 	binary.BigEndian.PutUint64(head[8:], l.baseTerm)
@@ -177,6 +186,7 @@ func (l *memLog) Entries(lo, hi, maxSize uint64) ([]*pb.Entry, error) {
 	if hi > l.last()+1 || lo >= hi {
 		return nil, etcd.ErrUnavailable
 	}
+	l.unfold()
 	ents := l.ents[lo-l.base-1 : hi-l.base-1]
 	var size uint64
 	for i, e := range ents {

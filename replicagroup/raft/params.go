@@ -36,8 +36,8 @@ const (
 	trailingBytesMax   = 1 << 20
 )
 
-// ownBytesMax is how much data a log may have to be copied when its replica falls asleep.
-const ownBytesMax = 4 << 10
+// foldBytesMax is how large a log may be to be folded when its replica falls asleep.
+const foldBytesMax = 4 << 10
 
 // What it keeps for a member that a snapshot is on its way to, and until that one has caught up afterwards: a snapshot that takes
 // longer than the tail above lasts would be of no use, nor would the next.

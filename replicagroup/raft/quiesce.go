@@ -99,7 +99,7 @@ func (e *Engine) sleep(out *order.Actions) {
 	e.proposals.rest()
 	e.clock.epoch++ // a timer that ran out already means nothing
 	out.Timers = append(out.Timers, order.SetTimer{Kind: tickTimer, Epoch: e.clock.epoch, After: -1})
-	e.log.own()
+	e.log.fold()
 	e.doze()
 }
 

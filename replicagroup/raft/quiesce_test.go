@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -394,6 +395,43 @@ func TestAMessageOfAnOldTermDeposesNobody(t *testing.T) {
 		w.awaitSleep()
 		if w.leader() != lead || n.eng.term != term || lead.eng.term != term {
 			t.Errorf("%v deposes the leader", stale)
+		}
+	}
+}
+
+// A log that was folded for the time of a sleep is the one that it was, whatever is asked of it first.
+func TestFoldedLogIsTheSame(t *testing.T) {
+	fill := func() *memLog {
+		l := &memLog{}
+		l.restore(testSnapshot(10, 1, ""))
+		l.append([]*pb.Entry{testEntry(1, 11, 1), {Term: new(uint64(2)), Index: new(uint64(12))}, testEntry(3, 13, 3)})
+		return l
+	}
+	for name, look := range map[string]func(l *memLog) any{
+		"last":    func(l *memLog) any { return l.last() },
+		"term":    func(l *memLog) any { term, err := l.term(12); return fmt.Sprint(term, err) },
+		"digest":  func(l *memLog) any { return l.digest() },
+		"entries": func(l *memLog) any { ents, err := l.Entries(11, 14, 1<<20); return fmt.Sprint(ents, err) },
+		"append": func(l *memLog) any {
+			l.append([]*pb.Entry{testEntry(4, 12, 4)})
+			return fmt.Sprint(l.last(), l.digest())
+		},
+		"snapshot": func(l *memLog) any {
+			l.compact(testSnapshot(12, 2, "x"), 12)
+			return fmt.Sprint(l.first(), l.last(), l.digest())
+		},
+		"install": func(l *memLog) any {
+			l.restore(testSnapshot(20, 4, "x"))
+			return fmt.Sprint(l.first(), l.last(), l.digest())
+		},
+	} {
+		l := fill()
+		l.fold()
+		if l.ents != nil || l.folded == nil {
+			t.Fatal("it is not folded")
+		}
+		if got, want := look(l), look(fill()); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
 		}
 	}
 }
