@@ -690,7 +690,8 @@ type ReplicaStatus struct {
 	Group      order.GroupID
 	Descriptor placement.Descriptor
 	Status     order.Status
-	// Leaderless is how long no leader has been known here; 0 while one is. Without a leader the group serves nobody.
+	// Leaderless is how long no leader has been known here; 0 while one is. Without a leader the group serves nobody. Of a group that
+	// sleeps, it is also how long the failure detector has suspected its leader, or too many of its voters.
 	Leaderless time.Duration
 	// Leaves: the group has removed this replica, which ends soon.
 	Leaves bool

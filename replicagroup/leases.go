@@ -167,7 +167,7 @@ func (r *replica) poll() {
 	}
 	seen, voters := 0, r.view.Voters()
 	for _, id := range voters {
-		if m, _ := r.view.Member(id); !r.shard.down[m.Peer] {
+		if m, _ := r.view.Member(id); !r.shard.suspects(m.Peer) {
 			seen++
 		}
 	}

@@ -34,6 +34,10 @@ const (
 	// appearedMax bounds the peers that plans which begin are told about, as ones that have just become reachable. The oldest is
 	// forgotten first.
 	appearedMax = 64
+	// rousesMax bounds the sleeping replicas of a shard that a suspicion wakes at a time; further ones wait for rouseEvery, and so on.
+	// One that is asked for something does not wait.
+	rousesMax  = 64
+	rouseEvery = 100 * time.Millisecond
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
 	// still goes alone.
 	batchBytesMax = 64 << 10

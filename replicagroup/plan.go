@@ -86,7 +86,7 @@ func (r *replica) planBegin() {
 // down tells the automaton which members of a view are under suspicion.
 func (p *plan) down(v order.View) {
 	for _, m := range v.Members {
-		if p.replica.shard.down[m.Peer] {
+		if p.replica.shard.suspects(m.Peer) {
 			p.feed(placement.PeerState{Peer: m.Peer, Live: false})
 		}
 	}
@@ -560,7 +560,7 @@ func (e endorseEvent) handle(s *shard) {
 // reach is what this peer's failure detector says of another one. It watches the members of its groups.
 func (r *replica) reach(n keyspace.NodeID) placement.Reach {
 	s := r.shard
-	if s.down[n] {
+	if s.suspects(n) {
 		return placement.Suspected
 	}
 	if _, member := r.view.MemberAt(n); member || n == s.host.overlay.Node() {

@@ -23,6 +23,7 @@ const (
 	timerParting                                // the group has removed this replica, by what others say
 	timerPlan                                   // of the plan of view changes
 	timerLease                                  // the root's leader looks for groups whose lease is over
+	timerRouse                                  // of the shard, not of a replica: further replicas hear of a suspicion
 )
 
 // hostTimers are those that run beside the engine's.
@@ -80,6 +81,7 @@ type replica struct {
 	parting           bool // by what others say
 	aside             bool // what it has is put aside when it ends
 	inLine            bool // of inquiries
+	hesitates         bool // it is one of shard.drowsy, or was until a moment ago
 }
 
 // epoch is the newest epoch of a kind of timer.
@@ -152,6 +154,7 @@ func (r *replica) step(ev order.Event) {
 	if r.halted {
 		return
 	}
+	r.decide()
 	r.events = append(r.events, ev)
 	if r.stepping {
 		return

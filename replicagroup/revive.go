@@ -232,12 +232,19 @@ func (r *replica) leaves() bool {
 	return r.parting || !ok || m.Role == order.Leaving
 }
 
-// silence is for how long no leader has been known.
+// silence is for how long no leader has been known, or the group has slept without one, or without a majority.
 func (r *replica) silence() time.Duration {
-	if r.led || r.halted || r.leaves() {
+	if r.halted || r.leaves() {
 		return 0
 	}
-	return max(r.shard.host.clock.Now().Sub(r.leaderless), 1)
+	since := r.leaderless
+	if r.led {
+		var lost bool
+		if since, lost = r.lost(); !lost {
+			return 0
+		}
+	}
+	return max(r.shard.host.clock.Now().Sub(since), 1)
 }
 
 // Revive brings back the group of a prefix that has lost its majority for good: the root makes the generation after gen, with new

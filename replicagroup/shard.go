@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,9 +25,10 @@ type shard struct {
 
 	// What follows belongs to the goroutine of run.
 	replicas  map[order.GroupID]*replica
-	parting   []*replica               // stopped for good in this turn
-	down      map[keyspace.NodeID]bool // peers under suspicion
-	appeared  []appearance             // peers that became reachable not long ago; at most appearedMax
+	parting   []*replica                            // stopped for good in this turn
+	down      map[keyspace.NodeID]automaton.Instant // peers under suspicion, since when
+	drowsy    []*replica                            // that are to be told of a suspicion, when their turn comes
+	appeared  []appearance                          // peers that became reachable not long ago; at most appearedMax
 	timers    driver.Timers[timerKey]
 	now       automaton.Instant // of this turn
 	actions   order.Actions
@@ -112,7 +114,7 @@ func newShard(h *Host) *shard {
 		host:     h,
 		box:      driver.NewMailbox[shardEvent](mailboxMax),
 		replicas: make(map[order.GroupID]*replica),
-		down:     make(map[keyspace.NodeID]bool),
+		down:     make(map[keyspace.NodeID]automaton.Instant),
 		out:      make(map[peer.ID]*outgoing),
 	}
 }
@@ -172,6 +174,10 @@ func (s *shard) turn(batch []shardEvent) error {
 		key, ok := s.timers.Expired(s.now)
 		if !ok {
 			break
+		}
+		if key.kind == timerRouse {
+			s.rouse()
+			continue
 		}
 		key.replica.expired(key.kind)
 	}
@@ -317,16 +323,21 @@ func (e linkEvent) handle(s *shard) {
 
 func (e suspectEvent) handle(s *shard) {
 	if e.down {
-		s.down[e.peer] = true
+		if !s.suspects(e.peer) {
+			s.down[e.peer] = s.now
+		}
 	} else {
 		delete(s.down, e.peer)
 	}
+	before := len(s.drowsy)
 	for _, r := range s.replicas {
 		for _, m := range r.view.Members {
 			if m.Peer != e.peer || m.ID == r.self {
 				continue
 			}
-			if e.down {
+			if e.down && s.hesitate(r, m.ID) {
+				continue
+			} else if e.down {
 				r.step(order.Suspect{Member: m.ID, Now: time.Duration(s.now)})
 			} else {
 				r.step(order.Trust{Member: m.ID})
@@ -334,8 +345,16 @@ func (e suspectEvent) handle(s *shard) {
 		}
 		if r.leading {
 			r.planPeer(e.peer, !e.down)
-			r.poll()
+			if !r.hesitates {
+				r.poll()
+			}
 		}
+	}
+	if len(s.drowsy) > before {
+		slices.SortFunc(s.drowsy, func(a, b *replica) int { return a.group.Compare(b.group) })
+	}
+	if before == 0 {
+		s.rouse()
 	}
 }
 

@@ -65,6 +65,7 @@ func (e *queryEvent) begin(r *replica) bool                   { return r.read(e)
 
 // ask takes what a peer asks for: it begins at once or joins the peer's line, or is answered that it cannot.
 func (r *replica) ask(e asked) {
+	r.decide()
 	e.inform(r.inform)
 	if !r.ready(e.caller()) {
 		return

@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -9,6 +10,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/quorum"
 )
 
 // A replica that has nothing to do sleeps (see package raft): it has no timer here, and its peers are told nothing. Whether
@@ -97,15 +99,90 @@ func (h *Host) unwatchLocked(p peer.ID) {
 type watchEvent struct{ peer keyspace.NodeID }
 
 func (e watchEvent) handle(s *shard) {
-	if s.down[e.peer] {
+	if s.suspects(e.peer) {
 		suspectEvent{peer: e.peer}.handle(s)
 	}
+}
+
+// suspects reports whether the failure detector takes a peer for dead.
+func (s *shard) suspects(n keyspace.NodeID) bool { _, is := s.down[n]; return is }
+
+// A peer that dies may have led thousands of groups that sleep, and each that wakes elects a leader. So they are roused in a line, as
+// fast as [rousesMax] allows, by the order of their names, which all their members keep; one that is asked for something, or hears of a
+// member, is at once. Meanwhile it says since when its leader has been gone (silence).
+
+// hesitate puts a replica in the line of those that have to be told of a suspicion, if that can wait: it sleeps, and the suspicion
+// would wake it.
+func (s *shard) hesitate(r *replica, suspect order.ReplicaID) bool {
+	leader, leading := r.engine.Leader()
+	if r.hesitates {
+		return true // it is told of all of them
+	}
+	if !r.engine.Quiesced() || leader != suspect && !(leading && r.lease != nil) {
+		return false
+	}
+	r.hesitates = true
+	s.drowsy = append(s.drowsy, r)
+	return true
+}
+
+// decide tells a replica that hesitates what is suspected by now.
+func (r *replica) decide() {
+	if !r.hesitates {
+		return
+	}
+	r.hesitates = false
+	r.doubt()
+	if r.leading {
+		r.poll()
+	}
+}
+
+// rouse lets as many of those that hesitate decide as may at a time.
+func (s *shard) rouse() {
+	n := 0
+	for n < len(s.drowsy) && n < rousesMax {
+		s.drowsy[n].decide()
+		s.drowsy[n] = nil
+		n++
+	}
+	if s.drowsy = s.drowsy[n:]; len(s.drowsy) == 0 {
+		s.drowsy = nil
+		return
+	}
+	s.timers.Set(timerKey{kind: timerRouse}, s.now.Add(rouseEvery))
+}
+
+// lost reports whether the detector leaves so few of the voters of a group that sleeps that they are no majority, or suspects its leader,
+// and since when. Nobody would notice before somebody asked.
+func (r *replica) lost() (since automaton.Instant, is bool) {
+	if r.awake {
+		return 0, false // then the engine knows better
+	}
+	s := r.shard
+	leader, _ := r.engine.Leader()
+	if m, ok := r.view.Member(leader); ok && leader != r.self && s.suspects(m.Peer) {
+		return s.down[m.Peer], true
+	}
+	voters := r.view.Voters()
+	var gone []automaton.Instant
+	for _, id := range voters {
+		if m, _ := r.view.Member(id); id != r.self && s.suspects(m.Peer) {
+			gone = append(gone, s.down[m.Peer])
+		}
+	}
+	spare := len(voters) - quorum.Majority(len(voters)) // may be gone
+	if len(gone) <= spare {
+		return 0, false
+	}
+	slices.Sort(gone)
+	return gone[spare], true
 }
 
 // doubt tells a replica's engine of the members that are suspected already: one that has just started, or has just heard of them.
 func (r *replica) doubt() {
 	for _, m := range r.view.Members {
-		if m.ID != r.self && r.shard.down[m.Peer] {
+		if m.ID != r.self && r.shard.suspects(m.Peer) {
 			r.step(order.Suspect{Member: m.ID, Now: time.Duration(r.shard.now)})
 		}
 	}

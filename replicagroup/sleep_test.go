@@ -139,14 +139,21 @@ func TestGroupsSleepAndOutliveAPeer(t *testing.T) {
 type sleeper struct {
 	view   order.View
 	asleep bool
+	leads  bool // as replica 1; else 2 does
 	heard  []order.Event
 }
 
-func (e *sleeper) Step(ev order.Event, _ *order.Actions)     { e.heard = append(e.heard, ev) }
-func (e *sleeper) Hash() [32]byte                            { return [32]byte{} }
-func (e *sleeper) Status() order.Status                      { return order.Status{View: e.view} }
-func (e *sleeper) Leader() (leader order.ReplicaID, ok bool) { return 2, false }
-func (e *sleeper) Quiesced() bool                            { return e.asleep }
+func (e *sleeper) Step(ev order.Event, _ *order.Actions) { e.heard = append(e.heard, ev) }
+func (e *sleeper) Hash() [32]byte                        { return [32]byte{} }
+func (e *sleeper) Status() order.Status                  { return order.Status{View: e.view} }
+func (e *sleeper) Quiesced() bool                        { return e.asleep }
+
+func (e *sleeper) Leader() (leader order.ReplicaID, leading bool) {
+	if e.leads {
+		return 1, true
+	}
+	return 2, false
+}
 
 // watcher is an overlay that takes note of whom it is to watch.
 type watcher struct {
@@ -229,6 +236,100 @@ func TestAnEngineKnowsWhoIsSuspected(t *testing.T) {
 	closely(map[peer.ID]bool{"2": false})
 	h.meet(r.fellows, nil, r.awake)
 	closely(map[peer.ID]bool{})
+}
+
+// newSleepers returns a shard with n replicas that sleep, of groups with three members; led says that they lead.
+func newSleepers(n int, led bool) (s *shard, all []*replica) {
+	o := &watcher{watched: make(map[peer.ID]bool)}
+	h := &Host{clock: driver.NewClock(), overlay: o, watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int)}
+	h.locator = newLocator(&Host{})
+	h.publisher = newPublisher(h)
+	s = newShard(h)
+	h.shards = []*shard{s}
+	for i := range n {
+		d := testDescriptor()
+		d.Group.Prefix = keyspace.PrefixOf(keyspace.Key{byte(i >> 8), byte(i)}, 16)
+		view := order.View{Num: 1, Members: []order.Member{testMember(1), testMember(2), testMember(3)}, Next: 4}
+		d.View = view
+		r := newReplica(1, &d, &sleeper{view: view, asleep: true, leads: led}, nil, 1)
+		r.view, r.group = view, d.Group
+		startEvent{r}.handle(s)
+		r.engine.(*sleeper).heard = nil
+		all = append(all, r)
+	}
+	return s, all
+}
+
+// A peer that dies and led many groups that sleep does not wake them all at once. All of them say that they have no leader meanwhile,
+// who is asked does not wait for its turn, and when the peer is back after all the others sleep on.
+func TestGroupsOfADeadLeaderWakeInALine(t *testing.T) {
+	const n = 4 * rousesMax
+	s, all := newSleepers(n, false)
+	told := func() (n int) {
+		for _, r := range all {
+			if slices.Contains(r.engine.(*sleeper).heard, order.Event(order.Suspect{Member: 2, Now: time.Duration(s.now)})) {
+				n++
+			}
+		}
+		return n
+	}
+	suspectEvent{peer: keyspace.NodeID{2}, down: true}.handle(s)
+	if got := told(); got != rousesMax {
+		t.Errorf("%d of %d hear of the suspicion at once, want %d", got, n, rousesMax)
+	}
+	if first := all[rousesMax-1].engine.(*sleeper).heard; len(first) != 1 {
+		t.Errorf("the first by name hear of it first: %v", first)
+	}
+	for i, r := range all {
+		if r.silence() == 0 {
+			t.Errorf("replica %d has no leader, and says nothing", i)
+		}
+	}
+	asked, waiting := all[n-1], all[n-2]
+	asked.ask(&queryEvent{group: asked.group, call: nobody{}})
+	if got := told(); got != rousesMax+1 || len(waiting.engine.(*sleeper).heard) > 0 {
+		t.Errorf("%d have heard of it when one was asked, want %d", got, rousesMax+1)
+	}
+	next := s.timers.Next()
+	if want := s.now.Add(rouseEvery); next != want {
+		t.Fatalf("the next ones are told at %v, want %v", next, want)
+	}
+	s.rouse()
+	if got := told(); got != 2*rousesMax+1 {
+		t.Errorf("%d have heard of it in the second round, want %d", got, 2*rousesMax+1)
+	}
+	suspectEvent{peer: keyspace.NodeID{2}}.handle(s)
+	for len(s.drowsy) > 0 {
+		s.rouse()
+	}
+	if got := told(); got != 2*rousesMax+1 {
+		t.Errorf("%d have heard of a suspicion that was taken back, want %d", got, 2*rousesMax+1)
+	}
+	if waiting.silence() != 0 {
+		t.Error("it says that it has no leader, which is back")
+	}
+}
+
+// A leader that sleeps says when the majority of its group is gone, though nobody asks it for anything; and it sleeps on.
+func TestASleepingLeaderSaysThatItIsAlone(t *testing.T) {
+	s, all := newSleepers(1, true)
+	r := all[0]
+	suspectEvent{peer: keyspace.NodeID{2}, down: true}.handle(s)
+	if r.silence() != 0 {
+		t.Error("two of three are a majority")
+	}
+	s.now += automaton.Instant(time.Hour)
+	suspectEvent{peer: keyspace.NodeID{3}, down: true}.handle(s)
+	if since, lost := r.lost(); !lost || since != s.now || r.silence() == 0 {
+		t.Errorf("alone of three: %v, since %v, and it is %v", lost, since, s.now)
+	}
+	if r.awake {
+		t.Error("it woke up, and could do nothing")
+	}
+	suspectEvent{peer: keyspace.NodeID{2}}.handle(s)
+	if r.silence() != 0 {
+		t.Error("two of three are a majority again")
+	}
 }
 
 // Timers of heartbeats run out together, never late and never twice in one beat; others when they are set for.
