@@ -157,6 +157,7 @@ func (s *shard) run() error {
 		if err := s.turn(batch); err != nil {
 			return err
 		}
+		clear(batch) // the next turn may be long in coming, and events hold what came with them
 	}
 }
 
