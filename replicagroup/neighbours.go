@@ -298,7 +298,8 @@ func (n *neighbours) probe(id peer.ID, done func(*probe)) {
 		waiting, known := p.waiting, *p
 		p.waiting, known.waiting = nil, nil
 		n.mu.Unlock()
-		if !before.Peer.IsZero() && (before.Store != now.Store || before.Hosts != now.Hosts) {
+		// What one look-up has found concerns all groups around: one that leads thousands waits long for their turns in the patrol.
+		if first := before.Peer.IsZero(); first && known.answered && !n.host.fellow(id) || !first && (before.Store != now.Store || before.Hosts != now.Hosts) {
 			for _, s := range n.host.shards {
 				s.box.Put(appearedEvent{now.Peer})
 			}

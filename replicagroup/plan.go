@@ -454,7 +454,7 @@ type (
 type (
 	// rouseEvent is for a plan whose turn in the patrol has come.
 	rouseEvent struct{ plan *plan }
-	// appearedEvent says that a peer now says something else of itself.
+	// appearedEvent says that a peer was heard of for the first time, or now says something else of itself.
 	appearedEvent struct{ peer keyspace.NodeID }
 )
 

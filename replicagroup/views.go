@@ -144,6 +144,12 @@ func (h *Host) meet(former, peers []peer.ID, awake bool) {
 	}
 }
 
+// fellow reports whether a peer has a replica of a group that has one here.
+func (h *Host) fellow(p peer.ID) bool {
+	fellows := h.fellows.Load()
+	return fellows != nil && (*fellows)[p]
+}
+
 // informing is a caller that has asked with an old view in mind: it gets the present one with its answer.
 type informing struct {
 	caller
