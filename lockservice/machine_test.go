@@ -189,7 +189,7 @@ func TestTokensOfALaterGenerationAreLarger(t *testing.T) {
 func TestTheWaitOfALaterGenerationOutlastsChangesOfLeader(t *testing.T) {
 	cfg := MachineConfig{Gen: 1, TTLMax: worldTTLMax, Drift: automaton.DriftDefault}
 	m := NewMachine(cfg)
-	s := session.NewTable(order.GroupID{Gen: 1}, cfg.Drift, map[string]session.Machine{ServiceName: m})
+	s := session.NewTable(cfg.Drift, map[string]session.Machine{ServiceName: m})
 	wait, client := cfg.Drift.Stretch(worldTTLMax), order.ClientID{1}
 	var index uint64
 	var granted *pb.Granted

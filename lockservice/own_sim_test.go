@@ -126,7 +126,7 @@ func (w *ownWorld) machines(g *simGroup) {
 		g.keys.Sabotage(w.fault.keys)
 		services[placement.OwnService] = replicagroup.KeysMachine(g.keys)
 	}
-	g.table = session.NewTable(g.id, w.genesis.Drift, services)
+	g.table = session.NewTable(w.genesis.Drift, services)
 }
 
 func (w *ownWorld) group(id order.GroupID) *simGroup {

@@ -52,7 +52,7 @@ func worldMachine() *Machine {
 }
 
 func (w *world) newTable() *session.Table {
-	return session.NewTable(order.GroupID{}, automaton.DriftDefault, map[string]session.Machine{ServiceName: worldMachine()})
+	return session.NewTable(automaton.DriftDefault, map[string]session.Machine{ServiceName: worldMachine()})
 }
 
 // restart makes the table anew from its snapshot, as a replica does that joins or starts again.

@@ -628,6 +628,6 @@ func newReplica(self order.ReplicaID, d *placement.Descriptor, engine order.Orde
 	return &replica{
 		applied: status.Applied, // the log begins above this
 		group:   d.Group, self: self, view: status.View, descriptor: d, engine: engine,
-		awake: true, later: d, table: session.NewTable(d.Group, drift, machines),
+		awake: true, later: d, table: session.NewTable(drift, machines),
 	}
 }

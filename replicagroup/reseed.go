@@ -97,7 +97,7 @@ func (h *Host) beginning(r placement.Reseed) (order.Image, error) {
 	if err != nil {
 		return order.Image{}, fmt.Errorf("%w: what was left of the former root's state: %w", ErrReseed, err)
 	}
-	t := session.NewTable(r.RootGroup(), h.genesis.Drift, map[string]session.Machine{placement.Service: directoryMachine{Directory: d}})
+	t := session.NewTable(h.genesis.Drift, map[string]session.Machine{placement.Service: directoryMachine{Directory: d}})
 	return raft.Beginning(r.RootGroup(), r.RootDescriptor().View, t.Snapshot()), nil
 }
 

@@ -315,6 +315,9 @@ func (r *memoryReplica) put(rec order.Record) error {
 			}
 			r.entries = r.entries[:rec.Index-first]
 		}
+		if n := len(r.entries); n < 8 { // there may be ten thousand short logs, and each takes what it needs
+			r.entries = append(make([]order.Record, 0, n+1), r.entries...)
+		}
 		r.entries = append(r.entries, rec)
 	case order.RecordSnapshot:
 		r.snapshot = &order.Record{Kind: rec.Kind, Index: rec.Index, Data: rec.Data}

@@ -78,7 +78,7 @@ func newServer(w *World, env *sim.Env) *server {
 // reset forgets the machine's state.
 func (s *server) reset() {
 	s.machine = newMachine(s.w.tableConfig(), s.w.cfg.Mutant)
-	s.table = session.NewTable(order.GroupID{}, s.w.cfg.Drift, map[string]session.Machine{service: s.machine})
+	s.table = session.NewTable(s.w.cfg.Drift, map[string]session.Machine{service: s.machine})
 	switch s.w.cfg.Mutant {
 	case ForgetResults:
 		session.Sabotage(s.table, session.MutantForgetResults)

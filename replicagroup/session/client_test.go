@@ -220,7 +220,7 @@ func TestClientAgainstAForgetfulNetwork(t *testing.T) {
 		type executed struct{ times int }
 		runs := make(map[string]*executed)
 		g := &group{t: nil, tape: new(tape), stamp: order.Stamp{Boot: 1}}
-		g.table = NewTable(order.GroupID{}, 0, map[string]Machine{"tape": counting{g.tape, func(data string) {
+		g.table = NewTable(0, map[string]Machine{"tape": counting{g.tape, func(data string) {
 			if runs[data] == nil {
 				runs[data] = new(executed)
 			}

@@ -122,7 +122,7 @@ func (t *Table) Carve(name string) ([]byte, error) {
 
 // inner is the context of a service that is called while another one runs, whose outputs stay its own.
 func (t *Table) inner(name string) Context {
-	return Context{Index: t.index, Now: t.now, Group: t.group, Emit: func(client order.ClientID, data []byte) {
+	return Context{Index: t.index, Now: t.now, Emit: func(client order.ClientID, data []byte) {
 		running := t.running
 		t.running = name
 		t.doEmit(client, data)

@@ -99,7 +99,7 @@ type splitWorld struct {
 
 func newSplitWorld() *splitWorld {
 	w := &splitWorld{jar: newJar(), door: new(door)}
-	w.Table = NewTable(order.GroupID{}, automaton.DriftDefault, map[string]Machine{"jar": w.jar, "door": w.door})
+	w.Table = NewTable(automaton.DriftDefault, map[string]Machine{"jar": w.jar, "door": w.door})
 	return w
 }
 
@@ -191,11 +191,11 @@ func TestPartsThatDoNotFitChangeNothing(t *testing.T) {
 	if err := newSplitWorld().Graft(part); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("graft: %v", err)
 	}
-	other := NewTable(order.GroupID{}, automaton.DriftDefault, map[string]Machine{"quiet": quiet{}, "jar": newJar()})
+	other := NewTable(automaton.DriftDefault, map[string]Machine{"quiet": quiet{}, "jar": newJar()})
 	if _, err := other.Carve("a"); !errors.Is(err, ErrIndivisible) {
 		t.Errorf("a service that cannot be split: %v", err)
 	}
-	if err := NewTable(order.GroupID{}, automaton.DriftDefault, nil).Graft(part); !errors.Is(err, ErrNoRoom) {
+	if err := NewTable(automaton.DriftDefault, nil).Graft(part); !errors.Is(err, ErrNoRoom) {
 		t.Errorf("a service that is not there: %v", err)
 	}
 }

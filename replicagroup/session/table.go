@@ -85,9 +85,8 @@ func (s Status) String() string {
 
 // Context is what a [Machine] may know while it runs.
 type Context struct {
-	Index  uint64        // of the entry; in Query and Resend, of the last one applied
-	Now    time.Duration // log time
-	Group  order.GroupID
+	Index  uint64          // of the entry; in Query and Resend, of the last one applied
+	Now    time.Duration   // log time
 	Client order.ClientID  // whose command it is; zero in Tick, Query and Resend
 	Author keyspace.NodeID // the peer that sent it; zero in Tick, SessionEnded and Resend
 	// Emit adds an output, which the leader's host pushes to the peer of that client's session; outputs may be lost, hence
@@ -158,7 +157,6 @@ type Result struct {
 
 // Table is the session table of one group with its services behind it. Not safe for concurrent use.
 type Table struct {
-	group    order.GroupID
 	drift    automaton.Drift
 	services []service // by rising name
 	gate     Gate      // one of services; nil if there is none
@@ -205,8 +203,8 @@ type service struct {
 
 // NewTable returns the empty table of a group that offers these services. Log time starts at zero. It panics when a service
 // has a reserved or overlong name: the names are the program's own.
-func NewTable(group order.GroupID, drift automaton.Drift, services map[string]Machine) *Table {
-	t := &Table{group: group, drift: drift, services: make([]service, 0, len(services))}
+func NewTable(drift automaton.Drift, services map[string]Machine) *Table {
+	t := &Table{drift: drift, services: make([]service, 0, len(services))}
 	for _, n := range slices.Sorted(maps.Keys(services)) {
 		invariant.Check(n != Service && n != TickService && n != IndexService && n != "" && len(n) <= order.ServiceBytesMax, "service name", n)
 		t.services = append(t.services, service{n, services[n]})
@@ -339,7 +337,7 @@ func (t *Table) noteEnded(id order.ClientID) {
 
 func (t *Table) context(service string) Context {
 	t.running = service
-	return Context{Index: t.index, Now: t.now, Group: t.group, Emit: t.emit}
+	return Context{Index: t.index, Now: t.now, Emit: t.emit}
 }
 
 func (t *Table) doEmit(client order.ClientID, data []byte) {

@@ -72,7 +72,7 @@ type group struct {
 
 func newGroup(t testing.TB) *group {
 	m := new(tape)
-	return &group{t: t, tape: m, table: NewTable(order.GroupID{}, 0, map[string]Machine{"tape": m}), stamp: order.Stamp{Boot: 1}}
+	return &group{t: t, tape: m, table: NewTable(0, map[string]Machine{"tape": m}), stamp: order.Stamp{Boot: 1}}
 }
 
 var (
@@ -240,7 +240,7 @@ func TestSessionsEndByDeadlineThenID(t *testing.T) {
 }
 
 func TestLogTimeIsTheLeadersOwnProgress(t *testing.T) {
-	table := NewTable(order.GroupID{}, 0, nil)
+	table := NewTable(0, nil)
 	for i, s := range []struct {
 		boot uint64
 		at   time.Duration
@@ -323,7 +323,7 @@ func TestLimitsHoldAtTheirEdge(t *testing.T) {
 	if s := g.session(bob, peerB, OpenData(time.Second)); s != Limit {
 		t.Errorf("one more of all: %v", s)
 	}
-	other := NewTable(order.GroupID{}, 0, map[string]Machine{"tape": new(tape)})
+	other := NewTable(0, map[string]Machine{"tape": new(tape)})
 	if err := other.Restore(g.table.Snapshot()); err != nil {
 		t.Errorf("a full table does not restore: %v", err)
 	}
@@ -389,7 +389,7 @@ func TestReservedNamesAreRefused(t *testing.T) {
 					t.Errorf("service %q accepted", name)
 				}
 			}()
-			NewTable(order.GroupID{}, 0, map[string]Machine{name: new(tape)})
+			NewTable(0, map[string]Machine{name: new(tape)})
 		}()
 	}
 }
@@ -418,7 +418,7 @@ func drawEntry(t *rapid.T, index uint64) order.Entry {
 func TestRestoredTableIsTheSameTable(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		machine := func() *Table {
-			return NewTable(order.GroupID{}, automaton.DriftDefault, map[string]Machine{"tape": new(tape), "other": new(tape)})
+			return NewTable(automaton.DriftDefault, map[string]Machine{"tape": new(tape), "other": new(tape)})
 		}
 		a, b := machine(), machine()
 		n := rapid.IntRange(1, 60).Draw(t, "entries")
@@ -460,7 +460,7 @@ func TestRestoreRefusesWhatNoTableWrites(t *testing.T) {
 		for _, n := range names {
 			m[n] = new(tape)
 		}
-		return NewTable(order.GroupID{}, 0, m)
+		return NewTable(0, m)
 	}
 	if err := fresh("tape").Restore(good); err != nil {
 		t.Fatalf("the good one: %v", err)
@@ -525,7 +525,7 @@ func FuzzDecodeSnapshot(f *testing.F) {
 	g.session(bob, peerA, CloseData())
 	f.Add(g.table.Snapshot())
 	f.Fuzz(func(t *testing.T, b []byte) {
-		table := NewTable(order.GroupID{}, 0, map[string]Machine{"tape": new(tape)})
+		table := NewTable(0, map[string]Machine{"tape": new(tape)})
 		if table.Restore(b) != nil {
 			return
 		}
@@ -594,7 +594,7 @@ func (m *insider) Deadline() (at time.Duration, ok bool) { return 0, false }
 
 func TestAnInsiderHearsOfViewsAndOfItsGroupsCommands(t *testing.T) {
 	m := new(insider)
-	table := NewTable(order.GroupID{}, 0, map[string]Machine{"in": m})
+	table := NewTable(0, map[string]Machine{"in": m})
 	table.FirstView(order.View{Num: 3})
 	own := order.Command{Author: keyspace.NodeID{7}, Service: "in", Data: []byte("own")}
 	for i, e := range []order.Entry{
