@@ -77,6 +77,8 @@ type Sigma struct {
 
 	ears sync.Pool // of channels with room for one
 
+	acquired, oneRound atomic.Uint64
+
 	timing sync.Mutex
 	timers driver.Timers[*line]
 	timer  *time.Timer
@@ -137,6 +139,17 @@ func (s *Sigma) Deliver(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message)
 	}
 }
 
+// SigmaStats counts what clients of a peer have done since its start.
+type SigmaStats struct {
+	Acquired uint64 // locks
+	OneRound uint64 // of those, the ones that were held as soon as a majority had answered the first question
+}
+
+// Stats returns the counts.
+func (s *Sigma) Stats() SigmaStats {
+	return SigmaStats{Acquired: s.acquired.Load(), OneRound: s.oneRound.Load()}
+}
+
 // lamport returns a clock for the next request. Wall time is part of it, as in hybrid logical clocks: a process that has just started,
 // or has not asked this group for long, would otherwise come before those who wait. A wall clock that is wrong costs order, and
 // nothing else.
@@ -167,6 +180,7 @@ type line struct {
 	frame    []byte
 	jumps    uint64 // of the clock, as last seen
 	position int    // -1: not told
+	asked    int    // REQ and INSTALL sent
 	lost     bool
 	returned bool // a majority has heard of the release
 	end      sigma.Action
@@ -292,7 +306,7 @@ func (l *line) begin(r Request, g sigmapb.Group, d sigma.Descriptor) (asked auto
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.seq++
-	l.ttl, l.group, l.position, l.lost, l.returned, l.end, l.idleTill = r.TTL, g, -1, false, false, sigma.Action{}, automaton.Never
+	l.ttl, l.group, l.position, l.asked, l.lost, l.returned, l.end, l.idleTill = r.TTL, g, -1, 0, false, false, sigma.Action{}, automaton.Never
 	l.due, l.jumps, l.backend, l.req = automaton.Never, s.cfg.Clock.Jumps(), nil, 0
 	l.core = sigma.NewClient(sigma.ClientConfig{
 		Name: l.name, Req: sigma.Req{Session: l.session, Seq: l.seq}, TTL: r.TTL, Delay: r.Delay, Drift: s.drift, View: d,
@@ -340,7 +354,13 @@ func (l *line) stepLocked(ev sigma.Event) automaton.Instant {
 			l.armLocked()
 		case sigma.Waiting:
 			l.position, tell = a.Msg.Position, true
-		case sigma.Acquired, sigma.Renewed:
+		case sigma.Acquired:
+			tell = true
+			l.sigma.acquired.Add(1)
+			if l.asked <= len(l.core.View().Members) {
+				l.sigma.oneRound.Add(1)
+			}
+		case sigma.Renewed:
 			tell = true
 		case sigma.Lost:
 			l.lost, tell = true, true
@@ -365,6 +385,9 @@ func (l *line) stepLocked(ev sigma.Event) automaton.Instant {
 // sendLocked sends the message of an action. Those of one step that go to all replicas are equal, and are encoded once.
 func (l *line) sendLocked(i int) {
 	a := &l.acts[i]
+	if a.Msg.Kind == sigma.Request || a.Msg.Kind == sigma.Install {
+		l.asked++
+	}
 	if i == 0 || !sameFrame(&l.acts[i-1], a) {
 		var err error
 		if l.frame, err = sigmapb.EncodeFrame(l.frame[:0], l.group, &a.Msg); err != nil {

@@ -229,8 +229,8 @@ func TestSigmaUncontendedLockTakesOneRoundTripAndNoLookUp(t *testing.T) {
 				t.Errorf("%d messages; REQ, GRANT, RELEASE and RELEASED to and from each of three voters are 12", n)
 			}
 		}
-		if w.looked != 1 {
-			t.Errorf("%d look-ups", w.looked)
+		if st := p.sigma.Stats(); w.looked != 1 || st != (SigmaStats{Acquired: 5, OneRound: 4}) {
+			t.Errorf("%d look-ups, %+v", w.looked, st)
 		}
 	})
 }

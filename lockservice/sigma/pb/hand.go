@@ -12,6 +12,9 @@ import (
 // Frames of messages between clients and replicas are what every lock costs, so they are encoded and decoded by hand. The bytes are
 // those of the library, and what is read from any bytes is what the library reads: tests compare the two.
 
+// frameRoom is room for what a frame has beside a name and members, as a rule.
+const frameRoom = 160
+
 // appendMessage appends the bytes of a message that carries no report.
 func appendMessage(b []byte, m *sigma.Message) []byte {
 	b = protofield.AppendUint(b, 1, uint64(m.Kind))
@@ -65,6 +68,9 @@ func appendFrame(b []byte, g Group, m *sigma.Message) ([]byte, error) {
 	prefix, err := g.Prefix.AppendBinary(room[:0])
 	if err != nil {
 		return b, fmt.Errorf("sigma: encode: %w", err)
+	}
+	if b == nil {
+		b = make([]byte, 0, frameRoom+len(m.Name)+len(m.Members)*(keyspace.Size+2))
 	}
 	b = protofield.AppendBytes(b, 1, prefix)
 	b = protofield.AppendUint(b, 2, g.Gen)
