@@ -15,6 +15,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/lockservice/pb"
+	"latchkey/lockservice/sigma"
 	"latchkey/lockservice/table"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
@@ -375,6 +376,7 @@ func FuzzDecodeCommand(f *testing.F) {
 	f.Add(encodeAcquire(table.Acquire{Name: "shared", Req: 1, TTL: time.Second, Shared: true, Delay: time.Second, Value: "v"}))
 	f.Add(encodeAcquire(table.Acquire{Name: "permits", Req: 1, TTL: time.Second, Permits: 3}))
 	f.Add(encodeBreak(table.Break{Name: "lock 2", Token: 6, At: -1}))
+	f.Add(encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Second, Wish: sigma.Req{Session: sigma.Session{1}, Seq: 2}, Held: 3}))
 	f.Add(mustMarshal(&pb.Command{Op: &pb.Command_Renew{Renew: &pb.Renew{Name: "lock 2", Req: 3, Token: 4, TtlNs: -1}}}))
 	f.Add([]byte("\x0a\x03\x0a\x01\xff"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -394,12 +396,17 @@ func FuzzDecodeCommand(f *testing.F) {
 func FuzzRestoreSnapshot(f *testing.F) {
 	f.Add(worldMachine().Snapshot())
 	f.Add(busy(f).Snapshot())
+	handing := sigmaMachine(0, 1, 2, 3)
+	call(f, handing, time.Second, 1, acquire("n", 1, time.Second))
+	f.Add(handing.Snapshot())
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m := worldMachine()
+		m, again := worldMachine(), worldMachine()
 		if m.Restore(b) != nil {
-			return
+			if m, again = sigmaMachine(0), sigmaMachine(0); m.Restore(b) != nil {
+				return
+			}
+			m.Follow()
 		}
-		again := worldMachine()
 		if err := again.Restore(m.Snapshot()); err != nil || !bytes.Equal(again.Snapshot(), m.Snapshot()) {
 			t.Errorf("a state that was taken is refused when it is written back: %v", err)
 		}

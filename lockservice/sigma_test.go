@@ -6,8 +6,10 @@ import (
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
+	"latchkey/lockservice/pb"
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/lockservice/table"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/session"
 )
@@ -106,5 +108,62 @@ func TestANewGenerationsFirstViewWaitsForLeasesOfTheFormer(t *testing.T) {
 	again.Tick(at(until))
 	if ev, begun := again.Follow(); !begun || ev.State.View != (sigma.ViewID{Gen: 1, Num: 1}) || ev.State.Members[2] != nodes(4)[0] {
 		t.Errorf("at %v: %v, %+v", until, begun, ev.State)
+	}
+}
+
+// TestAHandoverIsPartOfTheState takes a name from the voters, and has another replica of the machine go on in the middle.
+func TestAHandoverIsPartOfTheState(t *testing.T) {
+	m := sigmaMachine(0, 1, 2, 3)
+	m.Follow()
+	c := at(0)
+	c.Client, c.Author = order.ClientID{1}, keyspace.NodeID{50}
+	name := []byte("n")
+	res, err := decodeResult(m.Apply(c, encodeAcquire(table.Acquire{Name: string(name), Req: 1, TTL: time.Second})))
+	if err != nil || res.status != pb.Status_STATUS_QUEUED {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	if ev, ok := m.Follow(); !ok || len(ev.Modes) != 1 || ev.Modes[0] != (sigma.NameMode{Name: "n", Mode: sigma.ModePending}) {
+		t.Errorf("told %+v", ev)
+	}
+	x := sigma.Req{Session: sigma.Session{7}, Seq: 1}
+	report := func(m *Machine, author byte, claims byte) {
+		c := at(0)
+		c.Author = keyspace.NodeID{author}
+		m.ApplyOwn(c, entry(t, sigma.Entry{Kind: sigma.EntryReport, From: m.Sigma().View, Node: keyspace.NodeID{claims}, Report: sigma.ReportEntry{
+			Name: "n", Parties: []sigma.ReportParty{{Req: x, Node: keyspace.NodeID{60}, TTL: time.Second, Left: time.Second, Tok: 3}},
+		}}))
+	}
+	report(m, 9, 9) // no voter
+	report(m, 1, 2) // in another's name
+	report(m, 1, 1)
+	again := sigmaMachine(0, 1, 2, 3)
+	if err := again.Restore(m.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	if ev, ok := again.Follow(); !ok || ev.Kind != sigma.Jumped || len(ev.Modes) != 1 || ev.Modes[0].Mode != sigma.ModePending {
+		t.Errorf("told %+v", ev)
+	}
+	report(again, 2, 2)
+	c.Client, c.Author = order.ClientID{2}, keyspace.NodeID{60}
+	res, err = decodeResult(again.Apply(c, encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Second, Wish: x, Held: 3})))
+	if err != nil || res.status != pb.Status_STATUS_GRANTED || res.token != 3 {
+		t.Errorf("the claim: %+v, %v", res, err)
+	}
+	if ev, _ := again.Follow(); len(ev.Modes) != 1 || ev.Modes[0].Mode != sigma.ModeGroup {
+		t.Errorf("told %+v", ev)
+	}
+	info, err := decodeInfo(again.Query(c, mustMarshal(&pb.Query{Name: "other"})))
+	if err != nil || info.Mode != pb.Mode_MODE_SIGMA || info.View != 1 || len(info.Members) != 3 {
+		t.Errorf("of a name that voters lock: %+v, %v", info, err)
+	}
+	if again.Prepare(at(0), "other") || !again.Prepare(at(0), "n") {
+		t.Error("ready to be carved out: a name that the voters lock, or not the table's")
+	}
+}
+
+func TestRequestsOfASigmaWishTravel(t *testing.T) {
+	want := table.Acquire{Name: "n", Req: 1, TTL: time.Second, Wish: sigma.Req{Session: sigma.Session{1, 2}, Seq: 3}, Held: 1 << 60}
+	if got, err := decodeCommand(encodeAcquire(want)); err != nil || got != table.Command(want) {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"latchkey/replicagroup/session"
 )
 
-var _ session.Splitter = (*Machine)(nil)
+var _ session.Preparer = (*Machine)(nil)
 
 // KeyOf returns the key of the lock that a command or query names.
 func (m *Machine) KeyOf(data []byte, query bool) (keyspace.Key, bool) {
@@ -39,6 +39,13 @@ func (m *Machine) KeyOf(data []byte, query bool) (keyspace.Key, bool) {
 		return keyspace.Key{}, false
 	}
 	return keyspace.Preimage(name).Key(), true
+}
+
+// Prepare implements [session.Preparer]: a name that voters lock by protocol sigma is taken from them first, and carved out with whoever
+// may hold it.
+func (m *Machine) Prepare(c session.Context, name string) bool {
+	m.Tick(c)
+	return m.table.Prepare(name)
 }
 
 // Carve takes one lock out of the table, as a pb.Snapshot of a table that has nothing else.

@@ -16,11 +16,11 @@ const (
 
 // Limits of what is sent and read.
 const (
-	MembersMax       = 32 // of a view
-	ReportEntriesMax = 64 // names in one piece of a report, so that a piece fits a frame
-	ReportQueueMax   = 8  // waiters of one name in a report; the others ask by themselves
-	ReportEndedMax   = 16 // finished requests of one name in a report; a forgotten one costs a grant that its client gives back
-	CandidatesMax    = 30 // of one name in a report
+	MembersMax       = 32                                                     // of a view
+	ReportEntriesMax = 64                                                     // names in one piece of a report, so that a piece fits a frame
+	ReportQueueMax   = 8                                                      // waiters of one name in a report; the others ask by themselves
+	ReportEndedMax   = 16                                                     // finished requests of one name in a report; a forgotten one costs a grant that its client gives back
+	CandidatesMax    = 30                                                     // of one name in a report
 	reportWindow     = 16                                                     // pieces on their way at a time
 	ChunksMax        = (2*LocksMax + ReportEntriesMax - 1) / ReportEntriesMax // pieces of a report
 )

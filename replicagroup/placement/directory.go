@@ -135,11 +135,13 @@ const (
 	TooMany                       // Out: the prefix has [OwnGroupsMax] own groups
 	TooLarge                      // Out, Seal: too much is known of the key, or a service cannot be split by key
 	NoRoom                        // Adopt, Begin: there is no room for what is handed over
+	NotReady                      // Out, Seal: who has something there is about to be known; ask again in a while
 )
 
 var statusNames = [...]string{OK: "ok", Exists: "exists", NotFound: "not found", Malformed: "malformed", BadPrefix: "bad prefix",
 	BadMember: "bad member", WrongGen: "wrong generation", Stale: "stale view", Exhausted: "generations exhausted", Quarantined: "in quarantine",
-	TooMany: "too many own groups", TooLarge: "too much waits for the key", NoRoom: "no room"}
+	TooMany: "too many own groups", TooLarge: "too much waits for the key", NoRoom: "no room",
+	NotReady: "not known yet who has something there: ask again"}
 
 // holds reports whether a result of this status holds a child.
 func (s Status) holds() bool { return s == OK || s == Exists || s == WrongGen || s == Stale }

@@ -52,6 +52,7 @@ func KeyPrefix(k keyspace.Key) keyspace.Prefix { return keyspace.PrefixOf(k, key
 
 // Parts takes keys out of the machines of a group, and puts them back; a session table is one.
 type Parts interface {
+	Prepare(name string) bool
 	Carve(name string) ([]byte, error)
 	Graft(part []byte) error
 }
@@ -246,6 +247,9 @@ func (k *Keys) out(now time.Duration, parts Parts, c KeyCommand) Result {
 		return Result{Status: TooMany}
 	case k.lives >= OwnLivesMax:
 		return Result{Status: Exhausted}
+	}
+	if !parts.Prepare(c.Name) {
+		return Result{Status: NotReady}
 	}
 	part, err := parts.Carve(c.Name)
 	if err != nil {

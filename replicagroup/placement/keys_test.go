@@ -14,10 +14,12 @@ import (
 
 // toyParts hands over nothing but the name; it refuses what the test says.
 type toyParts struct {
-	refuse error
-	took   []string
+	refuse  error
+	unknown bool
+	took    []string
 }
 
+func (p *toyParts) Prepare(string) bool               { return !p.unknown }
 func (p *toyParts) Carve(name string) ([]byte, error) { return []byte("part of " + name), p.refuse }
 func (p *toyParts) Graft(b []byte) error {
 	if p.refuse == nil {
@@ -115,6 +117,10 @@ func TestKeysRefuse(t *testing.T) {
 	k, names := newTestKeys(0)
 	full := new(toyParts)
 	full.refuse = errors.New("no")
+	unknown := &toyParts{unknown: true}
+	if res := keyApply(t, k, 0, unknown, KeyCommand{Kind: Out, Name: names[0], Members: hosts(3)}); res.Status != NotReady || !k.Open() {
+		t.Errorf("what is not known yet: %+v", res)
+	}
 	if res := keyApply(t, k, 0, full, KeyCommand{Kind: Out, Name: names[0], Members: hosts(3)}); res.Status != TooLarge || !k.Open() {
 		t.Errorf("what cannot be carved out: %v", res.Status)
 	}

@@ -71,6 +71,8 @@ func (o *Own) Apply(parts Parts, data []byte) []byte {
 		o.phase, o.name = OwnServes, c.Name
 	case c.Kind == Seal && o.phase == OwnEmpty:
 		res.Status = NotFound // what it shall be given is still its parent's
+	case c.Kind == Seal && o.phase == OwnServes && !parts.Prepare(c.Name):
+		res.Status = NotReady
 	case c.Kind == Seal && o.phase == OwnServes:
 		part, err := parts.Carve(c.Name)
 		if err != nil {

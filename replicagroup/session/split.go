@@ -52,6 +52,13 @@ type Splitter interface {
 	Graft(c Context, part []byte) error
 }
 
+// Preparer is a [Splitter] that cannot carve every name at any time.
+type Preparer interface {
+	Splitter
+	// Prepare reports whether Carve of a name can be called. Where it cannot, Prepare has begun what makes it so.
+	Prepare(c Context, name string) bool
+}
+
 // PartClient is a client that has something in what was carved.
 type PartClient struct {
 	ID order.ClientID
@@ -70,6 +77,8 @@ type Gate interface {
 
 // Parts lets a running machine take keys out of the others, and put them back. A [Table] is one.
 type Parts interface {
+	// Prepare reports whether a key can be carved out now. Where it cannot, Prepare has begun what makes it so.
+	Prepare(name string) bool
 	Carve(name string) ([]byte, error)
 	Graft(part []byte) error
 }
@@ -87,6 +96,17 @@ func (t *Table) away(m Machine, data []byte, query bool) bool {
 	}
 	key, ok := s.KeyOf(data, query)
 	return ok && t.gate.Away(key)
+}
+
+// Prepare implements [Parts].
+func (t *Table) Prepare(name string) bool {
+	ready := true
+	for _, s := range t.services {
+		if p, ok := s.Machine.(Preparer); ok {
+			ready = p.Prepare(t.inner(s.name), name) && ready
+		}
+	}
+	return ready
 }
 
 // Carve implements [Parts].
