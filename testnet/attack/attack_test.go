@@ -152,7 +152,7 @@ func (w *world) run(t testing.TB, s scenario, honest func()) (o outcome) {
 	o.busy, o.replicas = now.Overlay.Busy-base.Overlay.Busy, now.Replicas
 	o.groups = replicagroup.Counters{
 		StrayMessages: now.Groups.StrayMessages - base.Groups.StrayMessages, StrayOutputs: now.Groups.StrayOutputs - base.Groups.StrayOutputs,
-		Malformed: now.Groups.Malformed - base.Groups.Malformed, Busy: now.Groups.Busy - base.Groups.Busy,
+		Malformed: now.Groups.Malformed - base.Groups.Malformed, Busy: now.Groups.Busy - base.Groups.Busy, Commands: now.Groups.Commands - base.Groups.Commands,
 	}
 	eventually(t, "the attackers' connections are gone", func() bool { return w.strangers(v.probe(t)).Conns == 0 })
 	return o
