@@ -418,7 +418,7 @@ Type root to go on: `, g.Answering, g.Voters, missingOf(g), p.Generation, begins
 	}
 	return a.value(reseeded{v, p.Survivor, p.Groups}, func(w io.Writer) {
 		fmt.Fprintf(w, "root\tgeneration %d of the overlay, founded by %s\n", v.Generation, v.Founder)
-		fmt.Fprintf(w, "begins\t%s\n", beginsWith(p))
+		fmt.Fprintf(w, "begins\t%s\n", strings.TrimPrefix(beginsWith(p), "It begins "))
 		fmt.Fprintf(w, "groups\tthat have a majority tell it of themselves now; others are made in about %v\n", v.Quarantine.Round(time.Second))
 		fmt.Fprintf(w, "next\tlatchkey group info root; it grows as peers are there\n")
 	})
@@ -434,7 +434,7 @@ type reseeded struct {
 // beginsWith says what another root begins with.
 func beginsWith(p api.RootProposal) string {
 	if p.Survivor == "" {
-		return "No member of the old root answers, so it begins knowing no group; one that is down for longer than survivors are waited for " +
+		return "It begins with nothing, since no member of the old root answers; a group that is down for longer than survivors are waited for " +
 			"may be made anew without what it knew."
 	}
 	return fmt.Sprintf("It begins with the %s that %s knows of; one that is down is not made anew.", plural(p.Groups, "group"), p.Survivor)

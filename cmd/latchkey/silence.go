@@ -146,7 +146,7 @@ func (q *inquiry) silence(d time.Duration) error {
 	default:
 	}
 	return exitf(exitFailure, "lock %q: its group gave no answer%s, and who is in it could not be found out: start peers that are down, "+
-		"founders above all, or mend the network between them; latchkey peers tells whom this daemon reaches", q.name, within)
+		"founders above all, or mend the network between them; latchkey peers tells whom this daemon reaches. A root that was brought back a moment ago makes no groups for some minutes", q.name, within)
 }
 
 // noteSilence tells the person who waits for a lock when nothing has been heard of its group for long. heard says that something
