@@ -24,6 +24,7 @@ type PlanTimes struct {
 	Hand    time.Duration // leadership is handed over within that long, or another voter is tried
 	Lag     time.Duration // a learner that holds what was committed that long ago has caught up, however fast the log grows
 	Soon    time.Duration // between two attempts at a step for a peer that leaves, or that voters who lag did not endorse
+	Season  time.Duration // a candidate for the root that has been up for less comes after those that have
 }
 
 // Within is how many entries a learner may lack when it is promoted.
@@ -54,6 +55,7 @@ func DefaultPlanTimes() PlanTimes {
 		Hand:    3 * time.Second,
 		Lag:     2 * time.Second,
 		Soon:    time.Second,
+		Season:  time.Hour,
 	}
 }
 
@@ -76,6 +78,7 @@ func TestnetPlanTimes() PlanTimes {
 		Hand:    2 * time.Second, // an election takes one when it must
 		Lag:     time.Second,
 		Soon:    250 * time.Millisecond,
+		Season:  time.Hour, // longer than most of them last: the closest, as elsewhere
 	}
 }
 
@@ -87,7 +90,7 @@ func (t PlanTimes) Validate() error {
 	}{
 		{"Every", t.Every}, {"Fail", t.Fail}, {"Stable", t.Stable}, {"Fresh", t.Fresh}, {"Learn", t.Learn}, {"LearnTo", t.LearnTo},
 		{"Listed", t.Listed}, {"Damp", t.Damp}, {"Idle", t.Idle}, {"Answer", t.Answer}, {"Settle", t.Settle}, {"Hand", t.Hand},
-		{"Lag", t.Lag}, {"Soon", t.Soon},
+		{"Lag", t.Lag}, {"Soon", t.Soon}, {"Season", t.Season},
 	} {
 		if w.d <= 0 {
 			return fmt.Errorf("placement: plan times: %s is %v, and has to be positive", w.name, w.d)

@@ -62,6 +62,9 @@ type planWorld struct {
 	calm    bool // no crashes, no false suspicions, no lost messages
 	loss    float64
 	rests   int // of plans whose group sleeps
+	// Of worlds that do not spare groups: peers stop whoever needs them, so that groups lose their majority and stand still.
+	ruthless bool
+	roots    bool // groups choose their voters as the root does
 }
 
 type bystander struct{}
@@ -162,7 +165,7 @@ func altered(members []order.Member, promote, remove []order.ReplicaID) []order.
 }
 
 func (w *planWorld) stop(i int) bool {
-	if !w.up(i) || !w.mayStop(i) {
+	if !w.up(i) || !w.ruthless && !w.mayStop(i) {
 		return false
 	}
 	w.Crash(sim.NodeID(i))
@@ -266,6 +269,10 @@ func (w *planWorld) suspects(o, i int) bool { return !w.up(i) || w.flaps[[2]int{
 
 // tend does for a group what goes by itself: elections, joint phases, replication, detector reports.
 func (w *planWorld) tend(g *planGroup) {
+	if w.ruthless && (w.spare(g.view.Members, nowhere) < 0 || g.next != nil && w.spare(g.next, nowhere) < 0) {
+		g.leader, g.plan = nowhere, nil
+		return
+	}
 	if g.leader == nowhere {
 		if w.chance.IntN(3) == 0 {
 			w.elect(g)
@@ -328,7 +335,11 @@ func (w *planWorld) lead(g *planGroup, i int) {
 	g.term++
 	g.leader, g.since, g.told, g.busy, g.target = i, w.Now(), make(map[int]sim.Time), false, nil
 	times := DefaultPlanTimes()
-	g.plan = NewPlanner(PlannerConfig{Prefix: g.prefix, Anchor: g.anchor, F: w.f, Self: w.peers[i].Node(), Term: g.term, Times: &times})
+	prefix := g.prefix
+	if w.roots {
+		prefix = keyspace.Prefix{}
+	}
+	g.plan = NewPlanner(PlannerConfig{Prefix: prefix, Anchor: g.anchor, F: w.f, Self: w.peers[i].Node(), Term: g.term, Times: &times})
 	w.step(g, ViewSeen{View: g.view, Joint: g.next != nil})
 	if g.next != nil {
 		w.finish(g)
@@ -541,7 +552,7 @@ func (w *planWorld) install(g *planGroup, members []order.Member) {
 	if n := len(g.view.Voters()); n%2 == 0 || n > 2*w.f+1 {
 		w.Fail(fmt.Errorf("I13: group %v has %d voters", g.prefix, n))
 	}
-	if w.spare(members, nowhere) < 0 {
+	if w.spare(members, nowhere) < 0 && !w.ruthless {
 		w.Fail(fmt.Errorf("group %v has lost its majority by a change from %v to %v", g.prefix, g.old, g.view))
 	}
 	v := g.view

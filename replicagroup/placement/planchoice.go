@@ -61,6 +61,7 @@ type site struct {
 	peer     keyspace.NodeID
 	store    order.StoreID
 	stranger bool // not a member yet
+	green    bool // a stranger that has not been up for as long as the root wants
 }
 
 // choose computes the next step from the view and from what is known of the peers.
@@ -84,7 +85,7 @@ func (p *Planner) choose(now automaton.Instant) choice {
 			sites = append(sites, site{peer: m.Peer, store: m.Store})
 		}
 	}
-	slices.SortFunc(sites, func(a, b site) int { return keyspace.CompareDistance(p.point, a.peer, b.peer) })
+	slices.SortFunc(sites, p.before)
 	want := sites[:min(len(sites), 2*p.cfg.F+1)]
 
 	if s := p.failing(learners, now); s.kind != stepNone {
@@ -162,9 +163,26 @@ func (p *Planner) pool(members []standing, now automaton.Instant) (pool []site, 
 			promising = promising || len(members) < 2*p.cfg.F+1 || slices.ContainsFunc(members, closer)
 			continue
 		}
-		pool = append(pool, site{peer: peer, store: n.Store, stranger: true})
+		green := p.cfg.Prefix.Len == 0 && !p.reached(n.since.Add(p.cfg.Times.Season), now)
+		pool = append(pool, site{peer: peer, store: n.Store, stranger: true, green: green})
 	}
 	return pool, ripe, promising
+}
+
+// before orders the places where a voter could be, the one that is wanted most first: by distance, and for the root those before that are
+// members or have been up for [PlanTimes].Season. Among peers that come for minutes, the closest ones would soon be a majority of voters
+// that go before they can be replaced; and who has been up for long is likely to stay (TestARootAmongVisitorsStaysWithThoseWhoStay).
+//
+// Deviation from section 6.5, where uptime goes before distance for members too: one that stays is not replaced for its age. It was the
+// best that there was, and whether it ages is seen by itself.
+func (p *Planner) before(a, b site) int {
+	if a.green != b.green {
+		if b.green {
+			return -1
+		}
+		return 1
+	}
+	return keyspace.CompareDistance(p.point, a.peer, b.peer)
 }
 
 // failing drops a learner that died, hangs, was refused for too long, or is no learner any more.
@@ -214,7 +232,7 @@ func (p *Planner) replaceGone(c *choice, gone, stay, learners []standing, pool [
 		return // one is learning
 	}
 	if len(pool) > 0 {
-		s := closest(p.point, pool)
+		s := slices.MinFunc(pool, p.before)
 		c.step = step{kind: stepLearn, peer: s.peer, store: s.store, add: []keyspace.NodeID{s.peer}, remove: remove}
 		return
 	}
@@ -363,9 +381,4 @@ func (p *Planner) handOver(stay []standing, now automaton.Instant) (s step, wait
 		return step{}, false
 	}
 	return step{kind: stepHand, member: best.ID}, false
-}
-
-// closest returns the site closest to point.
-func closest(point keyspace.Key, list []site) site {
-	return slices.MinFunc(list, func(a, b site) int { return keyspace.CompareDistance(point, a.peer, b.peer) })
 }
