@@ -184,6 +184,7 @@ func (e newsEvent) handle(s *shard) {
 
 // news tells the host of a descriptor that is to be believed.
 func (h *Host) news(d placement.Descriptor) {
+	d = h.kin.share(d)
 	h.locator.put(d)
 	h.rumour(d.Group)
 	h.shardOf(d.Group).box.Put(newsEvent{d})
