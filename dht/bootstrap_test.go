@@ -6,7 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	ma "github.com/multiformats/go-multiaddr"
 )
 
@@ -47,6 +49,28 @@ func TestBootstrapTellsHowItWent(t *testing.T) {
 	for _, p := range o.Bootstrap() {
 		if failed := p.Err != nil; failed != (p.Info.ID == dead.ID) || p.At.Before(began) || len(p.Info.Addrs) != 1 {
 			t.Errorf("%+v", p)
+		}
+	}
+}
+
+// The host asks a peer once for each connection what it speaks. One that was too busy to answer in time was connected from then on, and of
+// no use: nobody dialled it again.
+func TestAPeerThatWasTooBusyToSayWhatItSpeaksIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	busy := newHost(t, 1)
+	asked, over := make(chan struct{}, 16), make(chan struct{})
+	busy.SetStreamHandler(identify.ID, func(s network.Stream) {
+		asked <- struct{}{}
+		<-over
+		s.Reset()
+	})
+	newOverlay(t, newHost(t, 2), nil, WithBootstrap(infoOf(busy)))
+	defer close(over)
+	for range 2 {
+		select {
+		case <-asked:
+		case <-within(t).Done():
+			t.Fatal("it is not asked again")
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"latchkey/dht/keyspace"
@@ -86,6 +87,8 @@ func (o *Overlay) watch() {
 				change(e.Peer, e.Connectedness == network.Connected)
 			case event.EvtPeerIdentificationCompleted:
 				o.speaks(e.Peer, e.Protocols)
+			case event.EvtPeerIdentificationFailed:
+				o.unidentified(e.Peer)
 			case event.EvtPeerProtocolsUpdated:
 				o.speaks(e.Peer, e.Added)
 				o.speaksNoMore(e.Peer, e.Removed)
@@ -144,6 +147,21 @@ func (o *Overlay) speaks(p peer.ID, protocols []protocol.ID) {
 		o.sets.mayHaveJoined(m)
 	}
 	o.changed()
+}
+
+// unidentified closes the connections to a peer that did not say in time what it speaks, as happens where a machine is very busy. The
+// host asks once for each connection, so neither Kademlia nor we would hear of the peer for as long as one lasts; whoever needs the other
+// makes a new one. A connection that failed earlier did so for its own reasons, and a younger one is still being asked.
+func (o *Overlay) unidentified(p peer.ID) {
+	if protocols, err := o.host.Peerstore().GetProtocols(p); err == nil && len(protocols) > 0 {
+		return // it has said so on another
+	}
+	for _, c := range o.host.Network().ConnsToPeer(p) {
+		if time.Since(c.Stat().Opened) >= identify.DefaultTimeout {
+			log.Infow("a peer did not say what it speaks: its connection is closed, to be made anew", "peer", p)
+			o.spawn(func() { _ = c.Close() })
+		}
+	}
 }
 
 // speaksNoMore takes note of the protocols that a connected peer has given up, as one does that goes into client mode.

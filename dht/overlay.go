@@ -238,6 +238,7 @@ func (o *Overlay) Start(ctx context.Context) error {
 	events, err := o.host.EventBus().Subscribe([]any{
 		new(event.EvtPeerConnectednessChanged),
 		new(event.EvtPeerIdentificationCompleted),
+		new(event.EvtPeerIdentificationFailed),
 		new(event.EvtPeerProtocolsUpdated),
 		new(event.EvtLocalReachabilityChanged),
 	}, eventbus.BufSize(eventsMax), eventbus.Name("latchkey/dht"))
