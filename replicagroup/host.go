@@ -60,6 +60,7 @@ type Config struct {
 	Store    Store                     // nil: the host keeps no replicas, as a client does
 	Clock    *driver.Clock             // nil: a new one
 	Services map[string]MachineFactory // of every group but the root, by name
+	Voters   VoterService              // what runs beside the log in every group but the root; nil: nothing does
 	Declines bool                      // start as after SetHosting(false)
 	// Rejoins says that others may have the overlay's root: its only founder, if that is this peer and its store is gone, joins like
 	// any other peer. Without it such a start fails with [ErrRootLost].
@@ -93,7 +94,9 @@ type Host struct {
 	storeID   order.StoreID
 	clock     *driver.Clock
 	services  map[string]MachineFactory
-	declines  bool // at the start
+	voters    VoterService // nil: there are none
+	start     uint64       // [Seat.Start]
+	declines  bool         // at the start
 	rejoins   bool
 	decode    decoder
 	shards    []*shard
@@ -102,9 +105,11 @@ type Host struct {
 	hosting   *hosting
 	counters  counters
 	transfers *transfers
-	internal  *Client // of the host itself, for placement
-	kin       kin
-	leases    *leases // nil under policy manual
+
+	voterLoads voterLoads
+	internal   *Client // of the host itself, for placement
+	kin        kin
+	leases     *leases // nil under policy manual
 
 	plan       placement.PlanTimes
 	neighbours *neighbours // nil: no plan is made
@@ -152,6 +157,7 @@ type counters struct {
 	commands      atomic.Uint64 // executed at replicas that lead
 	snapshots     atomic.Uint64 // taken
 	buried        atomic.Uint64 // replicas
+	voterDropped  atomic.Uint64 // messages to voters for which there was no room
 }
 
 // Counters are what a host has refused and done since it started.
@@ -162,6 +168,8 @@ type Counters struct {
 	Commands  uint64 // executed in the groups that it led then, those about sessions included
 	Snapshots uint64 // taken of its replicas
 	Buried    uint64 // replicas put aside, as their group's generation was over
+
+	VoterDropped uint64 // messages to voters ([VoterService]) of peers that had too many waiting
 }
 
 // New makes a host. It uses neither network nor store before [Host.Start]. An invalid genesis is an error.
@@ -171,7 +179,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(),
-		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, declines: cfg.Declines, rejoins: cfg.Rejoins,
+		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, voters: cfg.Voters, declines: cfg.Declines, rejoins: cfg.Rejoins,
 		distrusts: cfg.Distrusts, distrust: cfg.Distrust,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]addressee),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
@@ -192,6 +200,10 @@ func New(cfg Config) (*Host, error) {
 	h.since = h.clock.Now()
 	if h.store != nil {
 		h.storeID = h.store.ID()
+		h.start = uint64(time.Now().UnixMilli()) // of a store that does not count its starts
+		if s, ok := h.store.(interface{ BootNonce() Boot }); ok {
+			h.start = s.BootNonce().Count
+		}
 	}
 	h.decode = decoder{h.id}
 	h.ctx, h.cancel = context.WithCancelCause(context.Background())
@@ -233,6 +245,11 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceRenew, h.counted(h.handleRenew))
 	h.overlay.Handle(serviceTwin, h.counted(h.handleTwin))
 	h.overlay.Handle(serviceReturn, h.counted(h.handleReturn))
+	if h.voters != nil {
+		h.overlay.Handle(h.voters.Overlay(), h.counted(h.handleVoter))
+		h.overlay.Handle(servicePropose, h.counted(h.handlePropose))
+		h.overlay.Handle(serviceVoterLease, h.counted(h.handleVoterLease))
+	}
 	h.overlay.OnLink(h.link)
 	h.overlay.OnSuspect(h.suspect)
 	return h, nil
@@ -484,7 +501,11 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	h.hosted[d.Group] = true
 	h.mu.Unlock()
 	h.locator.keep(&d)
-	h.shardOf(d.Group).box.Put(startEvent{newReplica(self, &d, engine, h.machines(d.Group), h.genesis.Drift)})
+	r := newReplica(self, &d, engine, h.machines(d.Group), h.genesis.Drift)
+	if h.voters != nil && d.Group.Prefix.Len > 0 {
+		r.seat = &Seat{r: r, service: h.voters.Service(), restarted: image.State != nil || image.Snapshot != nil || len(image.Entries) > 0}
+	}
+	h.shardOf(d.Group).box.Put(startEvent{r})
 	log.Infow("replica started", "group", d.Group, "replica", self, "joins", join, "voters", len(d.View.Voters()))
 	return nil
 }
@@ -682,6 +703,7 @@ func (h *Host) Counters() Counters {
 		StrayMessages: h.counters.strayMessages.Load(), StrayOutputs: h.counters.strayOutputs.Load(),
 		Malformed: h.counters.refused.Load(), Busy: h.counters.busy.Load(),
 		Views: h.counters.views.Load(), Commands: h.counters.commands.Load(), Snapshots: h.counters.snapshots.Load(), Buried: h.counters.buried.Load(),
+		VoterDropped: h.counters.voterDropped.Load(),
 	}
 }
 

@@ -68,6 +68,7 @@ type world struct {
 	fixed     bool                // nothing changes but by the test's hand
 	options   func(i int) []libp2p.Option
 	genesisBy []func(*placement.Genesis)
+	configure func(*Config) // of every host; nil: nothing
 }
 
 type testPeer struct {
@@ -201,6 +202,9 @@ func (w *world) startWith(t testing.TB, p *testPeer, bootstrap []peer.AddrInfo, 
 			"count": func(order.GroupID) session.Machine { return new(counter) },
 			"blob":  func(order.GroupID) session.Machine { return new(blob) },
 		}}
+	if w.configure != nil {
+		w.configure(&cfg)
+	}
 	change(&cfg)
 	p.groups, err = New(cfg)
 	if err != nil {

@@ -24,10 +24,11 @@ const (
 	timerPlan                                   // of the plan of view changes
 	timerLease                                  // the root's leader looks for groups whose lease is over
 	timerRouse                                  // of the shard, not of a replica: further replicas hear of a suspicion
+	timerVoter                                  // of the voter
 )
 
 // hostTimers are those that run beside the engine's.
-var hostTimers = []order.TimerKind{timerDeadline, timerResend, timerNews, timerParting, timerPlan, timerLease}
+var hostTimers = []order.TimerKind{timerDeadline, timerResend, timerNews, timerParting, timerPlan, timerLease, timerVoter}
 
 // replica is one group's replica on this host: an engine that orders and a table of sessions and machines that executes.
 // It belongs to its shard's goroutine.
@@ -68,6 +69,7 @@ type replica struct {
 
 	lease    *leaseCell // nil: it needs none to answer
 	granting *granting  // nil but at the root's replicas under policy lease
+	seat     *Seat      // of the voter; nil: there is none
 
 	leaderless automaton.Instant // unless led: since when
 
@@ -143,6 +145,9 @@ func (r *replica) start(s *shard) {
 		r.later = nil
 	}
 	r.meet()
+	if r.seat != nil {
+		r.seat.voter = s.host.voters.New(r.seat)
+	}
 	r.led = true // as if it were known, so that not knowing one is a change
 	r.step(order.Rand{Bits: s.host.random(), Now: time.Duration(s.now)})
 	r.doubt()
@@ -174,7 +179,7 @@ func (r *replica) step(ev order.Event) {
 
 // perform carries out the actions of one step.
 func (r *replica) perform(a *order.Actions) {
-	s := r.shard
+	s, before := r.shard, r.view
 	for _, n := range a.Views { // first, since messages may be for members that they are the first to name
 		r.setView(n)
 		if r.leading {
@@ -201,8 +206,17 @@ func (r *replica) perform(a *order.Actions) {
 			r.send(m)
 		}
 	}
+	if r.seat != nil && len(a.Prospects) > 0 {
+		r.seat.foresee(a.Prospects)
+	}
 	for _, in := range a.Install {
-		r.install(in)
+		first := before
+		for _, n := range a.Views {
+			if n.Index == in.Index {
+				first = n.View
+			}
+		}
+		r.install(in, first)
 	}
 	if len(a.Deliver) > 0 {
 		r.deliver(a.Deliver)
@@ -237,16 +251,20 @@ func (r *replica) send(m order.Send) {
 	}
 }
 
-// install replaces the machines' state by the leader's snapshot. Without data it is the empty one, which a replica that has only
-// just joined has.
-func (r *replica) install(in order.Install) {
+// install replaces the machines' state by the leader's snapshot, which is of a view. Without data it is the empty one, which a replica
+// that has only just joined has.
+func (r *replica) install(in order.Install, view order.View) {
 	if in.Data == nil {
 		invariant.Check(r.applied <= in.Index, "only an empty machine begins at the beginning", r.applied)
+		r.table.FirstView(view)
 	} else if err := r.table.Restore(in.Data); err != nil {
 		r.halt("snapshot of the leader cannot be read: " + err.Error())
 		return
 	}
 	r.applied, r.gathered, r.gatheredBytes = in.Index, 0, 0
+	if r.seat != nil {
+		r.seat.follow()
+	}
 	r.step(order.Applied{Index: in.Index})
 }
 
@@ -260,6 +278,9 @@ func (r *replica) deliver(entries []order.Entry) {
 		s.outputs.Reset()
 		res := r.table.Apply(e, &s.outputs)
 		r.applied = e.Index
+		if r.seat != nil {
+			r.seat.follow()
+		}
 		if e.Kind == order.Normal {
 			if e.Cmd.Service != session.TickService {
 				commands++
@@ -340,7 +361,9 @@ func (r *replica) done(d order.Outcome) {
 		return
 	}
 	delete(r.proposals, d.Ref)
-	if d.Err != nil {
+	if key.session == ownCommand && key.seq == 0 && key.client == (order.ClientID{}) {
+		r.seat.own--
+	} else if d.Err != nil {
 		r.answer(key, marshal(r.failed(d.Err)))
 	}
 }
@@ -483,6 +506,8 @@ func (r *replica) expired(kind order.TimerKind) {
 		r.planExpired()
 	case timerLease:
 		r.granting.step(placement.Wake{})
+	case timerVoter:
+		r.seat.voter.Expire()
 	default:
 		r.step(order.Timer{Kind: kind, Epoch: *r.epochOf(kind), Now: time.Duration(r.shard.now)})
 	}
@@ -625,9 +650,13 @@ func newReplica(self order.ReplicaID, d *placement.Descriptor, engine order.Orde
 	if v := status.View; v.Num == d.View.Num && v.Next == d.View.Next && slices.Equal(v.Members, d.View.Members) {
 		status.View = d.View // which may be shared by many
 	}
+	table := session.NewTable(drift, machines)
+	if status.Applied > 0 { // else it joins, and its log begins with what it is sent
+		table.FirstView(status.View)
+	}
 	return &replica{
 		applied: status.Applied, // the log begins above this
 		group:   d.Group, self: self, view: status.View, descriptor: d, engine: engine,
-		awake: true, later: d, table: session.NewTable(drift, machines),
+		awake: true, later: d, table: table,
 	}
 }

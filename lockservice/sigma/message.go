@@ -304,7 +304,7 @@ const (
 	// Jumped: the log's state was replaced by that of a snapshot. State is the whole state, Modes every name that is not in mode
 	// sigma. Of a replica.
 	Jumped
-	// Appended: Entry, an EntryView, stands in the local log and is not known to be committed. Of a replica.
+	// Appended: Entry, an EntryView, stands in the local log since Since, 0 for Now, and is not known to be committed. Of a replica.
 	Appended
 	// Truncated: it does not stand there any more. Of a replica.
 	Truncated
@@ -338,6 +338,7 @@ type Event struct {
 	Modes []NameMode
 	// Answer of Ordered and Pushed.
 	Answer Answer
+	Since  automaton.Instant
 }
 
 // ActionKind says what an [Action] is.

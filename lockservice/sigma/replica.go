@@ -23,12 +23,24 @@ type ReplicaConfig struct {
 	// Restarted says that an earlier life on this host may have granted something in this group: nothing is served before
 	// [Barrier] (S8).
 	Restarted bool
+	// Waited is how long, at the first event, this life of the host has been: what S8 waits for is over the sooner. Where a view was
+	// applied in it already, it is how long ago that was.
+	Waited time.Duration
+	// Rest is what a replica of this life left behind that had nothing any more ([Replica.Rest]): this one takes its place.
+	Rest Rest
 	// Fresh is how long the first view of a generation waits for leases of the former one (section 9.8): zero in the first
 	// generation ever, stretch(TTLMax) in others. It counts from the first event.
 	Fresh time.Duration
 
 	block  Token // of tests; [Block]
 	mutant mutant
+}
+
+// Rest is all that a replica that has nothing leaves behind.
+type Rest struct {
+	Floor  Token  // at least every number that may have been used
+	Clock  uint64 // Lamport
+	Grants uint64 // given in this life
 }
 
 // Replica is what one voter keeps of all locks of one group. Not safe for concurrent use.
@@ -45,8 +57,9 @@ type Replica struct {
 	clock  uint64 // Lamport
 	grants uint64 // N of the last gid
 
-	started   bool // the first event has come
-	booting   bool // S8: before the barrier
+	started   bool              // the first event has come
+	born      automaton.Instant // when this life began, or the last view that was applied before the barrier
+	booting   bool              // S8: before the barrier
 	settled   bool
 	suspended bool
 	suspendAt automaton.Instant // S1; Never
@@ -144,7 +157,8 @@ func NewReplica(cfg ReplicaConfig, log LogState) *Replica {
 		cfg.block = Block
 	}
 	r := &Replica{
-		cfg: cfg, log: log, booting: cfg.Restarted, settled: true, floor: log.Base, suspendAt: automaton.Never,
+		cfg: cfg, log: log, booting: cfg.Restarted, settled: true, floor: max(log.Base, cfg.Rest.Floor),
+		clock: cfg.Rest.Clock, grants: cfg.Rest.Grants, suspendAt: automaton.Never,
 		pullAt: automaton.Never, reportAt: automaton.Never, armed: automaton.Never,
 		locks: make(map[string]*lock), perPeer: make(map[keyspace.NodeID]int), incoming: make(map[keyspace.NodeID]*incoming),
 		reported: make(map[keyspace.NodeID]bool), parked: make(map[string][]parkedMessage),
@@ -156,14 +170,26 @@ func NewReplica(cfg ReplicaConfig, log LogState) *Replica {
 // State returns the log's state as applied here.
 func (r *Replica) State() LogState { return r.log }
 
+// Rest returns what a replica leaves behind that has nothing: it may be dropped then, and made anew with that when somebody asks
+// something of it, or the view changes. ok is false while it has something.
+func (r *Replica) Rest() (rest Rest, ok bool) {
+	ok = r.settled && !r.booting && !r.suspended && r.suspendAt == automaton.Never && r.embargo == 0 &&
+		r.pullAt == automaton.Never && r.reportAt == automaton.Never && len(r.locks) == 0 && r.frozen.until == 0 && r.parkedN == 0 && len(r.incoming) == 0
+	return Rest{r.floor, r.clock, r.grants}, ok
+}
+
 // Settled reports whether the present view grants here, or will when an embargo ends.
 func (r *Replica) Settled() bool { return r.settled && !r.booting }
+
+// Granting reports whether it grants, as of the last event.
+func (r *Replica) Granting() bool { return r.granting() }
 
 // Step consumes one event and appends actions to out. It never blocks or fails: what fits nothing is dropped.
 func (r *Replica) Step(ev Event, out []Action) []Action {
 	r.now = max(r.now, ev.Now)
 	if !r.started {
 		r.started = true
+		r.born = r.now.Add(-r.cfg.Waited)
 		if r.cfg.Fresh > 0 {
 			r.embargo = r.now.Add(r.cfg.Fresh)
 		}
@@ -177,7 +203,11 @@ func (r *Replica) Step(ev Event, out []Action) []Action {
 		out = r.follow(*ev.State, ev.Modes, ev.Kind == Jumped, out)
 	case Appended: // S1
 		if ev.Entry.Kind == EntryView && ev.Entry.From == r.log.View && r.suspendAt == automaton.Never && !r.suspended {
-			r.suspendAt = r.now.Add(SuspendAfter)
+			since := ev.Since
+			if since == 0 {
+				since = r.now
+			}
+			r.suspendAt = since.Add(SuspendAfter)
 		}
 	case Truncated: // S1
 		out = r.resume(out)
@@ -201,10 +231,12 @@ func (r *Replica) resume(out []Action) []Action {
 	return out
 }
 
-// restarted begins S8's embargo.
+// restarted begins S8's embargo. What this host forgot, it gave before it started; and the leases of the views before the one that it
+// finds ended with that one's beginning, which was before it was applied here. So it counts from the later of the two, and not from
+// the barrier.
 func (r *Replica) restarted(out []Action) []Action {
 	if r.cfg.mutant != mutantNoEmbargo {
-		r.embargo = max(r.embargo, r.now.Add(r.cfg.Drift.Stretch(SuspendAfter+r.log.Cap)))
+		r.embargo = max(r.embargo, r.born.Add(r.cfg.Drift.Stretch(SuspendAfter+r.log.Cap)))
 	}
 	if r.cfg.mutant != mutantCounterZero {
 		r.floor = r.log.Ceil // the counter is not kept anywhere else (section 2.3): grants after the next Raise or View

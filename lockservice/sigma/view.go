@@ -102,6 +102,7 @@ func (r *Replica) begin(next LogState, modes []NameMode, whole bool, out []Actio
 		}
 	}
 	if r.booting {
+		r.born = r.now
 		return out // S8: the barrier comes first
 	}
 	// S8: a View ends the embargo. No lease of the views before outlasts this (S4(b), 10.2).

@@ -1,0 +1,289 @@
+package lockservice
+
+import (
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/lockservice/sigma"
+	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/replicagroup"
+	"latchkey/replicagroup/order"
+)
+
+// SigmaVoters runs protocol sigma at the voters of every group of a peer: as the [replicagroup.VoterService] of the lock service, it
+// feeds a [sigma.Replica] what its group's log says, what arrives, and time.
+//
+// A replica exists only while it has something: it is made when somebody asks something of it or when the group's view changes, and
+// dropped when nobody has had or wanted a lock, and no view has changed, for the longest lease. So a group without locks costs a few
+// words.
+type SigmaVoters struct {
+	cfg    SigmaVotersConfig
+	client atomic.Pointer[func(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message)]
+}
+
+// SigmaVotersConfig configures [NewSigmaVoters].
+type SigmaVotersConfig struct {
+	Limits Limits // of the overlay: [LimitsOf]
+}
+
+// NewSigmaVoters returns the voters of one peer.
+func NewSigmaVoters(cfg SigmaVotersConfig) *SigmaVoters { return &SigmaVoters{cfg: cfg} }
+
+// OnAnswer sets who hears what replicas answer to this peer's clients: [Sigma.Deliver]. Until then it is lost. f is called on several
+// goroutines and must not block.
+func (v *SigmaVoters) OnAnswer(f func(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message)) {
+	v.client.Store(&f)
+}
+
+// Service implements [replicagroup.VoterService].
+func (v *SigmaVoters) Service() string { return ServiceName }
+
+// Overlay implements [replicagroup.VoterService].
+func (v *SigmaVoters) Overlay() string { return sigmapb.Service }
+
+// Read implements [replicagroup.VoterService]. What is for a client is given to it.
+func (v *SigmaVoters) Read(from keyspace.NodeID, data []byte) (to order.GroupID, msg any, mine bool, err error) {
+	g, m, err := sigmapb.DecodeFrame(data)
+	if err != nil {
+		return to, nil, false, err
+	}
+	switch m.Kind {
+	case sigma.Request, sigma.Yield, sigma.Release, sigma.Install, sigma.Inspect, sigma.Reported, sigma.Pull:
+		return order.GroupID{Prefix: g.Prefix, Gen: g.Gen}, &m, true, nil
+	}
+	if f := v.client.Load(); f != nil {
+		(*f)(from, g, &m)
+	}
+	return to, nil, false, nil
+}
+
+// Absent implements [replicagroup.VoterService]: a client that asks where the group is not is told to look for it.
+func (v *SigmaVoters) Absent(from keyspace.NodeID, to order.GroupID, msg any, send func(to keyspace.NodeID, frame []byte)) {
+	m := msg.(*sigma.Message)
+	if m.Kind == sigma.Reported || m.Kind == sigma.Pull {
+		return
+	}
+	answer := sigma.Message{Kind: sigma.WrongGen, View: m.View, Name: m.Name, Req: m.Req, TS: m.TS}
+	if b, err := sigmapb.EncodeFrame(nil, groupOf(to), &answer); err == nil {
+		send(from, b)
+	}
+}
+
+func groupOf(g order.GroupID) sigmapb.Group { return sigmapb.Group{Prefix: g.Prefix, Gen: g.Gen} }
+
+// New implements [replicagroup.VoterService].
+func (v *SigmaVoters) New(s *replicagroup.Seat) replicagroup.Voter {
+	w := &sigmaVoter{service: v, seat: s, restarted: s.Restarted(), since: s.Now()}
+	w.machine, _ = s.Machine().(*Machine)
+	return w
+}
+
+// sigmaVoter is the voter of one replica.
+type sigmaVoter struct {
+	service *SigmaVoters
+	seat    *replicagroup.Seat
+	machine *Machine       // nil: the group has none
+	replica *sigma.Replica // nil while it would have nothing
+
+	view      sigma.ViewID      // the last one that the log told of; zero: none
+	member    bool              // this replica votes in it. Not so of one whose node votes there with a store that it has lost
+	since     automaton.Instant // when it was applied, or this life began
+	restarted bool              // a replica has to find out first what is going on (S8)
+	rest      sigma.Rest        // of the last replica
+	proposed  [3]proposedEntry  // Vet
+}
+
+// proposedEntry is the last entry of a kind that was proposed here.
+type proposedEntry struct {
+	from sigma.ViewID
+	at   automaton.Instant
+}
+
+// proposePause is the shortest time between two entries of one kind in one view: what one voter needs of the log, all of them need, and
+// each asks.
+const proposePause = time.Second
+
+// Follow implements [replicagroup.Voter].
+func (w *sigmaVoter) Follow() {
+	if w.machine == nil {
+		return
+	}
+	ev, ok := w.machine.Follow()
+	if !ok {
+		return
+	}
+	before, was := w.view, w.member
+	if w.view = ev.State.View; w.view != before {
+		w.since = w.seat.Now()
+	}
+	w.member = slices.Contains(w.machine.sigma.ids, w.seat.Replica())
+	if before != (sigma.ViewID{}) && !was {
+		w.restarted = false // who did not vote has promised nothing
+	}
+	if w.replica == nil {
+		switch {
+		case w.view == before || w.restarted || len(ev.State.Prev) == 0 || !was && !w.member:
+			// A replica that is made later begins with the present state. The log waits for what each voter says of a name that it takes over.
+			if slices.ContainsFunc(ev.Modes, func(n sigma.NameMode) bool { return n.Mode == sigma.ModePending }) {
+				w.awaken()
+			}
+			return
+		default:
+			w.make(w.former(*ev.State, before, was), false)
+			ev.Kind, ev.Modes = sigma.Jumped, w.machine.table.Modes()
+		}
+	}
+	w.step(ev)
+	if w.view != before {
+		w.Foresee()
+	}
+}
+
+// former returns the state in which a replica sees a new view begin that has had nothing in the one before.
+func (w *sigmaVoter) former(state sigma.LogState, before sigma.ViewID, was bool) sigma.LogState {
+	f := sigma.LogState{Descriptor: sigma.Descriptor{View: before, Members: state.Prev}, Ceil: state.Base, Cap: state.Cap}
+	if !was || before != (sigma.ViewID{Gen: state.View.Gen, Num: state.View.Num - 1}) {
+		// It has not seen the view before this one, so it knows nothing of the locks of that view, not even that there were none.
+		f.View, f.Members = sigma.ViewID{Gen: state.View.Gen}, []keyspace.NodeID{{}}
+	}
+	return f
+}
+
+// make makes the replica.
+func (w *sigmaVoter) make(state sigma.LogState, restarted bool) {
+	l := w.service.cfg.Limits
+	w.replica = sigma.NewReplica(sigma.ReplicaConfig{
+		Self: w.seat.Self(), Inc: w.seat.Start(), Drift: automaton.Drift(l.DriftPPM), TTLMin: l.TTLMin, TTLMax: l.TTLMax,
+		Restarted: restarted, Waited: w.seat.Now().Sub(w.since), Rest: w.rest,
+	}, state)
+}
+
+// awaken makes sure that there is a replica for somebody who asks. It is false where this replica does not vote in any view yet.
+func (w *sigmaVoter) awaken() bool {
+	if w.replica != nil {
+		return true
+	}
+	if !w.member {
+		return false
+	}
+	state := w.machine.Sigma()
+	restarted := w.restarted
+	w.restarted = false
+	w.make(state, restarted)
+	if modes := w.machine.table.Modes(); len(modes) > 0 {
+		w.step(sigma.Event{Kind: sigma.Jumped, State: &state, Modes: modes})
+	}
+	if restarted {
+		w.seat.CatchUp()
+	}
+	w.Foresee()
+	return true
+}
+
+// Foresee implements [replicagroup.Voter]: a view that stands in the local log ends this one elsewhere (S1).
+func (w *sigmaVoter) Foresee() {
+	if w.replica == nil {
+		return
+	}
+	now := w.seat.Now()
+	for _, p := range w.seat.Prospects() {
+		if p.Cmd != nil {
+			if e, err := sigmapb.DecodeEntry(p.Cmd.Data); err != nil || e.Kind != sigma.EntryView || e.From != w.view {
+				continue
+			}
+		}
+		w.step(sigma.Event{Kind: sigma.Appended, Now: now, Since: p.Since, Entry: &sigma.Entry{Kind: sigma.EntryView, From: w.view}})
+		return
+	}
+	w.step(sigma.Event{Kind: sigma.Truncated, Now: now})
+}
+
+// CaughtUp implements [replicagroup.Voter].
+func (w *sigmaVoter) CaughtUp() {
+	if w.replica == nil {
+		return
+	}
+	w.step(sigma.Event{Kind: sigma.Barrier})
+	if !w.replica.Granting() && w.member {
+		// It waits for leases that it may have forgotten: a new view spares it that.
+		w.propose(sigma.Entry{Kind: sigma.EntryView, From: w.view})
+	}
+}
+
+// Receive implements [replicagroup.Voter].
+func (w *sigmaVoter) Receive(from keyspace.NodeID, msg any) {
+	m := msg.(*sigma.Message)
+	switch {
+	case w.awaken():
+		w.step(sigma.Event{Kind: sigma.Receive, From: from, Msg: m})
+	case w.view != sigma.ViewID{} && m.Kind != sigma.Reported && m.Kind != sigma.Pull: // a learner knows where to ask
+		w.send(from, &sigma.Message{Kind: sigma.Moved, View: w.view, Name: m.Name, Req: m.Req, TS: m.TS, Members: w.machine.Sigma().Members})
+	}
+}
+
+// Expire implements [replicagroup.Voter].
+func (w *sigmaVoter) Expire() {
+	if w.replica == nil {
+		return
+	}
+	w.step(sigma.Event{Kind: sigma.Timer})
+	if rest, ok := w.replica.Rest(); ok {
+		w.replica, w.rest = nil, rest
+	}
+}
+
+// Vet implements [replicagroup.Voter]: several voters ask for the same.
+func (w *sigmaVoter) Vet(_ keyspace.NodeID, data []byte) bool {
+	e, err := sigmapb.DecodeEntry(data)
+	if err != nil || w.machine == nil {
+		return false
+	}
+	if e.Kind > sigma.EntryRaiseTTL {
+		return true // about one name, and from each voter another
+	}
+	now, last := w.seat.Now(), &w.proposed[e.Kind-sigma.EntryView]
+	if e.From != w.view || last.from == w.view && last.at != 0 && now.Sub(last.at) < proposePause {
+		return false
+	}
+	if e.Kind == sigma.EntryView && (w.restarted || w.replica != nil && !w.replica.Granting()) {
+		return false // a courtesy to a voter that has restarted, if the others can tell it at once who holds what
+	}
+	*last = proposedEntry{w.view, now}
+	return true
+}
+
+func (w *sigmaVoter) propose(e sigma.Entry) {
+	if b, err := sigmapb.EncodeEntry(&e); err == nil {
+		w.seat.Propose(b)
+	} else {
+		log.Errorw("an entry cannot be encoded", "group", w.seat.Group(), "kind", e.Kind, "err", err)
+	}
+}
+
+// step feeds the replica and carries out what it asks for.
+func (w *sigmaVoter) step(ev sigma.Event) {
+	ev.Now = w.seat.Now()
+	var space [4]sigma.Action
+	for _, a := range w.replica.Step(ev, space[:0]) {
+		switch a.Kind {
+		case sigma.Send:
+			w.send(a.To, &a.Msg)
+		case sigma.Arm:
+			w.seat.Arm(a.At)
+		case sigma.Propose:
+			w.propose(a.Entry)
+		}
+	}
+}
+
+func (w *sigmaVoter) send(to keyspace.NodeID, m *sigma.Message) {
+	b, err := sigmapb.EncodeFrame(nil, groupOf(w.seat.Group()), m)
+	if err != nil {
+		log.Errorw("a message cannot be encoded", "group", w.seat.Group(), "kind", m.Kind, "err", err)
+		return
+	}
+	w.seat.Send(to, b)
+}
