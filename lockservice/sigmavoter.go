@@ -255,6 +255,10 @@ func (w *sigmaVoter) Vet(_ keyspace.NodeID, data []byte) bool {
 	return true
 }
 
+// Ready implements [replicagroup.Voter]: a view that follows one which nobody has settled can be settled by time only, since nobody may
+// report the locks of the one between. This voter has heard of a majority once it has settled, so the others have, or soon will.
+func (w *sigmaVoter) Ready() bool { return w.replica == nil || w.replica.Settled() }
+
 func (w *sigmaVoter) propose(e sigma.Entry) {
 	if b, err := sigmapb.EncodeEntry(&e); err == nil {
 		w.seat.Propose(b)

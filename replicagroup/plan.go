@@ -250,6 +250,10 @@ func (p *plan) perform(a placement.PlanAction) {
 		log.Infow("a peer is to join", "group", r.group, "view", a.From, "peer", id)
 		p.change(a.Ref, order.Change{From: a.From, Learn: &order.Newcomer{Peer: a.Peer, Store: a.Store, PeerID: string(id)}})
 	case placement.ChangeVoters:
+		if r.seat != nil && !r.seat.voter.Ready() {
+			p.feed(placement.ChangeDone{Ref: a.Ref}) // it is tried again a little later
+			return
+		}
 		log.Infow("voters are to change", "group", r.group, "view", a.From, "join", a.Promote, "leave", a.Remove)
 		p.change(a.Ref, order.Change{From: a.From, Promote: a.Promote, Remove: a.Remove})
 	case placement.DropLearner:

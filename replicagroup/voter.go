@@ -57,6 +57,9 @@ type Voter interface {
 	Expire()
 	// Vet reports, at the leader, whether a command of the group's own that a member's voter asks for is to be proposed.
 	Vet(author keyspace.NodeID, data []byte) bool
+	// Ready reports, at the leader, whether it is time for another change of the voters, as far as this voter knows. A while later it is
+	// asked again; nothing but a plan's own changes waits for it, and it must not be false for long.
+	Ready() bool
 }
 
 // Under policy lease a group answers only while the root grants it a lease (leases.go), and so must its voters, each by itself. The

@@ -54,6 +54,7 @@ func (v *noting) Foresee()                         { v.note("foresee") }
 func (v *noting) CaughtUp()                        { v.note("caught up") }
 func (v *noting) Receive(keyspace.NodeID, any)     { v.note("receive") }
 func (v *noting) Expire()                          { v.note("expire") }
+func (v *noting) Ready() bool                      { return true }
 func (v *noting) Vet(keyspace.NodeID, []byte) bool { return true }
 
 // votingService makes them.
