@@ -344,7 +344,7 @@ func (l *line) stepLocked(ev sigma.Event) automaton.Instant {
 		l.acts = l.core.Step(sigma.Event{Kind: sigma.ClockJump, Now: ev.Now}, l.acts)
 	}
 	l.acts = l.core.Step(ev, l.acts)
-	tell := false
+	tell, order := false, uint64(0)
 	for i := range l.acts {
 		switch a := &l.acts[i]; a.Kind {
 		case sigma.Send:
@@ -374,13 +374,21 @@ func (l *line) stepLocked(ev sigma.Event) automaton.Instant {
 			}
 		case sigma.Lookup:
 			l.sigma.lookUp(l)
+		case sigma.Order:
+			order = a.Order.ID
 		}
+	}
+	if order != 0 { // nothing here goes to the group's table after a name that it has taken over
+		l.stepLocked(sigma.Event{Kind: sigma.Ordered, Answer: sigma.Answer{ID: order, Kind: sigma.AnswerRefused, Err: errTaken}})
 	}
 	if tell {
 		l.tellLocked()
 	}
 	return ev.Now
 }
+
+// errTaken is why a wish ends whose name protocol group takes over.
+var errTaken = fmt.Errorf("%w: protocol group has taken it over", ErrMode)
 
 // sendLocked sends the message of an action. Those of one step that go to all replicas are equal, and are encoded once.
 func (l *line) sendLocked(i int) {
@@ -673,6 +681,8 @@ func (b *sigmaBackend) refusal(name string, end sigma.Action) error {
 		return e
 	case errors.Is(end.Err, sigma.ErrRefused):
 		return fmt.Errorf("%w: %w", ErrLimit, end.Err)
+	case errors.Is(end.Err, ErrMode):
+		return end.Err
 	case end.Err == nil: // the hold was over before the caller saw it: the machine slept
 		return fmt.Errorf("%w: %q was granted, and its lease ran out", ErrOutcomeUnknown, name)
 	}

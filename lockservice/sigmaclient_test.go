@@ -412,6 +412,31 @@ func TestSigmaLocksFollowTheirGroup(t *testing.T) {
 	})
 }
 
+// TestSigmaEndsAtANameThatTheTableTakes: a holder is told at once, and a waiter is not left waiting.
+func TestSigmaEndsAtANameThatTheTableTakes(t *testing.T) {
+	amongVoters(t, func(t *testing.T, w *voters) {
+		p, q := w.peer("p"), w.peer("q")
+		h := p.lock("n", WithTTL(4*time.Second))
+		failed := make(chan error, 1)
+		go func() {
+			_, err := q.Lock(context.Background(), "n", WithTTL(4*time.Second))
+			failed <- err
+		}()
+		time.Sleep(time.Second)
+		state := w.log
+		for _, n := range nodesAt("a", "b", "c") {
+			w.replicas[n].step(sigma.Event{Kind: sigma.Applied, State: &state, Modes: []sigma.NameMode{{Name: "n", Mode: sigma.ModePending}}})
+		}
+		if err := <-failed; !errors.Is(err, ErrMode) {
+			t.Errorf("the waiter: %v", err)
+		}
+		<-h.Context().Done()
+		if cause := context.Cause(h.Context()); !errors.Is(cause, ErrLost) {
+			t.Errorf("the holder: %v", cause)
+		}
+	})
+}
+
 // TestSigmaClientsFindAGroupThatHasMovedAway: nobody of the view that a client knows is left to tell it of another.
 func TestSigmaClientsFindAGroupThatHasMovedAway(t *testing.T) {
 	for _, generation := range []bool{false, true} {
