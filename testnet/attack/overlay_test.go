@@ -154,10 +154,10 @@ func (w *world) choose(t testing.TB, ctx context.Context) {
 func (w *world) attacked() *honest { return w.peers[w.victim] }
 
 // order returns what attackers have to know.
-func (w *world) order(t testing.TB, kind string, peers, streams int) order {
+func (w *world) order(t testing.TB, s scenario) order {
 	t.Helper()
 	h, id := w.attacked(), w.genesis.ID()
-	o := order{Kind: kind, Peers: peers, Streams: streams, Overlay: id[:], Depth: w.genesis.Depth, Target: h.ID, Addrs: h.Addrs}
+	o := order{Kind: s.kind, Peers: s.peers, Streams: s.streams, Least: s.least, Overlay: id[:], Depth: w.genesis.Depth, Target: h.ID, Addrs: h.Addrs}
 	d, err := w.client.Groups().Locate(within(t), keyspace.Preimage(w.lock).Key())
 	if err == nil {
 		o.Descriptor, err = d.Encode()
