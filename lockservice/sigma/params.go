@@ -21,7 +21,7 @@ const (
 	ReportQueueMax   = 8                                                      // waiters of one name in a report; the others ask by themselves
 	ReportEndedMax   = 16                                                     // finished requests of one name in a report; a forgotten one costs a grant that its client gives back
 	CandidatesMax    = 30                                                     // of one name in a report
-	reportWindow     = 16                                                     // pieces on their way at a time
+	reportWindow     = 64                                                     // pieces on their way at a time
 	ChunksMax        = (2*LocksMax + ReportEntriesMax - 1) / ReportEntriesMax // pieces of a report
 )
 
