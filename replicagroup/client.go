@@ -196,7 +196,7 @@ type groupSession struct {
 
 	mu         sync.Mutex
 	served     order.GroupID     // who executed a command of the session last
-	missing    automaton.Instant // of own: since when its parent does not know it; 0: it does
+	missing    automaton.Instant // of own: since when its parent does not know it, or knows it for over; 0: it does
 	core       *session.Client
 	id         order.ClientID        // as registered with the host
 	descriptor *placement.Descriptor // replaced, never changed; zero: not located yet
@@ -507,7 +507,7 @@ func (s *groupSession) answered(call uint64, to keyspace.NodeID, d *placement.De
 
 // renew takes over what has become known of the group's place.
 func (s *groupSession) renew() {
-	if d, ok := s.client.host.locator.cached(s.prefix); ok {
+	if d, ok := s.client.host.locator.cached(s.prefix); ok && s.is(d.Group) {
 		s.mu.Lock()
 		newer := placement.Newer(d, *s.descriptor)
 		s.mu.Unlock()
@@ -517,12 +517,16 @@ func (s *groupSession) renew() {
 	}
 }
 
+// is reports whether the session can be with a group: of an own group with that very one, since what was asked of it is not to be asked again
+// of the one that follows.
+func (s *groupSession) is(g order.GroupID) bool { return s.own == order.GroupID{} || s.own == g }
+
 // locate finds the group for the automaton; fresh when what was found before did not answer.
 func (s *groupSession) locate(fresh bool) {
 	h := s.client.host
 	if !fresh {
 		// The cache answers without waiting, most of the time.
-		if d, ok := h.locator.cached(s.prefix); ok {
+		if d, ok := h.locator.cached(s.prefix); ok && s.is(d.Group) {
 			s.located(d)
 			return
 		}
@@ -541,13 +545,6 @@ func (s *groupSession) locate(fresh bool) {
 }
 
 func (s *groupSession) located(d placement.Descriptor) {
-	if s.own != (order.GroupID{}) && d.Group != s.own {
-		if !d.IsZero() && d.Group.Gen > s.own.Gen { // what was asked of the former one is not to be asked again of it
-			s.gone()
-			return
-		}
-		d = placement.Descriptor{}
-	}
 	ev := session.Located{Leader: s.client.host.locator.leader(d.Group)}
 	for _, m := range d.View.Members {
 		if m.Role == order.Voter {

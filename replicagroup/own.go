@@ -283,44 +283,49 @@ func (s *groupSession) servedBy(g order.GroupID) {
 	}
 }
 
-// seekOwn finds the own group of a session for its automaton, or ends the session if that group is over.
+// seekOwn finds the own group of a session for its automaton, or ends the session if that group is over: at once, unless a command may
+// have been executed there. Its members go on to say so for a while, if they live.
 func (s *groupSession) seekOwn() {
 	h := s.client.host
 	known, over, err := h.standing(h.ctx, s.own)
-	switch {
-	case err != nil:
-		log.Debugw("the group of its prefix does not say where the key's own group is", "group", s.own, "err", err)
-	case over:
-		s.gone()
-		return
-	case known.IsZero():
-		// It may survive its parent, which is new, and hear of it before long. Else it never will.
-		now := h.clock.Now()
-		s.mu.Lock()
+	now := h.clock.Now()
+	s.mu.Lock()
+	d, gone := *s.descriptor, false
+	missing := func(patience time.Duration) {
 		if s.missing == 0 {
 			s.missing = now
 		}
-		late := now.Sub(s.missing) > 2*placement.KeysQuarantine(h.genesis)
-		s.mu.Unlock()
-		if late {
-			s.gone()
-			return
-		}
-	default:
-		h.locator.put(known.Descriptor)
+		gone = now.Sub(s.missing) >= patience
 	}
-	if d, ok := h.locator.cached(s.prefix); ok && d.Group == s.own {
-		s.located(d)
+	switch {
+	case err != nil:
+		log.Debugw("the group of its prefix does not say where the key's own group is", "group", s.own, "err", err)
+		s.missing = 0 // nobody says that it is over
+	case over && s.core.Unsure():
+		missing(overPatience)
+	case over:
+		gone = true
+	case known.Group == s.own:
+		d, s.missing = known.Descriptor, 0
+	default: // it may survive its parent, which is new, and hear of it before long. Else it never will
+		missing(2 * placement.KeysQuarantine(h.genesis))
+	}
+	s.mu.Unlock()
+	if gone {
+		s.gone()
 		return
 	}
-	s.mu.Lock()
-	d := *s.descriptor // what it was is the best that is known
-	s.mu.Unlock()
-	if !known.IsZero() && known.Group == s.own {
-		d = known.Descriptor
+	if known.Group == s.own {
+		h.locator.put(d)
+	}
+	if c, ok := h.locator.cached(s.prefix); ok && c.Group == s.own && placement.Newer(c, d) {
+		d = c
 	}
 	s.located(d)
 }
+
+// overPatience is how long an own group that is over is asked what became of a command.
+const overPatience = 5 * time.Second
 
 // gone ends a session with an own group that is over. The client makes another with what follows it.
 func (s *groupSession) gone() {

@@ -229,6 +229,11 @@ func (c *Client) ID() order.ClientID { return c.id }
 // Idle reports whether no command waits or is under way.
 func (c *Client) Idle() bool { return len(c.queue) == 0 && len(c.flight) == 0 }
 
+// Unsure reports whether a command was sent and may have been executed, or may be yet.
+func (c *Client) Unsure() bool {
+	return slices.ContainsFunc(c.flight, func(r *request) bool { return r.unknown || r.call != 0 })
+}
+
 // Step consumes one event, taken at an instant of the node's own clock, and appends actions to out. A stale event is dropped.
 func (c *Client) Step(ev ClientEvent, now automaton.Instant, out []ClientAction) []ClientAction {
 	c.now = max(c.now, now)
