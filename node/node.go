@@ -35,6 +35,7 @@ type Node struct {
 	store   replicagroup.Store
 	clock   *driver.Clock
 	locks   *lockservice.Service
+	sigma   *sigmaParts // nil: the overlay does not run the protocol
 
 	refusals   *Refusals
 	strangers  *strangers
@@ -54,7 +55,7 @@ type Node struct {
 // lockSession is one session of the lock service: its service and the client of replica groups under it.
 type lockSession struct {
 	service *lockservice.Service
-	client  *replicagroup.Client
+	client  *replicagroup.Client // nil: it has none
 }
 
 // failing is a store that may fail between two uses, as one on disk does.
@@ -79,6 +80,7 @@ type options struct {
 	knownPeers string // file; empty: none are kept
 	closing    func() error
 	plan       placement.PlanTimes
+	sigma      bool
 	reseed     []byte
 	rootState  []byte // with which the root of reseed begins here
 	onReseed   func(doc, state []byte) error
@@ -190,9 +192,14 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 			overlay.Remember(p)
 		}
 	}
+	var voters replicagroup.VoterService
+	if c.sigma {
+		n.sigma = n.newSigma()
+		voters = n.sigma.voters
+	}
 	n.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: c.genesis, Reseed: c.reseed, ReseedState: c.rootState, OnReseed: c.onReseed, Overlay: overlay, Store: c.store, Clock: n.clock,
-		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine},
+		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine}, Voters: voters,
 		Declines: !overlay.Hosting(),
 		Rejoins:  len(c.bootstrap) > 0 || n.known != nil && len(n.known.peers) > 0,
 
@@ -235,6 +242,9 @@ func founders(g placement.Genesis, self peer.ID) []peer.AddrInfo {
 
 func (n *Node) lockMachine(g order.GroupID) session.Machine {
 	c := lockservice.MachineConfig{Gen: g.Gen, TTLMax: n.genesis.TTLMax, Drift: n.genesis.Drift, Own: placement.IsOwn(g)}
+	if n.sigma != nil {
+		c.Sigma = min(lockservice.TTLDefault, n.genesis.TTLMax)
+	}
 	if n.genesis.OwnGroups {
 		c.Wait = placement.KeysQuarantine(n.genesis)
 	}
@@ -285,7 +295,13 @@ func (n *Node) Close() error {
 	n.strangers.stop()
 	var errs []error
 	for _, s := range sessions {
-		errs = append(errs, s.service.Close(), s.client.Close())
+		errs = append(errs, s.service.Close())
+		if s.client != nil {
+			errs = append(errs, s.client.Close())
+		}
+	}
+	if n.sigma != nil {
+		errs = append(errs, n.sigma.clients.Close())
 	}
 	errs = append(errs, n.groups.Close(), n.overlay.Close())
 	n.watching.Wait()

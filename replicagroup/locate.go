@@ -494,6 +494,11 @@ func (h *Host) Locate(ctx context.Context, key keyspace.Key) (placement.Descript
 	return h.locator.locate(ctx, h.genesis.PrefixOf(key), false)
 }
 
+// Relocate is Locate for those whom the members that are known do not answer: it asks the overlay again.
+func (h *Host) Relocate(ctx context.Context, key keyspace.Key) (placement.Descriptor, error) {
+	return h.locator.locate(ctx, h.genesis.PrefixOf(key), true)
+}
+
 // Leader asks the group of a key's prefix who leads it: the member that answers confirms by a round to a majority that it
 // does. It blocks until one does or ctx ends ([ErrNoQuorum]).
 func (h *Host) Leader(ctx context.Context, key keyspace.Key) (placement.Peer, error) {

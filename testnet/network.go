@@ -82,6 +82,8 @@ type Options struct {
 	LeaseReads bool
 	// OwnGroups allows keys to have groups of their own (placement.Genesis); not with placement.Leased.
 	OwnGroups bool
+	// Sigma has groups keep locks by protocol sigma too (node.WithSigma). Not to be set with State.
+	Sigma bool
 	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed, Depth, Regenesis, LeaseReads and OwnGroups,
 	// which are not to be set. Peers that were down stay down. Of partitions, latency and pauses it says nothing: there are none. [ErrMode] is
 	// matched when it is of the other mode, [ErrRunning] while the testnet that it was made of still runs.
@@ -114,7 +116,7 @@ func (o Options) Validate() error {
 // withDefaults fills in what is not set, and says what cannot be.
 func (o Options) withDefaults() (Options, error) {
 	if o.State != nil {
-		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 || o.Regenesis != 0 || o.LeaseReads || o.OwnGroups {
+		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 || o.Regenesis != 0 || o.LeaseReads || o.OwnGroups || o.Sigma {
 			return o, fmt.Errorf("%w: peers, f, seed, depth, regenesis, reads and own groups of a state are what they were", ErrOptions)
 		}
 		if o.StoreDir != "" {
@@ -347,6 +349,9 @@ func (n *Network) bear(ctx context.Context, s *slot, knows ...*slot) error {
 		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
 	}
 	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(store), node.WithPlanTimes(placement.TestnetPlanTimes())}
+	if n.opts.Sigma {
+		opts = append(opts, node.WithSigma())
+	}
 	for _, k := range knows {
 		if k != s {
 			opts = append(opts, node.WithBootstrap(peer.AddrInfo{ID: k.id, Addrs: []ma.Multiaddr{k.addr}}))

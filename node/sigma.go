@@ -1,0 +1,76 @@
+package node
+
+import (
+	"context"
+
+	"latchkey/dht/keyspace"
+	"latchkey/lockservice"
+	sigmapb "latchkey/lockservice/sigma/pb"
+)
+
+// WithSigma has the groups of this node keep locks by protocol sigma as well ([Node.NewSigmaLocks]). All nodes of an overlay have to be
+// made with it, or none: what a group's log says is executed by all its members alike. One name must not be locked by both protocols.
+func WithSigma() Option { return func(c *options) { c.sigma = true } }
+
+// sigmaParts are the node's ends of protocol sigma.
+type sigmaParts struct {
+	voters  *lockservice.SigmaVoters
+	clients *lockservice.Sigma
+}
+
+// newSigma makes both ends, and has answers that come for the clients given to them.
+func (n *Node) newSigma() *sigmaParts {
+	limits := lockservice.LimitsOf(n.genesis.TTLMax, int64(n.genesis.Drift))
+	p := &sigmaParts{
+		voters: lockservice.NewSigmaVoters(lockservice.SigmaVotersConfig{Limits: limits}),
+		clients: lockservice.NewSigma(lockservice.SigmaConfig{
+			Net: sigmaNet{n}, Depth: n.genesis.Depth, Limits: limits, Clock: n.clock, Self: n.host.ID().String(), PeerName: n.peerName,
+		}),
+	}
+	p.voters.OnAnswer(p.clients.Deliver)
+	return p
+}
+
+// sigmaNet is the overlay as clients of protocol sigma see it.
+type sigmaNet struct{ n *Node }
+
+// Locate implements [lockservice.SigmaNet].
+func (s sigmaNet) Locate(ctx context.Context, key keyspace.Key, fresh bool) (g lockservice.SigmaGroup, err error) {
+	locate := s.n.groups.Locate
+	if fresh {
+		locate = s.n.groups.Relocate
+	}
+	d, err := locate(ctx, key)
+	if err != nil {
+		return g, err
+	}
+	g.Group = sigmapb.Group{Prefix: d.Group.Prefix, Gen: d.Group.Gen}
+	for _, id := range d.View.Voters() {
+		m, _ := d.View.Member(id)
+		g.Voters = append(g.Voters, m.Peer)
+	}
+	return g, nil
+}
+
+// Send implements [lockservice.SigmaNet].
+func (s sigmaNet) Send(to keyspace.NodeID, key keyspace.Key, frame []byte) {
+	p, ok := s.n.overlay.PeerOf(to)
+	if !ok {
+		return // a look-up will tell
+	}
+	if err := s.n.overlay.Send(p, key, sigmapb.Service, frame); err != nil {
+		log.Debugw("a frame is lost", "peer", p, "err", err)
+	}
+}
+
+// NewSigmaLocks opens a session of the lock service that takes locks by protocol sigma. It ends with the node. It panics without [WithSigma].
+func (n *Node) NewSigmaLocks() *lockservice.Service {
+	s := lockservice.New(n.sigma.clients.NewBackend(), lockservice.WithClock(n.clock))
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sessions = append(n.sessions, &lockSession{service: s})
+	return s
+}
+
+// SigmaStats counts what the node's clients of protocol sigma have done.
+func (n *Node) SigmaStats() lockservice.SigmaStats { return n.sigma.clients.Stats() }
