@@ -95,7 +95,7 @@ func TestTestnetVerbsRefuseWhatMakesNoSense(t *testing.T) {
 		"bench route -n 0":                                   {exitUsage, "positive"},
 		"bench route -n 2":                                   {exitUsage, "at least 3"},
 		"bench route --for 0s":                               {exitUsage, "--for"},
-		"bench lock --protocol sigma":                        {exitUsage, "use group"},
+		"bench lock --protocol paxos":                        {exitUsage, "use group or sigma"},
 		"bench order --callers 0":                            {exitUsage, "between 1 and 1024"},
 		"bench order --callers 1025":                         {exitUsage, "between 1 and 1024"},
 		"bench order --for 2h":                               {exitUsage, "--for"},
