@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/pb"
 	"latchkey/replicagroup/placement"
@@ -37,6 +39,7 @@ type reseedable struct {
 	// ProposeRoot, or kept since; guarded by reseeding.
 	inherits []byte
 	linked   map[peer.ID]bool // peers in reach; guarded by Host.mu
+	told     turns            // who was told what the root's replica here has applied
 }
 
 type reseedDoc struct {
@@ -329,7 +332,7 @@ type survivor struct {
 	state *pb.RootStateReply
 }
 
-// survivors asks the members of a root what they have applied.
+// survivors asks the members of a root what they have applied, those that do not say so again and again for [rollTime].
 func (h *Host) survivors(ctx context.Context, root placement.Descriptor) (all []survivor) {
 	roll := h.Roll(ctx, root)
 	ctx, cancel := context.WithTimeout(ctx, rollTime)
@@ -341,10 +344,9 @@ func (h *Host) survivors(ctx context.Context, root placement.Descriptor) (all []
 			continue
 		}
 		asking.Go(func() {
-			m := new(pb.RootStateReply)
-			b, err := h.overlay.Call(ctx, peer.ID(p.ID), keyspace.Key{}, serviceRootState, marshal(&pb.RootStateRequest{Gen: root.Group.Gen}))
-			if err == nil {
-				err = proto.Unmarshal(b, m)
+			m, err := h.survivor(ctx, peer.ID(p.ID), root.Group)
+			for err != nil && pause(ctx, rollPause) == nil { // it may have been asked a moment ago
+				m, err = h.survivor(ctx, peer.ID(p.ID), root.Group)
 			}
 			if err != nil || !m.Present {
 				log.Warnw("a member of the root does not tell what it knows", "peer", peer.ID(p.ID), "err", err)
@@ -359,6 +361,47 @@ func (h *Host) survivors(ctx context.Context, root placement.Descriptor) (all []
 	return all
 }
 
+// survivor asks one.
+func (h *Host) survivor(ctx context.Context, p peer.ID, root order.GroupID) (*pb.RootStateReply, error) {
+	b, err := h.overlay.Call(ctx, p, keyspace.Key{}, serviceRootState, marshal(&pb.RootStateRequest{Gen: root.Gen}))
+	if err != nil {
+		return nil, err
+	}
+	return decodeRootState(b)
+}
+
+// What a root has applied is a long answer to a short question, which anybody in the overlay may ask: whoever is to found the next root
+// need not be known to a member of this one.
+const (
+	// rootStatePause is the shortest time between two answers to one peer. A question in between is answered that it came too soon.
+	rootStatePause = time.Second
+	// rootStateAskMax bounds the question.
+	rootStateAskMax = 64
+	// rootStateBytesMax bounds the directory in an answer: as much as a snapshot of the root may hold (raft.SnapshotBytesMax).
+	rootStateBytesMax = 48 << 20
+)
+
+// turns says whose turn it is. The zero value has given nobody a turn. It remembers those of the last [rootStatePause] only.
+type turns struct {
+	mu   sync.Mutex
+	last map[peer.ID]automaton.Instant
+}
+
+// take reports whether a peer has not had a turn for [rootStatePause], and if so it has one now.
+func (t *turns) take(p peer.ID, now automaton.Instant) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.last, func(_ peer.ID, at automaton.Instant) bool { return now.Sub(at) >= rootStatePause })
+	if _, had := t.last[p]; had {
+		return false
+	}
+	if t.last == nil {
+		t.last = make(map[peer.ID]automaton.Instant)
+	}
+	t.last[p] = now
+	return true
+}
+
 // rootStateEvent asks what the root's replica here has applied.
 type rootStateEvent struct {
 	root order.GroupID
@@ -366,13 +409,13 @@ type rootStateEvent struct {
 }
 
 func (h *Host) handleRootState(req *dht.Request) error {
-	var m pb.RootStateRequest
-	if err := proto.Unmarshal(req.Data, &m); err != nil {
-		return malformed("root state: %v", err)
+	g, err := h.decode.rootStateAsk(req.Data)
+	if err != nil {
+		return err
 	}
-	g := order.GroupID{Overlay: h.id, Gen: m.Gen}
-	if !h.shardOf(g).box.TryPut(rootStateEvent{g, req}) {
+	if !h.told.take(req.From, h.clock.Now()) || !h.shardOf(g).box.TryPut(rootStateEvent{g, req}) {
 		h.counters.busy.Add(1)
+		req.Fail(ErrBusy)
 	}
 	return nil
 }
@@ -382,7 +425,35 @@ func (e rootStateEvent) handle(s *shard) {
 	if r, ok := s.replicas[e.root]; ok {
 		m.Present, m.Index, m.Directory = true, r.applied, r.directory().Snapshot()
 	}
+	if len(m.Directory) > rootStateBytesMax {
+		e.req.Fail(ErrTooLarge)
+		return
+	}
 	e.req.Reply(marshal(&m))
+}
+
+// rootStateAsk decodes the question what the root of a generation has applied.
+func (d decoder) rootStateAsk(b []byte) (order.GroupID, error) {
+	if len(b) > rootStateAskMax {
+		return order.GroupID{}, malformed("root state: a question of %d bytes", len(b))
+	}
+	var m pb.RootStateRequest
+	if err := proto.Unmarshal(b, &m); err != nil {
+		return order.GroupID{}, malformed("root state: %v", err)
+	}
+	return order.GroupID{Overlay: d.overlay, Gen: m.Gen}, nil
+}
+
+// decodeRootState decodes the answer. The directory in it is not looked at.
+func decodeRootState(b []byte) (*pb.RootStateReply, error) {
+	m := new(pb.RootStateReply)
+	if err := proto.Unmarshal(b, m); err != nil {
+		return nil, malformed("root state: %v", err)
+	}
+	if len(m.Directory) > rootStateBytesMax || !m.Present && (m.Index != 0 || len(m.Directory) > 0) {
+		return nil, malformed("root state: present %v, index %d, a directory of %d bytes", m.Present, m.Index, len(m.Directory))
+	}
+	return m, nil
 }
 
 // register tells a new root of the groups led here that it does not know: it adopts them. children is what it does know.

@@ -15,8 +15,12 @@ import (
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
+	"latchkey/internal/protofield"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
 	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/raft"
 )
 
 var rootKey = ed25519.NewKeyFromSeed(bytes.Repeat([]byte{5}, ed25519.SeedSize))
@@ -299,5 +303,47 @@ func TestANewRootGoesOnFromASurvivor(t *testing.T) {
 		if pause(ctx, 20*time.Millisecond) != nil {
 			t.Fatalf("it is not adopted: %+v, %v", child, err)
 		}
+	}
+}
+
+func TestEachPeerIsToldOfTheRootOnceInAWhile(t *testing.T) {
+	t.Parallel()
+	var told turns
+	if now := automaton.Instant(1); !told.take("a", now) || told.take("a", now) || !told.take("b", now) {
+		t.Error("two at once, or one peer in another's way")
+	}
+	if at := automaton.Instant(1).Add(rootStatePause); told.take("a", at-1) || !told.take("a", at) || told.take("a", at) || len(told.last) != 1 {
+		t.Errorf("after %v: %v", rootStatePause, told.last)
+	}
+
+	w := newWorld(t, 2, 0)
+	ctx := deadline(t, waitMax)
+	asker, member := w.peers[1].groups, w.peers[0].host.ID()
+	var err error
+	for err == nil { // until two have come within the pause
+		_, err = asker.survivor(ctx, member, w.genesis.RootGroup())
+	}
+	if !strings.Contains(err.Error(), ErrBusy.Error()) {
+		t.Fatalf("one question too many: %v", err)
+	}
+	if all := asker.survivors(ctx, w.genesis.RootDescriptor()); len(all) != 1 || all[0].peer != member {
+		t.Errorf("whoever asks on is told: %+v", all)
+	}
+	if none, err := w.peers[0].groups.survivor(ctx, w.peers[1].host.ID(), w.genesis.RootGroup()); err != nil || none.Present {
+		t.Errorf("a peer that has no replica of the root: %v, %v", none, err)
+	}
+}
+
+func TestAQuestionForTheRootIsShort(t *testing.T) {
+	ask := marshal(&pb.RootStateRequest{Gen: 5})
+	ask = protofield.AppendBytes(ask, 9, make([]byte, rootStateAskMax-2-len(ask))) // a field to come
+	if g, err := testDecoder.rootStateAsk(ask); len(ask) != rootStateAskMax || err != nil || g.Gen != 5 {
+		t.Errorf("%d bytes: %v, %v", len(ask), g, err)
+	}
+	if _, err := testDecoder.rootStateAsk(append(ask, 0x50, 1)); !errors.Is(err, errMalformed) {
+		t.Errorf("a longer one: %v", err)
+	}
+	if rootStateBytesMax < raft.SnapshotBytesMax {
+		t.Error("a root has more in its snapshot than it may tell")
 	}
 }

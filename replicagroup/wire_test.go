@@ -49,6 +49,8 @@ func wellFormed() map[string][]byte {
 		"renewal":  marshal(&pb.RenewRequest{Groups: []*pb.Group{g, g}}),
 		"refusals": marshal(&pb.RenewAnswer{Refused: []uint32{1}}),
 		"verdict":  encodeVerdict(placement.Question{Term: 1, Round: 2, View: 3}, placement.VictimLive),
+		"root ask": marshal(&pb.RootStateRequest{Gen: 1 << 32}),
+		"root":     marshal(&pb.RootStateReply{Present: true, Index: 7, Directory: []byte("d")}),
 	}
 }
 
@@ -75,6 +77,10 @@ func decodeAs(kind string, b []byte) error {
 		_, err = testDecoder.renewal(b)
 	case "refusals":
 		_, err = refusals(b, make([]order.GroupID, 2))
+	case "root ask":
+		_, err = testDecoder.rootStateAsk(b)
+	case "root":
+		_, err = decodeRootState(b)
 	case "probe":
 		if _, ok := decodeProbe(b); !ok {
 			err = errMalformed
@@ -134,6 +140,8 @@ func TestDecodersRefuseWhatNoHostSends(t *testing.T) {
 		"renewal of too many":      {"renewal", &pb.RenewRequest{Groups: slices.Repeat([]*pb.Group{g}, placement.RenewGroupsMax+1)}},
 		"refusal of what was not":  {"refusals", &pb.RenewAnswer{Refused: []uint32{2}}},
 		"no verdict":               {"verdict", &pb.EndorseReply{Term: 1}},
+		"root of nobody":           {"root", &pb.RootStateReply{Directory: []byte("d")}},
+		"too large a root":         {"root", &pb.RootStateReply{Present: true, Directory: make([]byte, rootStateBytesMax+1)}},
 		"unknown verdict":          {"verdict", &pb.EndorseReply{Verdict: uint32(placement.NoSense) + 1}},
 	} {
 		if err := decodeAs(c.kind, marshal(c.msg)); err == nil {
@@ -168,7 +176,7 @@ func TestMalformedMessagesAreCountedAndHurtNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	services := []string{serviceEngine, serviceCommand, serviceQuery, serviceOutput, serviceLocate, serviceEnsure, serviceHost, serviceStart,
-		serviceProbe, serviceEndorse, serviceLeave, serviceDescriptor, serviceRenew, serviceTwin}
+		serviceProbe, serviceEndorse, serviceLeave, serviceDescriptor, serviceRenew, serviceTwin, serviceRootState}
 	// A stream that was reset again and again is not opened anew at once; nothing was sent then.
 	call := func(service string, msg []byte) ([]byte, error) {
 		for {

@@ -381,6 +381,36 @@ func FuzzDecodeQuery(f *testing.F) {
 	})
 }
 
+// FuzzInherit: whatever a member of a former root says it knew, nothing in the directory that begins with it is live.
+func FuzzInherit(f *testing.F) {
+	d := NewDirectory(genesis(3), order.GroupID{})
+	f.Add(d.Snapshot())
+	for i := range 3 {
+		apply(f, d, Command{Kind: Create, Prefix: prefix(i), Members: hosts(3)})
+	}
+	f.Add(d.Snapshot())
+	f.Add(snapshot1(d))
+	root := genesis(3).RootGroup()
+	root.Gen = 1 << 32
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := Inherit(genesis(3), root, b)
+		if err != nil {
+			if !errors.Is(err, ErrMalformed) && !errors.Is(err, ErrDescriptor) {
+				t.Fatal(err)
+			}
+			return
+		}
+		for p, ch := range d.children {
+			if ch.State != Inherited || ch.Group.Gen >= root.Gen {
+				t.Fatalf("%v is %v, %v", p, ch.Group, ch.State)
+			}
+		}
+		if err := NewDirectory(genesis(3), root).Restore(d.Snapshot()); err != nil {
+			t.Fatalf("%x became %x, %v", b, d.Snapshot(), err)
+		}
+	})
+}
+
 func FuzzRestore(f *testing.F) {
 	d := NewDirectory(genesis(3), order.GroupID{})
 	f.Add(d.Snapshot())
