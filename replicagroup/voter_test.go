@@ -124,6 +124,37 @@ func TestOwnProposalsAreBounded(t *testing.T) {
 	}
 }
 
+func TestMessagesThatWaitForALeaseAreBounded(t *testing.T) {
+	s, r, _, _ := newAsked(t)
+	v := new(noting)
+	r.seat = &Seat{r: r, service: "count", voter: v}
+	r.leading, r.lease = false, new(leaseCell)
+	r.seat.lease.asked = s.now // the leader's answer is on its way
+	for range voterWaitingMax {
+		r.seat.receive(new(voterEvent))
+	}
+	dropped := &s.host.counters.voterDropped
+	if len(v.heard) > 0 || dropped.Load() > 0 {
+		t.Fatalf("%d heard without a lease, %d dropped", len(v.heard), dropped.Load())
+	}
+	r.seat.receive(new(voterEvent))
+	if dropped.Load() != 1 {
+		t.Errorf("%d dropped of one too many", dropped.Load())
+	}
+	voterLeaseEvent{group: r.group}.handle(s) // there is none
+	if len(v.heard) > 0 || len(r.seat.lease.waiting) != voterWaitingMax || dropped.Load() != 1 {
+		t.Errorf("without a lease %d are heard, %d wait, %d are dropped", len(v.heard), len(r.seat.lease.waiting), dropped.Load())
+	}
+	voterLeaseEvent{r.group, s.host.clock.Now().Add(time.Hour), s.host.clock.Jumps()}.handle(s)
+	if len(v.heard) != voterWaitingMax || len(r.seat.lease.waiting) > 0 {
+		t.Errorf("with a lease %d are heard, %d wait", len(v.heard), len(r.seat.lease.waiting))
+	}
+	r.seat.receive(new(voterEvent))
+	if len(v.heard) != voterWaitingMax+1 || dropped.Load() != 1 {
+		t.Errorf("%d are heard, %d dropped", len(v.heard), dropped.Load())
+	}
+}
+
 // FuzzOwnFrame: what is read is what was written.
 func FuzzOwnFrame(f *testing.F) {
 	g := order.GroupID{Prefix: keyspace.Prefix{Bits: keyspace.Key{0xa0}, Len: 3}, Gen: 5}
