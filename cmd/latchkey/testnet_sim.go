@@ -20,9 +20,10 @@ type simReport struct {
 
 func testnetSimVerb(a *app) *cobra.Command {
 	c := group(&cobra.Command{
-		Use:   "sim",
-		Short: "simulate protocols in virtual time: lock",
-		Long:  `sim runs the protocols that peers run in a simulator with virtual time. It starts no peers and needs none.`,
+		Use:     "sim",
+		Short:   "simulate protocols in virtual time: lock",
+		Long:    `sim runs the protocols that peers run in a simulator with virtual time. It starts no peers and needs none.`,
+		Example: `  latchkey testnet sim lock --seed 1 --svg curves.svg > curves.csv`,
 	})
 	c.AddCommand(testnetSimLockVerb(a))
 	return c
