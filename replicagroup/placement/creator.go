@@ -344,8 +344,11 @@ func (c *Creator) ensure(ev Ensure, now automaton.Instant, out []CreatorAction) 
 		return refuse(err)
 	case !c.leading:
 		return refuse(ErrNotLeader)
-	case m == nil && !ev.Known.IsZero():
+	case m == nil && !ev.Known.IsZero() && !ev.Known.unfinished():
 		return append(out, AnswerEnsure{Ref: ev.Ref, Descriptor: ev.Known.Descriptor})
+	case m == nil && !ev.Known.IsZero():
+		// Its commit came after this creator had given it up, and nobody told it: it is that of a proposal whose outcome was unknown.
+		return c.ensure(ev, now, c.committed(ev.Known, now, out))
 	case m == nil && c.pending >= CreationsMax:
 		return refuse(ErrBusy)
 	case m == nil:
@@ -503,7 +506,7 @@ func (c *Creator) progress(p keyspace.Prefix, m *creation, now automaton.Instant
 }
 
 // giveUp tells everybody who waits, and forgets the creation. If its Create is committed after all, [Creator.committed] goes
-// on from there.
+// on from there, once somebody tells of it: whoever proposed, or the next Ensure.
 func (c *Creator) giveUp(p keyspace.Prefix, m *creation, err error, out []CreatorAction) []CreatorAction {
 	for _, ref := range m.ensures {
 		out = append(out, AnswerEnsure{Ref: ref, Err: err})

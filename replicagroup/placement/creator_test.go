@@ -57,6 +57,9 @@ func TestCreatorTraces(t *testing.T) {
 				return step(NoAnswer{Prefix: prefix(arg("prefix")), Peer: host(arg("peer")).Node()})
 			case "commit":
 				res := apply(t, dir, Command{Kind: Create, Prefix: prefix(arg("prefix")), Members: peers()})
+				if d.HasArg("unheard") {
+					return ""
+				}
 				return step(Committed{res.Child})
 			case "report": // a Reported that was committed
 				apply(t, dir, Command{Kind: Reported, Prefix: prefix(arg("prefix")), Replica: order.ReplicaID(arg("replica")), Store: host(arg("peer")).Store})
@@ -280,7 +283,7 @@ func TestAReportThatSpeaksForAnotherPeerIsDropped(t *testing.T) {
 
 func BenchmarkEnsureOfAKnownChild(b *testing.B) {
 	c := leading()
-	ch := Child{Descriptor: genesis(3).RootDescriptor()}
+	ch := Child{Descriptor: genesis(3).RootDescriptor(), Started: 0b111}
 	ch.Group.Prefix = prefix(1)
 	var out []CreatorAction
 	b.ReportAllocs()

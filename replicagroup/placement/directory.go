@@ -190,6 +190,10 @@ type Child struct {
 // AllStarted reports whether every member has reported in.
 func (c Child) AllStarted() bool { return bits.OnesCount8(c.Started) == len(c.View.Members) }
 
+// unfinished reports whether there are members that have yet to be told to start, or to say that they have. Of what only a former root
+// knew nobody is told to start.
+func (c Child) unfinished() bool { return !c.AllStarted() && c.State != Inherited }
+
 // majority reports whether a majority of the voters has reported in.
 func (c Child) majority() bool {
 	voters, running := 0, 0
@@ -627,7 +631,7 @@ func (d *Directory) Quarantine() time.Duration { return d.quarantine }
 func (d *Directory) Unstarted() []Child {
 	var list []Child
 	for _, p := range d.sorted() {
-		if ch := d.children[p]; !ch.AllStarted() && ch.State != Inherited {
+		if ch := d.children[p]; ch.unfinished() {
 			list = append(list, ch)
 		}
 	}

@@ -287,6 +287,12 @@ func (p *simPeer) propose(c Command) {
 	case fate == 1: // committed, and nobody hears of it
 		p.w.commit(c)
 		p.create(NotCommitted{c.Prefix, order.ErrDropped})
+	case fate == 2: // committed when the creator has given up, and nobody hears of it
+		p.env.After(proposeWait+time.Duration(p.env.Rand().Int64N(int64(proposeWait))), func() {
+			if p.w.leader == p.env.ID() {
+				p.w.commit(c)
+			}
+		})
 	case c.Kind == Reported:
 		p.w.commit(c)
 	default:
