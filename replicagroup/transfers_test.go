@@ -101,6 +101,10 @@ func newLaggard(t testing.TB, ctx context.Context, w *world, bytes int) *laggard
 	for _, p := range []*testPeer{l.leader, l.other} {
 		l.await(t, ctx, "the log is cut", p, func(s order.Status) bool { return s.First > 100 })
 	}
+	leads := false // a busy machine may have changed who does
+	if l.other.touch(l.group, func(r *replica) { leads = r.leading }); leads {
+		l.leader, l.other = l.other, l.leader
+	}
 	return l
 }
 
@@ -146,6 +150,25 @@ func (l *laggard) await(t testing.TB, ctx context.Context, what string, p *testP
 func (l *laggard) back(t *testing.T) {
 	t.Helper()
 	l.restart(t, l.far, l.disk)
+}
+
+// handOver has another replica lead from now on, as happens by itself on a busy machine.
+func (l *laggard) handOver(t testing.TB, ctx context.Context) {
+	t.Helper()
+	for leads := false; ; {
+		l.other.touch(l.group, func(r *replica) { leads = r.leading })
+		if leads {
+			break
+		}
+		l.leader.touch(l.group, func(r *replica) {
+			m, _ := r.view.MemberAt(l.other.overlay.Node())
+			r.step(order.Transfer{To: m.ID}) // again where one came to nothing
+		})
+		if err := pause(ctx, 10*time.Millisecond); err != nil {
+			t.Fatal("nobody else leads in time")
+		}
+	}
+	l.leader, l.other = l.other, l.leader
 }
 
 // caughtUp waits until the laggard has what another has, and compares their states.
@@ -513,20 +536,25 @@ func TestASnapshotSurvivesAPartition(t *testing.T) {
 	}
 	l.far.options = on(again)
 	const stall = 1500 * time.Millisecond
-	reached, parted := make(chan struct{}, 1), make(chan struct{})
-	l.leader.set(func(tr *transfers) {
-		tr.stall = stall
-		tr.acked = func(_ transfer.Key, acked int) {
-			if acked == 2<<20 {
-				reached <- struct{}{}
-				<-parted
+	reached, parted := make(chan *testPeer, 2), make(chan struct{})
+	for _, p := range []*testPeer{l.leader, l.other} { // who sends is who leads by then
+		var once sync.Once
+		p.set(func(tr *transfers) {
+			tr.stall = stall
+			tr.acked = func(_ transfer.Key, acked int) {
+				if acked >= 2<<20 {
+					once.Do(func() { reached <- p })
+					<-parted
+				}
 			}
-		}
-	})
+		})
+	}
 	l.far.prepare = func(h *Host) { h.transfers.stall = stall }
+	l.handOver(t, ctx)
 	l.back(t)
+	var sender *testPeer
 	select {
-	case <-reached:
+	case sender = <-reached:
 	case <-ctx.Done():
 		t.Fatal("the transfer never got there")
 	}
@@ -555,13 +583,13 @@ func TestASnapshotSurvivesAPartition(t *testing.T) {
 	if kept.Stalled != 1 || kept.BytesReceived < 2<<20 {
 		t.Errorf("the stream did not end by silence: %+v", kept)
 	}
-	awaitStats(t, ctx, "the sender has noticed", l.leader, func(st TransferStats) bool { return st.Stalled > 0 })
+	awaitStats(t, ctx, "the sender has noticed", sender, func(st TransferStats) bool { return st.Stalled > 0 })
 	for _, w := range wires {
 		if err := w.SetRules(wire.Rules{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	l.caughtUp(t, ctx, l.leader)
+	l.caughtUp(t, ctx, sender)
 	got := awaitStats(t, ctx, "it was received", l.far, func(st TransferStats) bool { return st.Received == 1 })
 	if got.BytesResumed != kept.BytesReceived || got.BytesReceived > size+1<<20 {
 		t.Errorf("%d bytes were kept: %+v", kept.BytesReceived, got)
