@@ -339,6 +339,10 @@ func (c *Creator) ensure(ev Ensure, now automaton.Instant, out []CreatorAction) 
 	m := c.open[ev.Prefix]
 	refuse := func(err error) []CreatorAction { return append(out, AnswerEnsure{Ref: ev.Ref, Err: err}) }
 	err := c.takes(ev.Prefix, ev.Name)
+	if c.keys && err == nil && m != nil && m.phase == starting && ev.Known.IsZero() { // the key was taken back before all had started
+		out = c.giveUp(ev.Prefix, m, ErrUndecided, out)
+		m = nil
+	}
 	switch {
 	case err != nil:
 		return refuse(err)

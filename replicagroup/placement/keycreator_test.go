@@ -98,6 +98,27 @@ func TestKeyCreatorMakesOwnGroupsAtTheirKeys(t *testing.T) {
 	}
 }
 
+// A key that was taken back while a member had not started yet is given away anew: what its last own group was is no answer.
+func TestKeyCreatorForgetsAnOwnGroupThatWasTakenBack(t *testing.T) {
+	w, names := newKeyWorld(t)
+	name := keyspace.Preimage(names[0])
+	p := KeyPrefix(name.Key())
+	w.silent = true
+	w.step(t, Ensure{Prefix: p, Ref: 1, Name: name})
+	ch, ok := w.keys.Lookup(p)
+	if !ok || w.creator.Open() != 1 {
+		t.Fatalf("own group %+v, %d open", ch, w.creator.Open())
+	}
+	if res := keyApply(t, w.keys, 0, new(toyParts), KeyCommand{Kind: Adopt, Name: string(name), Gen: ch.Group.Gen}); res.Status != OK {
+		t.Fatalf("adopt: %+v", res)
+	}
+	w.silent = false
+	w.step(t, Ensure{Prefix: p, Ref: 2, Name: name})
+	if again, ok := w.keys.Lookup(p); !ok || again.Group.Gen <= ch.Group.Gen || w.answers[2].Descriptor.Group != again.Group {
+		t.Errorf("given again: %+v, answer %+v, after %v", again, w.answers[2], ch.Group)
+	}
+}
+
 func TestKeyCreatorRefusesOtherKeys(t *testing.T) {
 	w, names := newKeyWorld(t)
 	first := KeyPrefix(keyspace.Preimage(names[0]).Key())
