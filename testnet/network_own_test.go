@@ -1,7 +1,6 @@
 package testnet
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"testing"
@@ -28,11 +27,12 @@ func TestALockMovesToItsOwnGroupAndBackWhileItIsHeld(t *testing.T) {
 		token lockservice.Token
 	}
 	granted := make(chan grant, 3)
+	whole := patient(t) // or who waits would do so for ever where another one fails
 	var waiting sync.WaitGroup
 	for _, i := range []int{3, 5, 6} {
 		queued := make(chan struct{}, 16)
 		waiting.Go(func() {
-			h, err := locks(i).Lock(context.WithoutCancel(t.Context()), name, lockservice.WithTTL(5*time.Second), lockservice.WithQueued(func(int) {
+			h, err := locks(i).Lock(whole, name, lockservice.WithTTL(5*time.Second), lockservice.WithQueued(func(int) {
 				select {
 				case queued <- struct{}{}:
 				default:
@@ -43,11 +43,15 @@ func TestALockMovesToItsOwnGroupAndBackWhileItIsHeld(t *testing.T) {
 				return
 			}
 			granted <- grant{i, h.Token()}
-			if err := h.Release(context.WithoutCancel(t.Context())); err != nil {
+			if err := h.Release(whole); err != nil {
 				t.Errorf("release by %d: %v", i, err)
 			}
 		})
-		<-queued
+		select {
+		case <-queued:
+		case <-whole.Done():
+			t.Fatalf("peer %d does not wait", i)
+		}
 	}
 	info := func(i int) lockservice.Info {
 		t.Helper()
@@ -92,7 +96,12 @@ func TestALockMovesToItsOwnGroupAndBackWhileItIsHeld(t *testing.T) {
 	must(t, held.Release(patient(t)))
 	last := held.Token()
 	for _, want := range []int{3, 5, 6} {
-		g := <-granted
+		var g grant
+		select {
+		case g = <-granted:
+		case <-whole.Done():
+			t.Fatalf("peer %d is not granted the lock", want)
+		}
 		if g.peer != want || g.token <= last {
 			t.Errorf("peer %d was granted the lock under %v, want peer %d above %v", g.peer, g.token, want, last)
 		}
