@@ -30,13 +30,16 @@ type Client struct {
 	mu       sync.Mutex
 	closed   bool
 	sessions map[order.GroupID]*groupSession // by own group, or by prefix alone
+	// over holds, by key, the last own group with which a session was given up as it seemed over. Another one with that has an id of its own:
+	// under the same it would begin with numbers for which the group has results.
+	over     map[keyspace.Prefix]uint64
 	notifies map[string]func(group order.GroupID, data []byte)
 }
 
 // NewClient makes a client of the overlay's groups. It opens a session with a group on first use.
 func (h *Host) NewClient() *Client {
 	c := &Client{
-		host: h, sessions: make(map[order.GroupID]*groupSession),
+		host: h, sessions: make(map[order.GroupID]*groupSession), over: make(map[keyspace.Prefix]uint64),
 		notifies: make(map[string]func(order.GroupID, []byte)),
 	}
 	h.mu.Lock()
@@ -240,7 +243,7 @@ func newGroupSession(c *Client, g order.GroupID) *groupSession {
 	var id order.ClientID
 	if placement.IsOwn(g) {
 		s.own = g
-		if parent := c.sessions[order.GroupID{Prefix: c.host.parentOf(g.Prefix)}]; parent != nil {
+		if parent := c.sessions[order.GroupID{Prefix: c.host.parentOf(g.Prefix)}]; parent != nil && g.Gen > c.over[g.Prefix] {
 			parent.mu.Lock()
 			id = parent.id
 			parent.mu.Unlock()

@@ -413,7 +413,7 @@ func (m *hosting) perform(a placement.HostingAction) {
 	case placement.Confirm:
 		m.host.spawn(func() { m.confirm(a.Group) })
 	case placement.Bury:
-		if err := m.host.bury(a.Group, a.Replica); err != nil {
+		if err := m.host.supersede(a.Group, a.Replica); err != nil {
 			log.Warnw("replica of a generation that is over could not be put aside", "group", a.Group, "err", err)
 		}
 	case placement.Run:

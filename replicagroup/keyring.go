@@ -259,12 +259,15 @@ func (k *keyring) takeBack(p keyspace.Prefix) *errand { return k.run(k.taking, p
 func (k *keyring) bringBack(ctx context.Context, p keyspace.Prefix) error {
 	ctx, cancel := context.WithTimeout(ctx, returnTime)
 	defer cancel()
+	var first order.GroupID
 	for {
 		part, err := k.part(ctx, p)
 		switch {
 		case err != nil:
 		case part.Status != placement.OK:
 			return nil // it is back
+		case first != order.GroupID{} && first != part.Child.Group:
+			return fmt.Errorf("own group %v has followed %v", part.Child.Group, first) // who wants that one to end, too, asks again
 		case !part.Begun:
 			e := k.hand(p) // it has to have something first
 			select {
@@ -274,6 +277,7 @@ func (k *keyring) bringBack(ctx context.Context, p keyspace.Prefix) error {
 			}
 		default:
 			var over bool
+			first = part.Child.Group
 			if over, err = k.bring(ctx, part); over {
 				return err
 			}
@@ -281,8 +285,8 @@ func (k *keyring) bringBack(ctx context.Context, p keyspace.Prefix) error {
 		if err != nil {
 			log.Infow("a key was not taken back from its own group yet", "group", k.group, "key", p, "err", err)
 		}
-		if pause(ctx, handPause) != nil {
-			return err
+		if cause := pause(ctx, handPause); cause != nil { // also where the last attempt found nothing wrong: the key is not back
+			return errors.Join(cause, err)
 		}
 	}
 }
@@ -332,7 +336,10 @@ func (k *keyring) ensured(d placement.Descriptor, req *dht.Request) {
 		case err != nil:
 			busyWith("whether the key's own group has begun is not known", err)
 			return
-		case part.Status == placement.OK && !part.Begun && part.Ready:
+		case part.Status != placement.OK || part.Child.Group != d.Group:
+			busyWith("the key was taken back meanwhile", ErrNoOwn)
+			return
+		case !part.Begun && part.Ready:
 			if err := k.hand(d.Group.Prefix).wait(); err != nil {
 				busyWith("the key's own group has not begun", err)
 				return
@@ -407,6 +414,7 @@ func (e reviveOwn) handle(s *shard) {
 type returnOwn struct {
 	parent order.GroupID
 	prefix keyspace.Prefix
+	gen    uint64 // of the own group
 	req    *dht.Request
 }
 
@@ -420,8 +428,17 @@ func (e returnOwn) handle(s *shard) {
 	if !ok || !r.ready(e.req) {
 		return
 	}
-	if _, out := keys.Lookup(e.prefix); !out {
+	switch known, out := keys.Lookup(e.prefix); {
+	case !out:
 		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_OK}))
+		return
+	case known.Group.Gen != e.gen:
+		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: fmt.Appendf(nil, "own group %v has followed the one that shall end", known.Group)}))
+		return
+	}
+	if left := keys.Quarantine() - r.table.Now(); left > 0 { // until then the own group serves the key, and nobody would if it were sealed
+		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY, Data: fmt.Appendf(nil,
+			"group %v was revived, and takes no key back for %v more", e.parent, left.Round(time.Second))}))
 		return
 	}
 	back := r.ringOf().takeBack(e.prefix)

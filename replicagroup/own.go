@@ -333,6 +333,7 @@ func (s *groupSession) gone() {
 	c.mu.Lock()
 	if c.sessions[s.own] == s {
 		delete(c.sessions, s.own)
+		c.over[s.prefix] = max(c.over[s.prefix], s.own.Gen)
 	}
 	c.mu.Unlock()
 	s.end(session.Gone{})
@@ -369,6 +370,33 @@ func (r *replica) phase() (placement.OwnPhase, string) {
 		return own.Phase()
 	}
 	return 0, ""
+}
+
+// sealed reports whether this replica knows that it is of an own group that serves nothing more.
+func (r *replica) sealed() bool {
+	if !placement.IsOwn(r.group) {
+		return false
+	}
+	phase, _ := r.phase()
+	return phase == placement.OwnSealed && !r.halted
+}
+
+// settled answers a command from what a sealed own group knows for good, if it is of one. Members end one by one when the key gets its next
+// own group, so that neither a leader nor a majority may be left; one that lingers is enough.
+func (r *replica) settled(e *commandEvent) bool {
+	if !r.sealed() {
+		return false
+	}
+	status, data, ok := r.table.Outcome(e.cmd)
+	switch {
+	case !ok:
+		return false
+	case status == session.Moved:
+		e.call.Reply(marshal(r.keyMoved(e.cmd.Service, e.cmd.Data, false)))
+	default:
+		e.call.Reply(appendResult(nil, statusToPB(status), data))
+	}
+	return true
 }
 
 // keyMoved is the answer to a command or query about a key that another group serves: it names the key's own group, if there is one.
@@ -438,22 +466,25 @@ func (h *Host) TakeBackKey(ctx context.Context, name keyspace.Preimage) error {
 	if err != nil {
 		return err
 	}
-	switch _, err := h.Child(ctx, p); {
+	ch, err := h.Child(ctx, p)
+	switch {
 	case errors.Is(err, ErrNoGroup):
 		return ErrNoOwn
 	case err != nil:
 		return err
 	}
-	return h.takeBack(ctx, p)
+	return h.takeBack(ctx, ch.Group)
 }
 
-func (h *Host) takeBack(ctx context.Context, p keyspace.Prefix) error {
+// takeBack has this very own group ended: a request that comes late does nothing to the next one.
+func (h *Host) takeBack(ctx context.Context, g order.GroupID) error {
+	p := g.Prefix
 	parent, err := h.locator.locate(ctx, h.parentOf(p), false)
 	if err != nil {
 		return noQuorum(err, order.GroupID{Prefix: h.parentOf(p)}, nil)
 	}
 	req := func(d placement.Descriptor) []byte {
-		return marshal(&pb.ReturnRequest{Parent: groupToPB(d.Group), Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix})
+		return marshal(&pb.ReturnRequest{Parent: groupToPB(d.Group), Prefix: groupToPB(order.GroupID{Prefix: p}).Prefix, Gen: g.Gen})
 	}
 	return h.askLeader(ctx, parent, keyspace.Key{}, serviceReturn, req, func(r reply) (bool, error) {
 		if r.status == pb.Status_REFUSED {
@@ -489,7 +520,7 @@ func (h *Host) handleReturn(req *dht.Request) error {
 	}
 	parent, err := h.parentGroup(m.Parent, p)
 	if err == nil {
-		h.submit(parent, returnOwn{parent, p, req}, req)
+		h.submit(parent, returnOwn{parent, p, m.Gen, req}, req)
 	}
 	return err
 }
@@ -530,7 +561,7 @@ func (h *Host) auditOwn() {
 			if !placement.IsOwn(r.Group) || r.Halted || mute[h.parentOf(r.Group.Prefix)] || !all && r.Phase != placement.OwnSealed {
 				continue
 			}
-			is, err := h.isOver(r)
+			is, followed, err := h.isOver(r)
 			if err != nil {
 				mute[h.parentOf(r.Group.Prefix)] = true
 				log.Debugw("an own group was not compared with what its parent knows", "group", r.Group, "err", err)
@@ -539,7 +570,7 @@ func (h *Host) auditOwn() {
 				if over[r.Group] == 0 {
 					over[r.Group] = now
 				}
-				h.endOwn(r, now.Sub(over[r.Group]))
+				h.endOwn(r, followed, now.Sub(over[r.Group]))
 			}
 		}
 		for g := range over {
@@ -570,48 +601,50 @@ func (h *Host) ownAuditDue() {
 	}
 }
 
-// isOver asks the parent about an own group that has a replica here, and reports whether it is over.
-func (h *Host) isOver(r ReplicaStatus) (bool, error) {
+// isOver asks the parent about an own group that has a replica here, and reports whether it is over, and whether another one has followed it.
+func (h *Host) isOver(r ReplicaStatus) (over, followed bool, err error) {
 	known, over, err := h.standing(h.ctx, r.Group)
+	followed = over && !known.IsZero()
 	switch {
 	case err != nil:
-		return false, err
-	case over && !known.IsZero():
-		h.hosting.box.Put(hostingEvent{ev: placement.Superseded{Live: known.Group}})
-		return false, nil // which ends it
+		return false, false, err
+	case followed:
+		h.hosting.box.Put(hostingEvent{ev: placement.Superseded{Live: known.Group}}) // which ends it, unless it is sealed
+		return r.Phase == placement.OwnSealed, true, nil
 	case over || known.Group == r.Group && r.Phase != placement.OwnSealed:
-		return over, nil
+		return over, false, nil
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, locateTimeout)
 	defer cancel()
 	if known.Group == r.Group { // whoever sealed it has stopped before it was adopted
-		return false, h.takeBack(ctx, r.Group.Prefix)
+		return false, false, h.takeBack(ctx, r.Group)
 	}
 	m, ok := r.Descriptor.View.MemberAt(h.overlay.Node())
 	if !ok || m.Role != order.Voter {
-		return false, nil // who has a vote sees to it
+		return false, false, nil // who has a vote sees to it
 	}
 	if r.Phase == placement.OwnEmpty {
-		return true, nil // what it should have begun with was lost with its parent
+		return true, false, nil // what it should have begun with was lost with its parent
 	}
 	res, err := h.tellParent(ctx, r.Descriptor, r.Key)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	log.Infow("told the group of a prefix of an own group that has outlived its former one", "group", r.Group, "status", res.Status)
-	return res.Status == placement.NotFound || res.Status == placement.WrongGen, nil
+	return res.Status == placement.NotFound || res.Status == placement.WrongGen, false, nil
 }
 
 // endOwn ends the replica of an own group that has been known to be over for a while. What a sealed one knew has gone where it belongs;
-// what another one knew is put aside.
-func (h *Host) endOwn(r ReplicaStatus, since time.Duration) {
+// what another one knew is put aside, also where that cannot be told, since another one has followed.
+func (h *Host) endOwn(r ReplicaStatus, followed bool, since time.Duration) {
 	id := r.Status.Self
 	var err error
 	switch {
-	case r.Phase != placement.OwnSealed:
-		err = h.bury(r.Group, id)
-	case since >= ownLinger:
+	case r.Phase == placement.OwnSealed && since < ownLinger:
+	case r.Phase == placement.OwnSealed && !followed:
 		err = h.retire(r.Group, id+1)
+	default:
+		err = h.bury(r.Group, id)
 	}
 	if err != nil {
 		log.Warnw("the replica of an own group that is over was not ended", "group", r.Group, "err", err)

@@ -18,6 +18,7 @@ import (
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
 	"latchkey/replicagroup/placement"
 	"latchkey/replicagroup/session"
 )
@@ -129,6 +130,7 @@ type adders struct {
 func (w *ownWorld) adding(t *testing.T, ctx context.Context, from ...*testPeer) *adders {
 	t.Helper()
 	a := new(adders)
+	whole := ctx // a command is not given up because enough were sent, but with the test
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	for _, p := range from {
@@ -136,7 +138,7 @@ func (w *ownWorld) adding(t *testing.T, ctx context.Context, from ...*testPeer) 
 		wg.Go(func() {
 			last := time.Now()
 			for ctx.Err() == nil {
-				_, err := c.Do(context.WithoutCancel(ctx), w.name.Key(), "tally", more(string(w.name), 1))
+				_, err := c.Do(whole, w.name.Key(), "tally", more(string(w.name), 1))
 				switch {
 				case err == nil:
 					a.sure.Add(1)
@@ -183,6 +185,102 @@ func (w *ownWorld) takeBack(t *testing.T, ctx context.Context, by *testPeer) {
 	t.Helper()
 	if err := by.groups.TakeBackKey(ctx, w.name); err != nil && !errors.Is(err, ErrNoOwn) {
 		t.Fatal(err)
+	}
+}
+
+// Each command takes effect at most once, also one that is under way while its key moves, and none that was answered is missing. The log
+// tells for how long nobody had an answer.
+func TestCommandsTakeEffectOnceWhileTheirKeyMoves(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t, waitMax)
+	w := newOwnWorld(t, ctx, 6)
+	a := w.adding(t, ctx, w.peers[1], w.peers[4], w.peers[5])
+	var last order.GroupID
+	for range 4 {
+		own := w.give(t, ctx, w.peers[2])
+		if own.Group.Gen <= last.Gen || !placement.IsOwn(own.Group) {
+			t.Errorf("own group %v after %v", own.Group, last)
+		}
+		if last = own.Group; len(own.View.Members) != 3 {
+			t.Errorf("%d members", len(own.View.Members))
+		}
+		if _, err := w.peers[0].groups.GiveOwnGroup(ctx, w.name); !errors.Is(err, ErrHasOwn) {
+			t.Errorf("given twice: %v", err)
+		}
+		for before := a.sure.Load(); a.sure.Load() < before+50; { // it serves
+			if err := pause(ctx, time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.takeBack(t, ctx, w.peers[3])
+		if err := w.peers[0].groups.TakeBackKey(ctx, w.name); !errors.Is(err, ErrNoOwn) {
+			t.Errorf("taken back twice: %v", err)
+		}
+	}
+	if a.maybe.Load() > 0 {
+		t.Errorf("%d commands have an unknown outcome, and nobody has failed", a.maybe.Load())
+	}
+	w.check(t, ctx, w.peers[0], a)
+}
+
+// An own group that was taken back goes on to say what became of its commands, also when the key has its next own group, at the same peers.
+func TestAnOwnGroupThatWasTakenBackKnowsItsCommands(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t, waitMax)
+	w := newOwnWorld(t, ctx, 6)
+	first := w.give(t, ctx, w.peers[0])
+	user := w.spared(t, first)
+	c := user.groups.NewClient()
+	if _, err := c.Do(ctx, w.name.Key(), "tally", more(string(w.name), 1)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.session(first.Group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// ask sends a command under a number that the client does not use, and has not acknowledged, until somebody knows.
+	ask := func(seq uint64) (pb.Status, []byte) {
+		t.Helper()
+		req := encodeCommand(first.Group, 0, order.Command{Client: s.id, Seq: seq, Service: "tally", Data: more(string(w.name), 1)})
+		for {
+			for _, m := range first.Peers {
+				b, err := user.overlay.Call(ctx, peer.ID(m.ID), keyspace.Key{}, serviceCommand, req)
+				if err != nil {
+					continue
+				}
+				if r, err := user.groups.decode.reply(b); err == nil && (r.status == pb.Status_OK || r.status == pb.Status_KEY_MOVED) {
+					return r.status, r.data
+				}
+			}
+			if err := pause(ctx, 10*time.Millisecond); err != nil {
+				t.Fatalf("nobody knows of command %d: %v", seq, err)
+			}
+		}
+	}
+	if status, sum := ask(10); status != pb.Status_OK || sumOf(t, sum, nil) != 2 {
+		t.Fatalf("%v, %v", status, sum)
+	}
+	w.takeBack(t, ctx, user)
+	if next := w.give(t, ctx, user); next.Group.Gen <= first.Group.Gen {
+		t.Fatalf("own group %v after %v", next.Group, first.Group)
+	}
+	if status, sum := ask(10); status != pb.Status_OK || sumOf(t, sum, nil) != 2 {
+		t.Errorf("executed: %v, %v", status, sum)
+	}
+	if status, _ := ask(11); status != pb.Status_KEY_MOVED {
+		t.Errorf("never executed: %v", status)
+	}
+	// Whoever gives its session up, and makes another one with it, does not get those results for other commands.
+	s.gone()
+	again, err := c.session(first.Group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again == s || again.id == s.id {
+		t.Error("a second session under the first one's id")
+	}
+	if got, err := c.Do(ctx, w.name.Key(), "tally", more(string(w.name), 1)); sumOf(t, got, err) != 3 {
+		t.Error("not every command has taken effect once")
 	}
 }
 

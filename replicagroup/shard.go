@@ -360,10 +360,10 @@ func (e suspectEvent) handle(s *shard) {
 }
 
 func (e *commandEvent) handle(s *shard) {
-	if r, ok := s.replicas[e.group]; ok {
-		r.ask(e)
-	} else {
+	if r, ok := s.replicas[e.group]; !ok {
 		s.host.absent(e.group, e.call)
+	} else if !r.settled(e) {
+		r.ask(e)
 	}
 }
 

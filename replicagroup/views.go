@@ -342,12 +342,13 @@ type retireEvent struct {
 	group order.GroupID
 	below order.ReplicaID // ends a replica with a lower id only
 	aside bool            // its generation is over: what it had is put aside
+	spare bool            // unless it is of a sealed own group, which lingers
 	done  chan<- error
 }
 
 func (e retireEvent) handle(s *shard) {
 	r, ok := s.replicas[e.group]
-	if !ok || r.self >= e.below {
+	if !ok || r.self >= e.below || e.spare && r.sealed() {
 		e.done <- nil
 		return
 	}
@@ -365,6 +366,12 @@ func (h *Host) retire(g order.GroupID, below order.ReplicaID) error {
 // bury ends this peer's replica of a generation that is over. It returns when what the replica had is put aside.
 func (h *Host) bury(g order.GroupID, self order.ReplicaID) error {
 	return h.end(retireEvent{group: g, below: self + 1, aside: true})
+}
+
+// supersede is bury of a generation that another one has followed. One of an own group that is sealed goes on until [Host.auditOwn] ends it,
+// since it was not lost: who asks what became of a command shall be answered.
+func (h *Host) supersede(g order.GroupID, self order.ReplicaID) error {
+	return h.end(retireEvent{group: g, below: self + 1, aside: true, spare: true})
 }
 
 func (h *Host) end(e retireEvent) error {

@@ -709,6 +709,7 @@ type ReturnRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Parent        *Group                 `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"` // the group that is asked
 	Prefix        []byte                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"` // the whole key
+	Gen           uint64                 `protobuf:"varint,3,opt,name=gen,proto3" json:"gen,omitempty"`      // of the own group that shall end: not of one that has followed it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -755,6 +756,13 @@ func (x *ReturnRequest) GetPrefix() []byte {
 		return x.Prefix
 	}
 	return nil
+}
+
+func (x *ReturnRequest) GetGen() uint64 {
+	if x != nil {
+		return x.Gen
+	}
+	return 0
 }
 
 // Service "group/host": will you host a replica of this prefix?
@@ -1851,10 +1859,11 @@ const file_replicagroup_pb_replicagroup_proto_rawDesc = "" +
 	"\rEnsureRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x127\n" +
 	"\x06parent\x18\x02 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x06parent\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\fR\x04name\"`\n" +
+	"\x04name\x18\x03 \x01(\fR\x04name\"r\n" +
 	"\rReturnRequest\x127\n" +
 	"\x06parent\x18\x01 \x01(\v2\x1f.latchkey.replicagroup.v1.GroupR\x06parent\x12\x16\n" +
-	"\x06prefix\x18\x02 \x01(\fR\x06prefix\"%\n" +
+	"\x06prefix\x18\x02 \x01(\fR\x06prefix\x12\x10\n" +
+	"\x03gen\x18\x03 \x01(\x04R\x03gen\"%\n" +
 	"\vHostRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\"1\n" +
 	"\tHostReply\x12\x0e\n" +

@@ -140,6 +140,20 @@ func (t *Table) Carve(name string) ([]byte, error) {
 	return nil, ErrPartTooLarge
 }
 
+// Outcome returns what became of a command at a group that is sealed: one whose [Gate] has shut, for this key and for ever, by an entry
+// that this table has applied. Such a command was executed before that entry, and its result is here, or never will be; so it can be
+// asked of any replica, without a leader. ok is false where this table cannot tell, as of a session it does not know.
+func (t *Table) Outcome(c order.Command) (status Status, data []byte, ok bool) {
+	s, live := t.sessions[c.Client]
+	if m := t.Machine(c.Service); !live || s.peer != c.Author || c.Seq <= s.acked || m == nil || !t.away(m, c.Data, false) {
+		return 0, nil, false
+	}
+	if r, done := s.results[c.Seq]; done {
+		return r.status, r.data, true
+	}
+	return Moved, nil, true
+}
+
 // inner is the context of a service that is called while another one runs, whose outputs stay its own.
 func (t *Table) inner(name string) Context {
 	return Context{Index: t.index, Now: t.now, Emit: func(client order.ClientID, data []byte) {

@@ -150,6 +150,48 @@ func TestCommandsOfAKeyThatIsAwayTakeNoEffect(t *testing.T) {
 	}
 }
 
+// Behind the entry that shuts a gate for ever, every replica tells alike what became of a command, and asks nobody.
+func TestOutcomeBehindTheGate(t *testing.T) {
+	w := newSplitWorld()
+	w.open(1)
+	w.call(1, 1, "jar", "a=x")
+	w.call(1, 2, "jar", "a=y")
+	ask := func(by byte, seq uint64, service, data string) (Status, string, bool) {
+		s, d, ok := w.Outcome(order.Command{Client: order.ClientID{1}, Author: keyspace.NodeID{by}, Seq: seq, Acked: 1, Service: service, Data: []byte(data)})
+		return s, string(d), ok
+	}
+	if _, _, ok := ask(1, 2, "jar", "a=y"); ok {
+		t.Error("an outcome while the key is served")
+	}
+	w.call(1, 3, "door", "a")
+	before := w.Digest()
+	if s, d, ok := ask(1, 2, "jar", "a=y"); s != OK || d != "xy" || !ok {
+		t.Errorf("executed before: %v, %q, %v", s, d, ok)
+	}
+	if s, _, ok := ask(1, 4, "jar", "a=z"); s != Moved || !ok {
+		t.Errorf("never executed: %v, %v", s, ok)
+	}
+	if _, _, ok := ask(1, 5, "door", "a"); ok {
+		t.Error("an outcome of what is not about a key")
+	}
+	if _, _, ok := ask(1, 6, "jar", "b=z"); ok {
+		t.Error("an outcome of what is served")
+	}
+	if _, _, ok := ask(2, 2, "jar", "a=y"); ok {
+		t.Error("an outcome for another peer")
+	}
+	if w.Digest() != before {
+		t.Error("asking has changed something")
+	}
+	if got := w.call(1, 4, "jar", "a=z"); got.Status != Moved {
+		t.Errorf("the log says %v", got.Status)
+	}
+	w.do(order.Command{Client: order.ClientID{1}, Author: keyspace.NodeID{1}, Seq: 7, Acked: 2, Service: "jar", Data: []byte("a=z")})
+	if _, _, ok := ask(1, 2, "jar", "a=y"); ok {
+		t.Error("an outcome of what was acknowledged")
+	}
+}
+
 func TestSessionsGoAlongWithTheirKey(t *testing.T) {
 	from, to := newSplitWorld(), newSplitWorld()
 	from.open(1)
