@@ -600,8 +600,7 @@ func (h *Host) handleCommand(req *dht.Request) error {
 	if e.cmd.Service == placement.Service && req.From != h.overlay.Self() && !isUpdate(e.cmd) {
 		// Only a leader's own host commands the directory, but for a member of a group that tells of its view. One that was
 		// deposed a moment ago may still try: it is no misbehaviour, and its creation is taken up by whoever asked for it.
-		req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED}))
-		return nil
+		e.foreign = true
 	}
 	if e.cmd.Service == placement.OwnService && h.genesis.OwnGroups && req.From != h.overlay.Self() {
 		h.commandOwn(&e, req)

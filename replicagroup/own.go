@@ -120,21 +120,15 @@ func (h *Host) withParent(from peer.ID, of keyspace.Prefix, then func(parent boo
 // commandOwn takes a command of another peer about own groups: to an own group of a member of its parent, to a prefix's group the word of
 // a voter of an own group about its view. All else only a leader's own host commands.
 func (h *Host) commandOwn(e *commandEvent, req *dht.Request) {
-	refuse := func() { req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED})) }
-	switch {
-	case h.ownPrefix(e.group.Prefix):
+	if h.ownPrefix(e.group.Prefix) {
 		h.withParent(req.From, e.group.Prefix, func(parent bool) {
-			if !parent {
-				refuse()
-				return
-			}
+			e.foreign = !parent
 			h.submit(e.group, e, req)
 		})
-	case isKeyUpdate(e.cmd):
-		h.submit(e.group, e, req)
-	default:
-		refuse()
+		return
 	}
+	e.foreign = !isKeyUpdate(e.cmd)
+	h.submit(e.group, e, req)
 }
 
 // isKeyUpdate is isUpdate of a command about own groups.

@@ -284,6 +284,34 @@ func TestAnOwnGroupThatWasTakenBackKnowsItsCommands(t *testing.T) {
 	}
 }
 
+// Only who leads refuses a command about own groups of a peer that may not give it. A client that a follower refused would take that for
+// the leader, and stay with it: a leader's own host, which had found another one before, never found itself.
+func TestOnlyTheLeaderRefusesCommandsAboutOwnGroups(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t, waitMax)
+	w := newOwnWorld(t, ctx, 6)
+	by := w.spared(t, w.prefix)
+	data, err := placement.KeyCommand{Kind: placement.Begun, Name: string(w.name)}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	leader, _ := w.leader(t, ctx, w.prefix.Group)
+	for _, m := range w.prefix.Peers {
+		want := pb.Status_NOT_LEADER
+		if peer.ID(m.ID) == leader.host.ID() {
+			want = pb.Status_REFUSED
+		}
+		req := encodeCommand(w.prefix.Group, 0, order.Command{Client: order.ClientID{1}, Seq: 1, Service: placement.OwnService, Data: data})
+		b, err := by.overlay.Call(ctx, peer.ID(m.ID), keyspace.Key{}, serviceCommand, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := by.groups.decode.reply(b); err != nil || r.status != want {
+			t.Errorf("a member answers %v (%v), want %v", r.status, err, want)
+		}
+	}
+}
+
 // A move is finished by whoever leads the group of the prefix next: its leader dies behind the entry that gives the key away, and
 // once more behind the seal of the key's own group.
 func TestTheNextLeaderFinishesAMove(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/pb"
 	"latchkey/replicagroup/session"
 )
 
@@ -88,6 +89,9 @@ type (
 		view  uint64
 		cmd   order.Command
 		call  caller
+		// foreign: the peer may not command this. Only who leads refuses it; others name the leader, which may be that very peer, whose
+		// client would else believe that it has found whom to ask.
+		foreign bool
 	}
 	// queryEvent asks for a linearizable read.
 	queryEvent struct {
@@ -362,6 +366,10 @@ func (e suspectEvent) handle(s *shard) {
 func (e *commandEvent) handle(s *shard) {
 	if r, ok := s.replicas[e.group]; !ok {
 		s.host.absent(e.group, e.call)
+	} else if e.foreign {
+		if r.ready(e.call) {
+			e.call.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED}))
+		}
 	} else if !r.settled(e) {
 		r.ask(e)
 	}
