@@ -111,9 +111,9 @@ func run(ctx context.Context, o options) (_ *Result, err error) {
 		return r, nil
 	}
 	if o.program == "" {
-		o.program = filepath.Join(dir, "latchkey")
-		if out, err := exec.CommandContext(ctx, "go", "build", "-o", o.program, "latchkey/cmd/latchkey").CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("build latchkey, or name a binary with -latchkey: %w: %s", err, out)
+		o.program = filepath.Join(dir, "program")
+		if err := build(ctx, o.program); err != nil {
+			return nil, fmt.Errorf("build latchkey, or name a binary with -latchkey: %w", err)
 		}
 	}
 	for i := range o.failovers {
@@ -129,6 +129,20 @@ func run(ctx context.Context, o options) (_ *Result, err error) {
 		}
 	}
 	return r, nil
+}
+
+// build makes the latchkey binary, in the module of its own that this one names, since this one does not have all it needs.
+func build(ctx context.Context, program string) error {
+	dir, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "latchkey").Output()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", program, "./cmd/latchkey")
+	cmd.Dir = strings.TrimSpace(string(dir))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 // healthy runs the workloads without faults.
