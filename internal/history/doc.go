@@ -8,6 +8,11 @@
 // Linearizability is decided by porcupine, key by key. The verdict has three values: [Unknown] means that the time ran out
 // before a decision and is never a pass; it is the zero value.
 //
+// # Several objects
+//
+// [History.CheckRegister] takes each key for itself: linearizable registers are linearizable together. A memory that promises
+// less, that is sequential consistency, cannot be judged key by key: [History.CheckSequential] takes all keys at once.
+//
 // # Locks
 //
 // A lock is a lease with a fencing token, so a hold ends in one of these ways:

@@ -66,6 +66,9 @@ type Answer struct {
 	OK    bool   `json:"ok,omitempty"`
 	Value uint64 `json:"value,omitempty"`
 	Token uint64 `json:"token,omitempty"`
+	// Version is that of the value written, or of the value found where nothing was: it rises with every write of a key, from 1.
+	// 0 is that of the first value, or says that the service tells none.
+	Version uint64 `json:"version,omitempty"`
 }
 
 // Operation is one recorded operation. Calls and returns of a history are numbered in one sequence from 1.
