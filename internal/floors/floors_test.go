@@ -62,11 +62,12 @@ var packages = map[string]int{
 	"lockservice/pb":       tools,
 	"lockservice/sigma/pb": overlay, // above internal/protofield; it imports nothing of the overlay
 
-	"dht":               overlay,
-	"replicagroup":      groups,
-	"replicagroup/disk": services, // implements what replicagroup keeps its replicas in
-	"lockservice":       services,
-	"coherence":         services,
+	"dht":                   overlay,
+	"replicagroup":          groups,
+	"replicagroup/disk":     services, // implements what replicagroup keeps its replicas in
+	"lockservice":           services,
+	"lockservice/httpguard": api, // above the guard that it puts before a handler
+	"coherence":             services,
 
 	"node/api/latchkey/v1":                   tools,
 	"node/api/latchkey/v1/latchkeyv1connect": overlay, // above the messages it carries; beside our own overlay it imports nothing of it
