@@ -77,6 +77,7 @@ var packages = map[string]int{
 	"node":                                   peer,
 	"node/config":                            overlay, // above the files it writes; it imports nothing of the overlay
 	"testnet/wire":                           tools,
+	"testnet/litmus":                         tools,
 	"testnet":                                nets,
 	"testnet/demo":                           show,
 	"testnet/bench":                          show,

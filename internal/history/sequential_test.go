@@ -406,8 +406,8 @@ func TestLongRunsAreJudged(t *testing.T) {
 		clients, count, keys int
 		versions, scattered  bool
 	}{
-		{"versions", 8, 200_000, 64, true, false},
-		{"versions, scattered", 8, 200_000, 64, true, true},
+		{"versions", 8, 50_000, 64, true, false},
+		{"versions, scattered", 8, 50_000, 64, true, true},
 		{"no versions", 6, 12_000, 16, false, false},
 		{"no versions, scattered", 6, 4_000, 8, false, true},
 	} {
