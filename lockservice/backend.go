@@ -90,6 +90,7 @@ type Info struct {
 	Shared    bool          // those who hold it share it
 	Holding   int           // how many hold it
 	Holders   []Holder      // all of them, in the order of their grants, where they share it or have permits; may be cut off
+	TakenOver bool          // the group's table takes it over from the voters, who have yet to say who may hold it
 	DelayLeft time.Duration // for how long it is granted to nobody, because of a lock delay or a group that was revived
 	Waiters   []Waiter      // in the order they will be granted
 	Waiting   int           // how many wait; above len(Waiters) when the list was cut off

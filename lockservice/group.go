@@ -42,6 +42,9 @@ const (
 	// leavingMax bounds the requests of one backend that are being taken back in the background. One more is not taken back:
 	// it keeps its place until its session ends, and a grant made to it costs the others one TTL.
 	leavingMax = 256
+	// breakAgainMin and breakAgainMax are how soon a break is asked for again while the table takes a name over, at first and at last.
+	breakAgainMin = 10 * time.Millisecond
+	breakAgainMax = 500 * time.Millisecond
 	// leaveTimeout bounds the taking back of one request; past it the same holds.
 	leaveTimeout = 15 * time.Second
 )
@@ -298,17 +301,27 @@ func (b *groupBackend) Break(ctx context.Context, name string, token Token) (Par
 	if err := CheckName(name); err != nil {
 		return Party{}, err
 	}
-	res, err := b.do(ctx, name, encodeBreak(table.Break{Name: name, Token: table.Token(token), At: time.Now().UnixNano()}))
-	if err != nil {
-		return Party{}, err
+	command := encodeBreak(table.Break{Name: name, Token: table.Token(token), At: time.Now().UnixNano()})
+	for pause := breakAgainMin; ; pause = min(2*pause, breakAgainMax) {
+		res, err := b.do(ctx, name, command)
+		if err != nil {
+			return Party{}, err
+		}
+		switch res.status {
+		case pb.Status_STATUS_BROKEN:
+			return b.party(res.holder), nil
+		case pb.Status_STATUS_NOT_HELD:
+			return Party{}, ErrNotHeld
+		case pb.Status_STATUS_QUEUED: // voters have the name: the table takes it over first
+		default:
+			return Party{}, unexpected("break", res.status)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return Party{}, fmt.Errorf("%w: break %q: its voters have not told who holds it: %w", ErrOutcomeUnknown, name, context.Cause(ctx))
+		}
 	}
-	switch res.status {
-	case pb.Status_STATUS_BROKEN:
-		return b.party(res.holder), nil
-	case pb.Status_STATUS_NOT_HELD:
-		return Party{}, ErrNotHeld
-	}
-	return Party{}, unexpected("break", res.status)
 }
 
 func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
@@ -344,6 +357,8 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 			Party: b.partyFromPB(h.Party), Token: Token(h.Token), TTL: time.Duration(h.TtlNs), LeaseLeft: time.Duration(h.LeaseLeftNs), Confirmed: h.Confirmed,
 		})
 	}
+	info.TakenOver = m.Mode == pb.Mode_MODE_PENDING
+	b.mayHold(&info, m.Candidates)
 	for _, w := range m.Waiters {
 		info.Waiters = append(info.Waiters, Waiter{
 			Party: b.partyFromPB(w.Party), TTL: time.Duration(w.TtlNs), WaitingFor: time.Duration(w.WaitingForNs), Shared: w.Shared,
@@ -355,6 +370,23 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 		})
 	}
 	return info, nil
+}
+
+// mayHold tells of those who may hold a lock by grants of the voters that the table has taken it over from. There is more than one of them
+// only until all but one have said that they do not.
+func (b *groupBackend) mayHold(info *Info, candidates []*pb.Candidate) {
+	for _, c := range candidates {
+		var p party
+		if copy(p.client[:], c.GetWish().GetSession()) != len(p.client) || copy(p.peer[:], c.Peer) != len(p.peer) {
+			continue
+		}
+		h := Holder{Party: b.party(p), Token: Token(c.Token), LeaseLeft: time.Duration(c.LeftNs)}
+		if !info.Held {
+			info.Held, info.Holder, info.Token, info.LeaseLeft = true, h.Party, h.Token, h.LeaseLeft
+		}
+		info.Holding++
+		info.Holders = append(info.Holders, h)
+	}
 }
 
 func (b *groupBackend) Limits(context.Context) (Limits, error) { return b.cfg.Limits, nil }

@@ -75,6 +75,8 @@ type Sigma struct {
 	places   map[keyspace.Prefix]*place
 	searches sync.WaitGroup
 
+	questions map[sigma.Session]*question // about who has a lock
+
 	ears sync.Pool // of channels with room for one
 
 	acquired, oneRound atomic.Uint64
@@ -97,7 +99,7 @@ func NewSigma(cfg SigmaConfig) *Sigma {
 	s := &Sigma{
 		cfg: cfg, drift: automaton.Drift(cfg.Limits.DriftPPM),
 		lines: make(map[sigma.Session]*line), idle: make(map[string][]*line), places: make(map[keyspace.Prefix]*place),
-		wakes: automaton.Never,
+		wakes: automaton.Never, questions: make(map[sigma.Session]*question),
 	}
 	s.ears.New = func() any { return make(chan struct{}, 1) }
 	s.life, s.end = context.WithCancel(context.Background())
@@ -132,10 +134,13 @@ func (s *Sigma) Close() error {
 // Deliver takes a message that a replica has sent to a client. from is the authenticated sender. It does not block.
 func (s *Sigma) Deliver(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message) {
 	s.mu.Lock()
-	l := s.lines[m.Req.Session]
+	l, q := s.lines[m.Req.Session], s.questions[m.Req.Session]
 	s.mu.Unlock()
-	if l != nil {
+	switch {
+	case l != nil:
 		l.deliver(from, g, m)
+	case q != nil:
+		q.hear(from, g, m)
 	}
 }
 
@@ -774,8 +779,11 @@ func (b *sigmaBackend) Break(context.Context, string, Token) (Party, error) {
 	return Party{}, fmt.Errorf("%w: protocol sigma", errors.ErrUnsupported)
 }
 
-func (b *sigmaBackend) Info(context.Context, string) (Info, error) {
-	return Info{}, fmt.Errorf("%w: protocol sigma", errors.ErrUnsupported)
+func (b *sigmaBackend) Info(ctx context.Context, name string) (Info, error) {
+	if err := CheckName(name); err != nil {
+		return Info{}, err
+	}
+	return b.sigma.inspect(ctx, name)
 }
 
 func (b *sigmaBackend) Limits(context.Context) (Limits, error) { return b.sigma.cfg.Limits, nil }

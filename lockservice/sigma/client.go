@@ -118,7 +118,7 @@ const void automaton.Instant = -1 << 62
 
 // NewClient returns an idle client. It panics without a view to ask in or a TTL: both come from its own process.
 func NewClient(cfg ClientConfig) *Client {
-	invariant.Check(cfg.TTL > 0 && cfg.View.valid(), "a client's configuration", cfg)
+	invariant.Check(cfg.TTL > 0 && cfg.View.Valid(), "a client's configuration", cfg)
 	c := &Client{cfg: cfg, clock: cfg.Clock, next: automaton.Never, armed: automaton.Never}
 	c.sit(cfg.View)
 	return c
@@ -177,7 +177,7 @@ func (c *Client) Step(ev Event, out []Action) []Action {
 	case ClockJump:
 		out = c.jump(out)
 	case Located:
-		if ev.State.valid() {
+		if ev.State.Valid() {
 			out = c.move(ev.State.Descriptor, ModeSigma, out)
 		}
 	case Ordered:
@@ -244,7 +244,7 @@ func (c *Client) receive(from keyspace.NodeID, m *Message, out []Action) []Actio
 	c.clock = max(c.clock, m.TS) + 1
 	switch m.View.Compare(c.view.View) {
 	case 1:
-		if m.Kind == Moved && m.descriptor().valid() {
+		if m.Kind == Moved && m.descriptor().Valid() {
 			return c.move(m.descriptor(), m.Mode, out)
 		}
 		return append(out, Action{Kind: Lookup}) // a newer view, and no word of who is in it

@@ -235,7 +235,7 @@ func (c *Client) heldLogged(tok Token, sent automaton.Instant, out []Action) []A
 
 // sentBack goes to a view again whose voters lock the name.
 func (c *Client) sentBack(d Descriptor, out []Action) []Action {
-	if !d.valid() || d.View.Compare(c.view.View) < 0 {
+	if !d.Valid() || d.View.Compare(c.view.View) < 0 {
 		d = c.view
 	}
 	if d.View.Compare(c.log.since) <= 0 { // the newer one is not known here yet

@@ -59,8 +59,8 @@ type Descriptor struct {
 	Members []keyspace.NodeID // rising, no one twice, 1 to [MembersMax]
 }
 
-// valid reports whether a descriptor that came from outside can be used.
-func (d Descriptor) valid() bool {
+// Valid reports whether a descriptor that came from outside can be used.
+func (d Descriptor) Valid() bool {
 	if len(d.Members) == 0 || len(d.Members) > MembersMax {
 		return false
 	}
@@ -119,7 +119,7 @@ const (
 	Reported                  // REPORT, replica to replica: a piece of a sealed table
 	Pull                      // PULL, replica to replica: asks for pieces of a sealed table
 	Inspect                   // client to replica: who has Name, for people
-	Inspected                 // answers with what this replica knows: a Report of that one name. Not agreed with the others
+	Inspected                 // answers with what this replica knows: a Report of that one name, in one entry or several. Not agreed with the others
 	kinds
 )
 
@@ -175,9 +175,9 @@ type Message struct {
 	Ack   bool // Release: answer with Released
 
 	Owner    Req           // Queued: zero while nobody has it
-	Position int           // Queued: how many stand in front, the owner not counted
+	Position int           // Queued: how many stand in front, the owner not counted. Inspected: how many wait
 	Wait     time.Duration // Queued: T_w, the predicted wait
-	Embargo  time.Duration // Queued: the replica grants nothing for so long, 0 when it does
+	Embargo  time.Duration // Queued, Inspected: the replica grants nothing for so long, 0 when it does
 
 	Members []keyspace.NodeID // Moved: of View
 	Mode    Mode              // Moved: of Name; anything but sigma sends the client to the group's log (M1)
@@ -265,7 +265,7 @@ func (s LogState) apply(e Entry, block Token) (LogState, bool) {
 		if next.Members == nil {
 			next.Members = s.Members
 		}
-		if !next.valid() || counter(s.Ceil)+block > CounterMax {
+		if !next.Valid() || counter(s.Ceil)+block > CounterMax {
 			return s, false
 		}
 		s.Prev, s.Descriptor = s.Members, next

@@ -169,11 +169,34 @@ func (r *Replica) elsewhere(h *handed, from keyspace.NodeID, m *Message, out []A
 	return out
 }
 
-// inspect tells what is known here of a name.
+// inspect tells what is known here of a name: who owns it or may, and who waits, in as many entries as that takes. Position is how many
+// wait in all, and Embargo for how long this replica grants nothing and may not know of everybody.
 func (r *Replica) inspect(from keyspace.NodeID, m *Message, out []Action) []Action {
-	if r.modes[m.Name] != nil || !has(r.log.Members, r.cfg.Self) {
+	switch c := m.View.Compare(r.log.View); {
+	case m.View.Gen != r.log.View.Gen:
+		return r.send(from, Message{Kind: WrongGen, Name: m.Name, Req: m.Req}, out)
+	case c > 0: // it is asked again
+		return out
+	case c < 0 || r.modes[m.Name] != nil || !has(r.log.Members, r.cfg.Self):
 		return r.moved(from, m.Name, m.Req, out)
 	}
-	rep := Report{Inc: r.cfg.Inc, Chunks: 1, Entries: []ReportEntry{r.entry(m.Name, r.locks[m.Name])}}
-	return r.send(from, Message{Kind: Inspected, Name: m.Name, Req: m.Req, Report: &rep}, out)
+	l := r.locks[m.Name]
+	answer := Message{Kind: Inspected, Name: m.Name, Req: m.Req, Report: &Report{Inc: r.cfg.Inc, Chunks: 1, Entries: []ReportEntry{r.entry(m.Name, l)}}}
+	if l != nil {
+		answer.Position = len(l.queue)
+		for i := ReportQueueMax; i < min(len(l.queue), InspectQueueMax); i += ReportQueueMax {
+			e := ReportEntry{Name: m.Name}
+			for j := i; j < min(i+ReportQueueMax, len(l.queue), InspectQueueMax); j++ {
+				e.Queue = append(e.Queue, r.party(&l.queue[j], 0, 0))
+			}
+			answer.Report.Entries = append(answer.Report.Entries, e)
+		}
+	}
+	switch {
+	case !r.settled:
+		answer.Embargo = max(1, r.settleAt.Sub(r.now))
+	case r.now < r.embargo:
+		answer.Embargo = r.embargo.Sub(r.now)
+	}
+	return r.send(from, answer, out)
 }

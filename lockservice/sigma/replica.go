@@ -152,7 +152,7 @@ func (l *lock) live() bool { return l.owned || len(l.queue) > 0 || len(l.candida
 
 // NewReplica returns a replica at a state of the group's log.
 func NewReplica(cfg ReplicaConfig, log LogState) *Replica {
-	invariant.Check(cfg.TTLMin > 0 && cfg.TTLMin <= cfg.TTLMax && log.valid(), "a replica's configuration", cfg)
+	invariant.Check(cfg.TTLMin > 0 && cfg.TTLMin <= cfg.TTLMax && log.Valid(), "a replica's configuration", cfg)
 	if cfg.block == 0 {
 		cfg.block = Block
 	}

@@ -193,26 +193,28 @@ func (r *Replica) entry(name string, l *lock) ReportEntry {
 		return e
 	}
 	e.DelayLeft = max(0, l.delay.Sub(r.now))
-	party := func(w *wish, end automaton.Instant, tok Token) ReportParty {
-		return ReportParty{Req: w.req, ReqTS: w.reqTS, Node: w.node, CS: w.cs, TTL: w.ttl, Delay: w.delay, Left: max(0, end.Sub(r.now)), Tok: tok}
-	}
 	if l.owned && l.exp > r.now {
-		e.Parties = append(e.Parties, party(&l.owner, l.exp, l.prop))
+		e.Parties = append(e.Parties, r.party(&l.owner, l.exp, l.prop))
 	} else if l.owned {
 		e.DelayLeft = max(e.DelayLeft, l.exp.Add(l.owner.delay).Sub(r.now))
 	}
 	for j := range l.candidates {
 		if c := &l.candidates[j]; c.until > r.now && len(e.Parties) < CandidatesMax {
-			e.Parties = append(e.Parties, party(&c.wish, c.until, max(c.tok, c.offered)))
+			e.Parties = append(e.Parties, r.party(&c.wish, c.until, max(c.tok, c.offered)))
 		}
 	}
 	for j := range l.queue[:min(len(l.queue), ReportQueueMax)] {
-		e.Queue = append(e.Queue, party(&l.queue[j], 0, 0))
+		e.Queue = append(e.Queue, r.party(&l.queue[j], 0, 0))
 	}
 	for _, q := range l.ended[max(0, len(l.ended)-ReportEndedMax):] {
 		e.Ended = append(e.Ended, q.Req)
 	}
 	return e
+}
+
+// party describes a request whose lease, if it has one, ends at an instant.
+func (r *Replica) party(w *wish, end automaton.Instant, tok Token) ReportParty {
+	return ReportParty{Req: w.req, ReqTS: w.reqTS, Node: w.node, CS: w.cs, TTL: w.ttl, Delay: w.delay, Left: max(0, end.Sub(r.now)), Tok: tok}
 }
 
 // pushReport sends the pieces of a window, from piece i.
