@@ -38,6 +38,8 @@ type Request struct {
 	Try  bool          // do not queue
 	// Shared asks to have the lock beside others that share it.
 	Shared bool
+	// Protocol says how the lock is to be kept.
+	Protocol Protocol
 	// Permits, above 0, asks for one permit of a semaphore of so many: at most [PermitsMax], and not Shared.
 	Permits int
 	Delay   time.Duration // lock delay, at most [LockDelayMax]

@@ -39,6 +39,8 @@ const (
 	// pollMin and pollMax bound the period of [pollEvery].
 	pollMin = 200 * time.Millisecond
 	pollMax = 5 * time.Second
+	// tryPoll is the first pause of a try that waits because the name's mode changes. Each next one is twice as long.
+	tryPoll = 20 * time.Millisecond
 	// leavingMax bounds the requests of one backend that are being taken back in the background. One more is not taken back:
 	// it keeps its place until its session ends, and a grant made to it costs the others one TTL.
 	leavingMax = 256
@@ -63,9 +65,9 @@ type groupBackend struct {
 
 	mu      sync.Mutex
 	lastReq uint64
-	waiting map[uint64]chan Token // by request; an element in it is the token of a pushed grant
-	leaving int                   // requests being taken back, at most leavingMax
-	named   struct {              // what holder said last
+	waiting map[uint64]ear // by request
+	leaving int            // requests being taken back, at most leavingMax
+	named   struct {       // what holder said last
 		party party
 		name  string
 	}
@@ -75,24 +77,38 @@ type groupBackend struct {
 // NewGroupBackend returns the backend of protocol group: locks are commands of the log of the group that owns the name's
 // key. It takes over g's notifications for [ServiceName]. It is an [io.Closer]: Close waits until the requests of callers that
 // gave up have been taken back, 5 s at most, and closes g if that is an io.Closer too.
-func NewGroupBackend(g Groups, cfg GroupConfig) Backend {
+func NewGroupBackend(g Groups, cfg GroupConfig) Backend { return newGroupBackend(g, cfg) }
+
+func newGroupBackend(g Groups, cfg GroupConfig) *groupBackend {
 	b := &groupBackend{
 		groups: g, cfg: cfg,
-		waiting: make(map[uint64]chan Token),
+		waiting: make(map[uint64]ear),
 	}
 	b.life, b.end = context.WithCancel(context.Background())
 	g.Notify(ServiceName, func(_ order.GroupID, data []byte) { b.pushed(data) })
 	return b
 }
 
-// enter gives a new request its number and its ear for pushed grants.
-func (b *groupBackend) enter() (req uint64, granted <-chan Token) {
+// ear hears of the grant that was pushed for a request. It must not block.
+type ear interface{ granted(token Token) }
+
+// tokenEar keeps the first that it hears of.
+type tokenEar chan Token
+
+func (e tokenEar) granted(t Token) {
+	select {
+	case e <- t:
+	default:
+	}
+}
+
+// enter gives a new request its number, and has e hear of pushed grants until exit.
+func (b *groupBackend) enter(e ear) (req uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.lastReq++
-	w := make(chan Token, 1)
-	b.waiting[b.lastReq] = w
-	return b.lastReq, w
+	b.waiting[b.lastReq] = e
+	return b.lastReq
 }
 
 func (b *groupBackend) exit(req uint64) {
@@ -110,10 +126,10 @@ func (b *groupBackend) pushed(data []byte) {
 		return
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	select {
-	case b.waiting[granted.Req] <- Token(granted.Token): // nil, so never ready, when nobody waits under this number
-	default:
+	e := b.waiting[granted.Req]
+	b.mu.Unlock()
+	if e != nil {
+		e.granted(Token(granted.Token))
 	}
 }
 
@@ -125,6 +141,9 @@ func (b *groupBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 	if err := errors.Join(CheckName(r.Name), b.cfg.Limits.CheckTTL(r.TTL), checkShape(r)); err != nil {
 		return Grant{}, err
 	}
+	if r.Protocol == ProtocolSigma {
+		return Grant{}, fmt.Errorf("%w: this overlay was founded without protocol sigma; use auto or group", ErrShape)
+	}
 	for {
 		if g, err := b.acquireOnce(ctx, r); !errors.Is(err, errGone) {
 			return g, err
@@ -134,7 +153,8 @@ func (b *groupBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 
 // acquireOnce makes one request and follows it to its end.
 func (b *groupBackend) acquireOnce(ctx context.Context, r Request) (Grant, error) {
-	req, granted := b.enter()
+	granted := make(tokenEar, 1)
+	req := b.enter(granted)
 	defer b.exit(req)
 	res, err := b.do(ctx, r.Name, encodeAcquire(table.Acquire{
 		Name: r.Name, Req: req, TTL: r.TTL, Try: r.Try, Shared: r.Shared, Permits: r.Permits, Delay: r.Delay, Value: r.Value,
@@ -174,7 +194,11 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 		err error
 	}
 	polled := make(chan answer, 1)
-	poll := time.NewTimer(pollEvery(r.TTL))
+	pause := pollEvery(r.TTL)
+	if r.Try { // it waits until the table knows who may have the name, no longer
+		pause = tryPoll
+	}
+	poll := time.NewTimer(pause)
 	defer poll.Stop()
 	for {
 		if r.Queued != nil && position > 0 {
@@ -193,7 +217,8 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 			}()
 			continue
 		case a := <-polled:
-			poll.Reset(pollEvery(r.TTL))
+			pause = min(2*pause, pollEvery(r.TTL))
+			poll.Reset(pause)
 			if a.err != nil {
 				if errors.Is(a.err, ErrNoQuorum) || errors.Is(a.err, ErrOutcomeUnknown) || errors.Is(a.err, replicagroup.ErrBusy) {
 					continue // the place in the queue lives in the group's log, and group and session will have time again
@@ -218,23 +243,35 @@ func (b *groupBackend) wait(ctx context.Context, r Request, req uint64, granted 
 func (b *groupBackend) leave(name string, req uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.leaving >= leavingMax || b.idle != nil {
-		log.Warnw("a request is not taken back: it is left to its session and lease", "lock", name, "leaving", b.leaving)
+	if !b.leavesLocked(name) {
 		return
 	}
-	b.leaving++
 	go func() {
 		ctx, cancel := context.WithTimeout(b.life, leaveTimeout)
 		defer cancel()
 		if err := b.release(ctx, name, req, 0); err != nil && !errors.Is(err, ErrNotHeld) {
 			log.Debugw("could not take a request back: it is left to its session and lease", "lock", name, "err", err)
 		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.leaving--; b.leaving == 0 && b.idle != nil {
-			close(b.idle)
-		}
+		b.left()
 	}()
+}
+
+// leavesLocked counts in a request that is taken back, which Close then waits for until left is called. It answers false when it cannot.
+func (b *groupBackend) leavesLocked(name string) bool {
+	if b.leaving >= leavingMax || b.idle != nil {
+		log.Warnw("a request is not taken back: it is left to its session and lease", "lock", name, "leaving", b.leaving)
+		return false
+	}
+	b.leaving++
+	return true
+}
+
+func (b *groupBackend) left() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.leaving--; b.leaving == 0 && b.idle != nil {
+		close(b.idle)
+	}
 }
 
 // Close ends the backend. It is idempotent.
@@ -328,19 +365,8 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 	if err := CheckName(name); err != nil {
 		return Info{}, err
 	}
-	data, err := marshal(&pb.Query{Name: name})
+	m, err := b.query(ctx, name)
 	if err != nil {
-		return Info{}, err
-	}
-	data, err = b.groups.Query(ctx, keyspace.Preimage(name).Key(), ServiceName, data)
-	if err != nil {
-		return Info{}, groupError(ctx, err)
-	}
-	m, err := decodeInfo(data)
-	if err != nil {
-		return Info{}, err
-	}
-	if err := refusal(m.Status, m.Detail); err != nil {
 		return Info{}, err
 	}
 	info := Info{
@@ -387,6 +413,23 @@ func (b *groupBackend) mayHold(info *Info, candidates []*pb.Candidate) {
 		info.Holding++
 		info.Holders = append(info.Holders, h)
 	}
+}
+
+// query asks what the group's table knows of a name.
+func (b *groupBackend) query(ctx context.Context, name string) (*pb.Info, error) {
+	data, err := marshal(&pb.Query{Name: name})
+	if err != nil {
+		return nil, err
+	}
+	data, err = b.groups.Query(ctx, keyspace.Preimage(name).Key(), ServiceName, data)
+	if err != nil {
+		return nil, groupError(ctx, err)
+	}
+	m, err := decodeInfo(data)
+	if err != nil {
+		return nil, err
+	}
+	return m, refusal(m.Status, m.Detail)
 }
 
 func (b *groupBackend) Limits(context.Context) (Limits, error) { return b.cfg.Limits, nil }

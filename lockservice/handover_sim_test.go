@@ -448,6 +448,7 @@ type handClient struct {
 	req     uint64 // of the table
 	clock   uint64
 	view    sigma.Descriptor
+	at      map[string]sigma.ViewID // the view in which a voter sent it to the log
 	cur     *handWish
 	old     map[sigma.Req]*handWish
 }
@@ -470,7 +471,7 @@ func (w *handWorld) bootClient(e *sim.Env) sim.Process {
 		id := old.id
 		w.sim.At(w.sim.Now()+time.Second, func() { w.append(handEntry{kind: "end", client: id}) })
 	}
-	c := &handClient{w: w, env: e, old: make(map[sigma.Req]*handWish), view: w.truth.Sigma().Descriptor}
+	c := &handClient{w: w, env: e, old: make(map[sigma.Req]*handWish), at: make(map[string]sigma.ViewID), view: w.truth.Sigma().Descriptor}
 	binary.LittleEndian.PutUint64(c.session[:], e.Rand().Uint64())
 	binary.LittleEndian.PutUint64(c.session[8:], e.Life()<<8|uint64(e.ID()))
 	copy(c.id[:], c.session[:])
@@ -501,7 +502,7 @@ func (c *handClient) wishNext() {
 	}
 	cfg := sigma.ClientConfig{
 		Name: x.name, Req: x.req, TTL: c.w.cfg.ttl, Drift: automaton.DriftDefault, View: c.view, Clock: c.clock, Repeat: true,
-		Try: r.IntN(20) == 0, Logged: x.group,
+		Try: r.IntN(20) == 0, Logged: x.group || c.at[x.name] == c.view.View,
 	}
 	x.core = sigma.NewClient(cfg)
 	x.core.Sabotage(c.w.cfg.fault.sigma)
@@ -516,7 +517,11 @@ func (c *handClient) wishNext() {
 func (c *handClient) Receive(from sim.NodeID, msg any) {
 	m := msg.(sigma.Message)
 	if x := c.old[m.Req]; x != nil {
+		was := x.core.Logged()
 		c.step(x, sigma.Event{Kind: sigma.Receive, From: handNode(from), Msg: &m})
+		if x.core.Logged() && !was {
+			c.at[x.name] = x.core.View().View
+		}
 	}
 }
 

@@ -42,7 +42,7 @@ func checkShape(r Request) error {
 	case !utf8.ValidString(r.Value):
 		return fmt.Errorf("%w: the value is not UTF-8; encode it", ErrLimit)
 	}
-	return nil
+	return checkProtocol(r)
 }
 
 // CheckName reports whether a lock may bear this name: 1 to [NameBytesMax] bytes of valid UTF-8 without control characters

@@ -80,11 +80,15 @@ type config struct {
 	permits int
 	delay   time.Duration
 	value   string
+
+	protocol Protocol
 }
 
 // request is what is asked of the backend. What it is told of the queue is not in it.
 func (c *config) request(name string) Request {
-	return Request{Name: name, TTL: c.ttl, Try: c.try, Shared: c.shared, Permits: c.permits, Delay: c.delay, Value: c.value}
+	return Request{
+		Name: name, TTL: c.ttl, Try: c.try, Shared: c.shared, Permits: c.permits, Delay: c.delay, Value: c.value, Protocol: c.protocol,
+	}
 }
 
 func configOf(opts []Option) config {

@@ -139,12 +139,18 @@ func (m *Machine) ApplyOwn(c session.Context, data []byte) {
 	}
 }
 
-// WantsView reports whether so many names lie idle in the table that a null change is due, which gives them back to the voters (M6).
-func (m *Machine) WantsView() bool {
-	return len(m.sigma.log.Members) > 0 && m.table.Len() > idleMax && m.table.Idle() > idleMax
+// WantsView reports whether names lie idle in the table in a view of this age, so that a null change is due, which gives them back to the
+// voters (M6): any for idleFor, or so many that the table may become full.
+func (m *Machine) WantsView(age, idleFor time.Duration) bool {
+	n := m.table.Len()
+	if len(m.sigma.log.Members) == 0 || n == 0 || n <= idleMax && age < idleFor {
+		return false
+	}
+	idle := m.table.Idle()
+	return idle > idleMax || idle > 0 && age >= idleFor
 }
 
-// idleMax is how many idle names a group's table keeps before its leader asks for a null change.
+// idleMax is how many idle names a group's table keeps before its leader asks for a null change, however young the view is.
 const idleMax = table.LocksMax / 4
 
 // Follow returns what the entries since its last call mean to the replica that this host runs: a [sigma.Applied], or a [sigma.Jumped] the

@@ -79,7 +79,7 @@ type Sigma struct {
 
 	ears sync.Pool // of channels with room for one
 
-	acquired, oneRound atomic.Uint64
+	acquired, oneRound, followed atomic.Uint64
 
 	timing sync.Mutex
 	timers driver.Timers[*line]
@@ -124,6 +124,9 @@ func (s *Sigma) Close() error {
 	for _, l := range lines {
 		l.mu.Lock()
 		l.gone = true
+		if l.logged.leaving {
+			l.leftLocked()
+		}
 		l.tellLocked()
 		l.mu.Unlock()
 	}
@@ -148,11 +151,12 @@ func (s *Sigma) Deliver(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message)
 type SigmaStats struct {
 	Acquired uint64 // locks
 	OneRound uint64 // of those, the ones that were held as soon as a majority had answered the first question
+	Followed uint64 // of those, the ones that the group's table granted, since protocol group had the name
 }
 
 // Stats returns the counts.
 func (s *Sigma) Stats() SigmaStats {
-	return SigmaStats{Acquired: s.acquired.Load(), OneRound: s.oneRound.Load()}
+	return SigmaStats{Acquired: s.acquired.Load(), OneRound: s.oneRound.Load(), Followed: s.followed.Load()}
 }
 
 // lamport returns a clock for the next request. Wall time is part of it, as in hybrid logical clocks: a process that has just started,
@@ -179,6 +183,8 @@ type line struct {
 	mu       sync.Mutex
 	seq      uint64
 	ttl      time.Duration
+	delay    time.Duration
+	try      bool
 	group    sigmapb.Group
 	core     *sigma.Client
 	acts     []sigma.Action
@@ -190,8 +196,10 @@ type line struct {
 	returned bool // a majority has heard of the release
 	end      sigma.Action
 	gone     bool
+	by       *sigmaBackend // whose wish it is
 	backend  *sigmaBackend // that has granted it under req; nil: it is no grant
 	req      uint64
+	logged   loggedLine
 	ears     []chan struct{}
 	due      automaton.Instant // when core wants to be woken
 	wakes    automaton.Instant // when it is; not later
@@ -228,6 +236,10 @@ func (s *Sigma) line(name string) (*line, error) {
 // restLocked puts a line whose request is over where the next wish for its name finds it, and for the TTL where late answers do.
 func (l *line) restLocked() {
 	s := l.sigma
+	if l.logged.attempt > 0 {
+		l.by.table.exit(l.logged.req)
+		l.logged.attempt = 0
+	}
 	l.idleTill = s.cfg.Clock.Now().Add(s.drift.Stretch(l.ttl) + time.Second)
 	l.armLocked()
 	s.mu.Lock()
@@ -259,7 +271,7 @@ func (s *Sigma) forget(l *line) bool {
 	return true
 }
 
-// place returns where to ask for a key.
+// place returns where to ask for a key. A group of the key's own locks by its table only: its view is nobody's.
 func (s *Sigma) place(ctx context.Context, key keyspace.Key) (sigmapb.Group, sigma.Descriptor, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -268,13 +280,19 @@ func (s *Sigma) place(ctx context.Context, key keyspace.Key) (sigmapb.Group, sig
 		s.mu.Unlock()
 		g, err := s.cfg.Net.Locate(ctx, key, false)
 		s.mu.Lock()
-		if err != nil {
+		switch {
+		case err != nil:
 			return sigmapb.Group{}, sigma.Descriptor{}, err
+		case s.own(g.Group):
+			return g.Group, sigma.Descriptor{Members: sorted(g.Voters)}, nil
 		}
 		p = s.foundLocked(g)
 	}
 	return p.group, p.view, nil
 }
+
+// own reports whether a group is a key's own.
+func (s *Sigma) own(g sigmapb.Group) bool { return int(g.Prefix.Len) != s.cfg.Depth }
 
 // foundLocked takes note of a group that was located. Nobody's view is numbered 0, so that whoever is asked in it says which is.
 func (s *Sigma) foundLocked(g SigmaGroup) *place {
@@ -306,16 +324,19 @@ func (s *Sigma) moved(g sigmapb.Group, d sigma.Descriptor) {
 }
 
 // begin makes a request of the line, which is idle.
-func (l *line) begin(r Request, g sigmapb.Group, d sigma.Descriptor) (asked automaton.Instant) {
+func (l *line) begin(by *sigmaBackend, r Request, g sigmapb.Group, d sigma.Descriptor) (asked automaton.Instant) {
 	s := l.sigma
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.seq++
 	l.ttl, l.group, l.position, l.asked, l.lost, l.returned, l.end, l.idleTill = r.TTL, g, -1, 0, false, false, sigma.Action{}, automaton.Never
 	l.due, l.jumps, l.backend, l.req = automaton.Never, s.cfg.Clock.Jumps(), nil, 0
+	l.by, l.delay, l.try, l.logged.err, l.logged.taken = by, r.Delay, r.Try, nil, nil
+	at := l.logged.at
 	l.core = sigma.NewClient(sigma.ClientConfig{
 		Name: l.name, Req: sigma.Req{Session: l.session, Seq: l.seq}, TTL: r.TTL, Delay: r.Delay, Drift: s.drift, View: d,
 		Clock: s.lamport(), Try: r.Try, Repeat: true, OnDemand: true,
+		Logged: s.own(g) || at.group == g && at.view == d.View && d.View.Num > 0,
 	})
 	return l.stepLocked(sigma.Event{Kind: sigma.Begin})
 }
@@ -326,13 +347,16 @@ func (l *line) deliver(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message) 
 	if l.gone || l.core == nil || g.Prefix != l.group.Prefix || g.Gen < l.group.Gen {
 		return
 	}
-	before, was := l.core.View().View, l.group
+	before, was, logged := l.core.View().View, l.group, l.core.Logged()
 	l.group = g // a client that moves to a later generation speaks to that at once
 	l.stepLocked(sigma.Event{Kind: sigma.Receive, From: from, Msg: m})
 	l.sigma.heard(l.core.Clock())
 	d := l.core.View()
 	if d.View.Gen != g.ViewGen() {
 		l.group = was
+	}
+	if l.core.Logged() && !logged {
+		l.logged.at.group, l.logged.at.view = l.group, d.View
 	}
 	if d.View != before {
 		l.sigma.moved(l.group, d)
@@ -349,7 +373,8 @@ func (l *line) stepLocked(ev sigma.Event) automaton.Instant {
 		l.acts = l.core.Step(sigma.Event{Kind: sigma.ClockJump, Now: ev.Now}, l.acts)
 	}
 	l.acts = l.core.Step(ev, l.acts)
-	tell, order := false, uint64(0)
+	tell := false
+	var orders []sigma.Command
 	for i := range l.acts {
 		switch a := &l.acts[i]; a.Kind {
 		case sigma.Send:
@@ -362,7 +387,10 @@ func (l *line) stepLocked(ev sigma.Event) automaton.Instant {
 		case sigma.Acquired:
 			tell = true
 			l.sigma.acquired.Add(1)
-			if l.asked <= len(l.core.View().Members) {
+			switch {
+			case l.core.Logged():
+				l.sigma.followed.Add(1)
+			case l.asked <= len(l.core.View().Members):
 				l.sigma.oneRound.Add(1)
 			}
 		case sigma.Renewed:
@@ -377,23 +405,24 @@ func (l *line) stepLocked(ev sigma.Event) automaton.Instant {
 			if l.backend != nil && l.backend.drop(l.req) { // nobody has released it
 				l.restLocked()
 			}
+			if l.logged.leaving {
+				l.leftLocked()
+				l.restLocked()
+			}
 		case sigma.Lookup:
 			l.sigma.lookUp(l)
 		case sigma.Order:
-			order = a.Order.ID
+			orders = append(orders, a.Order)
 		}
 	}
-	if order != 0 { // nothing here goes to the group's table after a name that it has taken over
-		l.stepLocked(sigma.Event{Kind: sigma.Ordered, Answer: sigma.Answer{ID: order, Kind: sigma.AnswerRefused, Err: errTaken}})
+	for _, o := range orders {
+		l.orderLocked(o)
 	}
 	if tell {
 		l.tellLocked()
 	}
 	return ev.Now
 }
-
-// errTaken is why a wish ends whose name protocol group takes over.
-var errTaken = fmt.Errorf("%w: protocol group has taken it over", ErrMode)
 
 // sendLocked sends the message of an action. Those of one step that go to all replicas are equal, and are encoded once.
 func (l *line) sendLocked(i int) {
@@ -579,42 +608,49 @@ func (l *line) located(g SigmaGroup) {
 	}
 }
 
-// sigmaBackend takes locks by protocol sigma.
+// sigmaBackend takes locks by protocol sigma, and by protocol group what only that can do.
 type sigmaBackend struct {
 	sigma   *Sigma
+	table   *groupBackend
 	closing context.Context
 	close   context.CancelCauseFunc
 
-	mu      sync.Mutex
-	lastReq uint64
-	grants  map[uint64]*line // held, by Grant.Req
+	mu     sync.Mutex
+	last   uint64           // above [sigmaReqs]
+	grants map[uint64]*line // held by protocol sigma, by Grant.Req
 }
 
-// NewBackend returns a backend of protocol sigma: locks are kept between the voters of the group that owns the name's key, without its
-// log. It takes exclusive locks only, without a value ([ErrMode]). It is an [io.Closer]: after Close calls fail with [ErrClosed]; what it
-// has been granted is left to its lease.
-func (s *Sigma) NewBackend() Backend {
-	b := &sigmaBackend{sigma: s, grants: make(map[uint64]*line)}
+// sigmaReqs is below the numbers of what is held by protocol sigma, and above those of protocol group, which begin with 1.
+const sigmaReqs = 1 << 52
+
+// NewBackend returns a backend of both protocols for an overlay whose voters run sigma. Locks are kept between the voters of the group that
+// owns the name's key, without its log; what is shared, has permits or a value is kept by the group's table, as [NewGroupBackend] does
+// it with g, and so is what is asked for by [ProtocolGroup]. One name is locked by one of them at a time, and who asks by the other
+// follows it. It is an [io.Closer]: after Close calls fail with [ErrClosed]; what it has been granted is left to its lease.
+func (s *Sigma) NewBackend(g Groups) Backend {
+	b := &sigmaBackend{
+		sigma: s, table: newGroupBackend(g, GroupConfig{Limits: s.cfg.Limits, PeerName: s.cfg.PeerName}), last: sigmaReqs, grants: make(map[uint64]*line),
+	}
 	b.closing, b.close = context.WithCancelCause(s.life)
 	return b
 }
 
 func (b *sigmaBackend) Close() error {
 	b.close(ErrClosed)
-	return nil
+	return b.table.Close()
 }
 
-// checkSigma reports whether protocol sigma can keep such a lock.
-func checkSigma(r Request) error {
-	if r.Shared || r.Permits > 0 || r.Value != "" {
-		return fmt.Errorf("%w: protocol sigma has exclusive locks only, without a value; use protocol group", ErrMode)
-	}
-	return nil
+// byGroup reports whether protocol group is to keep a lock.
+func byGroup(r Request) bool {
+	return r.Protocol == ProtocolGroup || r.Protocol == ProtocolAuto && (r.Shared || r.Permits > 0 || r.Value != "")
 }
 
 func (b *sigmaBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 	s := b.sigma
-	if err := errors.Join(CheckName(r.Name), s.cfg.Limits.CheckTTL(r.TTL), checkShape(r), checkSigma(r)); err != nil {
+	if byGroup(r) {
+		return b.table.Acquire(ctx, r)
+	}
+	if err := errors.Join(CheckName(r.Name), s.cfg.Limits.CheckTTL(r.TTL), checkShape(r)); err != nil {
 		return Grant{}, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -629,7 +665,7 @@ func (b *sigmaBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 		l.rest()
 		return Grant{}, groupError(ctx, err)
 	}
-	asked := l.begin(r, g, d)
+	asked := l.begin(b, r, g, d)
 	for position := -1; ; {
 		err := l.wait(ctx, func() bool { return l.end.Kind != 0 || l.core.State() == sigma.ClientHeld || l.position != position })
 		if err != nil {
@@ -645,9 +681,12 @@ func (b *sigmaBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 				Waited: since.Sub(asked) > r.TTL/waitedPart,
 			}, nil
 		case l.end.Kind != 0:
-			end := l.end
+			end, taken := l.end, l.logged.taken
 			l.restLocked()
 			l.mu.Unlock()
+			if errors.Is(end.Err, sigma.ErrLocked) && taken != nil {
+				return Grant{}, taken
+			}
 			return Grant{}, b.refusal(r.Name, end)
 		default:
 			position = l.position
@@ -664,10 +703,16 @@ func (l *line) leave(cause error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n, answers := len(l.core.View().Members), l.core.Answers()
-	if l.core.State() == sigma.ClientWaiting && l.position < 0 && answers < quorum.Majority(n) && !errors.Is(cause, ErrClosed) {
+	switch waits := l.core.State() == sigma.ClientWaiting && l.position < 0 && !errors.Is(cause, ErrClosed); {
+	case waits && l.core.Logged() && errors.Is(l.logged.err, ErrNoQuorum):
+		cause = fmt.Errorf("%w: %w", l.logged.err, cause)
+	case waits && !l.core.Logged() && answers < quorum.Majority(n):
 		cause = fmt.Errorf("%w: %d of %d replicas answer: %w", ErrNoQuorum, answers, n, cause)
 	}
 	l.stepLocked(sigma.Event{Kind: sigma.GiveBack})
+	if l.end.Kind == 0 && l.core.Logged() && l.leaveLocked() {
+		return cause // once the table has heard of it the line rests
+	}
 	l.restLocked()
 	return cause
 }
@@ -686,22 +731,20 @@ func (b *sigmaBackend) refusal(name string, end sigma.Action) error {
 		return e
 	case errors.Is(end.Err, sigma.ErrRefused):
 		return fmt.Errorf("%w: %w", ErrLimit, end.Err)
-	case errors.Is(end.Err, ErrMode):
-		return end.Err
 	case end.Err == nil: // the hold was over before the caller saw it: the machine slept
 		return fmt.Errorf("%w: %q was granted, and its lease ran out", ErrOutcomeUnknown, name)
 	}
-	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, end.Err)
+	return end.Err // the table's
 }
 
 // keepLocked makes a line, whose mu is held, a grant.
 func (b *sigmaBackend) keepLocked(l *line) (req uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.lastReq++
-	b.grants[b.lastReq] = l
-	l.backend, l.req = b, b.lastReq
-	return b.lastReq
+	b.last++
+	b.grants[b.last] = l
+	l.backend, l.req = b, b.last
+	return b.last
 }
 
 // held returns the line of a grant.
@@ -725,6 +768,9 @@ func (b *sigmaBackend) drop(req uint64) bool {
 }
 
 func (b *sigmaBackend) Renew(ctx context.Context, g Grant) error {
+	if g.Req < sigmaReqs {
+		return b.table.Renew(ctx, g)
+	}
 	l := b.held(g)
 	if l == nil {
 		return ErrNotHeld
@@ -753,6 +799,9 @@ func (b *sigmaBackend) Renew(ctx context.Context, g Grant) error {
 }
 
 func (b *sigmaBackend) Release(ctx context.Context, g Grant) error {
+	if g.Req < sigmaReqs {
+		return b.table.Release(ctx, g)
+	}
 	l := b.held(g)
 	if l == nil {
 		return ErrNotHeld
@@ -775,15 +824,19 @@ func (b *sigmaBackend) Release(ctx context.Context, g Grant) error {
 	return nil
 }
 
-func (b *sigmaBackend) Break(context.Context, string, Token) (Party, error) {
-	return Party{}, fmt.Errorf("%w: protocol sigma", errors.ErrUnsupported)
+func (b *sigmaBackend) Break(ctx context.Context, name string, token Token) (Party, error) {
+	return b.table.Break(ctx, name, token) // which takes the name over
 }
 
 func (b *sigmaBackend) Info(ctx context.Context, name string) (Info, error) {
 	if err := CheckName(name); err != nil {
 		return Info{}, err
 	}
-	return b.sigma.inspect(ctx, name)
+	info, err := b.sigma.inspect(ctx, name)
+	if errors.Is(err, errElsewhere) {
+		return b.table.Info(ctx, name)
+	}
+	return info, err
 }
 
 func (b *sigmaBackend) Limits(context.Context) (Limits, error) { return b.sigma.cfg.Limits, nil }

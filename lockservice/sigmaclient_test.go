@@ -14,6 +14,8 @@ import (
 	"latchkey/internal/automaton"
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/replicagroup"
+	"latchkey/replicagroup/order"
 )
 
 // voters are the replicas of one group in this process, driven by virtual time: each message takes delay, and may be lost.
@@ -167,7 +169,7 @@ type sigmaPeer struct {
 func (w *voters) peer(name string) *sigmaPeer {
 	p := &sigmaPeer{world: w, id: node(name), clock: newTestClock(0)}
 	p.sigma = NewSigma(SigmaConfig{Net: p, Limits: LimitsOf(worldTTLMax, int64(automaton.DriftDefault)), Clock: p.clock, Self: name})
-	p.backend = p.sigma.NewBackend()
+	p.backend = p.sigma.NewBackend(noTable{})
 	p.Service = New(p.backend, WithClock(p.clock))
 	w.mu.Lock()
 	w.peers[p.id] = p
@@ -178,6 +180,19 @@ func (w *voters) peer(name string) *sigmaPeer {
 	})
 	return p
 }
+
+// noTable is a group whose table refuses everything.
+type noTable struct{}
+
+func (noTable) Do(context.Context, keyspace.Key, string, []byte) ([]byte, error) {
+	return nil, replicagroup.ErrRefused
+}
+
+func (noTable) Query(context.Context, keyspace.Key, string, []byte) ([]byte, error) {
+	return nil, replicagroup.ErrRefused
+}
+
+func (noTable) Notify(string, func(order.GroupID, []byte)) {}
 
 func (p *sigmaPeer) Locate(context.Context, keyspace.Key, bool) (SigmaGroup, error) {
 	p.world.mu.Lock()
@@ -412,8 +427,9 @@ func TestSigmaLocksFollowTheirGroup(t *testing.T) {
 	})
 }
 
-// TestSigmaEndsAtANameThatTheTableTakes: a holder is told at once, and a waiter is not left waiting.
-func TestSigmaEndsAtANameThatTheTableTakes(t *testing.T) {
+// TestSigmaEndsWhereTheTableRefuses: when the table has taken a name and refuses who comes, a holder is told at once, and a waiter is not
+// left waiting.
+func TestSigmaEndsWhereTheTableRefuses(t *testing.T) {
 	amongVoters(t, func(t *testing.T, w *voters) {
 		p, q := w.peer("p"), w.peer("q")
 		h := p.lock("n", WithTTL(4*time.Second))
@@ -427,7 +443,7 @@ func TestSigmaEndsAtANameThatTheTableTakes(t *testing.T) {
 		for _, n := range nodesAt("a", "b", "c") {
 			w.replicas[n].step(sigma.Event{Kind: sigma.Applied, State: &state, Modes: []sigma.NameMode{{Name: "n", Mode: sigma.ModePending}}})
 		}
-		if err := <-failed; !errors.Is(err, ErrMode) {
+		if err := <-failed; !errors.Is(err, ErrLimit) {
 			t.Errorf("the waiter: %v", err)
 		}
 		<-h.Context().Done()
@@ -516,17 +532,17 @@ func TestSigmaRefusesWhatItCannotKeep(t *testing.T) {
 		p := w.peer("p")
 		ctx := t.Context()
 		for want, f := range map[error]func() error{
-			ErrMode: func() error { _, err := p.RLock(ctx, "n"); return err },
-			ErrTTL:  func() error { _, err := p.Lock(ctx, "n", WithTTL(time.Hour)); return err },
-			ErrName: func() error { _, err := p.Lock(ctx, ""); return err },
+			ErrLimit: func() error { _, err := p.RLock(ctx, "n"); return err }, // of the table, which refuses it here
+			ErrTTL:   func() error { _, err := p.Lock(ctx, "n", WithTTL(time.Hour)); return err },
+			ErrName:  func() error { _, err := p.Lock(ctx, ""); return err },
 		} {
 			if err := f(); !errors.Is(err, want) {
 				t.Errorf("%v, want %v", err, want)
 			}
 		}
-		for _, r := range []Request{{Permits: 2}, {Value: "x"}} {
-			r.Name, r.TTL = "n", time.Minute
-			if _, err := p.backend.Acquire(ctx, r); !errors.Is(err, ErrMode) {
+		for _, r := range []Request{{Permits: 2}, {Value: "x"}, {Shared: true}} {
+			r.Name, r.TTL, r.Protocol = "n", time.Minute, ProtocolSigma
+			if _, err := p.backend.Acquire(ctx, r); !errors.Is(err, ErrShape) {
 				t.Errorf("%+v: %v", r, err)
 			}
 		}

@@ -1,6 +1,7 @@
 package lockservice
 
 import (
+	"cmp"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -27,10 +28,16 @@ type SigmaVoters struct {
 // SigmaVotersConfig configures [NewSigmaVoters].
 type SigmaVotersConfig struct {
 	Limits Limits // of the overlay: [LimitsOf]
+	// IdleFor is how old a view is before names that nobody has or wants, and that protocol group has locked, are given back to the
+	// voters by the next one. Default: a minute.
+	IdleFor time.Duration
 }
 
 // NewSigmaVoters returns the voters of one peer.
-func NewSigmaVoters(cfg SigmaVotersConfig) *SigmaVoters { return &SigmaVoters{cfg: cfg} }
+func NewSigmaVoters(cfg SigmaVotersConfig) *SigmaVoters {
+	cfg.IdleFor = cmp.Or(cfg.IdleFor, time.Minute)
+	return &SigmaVoters{cfg: cfg}
+}
 
 // OnAnswer sets who hears what replicas answer to this peer's clients: [Sigma.Deliver]. Until then it is lost. f is called on several
 // goroutines and must not block.
@@ -94,6 +101,7 @@ type sigmaVoter struct {
 	restarted bool              // a replica has to find out first what is going on (S8)
 	rest      sigma.Rest        // of the last replica
 	proposed  [3]proposedEntry  // Vet
+	looked    automaton.Instant // giveBack
 }
 
 // proposedEntry is the last entry of a kind that was proposed here.
@@ -111,6 +119,7 @@ func (w *sigmaVoter) Follow() {
 	if w.machine == nil {
 		return
 	}
+	defer w.giveBack()
 	ev, ok := w.machine.Follow()
 	if !ok {
 		return
@@ -139,6 +148,18 @@ func (w *sigmaVoter) Follow() {
 	w.step(ev)
 	if w.view != before {
 		w.Foresee()
+	}
+}
+
+// giveBack asks for a new view where the table keeps names for nobody. It looks when the log has grown: a group at rest stays so.
+func (w *sigmaVoter) giveBack() {
+	now := w.seat.Now()
+	if w.looked != 0 && now.Sub(w.looked) < proposePause || !w.seat.Leading() {
+		return
+	}
+	w.looked = now
+	if w.machine.WantsView(now.Sub(w.since), w.service.cfg.IdleFor) {
+		w.propose(sigma.Entry{Kind: sigma.EntryView, From: w.view})
 	}
 }
 

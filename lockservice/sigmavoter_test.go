@@ -130,7 +130,7 @@ func (p *sigmaHost) start() {
 	}
 	limits := LimitsOf(hostsTTLMax, int64(w.genesis.Drift))
 	clock := driver.NewClock()
-	p.voters = NewSigmaVoters(SigmaVotersConfig{Limits: limits})
+	p.voters = NewSigmaVoters(SigmaVotersConfig{Limits: limits, IdleFor: time.Second})
 	p.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: w.genesis, Overlay: lossy{p.overlay, p}, Store: p.store, Clock: clock, Plan: w.plan, Fixed: w.fixed, Voters: p.voters,
 		Services: map[string]replicagroup.MachineFactory{ServiceName: func(g order.GroupID) session.Machine {
@@ -150,7 +150,7 @@ func (p *sigmaHost) start() {
 		}
 		client.Deliver(from, g, m)
 	})
-	p.locks = New(p.sigma.NewBackend(), WithClock(clock))
+	p.locks = New(p.sigma.NewBackend(p.groups.NewClient()), WithClock(clock))
 	if err := errors.Join(p.groups.Start(w.tb.Context()), p.overlay.Start(w.tb.Context())); err != nil {
 		w.tb.Fatal(err)
 	}
@@ -317,12 +317,13 @@ type ledger struct {
 	tb      testing.TB
 	mu      sync.Mutex
 	holders map[string]*Handle
+	sharing map[string]map[*Handle]bool
 	last    map[string]Token
 	holds   int
 }
 
 func newLedger(tb testing.TB) *ledger {
-	return &ledger{tb: tb, holders: make(map[string]*Handle), last: make(map[string]Token)}
+	return &ledger{tb: tb, holders: make(map[string]*Handle), sharing: make(map[string]map[*Handle]bool), last: make(map[string]Token)}
 }
 
 // enter takes note of a hold.
@@ -332,6 +333,11 @@ func (l *ledger) enter(h *Handle) {
 	if other := l.holders[h.Name()]; other != nil && other.Context().Err() == nil && h.Context().Err() == nil {
 		l.tb.Errorf("%q has two holders, by tokens %v and %v", h.Name(), other.Token(), h.Token())
 	}
+	for s := range l.sharing[h.Name()] {
+		if s.Context().Err() == nil && h.Context().Err() == nil {
+			l.tb.Errorf("%q is shared, by token %v, and held by token %v", h.Name(), s.Token(), h.Token())
+		}
+	}
 	if last := l.last[h.Name()]; h.Token() <= last {
 		l.tb.Errorf("%q: token %v after %v", h.Name(), h.Token(), last)
 	}
@@ -339,9 +345,27 @@ func (l *ledger) enter(h *Handle) {
 	l.holds++
 }
 
+// share takes note of a hold that is shared.
+func (l *ledger) share(h *Handle) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if other := l.holders[h.Name()]; other != nil && other.Context().Err() == nil && h.Context().Err() == nil {
+		l.tb.Errorf("%q is held, by token %v, and shared by token %v", h.Name(), other.Token(), h.Token())
+	}
+	if last := l.last[h.Name()]; h.Token() < last {
+		l.tb.Errorf("%q: token %v, shared, after %v", h.Name(), h.Token(), last)
+	}
+	if l.sharing[h.Name()] == nil {
+		l.sharing[h.Name()] = make(map[*Handle]bool)
+	}
+	l.sharing[h.Name()][h], l.last[h.Name()] = true, h.Token()
+	l.holds++
+}
+
 func (l *ledger) leave(h *Handle) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	delete(l.sharing[h.Name()], h)
 	if l.holders[h.Name()] == h {
 		delete(l.holders, h.Name())
 	}
@@ -355,15 +379,20 @@ func (l *ledger) count() int {
 
 // busy has a peer take and give back names until the end of ctx. Each hold is in the ledger.
 func (p *sigmaHost) busy(ctx context.Context, l *ledger, names ...string) {
+	p.busyBy(ctx, l, l.enter, p.locks.Lock, names...)
+}
+
+// busyBy is busy with one way to take locks.
+func (p *sigmaHost) busyBy(ctx context.Context, l *ledger, enter func(*Handle), lock func(context.Context, string, ...Option) (*Handle, error), names ...string) {
 	for i := 0; ctx.Err() == nil; i++ {
-		h, err := p.locks.Lock(ctx, names[i%len(names)], WithTTL(hostsTTL))
+		h, err := lock(ctx, names[i%len(names)], WithTTL(hostsTTL))
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, ErrClosed) {
 				l.tb.Errorf("lock: %v", err)
 			}
 			return
 		}
-		l.enter(h)
+		enter(h)
 		time.Sleep(5 * time.Millisecond) // it works
 		l.leave(h)
 		if err := h.Release(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrNotHeld) && !errors.Is(err, ErrLost) && !errors.Is(err, ErrClosed) &&

@@ -65,10 +65,11 @@ func (s sigmaNet) Send(to keyspace.NodeID, key keyspace.Key, frame []byte) {
 
 // NewSigmaLocks opens a session of the lock service that takes locks by protocol sigma. It ends with the node. It panics without [WithSigma].
 func (n *Node) NewSigmaLocks() *lockservice.Service {
-	s := lockservice.New(n.sigma.clients.NewBackend(), lockservice.WithClock(n.clock))
+	c := n.groups.NewClient()
+	s := lockservice.New(n.sigma.clients.NewBackend(c), lockservice.WithClock(n.clock))
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.sessions = append(n.sessions, &lockSession{service: s})
+	n.sessions = append(n.sessions, &lockSession{s, c})
 	return s
 }
 

@@ -139,6 +139,9 @@ func (c *Client) Clock() uint64 { return c.clock }
 // View returns the view the client asks in.
 func (c *Client) View() Descriptor { return c.view }
 
+// Logged reports whether its place is the group's log: the table there locks the name, and is asked by [Order].
+func (c *Client) Logged() bool { return c.logged }
+
 // Valid reports whether the lock is held at an instant: entered, neither lost nor given back, and before D.
 func (c *Client) Valid(now automaton.Instant) bool { return c.state == ClientHeld && now < c.deadline }
 
@@ -162,6 +165,7 @@ func (c *Client) Step(ev Event, out []Action) []Action {
 			c.patient = c.cfg.TTL / repeatPart
 			if c.cfg.Logged {
 				out = c.leave(out)
+				c.log.since = ViewID{} // it comes from no view, and may go to any
 			} else {
 				out = c.ask(false, out)
 			}

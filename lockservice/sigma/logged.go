@@ -180,6 +180,10 @@ func (c *Client) ordered(a *Answer, out []Action) []Action {
 			return out
 		}
 		c.next = c.now.Add(c.cfg.TTL / renewPart)
+		if c.cfg.Try { // it waits until the table knows who may have the name, no longer
+			c.next = c.now.Add(min(c.patient, c.cfg.TTL/renewPart))
+			c.patient *= 2
+		}
 		w := Action{Kind: Waiting}
 		if w.Msg.Position = a.Position; c.told.Kind != Waiting || c.told.Msg.Position != a.Position {
 			c.told = w
