@@ -50,6 +50,10 @@ var packages = map[string]int{
 	"lockservice/table":      automata,
 	"lockservice/hold":       automata,
 	"lockservice/sigma":      automata,
+	"coherence/protocol":     automata,
+	"coherence/manager":      automata,
+	"coherence/cachedcopy":   automata,
+	"coherence/appmanager":   automata,
 	"dht/detector":           automata,
 	"dht/twins":              automata,
 
@@ -92,6 +96,7 @@ var packages = map[string]int{
 	"internal/floors":              support,
 	"internal/protofield/odd":      support,
 	"replicagroup/order/ordertest": support,
+	"coherence/coherencetest":      support,
 	"node/api/apitest":             support,
 	"dht/rawbench":                 support,
 }
@@ -109,6 +114,9 @@ var beside = map[string][]string{
 	"replicagroup/transfer":  {"replicagroup/order"},
 	"lockservice/sigma":      {"replicagroup/quorum"},
 	"lockservice/table":      {"lockservice/sigma"}, // whose requests it takes over
+	"coherence/manager":      {"coherence/protocol"},
+	"coherence/cachedcopy":   {"coherence/protocol"},
+	"coherence/appmanager":   {"coherence/protocol"},
 }
 
 // foreign lists what an automaton may import from outside, by path prefix.

@@ -1,0 +1,101 @@
+package coherencetest
+
+import (
+	"flag"
+	"testing"
+	"time"
+)
+
+var (
+	exploreFlag = flag.Int("explore", 3_000, "how many states each exploration visits at most; 0 is all")
+	onlyFlag    = flag.String("explore.only", "", "the one configuration to explore")
+)
+
+// configuration is a world to explore. Those with a name in the issue are of coherence-automata.md section 10.
+type configuration struct {
+	name string
+	setup
+}
+
+func layer(nodes, faults int, b budget) setup {
+	return setup{nodes: nodes, objects: 1, faults: faults, budget: b}
+}
+
+func full(nodes, threads, faults int, b budget) setup {
+	return setup{nodes: nodes, objects: 1, threads: threads, faults: faults, budget: b, full: true}
+}
+
+var configurations = []configuration{
+	{"2 nodes f2 d0", layer(2, 2, budget{})},
+	{"2 nodes f3 d0", layer(2, 3, budget{})},
+	{"2 nodes f2 d1", layer(2, 2, budget{dups: 1})},
+	{"2 nodes f2 d0, 1 silent", layer(2, 2, budget{silents: 1})},
+	{"2 nodes f2, 1 loss", layer(2, 2, budget{losses: 1})},
+	{"2 nodes f2 d1, 1 silent", layer(2, 2, budget{dups: 1, silents: 1})},
+	{"2 nodes f2, 2 losses, 1 silent", layer(2, 2, budget{losses: 2, silents: 1})},
+	{"2 nodes f3 d1", layer(2, 3, budget{dups: 1})},
+	{"3 nodes f1 d1", layer(3, 1, budget{dups: 1})},
+	{"3 nodes f1, 2 losses", layer(3, 1, budget{losses: 2})},
+	{"3 nodes f2 d0", layer(3, 2, budget{})},
+	{"2 objects, 2 nodes f2 d0", setup{nodes: 2, objects: 2, faults: 2}},
+	{"2 objects, 2 nodes f2 d1", setup{nodes: 2, objects: 2, faults: 2, budget: budget{dups: 1}}},
+	{"2 nodes f2, held writes", setup{nodes: 2, objects: 1, faults: 2, twoStep: true}},
+	{"full, 2 nodes, 2 threads f2", full(2, 2, 2, budget{})},
+	{"full, 2 nodes, 2 threads f2, 1 crash", full(2, 2, 2, budget{crashes: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 crash and return", full(2, 2, 2, budget{crashes: 1, returns: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 wrong suspicion", full(2, 2, 2, budget{suspicions: 1})},
+	{"full, 2 nodes, 1 thread f3, 2 migrations with injection", full(2, 1, 3, budget{migrations: 2})},
+	{"full, 2 nodes, 2 threads f3, 1 migration", full(2, 2, 3, budget{migrations: 1})},
+	{"full, 3 nodes, 2 threads f2, 1 crash and return", full(3, 2, 2, budget{crashes: 1, returns: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 checkpoint", full(2, 2, 2, budget{checkpoints: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 checkpoint, 1 abort", full(2, 2, 2, budget{checkpoints: 1, aborts: 1})},
+	{"full, 2 nodes, 1 thread f2, 1 guest, 1 checkpoint", full(2, 1, 2, budget{guests: 1, checkpoints: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 blank manager", full(2, 2, 2, budget{blanks: 1})},
+}
+
+// TestExploration visits every state of small worlds, as far as -explore goes, and prints how many they were.
+func TestExploration(t *testing.T) {
+	for i := range configurations {
+		c := &configurations[i]
+		if *onlyFlag != "" && c.name != *onlyFlag {
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) {
+			began := time.Now()
+			r := explore(&c.setup, *exploreFlag, true)
+			t.Logf("%d states, %d edges, depth %d, complete %v, %v", r.states, r.edges, r.depth, r.complete, time.Since(began).Round(time.Millisecond))
+			if r.err != nil {
+				t.Errorf("%v", r.err)
+				logPath(t, &c.setup, r.path)
+			}
+		})
+	}
+}
+
+func logPath(t *testing.T, s *setup, path []move) {
+	w := newWorld(s)
+	t.Logf("%s", w.state())
+	for _, m := range path {
+		w = w.replay(m)
+		t.Logf("%v\n\t%s", m, w.state())
+	}
+	for _, p := range w.net {
+		t.Logf("travels: %s", wire(&p.msg))
+	}
+}
+
+// replay makes a move whose message is named by its text.
+func (w *world) replay(m move) *world {
+	if m.text != "" {
+		m.post = -1
+		for i, p := range w.net {
+			if wire(&p.msg) == m.text {
+				m.post = i
+			}
+		}
+		if m.post < 0 {
+			return w
+		}
+	}
+	return w.apply(m)
+}
