@@ -31,6 +31,14 @@ type Backend interface {
 	Limits(ctx context.Context) (Limits, error)
 }
 
+// Notifier is a [Backend] that hears of changes of a lock's state, so that who watches it need not ask again and again.
+type Notifier interface {
+	// Changes calls fn whenever the state of a lock may have changed since fn was called last: soon after it was called itself, after
+	// changes, and once in a while. Changes that follow each other fast may be told as one. fn must not block. It blocks until ctx ends, or
+	// until changes cannot be heard of any longer, and says why.
+	Changes(ctx context.Context, name string, fn func()) error
+}
+
 // Request asks for a lock.
 type Request struct {
 	Name string
@@ -92,6 +100,7 @@ type Info struct {
 	Shared    bool          // those who hold it share it
 	Holding   int           // how many hold it
 	Holders   []Holder      // all of them, in the order of their grants, where they share it or have permits; may be cut off
+	Protocol  Protocol      // that locks the name now: [ProtocolSigma] or [ProtocolGroup]
 	TakenOver bool          // the group's table takes it over from the voters, who have yet to say who may hold it
 	DelayLeft time.Duration // for how long it is granted to nobody, because of a lock delay or a group that was revived
 	Waiters   []Waiter      // in the order they will be granted

@@ -383,7 +383,10 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 			Party: b.partyFromPB(h.Party), Token: Token(h.Token), TTL: time.Duration(h.TtlNs), LeaseLeft: time.Duration(h.LeaseLeftNs), Confirmed: h.Confirmed,
 		})
 	}
-	info.TakenOver = m.Mode == pb.Mode_MODE_PENDING
+	info.Protocol, info.TakenOver = ProtocolGroup, m.Mode == pb.Mode_MODE_PENDING
+	if m.Mode == pb.Mode_MODE_SIGMA {
+		info.Protocol = ProtocolSigma
+	}
 	b.mayHold(&info, m.Candidates)
 	for _, w := range m.Waiters {
 		info.Waiters = append(info.Waiters, Waiter{

@@ -76,6 +76,7 @@ type Sigma struct {
 	searches sync.WaitGroup
 
 	questions map[sigma.Session]*question // about who has a lock
+	patience  time.Duration               // [watchPatience]
 
 	ears sync.Pool // of channels with room for one
 
@@ -99,7 +100,7 @@ func NewSigma(cfg SigmaConfig) *Sigma {
 	s := &Sigma{
 		cfg: cfg, drift: automaton.Drift(cfg.Limits.DriftPPM),
 		lines: make(map[sigma.Session]*line), idle: make(map[string][]*line), places: make(map[keyspace.Prefix]*place),
-		wakes: automaton.Never, questions: make(map[sigma.Session]*question),
+		wakes: automaton.Never, questions: make(map[sigma.Session]*question), patience: watchPatience,
 	}
 	s.ears.New = func() any { return make(chan struct{}, 1) }
 	s.life, s.end = context.WithCancel(context.Background())
@@ -832,11 +833,50 @@ func (b *sigmaBackend) Info(ctx context.Context, name string) (Info, error) {
 	if err := CheckName(name); err != nil {
 		return Info{}, err
 	}
-	info, err := b.sigma.inspect(ctx, name)
-	if errors.Is(err, errElsewhere) {
-		return b.table.Info(ctx, name)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		info Info
+		err  error
 	}
-	return info, err
+	tabled := make(chan answer, 1) // what has been broken of the name is known to the table only
+	go func() {
+		info, err := b.table.Info(ctx, name)
+		tabled <- answer{info, err}
+	}()
+	info, err := b.sigma.inspect(ctx, name)
+	switch {
+	case errors.Is(err, errElsewhere):
+		a := <-tabled
+		return a.info, a.err
+	case err != nil:
+		return Info{}, err
+	}
+	patience := time.NewTimer(tableWait)
+	defer patience.Stop()
+	select {
+	case a := <-tabled:
+		if a.err == nil && a.info.Protocol == ProtocolGroup { // it has taken the name over meanwhile
+			return a.info, nil
+		}
+		info.Breaks = a.info.Breaks
+	case <-patience.C: // without a leader all but that can be told
+	}
+	return info, nil
+}
+
+// tableWait is how long an Info that the voters have answered waits for the table's part.
+const tableWait = 500 * time.Millisecond
+
+// Changes implements [Notifier].
+func (b *sigmaBackend) Changes(ctx context.Context, name string, fn func()) error {
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(b.closing, func() { cancel(ErrClosed) })()
+	return b.sigma.changes(ctx, name, fn)
 }
 
 func (b *sigmaBackend) Limits(context.Context) (Limits, error) { return b.sigma.cfg.Limits, nil }

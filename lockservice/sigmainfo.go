@@ -212,7 +212,7 @@ func (s *Sigma) merge(name string, d sigma.Descriptor, answers map[keyspace.Node
 	slices.SortFunc(all, func(a, b *sighted) int {
 		return cmp.Or(cmp.Compare(a.ReqTS, b.ReqTS), slices.Compare(a.Req.Session[:], b.Req.Session[:]), cmp.Compare(a.Req.Seq, b.Req.Seq))
 	})
-	info := Info{Name: name}
+	info := Info{Name: name, Protocol: ProtocolSigma}
 	for i, x := range all {
 		if n := len(x.owns); n == 0 || n+silent < need {
 			continue

@@ -102,6 +102,7 @@ type sigmaVoter struct {
 	rest      sigma.Rest        // of the last replica
 	proposed  [3]proposedEntry  // Vet
 	looked    automaton.Instant // giveBack
+	watchers  watchers
 }
 
 // proposedEntry is the last entry of a kind that was proposed here.
@@ -120,6 +121,7 @@ func (w *sigmaVoter) Follow() {
 		return
 	}
 	defer w.giveBack()
+	defer w.anyChanged()
 	ev, ok := w.machine.Follow()
 	if !ok {
 		return
@@ -238,8 +240,11 @@ func (w *sigmaVoter) CaughtUp() {
 func (w *sigmaVoter) Receive(from keyspace.NodeID, msg any) {
 	m := msg.(*sigma.Message)
 	switch {
+	case m.Kind == sigma.Inspect && m.TTL > 0:
+		w.watch(from, m)
 	case w.awaken():
 		w.step(sigma.Event{Kind: sigma.Receive, From: from, Msg: m})
+		w.changed(m.Name)
 	case w.view != sigma.ViewID{} && m.Kind != sigma.Reported && m.Kind != sigma.Pull: // a learner knows where to ask
 		w.send(from, &sigma.Message{Kind: sigma.Moved, View: w.view, Name: m.Name, Req: m.Req, TS: m.TS, Members: w.machine.Sigma().Members})
 	}
@@ -251,6 +256,7 @@ func (w *sigmaVoter) Expire() {
 		return
 	}
 	w.step(sigma.Event{Kind: sigma.Timer})
+	w.anyChanged()
 	if rest, ok := w.replica.Rest(); ok {
 		w.replica, w.rest = nil, rest
 	}

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// WatchEvery is how often [Service.Watch] and [Service.Observe] ask. Groups keep nothing for watchers, so a watch costs them a
-// query each time, and nothing when the watcher dies.
+// WatchEvery is how often [Service.Watch] and [Service.Observe] ask where the backend cannot tell of changes (it is no [Notifier], or too few
+// voters listen): as in overlays whose voters run no protocol sigma, and for keys that have groups of their own.
 const WatchEvery = 500 * time.Millisecond
 
 // watchCallTimeout bounds one question of a watch.
@@ -21,8 +21,8 @@ type WatchEvent struct {
 
 // Watch tells a lock's state now and at every change, until ctx ends or the service is closed; then the channel is closed. What
 // changes is who holds it, who waits, whether a grant has been taken up, and what has been broken; the time that is left of a lease is
-// none. It asks every [WatchEvery], so of changes that follow each other faster it tells the last: tokens show that there were
-// others. While the group cannot be asked it says so once. A reader that is slow misses states, never the latest one.
+// none. It is told of a change by the lock's voters, and then asks; where they cannot tell it asks every [WatchEvery]. Of changes that
+// follow each other faster than that goes (20 a second at most) it tells the last: tokens show that there were others. While the group cannot be asked it says so once. A reader that is slow misses states, never the latest one.
 //
 // Errors: [ErrName], [ErrClosed].
 func (s *Service) Watch(ctx context.Context, name string) (<-chan WatchEvent, error) {
@@ -50,8 +50,7 @@ func (s *Service) Watch(ctx context.Context, name string) (<-chan WatchEvent, er
 
 func (s *Service) watch(ctx context.Context, name string, events chan WatchEvent) {
 	var last *WatchEvent
-	every := time.NewTicker(WatchEvery)
-	defer every.Stop()
+	ask := s.changes(ctx, name)
 	for {
 		call, cancel := context.WithTimeout(ctx, watchCallTimeout)
 		info, err := s.backend.Info(call, name)
@@ -68,11 +67,39 @@ func (s *Service) watch(ctx context.Context, name string, events chan WatchEvent
 			}
 			events <- ev
 		}
-		select {
-		case <-every.C:
-		case <-ctx.Done():
+		if !ask() {
 			return
 		}
+	}
+}
+
+// changes returns a function that waits until it is time to ask about a lock again. It answers false when ctx has ended.
+func (s *Service) changes(ctx context.Context, name string) func() bool {
+	var every <-chan time.Time // once the backend tells of nothing
+	changed, deaf := make(chan struct{}, 1), make(chan struct{})
+	if n, ok := s.backend.(Notifier); ok {
+		s.loops.Go(func() {
+			defer close(deaf)
+			err := n.Changes(ctx, name, func() {
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+			})
+			log.Debugw("a watch is told of changes no longer", "lock", name, "err", err)
+		})
+	} else {
+		close(deaf)
+	}
+	return func() bool {
+		select {
+		case <-changed:
+		case <-deaf:
+			deaf, every = nil, time.Tick(WatchEvery)
+		case <-every:
+		case <-ctx.Done():
+		}
+		return ctx.Err() == nil
 	}
 }
 

@@ -166,13 +166,13 @@ type Message struct {
 
 	ReqTS uint64            // Request, Release: place of the request in every queue, fixed when it was made
 	CS    automaton.Instant // Request, Install: when it was sent. Grant, Inquire: the one the replica counts from
-	TTL   time.Duration     // Request
+	TTL   time.Duration     // Request. Inspect, where it is not for a replica but for whoever runs it: for how long to tell that the name has changed
 	Delay time.Duration     // Request: nothing is granted for so long after this request's lease has run out
 	Tok   Token             // Request: held. Release: used, 0 for never. Install: to carry. Grant, Inquire: proposed
 	GID   GID               // Yield, Install, Grant, Inquire. Queued: of the owner
 
 	Older bool // Grant, Inquire: an older request waits behind this one
-	Ack   bool // Release: answer with Released
+	Ack   bool // Release: answer with Released. Inspected, of who runs the replica: that it will tell
 
 	Owner    Req           // Queued: zero while nobody has it
 	Position int           // Queued: how many stand in front, the owner not counted. Inspected: how many wait
