@@ -11,6 +11,7 @@ import (
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
+	"latchkey/internal/invariant"
 	"latchkey/internal/sim"
 	"latchkey/lockservice/pb"
 	"latchkey/lockservice/sigma"
@@ -252,7 +253,7 @@ func (w *handWorld) advance() {
 		if e.kind == "view" {
 			w.report.Views++
 		}
-		res := w.execute(w.truth, e, w.emit)
+		res := e.execute(w.truth, w.emit)
 		if now := w.truth.table.Len(); now > before {
 			w.report.Handovers++
 		} else if now < before {
@@ -271,16 +272,13 @@ func (w *handWorld) advance() {
 	}
 }
 
-func (w *handWorld) execute(m *Machine, e *handEntry, emit func(order.ClientID, []byte)) []byte {
+// execute gives an entry to a machine, and returns what it answers.
+func (e *handEntry) execute(m *Machine, emit func(order.ClientID, []byte)) []byte {
 	c := session.Context{Now: e.now, Client: e.client, Author: e.author, Emit: emit}
 	switch e.kind {
 	case "view":
 		if e.null {
-			b, err := sigmapb.EncodeEntry(&sigma.Entry{Kind: sigma.EntryView, From: m.Sigma().View})
-			if err != nil {
-				w.sim.Fail(err)
-			}
-			m.ApplyOwn(c, b)
+			m.ApplyOwn(c, mustEntry(&sigma.Entry{Kind: sigma.EntryView, From: m.Sigma().View}))
 		} else {
 			m.NextView(c, e.view)
 		}
@@ -295,6 +293,12 @@ func (w *handWorld) execute(m *Machine, e *handEntry, emit func(order.ClientID, 
 		return m.Apply(c, e.data)
 	}
 	return nil
+}
+
+func mustEntry(e *sigma.Entry) []byte {
+	b, err := sigmapb.EncodeEntry(e)
+	invariant.Check(err == nil, "an entry has bytes", err)
+	return b
 }
 
 // emit pushes a grant to its client, unless it is lost.
@@ -373,7 +377,7 @@ func (h *handHost) catchUp() {
 		for ; h.applied < to && h.env.Alive(); h.applied++ {
 			d := &h.w.disks[h.env.ID()]
 			d.appended = max(d.appended, h.applied+1)
-			h.w.execute(h.machine, &h.w.log[h.applied], func(order.ClientID, []byte) {})
+			h.w.log[h.applied].execute(h.machine, func(order.ClientID, []byte) {})
 			h.follow()
 		}
 		h.passed()
@@ -424,11 +428,7 @@ func (h *handHost) step(ev sigma.Event) {
 			}
 			h.cancel = h.env.After(max(0, a.At.Sub(h.env.Now())), func() { h.step(sigma.Event{Kind: sigma.Timer}) })
 		case sigma.Propose:
-			b, err := sigmapb.EncodeEntry(&a.Entry)
-			if err != nil {
-				h.w.sim.Fail(err)
-				return
-			}
+			b := mustEntry(&a.Entry)
 			if h.env.Rand().IntN(10) > 0 {
 				h.env.After(h.draw(50*time.Millisecond), func() {
 					h.w.append(handEntry{kind: "own", author: handNode(h.env.ID()), data: b})
@@ -587,19 +587,11 @@ func (c *handClient) order(x *handWish, o sigma.Command) {
 		x.reqs[o.Attempt] = c.req
 	}
 	req, tok := x.reqs[o.Attempt], table.Token(o.Tok)
-	var data []byte
-	switch o.Kind {
-	case sigma.CommandAcquire:
-		a := table.Acquire{Name: x.name, Req: req, TTL: c.w.cfg.ttl, Shared: x.shared, Held: tok}
-		if !x.group {
-			a.Wish = x.req
-		}
-		data = encodeAcquire(a)
-	case sigma.CommandRenew:
-		data = encodeRenew(table.Renew{Name: x.name, Req: req, Token: tok, TTL: c.w.cfg.ttl})
-	case sigma.CommandRelease:
-		data = encodeRelease(table.Release{Name: x.name, Req: req, Token: tok})
+	var wish sigma.Req
+	if !x.group {
+		wish = x.req
 	}
+	data := handCommand(o.Kind, table.Acquire{Name: x.name, Req: req, TTL: c.w.cfg.ttl, Shared: x.shared, Held: tok, Wish: wish})
 	r := c.env.Rand()
 	answer := func(a sigma.Answer) {
 		a.ID = o.ID
@@ -618,16 +610,26 @@ func (c *handClient) order(x *handWish, o sigma.Command) {
 				return
 			}
 			answered = true
-			answer(c.answer(b))
+			answer(handAnswer(b, c.w.truth.Sigma().Descriptor))
 		}})
 	})
 }
 
-func (c *handClient) answer(b []byte) (a sigma.Answer) {
-	res, err := decodeResult(b)
-	if err != nil {
-		c.w.sim.Fail(err)
+// handCommand returns the bytes of what a client orders: a is what it would ask for.
+func handCommand(k sigma.CommandKind, a table.Acquire) []byte {
+	switch k {
+	case sigma.CommandRenew:
+		return encodeRenew(table.Renew{Name: a.Name, Req: a.Req, Token: a.Held, TTL: a.TTL})
+	case sigma.CommandRelease:
+		return encodeRelease(table.Release{Name: a.Name, Req: a.Req, Token: a.Held})
 	}
+	return encodeAcquire(a)
+}
+
+// handAnswer says what a result of the table means to an automaton, where its group's view is d.
+func handAnswer(b []byte, d sigma.Descriptor) (a sigma.Answer) {
+	res, err := decodeResult(b)
+	invariant.Check(err == nil, "a result can be read", err)
 	a.Tok, a.Waited = sigma.Token(res.token), res.waited
 	switch res.status {
 	case pb.Status_STATUS_GRANTED:
@@ -643,7 +645,7 @@ func (c *handClient) answer(b []byte) (a sigma.Answer) {
 	case pb.Status_STATUS_RELEASED:
 		a.Kind = sigma.AnswerReleased
 	case pb.Status_STATUS_ELSEWHERE:
-		a.Kind, a.View = sigma.AnswerElsewhere, c.w.truth.Sigma().Descriptor
+		a.Kind, a.View = sigma.AnswerElsewhere, d
 	default:
 		a.Kind, a.Err = sigma.AnswerRefused, refusal(res.status, res.detail)
 	}

@@ -1,11 +1,9 @@
 package sigma
 
 import (
-	"encoding/binary"
 	"flag"
 	"fmt"
 	"hash/maphash"
-	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -61,166 +59,12 @@ type exploration struct {
 	path    error
 }
 
-func (r *Replica) clone() *Replica {
-	c := *r
-	c.locks = make(map[string]*lock, len(r.locks))
-	c.due, c.idle = slices.Clone(r.due), idleList{}
-	for n, l := range r.locks {
-		k := l.clone()
-		k.prev, k.next, k.idle = nil, nil, false
-		c.locks[n] = k
-		if l.at >= 0 {
-			c.due[l.at] = k
-		}
-	}
-	for l := r.idle.first; l != nil; l = l.next {
-		c.idle.push(c.locks[l.name])
-	}
-	c.frozen.locks = maps.Clone(r.frozen.locks)
-	for n, l := range c.frozen.locks {
-		c.frozen.locks[n] = l.clone()
-	}
-	c.perPeer, c.reported, c.parked = maps.Clone(r.perPeer), maps.Clone(r.reported), make(map[string][]parkedMessage)
-	for n, p := range r.parked {
-		c.parked[n] = slices.Clone(p)
-	}
-	c.incoming = make(map[keyspace.NodeID]*incoming)
-	for n, in := range r.incoming {
-		k := *in
-		k.pieces = slices.Clone(in.pieces)
-		c.incoming[n] = &k
-	}
-	return &c
-}
-
-func (l *lock) clone() *lock {
-	k := *l
-	k.queue, k.candidates, k.ended = slices.Clone(l.queue), slices.Clone(l.candidates), slices.Clone(l.ended)
-	return &k
-}
-
-func (c *Client) clone() *Client {
-	k := *c
-	k.seats = slices.Clone(c.seats)
-	return &k
-}
-
-// names: everything of a state that the future depends on, as bytes.
-
-type namer []byte
-
-func (b *namer) num(vs ...int64) {
-	for _, v := range vs {
-		*b = binary.AppendVarint(*b, v)
-	}
-}
-
-func (b *namer) bit(vs ...bool) {
-	for _, v := range vs {
-		if v {
-			*b = append(*b, 1)
-		} else {
-			*b = append(*b, 0)
-		}
-	}
-}
-
-func (b *namer) wish(w *wish) {
-	b.num(int64(w.req.Session[0]), int64(w.req.Seq), int64(w.reqTS), int64(w.cs), int64(w.tok), int64(w.seen), int64(w.ttl))
-	b.bit(w.heard)
-}
-
-func (b *namer) lock(l *lock) {
-	b.num(int64(l.rec), int64(l.gid.Inc), int64(l.gid.N), int64(l.prop), int64(l.exp), int64(l.delay), int64(l.wake), int64(len(l.queue)), int64(len(l.candidates)), int64(len(l.ended)))
-	b.bit(l.owned, l.asked, l.idle)
-	if l.owned {
-		b.wish(&l.owner)
-	}
-	for i := range l.queue {
-		b.wish(&l.queue[i])
-	}
-	for i := range l.candidates {
-		c := &l.candidates[i]
-		b.wish(&c.wish)
-		b.num(int64(c.until), int64(c.votes))
-		b.bit(c.claimed)
-	}
-	for _, e := range l.ended {
-		b.num(int64(e.Session[0]), int64(e.Seq))
-	}
-}
-
-func (b *namer) message(m *Message) {
-	b.num(int64(m.Kind), int64(m.View.Num), int64(m.Req.Session[0]), int64(m.Req.Seq), int64(m.ReqTS), int64(m.CS), int64(m.Tok), int64(m.GID.Inc),
-		int64(m.GID.N), int64(m.Owner.Session[0]), int64(m.Owner.Seq), int64(m.Chunk))
-	b.bit(m.Older, m.Ack)
-	if m.Report != nil {
-		for _, e := range m.Report.Entries {
-			for _, p := range e.Parties {
-				b.num(1, int64(p.Req.Session[0]), int64(p.CS), int64(p.Left))
-			}
-			for _, p := range e.Queue {
-				b.num(2, int64(p.Req.Session[0]), int64(p.CS))
-			}
-			for _, q := range e.Ended {
-				b.num(3, int64(q.Session[0]), int64(q.Seq))
-			}
-		}
-	}
-}
-
-func nameReplica(r *Replica, timer automaton.Instant, applied int) string {
-	var b namer
-	b.num(int64(r.log.View.Num), int64(r.floor), int64(r.grants), int64(r.suspendAt), int64(r.settleAt), int64(r.embargo), int64(r.pullAt), int64(timer), int64(applied))
-	b.bit(r.booting, r.settled, r.suspended, r.frozen.true)
-	for _, l := range r.locks {
-		b.lock(l)
-	}
-	for _, l := range r.frozen.locks {
-		b.lock(l)
-	}
-	for _, n := range sortedKeys(r.reported) {
-		b.num(int64(n[0]))
-	}
-	for _, p := range r.parked {
-		for i := range p {
-			b.message(&p[i].msg)
-		}
-	}
-	for _, n := range sortedKeys(r.incoming) {
-		b.num(int64(n[0]), int64(r.incoming[n].view.Num), int64(r.incoming[n].missing))
-		for _, p := range r.incoming[n].pieces {
-			for _, e := range p {
-				b.num(int64(e.at), int64(len(e.Parties)), int64(len(e.Queue)))
-				for _, q := range e.Parties {
-					b.num(int64(q.Req.Session[0]), int64(q.Left))
-				}
-			}
-		}
-	}
-	return string(b)
-}
-
-func nameClient(c *Client, timer automaton.Instant) string {
-	var b namer
-	b.num(int64(c.state), int64(c.view.View.Num), int64(c.tok), int64(c.deadline), int64(c.next), int64(c.asked), int64(c.patient), int64(c.rounds), int64(c.giveUp), int64(timer))
-	for i := range c.seats {
-		s := &c.seats[i]
-		b.num(int64(s.gid.Inc), int64(s.gid.N), int64(s.prop), int64(s.echo), int64(s.put), int64(s.ownerGID.N), int64(s.owner.Session[0]))
-		b.bit(s.live, s.yielded, s.older, s.heard, s.answered, s.released)
-	}
-	return string(b)
-}
-
 func (x *exploration) post(u *universe, from keyspace.NodeID, out []Action) (timer automaton.Instant, armed bool) {
 	for i := range out {
 		switch a := &out[i]; a.Kind {
 		case Send:
 			p := post{from: from, to: a.To, msg: a.Msg}
-			var b namer
-			b.num(int64(from[0]), int64(a.To[0]))
-			b.message(&p.msg)
-			p.name = string(b)
+			p.name = string(p.msg.AppendState([]byte{from[0], a.To[0]}))
 			at, dup := slices.BinarySearchFunc(u.mail, p.name, func(q post, n string) int {
 				switch {
 				case q.name < n:
@@ -245,6 +89,11 @@ func (x *exploration) post(u *universe, from keyspace.NodeID, out []Action) (tim
 	return timer, armed
 }
 
+func nameState(b stateBytes, timer automaton.Instant, applied int) string {
+	b.num(int64(timer), int64(applied))
+	return string(b)
+}
+
 func (u *universe) copy() *universe {
 	v := *u
 	v.reps, v.cls, v.mail = slices.Clone(u.reps), slices.Clone(u.cls), slices.Clone(u.mail)
@@ -256,7 +105,7 @@ func (x *exploration) step(u *universe, to keyspace.NodeID, ev Event) *universe 
 	ev.Now = u.now
 	for i, r := range u.reps {
 		if r.core.cfg.Self == to {
-			n := &explored[Replica]{core: r.core.clone(), timer: r.timer, applied: r.applied}
+			n := &explored[Replica]{core: r.core.Clone(), timer: r.timer, applied: r.applied}
 			if ev.Kind == Timer {
 				n.timer = automaton.Never
 			}
@@ -266,23 +115,23 @@ func (x *exploration) step(u *universe, to keyspace.NodeID, ev Event) *universe 
 			if t, armed := x.post(u, to, n.core.Step(ev, nil)); armed {
 				n.timer = t
 			}
-			if err := n.core.check(); err != nil && x.path == nil {
+			if err := n.core.Check(); err != nil && x.path == nil {
 				x.path = err
 			}
-			n.name = nameReplica(n.core, n.timer, n.applied)
+			n.name = nameState(n.core.AppendState(nil), n.timer, n.applied)
 			u.reps[i] = n
 		}
 	}
 	for i, c := range u.cls {
 		if clientNode(i) == to {
-			n := &explored[Client]{core: c.core.clone(), timer: c.timer}
+			n := &explored[Client]{core: c.core.Clone(), timer: c.timer}
 			if ev.Kind == Timer {
 				n.timer = automaton.Never
 			}
 			if t, armed := x.post(u, to, n.core.Step(ev, nil)); armed {
 				n.timer = t
 			}
-			n.name = nameClient(n.core, n.timer)
+			n.name = nameState(n.core.AppendState(nil), n.timer, 0)
 			u.cls[i] = n
 		}
 	}
@@ -295,7 +144,7 @@ func clientNode(i int) keyspace.NodeID { return id(byte(10 + i)) }
 func (x *exploration) visit(u *universe) error {
 	var h maphash.Hash
 	h.SetSeed(x.seed)
-	var b namer
+	b := stateBytes{}
 	b.num(int64(u.now), int64(u.last))
 	b.bit(u.gave[:]...)
 	_, _ = h.Write(b)

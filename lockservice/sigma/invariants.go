@@ -2,8 +2,8 @@ package sigma
 
 import "fmt"
 
-// check tests every invariant of a replica's state. It walks the whole state: tests call it after every step.
-func (r *Replica) check() error {
+// Check tests every invariant of a replica's state. It walks the whole state: tests call it after every step.
+func (r *Replica) Check() error {
 	perPeer, queued := 0, 0
 	for name, l := range r.locks {
 		if l.name != name || l.idle && l.live() || !l.idle && l.at < 0 {

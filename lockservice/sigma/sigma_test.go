@@ -73,7 +73,7 @@ func (d *desk) step(n keyspace.NodeID, ev Event) {
 	var out []Action
 	if r := d.reps[n]; r != nil {
 		out = r.Step(ev, nil)
-		if err := r.check(); err != nil {
+		if err := r.Check(); err != nil {
 			d.t.Fatalf("replica %x: %v", n[:1], err)
 		}
 	} else if c := d.cls[n]; c != nil {
@@ -818,7 +818,7 @@ func TestLimitsAtTheirEdge(t *testing.T) {
 	if m := send(12, Message{Kind: Request, Name: "n", Req: Req{Session{4}, 1}}); m == nil || m.Kind != Grant {
 		t.Errorf("another peer: %+v", m)
 	}
-	if err := r.check(); err != nil {
+	if err := r.Check(); err != nil {
 		t.Error(err)
 	}
 }

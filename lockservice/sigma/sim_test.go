@@ -368,7 +368,7 @@ func (p *simReplica) Killed() { p.w.reps[p.env.ID()] = nil }
 func (p *simReplica) step(ev Event) {
 	ev.Now = p.env.Now()
 	p.out = p.core.Step(ev, p.out[:0])
-	if err := p.core.check(); err != nil {
+	if err := p.core.Check(); err != nil {
 		p.w.sim.Fail(err)
 	}
 	for i := range p.out {
