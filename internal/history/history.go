@@ -154,6 +154,11 @@ func (h *History) callLocked(client int, op Op) int {
 // open. Returning one twice, or one of a client killed since, changes nothing.
 func (h *History) Return(id int, a Answer) { h.finish(id, func(o *Operation) { o.Answer = a }) }
 
+// Swapped records that a CAS has swapped, which was called without saying from what: an update that writes whatever it finds.
+func (h *History) Swapped(id int, found uint64) {
+	h.finish(id, func(o *Operation) { o.Op.Old, o.Answer = found, Answer{OK: true, Value: found} })
+}
+
 // NoEffect records that an operation surely did nothing and never will, such as a try that was refused.
 func (h *History) NoEffect(id int) { h.finish(id, func(o *Operation) { o.NoEffect = true }) }
 

@@ -315,3 +315,17 @@ func FuzzDecodeHistory(f *testing.F) {
 		h.CheckRegister(10 * time.Millisecond)
 	})
 }
+
+func TestSwapOfWhateverIsThere(t *testing.T) {
+	h := write(did(1, Write("x", 5), yes))
+	id := h.Call(2, Op{Kind: KindCAS, Key: "x", Value: 7})
+	h.Swapped(id, 5)
+	h.Swapped(id, 6) // too late
+	if o := h.Operations()[1]; o.Op.Old != 5 || o.Answer != (Answer{OK: true, Value: 5}) || o.open() {
+		t.Error(o)
+	}
+	h.Return(h.Call(1, Read("x")), Answer{Value: 7})
+	if err := errors.Join(h.CheckRegister(0).Err(), h.CheckSequential(0).Err()); err != nil {
+		t.Error(err)
+	}
+}
