@@ -1,0 +1,85 @@
+package access
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"latchkey/dht/keyspace"
+)
+
+// UpdateHold is how long an [Object.Update] may keep others from the object, unless [Config] says otherwise.
+const UpdateHold = time.Second
+
+// Config of an [Epoch].
+type Config struct {
+	UpdateHold time.Duration // 0 is [UpdateHold]
+}
+
+// Epoch is one execution of an application on one node: what its objects there have in common. Safe for concurrent use.
+type Epoch struct {
+	updateHold time.Duration
+	over       atomic.Bool
+	done       chan struct{} // closed when it is over
+
+	holding atomic.Int32 // len(holds): most waits need not look
+	mu      sync.Mutex
+	holds   []*hold
+}
+
+// NewEpoch begins an epoch.
+func NewEpoch(c Config) *Epoch {
+	return &Epoch{updateHold: cmp.Or(max(c.UpdateHold, 0), UpdateHold), done: make(chan struct{})}
+}
+
+// End ends the epoch: when it returns, no call on any of its objects succeeds any more, and those that wait fail. It may be
+// called again, by anybody.
+func (e *Epoch) End() {
+	if e.over.CompareAndSwap(false, true) {
+		close(e.done)
+	}
+}
+
+// hold is an update that keeps the right to its object while its function runs.
+type hold struct {
+	object *Object
+	timer  *time.Timer
+
+	expired bool // under the object's mutex: it ended because it had lasted too long
+}
+
+func (e *Epoch) add(h *hold) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.holds = append(e.holds, h)
+	e.holding.Store(int32(len(e.holds)))
+}
+
+func (e *Epoch) remove(h *hold) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.holds = slices.DeleteFunc(e.holds, func(g *hold) bool { return g == h })
+	e.holding.Store(int32(len(e.holds)))
+}
+
+// yield ends the holds of objects with greater keys, since somebody waits for the object with this one. No mutex of an object
+// is held.
+func (e *Epoch) yield(key keyspace.Key) {
+	if e.holding.Load() == 0 {
+		return
+	}
+	e.mu.Lock()
+	var above []*hold
+	for _, h := range e.holds {
+		if bytes.Compare(h.object.key[:], key[:]) > 0 {
+			above = append(above, h)
+		}
+	}
+	e.mu.Unlock()
+	for _, h := range above {
+		h.object.end(h, false)
+	}
+}

@@ -1,0 +1,134 @@
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"sync"
+
+	"latchkey/coherence/cachedcopy"
+	"latchkey/coherence/manager"
+	"latchkey/coherence/protocol"
+	"latchkey/dht/keyspace"
+)
+
+// overlay is nodes that share objects by the real automata. Messages travel each for itself, so they overtake each other; none is
+// lost. Managers are not replicated here.
+type overlay struct {
+	refs   []protocol.NodeRef
+	epochs []*Epoch
+	pause  func()
+	mutant mutant          // of the objects
+	wrong  protocol.Mutant // of the copies
+
+	mu      sync.Mutex
+	objects map[string]*shared
+	travel  sync.WaitGroup
+}
+
+// shared is one object.
+type shared struct {
+	*overlay
+	key     keyspace.Key
+	mu      sync.Mutex // owns manager
+	manager *manager.Manager
+	objects []*Object
+	copies  []*Cached
+}
+
+func newOverlay(nodes int, pause func()) *overlay {
+	w := &overlay{pause: pause, objects: make(map[string]*shared)}
+	for i := range nodes {
+		w.refs = append(w.refs, protocol.NodeRef{ID: keyspace.NodeID{byte(i + 1)}, Inc: 1})
+		w.epochs = append(w.epochs, NewEpoch(Config{}))
+	}
+	return w
+}
+
+func (w *overlay) at(node int, name string) *Object {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.objects[name]
+	if s == nil {
+		s = &shared{overlay: w, key: sha256.Sum256([]byte(name))}
+		s.manager = manager.New(manager.Config{Object: s.key, Epoch: 1, Life: 1})
+		for i, ref := range w.refs {
+			c := cachedcopy.New(cachedcopy.Config{Self: ref, Object: s.key, Epoch: 1, Threads: true})
+			c.Sabotage(w.wrong)
+			o, k := NewCached(w.epochs[i], s.key, c, s.send)
+			o.mutant = w.mutant
+			s.objects, s.copies = append(s.objects, o), append(s.copies, k)
+		}
+		w.objects[name] = s
+	}
+	return s.objects[node]
+}
+
+// send lets a message travel.
+func (s *shared) send(m protocol.Message) {
+	s.travel.Go(func() {
+		s.pause()
+		switch m.To.Party {
+		case protocol.Node:
+			s.copies[m.To.Node.ID[0]-1].Receive(&m)
+		case protocol.ObjectManager:
+			s.mu.Lock()
+			out := s.manager.Step(manager.Event{Kind: manager.Receive, Msg: &m}, nil)
+			s.mu.Unlock()
+			for _, m := range out {
+				s.send(m)
+			}
+		case protocol.AppManager: // which notes the first touch
+			m.From, m.To = m.To, m.From
+			s.send(m)
+		}
+	})
+}
+
+// Receive has the copy take a message, with the first value where one is wanted.
+func (k *Cached) Receive(m *protocol.Message) {
+	if m.Kind == protocol.FirstTouch {
+		m.Value = &protocol.Cell{}
+	}
+	k.Step(cachedcopy.Event{Kind: cachedcopy.Receive, Msg: m})
+}
+
+func (w *overlay) Read(ctx context.Context, node int, object string) (v int, _ error) {
+	err := w.at(node, object).View(ctx, func(b []byte) error {
+		v = number(b)
+		return nil
+	})
+	return v, err
+}
+
+func (w *overlay) Write(ctx context.Context, node int, object string, v int) error {
+	return w.at(node, object).Set(ctx, encode(v))
+}
+
+// check tests what the automata promise of themselves.
+func (w *overlay) check() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, s := range w.objects {
+		masters := 0
+		for i, k := range s.copies {
+			var err error
+			k.Inspect(func(c *cachedcopy.Copy) {
+				err = c.Check()
+				if c.State().Master() {
+					masters++
+				}
+				if c.Right() != s.objects[i].right || c.Value() != s.objects[i].cell.Load() {
+					err = fmt.Errorf("the object has %v, its copy %v", s.objects[i].right, c)
+				}
+			})
+			if err != nil {
+				return fmt.Errorf("%s at node %d: %w", name, i, err)
+			}
+		}
+		if masters > 1 {
+			return fmt.Errorf("%s: %d masters", name, masters)
+		}
+	}
+	return nil
+}
