@@ -43,6 +43,9 @@
 //	any       --View applied-----------------------> UNSETTLED                  (S2; the old table is frozen)
 //	UNSETTLED --m(v) reports, or settleAt----------> SERVING                    (S4)
 //
+// A name is served before the whole view is settled once m(v) voters have said all they know of it: in a piece of their reports, or because
+// somebody wants it and the replica has asked them (PULL of a name, section 9.9).
+//
 // # What a driver does
 //
 // It feeds a replica what arrives, timers, what the entries of the group's log add up to, in order as they are applied (Applied: package

@@ -46,7 +46,7 @@ func (r *Replica) Clone() *Replica {
 	c.incoming = make(map[keyspace.NodeID]*incoming)
 	for n, in := range r.incoming {
 		k := *in
-		k.pieces = slices.Clone(in.pieces)
+		k.got, k.early = slices.Clone(in.got), slices.Clone(in.early)
 		c.incoming[n] = &k
 	}
 	return &c
@@ -94,7 +94,8 @@ func (b *stateBytes) wish(w *wish) {
 
 func (b *stateBytes) lock(l *lock) {
 	b.num(int64(l.rec), int64(l.gid.Inc), int64(l.gid.N), int64(l.prop), int64(l.exp), int64(l.delay), int64(l.wake), int64(len(l.queue)), int64(len(l.candidates)), int64(len(l.ended)))
-	b.bit(l.owned, l.asked, l.idle)
+	b.num(int64(l.word), int64(l.pullAt))
+	b.bit(l.owned, l.asked, l.idle, l.settled)
 	if l.owned {
 		b.wish(&l.owner)
 	}
@@ -139,6 +140,7 @@ func (b *stateBytes) entry(e *ReportEntry) {
 // its first byte.
 func (m *Message) AppendState(b []byte) []byte {
 	s := stateBytes(b)
+	s = append(s, m.Name...)
 	s.num(int64(m.Kind), int64(m.View.Num), int64(m.ReqTS), int64(m.CS), int64(m.Tok), int64(m.GID.Inc), int64(m.GID.N), int64(m.Chunk), int64(m.Mode))
 	s.req(m.Req)
 	s.req(m.Owner)
@@ -189,8 +191,8 @@ func (r *Replica) AppendState(b []byte) []byte {
 	for _, n := range sortedKeys(r.incoming) {
 		in := r.incoming[n]
 		s.num(int64(n[0]), int64(in.view.Num), int64(in.missing))
-		for _, p := range in.pieces {
-			s.bit(p != nil)
+		s.bit(in.got...)
+		for _, p := range in.early {
 			for i := range p {
 				s.num(int64(p[i].at))
 				s.entry(&p[i].ReportEntry)

@@ -327,7 +327,7 @@ func TestExploration(t *testing.T) {
 // caught by those of sigma_test.go.
 func TestTheExplorationCatchesMutants(t *testing.T) {
 	for m, x := range map[mutant]*exploration{
-		mutantNoCandidates: {ticks: 3, max: 5000}, mutantSmallBase: {ticks: 3, deep: true, max: 20_000},
+		mutantNoCandidates: {ticks: 3, max: 5000}, mutantSmallBase: {ticks: 3, deep: true, max: 40_000},
 	} {
 		n, _, err := explore(m, []byte{1}, x)
 		t.Logf("%v: %d states: %v", m, n, err)

@@ -17,7 +17,7 @@ func (r *Replica) Check() error {
 			if perPeer++; sessions[w.req.Session] {
 				return fmt.Errorf("I1: %q: session %v stands twice", name, w.req.Session)
 			}
-			sessions[w.req.Session] = r.settled // before, a candidate may have spoken too
+			sessions[w.req.Session] = r.known(l) // before, a candidate may have spoken too
 			if ended && l.over(w.req) {
 				return fmt.Errorf("I9: %q: %v has ended", name, w.req)
 			}
@@ -30,12 +30,12 @@ func (r *Replica) Check() error {
 			if err := note(&l.owner, true); err != nil {
 				return err
 			}
-			if len(l.candidates) > 0 || !r.settled {
+			if len(l.candidates) > 0 || !r.known(l) {
 				return fmt.Errorf("S7: %q: granted beside %d candidates, settled %v", name, len(l.candidates), r.settled)
 			}
 		}
 		for i := range l.queue {
-			if err := note(&l.queue[i], r.settled); err != nil {
+			if err := note(&l.queue[i], r.known(l)); err != nil {
 				return err
 			}
 			if i > 0 && l.queue[i-1].compare(&l.queue[i]) >= 0 {
@@ -43,7 +43,7 @@ func (r *Replica) Check() error {
 			}
 		}
 		for i := range l.candidates {
-			if err := note(&l.candidates[i].wish, r.settled); err != nil {
+			if err := note(&l.candidates[i].wish, r.known(l)); err != nil {
 				return err
 			}
 		}

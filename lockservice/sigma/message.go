@@ -116,8 +116,8 @@ const (
 	Moved                     // MOVED, replica to client: a newer view, and who is in it
 	WrongGen                  // replica to client: the group has another generation
 	Refused                   // replica to client: Reason
-	Reported                  // REPORT, replica to replica: a piece of a sealed table
-	Pull                      // PULL, replica to replica: asks for pieces of a sealed table
+	Reported                  // REPORT, replica to replica: a piece of a sealed table, or all that it has of Name
+	Pull                      // PULL, replica to replica: asks for pieces of a sealed table, or for Name
 	Inspect                   // client to replica: who has Name, for people
 	Inspected                 // answers with what this replica knows: a Report of that one name, in one entry or several. Not agreed with the others
 	kinds

@@ -41,7 +41,7 @@ func (r *Replica) setModes(modes []NameMode, whole bool, out []Action) []Action 
 		if m.Mode == ModeGroup && !r.settled { // what else reports of the view before say of it is of no use any more
 			r.drop(m.Name)
 		}
-		if r.settled {
+		if l := r.locks[m.Name]; r.settled || l != nil && l.settled {
 			out = r.seal(m.Name, h, out)
 		}
 	}

@@ -33,6 +33,10 @@ const (
 	mutantSealedLeftOut   // the sealed table of a name is left out of the report of the view (M5)
 	mutantModesForgotten  // a new view begins with every name in mode sigma
 	mutantGrantsKept      // a client keeps its grants when it goes to the log (M7)
+
+	mutantOneNameReport // one report settles a name
+	mutantPieceIsAll    // a piece of a report counts as the whole
+	mutantCountedTwice  // a reporter that answers for a name and sends its report counts twice
 	mutants
 )
 
@@ -41,7 +45,8 @@ func (m mutant) String() string {
 	return [...]string{"none", "expiry-free", "yield-counted", "no-embargo", "counter-zero", "from-arrival", "no-install", "yield-once",
 		"any-install", "no-cap", "no-seal", "one-report", "no-candidates", "small-base", "one-candidate", "claim-overrules",
 		"shortest-lease", "half-lease", "empty-report", "any-view", "no-settle-by-time", "no-suspend",
-		"no-mode-seal", "empty-mode-report", "sealed-left-out", "modes-forgotten", "grants-kept"}[m]
+		"no-mode-seal", "empty-mode-report", "sealed-left-out", "modes-forgotten", "grants-kept",
+		"one-name-report", "piece-is-all", "counted-twice"}[m]
 }
 
 // Mutant plants one of the mistakes about modes from other packages' simulations.

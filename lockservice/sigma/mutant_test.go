@@ -12,7 +12,7 @@ func TestTheSimulationCatchesMutants(t *testing.T) {
 	checks := map[mutant]string{
 		mutantExpiryFree: "I6 duplicate", mutantYieldCounted: "I3", mutantNoInstall: "I3", mutantNoCandidates: "S7",
 		mutantSmallBase: "9.2", mutantAnyView: "9.2", mutantFromArrival: "I7", mutantHalfLease: "I5", mutantNoEmbargo: "I5",
-		mutantCounterZero: "I6 duplicate",
+		mutantCounterZero: "I6 duplicate", mutantOneNameReport: "I5", mutantPieceIsAll: "I5", mutantCountedTwice: "I5",
 	}
 	const seedsMax = 600 // half-lease shows in one of some hundred worlds
 	if testing.Short() {
@@ -26,7 +26,11 @@ func TestTheSimulationCatchesMutants(t *testing.T) {
 		t.Run(m.String(), func(t *testing.T) {
 			t.Parallel()
 			for seed := uint64(1); seed <= seedsMax; seed++ {
-				if _, err := runWorld(drawHarsh(seed, m)); err != nil && strings.Contains(err.Error(), check+":") {
+				c := drawHarsh(seed, m)
+				if m >= mutantOneNameReport { // reports of several pieces
+					c.piece, c.names = 1, 1+int(seed%3)
+				}
+				if _, err := runWorld(c); err != nil && strings.Contains(err.Error(), check+":") {
 					t.Logf("seed %d: %.200v", seed, err)
 					return
 				}

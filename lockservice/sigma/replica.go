@@ -33,6 +33,7 @@ type ReplicaConfig struct {
 	Fresh time.Duration
 
 	block  Token // of tests; [Block]
+	piece  int   // of tests; [ReportEntriesMax]
 	mutant mutant
 }
 
@@ -80,6 +81,7 @@ type Replica struct {
 	frozen   frozen                        // the table of the view before
 	incoming map[keyspace.NodeID]*incoming // reports on their way, of log.View-1 or early ones of log.View
 	reported map[keyspace.NodeID]bool      // whose report is complete
+	whole    uint32                        // the same, by place in log.Prev
 	parked   map[string][]parkedMessage    // messages of views to come
 	parkedN  int
 	modes    map[string]*handed   // names that are not in mode sigma
@@ -129,6 +131,10 @@ type lock struct {
 	exp   automaton.Instant
 	asked bool // the owner was told that somebody older waits
 
+	settled bool              // whoever may hold it is known, though the view may not be settled yet
+	word    uint32            // whose word of it is in, by place in log.Prev
+	pullAt  automaton.Instant // when those of the view before may be asked for it again
+
 	queue      []wish
 	candidates []candidate
 	ended      []ended
@@ -155,6 +161,9 @@ func NewReplica(cfg ReplicaConfig, log LogState) *Replica {
 	invariant.Check(cfg.TTLMin > 0 && cfg.TTLMin <= cfg.TTLMax && log.Valid(), "a replica's configuration", cfg)
 	if cfg.block == 0 {
 		cfg.block = Block
+	}
+	if cfg.piece == 0 {
+		cfg.piece = ReportEntriesMax
 	}
 	r := &Replica{
 		cfg: cfg, log: log, booting: cfg.Restarted, settled: true, floor: max(log.Base, cfg.Rest.Floor),
@@ -334,6 +343,9 @@ func (r *Replica) request(from keyspace.NodeID, m *Message, out []Action) []Acti
 			return r.send(from, Message{Kind: Refused, Name: m.Name, Req: m.Req, Reason: TooManyLocks}, out)
 		}
 	}
+	if !r.known(l) {
+		out = r.pullName(l, r.settleName(l, out))
+	}
 	out = r.tick(l, out)
 	if l.over(m.Req) { // I9
 		return r.rest(l, out)
@@ -434,7 +446,7 @@ func (r *Replica) answerQueued(l *lock, w *wish, place int, out []Action) []Acti
 	}
 	m.Wait = l.rate*time.Duration(place) + l.rate/2 // T_w = T_CS·(P + 1/2)
 	switch {
-	case !r.settled:
+	case !r.known(l):
 		m.Embargo = max(1, r.settleAt.Sub(r.now))
 	case r.now < r.embargo:
 		m.Embargo = r.embargo.Sub(r.now)
@@ -593,7 +605,7 @@ func (r *Replica) consume(l *lock) {
 
 // grant is rule grant of section 1.3 with S6 and S7.
 func (r *Replica) grant(l *lock, out []Action) []Action {
-	if l.owned || !r.granting() || r.now < l.delay {
+	if l.owned || !r.serving() || !r.known(l) || r.now < max(l.delay, r.embargo) {
 		return out
 	}
 	if len(l.candidates) > 0 && r.cfg.mutant != mutantNoCandidates {

@@ -504,6 +504,66 @@ func TestReportsComeInPieces(t *testing.T) {
 	}
 }
 
+// TestANameIsSettledBeforeTheTable: who asks for a name is served after one round trip to the voters of the former view, however long
+// their tables are (section 9.9). Pieces are lost here. The holder's claim and a free name are served; nobody else gets what is held.
+func TestANameIsSettledBeforeTheTable(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	ask := func(to byte, name string, from byte, v ViewID, tok Token) {
+		d.step(id(to), Event{Kind: Receive, From: id(from), Msg: &Message{
+			Kind: Request, View: v, Name: name, Req: Req{Session{from}, 1}, TTL: deskTTL, Tok: tok,
+		}})
+	}
+	for i := range 3 * ReportEntriesMax {
+		for b := byte(1); b < 4; b++ {
+			ask(b, fmt.Sprintf("n%05d", i), 10, d.log.View, 0)
+		}
+	}
+	d.inbox = nil
+	d.replica(4, ReplicaConfig{})
+	d.apply(Entry{Kind: EntryView, From: d.log.View, Members: ids(1, 2, 4)}, 1, 2, 4) // voter 3 is late
+	r := d.reps[id(4)]
+	next := func() { // delivers all but pieces
+		was := d.inbox
+		d.inbox = nil
+		for _, l := range was {
+			if rep := d.reps[l.to]; rep != nil && (l.msg.Kind != Reported || l.msg.Name != "") {
+				d.step(l.to, Event{Kind: Receive, From: l.from, Msg: &l.msg})
+			}
+		}
+	}
+	next()
+	ask(4, "n00007", 10, d.log.View, 101)
+	ask(4, "free", 11, d.log.View, 0)
+	ask(4, "n00008", 11, d.log.View, 0)
+	pulls := 0
+	for _, l := range d.inbox {
+		if l.msg.Kind == Pull && l.msg.Name != "" {
+			pulls++
+		}
+	}
+	if pulls != 9 {
+		t.Errorf("%d pulls of three names", pulls)
+	}
+	ask(4, "free", 11, d.log.View, 0) // again, before there was an answer
+	next()
+	next()
+	for name, want := range map[string]byte{"n00007": 10, "free": 11, "n00008": 0} {
+		l := r.locks[name]
+		if l == nil || !l.settled || l.owned != (want != 0) || l.owned && l.owner.req.Session[0] != want {
+			t.Errorf("%s: %+v", name, l)
+		}
+	}
+	if r.settled || r.locks["n00009"] != nil {
+		t.Errorf("settled %v; a name that nobody asked for is known", r.settled)
+	}
+	// The late voter answers what it was asked, once it has ended the view. It names nobody else.
+	d.apply(Entry{Kind: EntryView, From: ViewID{1, 1}, Members: ids(1, 2, 4)}, 3)
+	next()
+	if l := r.locks["n00008"]; r.reports(l) != 3 {
+		t.Errorf("%d reports of a name", r.reports(l))
+	}
+}
+
 func TestBadInput(t *testing.T) {
 	d := newDesk(t, 1, 2, 3)
 	c := d.client(10, ClientConfig{})

@@ -74,6 +74,7 @@ type worldConfig struct {
 	hasty   bool // view changes do not wait for the former one to settle
 	cap     time.Duration
 	y1      bool
+	piece   int // names in a piece of a report
 }
 
 func drawWorld(seed uint64, m mutant) worldConfig {
@@ -92,6 +93,9 @@ func drawWorld(seed uint64, m mutant) worldConfig {
 		sizes:  [][]int{{3}, {1, 3}, {1, 3, 5}, {3, 5}}[r.IntN(4)],
 		hasty:  r.IntN(3) == 0,
 		y1:     r.IntN(8) == 0,
+	}
+	if c.piece = 1 + r.IntN(2); c.piece == 1 {
+		c.names += r.IntN(3)
 	}
 	c.cap = CapFor(slices.Min(c.ttls))
 	c.faults = sim.Draw(seed, sim.Scale{Delay: 60 * time.Millisecond, Timeout: 700 * time.Millisecond, Heal: 16 * time.Second, Drift: c.drift})
@@ -290,7 +294,7 @@ func (w *world) boot(e *sim.Env) sim.Process {
 	d.inc++
 	p := &simReplica{w: w, env: e, core: NewReplica(ReplicaConfig{
 		Self: simNode(e.ID()), Inc: d.inc, Drift: w.cfg.drift, TTLMin: time.Millisecond, TTLMax: 4 * time.Second,
-		Restarted: d.inc > 1, block: w.cfg.block, mutant: w.cfg.mutant,
+		Restarted: d.inc > 1, block: w.cfg.block, piece: w.cfg.piece, mutant: w.cfg.mutant,
 	}, w.states[0])}
 	w.reps[e.ID()] = p
 	p.fetch()

@@ -1,6 +1,8 @@
 package sigma
 
 import (
+	"bytes"
+	"math/bits"
 	"slices"
 
 	"latchkey/dht/keyspace"
@@ -17,13 +19,15 @@ type frozen struct {
 	until automaton.Instant
 }
 
-// incoming is a report on its way.
+// incoming is a report on its way. Its pieces are merged as they come, but for those of a view that has not ended here yet.
 type incoming struct {
 	view    ViewID
 	inc     uint64
-	pieces  [][]reported
+	got     []bool
 	missing int
-	asked   int // the first piece of the window asked for last
+	asked   int          // the first piece of the window asked for last
+	moving  bool         // a piece has come since everybody was pulled last
+	early   [][]reported // of a view that has not ended here
 }
 
 // reported is an entry with the instant of its arrival: leases run from there.
@@ -96,6 +100,7 @@ func (r *Replica) begin(next LogState, modes []NameMode, whole bool, out []Actio
 	r.suspended, r.suspendAt = false, automaton.Never
 	r.asked, r.wantCap = [3]automaton.Instant{}, 0
 	clear(r.reported)
+	r.whole = 0
 	for n, in := range r.incoming {
 		if in.view != old.View || !has(next.Prev, n) {
 			delete(r.incoming, n)
@@ -108,34 +113,43 @@ func (r *Replica) begin(next LogState, modes []NameMode, whole bool, out []Actio
 	// S8: a View ends the embargo. No lease of the views before outlasts this (S4(b), 10.2).
 	r.embargo = 0
 	r.settleAt = r.now.Add(r.cfg.Drift.Stretch(SuspendAfter + next.Cap))
-	if r.frozen.true {
-		for _, n := range next.Members {
-			if n != r.cfg.Self {
-				out = r.pushReport(n, 0, out)
-			}
-		}
-	}
 	if !has(next.Members, r.cfg.Self) {
 		r.settled = true // it has nothing to settle
 		r.pullAt = automaton.Never
-		return r.unpark(out)
+		return r.push(r.unpark(out))
 	}
 	r.pullAt = r.now.Add(pullEvery)
 	if r.frozen.true {
-		r.reported[r.cfg.Self] = true
 		for i, n := 0, r.chunks(); i < n; i++ {
 			for _, e := range r.piece(i).Entries {
-				r.merge(reported{e, r.now})
+				r.merge(r.cfg.Self, reported{e, r.now})
 			}
 		}
+		out = r.complete(r.cfg.Self, out)
 	}
 	for _, n := range sortedKeys(r.incoming) { // early ones
-		if in := r.incoming[n]; in.missing == 0 {
-			out = r.complete(n, in, out)
+		in := r.incoming[n]
+		for _, p := range in.early {
+			out = r.take(n, p, out)
+		}
+		if in.early = nil; in.missing == 0 {
+			out = r.complete(n, out)
 		}
 	}
-	out = r.trySettle(out)
-	return r.unpark(out)
+	return r.push(r.unpark(out)) // names that are asked for come before tables
+}
+
+// push sends the first pieces of the sealed table to the members of the new view.
+func (r *Replica) push(out []Action) []Action {
+	if !r.frozen.true {
+		return out
+	}
+	for _, n := range r.log.Members {
+		if n != r.cfg.Self {
+			out = r.pushReport(n, 0, out)
+		}
+	}
+	return out
 }
 
 // expire ends what is over, without granting.
@@ -172,15 +186,15 @@ func (r *Replica) unpark(out []Action) []Action {
 }
 
 func (r *Replica) chunks() int {
-	return max(1, (len(r.frozen.names)+ReportEntriesMax-1)/ReportEntriesMax)
+	return max(1, (len(r.frozen.names)+r.cfg.piece-1)/r.cfg.piece)
 }
 
 // piece makes a piece of the frozen table as it is now: leases that are over are left out, remaining times are those of the
 // sending.
 func (r *Replica) piece(i int) Report {
 	rep := Report{Inc: r.cfg.Inc, Chunk: i, Chunks: r.chunks()}
-	from := min(i*ReportEntriesMax, len(r.frozen.names))
-	for _, name := range r.frozen.names[from:min(from+ReportEntriesMax, len(r.frozen.names))] {
+	from := min(i*r.cfg.piece, len(r.frozen.names))
+	for _, name := range r.frozen.names[from:min(from+r.cfg.piece, len(r.frozen.names))] {
 		rep.Entries = append(rep.Entries, r.entry(name, r.frozen.locks[name]))
 	}
 	return rep
@@ -226,32 +240,96 @@ func (r *Replica) pushReport(to keyspace.NodeID, i int, out []Action) []Action {
 	return out
 }
 
+// receivePull answers who lacks pieces, or wants to know of one name at once. One that comes before this replica has ended the view
+// waits for that.
 func (r *Replica) receivePull(from keyspace.NodeID, m *Message, out []Action) []Action {
-	if !r.frozen.true || m.View != r.frozen.view || m.Chunk < 0 || m.Chunk >= r.chunks() || !has(r.log.Members, from) {
+	switch {
+	case m.Name != "" && m.View == r.log.View && has(r.log.Members, r.cfg.Self):
+		r.park(from, m)
 		return out
+	case !r.frozen.true || m.View != r.frozen.view || m.Chunk < 0 || m.Chunk >= r.chunks() || !has(r.log.Members, from):
+		return out
+	case m.Name == "":
+		return r.pushReport(from, m.Chunk, out)
 	}
-	return r.pushReport(from, m.Chunk, out)
+	rep := Report{Inc: r.cfg.Inc, Chunks: 1, Entries: []ReportEntry{r.entry(m.Name, r.frozen.locks[m.Name])}}
+	return append(out, Action{Kind: Send, To: from, Msg: Message{Kind: Reported, View: r.frozen.view, Name: m.Name, TS: r.clock, Report: &rep}})
 }
 
-// pull asks again for what has not come.
+// pullName asks those of the view before for one name that somebody wants, before their whole reports come (section 9.9).
+func (r *Replica) pullName(l *lock, out []Action) []Action {
+	if r.known(l) || r.now < l.pullAt {
+		return out
+	}
+	l.pullAt = r.now.Add(pullEvery)
+	for i, n := range r.log.Prev {
+		if n != r.cfg.Self && (l.word|r.whole)&(1<<i) == 0 {
+			out = append(out, Action{Kind: Send, To: n, Msg: Message{Kind: Pull, View: r.sealed(), Name: l.name, TS: r.clock}})
+		}
+	}
+	return out
+}
+
+// sealed returns the view before the present one.
+func (r *Replica) sealed() ViewID { return ViewID{r.log.View.Gen, r.log.View.Num - 1} }
+
+// known reports whether everybody who may hold a name is known: the view is settled, or m reports of the name are in (S4, of one name).
+func (r *Replica) known(l *lock) bool { return r.settled || l.settled }
+
+// reports counts whose word of a name is in.
+func (r *Replica) reports(l *lock) int {
+	if r.cfg.mutant == mutantCountedTwice {
+		return bits.OnesCount32(l.word) + bits.OnesCount32(r.whole)
+	}
+	return bits.OnesCount32(l.word | r.whole)
+}
+
+// pull asks again for what has not come. Where pieces come there is no need to.
 func (r *Replica) pull(out []Action) []Action {
 	r.pullAt = automaton.Never
 	if r.booting || !has(r.log.Members, r.cfg.Self) || r.settled && !r.contested() {
 		return out
 	}
-	sealed := ViewID{r.log.View.Gen, r.log.View.Num - 1}
+	r.pullAt = r.now.Add(pullEvery)
+	moving, missing := false, false
+	for _, n := range r.log.Prev {
+		missing = missing || !r.reported[n]
+		if in := r.incoming[n]; in != nil && in.moving {
+			moving, in.moving = true, false
+		}
+	}
+	if !missing {
+		r.pullAt = automaton.Never
+	}
+	if moving {
+		return out
+	}
 	for _, n := range r.log.Prev {
 		if n == r.cfg.Self || r.reported[n] {
 			continue
 		}
-		r.pullAt = r.now.Add(pullEvery)
 		i := 0
-		if in := r.incoming[n]; in != nil && in.view == sealed {
+		if in := r.incoming[n]; in != nil && in.view == r.sealed() {
 			i = in.first()
+			in.asked = i
 		}
-		out = append(out, Action{Kind: Send, To: n, Msg: Message{Kind: Pull, View: sealed, TS: r.clock, Chunk: i}})
+		out = append(out, Action{Kind: Send, To: n, Msg: Message{Kind: Pull, View: r.sealed(), TS: r.clock, Chunk: i}})
 	}
 	return out
+}
+
+// wants reports whether the next pieces of a report are of use: m reports settle the view, and those that are furthest come first.
+func (r *Replica) wants(n keyspace.NodeID) bool {
+	if r.settled {
+		return r.contested()
+	}
+	before := 0
+	for _, o := range sortedKeys(r.incoming) {
+		if in := r.incoming[o]; o != n && (in.missing < r.incoming[n].missing || in.missing == r.incoming[n].missing && bytes.Compare(o[:], n[:]) < 0) {
+			before++
+		}
+	}
+	return bits.OnesCount32(r.whole)+before < r.majorityPrev()
 }
 
 // contested reports whether further reports can help: somebody is a candidate (S5(iv)).
@@ -265,7 +343,7 @@ func (r *Replica) contested() bool {
 }
 
 func (in *incoming) first() int {
-	return max(0, slices.IndexFunc(in.pieces, func(p []reported) bool { return p == nil }))
+	return max(0, slices.Index(in.got, false))
 }
 
 // receiveReport is S3, as far as it is about pieces. A report of the present view is one for the next that this replica does not
@@ -273,7 +351,7 @@ func (in *incoming) first() int {
 func (r *Replica) receiveReport(from keyspace.NodeID, m *Message, out []Action) []Action {
 	rep := m.Report
 	early := m.View == r.log.View
-	late := m.View == ViewID{r.log.View.Gen, r.log.View.Num - 1}
+	late := m.View == r.sealed()
 	reporters := r.log.Prev
 	if early {
 		reporters = r.log.Members
@@ -282,75 +360,112 @@ func (r *Replica) receiveReport(from keyspace.NodeID, m *Message, out []Action) 
 	case rep == nil || rep.Chunks < 1 || rep.Chunks > ChunksMax || rep.Chunk < 0 || rep.Chunk >= rep.Chunks,
 		len(rep.Entries) > ReportEntriesMax, !early && !late, !has(reporters, from), from == r.cfg.Self, late && r.reported[from]:
 		return out
+	case m.Name != "":
+		if late && len(rep.Entries) == 1 && rep.Entries[0].Name == m.Name {
+			out = r.take(from, []reported{{rep.Entries[0], r.now}}, out)
+		}
+		return out
 	}
 	in := r.incoming[from]
-	if in == nil || in.view != m.View || in.inc != rep.Inc || len(in.pieces) != rep.Chunks {
+	if in == nil || in.view != m.View || in.inc != rep.Inc || len(in.got) != rep.Chunks {
 		if in != nil && (in.view.Compare(m.View) > 0 || in.view == m.View && in.inc > rep.Inc) {
 			return out
 		}
-		in = &incoming{view: m.View, inc: rep.Inc, pieces: make([][]reported, rep.Chunks), missing: rep.Chunks}
+		in = &incoming{view: m.View, inc: rep.Inc, got: make([]bool, rep.Chunks), missing: rep.Chunks}
 		r.incoming[from] = in
 	}
-	if in.pieces[rep.Chunk] == nil {
+	if !in.got[rep.Chunk] {
 		piece := make([]reported, 0, len(rep.Entries))
 		for _, e := range rep.Entries {
 			piece = append(piece, reported{e, r.now})
 		}
-		in.pieces[rep.Chunk] = piece
+		in.got[rep.Chunk], in.moving = true, true
 		in.missing--
-	}
-	if in.missing == 0 {
 		if late {
-			out = r.complete(from, in, out)
-			out = r.trySettle(out)
+			out = r.take(from, piece, out)
+		} else {
+			in.early = append(in.early, piece)
+		}
+	}
+	if in.missing == 0 || late && r.cfg.mutant == mutantPieceIsAll {
+		if late {
+			out = r.complete(from, out)
 		}
 		return out
 	}
-	if i := in.first(); i >= in.asked+reportWindow { // the window has arrived: the next one
+	if i := in.first(); i >= in.asked+reportWindow && (early || r.wants(from)) { // the window has arrived: the next one
 		in.asked = i
 		out = append(out, Action{Kind: Send, To: from, Msg: Message{Kind: Pull, View: m.View, TS: r.clock, Chunk: i}})
 	}
 	return out
 }
 
-// complete takes a whole report: the first of its reporter counts (S3).
-func (r *Replica) complete(from keyspace.NodeID, in *incoming, out []Action) []Action {
-	delete(r.incoming, from)
-	if r.reported[from] {
-		return out
-	}
-	r.reported[from] = true
-	for _, p := range in.pieces {
-		for _, e := range p {
-			r.merge(e)
-		}
-	}
-	if r.settled {
-		for _, name := range r.names() {
-			l := r.locks[name]
-			r.prune(l)
-			out = r.rest(l, r.grant(l, out))
+// take takes some names of a report, and settles those that m reports have said all of (section 9.9).
+func (r *Replica) take(from keyspace.NodeID, piece []reported, out []Action) []Action {
+	for _, e := range piece {
+		if l := r.merge(from, e); l != nil {
+			out = r.settleName(l, out)
 		}
 	}
 	return out
 }
 
-// merge is S3 for one name. A report after the settling adds nobody: whoever may hold is named by every majority of reports.
-func (r *Replica) merge(e reported) {
+// complete takes note that a whole report is in: of names that it has not named nobody has anything to say there.
+func (r *Replica) complete(from keyspace.NodeID, out []Action) []Action {
+	delete(r.incoming, from)
+	i := slices.Index(r.log.Prev, from)
+	if i < 0 || r.reported[from] {
+		return out
+	}
+	r.reported[from] = true
+	r.whole |= 1 << i
+	if out = r.trySettle(out); bits.OnesCount32(r.whole) == 1 && r.majorityPrev() > 1 && from == r.cfg.Self {
+		return out // the first to say anything
+	}
+	for _, name := range r.names() {
+		out = r.settleName(r.locks[name], out)
+	}
+	return out
+}
+
+// settleName settles a name that m reports have said all of. One that is settled may have a candidate less (S5(iv)).
+func (r *Replica) settleName(l *lock, out []Action) []Action {
+	switch need := r.majorityPrev(); {
+	case r.known(l):
+		r.prune(l)
+		return r.rest(l, r.grant(l, out))
+	case r.reports(l) >= need || r.cfg.mutant == mutantOneNameReport && l.word != 0:
+		return r.open(l, out)
+	}
+	return out
+}
+
+// merge is S3 for one name: the first word of a reporter counts. One that comes after the settling adds nobody: whoever may hold is
+// named by every majority of reports. It returns nil where there is nothing to do.
+func (r *Replica) merge(from keyspace.NodeID, e reported) *lock {
+	i := slices.Index(r.log.Prev, from)
+	if h := r.modes[e.Name]; i < 0 || h != nil && (h.mode == ModeGroup || h.sealed) {
+		return nil
+	}
 	l := r.locks[e.Name]
 	if l == nil {
-		if h := r.modes[e.Name]; r.settled || h != nil && h.mode == ModeGroup {
-			return
+		if r.settled {
+			return nil
 		}
 		l = &lock{name: e.Name, rec: r.floor, at: -1, idleAt: r.now}
 		r.locks[e.Name] = l
 		r.idle.push(l)
 	}
+	if (l.word|r.whole)&(1<<i) != 0 {
+		return nil
+	}
+	known := r.known(l)
+	l.word |= 1 << i
 	for _, q := range e.Ended {
 		l.end(q, e.at)
 	}
 	r.sweep(l)
-	if !r.settled {
+	if !known {
 		l.delay = max(l.delay, e.at.Add(min(e.DelayLeft, DelayMax)))
 	}
 	for _, p := range e.Parties {
@@ -367,7 +482,7 @@ func (r *Replica) merge(e reported) {
 		case i >= 0:
 			c := &l.candidates[i]
 			c.until, c.votes, c.offered = max(c.until, until), c.votes+1, max(c.offered, p.Tok)
-		case !r.settled && !l.over(p.Req):
+		case !known && !l.over(p.Req):
 			if r.cfg.mutant == mutantOneCandidate && len(l.candidates) > 0 {
 				break
 			}
@@ -384,7 +499,7 @@ func (r *Replica) merge(e reported) {
 			r.perPeer[p.Node]++
 		}
 	}
-	if !r.settled {
+	if !known {
 		for _, p := range e.Queue {
 			if l.waiter(p.Req.Session) < 0 && !l.over(p.Req) && len(l.queue) < WaitersPerLockMax {
 				r.enqueue(l, p.wish(r.now))
@@ -392,6 +507,7 @@ func (r *Replica) merge(e reported) {
 		}
 	}
 	r.watch(l, r.wakeOf(l))
+	return l
 }
 
 // sweep drops what is now known to be over: a RELEASE is final wherever it was heard. What an owner was offered counts as used,
@@ -424,7 +540,7 @@ func (p *ReportParty) wish(now automaton.Instant) wish {
 // prune is S5(iv): a candidate that too many reports do not name cannot have had a quorum.
 func (r *Replica) prune(l *lock) {
 	for i := 0; i < len(l.candidates); {
-		if c := &l.candidates[i]; c.votes+len(r.log.Prev)-len(r.reported) < r.majorityPrev() {
+		if c := &l.candidates[i]; c.votes+len(r.log.Prev)-r.reports(l) < r.majorityPrev() {
 			r.candidateWaits(l, i, true)
 			continue
 		}
@@ -452,7 +568,7 @@ func (r *Replica) candidateSays(l *lock, i int, from keyspace.NodeID, m *Message
 	switch {
 	case c.node != from || c.req.Seq > m.Req.Seq:
 		return true, out
-	case !r.settled: // kept with the queue until all candidates are known (S4)
+	case !r.known(l): // kept with the queue until all candidates are known (S4)
 		return false, out
 	case c.req != m.Req: // S5(ii)
 		l.end(c.req, r.now)
@@ -491,59 +607,65 @@ func (r *Replica) settleByTime(out []Action) []Action {
 	return r.settle(out)
 }
 
-// settle opens the view: what was said while unsettled counts now, those who have not spoken are told where to, and then the
-// names are granted.
+// settle opens the view: every name that is not open yet.
 func (r *Replica) settle(out []Action) []Action {
 	invariant.Check(has(r.log.Members, r.cfg.Self), "only members settle", r.log)
+	names := r.names()
 	r.settled = true
 	out = append(out, Action{Kind: Settled})
-	for _, name := range r.names() {
-		l := r.locks[name]
-		r.sweep(l)
-		for i := 0; i < len(l.candidates); {
-			c := &l.candidates[i]
-			j := l.waiter(c.req.Session)
-			switch {
-			case j < 0:
-			case l.queue[j].req.Seq > c.req.Seq: // S5(ii), said here or in a report
-				l.end(c.req, r.now)
-				r.dropCandidate(l, i)
-				continue
-			case l.queue[j].req.Seq < c.req.Seq:
-				l.end(l.queue[j].req, r.now)
-				r.dequeue(l, j)
-			case l.queue[j].heard && l.queue[j].tok == 0: // S5(i)
-				r.dropCandidate(l, i)
-				continue
-			case l.queue[j].heard: // S6
-				c.claimed = true
-				c.wish = l.queue[j]
-				r.dequeue(l, j)
-			default: // another replica had it in its queue
-				r.dequeue(l, j)
-			}
-			i++
+	for _, name := range names {
+		if l := r.locks[name]; l != nil && !l.settled {
+			out = r.open(l, out)
 		}
-		r.sweep(l)
-		if h := r.modes[name]; h != nil {
-			out = r.seal(name, h, out)
-			continue
-		}
-		for i := range l.candidates {
-			if c := &l.candidates[i]; !c.heard {
-				out = r.moved(c.node, l.name, c.req, out)
-			}
-		}
-		for j := range l.queue {
-			if w := &l.queue[j]; !w.heard {
-				out = r.moved(w.node, l.name, w.req, out)
-			}
-		}
-		out = r.tick(l, out)
-		out = r.rest(l, out)
 	}
 	for _, name := range r.pending() { // of which nobody knew anything
 		out = r.seal(name, r.modes[name], out)
 	}
 	return out
+}
+
+// open opens a name: what was said while it was not settled counts now, those who have not spoken are told where to, and then it is
+// granted.
+func (r *Replica) open(l *lock, out []Action) []Action {
+	l.settled = true
+	r.sweep(l)
+	for i := 0; i < len(l.candidates); {
+		c := &l.candidates[i]
+		j := l.waiter(c.req.Session)
+		switch {
+		case j < 0:
+		case l.queue[j].req.Seq > c.req.Seq: // S5(ii), said here or in a report
+			l.end(c.req, r.now)
+			r.dropCandidate(l, i)
+			continue
+		case l.queue[j].req.Seq < c.req.Seq:
+			l.end(l.queue[j].req, r.now)
+			r.dequeue(l, j)
+		case l.queue[j].heard && l.queue[j].tok == 0: // S5(i)
+			r.dropCandidate(l, i)
+			continue
+		case l.queue[j].heard: // S6
+			c.claimed = true
+			c.wish = l.queue[j]
+			r.dequeue(l, j)
+		default: // another replica had it in its queue
+			r.dequeue(l, j)
+		}
+		i++
+	}
+	r.sweep(l)
+	if h := r.modes[l.name]; h != nil {
+		return r.seal(l.name, h, out)
+	}
+	for i := range l.candidates {
+		if c := &l.candidates[i]; !c.heard {
+			out = r.moved(c.node, l.name, c.req, out)
+		}
+	}
+	for j := range l.queue {
+		if w := &l.queue[j]; !w.heard {
+			out = r.moved(w.node, l.name, w.req, out)
+		}
+	}
+	return r.rest(l, r.tick(l, out))
 }

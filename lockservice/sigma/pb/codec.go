@@ -186,9 +186,9 @@ func decode(p *Message) (m sigma.Message, err error) {
 	if _, known := Mode_name[int32(p.Mode)]; !known {
 		d.fail("mode %d", p.Mode)
 	}
-	voters := p.Kind == Kind_KIND_REPORTED || p.Kind == Kind_KIND_PULL // between them: of no one name and no request
+	voters := p.Kind == Kind_KIND_REPORTED || p.Kind == Kind_KIND_PULL // between them: of a piece of all names or of one, and of no request
 	m = sigma.Message{
-		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, voters),
+		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, voters && p.Name == ""),
 		Req: d.req(p.Req), TS: p.Ts, ReqTS: p.ReqTs, CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs), Delay: d.span(p.DelayNs),
 		Tok: sigma.Token(p.Tok), Older: p.Older, Ack: p.Ack, Owner: d.req(p.Owner), Wait: d.span(p.WaitNs), Embargo: d.span(p.EmbargoNs),
 		Position: d.count(p.Position, sigma.WaitersPerLockMax), Chunk: d.count(p.Chunk, sigma.ChunksMax), Reason: sigma.Reason(p.Reason), Mode: sigma.Mode(p.Mode),
@@ -203,6 +203,9 @@ func decode(p *Message) (m sigma.Message, err error) {
 	}
 	if (m.Kind == sigma.Reported || m.Kind == sigma.Inspected) != (m.Report != nil) || (m.Kind == sigma.Moved) != (len(m.Members) > 0) {
 		d.fail("%v with report %v and %d members", m.Kind, m.Report != nil, len(m.Members))
+	}
+	if r := m.Report; m.Kind == sigma.Reported && m.Name != "" && (r.Chunks != 1 || len(r.Entries) != 1 || r.Entries[0].Name != m.Name) {
+		d.fail("a report of one name with %d others", len(r.Entries))
 	}
 	if d.err != nil {
 		return sigma.Message{}, d.err

@@ -33,6 +33,8 @@ func samples() []sigma.Message {
 			{Name: "n", Parties: []sigma.ReportParty{party}, Queue: []sigma.ReportParty{party, party}, Ended: []sigma.Req{q}, DelayLeft: 4},
 		}}},
 		{Kind: sigma.Pull, View: v, Chunk: 5},
+		{Kind: sigma.Pull, View: v, Name: "n"},
+		{Kind: sigma.Reported, View: v, Name: "n", Report: &sigma.Report{Chunks: 1, Entries: []sigma.ReportEntry{{Name: "n", Parties: []sigma.ReportParty{party}}}}},
 		{Kind: sigma.Moved, View: v, Name: "n", Req: q, Members: []keyspace.NodeID{{1}}, Mode: sigma.ModeGroup},
 		{Kind: sigma.Inspect, View: v, Name: "n", Req: q},
 		{Kind: sigma.Inspected, View: v, Name: "n", Req: q, Report: &sigma.Report{Chunks: 1, Entries: []sigma.ReportEntry{{Name: "n"}}}},
@@ -251,7 +253,10 @@ func TestBadMessagesAreMalformed(t *testing.T) {
 		"an entry, no name":   {Kind: Kind_KIND_REPORTED, Report: &Report{Chunks: 1, Entries: []*Entry{{}}}},
 		"a party, no request": {Kind: Kind_KIND_REPORTED, Report: &Report{Chunks: 1, Entries: []*Entry{{Name: "n", Parties: []*Party{{Node: node}}}}}},
 		"a party, no node":    {Kind: Kind_KIND_REPORTED, Report: &Report{Chunks: 1, Entries: []*Entry{{Name: "n", Queue: []*Party{{Req: q}}}}}},
-		"a pull with a name":  {Kind: Kind_KIND_PULL, Name: "n"},
+		"a pull, a long name": {Kind: Kind_KIND_PULL, Name: strings.Repeat("n", NameBytesMax+1)},
+		"a report of another": {Kind: Kind_KIND_REPORTED, Name: "n", Report: &Report{Chunks: 1, Entries: []*Entry{{Name: "m"}}}},
+		"a report of two":     {Kind: Kind_KIND_REPORTED, Name: "n", Report: &Report{Chunks: 1, Entries: []*Entry{{Name: "n"}, {Name: "m"}}}},
+		"half a name's":       {Kind: Kind_KIND_REPORTED, Name: "n", Report: &Report{Chunks: 2, Entries: []*Entry{{Name: "n"}}}},
 	}
 	for what, m := range cases {
 		b, err := proto.Marshal(m)
