@@ -32,7 +32,7 @@ func (s State) String() string {
 const QueriesMax = 1 << 12
 
 // EndedMax bounds the ended threads that are remembered, so that a late CREATE does not bring one back. The oldest is forgotten first.
-const EndedMax = protocol.ThreadsMax
+const EndedMax = 1 << 14
 
 // Config is what a manager is made with.
 type Config struct {
@@ -48,7 +48,9 @@ type Manager struct {
 	state    State
 	epoch    protocol.Epoch
 	threads  map[protocol.ThreadID]thread
-	ended    []protocol.ThreadID // of this epoch, the oldest first
+	at       map[protocol.NodeRef]int       // how many threads each node executes; no zeros
+	ended    []protocol.ThreadID            // of this epoch, the oldest first
+	over     map[protocol.ThreadID]struct{} // the same
 	suspects protocol.Suspects
 	// asked holds those that object managers have asked about (R12): they are watched, though no thread may run there.
 	asked   []protocol.NodeRef
@@ -104,8 +106,8 @@ func (m Manifest) clone() Manifest { return Manifest{maps.Clone(m.Objects), maps
 // New makes the manager of an application that has not begun: epoch 1, no threads.
 func New(cfg Config) *Manager {
 	return &Manager{
-		cfg: cfg, epoch: 1, threads: make(map[protocol.ThreadID]thread), touched: make(map[keyspace.Key]protocol.Life),
-		added: make(map[protocol.ThreadID]protocol.Hash),
+		cfg: cfg, epoch: 1, threads: make(map[protocol.ThreadID]thread), at: make(map[protocol.NodeRef]int),
+		over: make(map[protocol.ThreadID]struct{}), touched: make(map[keyspace.Key]protocol.Life), added: make(map[protocol.ThreadID]protocol.Hash),
 	}
 }
 
@@ -167,13 +169,24 @@ func (m *Manager) State() State { return m.state }
 func (m *Manager) Epoch() protocol.Epoch { return m.epoch }
 
 // Executes reports whether n executes a thread, as far as the manager knows: a node in the middle of receiving one counts.
-func (m *Manager) Executes(n protocol.NodeRef) bool {
-	for _, t := range m.threads {
-		if t.executesAt(n) {
-			return true
+func (m *Manager) Executes(n protocol.NodeRef) bool { return m.at[n] > 0 }
+
+// set replaces a thread, and counts where threads are.
+func (m *Manager) set(id protocol.ThreadID, t thread) {
+	m.count(m.threads[id], -1)
+	m.threads[id] = t
+	m.count(t, 1)
+}
+
+func (m *Manager) count(t thread, by int) {
+	for _, n := range [...]protocol.NodeRef{t.at, t.to} {
+		if n.IsZero() {
+			continue
+		}
+		if m.at[n] += by; m.at[n] == 0 {
+			delete(m.at, n)
 		}
 	}
-	return false
 }
 
 // Threads returns how many threads have not ended, guests included.
@@ -198,16 +211,7 @@ func (m *Manager) Concerns() []protocol.NodeRef {
 
 // nodes lists who executes a thread. In order.
 func (m *Manager) nodes() []protocol.NodeRef {
-	var ns []protocol.NodeRef
-	for _, t := range m.threads {
-		for _, n := range []protocol.NodeRef{t.at, t.to} {
-			if !n.IsZero() {
-				ns = append(ns, n)
-			}
-		}
-	}
-	slices.SortFunc(ns, protocol.NodeRef.Compare)
-	return slices.Compact(ns)
+	return slices.SortedFunc(maps.Keys(m.at), protocol.NodeRef.Compare)
 }
 
 func compareThreads(a, b protocol.ThreadID) int { return bytes.Compare(a[:], b[:]) }
@@ -318,7 +322,7 @@ func (m *Manager) receive(in *protocol.Message, out []Action) []Action {
 		switch {
 		case m.state == Stopping && (in.Checkpoint == m.id || m.mutant == protocol.AnyStopped) && ok && in.Migration == t.mig && t.executesAt(from):
 			t.stopped, t.hash = m.id, in.Hash
-			m.threads[in.Thread] = t
+			m.set(in.Thread, t)
 			return m.stopped(out)
 		case m.state == Stopping && in.Checkpoint < m.id: // it holds for an earlier one still, or does not know this one
 			return m.tell(out, from, protocol.Message{Kind: protocol.Checkpoint, Checkpoint: m.id})
@@ -341,17 +345,18 @@ func (q query) compare(o query) int {
 func (m *Manager) create(in *protocol.Message, out []Action) []Action {
 	receipt := protocol.Message{Kind: protocol.Created, Thread: in.Thread, Node: in.Node, Manifest: m.hash}
 	t, known := m.threads[in.Thread]
+	_, over := m.over[in.Thread]
 	switch {
 	case known:
 		receipt.Node = t.at
-	case slices.Contains(m.ended, in.Thread):
+	case over:
 	case m.state != Running && (m.state != Stopping || in.Parent == protocol.ThreadID{}): // C3: it waits, and is repeated
 		return out
 	case m.suspects.Has(in.Node) || len(m.threads) >= protocol.ThreadsMax:
 		receipt.Flag = true
 	default:
 		t = thread{at: in.Node, guest: in.Flag, started: in.Flag, hash: in.Hash}
-		m.threads[in.Thread] = t
+		m.set(in.Thread, t)
 		if in.Parent == (protocol.ThreadID{}) && !t.guest {
 			m.added[in.Thread] = in.Hash
 		}
@@ -375,7 +380,7 @@ func (m *Manager) started(in *protocol.Message, out []Action) []Action {
 	t, ok := m.threads[in.Thread]
 	if ok && !t.started && t.at == in.From.Node {
 		t.started = true
-		m.threads[in.Thread] = t
+		m.set(in.Thread, t)
 	}
 	if m.state == Restarting {
 		return m.unfreeze(out)
@@ -409,7 +414,7 @@ func (m *Manager) migrate(in *protocol.Message, out []Action) []Action {
 	case m.state == Running && t.to.IsZero() && t.started && !m.suspects.Has(in.Node):
 		t.mig++
 		t.to = in.Node
-		m.threads[in.Thread] = t
+		m.set(in.Thread, t)
 	default:
 		return out // C3: it waits, and is repeated
 	}
@@ -429,7 +434,7 @@ func (m *Manager) moved(in *protocol.Message, out []Action) []Action {
 		default:
 			t.at, t.to = t.to, protocol.NodeRef{}
 		}
-		m.threads[in.Thread] = t
+		m.set(in.Thread, t)
 		out = m.examine(out)
 	}
 	if !ok || in.Migration < t.mig || t.to.IsZero() {
@@ -439,11 +444,14 @@ func (m *Manager) moved(in *protocol.Message, out []Action) []Action {
 }
 
 func (m *Manager) forget(id protocol.ThreadID) {
+	m.count(m.threads[id], -1)
 	delete(m.threads, id)
 	if len(m.ended) >= EndedMax {
-		m.ended = slices.Delete(m.ended, 0, 1)
+		delete(m.over, m.ended[0])
+		m.ended = m.ended[1:]
 	}
 	m.ended = append(m.ended, id)
+	m.over[id] = struct{}{}
 }
 
 // examine answers the queries about nodes that execute no thread any more.
@@ -517,14 +525,20 @@ func (m *Manager) returned(n protocol.NodeRef, out []Action) []Action {
 	if m.mutant == protocol.WithoutR15 {
 		return out
 	}
-	var gone []protocol.NodeRef
-	for _, o := range m.Concerns() {
+	var gone []protocol.NodeRef // at most the nodes of the application are looked at
+	for o := range m.at {
 		if n.Succeeds(o) && !m.suspects.Final(o) {
 			gone = append(gone, o)
 		}
 	}
+	slices.SortFunc(gone, protocol.NodeRef.Compare)
 	for _, o := range gone {
 		out = m.suspect(o, true, out)
+	}
+	for _, o := range m.asked {
+		if n.Succeeds(o) {
+			m.suspects.Add(o, true)
+		}
 	}
 	return out
 }
@@ -558,6 +572,7 @@ func (m *Manager) restart(out []Action) []Action {
 		threads[id] = thread{hash: h}
 	}
 	m.threads, m.ended, m.queries, m.asked, m.reads, m.cutAt = threads, nil, nil, nil, nil, Manifest{}
+	m.at, m.over = make(map[protocol.NodeRef]int), make(map[protocol.ThreadID]struct{})
 	m.touched = make(map[keyspace.Key]protocol.Life)
 	for _, n := range nodes {
 		out = m.tell(out, n, protocol.Message{Kind: protocol.Destroy})
@@ -580,7 +595,7 @@ func (m *Manager) place(places []Placement, out []Action) []Action {
 	for _, p := range places {
 		if t, ok := m.threads[p.Thread]; ok && t.at.IsZero() && !m.suspects.Has(p.Node) && !p.Node.IsZero() {
 			t.at = p.Node
-			m.threads[p.Thread] = t
+			m.set(p.Thread, t)
 			out = m.start(p.Thread, &t, out)
 		}
 	}
@@ -615,6 +630,7 @@ func (m *Manager) Resend(out []Action) []Action {
 // Clone returns a copy that shares nothing: what a replica that joins is given.
 func (m *Manager) Clone() *Manager {
 	c := *m
+	c.at, c.over = maps.Clone(m.at), maps.Clone(m.over)
 	c.threads, c.touched, c.reads, c.added = maps.Clone(m.threads), maps.Clone(m.touched), maps.Clone(m.reads), maps.Clone(m.added)
 	c.ended, c.asked, c.queries = slices.Clone(m.ended), slices.Clone(m.asked), slices.Clone(m.queries)
 	c.suspects, c.manifest, c.cutAt = m.suspects.Clone(), m.manifest.clone(), m.cutAt.clone()

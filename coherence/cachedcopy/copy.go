@@ -192,7 +192,7 @@ func (c *Copy) Store(v *protocol.Cell) bool {
 
 // Wants reports whether in is a COPY or a FIRST_TOUCH that [Copy.Step] would accept. Of a FIRST_TOUCH it means that it needs a value.
 func (c *Copy) Wants(in *protocol.Message) bool {
-	if in.Epoch != c.epoch || in.To.Node != c.cfg.Self && c.mutant != protocol.WithoutR6 {
+	if in.Epoch != c.epoch && c.mutant != protocol.WithoutEpoch || in.To.Node != c.cfg.Self && c.mutant != protocol.WithoutR6 {
 		return false
 	}
 	switch in.Kind {

@@ -230,7 +230,7 @@ func (w *world) repeat(i int) {
 // thread steps the node where a thread runs.
 func (w *world) thread(t int, ev appmanager.NodeEvent) {
 	ev.Thread = threadID(t + 1)
-	if i := w.runsAt(t); i >= 0 {
+	if i := w.runsAt(t); i >= 0 && w.peers[i].wants == [2]cachedcopy.Right{} { // who waits for an object is at no safe point
 		w.stepNode(i, ev)
 	}
 }

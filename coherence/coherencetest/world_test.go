@@ -302,6 +302,13 @@ func (w *world) performApp(out []appmanager.Action) {
 // atCut: what is saved is the live state of this instant (I3, C5), if nobody stands between two steps.
 func (w *world) atCut() {
 	m := w.saved[protocol.Hash{2, byte(w.am.core.Checkpoint())}]
+	for i, p := range w.peers {
+		for t := range w.threads {
+			if ph, ok := p.nodePhase(threadID(t + 1)); ok && p.up && ph == appmanager.Runs && p.node.Epoch() == w.epoch() {
+				w.fail(fmt.Errorf("C3: t%d runs at n%d at the cut", t+1, i+1))
+			}
+		}
+	}
 	for o := range w.objects {
 		live, touched := w.last[epochObject{w.epoch(), o}]
 		if before, _ := w.am.core.Saved(); !touched {
