@@ -3,8 +3,12 @@ package access
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
 
 	"latchkey/coherence/cachedcopy"
 	"latchkey/coherence/manager"
@@ -131,4 +135,109 @@ func (w *overlay) check() error {
 		}
 	}
 	return nil
+}
+
+// Every thread of every node gets its turn at an object that all update all the time, before any hold runs out, and no update is
+// lost; in virtual time.
+func TestHotObjectIsSharedByAll(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const threads, calls = 2, 15
+		pause := drawn(1)
+		w := newOverlay(4, func() { pause("") })
+		var all sync.WaitGroup
+		var ends []time.Duration
+		var mu sync.Mutex
+		begin := time.Now()
+		for node := range w.refs {
+			for range threads {
+				all.Go(func() {
+					for range calls {
+						err := w.at(node, "hot").Update(t.Context(), func(b []byte) ([]byte, error) {
+							pause("") // so that others always get between
+							return encode(number(b) + 1), nil
+						})
+						if err != nil {
+							t.Error(err)
+						}
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					ends = append(ends, time.Since(begin))
+				})
+			}
+		}
+		all.Wait()
+		if v, err := w.Read(t.Context(), 0, "hot"); err != nil || v != len(w.refs)*threads*calls {
+			t.Errorf("%d after %d updates: %v", v, len(w.refs)*threads*calls, err)
+		}
+		w.travel.Wait()
+		if err := w.check(); err != nil {
+			t.Error(err)
+		}
+		t.Logf("the first thread had its %d after %v, the last after %v", calls, ends[0], ends[len(ends)-1])
+		if ends[0] < ends[len(ends)-1]/4 {
+			t.Error("one was served long before the others")
+		}
+	})
+}
+
+// Updates nested in all orders of three objects, by the real automata: nobody waits for a hold to run out.
+func TestNestedUpdatesOfManyNodes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for seed := range uint64(20) {
+			pause := drawn(seed)
+			w := newOverlay(3, func() { pause("") })
+			var all sync.WaitGroup
+			for node, names := range []string{"xy", "yz", "zx"} {
+				all.Go(func() {
+					err := w.at(node, names[:1]).Update(t.Context(), func(b []byte) ([]byte, error) {
+						add := func(b []byte) ([]byte, error) { return encode(number(b) + 1), nil }
+						if err := w.at(node, names[1:]).Update(t.Context(), add); err != nil {
+							return nil, err
+						}
+						return add(b)
+					})
+					if err != nil {
+						t.Errorf("seed %d: %v", seed, err)
+					}
+				})
+			}
+			begin := time.Now()
+			all.Wait()
+			if took := time.Since(begin); took >= UpdateHold {
+				t.Errorf("seed %d: %v", seed, took)
+			}
+			w.travel.Wait()
+		}
+	})
+}
+
+// A copy that hears of a newer epoch ends its own, for all objects of the node; other nodes find out by themselves.
+func TestMessageOfANewerEpochEndsTheOldOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pause := drawn(1)
+		w := newOverlay(2, func() { pause("") })
+		ctx := t.Context()
+		for node := range w.refs {
+			for _, name := range []string{"x", "y"} {
+				if err := w.at(node, name).Set(ctx, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		w.travel.Wait()
+		s := w.objects["x"]
+		s.copies[0].Receive(&protocol.Message{Kind: protocol.Invalidate, Epoch: 2, To: protocol.At(w.refs[0]), Object: s.key, LastInv: 1})
+		for _, name := range []string{"x", "y"} {
+			if _, err := w.at(0, name).Get(ctx); !errors.Is(err, ErrRestarted) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if _, err := w.at(1, "y").Get(ctx); err != nil {
+			t.Error(err)
+		}
+		w.travel.Wait()
+	})
 }

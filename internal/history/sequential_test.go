@@ -321,7 +321,7 @@ func compareWithEnumerator(t *testing.T, ops []Operation) Verdict {
 func TestSequentialCheckerAgreesWithEnumeration(t *testing.T) {
 	t.Parallel()
 	seen := make(map[Verdict]int)
-	for seed := range uint64(20_000) {
+	for seed := range uint64(10_000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		seen[compareWithEnumerator(t, draw(r.IntN))]++
 	}
@@ -406,8 +406,8 @@ func TestLongRunsAreJudged(t *testing.T) {
 		clients, count, keys int
 		versions, scattered  bool
 	}{
-		{"versions", 8, 50_000, 64, true, false},
-		{"versions, scattered", 8, 50_000, 64, true, true},
+		{"versions", 8, 20_000, 64, true, false},
+		{"versions, scattered", 8, 20_000, 64, true, true},
 		{"no versions", 6, 12_000, 16, false, false},
 		{"no versions, scattered", 6, 4_000, 8, false, true},
 	} {
