@@ -413,7 +413,7 @@ func TestCallsOfAnOldEpochFail(t *testing.T) {
 func TestWithoutTheCutAnOldValueIsReturned(t *testing.T) {
 	e := NewEpoch(Config{})
 	o, q := alone(e, 1)
-	o.mutant = uncut
+	o.Sabotage(Uncut)
 	q.grant(cachedcopy.ReadOnly, "old")
 	if err := o.View(t.Context(), func([]byte) error { e.End(); return nil }); err != nil {
 		t.Error(err)
@@ -492,20 +492,20 @@ func shape(t *testing.T, name string) *litmus.Program {
 }
 
 // runs runs a program on the real automata, with messages that take drawn times, until something forbidden is seen.
-func runs(t *testing.T, p *litmus.Program, m mutant, wrong protocol.Mutant, count int) (r *litmus.Result) {
+func runs(t *testing.T, p *litmus.Program, m Mutant, count int) (r *litmus.Result) {
 	synctest.Test(t, func(t *testing.T) {
 		for seed := uint64(0); count > 0; seed++ {
 			n := min(count, 50)
 			pause := drawn(seed)
 			w := newOverlay(4, func() { pause("") })
-			w.mutant, w.wrong = m, wrong
+			w.mutant = m
 			r = litmus.Run(t.Context(), p, w, litmus.Options{Runs: n, Peers: len(w.refs), Seed: seed, Delay: 8 * time.Millisecond})
 			time.Sleep(time.Second) // virtual: for what a mistake has left for later
 			w.travel.Wait()
 			if r.Err() != nil {
 				return
 			}
-			if err := w.check(); err != nil && m == sound && wrong == protocol.NoMutant {
+			if err := w.check(); err != nil && m == NoMutant {
 				t.Errorf("%s: %v", p.Name, err)
 			}
 			count -= n
@@ -517,7 +517,7 @@ func runs(t *testing.T, p *litmus.Program, m mutant, wrong protocol.Mutant, coun
 func TestNoForbiddenOutcomeWithDrawnDelays(t *testing.T) {
 	t.Parallel()
 	for _, p := range litmus.Builtin() {
-		r := runs(t, p, sound, protocol.NoMutant, 40)
+		r := runs(t, p, NoMutant, 40)
 		if r.Err() != nil {
 			t.Errorf("%v\n%s", r.Err(), r.Table())
 		}
@@ -525,20 +525,20 @@ func TestNoForbiddenOutcomeWithDrawnDelays(t *testing.T) {
 	}
 }
 
-// Each mistake of the access path shows a forbidden outcome: a write that is buffered, a store after the pin has gone, a value that
+// Each mistake of the access path shows a forbidden outcome: a write that is Buffered, a store after the pin has gone, a value that
 // outlives the right to it.
 func TestPlantedMistakesShowForbiddenOutcomes(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		mutant
+		Mutant
 		shape string
 	}{
-		{buffered, "SB"}, {buffered, "MP"}, {unpinned, "CoWR"}, {unpinned, "SB+RR"}, {stale, "MP"},
+		{Buffered, "SB"}, {Buffered, "MP"}, {Unpinned, "CoWR"}, {Unpinned, "SB+RR"}, {Stale, "MP"},
 	} {
-		r := runs(t, shape(t, c.shape), c.mutant, protocol.NoMutant, 2000)
-		t.Logf("mistake %d: %v", c.mutant, r.Err())
+		r := runs(t, shape(t, c.shape), c.Mutant, 2000)
+		t.Logf("mistake %d: %v", c.Mutant, r.Err())
 		if !errors.Is(r.Err(), litmus.ErrForbidden) {
-			t.Errorf("mistake %d: %v\n%s", c.mutant, r.Err(), r.Table())
+			t.Errorf("mistake %d: %v\n%s", c.Mutant, r.Err(), r.Table())
 		}
 	}
 }
@@ -596,7 +596,7 @@ func explore(t *testing.T, depth, runs int, program func(t *testing.T, s *schedu
 }
 
 // litmusProgram has each peer of p at a node of its own, in a cluster where another one owns what it uses first.
-func litmusProgram(p *litmus.Program, m mutant) func(*testing.T, *schedule) func() error {
+func litmusProgram(p *litmus.Program, m Mutant) func(*testing.T, *schedule) func() error {
 	return func(t *testing.T, s *schedule) func() error {
 		c := newCluster(len(p.Peers), s.pause)
 		c.mutant = m
@@ -657,19 +657,19 @@ func TestEveryOrderOfTwoPeersIsAllowed(t *testing.T) {
 		shape string
 		depth int
 	}{{"SB", 11}, {"MP", 11}, {"2+2W", 11}, {"CoWR", 40}, {"CoRR", 40}, {"CoRW", 40}} {
-		count, all, err := explore(t, c.depth, 4000, litmusProgram(shape(t, c.shape), sound))
+		count, all, err := explore(t, c.depth, 4000, litmusProgram(shape(t, c.shape), NoMutant))
 		t.Logf("%s: %d orders of the first %d steps, all: %v", c.shape, count, c.depth, all)
 		if err != nil {
 			t.Errorf("%s: %v", c.shape, err)
 		}
 	}
-	if _, _, err := explore(t, 40, 4000, litmusProgram(shape(t, "MP"), stale)); err == nil {
+	if _, _, err := explore(t, 40, 4000, litmusProgram(shape(t, "MP"), Stale)); err == nil {
 		t.Error("a value that outlives its right is not noticed")
 	}
 }
 
 // nested has node 0 update y inside of x, and node 1 x inside of y, and judges that both have happened, each some number of times.
-func nested(m mutant) func(*testing.T, *schedule) func() error {
+func nested(m Mutant) func(*testing.T, *schedule) func() error {
 	return func(t *testing.T, s *schedule) func() error {
 		c := newCluster(2, s.pause)
 		c.mutant = m
@@ -725,19 +725,19 @@ func nested(m mutant) func(*testing.T, *schedule) func() error {
 // they do not, whatever the order of their steps. No time passes here, so that no hold can run out.
 func TestNestedUpdatesDoNotWaitForEachOther(t *testing.T) {
 	t.Parallel()
-	count, all, err := explore(t, 9, 3000, nested(sound))
+	count, all, err := explore(t, 9, 3000, nested(NoMutant))
 	t.Logf("%d orders, all: %v", count, all)
 	if err != nil {
 		t.Error(err)
 	}
-	count, _, err = explore(t, 14, 20000, nested(keyless))
+	count, _, err = explore(t, 14, 20000, nested(Keyless))
 	if err == nil || !strings.Contains(err.Error(), "wait for each other") {
 		t.Errorf("without the order of keys, in %d orders: %v", count, err)
 	}
 }
 
 // counted has three threads of two nodes count one object up, and judges that none was in vain.
-func counted(m mutant) func(*testing.T, *schedule) func() error {
+func counted(m Mutant) func(*testing.T, *schedule) func() error {
 	return func(t *testing.T, s *schedule) func() error {
 		c := newCluster(2, s.pause)
 		c.mutant = m
@@ -772,12 +772,12 @@ func counted(m mutant) func(*testing.T, *schedule) func() error {
 
 func TestNoUpdateIsLost(t *testing.T) {
 	t.Parallel()
-	count, all, err := explore(t, 9, 3000, counted(sound))
+	count, all, err := explore(t, 9, 3000, counted(NoMutant))
 	t.Logf("%d orders, all: %v", count, all)
 	if err != nil {
 		t.Error(err)
 	}
-	if _, _, err := explore(t, 9, 3000, counted(blind)); err == nil {
+	if _, _, err := explore(t, 9, 3000, counted(Blind)); err == nil {
 		t.Error("an update that does not look again is not noticed")
 	}
 }

@@ -21,7 +21,7 @@ type cluster struct {
 	nodes  int
 	epochs []*Epoch
 	pause  func(name string)
-	mutant mutant
+	mutant Mutant
 	// hasty: copies acknowledge the loss of a right before they take the value away. A copy's weakness, not the object's.
 	hasty bool
 
@@ -47,7 +47,7 @@ func (c *cluster) at(node int, name string) *Object {
 		for i := range c.nodes {
 			s := &standIn{home: h, node: i}
 			s.object = New(c.epochs[i], sha256.Sum256([]byte(name)), func(*Object) Copy { return s })
-			s.object.mutant = c.mutant
+			s.object.Sabotage(c.mutant)
 			h.copies = append(h.copies, s)
 		}
 		first := h.copies[h.owner]

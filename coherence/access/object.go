@@ -57,26 +57,27 @@ type Object struct {
 	holder  *hold // who keeps all others from writing, on this node too
 	waiters []*waiter
 
-	mutant mutant // a planted mistake, of tests
+	mutant Mutant
 }
 
-// mutant is a mistake that can be planted, to see that tests notice it.
-type mutant uint8
+// Mutant is a deliberate mistake. Tests plant each and have to see it break a promise. Nobody else uses it.
+type Mutant uint8
 
+// The mutants.
 const (
-	sound mutant = iota
-	// unpinned: the right to write is checked under one hold of the mutex and used under the next.
-	unpinned
-	// buffered: a write returns before it is performed.
-	buffered
-	// stale: a value is handed out that was there before the right had gone.
-	stale
-	// blind: an update does not see what was written since it looked.
-	blind
-	// uncut: calls of an epoch that is over succeed.
-	uncut
-	// keyless: holds end for nobody.
-	keyless
+	NoMutant Mutant = iota
+	// Unpinned: the right to write is checked under one hold of the mutex and used under the next.
+	Unpinned
+	// Buffered: a write returns before it is performed.
+	Buffered
+	// Stale: a value is handed out that was there before the right had gone.
+	Stale
+	// Blind: an update does not see what was written since it looked.
+	Blind
+	// Uncut: calls of an epoch that is over succeed.
+	Uncut
+	// Keyless: holds end for nobody.
+	Keyless
 )
 
 // New makes an object of an epoch, of which the node has no copy yet. The key orders objects that are updated within each other.
@@ -86,6 +87,9 @@ func New(e *Epoch, key keyspace.Key, newCopy func(*Object) Copy) *Object {
 	o.copy = newCopy(o)
 	return o
 }
+
+// Sabotage plants a mistake, for tests, before the object is used.
+func (o *Object) Sabotage(m Mutant) { o.mutant = m }
 
 // Apply has f take steps of the copy, such as for a message that came for it, and lets those go on who waited for what that brings.
 func (o *Object) Apply(f func()) {
@@ -102,7 +106,7 @@ func (o *Object) SetRight(r cachedcopy.Right, c *protocol.Cell) {
 		panic(fmt.Sprintf("coherence: right %v with value %v", r, c))
 	}
 	o.right = r
-	if c == nil && o.mutant == stale {
+	if c == nil && o.mutant == Stale {
 		return
 	}
 	o.cell.Store(c)
@@ -217,7 +221,7 @@ func (o *Object) wait(ctx context.Context, w *waiter) error {
 	}
 	w.ready = make(chan struct{})
 	o.mu.Unlock()
-	if o.mutant != keyless {
+	if o.mutant != Keyless {
 		o.epoch.yield(o.key)
 	}
 	var err error
@@ -240,7 +244,7 @@ func (o *Object) wait(ctx context.Context, w *waiter) error {
 
 // find returns the value at one instant of the call.
 func (o *Object) find(ctx context.Context) (*protocol.Cell, error) {
-	if o.epoch.over.Load() && o.mutant != uncut {
+	if o.epoch.over.Load() && o.mutant != Uncut {
 		return nil, ErrRestarted
 	}
 	if c := o.cell.Load(); c != nil {
@@ -255,7 +259,7 @@ func (o *Object) find(ctx context.Context) (*protocol.Cell, error) {
 
 // cut returns err, or ErrRestarted when the epoch is over.
 func (o *Object) cut(err error) error {
-	if o.epoch.over.Load() && o.mutant != uncut {
+	if o.epoch.over.Load() && o.mutant != Uncut {
 		return ErrRestarted
 	}
 	return err
@@ -293,10 +297,10 @@ func (o *Object) Set(ctx context.Context, value []byte) error {
 	}
 	w := &waiter{do: store, cell: c}
 	switch o.mutant {
-	case buffered:
+	case Buffered:
 		go o.wait(context.WithoutCancel(ctx), w)
 		return nil
-	case unpinned:
+	case Unpinned:
 		if err := o.wait(ctx, &waiter{do: begin}); err != nil {
 			return err
 		}

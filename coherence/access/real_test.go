@@ -22,8 +22,7 @@ type overlay struct {
 	refs   []protocol.NodeRef
 	epochs []*Epoch
 	pause  func()
-	mutant mutant          // of the objects
-	wrong  protocol.Mutant // of the copies
+	mutant Mutant // of the objects
 
 	mu      sync.Mutex
 	objects map[string]*shared
@@ -58,9 +57,8 @@ func (w *overlay) at(node int, name string) *Object {
 		s.manager = manager.New(manager.Config{Object: s.key, Epoch: 1, Life: 1})
 		for i, ref := range w.refs {
 			c := cachedcopy.New(cachedcopy.Config{Self: ref, Object: s.key, Epoch: 1, Threads: true})
-			c.Sabotage(w.wrong)
 			o, k := NewCached(w.epochs[i], s.key, c, s.send)
-			o.mutant = w.mutant
+			o.Sabotage(w.mutant)
 			s.objects, s.copies = append(s.objects, o), append(s.copies, k)
 		}
 		w.objects[name] = s

@@ -60,7 +60,7 @@ func (o *Object) try(ctx context.Context, holds bool, fn func([]byte) ([]byte, e
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	same := o.right == cachedcopy.ReadWrite && o.cell.Load() == w.cell
-	if o.mutant == blind {
+	if o.mutant == Blind {
 		same = o.right == cachedcopy.ReadWrite
 	}
 	if same && (o.holder == nil || o.holder == w.hold) && o.storeLocked(c) {
