@@ -174,7 +174,7 @@ func (c *creator) perform(a placement.CreatorAction) {
 			c.feed(answer)
 		})
 	case placement.Propose:
-		h.spawn(func() { c.propose(a.Command) })
+		h.spawn(func() { c.propose(a.Ref, a.Command) })
 	case placement.ProposeKey:
 		h.spawn(func() { c.ring.propose(a) })
 	case placement.SendStart:
@@ -255,7 +255,7 @@ func peerOfInfo(i peer.AddrInfo) placement.Peer {
 }
 
 // propose has a command of the directory executed, in a session of this host like any other client's.
-func (c *creator) propose(cmd placement.Command) {
+func (c *creator) propose(ref uint64, cmd placement.Command) {
 	ctx, cancel := context.WithTimeout(c.host.ctx, locateTimeout)
 	defer cancel()
 	data, err := cmd.Encode()
@@ -271,12 +271,12 @@ func (c *creator) propose(cmd placement.Command) {
 	revived := cmd.Kind == placement.Revive && res.Status == placement.WrongGen && res.Child.Group.Gen > cmd.Gen
 	switch {
 	case err != nil:
-		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Err: err})
+		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Ref: ref, Err: err})
 	case res.Status == placement.OK, res.Status == placement.Exists, revived:
 		log.Infow("group created", "group", res.Child.Group, "status", res.Status, "voters", len(res.Child.View.Members))
 		c.feed(placement.Committed{Child: res.Child})
 	default:
-		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Err: fmt.Errorf("%w: %v", placement.ErrRefused, res.Status)})
+		c.feed(placement.NotCommitted{Prefix: cmd.Prefix, Ref: ref, Err: fmt.Errorf("%w: %v", placement.ErrRefused, res.Status)})
 	}
 }
 
@@ -440,7 +440,7 @@ func (m *hosting) begin(a placement.Run) error {
 	if err != nil {
 		return err
 	}
-	return m.host.run(a.Descriptor, a.Replica, order.Image{}, a.Join)
+	return m.host.run(a.Descriptor, a.Replica, order.Image{}, a.Join, false)
 }
 
 // confirm reads linearizably what the parent's directory says of a group. The root has no parent; a read of it brings what this

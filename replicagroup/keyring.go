@@ -116,12 +116,12 @@ func (k *keyring) propose(a placement.ProposeKey) {
 	}
 	switch {
 	case err != nil:
-		k.creator.feed(placement.NotCommitted{Prefix: a.Prefix, Err: err})
+		k.creator.feed(placement.NotCommitted{Prefix: a.Prefix, Ref: a.Ref, Err: err})
 	case res.Status == placement.OK, res.Status == placement.Exists, revives:
 		log.Infow("a key has a group of its own", "group", res.Child.Group, "status", res.Status, "voters", len(res.Child.View.Members))
 		k.creator.feed(placement.Committed{Child: res.Child})
 	default:
-		k.creator.feed(placement.NotCommitted{Prefix: a.Prefix, Err: fmt.Errorf("%w: %v", placement.ErrRefused, res.Status)})
+		k.creator.feed(placement.NotCommitted{Prefix: a.Prefix, Ref: a.Ref, Err: fmt.Errorf("%w: %v", placement.ErrRefused, res.Status)})
 	}
 }
 

@@ -96,9 +96,11 @@ type (
 	// Committed reports the child of an executed Create or Revive, ours or one before it, or the child after an Update.
 	Committed struct{ Child Child }
 	// NotCommitted reports that a proposed Create or Revive was not executed (an error of package order), or was and the
-	// directory refused it ([ErrRefused]).
+	// directory refused it ([ErrRefused]). Ref is the proposal's: what is said of one that the creator has given up does not end
+	// the next one.
 	NotCommitted struct {
 		Prefix keyspace.Prefix
+		Ref    uint64
 		Err    error
 	}
 	// Started reports that a member runs its replica: its answer to [SendStart], on its own stream.
@@ -147,10 +149,14 @@ type (
 		Peer   Peer
 	}
 	// Propose asks for a command's place in the parent's log. A Create or Revive is answered by [Committed] or [NotCommitted]; a
-	// Reported needs no answer.
-	Propose struct{ Command Command }
+	// Reported needs no answer, and has no Ref.
+	Propose struct {
+		Ref     uint64
+		Command Command
+	}
 	// ProposeKey is Propose of a [NewKeyCreator]: an Out in place of a Create, a Change in place of the others.
 	ProposeKey struct {
+		Ref     uint64
 		Prefix  keyspace.Prefix
 		Command KeyCommand
 	}
@@ -217,6 +223,7 @@ type creation struct {
 	// Before the commit: the closest candidates of all rounds by rising distance to point, at most candidatesKept.
 	candidates []candidate
 	round      int
+	proposal   uint64 // Ref of the newest
 	// After it: the child, with the members that have reported in.
 	child    Child
 	answerBy automaton.Instant // when the Ensures are answered, started or not; Never when nobody waits
@@ -236,6 +243,7 @@ type Creator struct {
 	within  keyspace.Prefix // of keys: whose
 	open    map[keyspace.Prefix]*creation
 	pending int // creations in open before phase starting
+	lastRef uint64
 	armed   automaton.Instant
 }
 
@@ -278,16 +286,16 @@ func (c *Creator) anchor(p keyspace.Prefix, name keyspace.Preimage) keyspace.Pre
 }
 
 // propose asks for a command's place in the log of the group that this creator works for.
-func (c *Creator) propose(cmd Command, name keyspace.Preimage) CreatorAction {
+func (c *Creator) propose(ref uint64, cmd Command, name keyspace.Preimage) CreatorAction {
 	if !c.keys {
-		return Propose{cmd}
+		return Propose{ref, cmd}
 	}
 	if cmd.Kind == Create {
-		return ProposeKey{Prefix: cmd.Prefix, Command: KeyCommand{Kind: Out, Name: string(name), Members: cmd.Members}}
+		return ProposeKey{Ref: ref, Prefix: cmd.Prefix, Command: KeyCommand{Kind: Out, Name: string(name), Members: cmd.Members}}
 	}
 	change, err := cmd.Encode()
 	invariant.Check(err == nil, "members that were checked can be named", err)
-	return ProposeKey{Prefix: cmd.Prefix, Command: KeyCommand{Kind: Change, Change: change}}
+	return ProposeKey{Ref: ref, Prefix: cmd.Prefix, Command: KeyCommand{Kind: Change, Change: change}}
 }
 
 // Step consumes one event and appends what is to be done to out. It never blocks and never fails: an event that fits no
@@ -502,11 +510,12 @@ func (c *Creator) progress(p keyspace.Prefix, m *creation, now automaton.Instant
 	if err := checkHosts(hosts, c.f); err != nil { // two peers that claim one store
 		return c.giveUp(p, m, fmt.Errorf("%w: %v", ErrNoHosts, err), out)
 	}
-	m.phase, m.deadline = proposing, now.Add(proposeWait)
+	c.lastRef++
+	m.phase, m.deadline, m.proposal = proposing, now.Add(proposeWait), c.lastRef
 	if m.revives {
-		return append(out, c.propose(Command{Kind: Revive, Prefix: p, Gen: m.lost, Members: hosts}, m.anchor))
+		return append(out, c.propose(m.proposal, Command{Kind: Revive, Prefix: p, Gen: m.lost, Members: hosts}, m.anchor))
 	}
-	return append(out, c.propose(Command{Kind: Create, Prefix: p, Members: hosts}, m.anchor))
+	return append(out, c.propose(m.proposal, Command{Kind: Create, Prefix: p, Members: hosts}, m.anchor))
 }
 
 // giveUp tells everybody who waits, and forgets the creation. If its Create is committed after all, [Creator.committed] goes
@@ -553,7 +562,7 @@ func (c *Creator) committed(ch Child, now automaton.Instant, out []CreatorAction
 
 func (c *Creator) notCommitted(ev NotCommitted, now automaton.Instant, out []CreatorAction) []CreatorAction {
 	m := c.open[ev.Prefix]
-	if m == nil || m.phase != proposing {
+	if m == nil || m.phase != proposing || m.proposal != ev.Ref {
 		return out
 	}
 	switch {
@@ -584,7 +593,7 @@ func (c *Creator) started(ev Started, out []CreatorAction) []CreatorAction {
 		return out
 	}
 	m.child = ch
-	out = append(out, c.propose(Command{Kind: Reported, Prefix: ev.Group.Prefix, Gen: ev.Group.Gen, Replica: ev.Replica, Store: ev.Store}, ""))
+	out = append(out, c.propose(0, Command{Kind: Reported, Prefix: ev.Group.Prefix, Gen: ev.Group.Gen, Replica: ev.Replica, Store: ev.Store}, ""))
 	return c.settle(ev.Group.Prefix, m, out)
 }
 

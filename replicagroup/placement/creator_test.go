@@ -66,7 +66,11 @@ func TestCreatorTraces(t *testing.T) {
 				return ""
 			case "notcommitted":
 				errs := map[string]error{"dropped": order.ErrDropped, "notleader": order.ErrNotLeader, "refused": ErrRefused}
-				return step(NotCommitted{Prefix: prefix(arg("prefix")), Err: errs[d.CmdArgs[1].Key]})
+				ref := c.lastRef // the newest, or the one before it
+				if d.HasArg("stale") {
+					ref--
+				}
+				return step(NotCommitted{Prefix: prefix(arg("prefix")), Ref: ref, Err: errs[d.CmdArgs[1].Key]})
 			case "started":
 				h := host(arg("peer"))
 				return step(Started{Group: order.GroupID{Overlay: genesis(3).ID(), Prefix: prefix(arg("prefix"))},
@@ -209,7 +213,7 @@ func TestDroppedProposalsAreNotRepeatedForEver(t *testing.T) {
 			case AskHost:
 				next = c.Step(HostAnswer{Prefix: prefix(1), Peer: a.Peer.Node(), Store: storeID(a.Peer.ID[6]), OK: true}, now, next)
 			case Propose:
-				next = c.Step(NotCommitted{Prefix: prefix(1), Err: order.ErrDropped}, now, next)
+				next = c.Step(NotCommitted{Prefix: prefix(1), Ref: a.Ref, Err: order.ErrDropped}, now, next)
 			}
 		}
 		if len(next) == 0 {

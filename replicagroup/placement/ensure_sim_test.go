@@ -249,7 +249,7 @@ func (p *simPeer) create(ev CreatorEvent) {
 		case AskHost:
 			p.env.Send(p.w.index[a.Peer.Node()], askMsg{a.Prefix})
 		case Propose:
-			p.env.After(time.Duration(p.env.Rand().Int64N(int64(100*time.Millisecond))), func() { p.propose(a.Command) })
+			p.env.After(time.Duration(p.env.Rand().Int64N(int64(100*time.Millisecond))), func() { p.propose(a) })
 		case SendStart:
 			p.env.Send(p.w.index[a.Peer.Node()], startMsg{a.Descriptor})
 		case AnswerEnsure:
@@ -277,16 +277,17 @@ func (p *simPeer) glimpse() []Peer {
 	return seen
 }
 
-func (p *simPeer) propose(c Command) {
+func (p *simPeer) propose(a Propose) {
+	c := a.Command
 	fate := p.env.Rand().IntN(10)
 	switch {
 	case p.w.leader != p.env.ID():
-		p.create(NotCommitted{c.Prefix, order.ErrNotLeader})
+		p.create(NotCommitted{c.Prefix, a.Ref, order.ErrNotLeader})
 	case fate == 0: // lost
-		p.create(NotCommitted{c.Prefix, order.ErrDropped})
+		p.create(NotCommitted{c.Prefix, a.Ref, order.ErrDropped})
 	case fate == 1: // committed, and nobody hears of it
 		p.w.commit(c)
-		p.create(NotCommitted{c.Prefix, order.ErrDropped})
+		p.create(NotCommitted{c.Prefix, a.Ref, order.ErrDropped})
 	case fate == 2: // committed when the creator has given up, and nobody hears of it
 		p.env.After(proposeWait+time.Duration(p.env.Rand().Int64N(int64(proposeWait))), func() {
 			if p.w.leader == p.env.ID() {

@@ -422,8 +422,8 @@ func TestACreatorRevivesALostGroup(t *testing.T) {
 func TestARevivalThatFails(t *testing.T) {
 	closest := Closest{Prefix: prefix(1), Peers: peersOf(hosts(3))}
 	c, lost := reviving(t, NewDirectory(genesis(3), order.GroupID{}))
-	the[Propose](t, answerYes(c, c.Step(closest, 0, nil)))
-	answers(t, c.Step(NotCommitted{Prefix: prefix(1), Err: fmt.Errorf("%w: wrong generation", ErrRefused)}, 0, nil), ErrRefused)
+	ref := the[Propose](t, answerYes(c, c.Step(closest, 0, nil))).Ref
+	answers(t, c.Step(NotCommitted{Prefix: prefix(1), Ref: ref, Err: fmt.Errorf("%w: wrong generation", ErrRefused)}, 0, nil), ErrRefused)
 	if c.Open() != 0 {
 		t.Errorf("%d open after a refusal", c.Open())
 	}
