@@ -32,7 +32,9 @@ type Client struct {
 	sessions map[order.GroupID]*groupSession // by own group, or by prefix alone
 	// over holds, by key, the last own group with which a session was given up as it seemed over. Another one with that has an id of its own:
 	// under the same it would begin with numbers for which the group has results.
+	// When there are too many, no group up to formerly is taken for another than those.
 	over     map[keyspace.Prefix]uint64
+	formerly uint64
 	notifies map[string]func(group order.GroupID, data []byte)
 }
 
@@ -243,7 +245,7 @@ func newGroupSession(c *Client, g order.GroupID) *groupSession {
 	var id order.ClientID
 	if placement.IsOwn(g) {
 		s.own = g
-		if parent := c.sessions[order.GroupID{Prefix: c.host.parentOf(g.Prefix)}]; parent != nil && g.Gen > c.over[g.Prefix] {
+		if parent := c.sessions[order.GroupID{Prefix: c.host.parentOf(g.Prefix)}]; parent != nil && !c.isOverLocked(g) {
 			parent.mu.Lock()
 			id = parent.id
 			parent.mu.Unlock()

@@ -327,10 +327,27 @@ func (s *groupSession) gone() {
 	c.mu.Lock()
 	if c.sessions[s.own] == s {
 		delete(c.sessions, s.own)
-		c.over[s.prefix] = max(c.over[s.prefix], s.own.Gen)
+		c.overLocked(s.own)
 	}
 	c.mu.Unlock()
 	s.end(session.Gone{})
+}
+
+// overLocked takes note that a session with an own group was given up.
+func (c *Client) overLocked(g order.GroupID) {
+	if len(c.over) >= overMax {
+		for _, gen := range c.over {
+			c.formerly = max(c.formerly, gen)
+		}
+		clear(c.over)
+	}
+	c.over[g.Prefix] = max(c.over[g.Prefix], g.Gen)
+}
+
+// isOverLocked reports whether a session with an own group may have been given up before. One that never was may be taken for one when
+// there have been many: its session has an id of its own then, under which it does not hold what it held before.
+func (c *Client) isOverLocked(g order.GroupID) bool {
+	return g.Gen <= max(c.over[g.Prefix], c.formerly)
 }
 
 // takes reports whether an output from this node is to be believed: it must come from a member of a group with which the client has the

@@ -493,3 +493,32 @@ func TestAnOverlayWithoutOwnGroupsKnowsNoneOfIt(t *testing.T) {
 		t.Errorf("command of keys: %v", err)
 	}
 }
+
+// A client remembers every own group that it has given a session up with, in bounded room: the numbers that it used there it never uses
+// again under the same id.
+func TestAClientForgetsNoGroupThatItGaveUp(t *testing.T) {
+	own := func(i int) order.GroupID {
+		p := keyspace.PrefixOf(keyspace.Preimage(fmt.Sprint("key ", i)).Key(), keyspace.PrefixBitsMax)
+		return order.GroupID{Prefix: p, Gen: uint64(1 + i)}
+	}
+	c := &Client{over: make(map[keyspace.Prefix]uint64)}
+	const n = 3*overMax + 7
+	for i := range n {
+		g := own(i)
+		if c.isOverLocked(g) {
+			t.Fatalf("%v is over before it was given up", g)
+		}
+		c.overLocked(g)
+		if len(c.over) > overMax {
+			t.Fatalf("%d are remembered one by one, at most %d", len(c.over), overMax)
+		}
+	}
+	for i := range n {
+		if g := own(i); !c.isOverLocked(g) {
+			t.Fatalf("%v is forgotten", g)
+		}
+	}
+	if next := own(n - 1); c.isOverLocked(order.GroupID{Prefix: next.Prefix, Gen: next.Gen + 1}) {
+		t.Error("the one that has followed the last is taken for it")
+	}
+}

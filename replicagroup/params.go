@@ -46,8 +46,12 @@ const (
 	transferBytesMin = 64 << 10
 	// commandOverhead is room for what an encoded command has beside its data, as a guess for buffers.
 	commandOverhead = 128
-	// descriptorsMax bounds the descriptor cache of a host. The one not used for longest goes first.
-	descriptorsMax = 4096
+	// descriptorsMax bounds the descriptor cache of a host: those of the groups it keeps, which others ask it for, and as many again as the
+	// deepest overlay has prefixes ([groupsMax], 4096). The one not used for longest goes first.
+	descriptorsMax = 20 << 10
+	// overMax bounds the own groups that a client remembers one by one as ones with which it has given a session up; of the keys of all
+	// former ones it remembers the latest generation.
+	overMax = 1024
 
 	// compactEvery is how many applied entries a replica lets gather before it takes a snapshot and drops them, compactBytes
 	// how many bytes of data in them.
