@@ -320,7 +320,8 @@ func (h *Host) Start(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("replicagroup: stored descriptor of group %v: %w", r.Group, err)
 		}
-		switch err := h.run(d, r.Self, r.Image, false); {
+		inTurn := r.Group.Prefix.Len > 0 && !placement.IsOwn(r.Group)
+		switch err := h.run(d, r.Self, r.Image, false, inTurn); {
 		case errors.Is(err, raft.ErrRemoved):
 			if err := h.store.Retire(r.Group); err != nil {
 				return err
@@ -472,8 +473,8 @@ func Found(s Store, g placement.Genesis, self keyspace.NodeID) error {
 }
 
 // run starts the replica self of the group that d describes from what the store has of it: nothing, where it joins a group that
-// exists. An error matches [raft.ErrRemoved] when the group has removed it as far as the store knows.
-func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Image, join bool) error {
+// exists. Where it is inTurn, its engine may begin later. An error matches [raft.ErrRemoved] when the group has removed it as far as the store knows.
+func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Image, join, inTurn bool) error {
 	m, ok := d.View.Member(self)
 	if !ok || m.Peer != h.overlay.Node() || m.Store != h.storeID {
 		// The store knows better than a descriptor can: this life of the store never was that member.
@@ -505,7 +506,7 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	if h.voters != nil && d.Group.Prefix.Len > 0 {
 		r.seat = &Seat{r: r, service: h.voters.Service(), restarted: image.State != nil || image.Snapshot != nil || len(image.Entries) > 0}
 	}
-	h.shardOf(d.Group).box.Put(startEvent{r})
+	h.shardOf(d.Group).box.Put(startEvent{r, inTurn})
 	log.Infow("replica started", "group", d.Group, "replica", self, "joins", join, "voters", len(d.View.Voters()))
 	return nil
 }

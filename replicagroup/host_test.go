@@ -421,7 +421,7 @@ func TestAFullHostRunsNoFurtherGroup(t *testing.T) {
 		}
 	}
 	fill(groupsMax)
-	if err := h.run(d, m.ID, order.Image{}, false); err == nil || !strings.Contains(err.Error(), "16384 groups") {
+	if err := h.run(d, m.ID, order.Image{}, false, false); err == nil || !strings.Contains(err.Error(), "16384 groups") {
 		t.Errorf("one group above the limit: %v", err)
 	}
 	h.mu.Lock()
@@ -430,7 +430,7 @@ func TestAFullHostRunsNoFurtherGroup(t *testing.T) {
 	if err := w.peers[0].store.Create(Identity{Group: d.Group, Self: m.ID}); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.run(d, m.ID, order.Image{}, false); err != nil {
+	if err := h.run(d, m.ID, order.Image{}, false, false); err != nil {
 		t.Errorf("the last group that has room: %v", err)
 	}
 }

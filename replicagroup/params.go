@@ -38,6 +38,10 @@ const (
 	// One that is asked for something does not wait.
 	rousesMax  = 64
 	rouseEvery = 100 * time.Millisecond
+	// startsAtOnce is how many of the replicas that a shard finds in its store begin at the start; of the others startsMax do every
+	// rouseEvery. One that is asked for something does not wait.
+	startsAtOnce = 256
+	startsMax    = 16
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
 	// still goes alone.
 	batchBytesMax = 64 << 10

@@ -24,6 +24,7 @@ const (
 	timerPlan                                   // of the plan of view changes
 	timerLease                                  // the root's leader looks for groups whose lease is over
 	timerRouse                                  // of the shard, not of a replica: further replicas hear of a suspicion
+	timerBegin                                  // likewise: the engines of further replicas begin
 	timerVoter                                  // of the voter
 )
 
@@ -84,6 +85,7 @@ type replica struct {
 	aside             bool // what it has is put aside when it ends
 	inLine            bool // of inquiries
 	hesitates         bool // it is one of shard.drowsy, or was until a moment ago
+	resting           bool // its engine has not begun: it is one of shard.resting, or was until a moment ago
 }
 
 // epoch is the newest epoch of a kind of timer.
@@ -125,8 +127,8 @@ func keyOf(c order.Command) commandKey {
 	return key
 }
 
-// start gives the engine its randomness, which sets its timers going.
-func (r *replica) start(s *shard) {
+// start makes the replica its shard's, and has its engine begin, unless it is one of many that do so in turn (see sleep.go).
+func (r *replica) start(s *shard, inTurn bool) {
 	r.shard = s
 	switch h := s.host; {
 	case h.leases == nil:
@@ -149,7 +151,17 @@ func (r *replica) start(s *shard) {
 		r.seat.voter = s.host.voters.New(r.seat)
 	}
 	r.led = true // as if it were known, so that not knowing one is a change
-	r.step(order.Rand{Bits: s.host.random(), Now: time.Duration(s.now)})
+	if inTurn && s.starts >= startsAtOnce {
+		r.rest()
+		return
+	}
+	s.starts++
+	r.launch()
+}
+
+// launch has the engine begin.
+func (r *replica) launch() {
+	r.step(order.Rand{Bits: r.shard.host.random(), Now: time.Duration(r.shard.now)})
 	r.doubt()
 	r.afterStep()
 }

@@ -206,7 +206,7 @@ func (h *Host) Reseed(doc []byte) error {
 		if founds {
 			root, err := h.found(r, self)
 			if err == nil {
-				err = h.run(r.RootDescriptor(), self, root.Image, false)
+				err = h.run(r.RootDescriptor(), self, root.Image, false, false)
 			}
 			if err != nil {
 				return err

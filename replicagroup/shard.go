@@ -29,6 +29,8 @@ type shard struct {
 	parting   []*replica                            // stopped for good in this turn
 	down      map[keyspace.NodeID]automaton.Instant // peers under suspicion, since when
 	drowsy    []*replica                            // that are to be told of a suspicion, when their turn comes
+	resting   []*replica                            // whose engines begin when their turn comes
+	starts    int                                   // how many engines began at the start, without waiting for a turn
 	appeared  []appearance                          // peers that became reachable not long ago; at most appearedMax
 	timers    driver.Timers[timerKey]
 	now       automaton.Instant // of this turn
@@ -64,7 +66,10 @@ type shardEvent interface{ handle(s *shard) }
 
 type (
 	// startEvent starts a replica from what its store has of it.
-	startEvent struct{ replica *replica }
+	startEvent struct {
+		replica *replica
+		inTurn  bool // it may wait for its turn
+	}
 	// engineEvent is a message of another replica's engine.
 	engineEvent struct {
 		from  peer.ID
@@ -180,8 +185,12 @@ func (s *shard) turn(batch []shardEvent) error {
 		if !ok {
 			break
 		}
-		if key.kind == timerRouse {
+		switch key.kind {
+		case timerRouse:
 			s.rouse()
+			continue
+		case timerBegin:
+			s.begin()
 			continue
 		}
 		key.replica.expired(key.kind)
@@ -279,7 +288,7 @@ func (s *shard) sendBatch(to peer.ID, o *outgoing) {
 func (e startEvent) handle(s *shard) {
 	if _, ok := s.replicas[e.replica.group]; !ok {
 		s.replicas[e.replica.group] = e.replica
-		e.replica.start(s)
+		e.replica.start(s, e.inTurn)
 	}
 }
 
@@ -315,6 +324,9 @@ func (s *shard) addressee(e *engineEvent) *replica {
 
 func (e linkEvent) handle(s *shard) {
 	for _, r := range s.replicas {
+		if r.resting {
+			continue // it has been told nothing yet that a link could have lost
+		}
 		for _, m := range r.view.Members {
 			if m.Peer == e.peer && m.ID != r.self {
 				r.step(order.Link{To: m.ID, Up: e.up})
@@ -336,6 +348,9 @@ func (e suspectEvent) handle(s *shard) {
 	}
 	before := len(s.drowsy)
 	for _, r := range s.replicas {
+		if r.resting {
+			continue // it is told when it begins
+		}
 		for _, m := range r.view.Members {
 			if m.Peer != e.peer || m.ID == r.self {
 				continue

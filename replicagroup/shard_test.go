@@ -39,7 +39,7 @@ func TestRefusedTickDoesNotKeepATurnFromEnding(t *testing.T) {
 	engine := new(busyEngine)
 	r := newReplica(1, &d, engine, map[string]session.Machine{"count": new(overdue)}, 1)
 	s.now = h.clock.Now()
-	startEvent{r}.handle(s)
+	startEvent{replica: r}.handle(s)
 	if engine.asked == 0 {
 		t.Fatal("a new leader proposed no tick")
 	}
@@ -91,7 +91,7 @@ func TestATurnOfManyGroupsIsStoredOnce(t *testing.T) {
 	for i := range groups {
 		d := testDescriptor()
 		d.Group.Gen, d.View.Members[0].PeerID = uint64(i), testMember(1).PeerID // as the watcher is called
-		batch = append(batch, startEvent{newReplica(1, &d, new(storingEngine), nil, 1)})
+		batch = append(batch, startEvent{replica: newReplica(1, &d, new(storingEngine), nil, 1)})
 	}
 	if err := s.turn(batch); err != nil || store.groups != groups || store.batches != 1 || store.syncs != 1 {
 		t.Errorf("%d groups were stored by %d writes and %d syncs, %v", store.groups, store.batches, store.syncs, err)

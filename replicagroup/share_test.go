@@ -86,7 +86,7 @@ func newAsked(t *testing.T) (s *shard, r *replica, e *slowEngine, peers []*asker
 	s, e = newShard(h), new(slowEngine)
 	r = newReplica(1, &d, e, map[string]session.Machine{"count": new(counter)}, 1)
 	s.now = h.clock.Now()
-	startEvent{r}.handle(s)
+	startEvent{replica: r}.handle(s)
 	e.refs, e.cmds = nil, nil // the first tick
 	for i := range 2 {
 		peers = append(peers, &asker{t: t, node: keyspace.NodeID{byte(i + 1)}})

@@ -126,8 +126,12 @@ func (s *shard) hesitate(r *replica, suspect order.ReplicaID) bool {
 	return true
 }
 
-// decide tells a replica that hesitates what is suspected by now.
+// decide has a replica that rests begin, and tells one that hesitates what is suspected by now.
 func (r *replica) decide() {
+	if r.resting {
+		r.resting = false
+		r.launch()
+	}
 	if !r.hesitates {
 		return
 	}
@@ -151,6 +155,41 @@ func (s *shard) rouse() {
 		return
 	}
 	s.timers.Set(timerKey{kind: timerRouse}, s.now.Add(rouseEvery))
+}
+
+// A peer that comes back with ten thousand groups would have all of them elect leaders at once. Those beyond the first few of a shard
+// rest: their engines begin in a line, by the order of their names, as that of their other members does; one that is asked for
+// something, or hears of a member, begins at once. To the others it looks like a peer that takes longer to come back. Never the root's
+// nor a key's own, which say more of themselves than who leads them.
+
+// rest puts a replica that has started in the line of those whose engines are to begin.
+func (r *replica) rest() {
+	s := r.shard
+	r.resting, r.led, r.leaderless = true, false, s.now
+	if s.resting = append(s.resting, r); len(s.resting) == 1 {
+		s.timers.Set(timerKey{kind: timerBegin}, s.now.Add(rouseEvery))
+	}
+}
+
+// begin lets as many engines of those that rest begin as may at a time.
+func (s *shard) begin() {
+	n := 0
+	for began := 0; n < len(s.resting) && began < startsMax; n++ {
+		if r := s.resting[n]; r.resting {
+			if s.replicas[r.group] == r {
+				r.decide()
+				began++
+			} else {
+				r.resting = false // it has ended meanwhile
+			}
+		}
+		s.resting[n] = nil
+	}
+	if s.resting = s.resting[n:]; len(s.resting) == 0 {
+		s.resting = nil
+		return
+	}
+	s.timers.Set(timerKey{kind: timerBegin}, s.now.Add(rouseEvery))
 }
 
 // lost reports whether the detector leaves so few of the voters of a group that sleeps that they are no majority, or suspects its leader,

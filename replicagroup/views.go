@@ -196,6 +196,7 @@ func (r *replica) news(d placement.Descriptor) {
 	if r.halted || !placement.Newer(d, *r.descriptor) || r.later != nil && !placement.Newer(d, *r.later) {
 		return
 	}
+	r.decide()
 	r.later = &d
 	r.meet()
 	if _, is := d.View.Member(r.self); !is && r.self < d.View.Next && !r.parting {

@@ -98,7 +98,7 @@ func (w *world) join(t *testing.T, ctx context.Context, g order.GroupID, p *test
 	if err := p.store.Create(Identity{Group: g, Self: m.ID, Descriptor: encodeDescriptor(d)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.groups.run(d, m.ID, order.Image{}, true); err != nil {
+	if err := p.groups.run(d, m.ID, order.Image{}, true, false); err != nil {
 		t.Fatal(err)
 	}
 	var commit uint64

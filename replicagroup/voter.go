@@ -446,6 +446,7 @@ func (e *voterEvent) handle(s *shard) {
 	ok = ok && !r.halted && r.seat != nil
 	switch {
 	case e.own == nil && ok:
+		r.decide()
 		r.seat.receive(e)
 	case e.own == nil:
 		h.voters.Absent(e.from, e.group, e.msg, h.sendVoter)

@@ -65,6 +65,8 @@ func (c *Config) validate() error {
 		c.Quiesce = QuiesceDefault
 	}
 	switch {
+	case c.Self == 0 || etcd.IsLocalMsgTarget(uint64(c.Self)):
+		return fmt.Errorf("%w: replica %d, an id that nobody has", ErrConfig, c.Self)
 	case c.Drift < 0 || c.LeaseReads && c.Drift.Shrink(c.patience()) <= 0:
 		return fmt.Errorf("%w: drift of %d ppm", ErrConfig, c.Drift)
 	case c.Heartbeat < 0:
@@ -122,7 +124,7 @@ type Engine struct {
 	view   order.View        // as of what was delivered
 	voters []order.ReplicaID // its Voters
 	views  []viewAt          // the one at the snapshot and all that came after it; view is the last
-	raft   *etcd.RawNode     // nil in a follower that sleeps; see quiesce.go
+	raft   *etcd.RawNode     // nil before the first step, and in a follower that sleeps; see quiesce.go
 	log    *memLog
 
 	// What the library said last. Exact between two steps, because every step drains it.
@@ -214,12 +216,8 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 		return nil, fmt.Errorf("%w: replica %d of view %d has another than %v", ErrWrongStore, cfg.Self, view.Num, cfg.Store)
 	}
 	begin := log.initial.state
-	rn, err := newNode(&cfg, log, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrConfig, err)
-	}
 	e := &Engine{
-		cfg: cfg, raft: rn, log: log, role: etcd.StateFollower, state: begin, saved: begin,
+		cfg: cfg, log: log, role: etcd.StateFollower, state: begin, saved: begin,
 		delivered: log.base, applied: log.base, views: []viewAt{{log.base, view}},
 	}
 	e.setView(view)
@@ -418,6 +416,9 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 // start makes a new group durable, hands the image's snapshot to the machine and sets the timer.
 func (e *Engine) start(out *order.Actions) {
 	e.started = true
+	rn, err := newNode(&e.cfg, e.log, 0) // not before: a replica may wait long for its start, beside ten thousand others
+	invariant.Check(err == nil, "a log that was restored is one", err)
+	e.raft = rn
 	e.promise() // it may have made one before it stopped
 	if e.log.last() <= genesisIndex {
 		// Also after a restart that found nothing but the beginning: a write cut short may have left half of it.

@@ -57,7 +57,9 @@ type GroupsResult struct {
 	HeapMB       float64 `json:"heap_mb"`
 	HeapEmptyMB  float64 `json:"heap_without_groups_mb"`
 	BytesReplica float64 `json:"bytes_per_replica"` // of heap
-	RSSMB        float64 `json:"rss_mb"`            // after what is free was given back; -1 where the system does not tell
+	RSSMB        float64 `json:"rss_mb"`            // resident, after what is free was given back; -1 where the system does not tell
+	RSSGroupsMB  float64 `json:"rss_of_groups_mb"`  // what of it was not there without groups
+	RSSEmptyMB   float64 `json:"rss_of_process_mb"` // of the whole process, program text included, with peers that have no groups
 	CPUPercent   float64 `json:"cpu_percent"`       // of one core
 	CPUEmpty     float64 `json:"cpu_without_groups_percent"`
 	MessagesS    float64 `json:"messages_per_s"`
@@ -72,7 +74,7 @@ type GroupsResult struct {
 func (r *GroupsResult) Text(w io.Writer) {
 	fmt.Fprintf(w, "%s\t%s\n", r.Bench, r.Operation)
 	fmt.Fprintf(w, "heap\t%.1f MB a peer, %.1f of them without groups; %.0f bytes a replica (store: %s)\n", r.HeapMB, r.HeapEmptyMB, r.BytesReplica, r.Store)
-	fmt.Fprintf(w, "resident\t%.1f MB a peer\n", r.RSSMB)
+	fmt.Fprintf(w, "resident\t%.1f MB for the groups of a peer; a process without groups has %.1f\n", r.RSSGroupsMB, r.RSSEmptyMB)
 	fmt.Fprintf(w, "CPU\t%.2f %% of a core a peer, %.2f without groups; %.1f messages a second\n", r.CPUPercent, r.CPUEmpty, r.MessagesS)
 	fmt.Fprintf(w, "asleep\tafter %.1f s, with %.2f ms of CPU a group at all its members\n", r.AsleepS, r.StartCPUms)
 	fmt.Fprintf(w, "load average\t%.2f\n", r.Load)
@@ -113,8 +115,9 @@ func Groups(ctx context.Context, o GroupsOptions) (_ *GroupsResult, err error) {
 	r.BytesReplica = float64(full.heap-empty.heap) / peers / float64(o.Groups)
 	r.CPUEmpty, r.CPUPercent = 100*empty.cpu/peers, 100*full.cpu/peers
 	r.RSSMB, r.MessagesS = full.rss/peers/1e6, full.messages/peers
+	r.RSSGroupsMB, r.RSSEmptyMB = (full.rss-empty.rss)/peers/1e6, empty.rss/1e6
 	if full.rss < 0 {
-		r.RSSMB = -1
+		r.RSSMB, r.RSSGroupsMB, r.RSSEmptyMB = -1, -1, -1
 	}
 	r.Load = loadAverage()
 	return r, nil
