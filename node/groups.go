@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -206,11 +207,11 @@ func (n *Node) OwnGroup(ctx context.Context, name string, remove bool) (api.Serv
 	case errors.Is(err, replicagroup.ErrNoOwnGroups):
 		return api.Served{}, fmt.Errorf("%w: this overlay was founded without own groups of locks; only one of \"latchkey init --own-groups\" has them", api.ErrOwn)
 	case errors.Is(err, replicagroup.ErrHasOwn):
-		return api.Served{}, fmt.Errorf("%w: lock %q has a group of its own already", api.ErrOwn, name)
+		return api.Served{}, fmt.Errorf("%w: lock %q has a group of its own already; latchkey group info %q shows it", api.ErrOwn, name, name)
 	case errors.Is(err, replicagroup.ErrNoOwn):
-		return api.Served{}, fmt.Errorf("%w: lock %q has no group of its own", api.ErrOwn, name)
+		return api.Served{}, fmt.Errorf("%w: lock %q has no group of its own; that of its prefix serves it", api.ErrOwn, name)
 	case errors.Is(err, replicagroup.ErrRefused):
-		return api.Served{}, fmt.Errorf("%w: lock %q: %w", api.ErrOwn, name, err)
+		return api.Served{}, fmt.Errorf("%w: lock %q: %s", api.ErrOwn, name, strings.TrimPrefix(err.Error(), replicagroup.ErrRefused.Error()+": "))
 	case errors.Is(err, replicagroup.ErrNoQuorum):
 		return api.Served{}, fmt.Errorf("%w: %w", lockservice.ErrNoQuorum, err)
 	case err != nil:
@@ -252,6 +253,8 @@ func (n *Node) ReviveGroup(ctx context.Context, prefix string, gen uint64, force
 		return api.Revived{}, fmt.Errorf("%w: %w", api.ErrNoGroup, err)
 	case errors.Is(err, replicagroup.ErrNoQuorum):
 		return api.Revived{}, fmt.Errorf("%w: the root, which alone can revive a group: %w", lockservice.ErrNoQuorum, err)
+	case errors.Is(err, replicagroup.ErrRefused):
+		return api.Revived{}, fmt.Errorf("node: group %v is not revived: %s; see latchkey group info %v", p, strings.TrimPrefix(err.Error(), replicagroup.ErrRefused.Error()+": "), p)
 	case err != nil:
 		return api.Revived{}, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -221,7 +222,7 @@ func (c *creator) ensured(a placement.AnswerEnsure) *pb.Reply {
 	case errors.Is(a.Err, placement.ErrPrefix):
 		return &pb.Reply{Status: pb.Status_REFUSED}
 	case errors.Is(a.Err, placement.ErrRefused):
-		return &pb.Reply{Status: pb.Status_REFUSED, Data: []byte(a.Err.Error())}
+		return &pb.Reply{Status: pb.Status_REFUSED, Data: []byte(strings.TrimPrefix(a.Err.Error(), placement.ErrRefused.Error()+": "))}
 	case errors.Is(a.Err, placement.ErrUndecided):
 		return &pb.Reply{Status: pb.Status_DROPPED}
 	}

@@ -402,7 +402,7 @@ func (e reviveOwn) handle(s *shard) {
 	case known.Group.Gen > e.gen: // done already; whoever asks waits until it runs
 		creator.take(placement.Ensure{Prefix: e.prefix, Known: known, Name: name}, e.req)
 	case known.Group.Gen < e.gen:
-		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: fmt.Appendf(nil, "the group is of generation %d", known.Group.Gen)}))
+		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: fmt.Appendf(nil, "it is of generation %d, and no generation %d was ever made", known.Group.Gen, e.gen)}))
 	default:
 		if !s.host.spawn(func() { creator.revive(known, name, e.force, e.req) }) {
 			e.req.Reply(marshal(busy()))

@@ -352,7 +352,7 @@ func (e reviveEvent) handle(s *shard) {
 	case known.Group.Gen > e.gen: // done already; whoever asks waits until it runs
 		h.creator.take(placement.Ensure{Prefix: e.prefix, Known: known}, e.req)
 	case known.Group.Gen < e.gen:
-		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: fmt.Appendf(nil, "the group is of generation %d", known.Group.Gen)}))
+		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: fmt.Appendf(nil, "it is of generation %d, and no generation %d was ever made", known.Group.Gen, e.gen)}))
 	default:
 		if !h.spawn(func() { h.creator.revive(known, "", e.force, e.req) }) {
 			e.req.Reply(marshal(busy()))

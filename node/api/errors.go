@@ -28,7 +28,7 @@ var (
 	ErrAlive   = errors.New("api: the group is not lost")
 	ErrPrefix  = errors.New("api: not a prefix of this overlay")
 	ErrReseed  = errors.New("api: reseed document refused")
-	ErrOwn     = errors.New("api: refused")
+	ErrOwn     = errors.New("api: the group of the lock is as it was")
 )
 
 // reasons is how each sentinel travels, in the order in which an error is held against them. An error matching several
