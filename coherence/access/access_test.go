@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -491,33 +493,39 @@ func shape(t *testing.T, name string) *litmus.Program {
 	return nil
 }
 
-// runs runs a program on the real automata, with messages that take drawn times, until something forbidden is seen.
-func runs(t *testing.T, p *litmus.Program, m Mutant, count int) (r *litmus.Result) {
-	synctest.Test(t, func(t *testing.T) {
-		for seed := uint64(0); count > 0; seed++ {
-			n := min(count, 50)
+var runsFlag = flag.Int("litmus.runs", 40, "how often each litmus program runs")
+
+// runs runs a program on the real automata, with messages that take drawn times, until something forbidden is seen. There are new
+// nodes for every 50 runs, with a seed of their own.
+func runs(t *testing.T, p *litmus.Program, m Mutant, count int) *litmus.Result {
+	sum := &litmus.Result{Program: p, Counts: make(map[string]int)}
+	for seed := uint64(0); count > sum.Runs && sum.Err() == nil || seed == 0; seed++ {
+		synctest.Test(t, func(t *testing.T) {
 			pause := drawn(seed)
 			w := newOverlay(4, func() { pause("") })
 			w.mutant = m
-			r = litmus.Run(t.Context(), p, w, litmus.Options{Runs: n, Peers: len(w.refs), Seed: seed, Delay: 8 * time.Millisecond})
+			r := litmus.Run(t.Context(), p, w, litmus.Options{Runs: min(count-sum.Runs, 50), Peers: len(w.refs), Seed: seed, Delay: 8 * time.Millisecond})
 			time.Sleep(time.Second) // virtual: for what a mistake has left for later
 			w.travel.Wait()
-			if r.Err() != nil {
-				return
-			}
 			if err := w.check(); err != nil && m == NoMutant {
-				t.Errorf("%s: %v", p.Name, err)
+				t.Errorf("%s, seed %d: %v", p.Name, seed, err)
 			}
-			count -= n
-		}
-	})
-	return r
+			sum.Runs, sum.Failed, sum.Failure = sum.Runs+r.Runs, r.Failed, r.Failure
+			for text, n := range r.Counts {
+				sum.Counts[text] += n
+			}
+			if r.Err() != nil && m == NoMutant {
+				t.Errorf("seed %d: %v", seed, r.Err())
+			}
+		})
+	}
+	return sum
 }
 
 func TestNoForbiddenOutcomeWithDrawnDelays(t *testing.T) {
 	t.Parallel()
 	for _, p := range litmus.Builtin() {
-		r := runs(t, p, NoMutant, 40)
+		r := runs(t, p, NoMutant, *runsFlag)
 		if r.Err() != nil {
 			t.Errorf("%v\n%s", r.Err(), r.Table())
 		}
@@ -525,7 +533,7 @@ func TestNoForbiddenOutcomeWithDrawnDelays(t *testing.T) {
 	}
 }
 
-// Each mistake of the access path shows a forbidden outcome: a write that is Buffered, a store after the pin has gone, a value that
+// Each mistake of the access path shows a forbidden outcome: a write that is buffered, a store after the pin has gone, a value that
 // outlives the right to it.
 func TestPlantedMistakesShowForbiddenOutcomes(t *testing.T) {
 	t.Parallel()
@@ -838,6 +846,64 @@ func TestThreadsOfManyNodes(t *testing.T) {
 	}
 	if err := h.CheckRegister(time.Minute).Err(); err != nil {
 		t.Error(err)
+	}
+}
+
+// ended has a node's thread read and write while its epoch ends, and judges that nothing succeeded after that.
+func ended(m Mutant) func(*testing.T, *schedule) func() error {
+	return func(t *testing.T, s *schedule) func() error {
+		c := newCluster(2, s.pause)
+		c.mutant = m
+		var over atomic.Bool
+		finished := false
+		var wrong error
+		c.at(0, "x") // which node 0 owns
+		c.at(0, "y") // which node 1 owns
+		go func() {
+			s.pause("end")
+			c.epochs[0].End()
+			over.Store(true)
+		}()
+		go func() {
+			calls := 0
+			call := func(name string, f func() error) {
+				calls++
+				s.pause(fmt.Sprintf("call %d", calls))
+				if err := f(); err == nil && over.Load() {
+					wrong = fmt.Errorf("%s succeeded after the end", name)
+				} else if err != nil && !over.Load() {
+					wrong = fmt.Errorf("%s failed before the end: %w", name, err)
+				}
+			}
+			x, y := c.at(0, "x"), c.at(0, "y")
+			call("a View hit", func() error { return x.View(t.Context(), func([]byte) error { s.pause("within View"); return nil }) })
+			call("a Get miss", func() error { _, err := y.Get(t.Context()); return err })
+			call("a Set hit", func() error { return x.Set(t.Context(), nil) })
+			call("a Set miss", func() error { return y.Set(t.Context(), nil) })
+			call("an Update", func() error {
+				return y.Update(t.Context(), func(b []byte) ([]byte, error) { s.pause("within Update"); return b, nil })
+			})
+			finished = true
+		}()
+		return func() error {
+			if !finished {
+				return errors.New("a call did not return")
+			}
+			return wrong
+		}
+	}
+}
+
+// Promise 5, with the epoch's end before, within and after every kind of call.
+func TestNothingSucceedsAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	count, all, err := explore(t, 40, 3000, ended(NoMutant))
+	t.Logf("%d orders, all: %v", count, all)
+	if err != nil || !all {
+		t.Errorf("all: %v, %v", all, err)
+	}
+	if _, _, err := explore(t, 40, 3000, ended(Uncut)); err == nil || !strings.Contains(err.Error(), "succeeded after the end") {
+		t.Errorf("without the cut: %v", err)
 	}
 }
 

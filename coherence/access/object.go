@@ -267,7 +267,7 @@ func (o *Object) cut(err error) error {
 
 // View calls fn with the value at one instant of the call, and returns its error. fn must not change the value; it may keep it.
 // Nothing is pinned while fn runs, so the value may be an old one by then, and fn may use this object and others. It is not called
-// when View waits in vain.
+// when View waits in vain. If it panics, so does View.
 func (o *Object) View(ctx context.Context, fn func([]byte) error) error {
 	c, err := o.find(ctx)
 	if err != nil {
