@@ -16,7 +16,7 @@ import (
 type Backend interface {
 	// Acquire asks for the lock and blocks while the request is queued. When ctx ends first, the queue is left in the
 	// background. Errors: [ErrLocked] when r.Try and the lock is not free, [ErrNoQuorum], [ErrOutcomeUnknown], [ErrLimit],
-	// [ErrName], [ErrTTL], [ErrMode], [ErrClosed].
+	// [ErrName], [ErrTTL], [ErrShape], [ErrMode], [ErrClosed].
 	Acquire(ctx context.Context, r Request) (Grant, error)
 	// Renew makes one attempt to start the lease anew. [ErrNotHeld]: the grant has ended and the lock is lost. Any other
 	// error tells nothing about the grant, which lives as long as its lease.

@@ -28,7 +28,8 @@ var (
 	// another number. It becomes what is asked for once nobody has it or waits for it.
 	ErrMode = errors.New("lockservice: the name is in use as something else")
 	// ErrShape is matched when no lock can be asked for like this, whatever its name is in use as: a number of permits that no
-	// semaphore has, or shared ones, a lock delay outside 0 to [LockDelayMax], a value that is too long.
+	// semaphore has, or shared ones, a lock delay outside 0 to [LockDelayMax], a value that is too long or is
+	// not UTF-8, a protocol that does not keep such a lock or that the overlay does not run.
 	ErrShape = errors.New("lockservice: no lock is like that")
 	// ErrTTL is matched when a TTL is outside the bounds of the overlay ([Limits]).
 	ErrTTL = errors.New("lockservice: TTL out of bounds")

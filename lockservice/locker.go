@@ -43,7 +43,7 @@ func (l *Locker) Lock() {
 			l.held.Store(h)
 			return
 		}
-		for _, hopeless := range []error{ErrName, ErrTTL, ErrMode, ErrClosed} {
+		for _, hopeless := range []error{ErrName, ErrTTL, ErrShape, ErrMode, ErrClosed} {
 			if errors.Is(err, hopeless) {
 				<-l.turn
 				panic(fmt.Sprintf("lockservice: Locker.Lock %q: %v", l.name, err))

@@ -116,19 +116,19 @@ func TestNameIsOneThingAtATime(t *testing.T) {
 		}
 		for _, n := range []int{0, -1, PermitsMax + 1} {
 			sent := q.client.commands()
-			if _, err := q.Semaphore("m", n).Acquire(t.Context()); !errors.Is(err, ErrMode) || q.client.commands() != sent {
+			if _, err := q.Semaphore("m", n).Acquire(t.Context()); !errors.Is(err, ErrShape) || q.client.commands() != sent {
 				t.Errorf("%d permits: %v", n, err)
 			}
 		}
 		mustRelease(t, h)
 		mustRelease(t, mustLock(t, q, "n")) // nobody has it: it becomes what is asked for
-		if _, err := q.Lock(t.Context(), "n", WithLockDelay(LockDelayMax+1)); !errors.Is(err, ErrTTL) {
+		if _, err := q.Lock(t.Context(), "n", WithLockDelay(LockDelayMax+1)); !errors.Is(err, ErrShape) {
 			t.Errorf("lock delay: %v", err)
 		}
-		if _, err := q.Lock(t.Context(), "n", WithValue(strings.Repeat("v", ValueBytesMax+1))); !errors.Is(err, ErrLimit) {
+		if _, err := q.Lock(t.Context(), "n", WithValue(strings.Repeat("v", ValueBytesMax+1))); !errors.Is(err, ErrShape) {
 			t.Errorf("value: %v", err)
 		}
-		if _, err := q.Lock(t.Context(), "n", WithValue("\xff")); !errors.Is(err, ErrLimit) {
+		if _, err := q.Lock(t.Context(), "n", WithValue("\xff")); !errors.Is(err, ErrShape) {
 			t.Errorf("value: %v", err)
 		}
 	})

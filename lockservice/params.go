@@ -28,19 +28,19 @@ const (
 	ValueBytesMax = table.ValueBytesMax
 )
 
-// checkShape reports whether a request asks for something that exists. The error matches [ErrMode], [ErrTTL] or [ErrLimit].
+// checkShape reports whether a request asks for something that exists. The error matches [ErrShape].
 func checkShape(r Request) error {
 	switch {
 	case r.Permits < 0 || r.Permits > PermitsMax:
-		return fmt.Errorf("%w: %d permits; a semaphore has 1 to %d", ErrMode, r.Permits, PermitsMax)
+		return fmt.Errorf("%w: %d permits; a semaphore has 1 to %d", ErrShape, r.Permits, PermitsMax)
 	case r.Shared && r.Permits > 0:
-		return fmt.Errorf("%w: a permit of a semaphore is not shared", ErrMode)
+		return fmt.Errorf("%w: a permit of a semaphore is not shared", ErrShape)
 	case r.Delay < 0 || r.Delay > LockDelayMax:
-		return fmt.Errorf("%w: lock delay %v; it is 0 to %v", ErrTTL, r.Delay, LockDelayMax)
+		return fmt.Errorf("%w: lock delay %v; it is 0 to %v", ErrShape, r.Delay, LockDelayMax)
 	case len(r.Value) > ValueBytesMax:
-		return fmt.Errorf("%w: a value of %d bytes, at most %d", ErrLimit, len(r.Value), ValueBytesMax)
+		return fmt.Errorf("%w: a value of %d bytes, at most %d", ErrShape, len(r.Value), ValueBytesMax)
 	case !utf8.ValidString(r.Value):
-		return fmt.Errorf("%w: the value is not UTF-8; encode it", ErrLimit)
+		return fmt.Errorf("%w: the value is not UTF-8; encode it", ErrShape)
 	}
 	return checkProtocol(r)
 }

@@ -116,11 +116,11 @@ func WithoutRenewal() Option { return func(c *config) { c.noRenew = true } }
 
 // WithLockDelay keeps the lock from everybody for a while after this hold has ended by its lease, or was broken; not after a
 // release. It suits resources that cannot check tokens, and holders that may go on for a moment. 0, the default, to
-// [LockDelayMax], else [ErrTTL]. Who shares a lock, or has a permit, sets it for all.
+// [LockDelayMax], else [ErrShape]. Who shares a lock, or has a permit, sets it for all.
 func WithLockDelay(d time.Duration) Option { return func(c *config) { c.delay = d } }
 
 // WithValue has value, at most [ValueBytesMax] bytes of UTF-8, told to whoever asks who holds the lock ([Info]), as that of the
-// first holder. Else [ErrLimit].
+// first holder. Else [ErrShape].
 func WithValue(value string) Option { return func(c *config) { c.value = value } }
 
 // Lock waits until the caller holds the lock named name and returns its handle.
@@ -134,7 +134,7 @@ func WithValue(value string) Option { return func(c *config) { c.value = value }
 // code that is delayed between a check and its effect, pass [Handle.Token] to the resource, which then refuses older tokens
 // ([Guard]).
 //
-// Errors: [ErrName], [ErrTTL], [ErrNoQuorum] when too few replicas answer, [ErrOutcomeUnknown], [ErrLimit], [ErrWait],
+// Errors: [ErrName], [ErrTTL], [ErrShape], [ErrNoQuorum] when too few replicas answer, [ErrOutcomeUnknown], [ErrLimit], [ErrWait],
 // [ErrClosed] after Close, otherwise context.Cause(ctx). Source: lock-protocols.md sections 3, 3.1 and 7.
 func (s *Service) Lock(ctx context.Context, name string, opts ...Option) (*Handle, error) {
 	return s.lock(ctx, name, configOf(opts))
@@ -178,7 +178,7 @@ type Semaphore struct {
 	permits int
 }
 
-// Semaphore returns the semaphore called name with n permits, 1 to [PermitsMax]. It asks nobody: whether the name is in use with
+// Semaphore returns the semaphore called name with n permits, 1 to [PermitsMax], else asking for one fails with [ErrShape]. It asks nobody: whether the name is in use with
 // another number, or as a lock, is seen when a permit is asked for, which then fails with [ErrMode]. A name may be used as something
 // else once nobody has it or waits for it.
 func (s *Service) Semaphore(name string, n int) *Semaphore { return &Semaphore{s, name, n} }
@@ -198,7 +198,7 @@ func (m *Semaphore) TryAcquire(ctx context.Context, opts ...Option) (*Handle, er
 
 func (m *Semaphore) acquire(ctx context.Context, c config) (*Handle, error) {
 	if m.permits < 1 {
-		return nil, fmt.Errorf("%w: %d permits; a semaphore has 1 to %d", ErrMode, m.permits, PermitsMax)
+		return nil, fmt.Errorf("%w: %d permits; a semaphore has 1 to %d", ErrShape, m.permits, PermitsMax)
 	}
 	c.permits = m.permits
 	return m.service.lock(ctx, m.name, c)

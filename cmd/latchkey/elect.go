@@ -80,8 +80,9 @@ func observeVerb(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "observe NAME",
 		Short: "tell who leads, now and at every change",
-		Long: `observe prints who is the leader called NAME, at once and at every change, until interrupted. It asks every half second. What it
-prints may be over when it is read: a leader's term, not an observer, says whose word counts.`,
+		Long: `observe prints who is the leader called NAME, at once and at every change, until interrupted. It is told of changes
+by the lock's voters, or asks every half second where they do not tell. What it prints may be over when it is read: a leader's term, not
+an observer, says whose word counts.`,
 		Example: `  latchkey observe scheduler
   latchkey observe scheduler -o jsonl | jq -r .value`,
 		Args: exactly(1),

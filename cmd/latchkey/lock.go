@@ -25,7 +25,8 @@ type lockFlags struct {
 	ttl, wait time.Duration
 	waitSet   bool
 	try       bool
-	protocol  string
+	protocol  lockservice.Protocol
+	byName    string // protocol as it was typed
 	notAcq    int
 	shared    bool
 	permits   int // 0: it is no semaphore
@@ -66,6 +67,11 @@ With --shared the lock is held beside others that share it, and with nobody who 
 of which so many hold a permit each; all have to name the same number, and the name is no lock meanwhile. Nobody is
 overtaken: who wants the lock alone waits only for those before it. Those who share a lock at a time see one
 LATCHKEY_FENCE; permits have one each, which no resource can check, as several are valid at a time.
+
+With --protocol sigma the voters of the lock's group keep the lock between them: a free one costs one round trip, and nobody notices
+that the group's leader has died. With --protocol group the group's log keeps it, as it keeps what is shared, has permits or is
+elected. auto, the default, is sigma where the overlay runs it and it can keep such a lock. Whoever asks for one name by different
+protocols excludes each other all the same: a name that is wanted by group goes there, its holder with it.
 
 A lock that is called like a verb below (info), or starts with a dash, is named after --:
   latchkey lock -- info -- ./build.sh
@@ -113,7 +119,7 @@ func (f *lockFlags) register(c *cobra.Command) {
 	c.Flags().DurationVar(&f.ttl, "ttl", 0, "how long the lock survives us when we stop: 1s to the overlay's longest, which is 1m, in testnets 10s (default 15s, or the longest)")
 	c.Flags().DurationVar(&f.wait, "wait", 0, "how long to wait for the lock (default without limit; 0 is --try)")
 	c.Flags().BoolVar(&f.try, "try", false, "do not wait")
-	c.Flags().StringVar(&f.protocol, "protocol", "group", "how the lock is kept: group")
+	c.Flags().StringVar(&f.byName, "protocol", "auto", "how the lock is kept: sigma (by the voters of its group, without the group's log), group (by that log), or auto")
 	c.Flags().DurationVar(&f.delay, "lock-delay", 0, fmt.Sprintf("how long nobody gets the lock after our lease has run out, up to %v; for resources that check no tokens", lockservice.LockDelayMax))
 	c.Flags().IntVarP(&f.notAcq, "conflict-exit-code", "E", exitNotAcquired, "exit code when the lock was not acquired in time")
 }
@@ -165,13 +171,24 @@ func (f *lockFlags) check(ttlSet bool) error {
 		return usagef("lock: --lock-delay %v: it is 0 to %v", f.delay, lockservice.LockDelayMax)
 	case f.notAcq < 0 || f.notAcq > 255:
 		return usagef("lock: -E %d: exit codes go from 0 to 255", f.notAcq)
-	case f.protocol == "sigma" || f.protocol == "backoff":
-		return usagef("lock: --protocol %s is not there yet; use group", f.protocol)
-	case f.protocol != "group":
-		return usagef("lock: --protocol %s: use group", f.protocol)
+	}
+	var err error
+	if f.protocol, err = lockservice.ParseProtocol(f.byName); err != nil {
+		return usagef("lock: --protocol %s: %s", f.byName, protocolHint(f.byName))
+	}
+	if f.protocol == lockservice.ProtocolSigma && (f.shared || f.permitSet || f.value != "") {
+		return usagef("lock: --protocol sigma: only one holds such a lock, and without a value; use auto or group")
 	}
 	f.try = f.try || f.waitSet && f.wait == 0
 	return nil
+}
+
+// protocolHint says what to do about a protocol that locks are not kept by.
+func protocolHint(name string) string {
+	if name == "backoff" {
+		return "a name is locked by one protocol at a time, and backoff knows nothing of who holds it by sigma or group; use auto"
+	}
+	return "use auto, sigma or group"
 }
 
 // lock acquires the lock, has argv run under it (or holds it until told to stop), and gives it back.
@@ -256,6 +273,9 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 	}
 	if f.delay > 0 {
 		opts = append(opts, lockservice.WithLockDelay(f.delay))
+	}
+	if f.protocol != lockservice.ProtocolAuto {
+		opts = append(opts, lockservice.WithProtocol(f.protocol))
 	}
 	if f.value != "" {
 		opts = append(opts, lockservice.WithValue(f.value))

@@ -55,8 +55,9 @@ func lockWatchVerb(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "watch NAME",
 		Short: "tell who holds a lock and who waits for it, now and at every change",
-		Long: `watch prints a line at once and at every change, until interrupted. It asks every half second: of changes that follow each
-other faster it shows the last, and the tokens show that there were others.`,
+		Long: `watch prints a line at once and at every change, until interrupted. It is told of changes by the lock's voters, or asks every half
+second where they do not tell; of changes that follow each other faster than twenty a second it shows the last, and the tokens show that
+there were others.`,
 		Example: `  latchkey lock watch nightly
   latchkey lock watch nightly -o jsonl | jq -r .token`,
 		Args: noCommand("watch", 1),
@@ -268,6 +269,8 @@ type lockInfo struct {
 	Waiters   []waiterInfo `json:"waiters"`
 	Waiting   int          `json:"waiting"`
 	Broken    []brokenInfo `json:"broken"`
+	Protocol  string       `json:"protocol"`   // that locks the name now: sigma or group; auto where the daemon does not say
+	TakenOver bool         `json:"taken_over"` // by group, from sigma, and it is not yet known who may hold it
 	Replicas  []string     `json:"replicas,omitempty"`
 }
 
@@ -276,6 +279,7 @@ func lockInfoOf(i lockservice.Info) lockInfo {
 		Name: i.Name, Held: i.Held, Token: uint64(i.Token), TTL: i.TTL.Milliseconds(), LeaseLeft: i.LeaseLeft.Milliseconds(),
 		Confirmed: i.Confirmed, Value: i.Value, Shared: i.Shared, Permits: i.Permits, Holding: i.Holding, DelayLeft: i.DelayLeft.Milliseconds(),
 		Holders: []holderInfo{}, Waiters: []waiterInfo{}, Waiting: i.Waiting, Broken: []brokenInfo{},
+		Protocol: i.Protocol.String(), TakenOver: i.TakenOver,
 	}
 	if i.Held {
 		l.Holder = &partyInfo{i.Holder.Session, i.Holder.Peer}
@@ -304,8 +308,12 @@ func stateOf(i lockservice.Info) string {
 	switch {
 	case i.Permits > 0:
 		return fmt.Sprintf("semaphore, %d of %d held", i.Holding, i.Permits)
+	case !i.Held && i.TakenOver:
+		return "handed over from protocol sigma to group"
 	case !i.Held && i.DelayLeft > 0:
 		return fmt.Sprintf("granted to nobody for %v", i.DelayLeft.Round(time.Millisecond))
+	case !i.Held && i.Waiting > 0:
+		return "being granted"
 	case !i.Held:
 		return "free"
 	case i.Shared:
@@ -318,6 +326,9 @@ func stateOf(i lockservice.Info) string {
 
 func writeLockInfo(w io.Writer, i lockservice.Info) {
 	fmt.Fprintf(w, "lock\t%s\nstate\t%s\n", i.Name, stateOf(i))
+	if i.Protocol != lockservice.ProtocolAuto { // the daemon says
+		fmt.Fprintf(w, "protocol\t%v\n", i.Protocol)
+	}
 	switch {
 	case len(i.Holders) > 0:
 		for _, h := range i.Holders {

@@ -234,6 +234,7 @@ func (b *backend) Acquire(ctx context.Context, r lockservice.Request) (lockservi
 	defer cancel()
 	stream, err := b.rpc.Acquire(callCtx, &latchkeyv1.AcquireRequest{
 		Name: r.Name, Ttl: durationpb.New(r.TTL), Try: r.Try, Shared: r.Shared, Permits: uint32(r.Permits), LockDelay: durationpb.New(r.Delay), Value: r.Value,
+		Protocol: encodeProtocol(r.Protocol),
 	})
 	if err != nil {
 		return lockservice.Grant{}, decodeError(ctx, b.addr, err, true)
@@ -294,6 +295,25 @@ func (b *backend) Break(ctx context.Context, name string, token lockservice.Toke
 		return lockservice.Party{}, decodeError(ctx, b.addr, err, true)
 	}
 	return decodeParty(r.Holder), nil
+}
+
+// Changes implements [lockservice.Notifier].
+func (b *backend) Changes(ctx context.Context, name string, fn func()) error {
+	if err := lockservice.CheckName(name); err != nil {
+		return err
+	}
+	stream, err := b.rpc.Changes(ctx, &latchkeyv1.ChangesRequest{Name: name})
+	if err != nil {
+		return decodeError(ctx, b.addr, err, false)
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		fn()
+	}
+	if err := stream.Err(); err != nil {
+		return decodeError(ctx, b.addr, err, false)
+	}
+	return fmt.Errorf("api: the daemon at %s tells of no more changes of %q", b.addr, name)
 }
 
 // HeldLock is a lock that is held through a daemon.

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"math"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -18,6 +20,23 @@ func decodeGrant(g *latchkeyv1.Grant) lockservice.Grant {
 	return lockservice.Grant{
 		Name: g.Name, Token: lockservice.Token(g.Token), TTL: g.Ttl.AsDuration(), Holder: g.Holder, Req: g.Req, Waited: g.Waited,
 	}
+}
+
+// protocols are those of package lockservice by their numbers here. A number of a later version is none that anybody has.
+var protocols = []lockservice.Protocol{lockservice.ProtocolAuto, lockservice.ProtocolSigma, lockservice.ProtocolGroup}
+
+func protocolOf(p latchkeyv1.Protocol) lockservice.Protocol {
+	if p < 0 || int(p) >= len(protocols) {
+		return math.MaxUint8
+	}
+	return protocols[p]
+}
+
+func encodeProtocol(p lockservice.Protocol) latchkeyv1.Protocol {
+	if i := slices.Index(protocols, p); i >= 0 {
+		return latchkeyv1.Protocol(i)
+	}
+	return math.MaxUint8 // refused by whoever reads it
 }
 
 // encodeParty returns nil for nobody.
@@ -38,6 +57,7 @@ func encodeInfo(i lockservice.Info) *latchkeyv1.InfoResponse {
 		Ttl: durationpb.New(i.TTL), LeaseLeft: durationpb.New(i.LeaseLeft), Confirmed: i.Confirmed, Waiting: int64(i.Waiting),
 	}
 	res.Value, res.Permits, res.Shared, res.Holding, res.DelayLeft = i.Value, uint32(i.Permits), i.Shared, int64(i.Holding), durationpb.New(i.DelayLeft)
+	res.Protocol, res.TakenOver = encodeProtocol(i.Protocol), i.TakenOver
 	for _, h := range i.Holders {
 		res.Holders = append(res.Holders, &latchkeyv1.Holder{
 			Party: encodeParty(h.Party), Token: uint64(h.Token), Ttl: durationpb.New(h.TTL), LeaseLeft: durationpb.New(h.LeaseLeft), Confirmed: h.Confirmed,
@@ -60,6 +80,7 @@ func decodeInfo(r *latchkeyv1.InfoResponse) lockservice.Info {
 		TTL: r.Ttl.AsDuration(), LeaseLeft: r.LeaseLeft.AsDuration(), Confirmed: r.Confirmed, Waiting: int(r.Waiting),
 	}
 	i.Value, i.Permits, i.Shared, i.Holding, i.DelayLeft = r.Value, int(r.Permits), r.Shared, int(r.Holding), r.DelayLeft.AsDuration()
+	i.Protocol, i.TakenOver = protocolOf(r.Protocol), r.TakenOver
 	for _, h := range r.Holders {
 		i.Holders = append(i.Holders, lockservice.Holder{
 			Party: decodeParty(h.Party), Token: lockservice.Token(h.Token), TTL: h.Ttl.AsDuration(), LeaseLeft: h.LeaseLeft.AsDuration(), Confirmed: h.Confirmed,

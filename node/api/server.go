@@ -32,6 +32,8 @@ const (
 	// GrantsMax bounds the grants that live through one daemon, with the calls under way that may add one. Past it, Acquire is
 	// refused with [lockservice.ErrLimit]. A grant whose client has gone counts until twice its TTL has passed.
 	GrantsMax = 4096
+	// WatchesMax bounds the Changes calls under way. One more is refused with [lockservice.ErrLimit], and who watches asks every half second.
+	WatchesMax = 256
 	// streamsMax bounds the calls of one connection. It leaves room beside waiting Acquires, or renewals would wait for them.
 	streamsMax = 2 * AcquiresMax
 	// headerTimeout and idleTimeout end connections that say nothing.
@@ -288,6 +290,7 @@ type Server struct {
 	draining  context.Context // ends when the server drains
 	drain     context.CancelCauseFunc
 	underWay  atomic.Int64 // calls
+	watches   atomic.Int64 // of those, Changes
 	closeOnce sync.Once
 }
 
@@ -530,7 +533,7 @@ func (h lockHandler) acquire(ctx context.Context, r *latchkeyv1.AcquireRequest, 
 	done := make(chan result, 1)
 	go func() {
 		g, err := h.s.cfg.Locks.Acquire(ctx, lockservice.Request{
-			Name: r.Name, TTL: ttl, Try: r.Try, Shared: r.Shared, Permits: int(min(r.Permits, lockservice.PermitsMax+1)),
+			Name: r.Name, TTL: ttl, Try: r.Try, Shared: r.Shared, Protocol: protocolOf(r.Protocol), Permits: int(min(r.Permits, lockservice.PermitsMax+1)),
 			Delay: r.LockDelay.AsDuration(), Value: r.Value,
 			Queued: func(position int) {
 				select {
@@ -626,6 +629,47 @@ func (h lockHandler) Break(ctx context.Context, r *latchkeyv1.BreakRequest) (*la
 	}
 	log.Warnw("broke a lock for a client of the API", "lock", r.Name, "token", r.Token, "holder", holder.String())
 	return &latchkeyv1.BreakResponse{Holder: encodeParty(holder)}, nil
+}
+
+func (h lockHandler) Changes(ctx context.Context, r *latchkeyv1.ChangesRequest, stream *connect.ServerStream[latchkeyv1.ChangesResponse]) error {
+	return encodeError(h.changes(ctx, r.Name, func() error { return stream.Send(&latchkeyv1.ChangesResponse{}) }))
+}
+
+// changes has send called after each change, on this goroutine.
+func (h lockHandler) changes(ctx context.Context, name string, send func() error) error {
+	if err := lockservice.CheckName(name); err != nil {
+		return err
+	}
+	locks, ok := h.s.cfg.Locks.(lockservice.Notifier)
+	if !ok {
+		return fmt.Errorf("api: this peer is told of no changes: %w", errors.ErrUnsupported)
+	}
+	defer h.s.watches.Add(-1)
+	if h.s.watches.Add(1) > WatchesMax {
+		return fmt.Errorf("%w: %d watches through this daemon", lockservice.ErrLimit, WatchesMax)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(h.s.draining, func() { cancel(context.Cause(h.s.draining)) })()
+	changed, done := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		done <- locks.Changes(ctx, name, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	for {
+		select {
+		case <-changed:
+			if err := send(); err != nil {
+				return err
+			}
+		case err := <-done:
+			return err
+		}
+	}
 }
 
 func (h lockHandler) List(context.Context, *latchkeyv1.ListRequest) (*latchkeyv1.ListResponse, error) {

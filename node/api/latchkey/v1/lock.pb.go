@@ -23,6 +23,56 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Protocol says how a lock is kept.
+type Protocol int32
+
+const (
+	Protocol_PROTOCOL_UNSPECIFIED Protocol = 0 // sigma where the overlay runs it and it can keep such a lock, else group
+	Protocol_PROTOCOL_SIGMA       Protocol = 1 // by the voters of the lock's group, between them
+	Protocol_PROTOCOL_GROUP       Protocol = 2 // by the group's log
+)
+
+// Enum value maps for Protocol.
+var (
+	Protocol_name = map[int32]string{
+		0: "PROTOCOL_UNSPECIFIED",
+		1: "PROTOCOL_SIGMA",
+		2: "PROTOCOL_GROUP",
+	}
+	Protocol_value = map[string]int32{
+		"PROTOCOL_UNSPECIFIED": 0,
+		"PROTOCOL_SIGMA":       1,
+		"PROTOCOL_GROUP":       2,
+	}
+)
+
+func (x Protocol) Enum() *Protocol {
+	p := new(Protocol)
+	*p = x
+	return p
+}
+
+func (x Protocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Protocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_latchkey_v1_lock_proto_enumTypes[0].Descriptor()
+}
+
+func (Protocol) Type() protoreflect.EnumType {
+	return &file_latchkey_v1_lock_proto_enumTypes[0]
+}
+
+func (x Protocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Protocol.Descriptor instead.
+func (Protocol) EnumDescriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{0}
+}
+
 // Reason says why a call failed. It is stable, where texts are not.
 type Reason int32
 
@@ -108,11 +158,11 @@ func (x Reason) String() string {
 }
 
 func (Reason) Descriptor() protoreflect.EnumDescriptor {
-	return file_latchkey_v1_lock_proto_enumTypes[0].Descriptor()
+	return file_latchkey_v1_lock_proto_enumTypes[1].Descriptor()
 }
 
 func (Reason) Type() protoreflect.EnumType {
-	return &file_latchkey_v1_lock_proto_enumTypes[0]
+	return &file_latchkey_v1_lock_proto_enumTypes[1]
 }
 
 func (x Reason) Number() protoreflect.EnumNumber {
@@ -121,7 +171,7 @@ func (x Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Reason.Descriptor instead.
 func (Reason) EnumDescriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{0}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{1}
 }
 
 type LimitsRequest struct {
@@ -232,13 +282,14 @@ func (x *LimitsResponse) GetDriftPpm() int64 {
 
 type AcquireRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                            // 1 to 1,024 bytes, no control characters
-	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`                              // length of the lease; absent: the overlay's default
-	Try           bool                   `protobuf:"varint,3,opt,name=try,proto3" json:"try,omitempty"`                             // do not wait: LOCKED when somebody has it
-	Shared        bool                   `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`                       // beside others that share it; only where permits is 0
-	Permits       uint32                 `protobuf:"varint,5,opt,name=permits,proto3" json:"permits,omitempty"`                     // one permit of a semaphore of so many, at most 1,024; 0: a lock
-	LockDelay     *durationpb.Duration   `protobuf:"bytes,6,opt,name=lock_delay,json=lockDelay,proto3" json:"lock_delay,omitempty"` // nobody is granted it for so long after this hold has ended by its lease; at most 60 s
-	Value         string                 `protobuf:"bytes,7,opt,name=value,proto3" json:"value,omitempty"`                          // for whoever asks who holds it; at most 512 bytes
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                    // 1 to 1,024 bytes, no control characters
+	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`                                      // length of the lease; absent: the overlay's default
+	Try           bool                   `protobuf:"varint,3,opt,name=try,proto3" json:"try,omitempty"`                                     // do not wait: LOCKED when somebody has it
+	Shared        bool                   `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`                               // beside others that share it; only where permits is 0
+	Permits       uint32                 `protobuf:"varint,5,opt,name=permits,proto3" json:"permits,omitempty"`                             // one permit of a semaphore of so many, at most 1,024; 0: a lock
+	LockDelay     *durationpb.Duration   `protobuf:"bytes,6,opt,name=lock_delay,json=lockDelay,proto3" json:"lock_delay,omitempty"`         // nobody is granted it for so long after this hold has ended by its lease; at most 60 s
+	Value         string                 `protobuf:"bytes,7,opt,name=value,proto3" json:"value,omitempty"`                                  // for whoever asks who holds it; at most 512 bytes
+	Protocol      Protocol               `protobuf:"varint,8,opt,name=protocol,proto3,enum=latchkey.v1.Protocol" json:"protocol,omitempty"` // how it is to be kept; SHAPE where it cannot be
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +371,13 @@ func (x *AcquireRequest) GetValue() string {
 		return x.Value
 	}
 	return ""
+}
+
+func (x *AcquireRequest) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
 }
 
 type AcquireResponse struct {
@@ -786,17 +844,19 @@ type InfoResponse struct {
 	Holder        *Party                 `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"`
 	Token         uint64                 `protobuf:"varint,4,opt,name=token,proto3" json:"token,omitempty"`
 	Ttl           *durationpb.Duration   `protobuf:"bytes,5,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	LeaseLeft     *durationpb.Duration   `protobuf:"bytes,6,opt,name=lease_left,json=leaseLeft,proto3" json:"lease_left,omitempty"`  // by the group's clock; not for use by the holder
-	Confirmed     bool                   `protobuf:"varint,7,opt,name=confirmed,proto3" json:"confirmed,omitempty"`                  // false while a grant out of the queue has not been taken up
-	Waiters       []*Waiter              `protobuf:"bytes,8,rep,name=waiters,proto3" json:"waiters,omitempty"`                       // in the order they will be granted
-	Waiting       int64                  `protobuf:"varint,9,opt,name=waiting,proto3" json:"waiting,omitempty"`                      // how many wait, also those not listed
-	Value         string                 `protobuf:"bytes,10,opt,name=value,proto3" json:"value,omitempty"`                          // that the holder gave
-	Permits       uint32                 `protobuf:"varint,11,opt,name=permits,proto3" json:"permits,omitempty"`                     // of a semaphore in use
-	Shared        bool                   `protobuf:"varint,12,opt,name=shared,proto3" json:"shared,omitempty"`                       // the holders share it
-	Holding       int64                  `protobuf:"varint,13,opt,name=holding,proto3" json:"holding,omitempty"`                     // how many hold it
-	Holders       []*Holder              `protobuf:"bytes,14,rep,name=holders,proto3" json:"holders,omitempty"`                      // in the order of their grants, where they share it or have permits; may be cut off
-	DelayLeft     *durationpb.Duration   `protobuf:"bytes,15,opt,name=delay_left,json=delayLeft,proto3" json:"delay_left,omitempty"` // for how long it is granted to nobody
-	Breaks        []*Broken              `protobuf:"bytes,16,rep,name=breaks,proto3" json:"breaks,omitempty"`                        // that the group remembers, the oldest first
+	LeaseLeft     *durationpb.Duration   `protobuf:"bytes,6,opt,name=lease_left,json=leaseLeft,proto3" json:"lease_left,omitempty"`          // by the group's clock; not for use by the holder
+	Confirmed     bool                   `protobuf:"varint,7,opt,name=confirmed,proto3" json:"confirmed,omitempty"`                          // false while a grant out of the queue has not been taken up
+	Waiters       []*Waiter              `protobuf:"bytes,8,rep,name=waiters,proto3" json:"waiters,omitempty"`                               // in the order they will be granted
+	Waiting       int64                  `protobuf:"varint,9,opt,name=waiting,proto3" json:"waiting,omitempty"`                              // how many wait, also those not listed
+	Value         string                 `protobuf:"bytes,10,opt,name=value,proto3" json:"value,omitempty"`                                  // that the holder gave
+	Permits       uint32                 `protobuf:"varint,11,opt,name=permits,proto3" json:"permits,omitempty"`                             // of a semaphore in use
+	Shared        bool                   `protobuf:"varint,12,opt,name=shared,proto3" json:"shared,omitempty"`                               // the holders share it
+	Holding       int64                  `protobuf:"varint,13,opt,name=holding,proto3" json:"holding,omitempty"`                             // how many hold it
+	Holders       []*Holder              `protobuf:"bytes,14,rep,name=holders,proto3" json:"holders,omitempty"`                              // in the order of their grants, where they share it or have permits; may be cut off
+	DelayLeft     *durationpb.Duration   `protobuf:"bytes,15,opt,name=delay_left,json=delayLeft,proto3" json:"delay_left,omitempty"`         // for how long it is granted to nobody
+	Breaks        []*Broken              `protobuf:"bytes,16,rep,name=breaks,proto3" json:"breaks,omitempty"`                                // that the group remembers, the oldest first
+	Protocol      Protocol               `protobuf:"varint,17,opt,name=protocol,proto3,enum=latchkey.v1.Protocol" json:"protocol,omitempty"` // that locks the name now
+	TakenOver     bool                   `protobuf:"varint,18,opt,name=taken_over,json=takenOver,proto3" json:"taken_over,omitempty"`        // the log takes it over from the voters, who have yet to say who may hold it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -943,6 +1003,100 @@ func (x *InfoResponse) GetBreaks() []*Broken {
 	return nil
 }
 
+func (x *InfoResponse) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *InfoResponse) GetTakenOver() bool {
+	if x != nil {
+		return x.TakenOver
+	}
+	return false
+}
+
+type ChangesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangesRequest) Reset() {
+	*x = ChangesRequest{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangesRequest) ProtoMessage() {}
+
+func (x *ChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangesRequest.ProtoReflect.Descriptor instead.
+func (*ChangesRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ChangesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ChangesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangesResponse) Reset() {
+	*x = ChangesResponse{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangesResponse) ProtoMessage() {}
+
+func (x *ChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangesResponse.ProtoReflect.Descriptor instead.
+func (*ChangesResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{13}
+}
+
 type BreakRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -953,7 +1107,7 @@ type BreakRequest struct {
 
 func (x *BreakRequest) Reset() {
 	*x = BreakRequest{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[12]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1119,7 @@ func (x *BreakRequest) String() string {
 func (*BreakRequest) ProtoMessage() {}
 
 func (x *BreakRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[12]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1132,7 @@ func (x *BreakRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakRequest.ProtoReflect.Descriptor instead.
 func (*BreakRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{12}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BreakRequest) GetName() string {
@@ -1004,7 +1158,7 @@ type BreakResponse struct {
 
 func (x *BreakResponse) Reset() {
 	*x = BreakResponse{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[13]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1170,7 @@ func (x *BreakResponse) String() string {
 func (*BreakResponse) ProtoMessage() {}
 
 func (x *BreakResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[13]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1183,7 @@ func (x *BreakResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BreakResponse.ProtoReflect.Descriptor instead.
 func (*BreakResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{13}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BreakResponse) GetHolder() *Party {
@@ -1047,7 +1201,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[14]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1213,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[14]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1226,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{14}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{16}
 }
 
 type ListResponse struct {
@@ -1084,7 +1238,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[15]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1250,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[15]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1263,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{15}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListResponse) GetLocks() []*ListedLock {
@@ -1133,7 +1287,7 @@ type ListedLock struct {
 
 func (x *ListedLock) Reset() {
 	*x = ListedLock{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1299,7 @@ func (x *ListedLock) String() string {
 func (*ListedLock) ProtoMessage() {}
 
 func (x *ListedLock) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1312,7 @@ func (x *ListedLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListedLock.ProtoReflect.Descriptor instead.
 func (*ListedLock) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{16}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListedLock) GetName() string {
@@ -1216,7 +1370,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1382,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1395,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{17}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Holder) GetParty() *Party {
@@ -1292,7 +1446,7 @@ type Broken struct {
 
 func (x *Broken) Reset() {
 	*x = Broken{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1458,7 @@ func (x *Broken) String() string {
 func (*Broken) ProtoMessage() {}
 
 func (x *Broken) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1471,7 @@ func (x *Broken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Broken.ProtoReflect.Descriptor instead.
 func (*Broken) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{18}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Broken) GetToken() uint64 {
@@ -1365,7 +1519,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1531,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1544,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{19}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Party) GetSession() string {
@@ -1418,7 +1572,7 @@ type Waiter struct {
 
 func (x *Waiter) Reset() {
 	*x = Waiter{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1584,7 @@ func (x *Waiter) String() string {
 func (*Waiter) ProtoMessage() {}
 
 func (x *Waiter) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1597,7 @@ func (x *Waiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiter.ProtoReflect.Descriptor instead.
 func (*Waiter) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{20}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Waiter) GetParty() *Party {
@@ -1480,7 +1634,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1646,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1659,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{21}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ErrorDetail) GetReason() Reason {
@@ -1547,7 +1701,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\attl_max\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06ttlMax\x12:\n" +
 	"\vttl_default\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"ttlDefault\x12\x1b\n" +
-	"\tdrift_ppm\x18\x04 \x01(\x03R\bdriftPpm\"\xe5\x01\n" +
+	"\tdrift_ppm\x18\x04 \x01(\x03R\bdriftPpm\"\x98\x02\n" +
 	"\x0eAcquireRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x10\n" +
@@ -1556,7 +1710,8 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\apermits\x18\x05 \x01(\rR\apermits\x128\n" +
 	"\n" +
 	"lock_delay\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tlockDelay\x12\x14\n" +
-	"\x05value\x18\a \x01(\tR\x05value\"y\n" +
+	"\x05value\x18\a \x01(\tR\x05value\x121\n" +
+	"\bprotocol\x18\b \x01(\x0e2\x15.latchkey.v1.ProtocolR\bprotocol\"y\n" +
 	"\x0fAcquireResponse\x12-\n" +
 	"\x06queued\x18\x01 \x01(\v2\x13.latchkey.v1.QueuedH\x00R\x06queued\x12.\n" +
 	"\agranted\x18\x02 \x01(\v2\x12.latchkey.v1.GrantH\x00R\agrantedB\a\n" +
@@ -1583,7 +1738,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x03req\x18\x03 \x01(\x04R\x03req\"\x11\n" +
 	"\x0fReleaseResponse\"!\n" +
 	"\vInfoRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xbe\x04\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x90\x05\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04held\x18\x02 \x01(\bR\x04held\x12*\n" +
@@ -1603,7 +1758,13 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\aholders\x18\x0e \x03(\v2\x13.latchkey.v1.HolderR\aholders\x128\n" +
 	"\n" +
 	"delay_left\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\tdelayLeft\x12+\n" +
-	"\x06breaks\x18\x10 \x03(\v2\x13.latchkey.v1.BrokenR\x06breaks\"8\n" +
+	"\x06breaks\x18\x10 \x03(\v2\x13.latchkey.v1.BrokenR\x06breaks\x121\n" +
+	"\bprotocol\x18\x11 \x01(\x0e2\x15.latchkey.v1.ProtocolR\bprotocol\x12\x1d\n" +
+	"\n" +
+	"taken_over\x18\x12 \x01(\bR\ttakenOver\"$\n" +
+	"\x0eChangesRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x11\n" +
+	"\x0fChangesResponse\"8\n" +
 	"\fBreakRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\";\n" +
@@ -1644,7 +1805,11 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.latchkey.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
 	"\x06holder\x18\x03 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\x12\x18\n" +
-	"\awaiting\x18\x04 \x01(\x03R\awaiting*\x91\x03\n" +
+	"\awaiting\x18\x04 \x01(\x03R\awaiting*L\n" +
+	"\bProtocol\x12\x18\n" +
+	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0ePROTOCOL_SIGMA\x10\x01\x12\x12\n" +
+	"\x0ePROTOCOL_GROUP\x10\x02*\x91\x03\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -1668,13 +1833,14 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\vREASON_MODE\x10\x11\x12\x10\n" +
 	"\fREASON_SHAPE\x10\x12\x12\x0e\n" +
 	"\n" +
-	"REASON_OWN\x10\x132\xd8\x03\n" +
+	"REASON_OWN\x10\x132\xa0\x04\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +
 	"\x05Renew\x12\x19.latchkey.v1.RenewRequest\x1a\x1a.latchkey.v1.RenewResponse\x12D\n" +
 	"\aRelease\x12\x1b.latchkey.v1.ReleaseRequest\x1a\x1c.latchkey.v1.ReleaseResponse\x12;\n" +
-	"\x04Info\x12\x18.latchkey.v1.InfoRequest\x1a\x19.latchkey.v1.InfoResponse\x12>\n" +
+	"\x04Info\x12\x18.latchkey.v1.InfoRequest\x1a\x19.latchkey.v1.InfoResponse\x12F\n" +
+	"\aChanges\x12\x1b.latchkey.v1.ChangesRequest\x1a\x1c.latchkey.v1.ChangesResponse0\x01\x12>\n" +
 	"\x05Break\x12\x19.latchkey.v1.BreakRequest\x1a\x1a.latchkey.v1.BreakResponse\x12;\n" +
 	"\x04List\x12\x18.latchkey.v1.ListRequest\x1a\x19.latchkey.v1.ListResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
@@ -1690,84 +1856,91 @@ func file_latchkey_v1_lock_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_lock_proto_rawDescData
 }
 
-var file_latchkey_v1_lock_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_latchkey_v1_lock_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_latchkey_v1_lock_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_latchkey_v1_lock_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_latchkey_v1_lock_proto_goTypes = []any{
-	(Reason)(0),                   // 0: latchkey.v1.Reason
-	(*LimitsRequest)(nil),         // 1: latchkey.v1.LimitsRequest
-	(*LimitsResponse)(nil),        // 2: latchkey.v1.LimitsResponse
-	(*AcquireRequest)(nil),        // 3: latchkey.v1.AcquireRequest
-	(*AcquireResponse)(nil),       // 4: latchkey.v1.AcquireResponse
-	(*Queued)(nil),                // 5: latchkey.v1.Queued
-	(*Grant)(nil),                 // 6: latchkey.v1.Grant
-	(*RenewRequest)(nil),          // 7: latchkey.v1.RenewRequest
-	(*RenewResponse)(nil),         // 8: latchkey.v1.RenewResponse
-	(*ReleaseRequest)(nil),        // 9: latchkey.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),       // 10: latchkey.v1.ReleaseResponse
-	(*InfoRequest)(nil),           // 11: latchkey.v1.InfoRequest
-	(*InfoResponse)(nil),          // 12: latchkey.v1.InfoResponse
-	(*BreakRequest)(nil),          // 13: latchkey.v1.BreakRequest
-	(*BreakResponse)(nil),         // 14: latchkey.v1.BreakResponse
-	(*ListRequest)(nil),           // 15: latchkey.v1.ListRequest
-	(*ListResponse)(nil),          // 16: latchkey.v1.ListResponse
-	(*ListedLock)(nil),            // 17: latchkey.v1.ListedLock
-	(*Holder)(nil),                // 18: latchkey.v1.Holder
-	(*Broken)(nil),                // 19: latchkey.v1.Broken
-	(*Party)(nil),                 // 20: latchkey.v1.Party
-	(*Waiter)(nil),                // 21: latchkey.v1.Waiter
-	(*ErrorDetail)(nil),           // 22: latchkey.v1.ErrorDetail
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(Protocol)(0),                 // 0: latchkey.v1.Protocol
+	(Reason)(0),                   // 1: latchkey.v1.Reason
+	(*LimitsRequest)(nil),         // 2: latchkey.v1.LimitsRequest
+	(*LimitsResponse)(nil),        // 3: latchkey.v1.LimitsResponse
+	(*AcquireRequest)(nil),        // 4: latchkey.v1.AcquireRequest
+	(*AcquireResponse)(nil),       // 5: latchkey.v1.AcquireResponse
+	(*Queued)(nil),                // 6: latchkey.v1.Queued
+	(*Grant)(nil),                 // 7: latchkey.v1.Grant
+	(*RenewRequest)(nil),          // 8: latchkey.v1.RenewRequest
+	(*RenewResponse)(nil),         // 9: latchkey.v1.RenewResponse
+	(*ReleaseRequest)(nil),        // 10: latchkey.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),       // 11: latchkey.v1.ReleaseResponse
+	(*InfoRequest)(nil),           // 12: latchkey.v1.InfoRequest
+	(*InfoResponse)(nil),          // 13: latchkey.v1.InfoResponse
+	(*ChangesRequest)(nil),        // 14: latchkey.v1.ChangesRequest
+	(*ChangesResponse)(nil),       // 15: latchkey.v1.ChangesResponse
+	(*BreakRequest)(nil),          // 16: latchkey.v1.BreakRequest
+	(*BreakResponse)(nil),         // 17: latchkey.v1.BreakResponse
+	(*ListRequest)(nil),           // 18: latchkey.v1.ListRequest
+	(*ListResponse)(nil),          // 19: latchkey.v1.ListResponse
+	(*ListedLock)(nil),            // 20: latchkey.v1.ListedLock
+	(*Holder)(nil),                // 21: latchkey.v1.Holder
+	(*Broken)(nil),                // 22: latchkey.v1.Broken
+	(*Party)(nil),                 // 23: latchkey.v1.Party
+	(*Waiter)(nil),                // 24: latchkey.v1.Waiter
+	(*ErrorDetail)(nil),           // 25: latchkey.v1.ErrorDetail
+	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
 }
 var file_latchkey_v1_lock_proto_depIdxs = []int32{
-	23, // 0: latchkey.v1.LimitsResponse.ttl_min:type_name -> google.protobuf.Duration
-	23, // 1: latchkey.v1.LimitsResponse.ttl_max:type_name -> google.protobuf.Duration
-	23, // 2: latchkey.v1.LimitsResponse.ttl_default:type_name -> google.protobuf.Duration
-	23, // 3: latchkey.v1.AcquireRequest.ttl:type_name -> google.protobuf.Duration
-	23, // 4: latchkey.v1.AcquireRequest.lock_delay:type_name -> google.protobuf.Duration
-	5,  // 5: latchkey.v1.AcquireResponse.queued:type_name -> latchkey.v1.Queued
-	6,  // 6: latchkey.v1.AcquireResponse.granted:type_name -> latchkey.v1.Grant
-	23, // 7: latchkey.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	23, // 8: latchkey.v1.RenewResponse.lease_left:type_name -> google.protobuf.Duration
-	20, // 9: latchkey.v1.InfoResponse.holder:type_name -> latchkey.v1.Party
-	23, // 10: latchkey.v1.InfoResponse.ttl:type_name -> google.protobuf.Duration
-	23, // 11: latchkey.v1.InfoResponse.lease_left:type_name -> google.protobuf.Duration
-	21, // 12: latchkey.v1.InfoResponse.waiters:type_name -> latchkey.v1.Waiter
-	18, // 13: latchkey.v1.InfoResponse.holders:type_name -> latchkey.v1.Holder
-	23, // 14: latchkey.v1.InfoResponse.delay_left:type_name -> google.protobuf.Duration
-	19, // 15: latchkey.v1.InfoResponse.breaks:type_name -> latchkey.v1.Broken
-	20, // 16: latchkey.v1.BreakResponse.holder:type_name -> latchkey.v1.Party
-	17, // 17: latchkey.v1.ListResponse.locks:type_name -> latchkey.v1.ListedLock
-	23, // 18: latchkey.v1.ListedLock.ttl:type_name -> google.protobuf.Duration
-	20, // 19: latchkey.v1.Holder.party:type_name -> latchkey.v1.Party
-	23, // 20: latchkey.v1.Holder.ttl:type_name -> google.protobuf.Duration
-	23, // 21: latchkey.v1.Holder.lease_left:type_name -> google.protobuf.Duration
-	20, // 22: latchkey.v1.Broken.holder:type_name -> latchkey.v1.Party
-	20, // 23: latchkey.v1.Broken.by:type_name -> latchkey.v1.Party
-	24, // 24: latchkey.v1.Broken.at:type_name -> google.protobuf.Timestamp
-	20, // 25: latchkey.v1.Waiter.party:type_name -> latchkey.v1.Party
-	23, // 26: latchkey.v1.Waiter.ttl:type_name -> google.protobuf.Duration
-	0,  // 27: latchkey.v1.ErrorDetail.reason:type_name -> latchkey.v1.Reason
-	20, // 28: latchkey.v1.ErrorDetail.holder:type_name -> latchkey.v1.Party
-	1,  // 29: latchkey.v1.LockService.Limits:input_type -> latchkey.v1.LimitsRequest
-	3,  // 30: latchkey.v1.LockService.Acquire:input_type -> latchkey.v1.AcquireRequest
-	7,  // 31: latchkey.v1.LockService.Renew:input_type -> latchkey.v1.RenewRequest
-	9,  // 32: latchkey.v1.LockService.Release:input_type -> latchkey.v1.ReleaseRequest
-	11, // 33: latchkey.v1.LockService.Info:input_type -> latchkey.v1.InfoRequest
-	13, // 34: latchkey.v1.LockService.Break:input_type -> latchkey.v1.BreakRequest
-	15, // 35: latchkey.v1.LockService.List:input_type -> latchkey.v1.ListRequest
-	2,  // 36: latchkey.v1.LockService.Limits:output_type -> latchkey.v1.LimitsResponse
-	4,  // 37: latchkey.v1.LockService.Acquire:output_type -> latchkey.v1.AcquireResponse
-	8,  // 38: latchkey.v1.LockService.Renew:output_type -> latchkey.v1.RenewResponse
-	10, // 39: latchkey.v1.LockService.Release:output_type -> latchkey.v1.ReleaseResponse
-	12, // 40: latchkey.v1.LockService.Info:output_type -> latchkey.v1.InfoResponse
-	14, // 41: latchkey.v1.LockService.Break:output_type -> latchkey.v1.BreakResponse
-	16, // 42: latchkey.v1.LockService.List:output_type -> latchkey.v1.ListResponse
-	36, // [36:43] is the sub-list for method output_type
-	29, // [29:36] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	26, // 0: latchkey.v1.LimitsResponse.ttl_min:type_name -> google.protobuf.Duration
+	26, // 1: latchkey.v1.LimitsResponse.ttl_max:type_name -> google.protobuf.Duration
+	26, // 2: latchkey.v1.LimitsResponse.ttl_default:type_name -> google.protobuf.Duration
+	26, // 3: latchkey.v1.AcquireRequest.ttl:type_name -> google.protobuf.Duration
+	26, // 4: latchkey.v1.AcquireRequest.lock_delay:type_name -> google.protobuf.Duration
+	0,  // 5: latchkey.v1.AcquireRequest.protocol:type_name -> latchkey.v1.Protocol
+	6,  // 6: latchkey.v1.AcquireResponse.queued:type_name -> latchkey.v1.Queued
+	7,  // 7: latchkey.v1.AcquireResponse.granted:type_name -> latchkey.v1.Grant
+	26, // 8: latchkey.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	26, // 9: latchkey.v1.RenewResponse.lease_left:type_name -> google.protobuf.Duration
+	23, // 10: latchkey.v1.InfoResponse.holder:type_name -> latchkey.v1.Party
+	26, // 11: latchkey.v1.InfoResponse.ttl:type_name -> google.protobuf.Duration
+	26, // 12: latchkey.v1.InfoResponse.lease_left:type_name -> google.protobuf.Duration
+	24, // 13: latchkey.v1.InfoResponse.waiters:type_name -> latchkey.v1.Waiter
+	21, // 14: latchkey.v1.InfoResponse.holders:type_name -> latchkey.v1.Holder
+	26, // 15: latchkey.v1.InfoResponse.delay_left:type_name -> google.protobuf.Duration
+	22, // 16: latchkey.v1.InfoResponse.breaks:type_name -> latchkey.v1.Broken
+	0,  // 17: latchkey.v1.InfoResponse.protocol:type_name -> latchkey.v1.Protocol
+	23, // 18: latchkey.v1.BreakResponse.holder:type_name -> latchkey.v1.Party
+	20, // 19: latchkey.v1.ListResponse.locks:type_name -> latchkey.v1.ListedLock
+	26, // 20: latchkey.v1.ListedLock.ttl:type_name -> google.protobuf.Duration
+	23, // 21: latchkey.v1.Holder.party:type_name -> latchkey.v1.Party
+	26, // 22: latchkey.v1.Holder.ttl:type_name -> google.protobuf.Duration
+	26, // 23: latchkey.v1.Holder.lease_left:type_name -> google.protobuf.Duration
+	23, // 24: latchkey.v1.Broken.holder:type_name -> latchkey.v1.Party
+	23, // 25: latchkey.v1.Broken.by:type_name -> latchkey.v1.Party
+	27, // 26: latchkey.v1.Broken.at:type_name -> google.protobuf.Timestamp
+	23, // 27: latchkey.v1.Waiter.party:type_name -> latchkey.v1.Party
+	26, // 28: latchkey.v1.Waiter.ttl:type_name -> google.protobuf.Duration
+	1,  // 29: latchkey.v1.ErrorDetail.reason:type_name -> latchkey.v1.Reason
+	23, // 30: latchkey.v1.ErrorDetail.holder:type_name -> latchkey.v1.Party
+	2,  // 31: latchkey.v1.LockService.Limits:input_type -> latchkey.v1.LimitsRequest
+	4,  // 32: latchkey.v1.LockService.Acquire:input_type -> latchkey.v1.AcquireRequest
+	8,  // 33: latchkey.v1.LockService.Renew:input_type -> latchkey.v1.RenewRequest
+	10, // 34: latchkey.v1.LockService.Release:input_type -> latchkey.v1.ReleaseRequest
+	12, // 35: latchkey.v1.LockService.Info:input_type -> latchkey.v1.InfoRequest
+	14, // 36: latchkey.v1.LockService.Changes:input_type -> latchkey.v1.ChangesRequest
+	16, // 37: latchkey.v1.LockService.Break:input_type -> latchkey.v1.BreakRequest
+	18, // 38: latchkey.v1.LockService.List:input_type -> latchkey.v1.ListRequest
+	3,  // 39: latchkey.v1.LockService.Limits:output_type -> latchkey.v1.LimitsResponse
+	5,  // 40: latchkey.v1.LockService.Acquire:output_type -> latchkey.v1.AcquireResponse
+	9,  // 41: latchkey.v1.LockService.Renew:output_type -> latchkey.v1.RenewResponse
+	11, // 42: latchkey.v1.LockService.Release:output_type -> latchkey.v1.ReleaseResponse
+	13, // 43: latchkey.v1.LockService.Info:output_type -> latchkey.v1.InfoResponse
+	15, // 44: latchkey.v1.LockService.Changes:output_type -> latchkey.v1.ChangesResponse
+	17, // 45: latchkey.v1.LockService.Break:output_type -> latchkey.v1.BreakResponse
+	19, // 46: latchkey.v1.LockService.List:output_type -> latchkey.v1.ListResponse
+	39, // [39:47] is the sub-list for method output_type
+	31, // [31:39] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_lock_proto_init() }
@@ -1784,8 +1957,8 @@ func file_latchkey_v1_lock_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_lock_proto_rawDesc), len(file_latchkey_v1_lock_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   22,
+			NumEnums:      2,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -43,6 +43,8 @@ const (
 	LockServiceReleaseProcedure = "/latchkey.v1.LockService/Release"
 	// LockServiceInfoProcedure is the fully-qualified name of the LockService's Info RPC.
 	LockServiceInfoProcedure = "/latchkey.v1.LockService/Info"
+	// LockServiceChangesProcedure is the fully-qualified name of the LockService's Changes RPC.
+	LockServiceChangesProcedure = "/latchkey.v1.LockService/Changes"
 	// LockServiceBreakProcedure is the fully-qualified name of the LockService's Break RPC.
 	LockServiceBreakProcedure = "/latchkey.v1.LockService/Break"
 	// LockServiceListProcedure is the fully-qualified name of the LockService's List RPC.
@@ -62,6 +64,9 @@ type LockServiceClient interface {
 	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
 	// Info tells who holds a lock and who waits for it.
 	Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error)
+	// Changes tells whenever the state of a lock may have changed: soon after it was called, after changes, and once in a while. Changes that
+	// follow each other fast are told as one. It goes on until the client goes away, or fails where nobody tells the daemon.
+	Changes(context.Context, *v1.ChangesRequest) (*connect.ServerStreamForClient[v1.ChangesResponse], error)
 	// Break ends every hold of a lock under a token as if its lease were over, whoever has it. The daemon logs it, and the lock's
 	// group remembers it.
 	Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error)
@@ -110,6 +115,12 @@ func NewLockServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(lockServiceMethods.ByName("Info")),
 			connect.WithClientOptions(opts...),
 		),
+		changes: connect.NewClient[v1.ChangesRequest, v1.ChangesResponse](
+			httpClient,
+			baseURL+LockServiceChangesProcedure,
+			connect.WithSchema(lockServiceMethods.ByName("Changes")),
+			connect.WithClientOptions(opts...),
+		),
 		_break: connect.NewClient[v1.BreakRequest, v1.BreakResponse](
 			httpClient,
 			baseURL+LockServiceBreakProcedure,
@@ -132,6 +143,7 @@ type lockServiceClient struct {
 	renew   *connect.Client[v1.RenewRequest, v1.RenewResponse]
 	release *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
 	info    *connect.Client[v1.InfoRequest, v1.InfoResponse]
+	changes *connect.Client[v1.ChangesRequest, v1.ChangesResponse]
 	_break  *connect.Client[v1.BreakRequest, v1.BreakResponse]
 	list    *connect.Client[v1.ListRequest, v1.ListResponse]
 }
@@ -177,6 +189,11 @@ func (c *lockServiceClient) Info(ctx context.Context, req *v1.InfoRequest) (*v1.
 	return nil, err
 }
 
+// Changes calls latchkey.v1.LockService.Changes.
+func (c *lockServiceClient) Changes(ctx context.Context, req *v1.ChangesRequest) (*connect.ServerStreamForClient[v1.ChangesResponse], error) {
+	return c.changes.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // Break calls latchkey.v1.LockService.Break.
 func (c *lockServiceClient) Break(ctx context.Context, req *v1.BreakRequest) (*v1.BreakResponse, error) {
 	response, err := c._break.CallUnary(ctx, connect.NewRequest(req))
@@ -208,6 +225,9 @@ type LockServiceHandler interface {
 	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
 	// Info tells who holds a lock and who waits for it.
 	Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error)
+	// Changes tells whenever the state of a lock may have changed: soon after it was called, after changes, and once in a while. Changes that
+	// follow each other fast are told as one. It goes on until the client goes away, or fails where nobody tells the daemon.
+	Changes(context.Context, *v1.ChangesRequest, *connect.ServerStream[v1.ChangesResponse]) error
 	// Break ends every hold of a lock under a token as if its lease were over, whoever has it. The daemon logs it, and the lock's
 	// group remembers it.
 	Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error)
@@ -252,6 +272,12 @@ func NewLockServiceHandler(svc LockServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(lockServiceMethods.ByName("Info")),
 		connect.WithHandlerOptions(opts...),
 	)
+	lockServiceChangesHandler := connect.NewServerStreamHandlerSimple(
+		LockServiceChangesProcedure,
+		svc.Changes,
+		connect.WithSchema(lockServiceMethods.ByName("Changes")),
+		connect.WithHandlerOptions(opts...),
+	)
 	lockServiceBreakHandler := connect.NewUnaryHandlerSimple(
 		LockServiceBreakProcedure,
 		svc.Break,
@@ -276,6 +302,8 @@ func NewLockServiceHandler(svc LockServiceHandler, opts ...connect.HandlerOption
 			lockServiceReleaseHandler.ServeHTTP(w, r)
 		case LockServiceInfoProcedure:
 			lockServiceInfoHandler.ServeHTTP(w, r)
+		case LockServiceChangesProcedure:
+			lockServiceChangesHandler.ServeHTTP(w, r)
 		case LockServiceBreakProcedure:
 			lockServiceBreakHandler.ServeHTTP(w, r)
 		case LockServiceListProcedure:
@@ -307,6 +335,10 @@ func (UnimplementedLockServiceHandler) Release(context.Context, *v1.ReleaseReque
 
 func (UnimplementedLockServiceHandler) Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.Info is not implemented"))
+}
+
+func (UnimplementedLockServiceHandler) Changes(context.Context, *v1.ChangesRequest, *connect.ServerStream[v1.ChangesResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.Changes is not implemented"))
 }
 
 func (UnimplementedLockServiceHandler) Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error) {
