@@ -67,19 +67,30 @@ func DecodeFrame(b []byte) (g Group, m sigma.Message, err error) {
 	var p Frame
 	var small smallMessage
 	if readSmall(b, &p, &small) {
-		if small.has {
-			p.Message = &small.Message
+		g, err := groupOf(p.Prefix, p.Gen)
+		if err != nil {
+			return bad(err)
 		}
+		if !small.has {
+			return bad(errNothing)
+		}
+		var req, owner *Req
 		if small.hasReq {
-			small.Req = &small.req
+			req = &small.req
 		}
 		if small.hasOwner {
-			small.Owner = &small.owner
+			owner = &small.owner
 		}
-		if small.hasGID {
-			small.Gid = &small.gid
+		var d decoder
+		m := d.head(&small.Message, req, owner, &small.gid)
+		d.fits(&m)
+		if d.err == nil {
+			d.err = g.has(&m)
 		}
-		return ofFrame(&p)
+		if d.err != nil {
+			return bad(d.err)
+		}
+		return g, m, nil
 	}
 	whole := new(Frame)
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, whole); err != nil {
@@ -90,21 +101,39 @@ func DecodeFrame(b []byte) (g Group, m sigma.Message, err error) {
 
 func ofFrame(p *Frame) (g Group, m sigma.Message, err error) {
 	bad := func(err error) (Group, sigma.Message, error) { return Group{}, sigma.Message{}, err }
-	g.Gen = p.Gen
-	prefix, rest, err := keyspace.DecodePrefix(p.Prefix)
-	if g.Prefix = prefix; err != nil || len(rest) > 0 {
-		return bad(fmt.Errorf("%w: a prefix of %d bytes", ErrMalformed, len(p.Prefix)))
+	if g, err = groupOf(p.Prefix, p.Gen); err != nil {
+		return bad(err)
 	}
 	if p.Message == nil {
-		return bad(fmt.Errorf("%w: a frame of nothing", ErrMalformed))
+		return bad(errNothing)
 	}
 	if m, err = decode(p.Message); err != nil {
 		return bad(err)
 	}
-	if m.View.Gen != g.ViewGen() {
-		return bad(fmt.Errorf("%w: a view of generation %d in a group of generation %d", ErrMalformed, m.View.Gen, g.Gen))
+	if err := g.has(&m); err != nil {
+		return bad(err)
 	}
 	return g, m, nil
+}
+
+var errNothing = fmt.Errorf("%w: a frame of nothing", ErrMalformed)
+
+// groupOf reads the name of a group.
+func groupOf(prefix []byte, gen uint64) (g Group, err error) {
+	g.Gen = gen
+	p, rest, err := keyspace.DecodePrefix(prefix)
+	if g.Prefix = p; err != nil || len(rest) > 0 {
+		return Group{}, fmt.Errorf("%w: a prefix of %d bytes", ErrMalformed, len(prefix))
+	}
+	return g, nil
+}
+
+// has reports whether a message can be of the group.
+func (g Group) has(m *sigma.Message) error {
+	if m.View.Gen != g.ViewGen() {
+		return fmt.Errorf("%w: a view of generation %d in a group of generation %d", ErrMalformed, m.View.Gen, g.Gen)
+	}
+	return nil
 }
 
 // Encode appends the bytes of a message to b.
@@ -177,6 +206,20 @@ func Decode(b []byte) (m sigma.Message, err error) {
 
 func decode(p *Message) (m sigma.Message, err error) {
 	d := decoder{}
+	m = d.head(p, p.Req, p.Owner, p.Gid)
+	m.Members = d.members(p.Members)
+	if r := p.Report; r != nil {
+		m.Report = d.report(r)
+	}
+	if d.fits(&m); d.err != nil {
+		return sigma.Message{}, d.err
+	}
+	return m, nil
+}
+
+// head reads all of a message but its lists. What p points to is not looked at, so a message that is read by hand stays on its reader's
+// stack.
+func (d *decoder) head(p *Message, req, owner *Req, gid *GID) sigma.Message {
 	if _, known := Kind_name[int32(p.Kind)]; !known || p.Kind == 0 {
 		d.fail("kind %d", p.Kind)
 	}
@@ -186,31 +229,29 @@ func decode(p *Message) (m sigma.Message, err error) {
 	if _, known := Mode_name[int32(p.Mode)]; !known {
 		d.fail("mode %d", p.Mode)
 	}
-	voters := p.Kind == Kind_KIND_REPORTED || p.Kind == Kind_KIND_PULL // between them: of a piece of all names or of one, and of no request
-	m = sigma.Message{
-		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, voters && p.Name == ""),
-		Req: d.req(p.Req), TS: p.Ts, ReqTS: p.ReqTs, CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs), Delay: d.span(p.DelayNs),
-		Tok: sigma.Token(p.Tok), Older: p.Older, Ack: p.Ack, Owner: d.req(p.Owner), Wait: d.span(p.WaitNs), Embargo: d.span(p.EmbargoNs),
-		Position: d.count(p.Position, sigma.WaitersPerLockMax), Chunk: d.count(p.Chunk, sigma.ChunksMax), Reason: sigma.Reason(p.Reason), Mode: sigma.Mode(p.Mode),
-		GID: sigma.GID{Inc: p.GetGid().GetInc(), N: p.GetGid().GetN()},
-	}
-	m.Members = d.members(p.Members)
-	if r := p.Report; r != nil {
-		m.Report = d.report(r)
-	}
-	if !voters && p.Req == nil {
+	voters := betweenVoters(sigma.Kind(p.Kind)) // of a piece of all names or of one, and of no request
+	if !voters && req == nil {
 		d.fail("no request is named")
 	}
+	return sigma.Message{
+		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, voters && p.Name == ""),
+		Req: d.req(req), TS: p.Ts, ReqTS: p.ReqTs, CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs), Delay: d.span(p.DelayNs),
+		Tok: sigma.Token(p.Tok), Older: p.Older, Ack: p.Ack, Owner: d.req(owner), Wait: d.span(p.WaitNs), Embargo: d.span(p.EmbargoNs),
+		Position: d.count(p.Position, sigma.WaitersPerLockMax), Chunk: d.count(p.Chunk, sigma.ChunksMax), Reason: sigma.Reason(p.Reason), Mode: sigma.Mode(p.Mode),
+		GID: sigma.GID{Inc: gid.GetInc(), N: gid.GetN()},
+	}
+}
+
+func betweenVoters(k sigma.Kind) bool { return k == sigma.Reported || k == sigma.Pull }
+
+// fits refuses a message whose kind and parts do not fit together.
+func (d *decoder) fits(m *sigma.Message) {
 	if (m.Kind == sigma.Reported || m.Kind == sigma.Inspected) != (m.Report != nil) || (m.Kind == sigma.Moved) != (len(m.Members) > 0) {
 		d.fail("%v with report %v and %d members", m.Kind, m.Report != nil, len(m.Members))
 	}
-	if r := m.Report; m.Kind == sigma.Reported && m.Name != "" && (r.Chunks != 1 || len(r.Entries) != 1 || r.Entries[0].Name != m.Name) {
+	if r := m.Report; m.Kind == sigma.Reported && r != nil && m.Name != "" && (r.Chunks != 1 || len(r.Entries) != 1 || r.Entries[0].Name != m.Name) {
 		d.fail("a report of one name with %d others", len(r.Entries))
 	}
-	if d.err != nil {
-		return sigma.Message{}, d.err
-	}
-	return m, nil
 }
 
 // decoder keeps the first error.

@@ -223,6 +223,23 @@ func TestTheLargestPieceFits(t *testing.T) {
 	}
 }
 
+// TestAFrameCostsItsName: what every lock reads is not kept but for the name.
+func TestAFrameCostsItsName(t *testing.T) {
+	for _, m := range samples()[:8] {
+		b, err := EncodeFrame(nil, Group{Gen: uint64(m.View.Gen)}, &m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := testing.AllocsPerRun(100, func() {
+			if _, _, err := DecodeFrame(b); err != nil {
+				t.Fatal(err)
+			}
+		}); n > 1 {
+			t.Errorf("%v: %v allocations", m.Kind, n)
+		}
+	}
+}
+
 func TestBadMessagesAreMalformed(t *testing.T) {
 	q := &Req{Session: make([]byte, 16), Seq: 1}
 	node := make([]byte, 32)
