@@ -60,12 +60,15 @@ func (m *Manager) readerReceives(in *protocol.Message, out []Action) []Action {
 	reply := protocol.Message{Object: in.Object, Requester: in.To.Node}
 	switch in.Kind {
 	case protocol.NoCopy: // a declined first touch
-		if mine && !r.done {
-			r.done = true
-			m.reads[in.Object] = r
-			return m.cut(out)
+		switch {
+		case !mine || r.done:
+			return out
+		case in.Life > m.touched[in.Object] && m.mutant != protocol.BlankNone: // R16: its group does not know
+			return m.restart(out)
 		}
-		return out
+		r.done = true
+		m.reads[in.Object] = r
+		return m.cut(out)
 	case protocol.Copy:
 		reply.Kind, reply.Seq = protocol.ReadAck, in.Seq
 		out = m.object(out, reply)

@@ -7,7 +7,7 @@ import (
 )
 
 var (
-	exploreFlag = flag.Int("explore", 3_000, "how many states each exploration visits at most; 0 is all")
+	exploreFlag = flag.Int("explore", 2_000, "how many states each exploration visits at most; 0 is all")
 	onlyFlag    = flag.String("explore.only", "", "the one configuration to explore")
 )
 
@@ -51,6 +51,7 @@ var configurations = []configuration{
 	{"full, 2 nodes, 2 threads f2, 1 checkpoint, 1 abort", full(2, 2, 2, budget{checkpoints: 1, aborts: 1})},
 	{"full, 2 nodes, 1 thread f2, 1 guest, 1 checkpoint", full(2, 1, 2, budget{guests: 1, checkpoints: 1})},
 	{"full, 2 nodes, 2 threads f2, 1 blank manager", full(2, 2, 2, budget{blanks: 1})},
+	{"full, 2 nodes, 1 thread f2, 1 blank manager, 1 checkpoint", full(2, 1, 2, budget{blanks: 1, checkpoints: 1})},
 }
 
 // TestExploration visits every state of small worlds, as far as -explore goes, and prints how many they were.

@@ -48,3 +48,24 @@ func TestTheExplorationCatchesMutants(t *testing.T) {
 		})
 	}
 }
+
+// TestTheSimulationCatchesMutants takes rules away whose absence shows in the first worlds. Others show later (R6 at seed 137, R7 at 296, R8 at 468,
+// R9 at 42), and some not in 500: the traces have them.
+func TestTheSimulationCatchesMutants(t *testing.T) {
+	for m, by := range map[protocol.Mutant]string{
+		protocol.WithoutR4: "L:", protocol.WithoutR16: "C5:", protocol.WithoutStop: "C3:", protocol.WithoutCarryOver: "C5:",
+		protocol.WithoutEpoch: "R9:", protocol.LateTouch: "C5:",
+	} {
+		t.Run(m.String(), func(t *testing.T) {
+			t.Parallel()
+			for seed := uint64(1); seed <= 20; seed++ {
+				c := drawConfig(seed)
+				c.mutant = m
+				if _, err := runSeed(c); err != nil && strings.Contains(err.Error(), by) {
+					return
+				}
+			}
+			t.Errorf("not caught by %s in 20 worlds", by)
+		})
+	}
+}

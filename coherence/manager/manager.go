@@ -317,13 +317,14 @@ func (m *Manager) run(out []protocol.Message) []protocol.Message {
 // checkpoint that knows nothing of the object, or the group may have lost its state. The report comes before the grant.
 // testdata/r16_blank.txt and c4_touch.txt show both. A checkpoint is answered out of turn, since what stands before it may wait for a receipt that
 // the application manager does not give before its answer; and what was reported is reported again after it, or the object could come to life
-// behind the checkpoint's back.
+// behind the checkpoint's back. The answer names the group's life: one that has lost its state does not know whether somebody has the object
+// (testdata/c4_blank_none.txt).
 func (m *Manager) untouched(out *[]protocol.Message) bool {
 	m.pending = slices.DeleteFunc(m.pending, func(r Request) bool {
 		if !m.checkpoint(r.Requester) {
 			return false
 		}
-		*out = m.send(*out, r.Requester, protocol.Message{Kind: protocol.NoCopy, Requester: r.Requester, Seq: r.Seq})
+		*out = m.send(*out, r.Requester, protocol.Message{Kind: protocol.NoCopy, Requester: r.Requester, Seq: r.Seq, Life: m.cfg.Life})
 		if m.mutant != protocol.StaleNone {
 			m.touched = false
 			if m.asked {

@@ -31,6 +31,7 @@ const (
 	AnyStopped              // a STOPPED of any checkpoint counts (C2)
 	WithoutCarryOver        // a manifest holds only what was read (C5)
 	StaleNone               // an object that the checkpoint was told nobody has is touched while it reads on (C4)
+	BlankNone               // a manager whose group has lost its state is believed that nobody has an object (C4)
 	WithoutGuests           // callers without a thread are not known to the application manager
 	Mutants
 )
@@ -38,5 +39,5 @@ const (
 // String names the mutant.
 func (m Mutant) String() string {
 	return [...]string{"none", "R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "bound", "R9", "R10", "R11", "R12", "R13", "R14", "R15", "R16", "R17",
-		"epoch", "late-touch", "withhold", "stop", "any-stopped", "carry-over", "stale-none", "guests"}[m]
+		"epoch", "late-touch", "withhold", "stop", "any-stopped", "carry-over", "stale-none", "blank-none", "guests"}[m]
 }

@@ -215,7 +215,7 @@ type Message struct {
 	Copy      Transferred // Copy
 	Value     *Cell       // Copy; FirstTouch, where the driver puts the initial value before the copy sees it
 	Ack       Kind        // Query: ReadAck or InvalidateAck
-	Life      Life        // Touched
+	Life      Life        // Touched, NoCopy
 
 	Thread     ThreadID     // Create to Terminated, Stopped
 	Migration  MigSeq       // Start, Grant to MigrationFailed, Stopped
