@@ -50,6 +50,15 @@ var configurations = []configuration{
 	{"full, 2 nodes, 2 threads f2, 1 checkpoint", full(2, 2, 2, budget{checkpoints: 1})},
 	{"full, 2 nodes, 2 threads f2, 1 checkpoint, 1 abort", full(2, 2, 2, budget{checkpoints: 1, aborts: 1})},
 	{"full, 2 nodes, 1 thread f2, 1 guest, 1 checkpoint", full(2, 1, 2, budget{guests: 1, checkpoints: 1})},
+	{"full, 2 objects, 2 nodes, 1 thread f3, 1 guest, 1 checkpoint", setup{
+		nodes: 2, objects: 2, threads: 1, faults: 3, full: true, budget: budget{guests: 1, checkpoints: 1},
+	}},
+	{"full, 2 nodes, 1 thread f2, 1 migration, 1 loss", full(2, 1, 2, budget{migrations: 1, losses: 1})},
+	{"full, 2 nodes, 1 thread f1, 1 checkpoint, 1 loss", full(2, 1, 1, budget{checkpoints: 1, losses: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 wrong suspicion, 1 loss", full(2, 2, 2, budget{suspicions: 1, losses: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 crash and return, d1", full(2, 2, 2, budget{crashes: 1, returns: 1, dups: 1})},
+	{"full, 2 nodes, 1 thread f2, 2 migrations, 1 crash and return", full(2, 1, 2, budget{migrations: 2, crashes: 1, returns: 1})},
+	{"full, 2 nodes, 1 thread f1, 1 migration, 1 checkpoint, 1 abort", full(2, 1, 1, budget{migrations: 1, checkpoints: 1, aborts: 1})},
 	{"full, 2 nodes, 2 threads f2, 1 blank manager", full(2, 2, 2, budget{blanks: 1})},
 	{"full, 2 nodes, 1 thread f2, 1 blank manager, 1 checkpoint", full(2, 1, 2, budget{blanks: 1, checkpoints: 1})},
 }
