@@ -42,6 +42,7 @@ type replica struct {
 	encoded    []byte                // of descriptor, once somebody needed it
 	later      *placement.Descriptor // the newest that others told of; nil, or of a later view when it was told
 	fellows    []peer.ID             // the peers of view and later
+	links      []order.Link          // of members, that came or went while it hesitates and that it has not heard of
 	engine     order.Orderer
 	table      *session.Table
 

@@ -1,7 +1,6 @@
 package replicagroup
 
 import (
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -323,16 +322,25 @@ func (s *shard) addressee(e *engineEvent) *replica {
 }
 
 func (e linkEvent) handle(s *shard) {
+	before := len(s.drowsy)
 	for _, r := range s.replicas {
 		if r.resting {
 			continue // it has been told nothing yet that a link could have lost
 		}
 		for _, m := range r.view.Members {
-			if m.Peer == e.peer && m.ID != r.self {
-				r.step(order.Link{To: m.ID, Up: e.up})
+			if m.Peer != e.peer || m.ID == r.self {
+				continue
+			}
+			link := order.Link{To: m.ID, Up: e.up}
+			if !r.engine.Quiesced() {
+				r.step(link)
+			} else if leader, leading := r.engine.Leader(); leader == m.ID || leading && e.up { // it would wake
+				s.line(r)
+				r.unheard(link)
 			}
 		}
 	}
+	s.lineUp(before)
 	if e.up && s.host.neighbours != nil {
 		s.noteAppearance(e.peer)
 	}
@@ -370,12 +378,7 @@ func (e suspectEvent) handle(s *shard) {
 			}
 		}
 	}
-	if len(s.drowsy) > before {
-		slices.SortFunc(s.drowsy, func(a, b *replica) int { return a.group.Compare(b.group) })
-	}
-	if before == 0 {
-		s.rouse()
-	}
+	s.lineUp(before)
 }
 
 func (e *commandEvent) handle(s *shard) {

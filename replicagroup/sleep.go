@@ -107,9 +107,10 @@ func (e watchEvent) handle(s *shard) {
 // suspects reports whether the failure detector takes a peer for dead.
 func (s *shard) suspects(n keyspace.NodeID) bool { _, is := s.down[n]; return is }
 
-// A peer that dies may have led thousands of groups that sleep, and each that wakes elects a leader. So they are roused in a line, as
-// fast as [rousesMax] allows, by the order of their names, which all their members keep; one that is asked for something, or hears of a
-// member, is at once. Meanwhile it says since when its leader has been gone (silence).
+// A peer that dies, or whose connections do, may have led thousands of groups that sleep, and each that wakes elects a leader; one that
+// comes back wakes those that are led here. So they are roused in a line, as fast as [rousesMax] allows, by the order of their names,
+// which all their members keep; one that is asked for something, or hears of a member, is at once. Meanwhile it says since when its
+// leader has been gone (silence).
 
 // hesitate puts a replica in the line of those that have to be told of a suspicion, if that can wait: it sleeps, and the suspicion
 // would wake it.
@@ -121,12 +122,40 @@ func (s *shard) hesitate(r *replica, suspect order.ReplicaID) bool {
 	if !r.engine.Quiesced() || leader != suspect && !(leading && r.lease != nil) {
 		return false
 	}
-	r.hesitates = true
-	s.drowsy = append(s.drowsy, r)
+	s.line(r)
 	return true
 }
 
-// decide has a replica that rests begin, and tells one that hesitates what is suspected by now.
+// line puts a replica in the line, unless it is there.
+func (s *shard) line(r *replica) {
+	if !r.hesitates {
+		r.hesitates = true
+		s.drowsy = append(s.drowsy, r)
+	}
+}
+
+// lineUp sorts the line when it had so many before, and lets its first ones decide if there was none.
+func (s *shard) lineUp(before int) {
+	if len(s.drowsy) > before {
+		slices.SortFunc(s.drowsy, func(a, b *replica) int { return a.group.Compare(b.group) })
+	}
+	if before == 0 {
+		s.rouse()
+	}
+}
+
+// unheard keeps what has become of a link for a replica that hesitates. Of each member that is the last loss and what came after it:
+// who hears of both knows all that matters.
+func (r *replica) unheard(l order.Link) {
+	if !l.Up {
+		r.links = slices.DeleteFunc(r.links, func(o order.Link) bool { return o.To == l.To })
+	} else if slices.Contains(r.links, l) {
+		return
+	}
+	r.links = append(r.links, l)
+}
+
+// decide has a replica that rests begin, and tells one that hesitates what is suspected by now, and which links came and went.
 func (r *replica) decide() {
 	if r.resting {
 		r.resting = false
@@ -136,7 +165,12 @@ func (r *replica) decide() {
 		return
 	}
 	r.hesitates = false
+	links := r.links
+	r.links = nil
 	r.doubt()
+	for _, l := range links {
+		r.step(l)
+	}
 	if r.leading {
 		r.poll()
 	}

@@ -317,6 +317,49 @@ func TestGroupsOfADeadLeaderWakeInALine(t *testing.T) {
 	}
 }
 
+// Nor does the end of a dead leader's connection, which is often heard of before anybody suspects it, nor a member's that is back. Who
+// waits for its turn hears of both.
+func TestGroupsOfALinkThatBrokeWakeInALine(t *testing.T) {
+	for _, led := range []bool{false, true} {
+		const n = 2*rousesMax + 1
+		s, all := newSleepers(n, led)
+		heard := func() (n int) {
+			for _, r := range all {
+				n += len(r.engine.(*sleeper).heard)
+			}
+			return n
+		}
+		linkEvent{peer: keyspace.NodeID{3}}.handle(s) // a follower's, which wakes nobody
+		if got := heard(); got != 0 || len(s.drowsy) > 0 {
+			t.Fatalf("led %v: %d hear of a link that is nothing to them, %d wait", led, got, len(s.drowsy))
+		}
+		want := []order.Event{order.Link{To: 2, Up: true}}
+		if led {
+			linkEvent{peer: keyspace.NodeID{2}, up: true}.handle(s)
+		} else {
+			want = []order.Event{order.Link{To: 2}, order.Link{To: 2, Up: true}}
+			linkEvent{peer: keyspace.NodeID{2}}.handle(s)
+			linkEvent{peer: keyspace.NodeID{2}}.handle(s)
+		}
+		if got := heard(); got < rousesMax || got > 2*rousesMax {
+			t.Errorf("led %v: %d hear of it at once, want those of %d", led, got, rousesMax)
+		}
+		if !led {
+			linkEvent{peer: keyspace.NodeID{2}, up: true}.handle(s)
+		}
+		last := all[n-1].engine.(*sleeper)
+		if len(last.heard) > 0 {
+			t.Errorf("led %v: the last one hears %v before its turn", led, last.heard)
+		}
+		for len(s.drowsy) > 0 {
+			s.rouse()
+		}
+		if !reflect.DeepEqual(last.heard, want) {
+			t.Errorf("led %v: the last one hears %v in its turn, want %v", led, last.heard, want)
+		}
+	}
+}
+
 // A peer that comes back with many groups has their engines begin in a line; who is asked for something does not wait for its turn. What
 // the others would have heard meanwhile they hear then.
 func TestManyReplicasBeginInALine(t *testing.T) {
