@@ -7,7 +7,7 @@ import (
 )
 
 var (
-	exploreFlag = flag.Int("explore", 2_000, "how many states each exploration visits at most; 0 is all")
+	exploreFlag = flag.Int("explore", 1_000, "how many states each exploration visits at most; 0 is all")
 	onlyFlag    = flag.String("explore.only", "", "the one configuration to explore")
 )
 
