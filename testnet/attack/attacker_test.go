@@ -45,6 +45,10 @@ type order struct {
 	Target     string
 	Addrs      []string
 	Descriptor []byte // of the group the target leads
+
+	// Sink has them write to [sinkProtocol] what they would write to the overlay's, Rate messages a second, all together.
+	Sink bool
+	Rate float64
 }
 
 // report is what the attackers say they did.
@@ -52,6 +56,7 @@ type report struct {
 	Sent     int64 // messages, connections or streams, as the attack counts them
 	Refused  int64 // streams or connections that were refused or reset
 	Answered int64
+	Rate     float64 // of Sent, a second
 }
 
 // gang is a running child process of attackers.
@@ -97,7 +102,7 @@ func (g *gang) stop() (r report) {
 func attackerMain(o order) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	a := &attackers{order: o, prefix: "/latchkey/" + hex.EncodeToString(o.Overlay[:4])}
+	a := &attackers{order: o, began: time.Now(), prefix: "/latchkey/" + hex.EncodeToString(o.Overlay[:4])}
 	target, err := peer.Decode(o.Target)
 	if err != nil {
 		return err
@@ -135,8 +140,10 @@ func attackerMain(o order) error {
 	if err := out.Encode(true); err != nil {
 		return err
 	}
+	<-ctx.Done()
+	took := time.Since(a.began)
 	wg.Wait()
-	return out.Encode(report{a.sent.Load(), a.refused.Load(), a.answered.Load()})
+	return out.Encode(report{a.sent.Load(), a.refused.Load(), a.answered.Load(), float64(a.sent.Load()) / took.Seconds()})
 }
 
 // attackers are one child process's.
@@ -144,6 +151,7 @@ type attackers struct {
 	order
 	prefix                  string
 	target                  peer.AddrInfo
+	began                   time.Time
 	sent, refused, answered atomic.Int64
 }
 
@@ -215,9 +223,17 @@ func (a *attackers) hello() []byte {
 	return framed(b)
 }
 
+// stream opens a stream of one of the overlay's protocols, or to the sink in its place.
+func (a *attackers) stream(ctx context.Context, h host.Host, name string) (network.Stream, error) {
+	if a.Sink {
+		return h.NewStream(ctx, a.target.ID, sinkProtocol)
+	}
+	return h.NewStream(ctx, a.target.ID, protocol.ID(a.prefix+"/"+name+"/1.0.0"))
+}
+
 // open opens a stream of a class ("control" or "bulk") and says hello.
 func (a *attackers) open(ctx context.Context, h host.Host, class string) network.Stream {
-	s, err := h.NewStream(ctx, a.target.ID, protocol.ID(a.prefix+"/"+class+"/1.0.0"))
+	s, err := a.stream(ctx, h, class)
 	if err == nil {
 		_, err = s.Write(a.hello())
 	}
@@ -237,7 +253,14 @@ func (a *attackers) write(s network.Stream, next func() (b []byte, messages int)
 			a.refused.Add(1)
 			return
 		}
-		a.sent.Add(int64(n))
+		a.pace(a.sent.Add(int64(n)))
+	}
+}
+
+// pace waits until so many messages may have been sent.
+func (a *attackers) pace(sent int64) {
+	if a.Sink {
+		time.Sleep(time.Until(a.began.Add(time.Duration(float64(sent) / a.Rate * float64(time.Second)))))
 	}
 }
 
@@ -503,7 +526,7 @@ func (a *attackers) kad(ctx context.Context, on func()) {
 		var wg sync.WaitGroup
 		for range 32 {
 			wg.Go(func() {
-				s, err := h.NewStream(ctx, a.target.ID, protocol.ID(a.prefix+"/kad/1.0.0"))
+				s, err := a.stream(ctx, h, "kad")
 				if err != nil {
 					a.refused.Add(1)
 					return

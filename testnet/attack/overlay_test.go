@@ -26,6 +26,9 @@ var networkKey = pnet.PSK("0123456789abcdef0123456789abcdef")
 // echoService answers with what it was sent: the largest answers there are.
 const echoService = "attack-echo"
 
+// sinkProtocol is of streams that the honest peers read and throw away, outside the overlay: no program can do less with what it is sent.
+const sinkProtocol = "/latchkey-test/sink/1.0.0"
+
 const waitMax = time.Minute // for what takes milliseconds on an idle machine
 
 // world is an overlay of three hosting peers, each a process of its own, and one client in this one, whose locks are kept by the peer
@@ -166,6 +169,18 @@ func (w *world) order(t testing.TB, s scenario) order {
 		t.Fatal(err)
 	}
 	return o
+}
+
+// sink has attackers send to the attacked process's sink what s has them send to its peer, as many messages a second, while the honest
+// client works.
+func (w *world) sink(t testing.TB, s scenario, rate float64, honest func()) {
+	t.Helper()
+	o := w.order(t, s)
+	o.Sink, o.Rate, o.Least = true, rate, 0
+	g := attackWith(t, o)
+	honest()
+	g.stop()
+	eventually(t, "the attackers' connections are gone", func() bool { return w.strangers(w.attacked().probe(t)).Conns == 0 })
 }
 
 // lockFor takes and gives back locks until the time is over, and returns how long each round took.

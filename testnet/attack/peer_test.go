@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"strconv"
@@ -79,6 +80,10 @@ func peerMain(o peerOrder) error {
 	if err != nil {
 		return err
 	}
+	h.SetStreamHandler(sinkProtocol, func(s network.Stream) {
+		defer s.Reset()
+		_, _ = io.Copy(io.Discard, s)
+	})
 	n.Overlay().Handle(echoService, func(r *dht.Request) { r.Reply(r.Data) })
 	if err := n.Start(ctx); err != nil {
 		return err
