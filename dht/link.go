@@ -35,6 +35,7 @@ type link struct {
 	greeted atomic.Int32 // streams it opened that have not said hello yet
 
 	servingBytes atomic.Int64 // of the requests in service
+	owed         atomic.Int64 // nanoseconds for which its streams are still not to be read, as requests were refused
 	heard        atomic.Bool  // a frame has come since the failure detector looked
 	silent       atomic.Bool  // suspected because none came; calls are refused
 	asking       atomic.Bool  // whether a former start of the peer is still there

@@ -100,6 +100,7 @@ func (r *Request) answer(it *item) {
 		if err := o.post(r.From, it, nil); err != nil {
 			if errors.Is(err, ErrOutboxFull) {
 				o.count.outboxFull.Add(1)
+				r.Refused()
 			}
 			log.Debugw("answer dropped", "peer", r.From, "service", r.Service, "err", err)
 		}
@@ -257,6 +258,7 @@ func (o *Overlay) serve(l *link, s *stream, it *item, svc *service, data []byte)
 	r.Service = svc.name
 	if inService > requestsMax || inService > 1 && bytes > requestBytesMax {
 		o.count.busy.Add(1)
+		r.Refused()
 		r.answer(&item{kind: pb.Kind_KIND_ERROR, cause: pb.Cause_CAUSE_BUSY})
 		return
 	}

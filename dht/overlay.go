@@ -88,6 +88,7 @@ type Overlay struct {
 	onMode    []func(hosting bool)
 	onSuspect []func(p peer.ID, suspected bool)
 	onAlarm   []func(Alarm)
+	spared    func(peer.ID) bool // see [Overlay.Spare]; nil: nobody is
 	onAccused []func(by peer.ID)
 	boots     boots
 	beats     *heartbeats

@@ -301,8 +301,10 @@ func (s *stream) readAll() error {
 			}
 			if i%itemsAtOnce == itemsAtOnce-1 {
 				runtime.Gosched()
+				s.link.pause()
 			}
 		}
+		s.link.pause()
 		// A peer that has said more lets the others' readers go first. A flood would keep the processor otherwise, until the runtime takes
 		// it away, which is after ten milliseconds.
 		if s.reader.Buffered() > 0 {

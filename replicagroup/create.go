@@ -133,7 +133,7 @@ func (c *creator) end() {
 func (c *creator) admit(req *dht.Request) bool {
 	if c.asking[req.From] >= ensuresPerPeerMax {
 		c.host.counters.busy.Add(1)
-		req.Reply(marshal(busy()))
+		c.host.refuse(req, busy())
 		return false
 	}
 	c.asking[req.From]++

@@ -43,6 +43,7 @@ type Overlay interface {
 	ReplicaSet(ctx context.Context, at keyspace.Preimage, r int) ([]peer.AddrInfo, error)
 	OnLink(func(p peer.ID, up bool))
 	OnSuspect(func(p peer.ID, suspected bool))
+	Spare(func(peer.ID) bool)
 	Watch(p peer.ID, active bool)
 	Unwatch(p peer.ID)
 	Learn(peer.AddrInfo)
@@ -252,6 +253,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h.overlay.OnLink(h.link)
 	h.overlay.OnSuspect(h.suspect)
+	h.overlay.Spare(h.fellow) // what engines have to say must not wait
 	return h, nil
 }
 
@@ -625,7 +627,18 @@ func (h *Host) handleQuery(req *dht.Request) error {
 func (h *Host) submit(g order.GroupID, e shardEvent, call caller) {
 	if !h.shardOf(g).box.TryPut(e) {
 		h.counters.busy.Add(1)
-		call.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY}))
+		h.refuse(call, busy())
+	}
+}
+
+// refuse answers a request that asks for more than its peer may have, which is then read more slowly for a moment ([dht.Request.Refused]).
+func (h *Host) refuse(call caller, reply *pb.Reply) {
+	call.Reply(marshal(reply))
+	if c, ok := call.(informing); ok {
+		call = c.caller
+	}
+	if req, ok := call.(*dht.Request); ok {
+		req.Refused()
 	}
 }
 

@@ -52,7 +52,7 @@ func (e *commandEvent) inform(with func(uint64, caller) caller) { e.call = with(
 func (e *commandEvent) begin(r *replica) bool {
 	if r.table.Refuses(e.cmd) {
 		r.waiters--
-		e.call.Reply(marshal(&pb.Reply{Status: pb.Status_LIMIT}))
+		r.shard.host.refuse(e.call, &pb.Reply{Status: pb.Status_LIMIT})
 		return false
 	}
 	return r.propose(e)
@@ -88,7 +88,7 @@ func (r *replica) ask(e asked) {
 		r.shares[author], r.spare = s, nil
 	}
 	if r.waiters >= waitersMax && s.running+len(s.line) >= assuredMax {
-		e.caller().Reply(marshal(busy()))
+		r.shard.host.refuse(e.caller(), busy())
 		return
 	}
 	r.waiters++

@@ -31,7 +31,7 @@ var row = regexp.MustCompile("^\\| `([a-z]+)\\.([A-Za-z0-9]+)` \\| ([^|]+) \\|")
 
 // units of values, and what constants are counted in.
 var units = map[string]int64{
-	"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "bytes": 1, "s": int64(time.Second), "min": int64(time.Minute),
+	"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "bytes": 1, "ms": int64(time.Millisecond), "s": int64(time.Second), "min": int64(time.Minute),
 }
 
 func TestDocumentedLimitsAreThoseOfTheCode(t *testing.T) {
