@@ -80,7 +80,6 @@ type options struct {
 	knownPeers string // file; empty: none are kept
 	closing    func() error
 	plan       placement.PlanTimes
-	sigma      bool
 	reseed     []byte
 	rootState  []byte // with which the root of reseed begins here
 	onReseed   func(doc, state []byte) error
@@ -193,7 +192,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		}
 	}
 	var voters replicagroup.VoterService
-	if c.sigma {
+	if c.genesis.Sigma {
 		n.sigma = n.newSigma()
 		voters = n.sigma.voters
 	}
@@ -242,7 +241,7 @@ func founders(g placement.Genesis, self peer.ID) []peer.AddrInfo {
 
 func (n *Node) lockMachine(g order.GroupID) session.Machine {
 	c := lockservice.MachineConfig{Gen: g.Gen, TTLMax: n.genesis.TTLMax, Drift: n.genesis.Drift, Own: placement.IsOwn(g)}
-	if n.sigma != nil {
+	if n.genesis.Sigma {
 		c.Sigma = min(lockservice.TTLDefault, n.genesis.TTLMax)
 	}
 	if n.genesis.OwnGroups {
@@ -365,6 +364,9 @@ func (n *Node) NewLockBackend() lockservice.Backend {
 }
 
 func (n *Node) backend(c *replicagroup.Client) lockservice.Backend {
+	if n.sigma != nil {
+		return n.sigma.clients.NewBackend(c)
+	}
 	return lockservice.NewGroupBackend(c, lockservice.GroupConfig{
 		Limits:   lockservice.LimitsOf(n.genesis.TTLMax, int64(n.genesis.Drift)),
 		PeerName: n.peerName,

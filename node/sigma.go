@@ -8,10 +8,6 @@ import (
 	sigmapb "latchkey/lockservice/sigma/pb"
 )
 
-// WithSigma has the groups of this node keep locks by protocol sigma as well ([Node.NewSigmaLocks]). All nodes of an overlay have to be
-// made with it, or none: what a group's log says is executed by all its members alike. One name must not be locked by both protocols.
-func WithSigma() Option { return func(c *options) { c.sigma = true } }
-
 // sigmaParts are the node's ends of protocol sigma.
 type sigmaParts struct {
 	voters  *lockservice.SigmaVoters
@@ -63,15 +59,10 @@ func (s sigmaNet) Send(to keyspace.NodeID, key keyspace.Key, frame []byte) {
 	}
 }
 
-// NewSigmaLocks opens a session of the lock service that takes locks by protocol sigma. It ends with the node. It panics without [WithSigma].
-func (n *Node) NewSigmaLocks() *lockservice.Service {
-	c := n.groups.NewClient()
-	s := lockservice.New(n.sigma.clients.NewBackend(c), lockservice.WithClock(n.clock))
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.sessions = append(n.sessions, &lockSession{s, c})
-	return s
+// SigmaStats counts what the node's clients of protocol sigma have done: nothing where the overlay does not run it.
+func (n *Node) SigmaStats() lockservice.SigmaStats {
+	if n.sigma == nil {
+		return lockservice.SigmaStats{}
+	}
+	return n.sigma.clients.Stats()
 }
-
-// SigmaStats counts what the node's clients of protocol sigma have done.
-func (n *Node) SigmaStats() lockservice.SigmaStats { return n.sigma.clients.Stats() }

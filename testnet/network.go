@@ -82,9 +82,9 @@ type Options struct {
 	LeaseReads bool
 	// OwnGroups allows keys to have groups of their own (placement.Genesis); not with placement.Leased.
 	OwnGroups bool
-	// Sigma has groups keep locks by protocol sigma too (node.WithSigma). Not to be set with State.
+	// Sigma has voters keep locks by protocol sigma (placement.Genesis).
 	Sigma bool
-	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed, Depth, Regenesis, LeaseReads and OwnGroups,
+	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed, Depth, Regenesis, LeaseReads, OwnGroups and Sigma,
 	// which are not to be set. Peers that were down stay down. Of partitions, latency and pauses it says nothing: there are none. [ErrMode] is
 	// matched when it is of the other mode, [ErrRunning] while the testnet that it was made of still runs.
 	State *State
@@ -276,7 +276,7 @@ func newGenesis(o Options, founders []placement.Host) placement.Genesis {
 	g := placement.Defaults()
 	g.Name, g.Founders = "testnet", founders
 	g.F, g.Depth, g.TTLMax, g.DeadAfter = o.F, o.Depth, TTLMax, 0
-	g.Regenesis, g.LeaseReads, g.OwnGroups, g.Lease = o.Regenesis, o.LeaseReads, o.OwnGroups, Lease
+	g.Regenesis, g.LeaseReads, g.OwnGroups, g.Sigma, g.Lease = o.Regenesis, o.LeaseReads, o.OwnGroups, o.Sigma, Lease
 	g.RootKey = secret(o.Seed, "root").Public().(ed25519.PublicKey)
 	rand.Read(g.Nonce[:])
 	return g
@@ -349,9 +349,6 @@ func (n *Network) bear(ctx context.Context, s *slot, knows ...*slot) error {
 		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
 	}
 	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(store), node.WithPlanTimes(placement.TestnetPlanTimes())}
-	if n.opts.Sigma {
-		opts = append(opts, node.WithSigma())
-	}
 	for _, k := range knows {
 		if k != s {
 			opts = append(opts, node.WithBootstrap(peer.AddrInfo{ID: k.id, Addrs: []ma.Multiaddr{k.addr}}))

@@ -48,6 +48,10 @@ everybody who has not got it, before any protocol is spoken. It works over TCP a
 lost and revived grants no lock for the overlay's lease time (two minutes), not one, since such a group may have survived it. It
 does not go together with regenesis lease.
 
+--sigma has, for good, the voters of a group keep the locks that one holds at a time, without its log (protocol sigma): a free lock costs
+one round trip to a majority, and nobody waits for a leader that has died. Its price: nothing is written, so when most voters of a
+group restart at the same time its locks are lost, and it grants none until every lease would be over, 18 s to 72 s.
+
 The root of the overlay is in the directory "store" in --path when init is done: nobody but this peer has
 it, so it must not be lost. Nor must root.key, of which a copy should be kept elsewhere: it is the overlay's root key, which
 nobody else gets, and without which an overlay whose root is lost can never be given a new one.`,
@@ -85,6 +89,7 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 	c.Flags().StringVar(&regenesis, "regenesis", "", "manual or lease: how a group that has lost most of its members for good comes back (default manual; lease if public)")
 	c.Flags().BoolVar(&o.OwnGroups, "own-groups", false, "allow to give a lock a replica group of its own")
 	c.Flags().StringVar(&reads, "reads", placement.ReadsQuorum, "quorum or lease: how leaders make sure that what they read is the newest")
+	c.Flags().BoolVar(&o.Sigma, "sigma", false, "have the voters of a group keep locks without its log")
 	return c
 }
 
@@ -98,6 +103,7 @@ type made struct {
 	Revives string   `json:"regenesis"`
 	Reads   string   `json:"reads"`
 	Own     bool     `json:"own_groups"`
+	Sigma   bool     `json:"sigma"`
 	Profile string   `json:"profile"`
 	Listen  []string `json:"listen"`
 	RootKey string   `json:"root_key,omitempty"` // file; of init only
@@ -108,11 +114,14 @@ func (v made) write(w io.Writer) {
 	if v.Private {
 		kind = "private"
 	}
-	own := ""
+	own, locks := "", "group"
 	if v.Own {
 		own = ", own groups"
 	}
-	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s, regenesis %s, reads %s%s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Revives, v.Reads, own, v.Profile, strings.Join(v.Listen, " "))
+	if v.Sigma {
+		locks = "sigma"
+	}
+	fmt.Fprintf(w, "path\t%s\npeer\t%s\noverlay\t%s %s, %s, regenesis %s, reads %s, locks %s%s\nprofile\t%s\nlistens\t%s\n", v.Path, v.Peer, v.Overlay, v.Name, kind, v.Revives, v.Reads, locks, own, v.Profile, strings.Join(v.Listen, " "))
 }
 
 func (a *app) init(o node.InitOptions) error {
@@ -129,7 +138,7 @@ func (a *app) init(o node.InitOptions) error {
 	if err != nil {
 		return err
 	}
-	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, g.Regenesis.String(), g.Reads(), g.OwnGroups, string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
+	v := made{a.path, id.String(), g.ID().Hex(), g.Name, dir.SwarmKey != nil, g.Regenesis.String(), g.Reads(), g.OwnGroups, g.Sigma, string(dir.Config.Profile), dir.Config.Network.Listen, node.RootKeyFile(a.path)}
 	if err := a.value(v, func(w io.Writer) {
 		v.write(w)
 		fmt.Fprintf(w, "keep\ta copy of %s elsewhere, and secret: no invitation carries it, and only with it can the overlay be given a new root if ever its root is lost\n", v.RootKey)

@@ -88,7 +88,7 @@ func (a *app) join(ctx context.Context, i invite.Invite, o node.JoinOptions) err
 		made
 		Joined bool   `json:"joined"`
 		Met    string `json:"met"` // empty unless joined
-	}{made{a.path, j.ID.String(), i.Genesis.ID().Hex(), i.Genesis.Name, i.Private(), i.Genesis.Regenesis.String(), i.Genesis.Reads(), i.Genesis.OwnGroups, string(j.Config.Profile), j.Config.Network.Listen, ""}, j.Met != "", ""}
+	}{made{a.path, j.ID.String(), i.Genesis.ID().Hex(), i.Genesis.Name, i.Private(), i.Genesis.Regenesis.String(), i.Genesis.Reads(), i.Genesis.OwnGroups, i.Genesis.Sigma, string(j.Config.Profile), j.Config.Network.Listen, ""}, j.Met != "", ""}
 	if v.Joined {
 		v.Met = j.Met.String()
 	}

@@ -46,7 +46,7 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if o.state != "" {
-				for _, name := range []string{"nodes", "f", "seed", "depth", "mode", "regenesis", "reads", "own-groups"} {
+				for _, name := range []string{"nodes", "f", "seed", "depth", "mode", "regenesis", "reads", "own-groups", "sigma"} {
 					if c.Flags().Changed(name) {
 						return usagef("testnet up: --state and --%s: the state says that already", name)
 					}
@@ -88,6 +88,7 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 	c.Flags().StringVar(&regenesis, "regenesis", placement.Manual.String(), fmt.Sprintf("manual or lease: how a lost group comes back (see latchkey init --help); a lease lasts %v here", testnet.Lease))
 	c.Flags().StringVar(&reads, "reads", placement.ReadsQuorum, "quorum or lease: how leaders make sure that what they read is the newest (see latchkey init --help)")
 	c.Flags().BoolVar(&o.OwnGroups, "own-groups", false, "allow to give a lock a replica group of its own (see latchkey group own --help)")
+	c.Flags().BoolVar(&o.Sigma, "sigma", false, "have the voters of a group keep locks without its log (see latchkey init --help)")
 	c.Flags().StringVar(&o.state, "state", "", "take up the testnet in a file of \"testnet state dump\"")
 	c.Flags().StringVar(&mode, "mode", string(testnet.ModeInProcess), "inproc: all peers in this process; process: each in its own")
 	c.Flags().DurationVar(&o.Latency, "latency", 0, fmt.Sprintf("delay between two peers, each way, at most %v", testnet.LatencyMax))

@@ -52,11 +52,12 @@ const GenesisTextBytesMax = 64 << 10
 
 // Versions of the encoding. One of policy [Manual] is written as version 1, which has no word for a policy, so the overlays of
 // programs that knew none keep their ids; version 2 holds another policy, and only that; version 3 says that reads go by leases, and
-// the policy besides, whichever it is.
+// the policy besides, whichever it is; version 4 says that voters keep locks, and how reads go besides.
 const (
 	genesisVersion1 = 1
 	genesisVersion2 = 2
 	genesisVersion3 = 3
+	genesisVersion4 = 4
 	genesisHeader   = "latchkey genesis 1" // of the file, whatever the version of the encoding in it
 	textWidth       = 76
 )
@@ -134,8 +135,11 @@ type Genesis struct {
 	// else (package raft, lease.go). It needs every clock to keep its rate within Drift: where one does not, a read may miss what another
 	// leader has committed meanwhile. All members of a group must keep those promises, which is why it is the overlay's to say.
 	LeaseReads bool
-	TTLMax     time.Duration // longest lease of a lock
-	Nonce      [16]byte      // drawn by the founding act; makes the id unique
+	// Sigma has the voters of a group keep locks by protocol sigma, beside the group's log. What the log says is executed by all members
+	// alike, and a name must not be locked in two ways, so it is the overlay's to say.
+	Sigma  bool
+	TTLMax time.Duration // longest lease of a lock
+	Nonce  [16]byte      // drawn by the founding act; makes the id unique
 }
 
 // Defaults returns a genesis document whose parameters have their default values. Name, Founders, RootKey and Nonce are the
@@ -196,6 +200,8 @@ func (g Genesis) Encode() ([]byte, error) {
 	}
 	version := byte(genesisVersion1)
 	switch {
+	case g.Sigma:
+		version = genesisVersion4
 	case g.LeaseReads:
 		version = genesisVersion3
 	case g.Regenesis != Manual:
@@ -214,6 +220,9 @@ func (g Genesis) Encode() ([]byte, error) {
 	if version >= genesisVersion3 {
 		b = appendBool(b, g.LeaseReads)
 	}
+	if version >= genesisVersion4 {
+		b = appendBool(b, g.Sigma)
+	}
 	b = append(b, g.Nonce[:]...)
 	b = append(b, g.RootKey...)
 	return appendHosts(b, g.Founders), nil
@@ -223,8 +232,8 @@ func (g Genesis) Encode() ([]byte, error) {
 func DecodeGenesis(b []byte) (Genesis, error) {
 	r := reader{b: b}
 	version := r.u8()
-	if r.err == nil && (version < genesisVersion1 || version > genesisVersion3) {
-		r.fail("genesis of version %d, this program reads %d to %d", version, genesisVersion1, genesisVersion3)
+	if r.err == nil && (version < genesisVersion1 || version > genesisVersion4) {
+		r.fail("genesis of version %d, this program reads %d to %d", version, genesisVersion1, genesisVersion4)
 	}
 	g := Genesis{
 		Name:      r.text("name", NameBytesMax),
@@ -242,8 +251,13 @@ func DecodeGenesis(b []byte) (Genesis, error) {
 		}
 	}
 	if version >= genesisVersion3 {
-		if g.LeaseReads = r.bool(); r.err == nil && !g.LeaseReads {
+		if g.LeaseReads = r.bool(); r.err == nil && !g.LeaseReads && version == genesisVersion3 {
 			r.fail("genesis of version %d with the reads of version %d", genesisVersion3, genesisVersion2)
+		}
+	}
+	if version >= genesisVersion4 {
+		if g.Sigma = r.bool(); r.err == nil && !g.Sigma {
+			r.fail("genesis of version %d with the locks of version %d", genesisVersion4, genesisVersion3)
 		}
 	}
 	r.fixed(g.Nonce[:])

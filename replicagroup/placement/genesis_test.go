@@ -63,8 +63,8 @@ func TestGenesisOfVersion1KeepsItsID(t *testing.T) {
 			t.Errorf("policy %d: %v", v, err)
 		}
 	}
-	l[0] = 4
-	if _, err := DecodeGenesis(l); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "version 4") {
+	l[0] = 5
+	if _, err := DecodeGenesis(l); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), "version 5") {
 		t.Errorf("a later version: %v", err)
 	}
 	for _, r := range []Regenesis{Manual, Leased} {
@@ -82,6 +82,24 @@ func TestGenesisOfVersion1KeepsItsID(t *testing.T) {
 		}
 		l[at+1] = 0
 		if _, err := DecodeGenesis(l); err == nil || !strings.Contains(err.Error(), "with the reads of version 2") {
+			t.Errorf("a second way to say no: %v", err)
+		}
+	}
+	for i, change := range []func(*Genesis){
+		func(*Genesis) {}, func(g *Genesis) { g.LeaseReads = true }, func(g *Genesis) { g.Regenesis = Leased }, func(g *Genesis) { g.OwnGroups = true },
+	} {
+		g := genesis(1)
+		g.Sigma = true
+		change(&g)
+		l, err := g.Encode()
+		if err != nil || l[0] != 4 || len(l) != len(b)+3 {
+			t.Fatalf("locks of voters, %d: version %d of %d bytes, %v", i, l[0], len(l), err)
+		}
+		if got, err := DecodeGenesis(l); err != nil || !reflect.DeepEqual(got, g) {
+			t.Fatalf("decoded %+v, %v", got, err)
+		}
+		l[at+2] = 0
+		if _, err := DecodeGenesis(l); err == nil || !strings.Contains(err.Error(), "with the locks of version 3") {
 			t.Errorf("a second way to say no: %v", err)
 		}
 	}
@@ -119,6 +137,7 @@ func TestEveryValueOfTheGenesisChangesTheOverlayID(t *testing.T) {
 		"ttl":       func(g *Genesis) { g.TTLMax-- },
 		"regenesis": func(g *Genesis) { g.Regenesis = Leased },
 		"reads":     func(g *Genesis) { g.LeaseReads = true },
+		"sigma":     func(g *Genesis) { g.Sigma = true },
 		"nonce":     func(g *Genesis) { g.Nonce[0]++ },
 	} {
 		g := genesis(3)

@@ -114,9 +114,9 @@ func LockSigma(ctx context.Context, o Options) (_ *SigmaResult, err error) {
 		if err != nil {
 			return nil, err
 		}
-		clients[i] = p.Node().NewSigmaLocks()
+		clients[i] = p.Node().NewLocks()
 	}
-	own := from.Node().NewSigmaLocks()
+	own := from.Node().NewLocks()
 	pair := func(locks *lockservice.Service, name string) (time.Duration, error) {
 		start := time.Now()
 		h, err := locks.Lock(ctx, name, lockservice.WithTTL(testnet.TTLMax))
