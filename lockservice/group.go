@@ -71,7 +71,8 @@ type groupBackend struct {
 		party party
 		name  string
 	}
-	idle chan struct{} // set by Close: closed when nothing is being taken back any more
+	idle     chan struct{}  // set by Close: closed when nothing is being taken back any more
+	releases sync.WaitGroup // the goroutines that do so
 }
 
 // NewGroupBackend returns the backend of protocol group: locks are commands of the log of the group that owns the name's
@@ -246,14 +247,14 @@ func (b *groupBackend) leave(name string, req uint64) {
 	if !b.leavesLocked(name) {
 		return
 	}
-	go func() {
+	b.releases.Go(func() {
 		ctx, cancel := context.WithTimeout(b.life, leaveTimeout)
 		defer cancel()
 		if err := b.release(ctx, name, req, 0); err != nil && !errors.Is(err, ErrNotHeld) {
 			log.Debugw("could not take a request back: it is left to its session and lease", "lock", name, "err", err)
 		}
 		b.left()
-	}()
+	})
 }
 
 // leavesLocked counts in a request that is taken back, which Close then waits for until left is called. It answers false when it cannot.
@@ -290,10 +291,9 @@ func (b *groupBackend) Close() error {
 	select {
 	case <-idle:
 	case <-timeout.C:
-		b.end()
-		<-idle
 	}
 	b.end()
+	b.releases.Wait()
 	if c, ok := b.groups.(io.Closer); ok {
 		return c.Close()
 	}

@@ -711,7 +711,7 @@ func (l *line) leave(cause error) error {
 		cause = fmt.Errorf("%w: %d of %d replicas answer: %w", ErrNoQuorum, answers, n, cause)
 	}
 	l.stepLocked(sigma.Event{Kind: sigma.GiveBack})
-	if l.end.Kind == 0 && l.core.Logged() && l.leaveLocked() {
+	if !l.gone && l.end.Kind == 0 && l.core.Logged() && l.leaveLocked() {
 		return cause // once the table has heard of it the line rests
 	}
 	l.restLocked()

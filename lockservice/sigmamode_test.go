@@ -27,10 +27,15 @@ func TestProtocolsExcludeEachOther(t *testing.T) {
 	w := newHosts(t, 6, func(w *hosts) {
 		w.plan = placement.TestnetPlanTimes()
 		w.plan.Every, w.plan.Fail, w.plan.Damp = 250*time.Millisecond, time.Second, 250*time.Millisecond
+		w.genesis.TTLMax = 10 * hostsTTL
 	})
 	voters, other := w.among("n")
 	l := newLedger(t)
-	held := other.lock(w.name(namesMax))
+	// It is held by the log soon, which serves nobody while it has no leader, on a busy machine for some seconds.
+	held, err := other.locks.Lock(w.ctx(), w.name(namesMax), WithTTL(w.genesis.TTLMax))
+	if err != nil {
+		t.Fatal(err)
+	}
 	l.enter(held)
 	ctx, cancel := context.WithCancel(w.ctx())
 	defer cancel()
@@ -79,6 +84,10 @@ func TestProtocolsExcludeEachOther(t *testing.T) {
 		}
 	}
 	all("locks are taken by all")
+	w.until("the table knows who holds the lock", func() bool {
+		i, err := other.locks.Info(w.ctx(), held.Name())
+		return err == nil && i.Held && i.Confirmed && i.Token == held.Token() && i.Waiting == 2
+	})
 	voters[0].kill() // which led
 	all("locks are taken without the leader")
 	w.untilReplaced(voters[0].node())

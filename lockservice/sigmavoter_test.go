@@ -128,13 +128,13 @@ func (p *sigmaHost) start() {
 	if err != nil {
 		w.tb.Fatal(err)
 	}
-	limits := LimitsOf(hostsTTLMax, int64(w.genesis.Drift))
+	limits := LimitsOf(w.genesis.TTLMax, int64(w.genesis.Drift))
 	clock := driver.NewClock()
 	p.voters = NewSigmaVoters(SigmaVotersConfig{Limits: limits, IdleFor: time.Second})
 	p.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: w.genesis, Overlay: lossy{p.overlay, p}, Store: p.store, Clock: clock, Plan: w.plan, Fixed: w.fixed, Voters: p.voters,
 		Services: map[string]replicagroup.MachineFactory{ServiceName: func(g order.GroupID) session.Machine {
-			return NewMachine(MachineConfig{Gen: g.Gen, TTLMax: hostsTTLMax, Drift: w.genesis.Drift, Sigma: hostsTTL})
+			return NewMachine(MachineConfig{Gen: g.Gen, TTLMax: w.genesis.TTLMax, Drift: w.genesis.Drift, Sigma: hostsTTL})
 		}},
 	})
 	if err != nil {
