@@ -11,6 +11,9 @@
 // is: asked through another, etcd takes a hop more. Each client of latchkey has a session of its own too, over one peer that is not
 // in the lock's group.
 //
+// Latchkey stands there twice: by protocol sigma, whose voters keep locks in memory by design and write nothing for one, whether -sync is given or
+// not; and by protocol group, whose every acquire is an entry of the group's log.
+//
 // # Workloads
 //
 //   - uncontended: one client takes and gives back one lock.

@@ -92,16 +92,19 @@ func outage(ctx context.Context, c cluster, s syscall.Signal) (o Outage, err err
 const lockName = "compare"
 
 // latchkeyCluster is a testnet of processes. Clients use the daemon of a peer that is no founder.
-type latchkeyCluster struct{ net *testnet.Processes }
+type latchkeyCluster struct {
+	net      *testnet.Processes
+	protocol lockservice.Protocol
+}
 
-func newLatchkeyCluster(ctx context.Context, program, dir string) (*latchkeyCluster, error) {
+func newLatchkeyCluster(ctx context.Context, program, dir string, protocol lockservice.Protocol) (*latchkeyCluster, error) {
 	n, err := testnet.UpProcesses(ctx, testnet.ProcessOptions{
-		Options: testnet.Options{N: voters + 1, F: voters / 2, Dir: dir}, Program: program,
+		Options: testnet.Options{N: voters + 1, F: voters / 2, Dir: dir, Sigma: true}, Program: program,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &latchkeyCluster{n}, nil
+	return &latchkeyCluster{n, protocol}, nil
 }
 
 func (c *latchkeyCluster) client(ctx context.Context) (client, error) {
@@ -110,7 +113,7 @@ func (c *latchkeyCluster) client(ctx context.Context) (client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &daemonClient{daemon, daemon.Locks()}, nil
+	return &daemonClient{daemon, latchkeyClient{daemon.Locks(), c.protocol}}, nil
 }
 
 // daemon returns the daemon of a peer that does not lead the lock's group.
@@ -121,7 +124,7 @@ func (c *latchkeyCluster) daemon(ctx context.Context) (*api.Client, error) {
 		return nil, err
 	}
 	locks := first.Locks()
-	h, err := locks.Lock(ctx, lockName) // makes the group
+	h, err := locks.Lock(ctx, lockName, lockservice.WithProtocol(c.protocol)) // makes the group
 	if err == nil {
 		err = h.Release(ctx)
 	}
@@ -165,11 +168,7 @@ func (c *latchkeyCluster) close() error { return c.net.Close() }
 
 type daemonClient struct {
 	daemon *api.Client
-	locks  *lockservice.Service
-}
-
-func (c *daemonClient) hold(ctx context.Context, name string, inside func()) (time.Duration, error) {
-	return latchkeyClient{c.locks}.hold(ctx, name, inside)
+	latchkeyClient
 }
 
 func (c *daemonClient) close() error { return errors.Join(c.locks.Close(), c.daemon.Close()) }

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"latchkey/lockservice"
 )
 
 func main() {
@@ -76,12 +78,14 @@ type Workload struct {
 	Name     string  `json:"name"`
 	Clients  int     `json:"clients"`
 	Latchkey Figures `json:"latchkey"`
+	Group    Figures `json:"latchkey_group"`
 	Etcd     Figures `json:"etcd"`
 }
 
 // Failover is one death of the member that led, on each side.
 type Failover struct {
 	Latchkey Outage `json:"latchkey"`
+	Group    Outage `json:"latchkey_group"`
 	Etcd     Outage `json:"etcd"`
 }
 
@@ -168,15 +172,19 @@ func (o options) healthy(ctx context.Context, dir string, r *Result) (err error)
 }
 
 func (o options) workload(ctx context.Context, l *latchkeySystem, e *etcdSystem, clients, names int, f *Workload) (err error) {
-	all := make([]string, names)
-	for i := range all {
-		if all[i], err = l.nameFor(ctx, fmt.Sprint("compare ", clients, " ", i)); err != nil {
-			return err
-		}
-	}
+	group := l.by(lockservice.ProtocolGroup)
 	var sides []*side
-	for _, s := range []system{l, e} {
-		d, err := newSide(ctx, s, clients, all)
+	for _, s := range []struct {
+		system
+		namer *latchkeySystem
+	}{{l, l}, {group, group}, {e, l}} {
+		all := make([]string, names)
+		for i := range all {
+			if all[i], err = s.namer.nameFor(ctx, fmt.Sprint("compare ", clients, " ", i)); err != nil {
+				return err
+			}
+		}
+		d, err := newSide(ctx, s.system, clients, all)
 		if err != nil {
 			return err
 		}
@@ -186,21 +194,28 @@ func (o options) workload(ctx context.Context, l *latchkeySystem, e *etcdSystem,
 	if err := compare(ctx, o.length, sides...); err != nil {
 		return err
 	}
-	f.Latchkey, f.Etcd = sides[0].tally.figures(), sides[1].tally.figures()
+	f.Latchkey, f.Group, f.Etcd = sides[0].tally.figures(), sides[1].tally.figures(), sides[2].tally.figures()
 	return nil
 }
 
 // failover has both systems lose their leader, one after the other.
 func (o options) failover(ctx context.Context, dir string, s syscall.Signal) (f Failover, err error) {
-	if err := os.MkdirAll(filepath.Join(dir, "latchkey"), 0o700); err != nil { // a testnet makes no directory of its own
-		return f, err
+	ours := func(name string, p lockservice.Protocol) func() (cluster, error) {
+		return func() (cluster, error) {
+			dir := filepath.Join(dir, name)
+			if err := os.MkdirAll(dir, 0o700); err != nil { // a testnet makes no directory of its own
+				return nil, err
+			}
+			return newLatchkeyCluster(ctx, o.program, dir, p)
+		}
 	}
 	for _, side := range []struct {
 		name   string
 		make   func() (cluster, error)
 		outage *Outage
 	}{
-		{"latchkey", func() (cluster, error) { return newLatchkeyCluster(ctx, o.program, filepath.Join(dir, "latchkey")) }, &f.Latchkey},
+		{"latchkey", ours("sigma", lockservice.ProtocolSigma), &f.Latchkey},
+		{"latchkey by group", ours("group", lockservice.ProtocolGroup), &f.Group},
 		{"etcd", func() (cluster, error) { return newEtcdCluster(filepath.Join(dir, "etcd")) }, &f.Etcd},
 	} {
 		c, err := side.make()
@@ -223,7 +238,7 @@ func (r *Result) text(w io.Writer) error {
 		for _, s := range []struct {
 			name string
 			f    Figures
-		}{{"latchkey", l.Latchkey}, {"etcd", l.Etcd}} {
+		}{{"latchkey", l.Latchkey}, {"by group", l.Group}, {"etcd", l.Etcd}} {
 			fmt.Fprintf(t, "%s, %d\t%s\t%.3f\t%.2f\t%.0f\t%.3f\t%.3f\t%.1f\t\n", l.Name, l.Clients, s.name, s.f.P50ms, s.f.P99ms, s.f.PerS, s.f.CPUms, s.f.Jain, s.f.Longest)
 		}
 	}
@@ -239,8 +254,8 @@ func (r *Result) text(w io.Writer) error {
 		all  []Failover
 	}{{"killed", r.Killed}, {"frozen", r.Frozen}} {
 		for i, o := range f.all {
-			fmt.Fprintf(w, "%s\n", strings.TrimSpace(fmt.Sprintf("the leader %s, run %d: longest gap %.0f ms latchkey (quiet %.0f), %.0f ms etcd (quiet %.0f)",
-				f.what, i+1, o.Latchkey.Longest, o.Latchkey.Before, o.Etcd.Longest, o.Etcd.Before)))
+			fmt.Fprintf(w, "%s\n", strings.TrimSpace(fmt.Sprintf("the leader %s, run %d: longest gap %.0f ms latchkey (quiet %.0f), %.0f by group (quiet %.0f), %.0f etcd (quiet %.0f)",
+				f.what, i+1, o.Latchkey.Longest, o.Latchkey.Before, o.Group.Longest, o.Group.Before, o.Etcd.Longest, o.Etcd.Before)))
 		}
 	}
 	return nil

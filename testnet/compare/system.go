@@ -38,16 +38,17 @@ const voters = 3
 
 // latchkeySystem is a testnet of three voters and one more peer, which the clients use.
 type latchkeySystem struct {
-	net  *testnet.Network
-	peer *testnet.Peer
+	net      *testnet.Network
+	peer     *testnet.Peer
+	protocol lockservice.Protocol
 }
 
 func newLatchkey(ctx context.Context, dir string, sync bool) (_ *latchkeySystem, err error) {
-	o := testnet.Options{N: voters + 1, F: voters / 2}
+	o := testnet.Options{N: voters + 1, F: voters / 2, Sigma: true}
 	if sync {
 		o.StoreDir = filepath.Join(dir, "latchkey")
 	}
-	s := new(latchkeySystem)
+	s := &latchkeySystem{protocol: lockservice.ProtocolSigma}
 	if s.net, err = testnet.Up(ctx, o); err != nil {
 		return nil, err
 	}
@@ -57,12 +58,17 @@ func newLatchkey(ctx context.Context, dir string, sync bool) (_ *latchkeySystem,
 	return s, nil
 }
 
-func (s *latchkeySystem) name() string { return "latchkey" }
+// by returns the same peers with clients that use another protocol.
+func (s *latchkeySystem) by(p lockservice.Protocol) *latchkeySystem {
+	return &latchkeySystem{s.net, s.peer, p}
+}
 
-// nameFor returns a name whose group the clients' peer is not in.
+func (s *latchkeySystem) name() string { return fmt.Sprint("latchkey ", s.protocol) }
+
+// nameFor returns a name whose group the clients' peer is not in, and that the other protocol's clients have nothing to do with.
 func (s *latchkeySystem) nameFor(ctx context.Context, stem string) (string, error) {
 	for i := 0; ; i++ {
-		name := fmt.Sprintf("%s %d", stem, i)
+		name := fmt.Sprintf("%s by %v %d", stem, s.protocol, i)
 		key, err := s.peer.Node().Key(ctx, name)
 		if err != nil {
 			return "", err
@@ -71,7 +77,7 @@ func (s *latchkeySystem) nameFor(ctx context.Context, stem string) (string, erro
 			return name, nil
 		}
 		if key.Group == nil { // made by its first lock
-			h, err := s.peer.Node().Locks().Lock(ctx, name)
+			h, err := s.peer.Node().Locks().Lock(ctx, name, lockservice.WithProtocol(s.protocol))
 			if err != nil {
 				return "", err
 			}
@@ -84,16 +90,19 @@ func (s *latchkeySystem) nameFor(ctx context.Context, stem string) (string, erro
 }
 
 func (s *latchkeySystem) client(context.Context) (client, error) {
-	return latchkeyClient{s.peer.Node().NewLocks()}, nil
+	return latchkeyClient{s.peer.Node().NewLocks(), s.protocol}, nil
 }
 
 func (s *latchkeySystem) close() error { return s.net.Close() }
 
-type latchkeyClient struct{ locks *lockservice.Service }
+type latchkeyClient struct {
+	locks    *lockservice.Service
+	protocol lockservice.Protocol
+}
 
 func (c latchkeyClient) hold(ctx context.Context, name string, inside func()) (time.Duration, error) {
 	start := time.Now()
-	h, err := c.locks.Lock(ctx, name)
+	h, err := c.locks.Lock(ctx, name, lockservice.WithProtocol(c.protocol))
 	took := time.Since(start)
 	if err != nil {
 		return 0, err
