@@ -27,14 +27,17 @@ const incrementTTL = 2 * time.Second
 type counting struct {
 	n       *liveNet
 	lock    string
-	flags   []string // of lock
+	flags   [][]string // of lock, in turn
 	dir     string
 	sockets []string
 	done    int // commands that have ended well
 	unsure  atomic.Int64
 }
 
-func (n *liveNet) counting(lock string, flags ...string) *counting {
+func (n *liveNet) counting(lock string, flags ...[]string) *counting {
+	if len(flags) == 0 {
+		flags = [][]string{nil}
+	}
 	c := &counting{n: n, lock: lock, flags: flags, dir: n.t.TempDir()}
 	for _, p := range n.status().Peers {
 		c.sockets = append(c.sockets, p.API)
@@ -45,15 +48,25 @@ func (n *liveNet) counting(lock string, flags ...string) *counting {
 	return c
 }
 
-// round starts all commands at once, does what do does meanwhile, and waits for them. One whose peer fails it before it had the lock
-// goes to another.
-func (c *counting) round(do func()) {
-	c.n.t.Helper()
+// rounds starts all commands of all counts at once, does what do does meanwhile, and waits for them.
+func rounds(counts []*counting, do func()) {
 	var wg sync.WaitGroup
+	for _, c := range counts {
+		c.start(&wg)
+	}
+	do()
+	wg.Wait()
+}
+
+func (c *counting) round(do func()) { rounds([]*counting{c}, do) }
+
+// start starts all commands at once. One whose peer fails it before it had the lock goes to another.
+func (c *counting) start(wg *sync.WaitGroup) {
+	c.done += *increments
 	for i := range *increments {
 		wg.Go(func() {
 			for peer := i; ; peer++ {
-				args := append([]string{"lock", c.lock, "--ttl", incrementTTL.String()}, c.flags...)
+				args := append([]string{"lock", c.lock, "--ttl", incrementTTL.String()}, c.flags[i%len(c.flags)]...)
 				args = append(args, "--", "sh", "-c", `v=$(cat f); echo $((v+1)) > f; echo $LATCHKEY_FENCE >> fences`)
 				p := command(c.n.t, []string{"LATCHKEY_API=" + c.sockets[peer%len(c.sockets)]}, args...)
 				p.Dir = c.dir
@@ -71,9 +84,6 @@ func (c *counting) round(do func()) {
 			}
 		})
 	}
-	do()
-	wg.Wait()
-	c.done += *increments
 }
 
 // check looks at the number: each command that ended well counts once, and one that was stopped may. No token is older than one before it.
@@ -101,32 +111,34 @@ func (c *counting) check() {
 }
 
 // TestIncrementsUnderALockAreNeverLost has many processes read, increment and write one number under one lock, while peers are killed,
-// frozen for longer than a lease, and replaced. With -testnet.increments 100 -testnet.rounds 3 it is a campaign.
+// frozen for longer than a lease, and replaced: under one that voters keep, and under one that is asked for by both protocols. With -testnet.increments 100 -testnet.rounds 3 it is a campaign.
 func TestIncrementsUnderALockAreNeverLost(t *testing.T) {
 	t.Parallel()
 	const peers, asked = 5, 4
-	n := upLive(t, socketDir(t), "--mode", "process", "-n", fmt.Sprint(peers), "--depth", "1")
-	for _, protocol := range []string{"group"} {
-		c := n.counting("count "+protocol, "--protocol", protocol)
-		c.round(func() {})
-		for range *loadRounds {
-			leader := n.leaderOf(c.lock, asked)
-			c.round(func() {
-				n.verb(exitOK, fmt.Sprint("kill ", leader))
-				n.verb(exitOK, fmt.Sprint("restart ", leader))
-			})
-			frozen := n.membersOf(c.lock, asked)[0]
-			c.round(func() {
-				n.verb(exitOK, fmt.Sprint("pause ", frozen))
-				time.Sleep(incrementTTL * 3 / 2) // what is tested is a pause longer than a lease
-				n.verb(exitOK, fmt.Sprint("resume ", frozen))
-			})
-			leaver := n.membersOf(c.lock, asked)[0]
-			c.round(func() {
-				n.verb(exitOK, fmt.Sprint("leave ", leaver))
-				n.verb(exitOK, fmt.Sprint("restart ", leaver))
-			})
-		}
+	n := upLive(t, socketDir(t), "--mode", "process", "-n", fmt.Sprint(peers), "--depth", "1", "--sigma")
+	sigma, group := []string{"--protocol", "sigma"}, []string{"--protocol", "group"}
+	counts := []*counting{n.counting("by sigma", sigma), n.counting("by both", sigma, group)}
+	lock := counts[0].lock
+	rounds(counts, func() {})
+	for range *loadRounds {
+		leader := n.leaderOf(lock, asked)
+		rounds(counts, func() {
+			n.verb(exitOK, fmt.Sprint("kill ", leader))
+			n.verb(exitOK, fmt.Sprint("restart ", leader))
+		})
+		frozen := n.membersOf(lock, asked)[0]
+		rounds(counts, func() {
+			n.verb(exitOK, fmt.Sprint("pause ", frozen))
+			time.Sleep(incrementTTL * 3 / 2) // what is tested is a pause longer than a lease
+			n.verb(exitOK, fmt.Sprint("resume ", frozen))
+		})
+		leaver := n.membersOf(lock, asked)[0]
+		rounds(counts, func() {
+			n.verb(exitOK, fmt.Sprint("leave ", leaver))
+			n.verb(exitOK, fmt.Sprint("restart ", leaver))
+		})
+	}
+	for _, c := range counts {
 		c.check()
 	}
 	n.frozenHolder("frozen")
