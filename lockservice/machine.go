@@ -28,7 +28,7 @@ type MachineConfig struct {
 	// key's prefix's group knew, so it has nothing to wait for then.
 	Own bool
 	// Sigma is the longest lease that voters grant by protocol sigma before the log allows longer ones: the overlay's default TTL. Zero:
-	// the group does not run the protocol, and every name is locked by the table.
+	// the group does not run the protocol, and every name is locked by the table, as in a group that is a key's own.
 	Sigma time.Duration
 }
 
@@ -58,7 +58,7 @@ func NewMachine(cfg MachineConfig) *Machine {
 	c := table.Config{
 		Drift:      cfg.Drift,
 		OverlayGen: uint8(overlay), GroupGen: uint16(prefix << keyGenBits),
-		TTLMin: TTLMin, TTLMax: cfg.TTLMax, First: first,
+		TTLMin: TTLMin, TTLMax: cfg.TTLMax, First: first, Voters: cfg.Sigma > 0 && !cfg.Own,
 	}
 	if cfg.Gen != 0 && !cfg.Own {
 		c.Fresh = max(cfg.Drift.Stretch(cfg.TTLMax), cfg.Wait)

@@ -39,7 +39,7 @@ type sigmaState struct {
 }
 
 func (s *sigmaState) begin(cfg MachineConfig) {
-	s.on = cfg.Sigma > 0
+	s.on = cfg.Sigma > 0 && !cfg.Own
 	s.log.View.Gen = uint32(cfg.Gen)
 	if s.on {
 		s.log.Cap = sigma.CapFor(cfg.Sigma)

@@ -11,6 +11,7 @@ import (
 	sigmapb "latchkey/lockservice/sigma/pb"
 	"latchkey/lockservice/table"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
 	"latchkey/replicagroup/session"
 )
 
@@ -165,5 +166,54 @@ func TestRequestsOfASigmaWishTravel(t *testing.T) {
 	want := table.Acquire{Name: "n", Req: 1, TTL: time.Second, Wish: sigma.Req{Session: sigma.Session{1, 2}, Seq: 3}, Held: 1 << 60}
 	if got, err := decodeCommand(encodeAcquire(want)); err != nil || got != table.Command(want) {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestANameThatIsCarvedOutIsNoLongerTheVoters: another group's table has it, in whatever view, and a key's own group has no voters that lock.
+func TestANameThatIsCarvedOutIsNoLongerTheVoters(t *testing.T) {
+	cfg := MachineConfig{TTLMax: time.Minute, Drift: automaton.DriftDefault, Sigma: 15 * time.Second}
+	view := order.View{Members: []order.Member{{ID: 1, Peer: keyspace.NodeID{1}, Role: order.Voter}}}
+	prefix := NewMachine(cfg)
+	prefix.FirstView(view)
+	cfg.Own, cfg.Gen = true, placement.OwnGen(0, 0, 1)
+	own := NewMachine(cfg)
+	own.FirstView(view)
+	if len(own.Sigma().Members) > 0 || own.table.Mode("n") != sigma.ModeGroup {
+		t.Error("voters of a key's own group lock")
+	}
+	c := session.Context{Now: time.Second, Author: keyspace.NodeID{1}, Emit: func(order.ClientID, []byte) {}}
+	b, err := sigmapb.EncodeEntry(&sigma.Entry{Kind: sigma.EntryReport, From: prefix.Sigma().View, Node: keyspace.NodeID{1}, Report: sigma.ReportEntry{Name: "n"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if prefix.Prepare(c, "n") {
+		t.Error("carved out before the voters have said who has it")
+	}
+	prefix.ApplyOwn(c, b)
+	if !prefix.Prepare(c, "n") {
+		t.Fatal("not to be carved out")
+	}
+	ceil := prefix.Sigma().Ceil
+	part, _ := prefix.Carve(c, "n")
+	if err := own.Graft(c, part); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // and in the next view, also for a member that has it of a snapshot
+		if m := prefix.table.Mode("n"); m != sigma.ModeGroup {
+			t.Fatalf("mode %v of a name that is another group's", m)
+		}
+		restored := NewMachine(MachineConfig{TTLMax: time.Minute, Drift: automaton.DriftDefault, Sigma: 15 * time.Second})
+		if err := restored.Restore(prefix.Snapshot()); err != nil || restored.table.Mode("n") != sigma.ModeGroup {
+			t.Fatalf("restored: %v", err)
+		}
+		null, err := sigmapb.EncodeEntry(&sigma.Entry{Kind: sigma.EntryView, From: prefix.Sigma().View})
+		if err != nil {
+			t.Fatal(err)
+		}
+		prefix.ApplyOwn(c, null)
+	}
+	res, err := decodeResult(own.Apply(c, encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Minute, Wish: sigma.Req{Seq: 1}})))
+	if err != nil || res.status != pb.Status_STATUS_GRANTED || sigma.Token(res.token) <= ceil {
+		t.Errorf("%+v, %v", res, err)
 	}
 }
