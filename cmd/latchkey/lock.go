@@ -71,7 +71,8 @@ LATCHKEY_FENCE; permits have one each, which no resource can check, as several a
 With --protocol sigma the voters of the lock's group keep the lock between them: a free one costs one round trip, and nobody notices
 that the group's leader has died. With --protocol group the group's log keeps it, as it keeps what is shared, has permits or is
 elected. auto, the default, is sigma where the overlay runs it and it can keep such a lock. Whoever asks for one name by different
-protocols excludes each other all the same: a name that is wanted by group goes there, its holder with it.
+protocols excludes each other all the same: a name that is wanted by group goes there, its holder with it,
+and --protocol sigma follows it there ("lock info" says where it is).
 
 A lock that is called like a verb below (info), or starts with a dash, is named after --:
   latchkey lock -- info -- ./build.sh

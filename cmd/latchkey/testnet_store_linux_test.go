@@ -11,7 +11,7 @@ import (
 // fence takes a lock through a peer and returns the token.
 func (n *liveNet) fence(peer int, name string) int {
 	n.t.Helper()
-	p := n.verb(exitOK, "run "+strconv.Itoa(peer), "--", binary, "lock", name, "--ttl", "2s", "--", "sh", "-c", "echo $LATCHKEY_FENCE")
+	p := n.verb(exitOK, "run "+strconv.Itoa(peer), "--", binary, "lock", name, "--ttl", "10s", "--", "sh", "-c", "echo $LATCHKEY_FENCE")
 	token, err := strconv.Atoi(strings.TrimSpace(p.out.String()))
 	if err != nil {
 		n.t.Fatal(err)
