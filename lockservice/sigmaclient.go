@@ -16,6 +16,7 @@ import (
 	"latchkey/internal/driver"
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/replicagroup"
 	"latchkey/replicagroup/quorum"
 )
 
@@ -290,6 +291,30 @@ func (s *Sigma) place(ctx context.Context, key keyspace.Key) (sigmapb.Group, sig
 		p = s.foundLocked(g)
 	}
 	return p.group, p.view, nil
+}
+
+// find is place for a wish, which waits for its group as it waits for the lock: while the group is not found, as long as a founder that
+// is asked to make it is frozen, say, it is looked for again until ctx ends.
+func (s *Sigma) find(ctx context.Context, key keyspace.Key) (sigmapb.Group, sigma.Descriptor, error) {
+	for pause := askAgainMin; ; pause = min(2*pause, askAgainMax) {
+		g, d, err := s.place(ctx, key)
+		if err == nil || forGood(err) {
+			return g, d, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			if !errors.Is(err, replicagroup.ErrNoQuorum) { // nothing was sent, so the outcome is known
+				err = fmt.Errorf("%w: the lock's group was not found: %w", replicagroup.ErrNoQuorum, err)
+			}
+			return g, d, err
+		}
+	}
+}
+
+// forGood reports whether asking a group again, or for it, cannot come right.
+func forGood(err error) bool {
+	return errors.Is(err, replicagroup.ErrClosed) || errors.Is(err, replicagroup.ErrRefused) || errors.Is(err, replicagroup.ErrStore)
 }
 
 // own reports whether a group is a key's own.
@@ -661,7 +686,7 @@ func (b *sigmaBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 	if err != nil {
 		return Grant{}, err
 	}
-	g, d, err := s.place(ctx, l.key)
+	g, d, err := s.find(ctx, l.key)
 	if err != nil {
 		l.rest()
 		return Grant{}, groupError(ctx, err)

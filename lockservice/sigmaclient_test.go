@@ -30,7 +30,8 @@ type voters struct {
 	peers    map[keyspace.NodeID]*sigmaPeer
 	located  SigmaGroup // what a look-up finds
 	looked   int
-	sent     int // messages of either side
+	unfound  func(look int) error // what ails a look-up, by its number from 1; nil: nothing ails any
+	sent     int                  // messages of either side
 	lost     func(from, to keyspace.NodeID, m *sigma.Message) bool
 }
 
@@ -198,6 +199,11 @@ func (p *sigmaPeer) Locate(context.Context, keyspace.Key, bool) (SigmaGroup, err
 	p.world.mu.Lock()
 	defer p.world.mu.Unlock()
 	p.world.looked++
+	if f := p.world.unfound; f != nil {
+		if err := f(p.world.looked); err != nil {
+			return SigmaGroup{}, err
+		}
+	}
 	return p.world.located, nil
 }
 
@@ -490,6 +496,78 @@ func TestSigmaClientsFindAGroupThatHasMovedAway(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSigmaWaitsForItsGroupToBeFound: a group that nobody has asked for yet has to be made, which fails for a while where one of those who
+// make it is frozen. Whoever waits for the lock waits for that, too, tries included, as by protocol group.
+func TestSigmaWaitsForItsGroupToBeFound(t *testing.T) {
+	amongVoters(t, func(t *testing.T, w *voters) {
+		passing := fmt.Errorf("%w: the group was not found in 5s", replicagroup.ErrNoQuorum)
+		until := 0
+		w.unfound = func(look int) error {
+			if look <= until {
+				return passing
+			}
+			return nil
+		}
+		for i, take := range []func(*Service, context.Context, string, ...Option) (*Handle, error){(*Service).Lock, (*Service).TryLock} {
+			until = w.looked + 20
+			h, err := take(w.peer(fmt.Sprint("p", i)).Service, t.Context(), "n")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if w.looked != until+1 {
+				t.Errorf("%d look-ups, %d of them in vain", w.looked, until)
+			}
+			mustRelease(t, h)
+		}
+	})
+}
+
+// TestSigmaTellsWhatKeptItsGroupFromBeingFound: the wait ends with the caller, the service and the peer, and not as one whose outcome is
+// unknown, since nothing was sent.
+func TestSigmaTellsWhatKeptItsGroupFromBeingFound(t *testing.T) {
+	amongVoters(t, func(t *testing.T, w *voters) {
+		var ails error
+		w.unfound = func(int) error { return ails }
+		ails = replicagroup.ErrNoQuorum
+		before := time.Now()
+		_, err := w.peer("limited").Lock(t.Context(), "n", WithWait(7*time.Second))
+		if d := time.Since(before); d != 7*time.Second || !errors.Is(err, ErrNoQuorum) || !errors.Is(err, ErrWait) || errors.Is(err, ErrOutcomeUnknown) {
+			t.Errorf("a wait of 7s: %v after %v", err, d)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		w.unfound = func(int) error { return context.Cause(ctx) } // as look-ups fail whose ctx ends under them
+		<-ctx.Done()
+		if _, err := w.peer("late").Lock(ctx, "n"); !errors.Is(err, ErrNoQuorum) || !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrOutcomeUnknown) {
+			t.Errorf("a look-up that was cut short: %v", err)
+		}
+		w.unfound = func(int) error { return ails }
+		for name, end := range map[string]func(*sigmaPeer) error{
+			"service": func(p *sigmaPeer) error { return p.Close() }, "peer": func(p *sigmaPeer) error { return p.sigma.Close() },
+		} {
+			p, failed := w.peer(name), make(chan error, 1)
+			go func() {
+				_, err := p.Lock(context.Background(), "n")
+				failed <- err
+			}()
+			synctest.Wait()
+			if err := end(p); err != nil {
+				t.Error(err)
+			}
+			if err := <-failed; !errors.Is(err, ErrClosed) {
+				t.Errorf("after the %s was closed: %v", name, err)
+			}
+		}
+		ails = replicagroup.ErrClosed
+		if _, err := w.peer("stopped").Lock(t.Context(), "n"); !errors.Is(err, ErrClosed) {
+			t.Errorf("a host that is closed: %v", err)
+		}
+		if w.messages() != 0 {
+			t.Errorf("%d messages", w.messages())
+		}
+	})
 }
 
 // TestSigmaGrantLivesByTheCallsOfItsHolder is what a daemon's clients rely on: nobody renews for one that is gone.

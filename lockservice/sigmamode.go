@@ -2,7 +2,6 @@ package lockservice
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"latchkey/dht/keyspace"
@@ -10,7 +9,6 @@ import (
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
 	"latchkey/lockservice/table"
-	"latchkey/replicagroup"
 )
 
 // What a client of protocol sigma does with a name that its group's table locks (rule M7): its automaton says which commands the table is
@@ -134,7 +132,7 @@ func (b *groupBackend) order(ctx context.Context, c wishCommand, own bool, gen u
 	data, err := b.groups.Do(ctx, keyspace.Preimage(c.name).Key(), ServiceName, command)
 	if err != nil {
 		// It may have been executed or not, or will be: the automaton asks again. Only what cannot come right ends the wish.
-		if a.Kind, a.err = sigma.AnswerNone, groupError(ctx, err); errors.Is(err, replicagroup.ErrClosed) || errors.Is(err, replicagroup.ErrRefused) {
+		if a.Kind, a.err = sigma.AnswerNone, groupError(ctx, err); forGood(err) {
 			a.Kind, a.Err = sigma.AnswerRefused, a.err
 		}
 		return a
