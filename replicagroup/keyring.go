@@ -106,7 +106,7 @@ func (r *replica) ownChanged() {
 func (k *keyring) propose(a placement.ProposeKey) {
 	ctx, cancel := context.WithTimeout(k.ctx, locateTimeout)
 	defer cancel()
-	res, err := k.command(ctx, a.Command)
+	res, err := k.commandReady(ctx, a.Command)
 	revives := false
 	if change, bad := placement.DecodeCommand(a.Command.Change); a.Command.Kind == placement.Change && bad == nil {
 		if change.Kind != placement.Revive {
@@ -120,8 +120,23 @@ func (k *keyring) propose(a placement.ProposeKey) {
 	case res.Status == placement.OK, res.Status == placement.Exists, revives:
 		log.Infow("a key has a group of its own", "group", res.Child.Group, "status", res.Status, "voters", len(res.Child.View.Members))
 		k.creator.feed(placement.Committed{Child: res.Child})
+	case res.Status == placement.NotReady: // no refusal: whoever wants the own group asks again
+		k.creator.feed(placement.NotCommitted{Prefix: a.Prefix, Ref: a.Ref, Err: placement.ErrNotReady})
 	default:
 		k.creator.feed(placement.NotCommitted{Prefix: a.Prefix, Ref: a.Ref, Err: fmt.Errorf("%w: %v", placement.ErrRefused, res.Status)})
+	}
+}
+
+// commandReady is command, repeated for a little while where the group answers that it is not ready: the first attempt has begun what
+// makes it so, which as a rule takes some round trips.
+func (k *keyring) commandReady(ctx context.Context, c placement.KeyCommand) (placement.Result, error) {
+	patience, cancel := context.WithTimeout(ctx, readyPatience)
+	defer cancel()
+	for wait := movingMin; ; wait = min(2*wait, movingMax) {
+		res, err := k.command(ctx, c)
+		if err != nil || res.Status != placement.NotReady || pause(patience, wait) != nil {
+			return res, err
+		}
 	}
 }
 
@@ -320,6 +335,9 @@ func (k *keyring) bring(ctx context.Context, part placement.KeyPart) (over bool,
 const (
 	// handPause is before another attempt to hand something over.
 	handPause = 100 * time.Millisecond
+	// readyPatience is how long the group of a prefix is asked whether it can give a key away before whoever wants that is told to ask
+	// again. It is below [commandTimeout], after which they take silence for a fault.
+	readyPatience = 500 * time.Millisecond
 	// handTimeout bounds one attempt, which waits for the members of the own group to start.
 	handTimeout = 10 * time.Second
 )

@@ -76,7 +76,12 @@ type ownWorld struct {
 
 func newOwnWorld(t *testing.T, ctx context.Context, n int) *ownWorld {
 	t.Helper()
-	w := &ownWorld{world: &world{fixed: true, configure: func(c *Config) { c.Services = map[string]MachineFactory{"tally": newTally} }, genesisBy: []func(*placement.Genesis){func(g *placement.Genesis) {
+	return newOwnWorldOf(t, ctx, n, newTally)
+}
+
+func newOwnWorldOf(t *testing.T, ctx context.Context, n int, tallies MachineFactory) *ownWorld {
+	t.Helper()
+	w := &ownWorld{world: &world{fixed: true, configure: func(c *Config) { c.Services = map[string]MachineFactory{"tally": tallies} }, genesisBy: []func(*placement.Genesis){func(g *placement.Genesis) {
 		g.OwnGroups, g.TTLMax, g.Lease = true, 2*time.Second, 4*time.Second
 	}}}}
 	w.begin(t, n, 1, 3)
@@ -221,6 +226,43 @@ func TestCommandsTakeEffectOnceWhileTheirKeyMoves(t *testing.T) {
 		t.Errorf("%d commands have an unknown outcome, and nobody has failed", a.maybe.Load())
 	}
 	w.check(t, ctx, w.peers[0], a)
+}
+
+// slowTally is a tally that can give a name away only when it was asked for the notReadyth time.
+type slowTally struct {
+	*tally
+	asked int
+}
+
+// notReady is so often that whoever wants the own group is told to ask again.
+const notReady = 15
+
+func (m *slowTally) Prepare(session.Context, string) bool {
+	m.asked++
+	return m.asked > notReady
+}
+
+// A group that does not know yet who has something at a key is asked again until it does: who wants an own group hears nothing of that.
+func TestAKeyMovesWhenItsGroupIsReady(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t, waitMax)
+	w := newOwnWorldOf(t, ctx, 6, func(g order.GroupID) session.Machine {
+		m := &slowTally{tally: newTally(g).(*tally)}
+		if placement.IsOwn(g) {
+			m.asked = notReady
+		}
+		return m
+	})
+	by := w.spared(t, w.prefix)
+	if _, err := by.groups.NewClient().Do(ctx, w.name.Key(), "tally", more(string(w.name), 2)); err != nil {
+		t.Fatal(err)
+	}
+	if own := w.give(t, ctx, by); !placement.IsOwn(own.Group) {
+		t.Errorf("own group %v", own.Group)
+	}
+	if got, err := by.groups.NewClient().Query(ctx, w.name.Key(), "tally", more(string(w.name), 0)); sumOf(t, got, err) != 2 {
+		t.Error("the key has not taken its sum along")
+	}
 }
 
 // An own group that was taken back goes on to say what became of its commands, also when the key has its next own group, at the same peers.

@@ -52,6 +52,8 @@ var (
 	// ErrUndecided: the Create was proposed and its fate is unknown. Asking again finds out.
 	ErrUndecided = errors.New("placement: outcome of the creation unknown")
 	ErrRefused   = errors.New("placement: the directory refused the creation")
+	// ErrNotReady: the directory was not ready for the creation (status [NotReady]). Asking again in a while finds it so.
+	ErrNotReady = errors.New("placement: not known yet who has something at the key")
 	// ErrCreating: the prefix's group is being created or revived, so there is nothing lost to revive yet.
 	ErrCreating = errors.New("placement: the group is being created")
 )
@@ -96,7 +98,7 @@ type (
 	// Committed reports the child of an executed Create or Revive, ours or one before it, or the child after an Update.
 	Committed struct{ Child Child }
 	// NotCommitted reports that a proposed Create or Revive was not executed (an error of package order), or was and the
-	// directory refused it ([ErrRefused]). Ref is the proposal's: what is said of one that the creator has given up does not end
+	// directory refused it ([ErrRefused], [ErrNotReady]). Ref is the proposal's: what is said of one that the creator has given up does not end
 	// the next one.
 	NotCommitted struct {
 		Prefix keyspace.Prefix
@@ -568,7 +570,7 @@ func (c *Creator) notCommitted(ev NotCommitted, now automaton.Instant, out []Cre
 	switch {
 	case errors.Is(ev.Err, order.ErrNotLeader), errors.Is(ev.Err, order.ErrHalted):
 		return c.giveUp(ev.Prefix, m, ErrNotLeader, out)
-	case errors.Is(ev.Err, ErrRefused):
+	case errors.Is(ev.Err, ErrRefused), errors.Is(ev.Err, ErrNotReady):
 		return c.giveUp(ev.Prefix, m, ev.Err, out)
 	}
 	// A Revive that was dropped is repeated: if it took effect after all, the directory says so, and by whom.

@@ -17,6 +17,7 @@ type keyWorld struct {
 	looked  []keyspace.Preimage
 	starts  []Descriptor
 	answers map[uint64]AnswerEnsure
+	parts   toyParts
 	silent  bool // members do not say that they have started
 }
 
@@ -49,7 +50,10 @@ func (w *keyWorld) step(t *testing.T, ev CreatorEvent) {
 			case Propose:
 				t.Errorf("a command of a directory: %+v", a.Command)
 			case ProposeKey:
-				res := keyApply(t, w.keys, 0, new(toyParts), a.Command)
+				res := keyApply(t, w.keys, 0, &w.parts, a.Command)
+				if res.Status == NotReady {
+					events = append(events, NotCommitted{Prefix: a.Prefix, Ref: a.Ref, Err: ErrNotReady})
+				}
 				if a.Command.Kind == Out && (res.Status == OK || res.Status == Exists) || a.Command.Kind == Change && res.Child.State == Reviving && res.Child.Started == 0 {
 					events = append(events, Committed{Child: res.Child})
 				}
@@ -95,6 +99,23 @@ func TestKeyCreatorMakesOwnGroupsAtTheirKeys(t *testing.T) {
 	w.step(t, Ensure{Prefix: p, Ref: 3, Known: again, Name: keyspace.Preimage(names[0])})
 	if w.answers[3].Descriptor.Group != again.Group {
 		t.Errorf("asked again: %+v", w.answers[3])
+	}
+}
+
+// Whoever wants an own group of a key that cannot be given away yet is told at once to ask again, and then gets it.
+func TestKeyCreatorTellsThatAKeyIsNotReady(t *testing.T) {
+	w, names := newKeyWorld(t)
+	name := keyspace.Preimage(names[0])
+	p := KeyPrefix(name.Key())
+	w.parts.unknown = true
+	w.step(t, Ensure{Prefix: p, Ref: 1, Name: name})
+	if err := w.answers[1].Err; !errors.Is(err, ErrNotReady) || errors.Is(err, ErrRefused) || w.creator.Open() != 0 {
+		t.Fatalf("answer %v, %d open", err, w.creator.Open())
+	}
+	w.parts.unknown = false
+	w.step(t, Ensure{Prefix: p, Ref: 2, Name: name})
+	if ch, ok := w.keys.Lookup(p); !ok || w.answers[2].Err != nil || w.answers[2].Descriptor.Group != ch.Group {
+		t.Errorf("own group %+v, answer %+v", ch, w.answers[2])
 	}
 }
 
