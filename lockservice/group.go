@@ -162,6 +162,9 @@ func (b *groupBackend) acquireOnce(ctx context.Context, r Request) (Grant, error
 	}))
 	if errors.Is(err, ErrOutcomeUnknown) {
 		b.leave(r.Name, req)
+		if !r.Try && ctx.Err() == nil && errors.Is(err, replicagroup.ErrOutcomeUnknown) {
+			return Grant{}, errGone // its session was lost, as after a partition; who waits goes on in the next one
+		}
 	}
 	if err != nil {
 		return Grant{}, err

@@ -606,6 +606,20 @@ func TestReleaseWithoutAnAnswerIsUnknownAndGoesOn(t *testing.T) {
 	})
 }
 
+// Whoever waits does so through a partition that its session does not outlive. Who only tries is told that nobody knows.
+func TestAcquireOutlivesItsSession(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.peer(1)
+		lapse := func() { a.client.set(func() { a.client.lapsed = true }) }
+		lapse()
+		mustRelease(t, mustLock(t, a, "n"))
+		lapse()
+		if _, err := a.TryLock(t.Context(), "n"); !errors.Is(err, ErrOutcomeUnknown) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 func TestUnansweredAcquireIsTakenBack(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b := w.peer(1), w.peer(2)

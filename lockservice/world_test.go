@@ -114,6 +114,7 @@ type groupClient struct {
 	cut      bool // nothing gets through; calls wait for their context
 	down     bool // calls fail with ErrNoQuorum at once
 	mute     bool // answers get lost
+	lapsed   bool // the group has forgotten the session, and the next command with it
 	closed   bool
 	sent     int // commands
 	notify   func(order.GroupID, []byte)
@@ -219,6 +220,12 @@ func (c *groupClient) Do(ctx context.Context, key keyspace.Key, service string, 
 		return nil, err
 	}
 	c.mu.Lock()
+	if c.lapsed {
+		c.lapsed = false
+		c.mu.Unlock()
+		c.open()
+		return nil, replicagroup.ErrOutcomeUnknown
+	}
 	c.seq++
 	c.sent++
 	cmd := order.Command{Client: c.id, Seq: c.seq, Acked: c.seq - min(c.seq, 32), Author: c.peer, Service: service, Data: data}
