@@ -77,9 +77,10 @@ and --protocol sigma follows it there ("lock info" says where it is).
 A lock that is called like a verb below (info), or starts with a dash, is named after --:
   latchkey lock -- info -- ./build.sh
 
-Exit code 75 (or -E) says that somebody else held the lock all the time. A group that cannot answer, since too many of
-its members are down or cut off, is an error: 1, whatever -E says; so is 2 for wrong usage, and 3 when the daemon cannot
-be reached or goes away while lock waits.`,
+Exit code 75 (or -E) says that the lock was not free all the time: somebody else held it, or it was granted to nobody, as
+after a restart or revival of its group, while leases or lock delays from before may last; then the error of --wait says
+so. A group that cannot answer, since too many of its members are down or cut off, is an error: 1, whatever -E says; so is
+2 for wrong usage, and 3 when the daemon cannot be reached or goes away while lock waits.`,
 		Example: `  latchkey lock nightly -- ./build.sh          # one at a time, on every machine
   latchkey lock nightly --try -E 0 -- ./build.sh   # or not at all, which is fine
   latchkey lock nightly --wait 30s -- ./build.sh   # exit 75 when not ours by then
@@ -286,6 +287,7 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 			opts = append(opts, lockservice.WithWait(f.wait))
 		}
 		queued := a.noteSilence(about, acquired)
+		go a.noteDelay(ctx, daemon, name, acquired)
 		show := a.format == formatText && isTerminal(os.Stderr)
 		opts = append(opts, lockservice.WithQueued(func(position int) {
 			queued()
@@ -312,6 +314,11 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		}
 		return nil, &exitError{code: exitCode(context.Cause(ctx))}
 	case code == exitNotAcquired:
+		if errors.Is(err, lockservice.ErrWait) {
+			if text := delayed(ctx, daemon, name); text != "" {
+				err = fmt.Errorf("%w: %s", err, text)
+			}
+		}
 		return nil, &exitError{f.notAcq, err}
 	case err != nil:
 		return nil, a.explain(err)

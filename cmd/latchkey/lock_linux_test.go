@@ -262,6 +262,19 @@ func TestNotAcquiredInTimeIsExit75(t *testing.T) {
 	d.until("nobody waits", func() bool { _, n := d.State("n"); return n == 0 })
 }
 
+// Who waits for a lock that nobody holds, and that is granted to nobody for a while, is told so: while they wait, and when they give up.
+func TestWaitersHearThatALockIsGrantedToNobody(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, func(b *apitest.Backend) { b.Delay = time.Now().Add(time.Hour) })
+	p := d.run("lock", "n", "--wait", (groupTimeoutDefault + 2*time.Second).String(), "--", "true")
+	lines := strings.Split(strings.TrimSpace(p.err.String()), "\n")
+	const nobody = "nobody holds it, and it is granted to nobody for 59m"
+	if p.code != exitNotAcquired || len(lines) != 2 || !strings.Contains(lines[0], nobody) || !strings.HasSuffix(lines[0], "(waiting on)") ||
+		!strings.Contains(lines[1], "not acquired within the wait limit") || !strings.Contains(lines[1], nobody) {
+		t.Errorf("exit %d, %s", p.code, p.err.String())
+	}
+}
+
 // TestLeaseThatMayBeLostStopsTheCommand stops answering renewals under a command that ignores TERM. Its own clock readings
 // tell when it got TERM and when it was killed; the backend's tell when the lease ends. The moments are parts of the TTL, and a busy
 // machine is late by the same time whatever the TTL is: one that is too late for a short TTL is held to a longer one.

@@ -174,6 +174,41 @@ func (a *app) noteSilence(about *inquiry, acquired <-chan struct{}) (heard func(
 	return func() { once.Do(func() { close(sign) }) }
 }
 
+// noteDelay tells the person who waits for a lock for long that nobody holds it, and for how long it will be granted to nobody yet.
+// acquired is closed when the wait is over.
+func (a *app) noteDelay(ctx context.Context, daemon *api.Client, name string, acquired <-chan struct{}) {
+	long := time.NewTimer(groupTimeoutDefault)
+	defer long.Stop()
+	select {
+	case <-long.C:
+	case <-acquired:
+		return
+	}
+	text := delayed(ctx, daemon, name)
+	select {
+	case <-acquired:
+	default:
+		if text != "" {
+			a.note(fmt.Sprintf("lock %q: %s (waiting on)", name, text))
+		}
+	}
+}
+
+// delayMax bounds the question whether a lock is granted to nobody, which only explains what is known already.
+const delayMax = time.Second
+
+// delayed says for how long a lock that nobody holds is granted to nobody, or nothing where that is not so or cannot be found out.
+func delayed(ctx context.Context, daemon *api.Client, name string) string {
+	ctx, cancel := context.WithTimeout(ctx, delayMax)
+	defer cancel()
+	i, err := daemon.Locks().Info(ctx, name)
+	if err != nil || i.Held || i.DelayLeft <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("nobody holds it, and it is granted to nobody for %v yet, since leases or a lock delay from before may last",
+		i.DelayLeft.Round(100*time.Millisecond))
+}
+
 // aboutGroup tells what the daemon knows of the group of a lock that does not answer, and what to do. An error is a daemon that
 // does not answer either.
 func aboutGroup(ctx context.Context, daemon *api.Client, name string) (string, error) {

@@ -31,6 +31,9 @@ type Backend struct {
 	OnRelease func(ctx context.Context, g lockservice.Grant) error
 	OnInfo    func(ctx context.Context, name string) error
 
+	// Delay, set before first use, is until when locks are granted to nobody.
+	Delay time.Time
+
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every change
 	locks   map[string]*lock
@@ -87,6 +90,9 @@ func (b *Backend) grantLocked(l *lock, r lockservice.Request, req uint64, waited
 	return g
 }
 
+// freeLocked reports whether a lock can be granted.
+func (b *Backend) freeLocked(l *lock) bool { return l.holder == nil && !time.Now().Before(b.Delay) }
+
 // Acquire implements [lockservice.Backend].
 func (b *Backend) Acquire(ctx context.Context, r lockservice.Request) (g lockservice.Grant, err error) {
 	defer func() { b.note("acquire", r.Name, g.Token, err) }()
@@ -103,7 +109,7 @@ func (b *Backend) Acquire(ctx context.Context, r lockservice.Request) (g lockser
 	b.req++
 	me := &waiter{r, b.req}
 	l := b.lockLocked(r.Name)
-	if l.holder == nil && len(l.queue) == 0 {
+	if b.freeLocked(l) && len(l.queue) == 0 {
 		return b.grantLocked(l, r, me.id, false), nil
 	}
 	if r.Try {
@@ -123,7 +129,7 @@ func (b *Backend) Acquire(ctx context.Context, r lockservice.Request) (g lockser
 				place = i + 1
 			}
 		}
-		if place == 1 && b.lockLocked(r.Name).holder == nil {
+		if place == 1 && b.freeLocked(b.lockLocked(r.Name)) {
 			l.queue = l.queue[1:]
 			return b.grantLocked(l, r, me.id, true), nil
 		}
@@ -131,7 +137,7 @@ func (b *Backend) Acquire(ctx context.Context, r lockservice.Request) (g lockser
 			r.Queued(place)
 			told = place
 		}
-		changed, lapse := b.changed, time.NewTimer(max(time.Until(l.end), time.Millisecond))
+		changed, lapse := b.changed, time.NewTimer(max(time.Until(l.end), time.Until(b.Delay), time.Millisecond))
 		b.mu.Unlock()
 		select {
 		case <-changed:
@@ -217,7 +223,7 @@ func (b *Backend) Info(ctx context.Context, name string) (i lockservice.Info, er
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l := b.lockLocked(name)
-	i = lockservice.Info{Name: name, Waiting: len(l.queue), Confirmed: true}
+	i = lockservice.Info{Name: name, Waiting: len(l.queue), Confirmed: true, DelayLeft: max(0, time.Until(b.Delay))}
 	if h := l.holder; h != nil {
 		i.Held, i.Holder, i.Token, i.TTL, i.LeaseLeft = true, party(h.Req), h.Token, h.TTL, time.Until(l.end)
 	}
