@@ -13,7 +13,6 @@ import (
 	"latchkey/internal/automaton"
 	"latchkey/internal/invariant"
 	"latchkey/internal/sim"
-	"latchkey/lockservice/pb"
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
 	"latchkey/lockservice/table"
@@ -591,7 +590,7 @@ func (c *handClient) order(x *handWish, o sigma.Command) {
 	if !x.group {
 		wish = x.req
 	}
-	data := handCommand(o.Kind, table.Acquire{Name: x.name, Req: req, TTL: c.w.cfg.ttl, Shared: x.shared, Held: tok, Wish: wish})
+	data := encodeOrder(o.Kind, table.Acquire{Name: x.name, Req: req, TTL: c.w.cfg.ttl, Shared: x.shared, Held: tok, Wish: wish})
 	r := c.env.Rand()
 	answer := func(a sigma.Answer) {
 		a.ID = o.ID
@@ -615,39 +614,13 @@ func (c *handClient) order(x *handWish, o sigma.Command) {
 	})
 }
 
-// handCommand returns the bytes of what a client orders: a is what it would ask for.
-func handCommand(k sigma.CommandKind, a table.Acquire) []byte {
-	switch k {
-	case sigma.CommandRenew:
-		return encodeRenew(table.Renew{Name: a.Name, Req: a.Req, Token: a.Held, TTL: a.TTL})
-	case sigma.CommandRelease:
-		return encodeRelease(table.Release{Name: a.Name, Req: a.Req, Token: a.Held})
-	}
-	return encodeAcquire(a)
-}
-
 // handAnswer says what a result of the table means to an automaton, where its group's view is d.
-func handAnswer(b []byte, d sigma.Descriptor) (a sigma.Answer) {
+func handAnswer(b []byte, d sigma.Descriptor) sigma.Answer {
 	res, err := decodeResult(b)
 	invariant.Check(err == nil, "a result can be read", err)
-	a.Tok, a.Waited = sigma.Token(res.token), res.waited
-	switch res.status {
-	case pb.Status_STATUS_GRANTED:
-		a.Kind = sigma.AnswerGranted
-	case pb.Status_STATUS_QUEUED:
-		a.Kind, a.Position = sigma.AnswerQueued, int(res.position)-1
-	case pb.Status_STATUS_LOCKED:
-		a.Kind = sigma.AnswerLocked
-	case pb.Status_STATUS_HELD:
-		a.Kind = sigma.AnswerHeld
-	case pb.Status_STATUS_NOT_HELD:
-		a.Kind = sigma.AnswerNotHeld
-	case pb.Status_STATUS_RELEASED:
-		a.Kind = sigma.AnswerReleased
-	case pb.Status_STATUS_ELSEWHERE:
-		a.Kind, a.View = sigma.AnswerElsewhere, d
-	default:
-		a.Kind, a.Err = sigma.AnswerRefused, refusal(res.status, res.detail)
+	a := answerTo(res)
+	if a.Kind == sigma.AnswerElsewhere {
+		a.View = d
 	}
 	return a
 }

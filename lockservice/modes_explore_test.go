@@ -193,7 +193,7 @@ func (x *modeExploration) perform(u *modeState, from keyspace.NodeID, group bool
 			if !group {
 				acquire.Wish = modeWish(from)
 			}
-			e := &handEntry{kind: "cmd", author: from, data: handCommand(o.Kind, acquire)}
+			e := &handEntry{kind: "cmd", author: from, data: encodeOrder(o.Kind, acquire)}
 			e.client[0] = from[0]
 			u.put(modeMail{from: from, entry: e, call: o.ID, name: fmt.Sprintf("o%c%d.%d", from[0], o.ID, o.Kind)})
 		case sigma.Acquired:
@@ -638,7 +638,7 @@ func (x *modeExploration) idle() *modeState {
 	u := x.start(2, 0)
 	stranger := handEntry{kind: "cmd", author: modeNode(8), client: order.ClientID{99}}
 	for _, k := range []sigma.CommandKind{sigma.CommandAcquire, sigma.CommandRenew, sigma.CommandRelease} {
-		stranger.data = handCommand(k, table.Acquire{Name: "n", Req: 1, TTL: modeTTL})
+		stranger.data = encodeOrder(k, table.Acquire{Name: "n", Req: 1, TTL: modeTTL})
 		u = x.enter(u, stranger, 0)
 		switch k {
 		case sigma.CommandAcquire:

@@ -120,15 +120,7 @@ func (b *groupBackend) order(ctx context.Context, c wishCommand, own bool, gen u
 	defer cancel()
 	defer context.AfterFunc(b.life, cancel)()
 	a.ID = c.ID
-	var command []byte
-	switch c.Kind {
-	case sigma.CommandAcquire:
-		command = encodeAcquire(table.Acquire{Name: c.name, Req: c.req, TTL: c.ttl, Try: c.try, Delay: c.delay, Wish: c.wish, Held: table.Token(c.Tok)})
-	case sigma.CommandRenew:
-		command = encodeRenew(table.Renew{Name: c.name, Req: c.req, Token: table.Token(c.Tok), TTL: c.ttl})
-	case sigma.CommandRelease:
-		command = encodeRelease(table.Release{Name: c.name, Req: c.req, Token: table.Token(c.Tok)})
-	}
+	command := encodeOrder(c.Kind, table.Acquire{Name: c.name, Req: c.req, TTL: c.ttl, Try: c.try, Delay: c.delay, Wish: c.wish, Held: table.Token(c.Tok)})
 	data, err := b.groups.Do(ctx, keyspace.Preimage(c.name).Key(), ServiceName, command)
 	if err != nil {
 		// It may have been executed or not, or will be: the automaton asks again. Only what cannot come right ends the wish.
@@ -142,6 +134,32 @@ func (b *groupBackend) order(ctx context.Context, c wishCommand, own bool, gen u
 		a.Kind, a.Err = sigma.AnswerRefused, err
 		return a
 	}
+	a.Answer = answerTo(res)
+	a.ID = c.ID
+	switch a.Kind {
+	case sigma.AnswerLocked:
+		a.taken = &LockedError{Name: c.name, Holder: b.party(res.holder), Waiting: int(res.position)}
+	case sigma.AnswerElsewhere:
+		a.View, a.err = b.view(ctx, c.name)
+		a.moved = own || a.View.View.Gen != gen
+	}
+	return a
+}
+
+// encodeOrder returns the command of the table's that carries out one of a client of protocol sigma. Of what an acquire asks for, a, the
+// others take the name, the request and the token.
+func encodeOrder(k sigma.CommandKind, a table.Acquire) []byte {
+	switch k {
+	case sigma.CommandRenew:
+		return encodeRenew(table.Renew{Name: a.Name, Req: a.Req, Token: a.Held, TTL: a.TTL})
+	case sigma.CommandRelease:
+		return encodeRelease(table.Release{Name: a.Name, Req: a.Req, Token: a.Held})
+	}
+	return encodeAcquire(a)
+}
+
+// answerTo says what a result of the table means to a client of protocol sigma. The view of who is sent elsewhere is not in it.
+func answerTo(res groupResult) (a sigma.Answer) {
 	a.Tok, a.Waited = sigma.Token(res.token), res.waited
 	switch res.status {
 	case pb.Status_STATUS_GRANTED:
@@ -150,7 +168,6 @@ func (b *groupBackend) order(ctx context.Context, c wishCommand, own bool, gen u
 		a.Kind, a.Position = sigma.AnswerQueued, int(res.position)-1
 	case pb.Status_STATUS_LOCKED:
 		a.Kind = sigma.AnswerLocked
-		a.taken = &LockedError{Name: c.name, Holder: b.party(res.holder), Waiting: int(res.position)}
 	case pb.Status_STATUS_HELD:
 		a.Kind = sigma.AnswerHeld
 	case pb.Status_STATUS_NOT_HELD:
@@ -159,8 +176,6 @@ func (b *groupBackend) order(ctx context.Context, c wishCommand, own bool, gen u
 		a.Kind = sigma.AnswerReleased
 	case pb.Status_STATUS_ELSEWHERE:
 		a.Kind = sigma.AnswerElsewhere
-		a.View, a.err = b.view(ctx, c.name)
-		a.moved = own || a.View.View.Gen != gen
 	default:
 		if a.Kind, a.Err = sigma.AnswerRefused, refusal(res.status, res.detail); a.Err == nil {
 			a.Err = unexpected("a wish", res.status)

@@ -811,7 +811,7 @@ func TestSimulation(t *testing.T) {
 // TestReplay runs one world: -seed.
 func TestReplay(t *testing.T) {
 	if *seedFlag == 0 {
-		t.Skip("no seed")
+		t.Skip("replays the world of -seed")
 	}
 	r, err := runSeed(drawConfig(*seedFlag))
 	t.Logf("%+v", r)

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"slices"
 	"strings"
 
 	"latchkey/dht/keyspace"
@@ -182,12 +181,6 @@ func (k Kind) String() string {
 		return kindNames[k]
 	}
 	return fmt.Sprintf("Kind(%d)", uint8(k))
-}
-
-// ParseKind reads what String prints.
-func ParseKind(s string) (Kind, bool) {
-	i := slices.Index(kindNames[:], s)
-	return Kind(max(i, 0)), i > 0
 }
 
 // Transferred says which copy a COPY carries (R14).
