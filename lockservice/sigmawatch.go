@@ -167,6 +167,10 @@ func (s *Sigma) changes(ctx context.Context, name string, fn func()) error {
 
 // leaveWord leaves word with every voter, calls fn when a majority listens, and returns when one says that something has changed, or
 // it is time to leave word anew. It answers false when too few listen. fresh has the overlay asked who votes.
+//
+// A change counts whoever tells of it, and whenever: fn has been called at least once then. With far voters a contended lock changes
+// again before a majority has answered, every time, and a voter's answer may come after what it says next. Whoever listens late may
+// have known then what fn was not told, and has fn called again.
 func (s *Sigma) leaveWord(ctx context.Context, q *question, name string, as sigma.Req, fresh bool, fn func()) bool {
 	key := keyspace.Preimage(name).Key()
 	at, err := s.voters(ctx, key, fresh)
@@ -196,12 +200,16 @@ func (s *Sigma) leaveWord(ctx context.Context, q *question, name string, as sigm
 				return false
 			case m.Kind != sigma.Inspected:
 			case m.Ack:
-				listen[a.from] = true
-				if len(listen) == quorum.Majority(len(at.Voters)) {
-					fn()
+				if listen[a.from] = true; len(listen) < quorum.Majority(len(at.Voters)) {
+					continue
+				}
+				if fn(); len(listen) == quorum.Majority(len(at.Voters)) {
 					timeout.Reset(s.patience)
 				}
-			case listen[a.from]:
+			default:
+				if len(listen) < quorum.Majority(len(at.Voters)) {
+					fn()
+				}
 				return true
 			}
 		case <-timeout.C:

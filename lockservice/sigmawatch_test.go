@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/lockservice/sigma"
+	sigmapb "latchkey/lockservice/sigma/pb"
 )
 
 // TestWatchersAreToldOfChanges: on real peers, with all periods of asking so long that they do not count. A name is held by voters, then
@@ -108,5 +110,67 @@ func TestWatchersOfAVoterAreBounded(t *testing.T) {
 	}
 	if s.n != 0 || len(s.byName)+len(s.perPeer) != 0 {
 		t.Errorf("after all have gone: %d, %d names, %d peers", s.n, len(s.byName), len(s.perPeer))
+	}
+}
+
+// scriptedVoters answer a watcher who leaves word as a test says.
+type scriptedVoters struct {
+	at     SigmaGroup
+	answer func(to keyspace.NodeID, asked *sigma.Message)
+}
+
+func (v *scriptedVoters) Locate(context.Context, keyspace.Key, bool) (SigmaGroup, error) {
+	return v.at, nil
+}
+
+func (v *scriptedVoters) Send(to keyspace.NodeID, _ keyspace.Key, frame []byte) {
+	_, m, err := sigmapb.DecodeFrame(frame)
+	if err != nil {
+		panic(err)
+	}
+	v.answer(to, &m)
+}
+
+// TestAWatcherOfFarVotersHearsOfEveryRound: a lock that is fought for changes again before the answers of a majority are back, each time,
+// and what a voter says may overtake its own answer. Asked of nobody else, the watcher would see nothing for as long as that goes on.
+func TestAWatcherOfFarVotersHearsOfEveryRound(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		heard, tells time.Duration // when the near voter's answer, and what it then says, arrive
+		least        int           // of 20 s
+	}{
+		{"changes before a majority listens", 10 * time.Millisecond, 20 * time.Millisecond, 200},
+		{"what it says overtakes its answer", 20 * time.Millisecond, 10 * time.Millisecond, 200},
+		{"a change that a late voter alone has heard of", 10 * time.Millisecond, time.Hour, 8},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := &scriptedVoters{at: SigmaGroup{Voters: nodesAt("a", "b", "c")}}
+				s := NewSigma(SigmaConfig{Net: net, Limits: LimitsOf(worldTTLMax, 0), Clock: newTestClock(0)})
+				defer s.Close()
+				say := func(after time.Duration, from keyspace.NodeID, asked *sigma.Message, ack bool) {
+					m := &sigma.Message{Kind: sigma.Inspected, Name: asked.Name, Req: asked.Req, Ack: ack, Report: &sigma.Report{Chunks: 1}}
+					time.AfterFunc(after, func() { s.Deliver(from, net.at.Group, m) })
+				}
+				net.answer = func(to keyspace.NodeID, asked *sigma.Message) {
+					switch to {
+					case net.at.Voters[0]:
+						say(tt.heard, to, asked, true)
+						say(tt.tells, to, asked, false)
+					case net.at.Voters[1]:
+						say(150*time.Millisecond, to, asked, true)
+					default:
+						say(300*time.Millisecond, to, asked, true)
+					}
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				defer cancel()
+				told := 0
+				err := s.changes(ctx, "n", func() { told++ })
+				if !errors.Is(err, context.DeadlineExceeded) || told < tt.least {
+					t.Errorf("told %d times in 20 s, at least %d: %v", told, tt.least, err)
+				}
+			})
+		})
 	}
 }
