@@ -768,6 +768,43 @@ func TestCloseDoesNotWaitForAGroupThatIsGone(t *testing.T) {
 	})
 }
 
+func TestAbandonWaitsForNobody(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.peer(1)
+		held, asked := mustLock(t, a, "n", WithTTL(30*time.Second)), mustLock(t, a, "m", WithTTL(30*time.Second))
+		lasting := mustLock(t, a, "l", WithTTL(3*time.Second))
+		time.Sleep(5 * time.Second)
+		a.client.set(func() { a.client.cut = true })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := asked.Release(ctx); !errors.Is(err, ErrOutcomeUnknown) {
+			t.Errorf("a release that nobody answers: %v", err)
+		}
+		before := time.Now()
+		if a.Abandon(); time.Since(before) > 0 {
+			t.Errorf("took %v", time.Since(before))
+		}
+		for _, h := range []*Handle{held, lasting} {
+			if cause := context.Cause(h.Context()); !errors.Is(cause, ErrLost) || !errors.Is(cause, ErrClosed) {
+				t.Errorf("the handle of %q: %v", h.Name(), cause)
+			}
+		}
+		if _, err := a.Lock(t.Context(), "n"); !errors.Is(err, ErrClosed) {
+			t.Errorf("lock afterwards: %v", err)
+		}
+	})
+}
+
+func TestNoLeaseIsShownAsLongerThanItsTTL(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		h := mustLock(t, w.peer(1), "n", WithTTL(10*time.Second))
+		if i := mustInfo(t, w.peer(2), "n"); !i.Held || i.LeaseLeft > i.TTL || i.LeaseLeft < i.TTL-time.Second {
+			t.Errorf("%v left of %v", i.LeaseLeft, i.TTL)
+		}
+		mustRelease(t, h)
+	})
+}
+
 func TestBadRequestsAreRefusedBeforeAnythingIsSent(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		p := w.peer(1)

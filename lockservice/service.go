@@ -281,7 +281,26 @@ func (s *Service) Info(ctx context.Context, name string) (Info, error) {
 	if err := CheckName(name); err != nil {
 		return Info{}, err
 	}
-	return s.backend.Info(ctx, name)
+	return s.info(ctx, name)
+}
+
+// info asks the backend. A group waits a little longer than the TTL for a lease to end, by as much as clocks may differ; no lease is shown
+// as lasting longer than its holder asked for.
+func (s *Service) info(ctx context.Context, name string) (Info, error) {
+	i, err := s.backend.Info(ctx, name)
+	i.LeaseLeft = leaseLeft(i.LeaseLeft, i.TTL)
+	for n := range i.Holders {
+		h := &i.Holders[n]
+		h.LeaseLeft = leaseLeft(h.LeaseLeft, h.TTL)
+	}
+	return i, err
+}
+
+func leaseLeft(left, ttl time.Duration) time.Duration {
+	if ttl == 0 { // not known, of one that may hold it by grants of voters
+		return left
+	}
+	return min(left, ttl)
 }
 
 // Break takes a lock away from its holder: every hold with this token ends as if its lease were over. The token is used up, so
@@ -305,6 +324,13 @@ func (s *Service) Break(ctx context.Context, name string, token Token) (Party, e
 		log.Infow("broke a lock", "lock", name, "token", token, "holder", holder.String())
 	}
 	return holder, err
+}
+
+// Abandon closes the service as a crash would: nothing is released, waited for or renewed any longer. What is held is left to its lease, and its
+// context ends with a cause that matches [ErrLost]. It blocks only as long as the backend's Close does.
+func (s *Service) Abandon() {
+	s.end()
+	s.Close()
 }
 
 // Close ends the service in good order: waiting calls return [ErrClosed], every lock still held is released (its context
@@ -334,6 +360,10 @@ func (s *Service) Close() error {
 	for i, h := range held {
 		wg.Go(func() {
 			<-h.ready // who still waited has been told ErrClosed, and its request is taken back
+			if s.life.Err() != nil {
+				h.loop() // which ends at once
+				return
+			}
 			if err := h.Release(ctx); err != nil && h.err == nil {
 				errs[i] = fmt.Errorf("lockservice: close: %w", err)
 			}

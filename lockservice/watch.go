@@ -53,7 +53,7 @@ func (s *Service) watch(ctx context.Context, name string, events chan WatchEvent
 	ask := s.changes(ctx, name)
 	for {
 		call, cancel := context.WithTimeout(ctx, watchCallTimeout)
-		info, err := s.backend.Info(call, name)
+		info, err := s.info(call, name)
 		cancel()
 		if ctx.Err() != nil {
 			return

@@ -84,9 +84,9 @@ func exitCode(err error) int {
 	return exitFailure
 }
 
-// oneLine makes an error fit one line that only shows, whatever it quotes.
+// oneLine makes an error fit one line that only shows, whatever it quotes, and says nothing of the packages it comes from.
 func oneLine(err error) string {
-	return plain(strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
+	return plain(strings.Join(strings.FieldsFunc(api.Plain(err.Error()), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
 }
 
 // interruptError is the cause with which a context of interruptible ends.

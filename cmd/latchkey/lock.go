@@ -239,7 +239,9 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 		// Others need not wait for the lease to end if it can be helped; that it cannot is no news.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		held.Release(ctx)
+		if held.Release(ctx); ctx.Err() != nil {
+			daemon.Abandon()
+		}
 		return silent(exitLost)
 	}
 	a.release(daemon, held)
@@ -314,12 +316,7 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		}
 		return nil, &exitError{code: exitCode(context.Cause(ctx))}
 	case code == exitNotAcquired:
-		if errors.Is(err, lockservice.ErrWait) {
-			if text := delayed(ctx, daemon, name); text != "" {
-				err = fmt.Errorf("%w: %s", err, text)
-			}
-		}
-		return nil, &exitError{f.notAcq, err}
+		return nil, &exitError{f.notAcq, notFree(ctx, daemon, name, err)}
 	case err != nil:
 		return nil, a.explain(err)
 	}
@@ -352,12 +349,14 @@ func (a *app) release(daemon *api.Client, held *lockservice.Handle) {
 	err := held.Release(ctx)
 	switch {
 	case err == nil, errors.Is(err, lockservice.ErrLost), errors.Is(err, lockservice.ErrNotHeld):
+		return
 	case errors.Is(err, api.ErrGone):
 		left := max(0, time.Until(end)).Round(100 * time.Millisecond)
 		a.note(fmt.Sprintf("lock %q could not be released, as its daemon is gone, and lapses in about %v: %s", held.Name(), left, oneLine(err)))
 	default:
 		a.note(fmt.Sprintf("lock %q could not be released and lapses within %v: %s", held.Name(), held.TTL(), oneLine(err)))
 	}
+	daemon.Abandon() // who has not answered so far is not waited for once more
 }
 
 // note tells the person at the terminal something that no program reads.

@@ -255,7 +255,7 @@ func TestNotAcquiredInTimeIsExit75(t *testing.T) {
 		{"n --try", 75}, {"n --wait 0", 75}, {"n --wait 2s", 75}, {"n --try -E 0", 0}, {"n --wait 2s -E 9", 9},
 	} {
 		p := d.run(append([]string{"lock"}, append(strings.Fields(c.args), "--", "true")...)...)
-		if says := p.oneLine(); p.code != c.code || says == "" {
+		if says := p.oneLine(); p.code != c.code || !strings.Contains(says, "@12D3KooWfake holds it, token ") {
 			t.Errorf("lock %s: exit %d, want %d; %q", c.args, p.code, c.code, says)
 		}
 	}
@@ -326,6 +326,21 @@ func loseLease(t *testing.T, ttl time.Duration) error {
 		return fmt.Errorf("the child was last alive %v after the last renewal, want about %v, and less than %v", last, ttl*88/100, ttl*98/100)
 	}
 	return nil
+}
+
+// A lock whose lease may be lost because nobody answers ends with its command: it gives the lock back if it can, for a second, and waits
+// for no answer beyond that. It used to be six.
+func TestLossEndsWithTheCommandWhenNobodyAnswers(t *testing.T) {
+	t.Parallel()
+	silent := func(ctx context.Context, _ lockservice.Grant) error { <-ctx.Done(); return context.Cause(ctx) }
+	d := newDaemon(t, func(b *apitest.Backend) { b.OnRenew, b.OnRelease = silent, silent })
+	p := d.under("polite", "n", "--ttl", "2s").start()
+	if p.wait() != exitLost {
+		t.Errorf("exit %d, want 76; %s", p.code, p.err.String())
+	}
+	if late := time.Since(d.told("term", false)); late > 4*time.Second {
+		t.Errorf("it ended %v after its command was asked to", late)
+	}
 }
 
 func TestLossThatIsToldStopsTheCommandAtOnce(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"latchkey/lockservice"
@@ -55,5 +56,25 @@ func TestAValueIsNoLineOfOurs(t *testing.T) {
 func TestHostileVerdictIsOneHarmlessLine(t *testing.T) {
 	if got := oneLine(errors.New("a\nb\r\nc")); got != "a; b; c" {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestWhoeverDoesNotGetALockIsToldWhy(t *testing.T) {
+	holder := lockservice.Party{Session: "a1", Peer: "12D3KooW"}
+	for _, c := range []struct {
+		info lockservice.Info
+		want string
+	}{
+		{lockservice.Info{}, "it was held when we asked, and nobody holds it now"},
+		{lockservice.Info{Held: true, Holder: holder, Token: 7}, "a1@12D3KooW holds it, token 7"},
+		{lockservice.Info{Held: true, Holder: holder, Token: 7, Waiting: 2}, "a1@12D3KooW holds it, token 7; 2 waiting"},
+		{lockservice.Info{Held: true, Holder: holder, Shared: true, Holding: 3}, "3 share it"},
+		{lockservice.Info{Held: true, Holder: holder, Permits: 4, Holding: 4, Waiting: 1}, "4 of 4 permits are held; 1 waiting"},
+		{lockservice.Info{Waiting: 1}, "nobody holds it, and it is being granted; 1 waiting"},
+		{lockservice.Info{DelayLeft: 1500 * time.Millisecond}, "nobody holds it, and it is granted to nobody for 1.5s yet, since leases or a lock delay from before may last"},
+	} {
+		if got := whyNotFree(c.info); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.info, got, c.want)
+		}
 	}
 }

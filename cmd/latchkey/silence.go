@@ -194,6 +194,51 @@ func (a *app) noteDelay(ctx context.Context, daemon *api.Client, name string, ac
 	}
 }
 
+// notFreeError is the end of a try or a limited wait for a lock that somebody has, or nobody may have. It reads as what is known of that.
+type notFreeError struct {
+	text  string
+	cause error
+}
+
+func (e *notFreeError) Error() string { return e.text }
+func (e *notFreeError) Unwrap() error { return e.cause }
+
+// notFree says who holds a lock that was not acquired, or that nobody does. What cannot be found out in a moment is not said.
+func notFree(ctx context.Context, daemon *api.Client, name string, err error) error {
+	ctx, cancel := context.WithTimeout(ctx, delayMax)
+	defer cancel()
+	i, infoErr := daemon.Locks().Info(ctx, name)
+	if infoErr != nil {
+		return err
+	}
+	what := fmt.Sprintf("lock %q is not free", name)
+	if errors.Is(err, lockservice.ErrWait) {
+		what = fmt.Sprintf("lock %q was not acquired within the wait limit", name)
+	}
+	return &notFreeError{what + ": " + whyNotFree(i), err}
+}
+
+// whyNotFree says why one who has just asked for a lock has not been given it.
+func whyNotFree(i lockservice.Info) string {
+	waiting := ""
+	if i.Waiting > 0 {
+		waiting = fmt.Sprintf("; %d waiting", i.Waiting)
+	}
+	switch {
+	case i.Permits > 0 && i.Holding > 0:
+		return fmt.Sprintf("%d of %d permits are held", i.Holding, i.Permits) + waiting
+	case i.Shared && i.Holding > 1:
+		return fmt.Sprintf("%d share it", i.Holding) + waiting
+	case i.Held:
+		return fmt.Sprintf("%s holds it, token %v", i.Holder, i.Token) + waiting
+	case i.DelayLeft > 0:
+		return delayText(i)
+	case i.Waiting > 0:
+		return "nobody holds it, and it is being granted" + waiting
+	}
+	return "it was held when we asked, and nobody holds it now"
+}
+
 // delayMax bounds the question whether a lock is granted to nobody, which only explains what is known already.
 const delayMax = time.Second
 
@@ -205,6 +250,10 @@ func delayed(ctx context.Context, daemon *api.Client, name string) string {
 	if err != nil || i.Held || i.DelayLeft <= 0 {
 		return ""
 	}
+	return delayText(i)
+}
+
+func delayText(i lockservice.Info) string {
 	return fmt.Sprintf("nobody holds it, and it is granted to nobody for %v yet, since leases or a lock delay from before may last",
 		i.DelayLeft.Round(100*time.Millisecond))
 }

@@ -73,6 +73,12 @@ func (c *Client) Close() error {
 	return err
 }
 
+// Abandon closes the connection as a crash would: what is held through Locks is left to its lease, and nothing is waited for.
+func (c *Client) Abandon() {
+	c.locks.Abandon()
+	c.transport.CloseIdleConnections()
+}
+
 // ID tells who the daemon's peer is.
 func (c *Client) ID(ctx context.Context) (Info, error) {
 	r, err := c.node.Id(ctx, &latchkeyv1.IdRequest{})

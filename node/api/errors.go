@@ -85,7 +85,7 @@ func encodeError(err error) error {
 		detail.Name, detail.Waiting = locked.Name, int64(locked.Waiting)
 		detail.Holder = encodeParty(locked.Holder)
 	}
-	ce := connect.NewError(code, err)
+	ce := connect.NewError(code, errors.New(Plain(err.Error())))
 	if d, err := connect.NewErrorDetail(detail); err == nil {
 		ce.AddDetail(d)
 	}

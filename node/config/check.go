@@ -41,6 +41,9 @@ func addrList(low, high int, entry func(ma.Multiaddr) error) func(any) error {
 		}
 		for _, s := range list {
 			if err := checkAddr(s, entry); err != nil {
+				if len(list) == 1 { // it is quoted as the field's value
+					return err
+				}
 				return fmt.Errorf("%s: %w", excerpt(s), err)
 			}
 		}
