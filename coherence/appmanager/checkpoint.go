@@ -24,21 +24,17 @@ func (m *Manager) hold(out []Action) []Action {
 	return out
 }
 
-// stopped begins to read once every thread has stopped (C3, C4). Guests have no state of their own and go on.
+// stopped begins to read once every thread has stopped (C3, C4).
 func (m *Manager) stopped(out []Action) []Action {
-	if m.state != Stopping {
+	if m.state != Stopping || m.counts.unstopped > 0 && m.mutant != protocol.WithoutStop {
 		return out
-	}
-	for _, t := range m.threads {
-		if !t.guest && t.stopped != m.id && m.mutant != protocol.WithoutStop {
-			return out
-		}
 	}
 	m.state = Reading
 	m.reads = make(map[keyspace.Key]read)
 	for o := range m.touched {
 		m.reads[o] = read{}
 	}
+	m.unread = len(m.reads)
 	return m.cut(m.ask(out))
 }
 
@@ -67,6 +63,7 @@ func (m *Manager) readerReceives(in *protocol.Message, out []Action) []Action {
 			return m.restart(out)
 		}
 		r.done = true
+		m.unread--
 		m.reads[in.Object] = r
 		return m.cut(out)
 	case protocol.Copy:
@@ -74,6 +71,7 @@ func (m *Manager) readerReceives(in *protocol.Message, out []Action) []Action {
 		out = m.object(out, reply)
 		if mine && !r.done && in.Copy == protocol.ReadCopy {
 			r.done, r.hash = true, in.Hash
+			m.unread--
 			m.reads[in.Object] = r
 			return m.cut(out)
 		}
@@ -91,10 +89,8 @@ func (m *Manager) readerReceives(in *protocol.Message, out []Action) []Action {
 
 // cut: everything is read, now (C5). Threads need not wait for what follows.
 func (m *Manager) cut(out []Action) []Action {
-	for _, r := range m.reads {
-		if !r.done {
-			return out
-		}
+	if m.unread > 0 {
+		return out
 	}
 	m.state, m.cutAt = Saving, m.next()
 	out = m.resume(out)
@@ -123,7 +119,7 @@ func (m *Manager) abort(out []Action) []Action {
 	case Stopping, Reading, Saving:
 		m.state = Running
 		out = m.resume(out)
-		m.reads, m.cutAt = nil, Manifest{}
+		m.reads, m.unread, m.cutAt = nil, 0, Manifest{}
 	}
 	return out
 }

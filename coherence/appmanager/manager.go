@@ -49,6 +49,7 @@ type Manager struct {
 	epoch    protocol.Epoch
 	threads  map[protocol.ThreadID]thread
 	at       map[protocol.NodeRef]int       // how many threads each node executes; no zeros
+	counts   counts                         // of threads
 	ended    []protocol.ThreadID            // of this epoch, the oldest first
 	over     map[protocol.ThreadID]struct{} // the same
 	suspects protocol.Suspects
@@ -57,10 +58,12 @@ type Manager struct {
 	queries []query // in order, none twice
 	// touched holds the objects of this epoch, and the life of the group that reported each (R16).
 	touched map[keyspace.Key]protocol.Life
+	fresh   int // how many of them the last complete checkpoint does not have
 
 	// id is that of the last checkpoint that was begun. It never returns to an earlier value, not by a restart either.
 	id       protocol.CheckpointID
 	reads    map[keyspace.Key]read // of READING
+	unread   int                   // of them
 	cutAt    Manifest              // what SAVING saves: the threads go on meanwhile
 	manifest Manifest              // of the last complete checkpoint
 	hash     protocol.Hash         // its name, zero for none
@@ -77,6 +80,9 @@ type thread struct {
 	stopped protocol.CheckpointID // the last one that it has stopped for
 	hash    protocol.Hash         // of the state it stopped with, or was started with
 }
+
+// counts says how many threads have not started, and have not stopped for the present checkpoint.
+type counts struct{ unstarted, unstopped int }
 
 func (t *thread) executesAt(n protocol.NodeRef) bool { return t.at == n || t.to == n }
 
@@ -171,13 +177,16 @@ func (m *Manager) Epoch() protocol.Epoch { return m.epoch }
 // Executes reports whether n executes a thread, as far as the manager knows: a node in the middle of receiving one counts.
 func (m *Manager) Executes(n protocol.NodeRef) bool { return m.at[n] > 0 }
 
-// set replaces a thread, and counts where threads are.
+// set replaces a thread.
 func (m *Manager) set(id protocol.ThreadID, t thread) {
-	m.count(m.threads[id], -1)
+	if old, ok := m.threads[id]; ok {
+		m.count(old, -1)
+	}
 	m.threads[id] = t
 	m.count(t, 1)
 }
 
+// count adds a thread to what is counted, or takes it away.
 func (m *Manager) count(t thread, by int) {
 	for _, n := range [...]protocol.NodeRef{t.at, t.to} {
 		if n.IsZero() {
@@ -186,6 +195,20 @@ func (m *Manager) count(t thread, by int) {
 		if m.at[n] += by; m.at[n] == 0 {
 			delete(m.at, n)
 		}
+	}
+	if !t.started {
+		m.counts.unstarted += by
+	}
+	if !t.guest && t.stopped != m.id { // guests have no state of their own and go on
+		m.counts.unstopped += by
+	}
+}
+
+// recount counts all threads anew.
+func (m *Manager) recount() {
+	m.at, m.counts = make(map[protocol.NodeRef]int), counts{}
+	for _, t := range m.threads {
+		m.count(t, 1)
 	}
 }
 
@@ -249,6 +272,7 @@ func (m *Manager) Step(ev Event, out []Action) []Action {
 	case Begin:
 		if m.state == Running { // C1
 			m.id++
+			m.recount() // nobody has stopped for it
 			m.state = Stopping
 			return m.stopped(m.hold(out))
 		}
@@ -260,6 +284,7 @@ func (m *Manager) Step(ev Event, out []Action) []Action {
 		if m.state == Saving && ev.Checkpoint == m.id {
 			m.manifest, m.hash, m.cutAt, m.state = m.cutAt, ev.Hash, Manifest{}, Running
 			m.added = make(map[protocol.ThreadID]protocol.Hash)
+			m.fresh = m.unsaved()
 		}
 	case Place:
 		if m.state == Restarting && ev.Epoch == m.epoch {
@@ -346,18 +371,19 @@ func (m *Manager) create(in *protocol.Message, out []Action) []Action {
 	receipt := protocol.Message{Kind: protocol.Created, Thread: in.Thread, Node: in.Node, Manifest: m.hash}
 	t, known := m.threads[in.Thread]
 	_, over := m.over[in.Thread]
+	outside := in.Parent == protocol.ThreadID{} && !in.Flag // a restart creates it again, and so must find room
 	switch {
 	case known:
 		receipt.Node = t.at
 	case over:
 	case m.state != Running && (m.state != Stopping || in.Parent == protocol.ThreadID{}): // C3: it waits, and is repeated
 		return out
-	case m.suspects.Has(in.Node) || len(m.threads) >= protocol.ThreadsMax:
+	case m.suspects.Has(in.Node) || len(m.threads) >= protocol.ThreadsMax || outside && len(m.added)+len(m.manifest.Threads) >= protocol.ThreadsMax:
 		receipt.Flag = true
 	default:
 		t = thread{at: in.Node, guest: in.Flag, started: in.Flag, hash: in.Hash}
 		m.set(in.Thread, t)
-		if in.Parent == (protocol.ThreadID{}) && !t.guest {
+		if outside {
 			m.added[in.Thread] = in.Hash
 		}
 		if !t.guest {
@@ -393,10 +419,8 @@ func (m *Manager) started(in *protocol.Message, out []Action) []Action {
 
 // unfreeze ends a restart once every thread is there.
 func (m *Manager) unfreeze(out []Action) []Action {
-	for _, t := range m.threads {
-		if !t.started {
-			return out
-		}
+	if m.counts.unstarted > 0 {
+		return out
 	}
 	m.state = Running
 	for _, n := range m.nodes() {
@@ -508,8 +532,10 @@ func (m *Manager) restartReq(in *protocol.Message, out []Action) []Action {
 // touch applies R16: an object is noted before it is touched. No receipt is given while a checkpoint reads (C4).
 func (m *Manager) touch(in *protocol.Message, out []Action) []Action {
 	life, known := m.touched[in.Object]
+	_, saved := m.manifest.Objects[in.Object]
+	fresh := !known && !saved
 	switch {
-	case known && in.Life < life, m.state == Restarting, !known && len(m.touched) >= protocol.ObjectsMax:
+	case known && in.Life < life, m.state == Restarting, fresh && len(m.manifest.Objects)+m.fresh >= protocol.ObjectsMax:
 		return out
 	case known && in.Life > life:
 		return m.restart(out) // its group has lost its state, and with it who the owner is
@@ -517,7 +543,21 @@ func (m *Manager) touch(in *protocol.Message, out []Action) []Action {
 		return out
 	}
 	m.touched[in.Object] = in.Life
+	if fresh {
+		m.fresh++
+	}
 	return m.object(out, protocol.Message{Kind: protocol.Touched, Object: in.Object, Life: in.Life, Seq: in.Seq})
+}
+
+// unsaved counts the objects that are touched and that the last complete checkpoint does not have. Together with those it has, a manifest of
+// this epoch is never larger than ObjectsMax.
+func (m *Manager) unsaved() (n int) {
+	for o := range m.touched {
+		if _, ok := m.manifest.Objects[o]; !ok {
+			n++
+		}
+	}
+	return n
 }
 
 // returned applies R15.
@@ -571,9 +611,10 @@ func (m *Manager) restart(out []Action) []Action {
 	for id, h := range m.added {
 		threads[id] = thread{hash: h}
 	}
-	m.threads, m.ended, m.queries, m.asked, m.reads, m.cutAt = threads, nil, nil, nil, nil, Manifest{}
-	m.at, m.over = make(map[protocol.NodeRef]int), make(map[protocol.ThreadID]struct{})
-	m.touched = make(map[keyspace.Key]protocol.Life)
+	m.threads, m.ended, m.queries, m.asked, m.reads, m.unread, m.cutAt = threads, nil, nil, nil, nil, 0, Manifest{}
+	m.over = make(map[protocol.ThreadID]struct{})
+	m.recount()
+	m.touched, m.fresh = make(map[keyspace.Key]protocol.Life), 0
 	for _, n := range nodes {
 		out = m.tell(out, n, protocol.Message{Kind: protocol.Destroy})
 	}

@@ -1,6 +1,7 @@
 package coherencetest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"testing"
 
@@ -32,6 +33,39 @@ func TestRequestsOfTooManyNodesAreDropped(t *testing.T) {
 	}
 	if n := len(m.Concerns()); n != protocol.NodesMax {
 		t.Errorf("requests of %d nodes wait", n)
+	}
+}
+
+// TestTooManyCopiesAreNotGranted: readers beyond NodesMax get none, and a checkpoint always gets one.
+func TestTooManyCopiesAreNotGranted(t *testing.T) {
+	m := manager.New(manager.Config{App: appKey, Object: objectKey(1), Epoch: 1})
+	owner := bigNode(protocol.NodesMax + 1)
+	give := func(msg protocol.Message) []protocol.Message {
+		msg.Epoch = 1
+		if msg.From.Party == protocol.Nobody {
+			msg.From = protocol.At(msg.Requester)
+		}
+		return m.Step(manager.Event{Kind: manager.Receive, Msg: &msg}, nil)
+	}
+	am := protocol.Address{Party: protocol.AppManager}
+	give(protocol.Message{Kind: protocol.Write, Requester: owner, Seq: 1})
+	give(protocol.Message{Kind: protocol.Touched, From: am, Seq: 1})
+	give(protocol.Message{Kind: protocol.WriteAck, Requester: owner})
+	granted := 0
+	for i := range protocol.NodesMax + 1 {
+		granted += len(give(protocol.Message{Kind: protocol.Read, Requester: bigNode(i), Seq: 1}))
+	}
+	if granted != protocol.NodesMax {
+		t.Errorf("%d copies are granted", granted)
+	}
+	if out := give(protocol.Message{Kind: protocol.Read, From: am, Requester: protocol.NodeRef{ID: keyspace.NodeID(appKey), Inc: 1}, Seq: 1}); len(out) != 1 {
+		t.Errorf("a checkpoint that reads is answered %v", out)
+	}
+	for i := range protocol.NodesMax {
+		give(protocol.Message{Kind: protocol.ReadAck, Requester: bigNode(i), Seq: 1})
+	}
+	if _, err := manager.Restore(manager.Config{App: appKey, Object: objectKey(1)}, m.Snapshot()); err != nil {
+		t.Errorf("the fullest state: %v", err)
 	}
 }
 
@@ -83,8 +117,9 @@ func feed(m *appmanager.Manager, in protocol.Message) []appmanager.Action {
 // TestTooManyThreadsAreRefused: the one beyond ThreadsMax. Ended ones are remembered up to EndedMax.
 func TestTooManyThreadsAreRefused(t *testing.T) {
 	m := appmanager.New(appmanager.Config{App: appKey})
+	var parent protocol.ThreadID
 	create := func(i int) protocol.Message {
-		for _, a := range feed(m, protocol.Message{Kind: protocol.Create, From: protocol.At(bigNode(0)), Node: bigNode(0), Thread: bigThread(i)}) {
+		for _, a := range feed(m, protocol.Message{Kind: protocol.Create, From: protocol.At(bigNode(0)), Node: bigNode(0), Thread: bigThread(i), Parent: parent}) {
 			if a.Msg.Kind == protocol.Created {
 				return a.Msg
 			}
@@ -105,6 +140,10 @@ func TestTooManyThreadsAreRefused(t *testing.T) {
 	if create(0); m.Threads() != 0 {
 		t.Error("an ended thread is created again")
 	}
+	if r := create(protocol.ThreadsMax); !r.Flag {
+		t.Error("after a restart there would be one too many, and it is not refused")
+	}
+	parent = bigThread(0) // which a restart would have create it
 	create(protocol.ThreadsMax)
 	feed(m, protocol.Message{Kind: protocol.Terminated, From: protocol.At(bigNode(0)), Thread: bigThread(protocol.ThreadsMax)})
 	if create(0); m.Threads() != 1 {
@@ -130,6 +169,40 @@ func TestTooManyObjectsAreNotTouched(t *testing.T) {
 	}
 	if touch(0) != 1 {
 		t.Error("a known one gets none")
+	}
+	if again, err := appmanager.Restore(appmanager.Config{App: appKey}, m.Snapshot()); err != nil || !bytes.Equal(again.Snapshot(), m.Snapshot()) {
+		t.Errorf("the fullest state: %v", err)
+	}
+}
+
+// TestAManifestIsBounded: objects that only the last checkpoint has count, or manifests would grow with every restart.
+func TestAManifestIsBounded(t *testing.T) {
+	m := appmanager.New(appmanager.Config{App: appKey})
+	touch := func(o keyspace.Key) int {
+		return len(feed(m, protocol.Message{Kind: protocol.Touched, Object: o, Life: 1, Seq: 1}))
+	}
+	key := func(i int) (k keyspace.Key) {
+		binary.BigEndian.PutUint32(k[:], uint32(i+1))
+		return k
+	}
+	for i := range protocol.ObjectsMax {
+		touch(key(i))
+	}
+	m.Step(appmanager.Event{Kind: appmanager.Begin}, nil)
+	reader := protocol.Address{Party: protocol.AppManager, Node: protocol.NodeRef{ID: keyspace.NodeID(appKey), Inc: 1}}
+	for i := range protocol.ObjectsMax {
+		feed(m, protocol.Message{Kind: protocol.Copy, To: reader, Object: key(i), Seq: 1, Hash: protocol.Hash{1}})
+	}
+	m.Step(appmanager.Event{Kind: appmanager.Saved, Checkpoint: 1, Hash: protocol.Hash{2}}, nil)
+	feed(m, protocol.Message{Kind: protocol.RestartReq, Object: key(0), Requester: bigNode(0), Flag: true})
+	if m.Epoch() != 2 || touch(key(1)) != 1 {
+		t.Errorf("after a restart to epoch %d a known object gets no receipt", m.Epoch())
+	}
+	if touch(key(protocol.ObjectsMax)) != 0 {
+		t.Error("one too many gets a receipt after a restart")
+	}
+	if again, err := appmanager.Restore(appmanager.Config{App: appKey}, m.Snapshot()); err != nil || !bytes.Equal(again.Snapshot(), m.Snapshot()) {
+		t.Errorf("the fullest state: %v", err)
 	}
 }
 

@@ -14,7 +14,7 @@
 // It steps every replica with the inputs in the order of the group's log, and sends, at the leader only, what [Manager.Step] returns once the
 // input is committed. It never has to know whether a message arrived: [Manager.Resend] says again what the present state waits for, and
 // receivers absorb duplicates. It watches the nodes of [Manager.Concerns] and orders its detectors' opinions as inputs. A snapshot is the whole
-// state. A group that has lost its state begins with a greater [protocol.Life].
+// state ([Manager.Snapshot], [Restore]). A group that has lost its state begins with a greater [protocol.Life].
 //
 // # Departures from the paper
 //

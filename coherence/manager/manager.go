@@ -33,6 +33,9 @@ type Request struct {
 	Seq       protocol.ReqSeq
 }
 
+// CopiesMax bounds the copy set and the queue of one object: protocol.NodesMax nodes, and a checkpoint, which always finds room.
+const CopiesMax = 1<<10 + 1
+
 // reader is a node that the manager waits for a READ_ACK of.
 type reader struct {
 	node protocol.NodeRef
@@ -421,6 +424,10 @@ func (m *Manager) grantRead(n protocol.NodeRef, seq protocol.ReqSeq, out []proto
 	if n == m.owner {
 		return out
 	}
+	at, has := slices.BinarySearchFunc(m.copySet, n, protocol.NodeRef.Compare)
+	if !has && len(m.copySet) >= protocol.NodesMax && !m.checkpoint(n) {
+		return out // it asks again; the next write makes room
+	}
 	i, ok := m.waitingFor(n)
 	switch {
 	case ok && seq <= m.waiting[i].seq && m.mutant != protocol.WithoutR1:
@@ -432,8 +439,8 @@ func (m *Manager) grantRead(n protocol.NodeRef, seq protocol.ReqSeq, out []proto
 	default:
 		m.waiting = slices.Insert(m.waiting, i, reader{n, seq})
 	}
-	if i, ok := slices.BinarySearchFunc(m.copySet, n, protocol.NodeRef.Compare); !ok {
-		m.copySet = slices.Insert(m.copySet, i, n)
+	if !has {
+		m.copySet = slices.Insert(m.copySet, at, n)
 	}
 	out = m.send(out, m.owner, protocol.Message{Kind: protocol.ForwardedRead, Requester: n, Seq: seq, LastInv: m.lastInv}) // R5: with last_inv
 	if m.suspects.Has(n) {
@@ -458,7 +465,7 @@ func (m *Manager) enqueue(r Request) {
 		}
 		return
 	}
-	if len(m.pending) < protocol.NodesMax && len(m.copySet) < protocol.NodesMax {
+	if m.checkpoint(r.Requester) || len(m.pending) < protocol.NodesMax && len(m.copySet) < protocol.NodesMax {
 		m.pending = append(m.pending, r)
 	}
 }

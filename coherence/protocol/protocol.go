@@ -82,8 +82,8 @@ const ValueMax = 1 << 20
 // Bounds that the automata share.
 const (
 	NodesMax   = 1 << 10 // nodes of one application that have copies or requests of one object, and suspicions; further requests are dropped, and repeated by those who made them
-	ObjectsMax = 1 << 17 // objects touched in one epoch; the first touch of another one is not granted
-	ThreadsMax = 1 << 14 // threads of one application; creating another one is refused
+	ObjectsMax = 1 << 17 // objects touched in one epoch, or in the checkpoint it began from; the first touch of another one is not granted
+	ThreadsMax = 1 << 14 // threads of one application, and those that a restart would create; creating another one is refused
 )
 
 // Party is a kind of participant.

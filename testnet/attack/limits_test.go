@@ -23,7 +23,7 @@ var directories = map[string]string{
 	"node": "node", "dht": "dht", "twins": "dht/twins", "replicagroup": "replicagroup", "placement": "replicagroup/placement", "raft": "replicagroup/raft",
 	"order": "replicagroup/order", "session": "replicagroup/session", "transfer": "replicagroup/transfer", "table": "lockservice/table",
 	"lockservice": "lockservice", "sigma": "lockservice/sigma", "sigmapb": "lockservice/sigma/pb", "testnet": "testnet", "access": "coherence/access", "httpguard": "lockservice/httpguard",
-	"protocol": "coherence/protocol", "appmanager": "coherence/appmanager", "cachedcopy": "coherence/cachedcopy",
+	"protocol": "coherence/protocol", "appmanager": "coherence/appmanager", "cachedcopy": "coherence/cachedcopy", "manager": "coherence/manager",
 }
 
 // row is a line of a table that names a limit and its value.
