@@ -55,6 +55,7 @@ type simConfig struct {
 	blanks                 bool          // objects' groups may lose their state
 	think                  time.Duration
 	mutant                 protocol.Mutant
+	bytes                  bool // messages, events and managers' states go through bytes
 }
 
 func drawConfig(seed uint64) simConfig {
@@ -386,6 +387,9 @@ func (h *host) apply(g *simGroup) {
 			in := g.log[r.applied]
 			r.applied++
 			speaks := h.w.leads(g) == h.at || h.env.Rand().IntN(20) == 0 // one that has led may go on speaking
+			if h.w.cfg.bytes {
+				h.w.restored(g, r, &in)
+			}
 			if g.object >= 0 {
 				out := r.om.Step(in.om, nil)
 				if err := r.om.Check(); err != nil {
@@ -401,6 +405,9 @@ func (h *host) apply(g *simGroup) {
 			}
 			was := r.am.State()
 			out := r.am.Step(in.am, nil)
+			if err := r.am.Check(); err != nil {
+				h.w.fail("%w", err)
+			}
 			if r.applied > g.first { // the first to get here
 				g.first = r.applied
 				h.w.noteApp(r.am, was, out)
@@ -453,6 +460,9 @@ func (h *host) send(m protocol.Message) {
 		m.Hash = protocol.Hash{1}
 		binary.BigEndian.PutUint32(m.Hash[1:], versionOf(m.Value))
 		m.Value = nil
+	}
+	if h.w.cfg.bytes {
+		m = h.w.overTheWire(m)
 	}
 	if m.To.Party == protocol.Node {
 		h.env.Send(sim.NodeID(nodeOf(m.To.Node)), m)

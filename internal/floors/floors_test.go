@@ -73,6 +73,7 @@ var packages = map[string]int{
 	"lockservice/httpguard": api, // above the guard that it puts before a handler
 	"coherence":             services,
 	"coherence/access":      tools,
+	"coherence/pb":          tools,
 
 	"node/api/latchkey/v1":                   tools,
 	"node/api/latchkey/v1/latchkeyv1connect": overlay, // above the messages it carries; beside our own overlay it imports nothing of it
