@@ -61,6 +61,7 @@ type Config struct {
 	Store    Store                     // nil: the host keeps no replicas, as a client does
 	Clock    *driver.Clock             // nil: a new one
 	Services map[string]MachineFactory // of every group but the root, by name
+	Outlets  map[string]Outlet         // of services that post, by name
 	Voters   VoterService              // what runs beside the log in every group but the root; nil: nothing does
 	Declines bool                      // start as after SetHosting(false)
 	// Rejoins says that others may have the overlay's root: its only founder, if that is this peer and its store is gone, joins like
@@ -95,6 +96,7 @@ type Host struct {
 	storeID   order.StoreID
 	clock     *driver.Clock
 	services  map[string]MachineFactory
+	outlets   map[string]Outlet
 	voters    VoterService // nil: there are none
 	start     uint64       // [Seat.Start]
 	declines  bool         // at the start
@@ -180,7 +182,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(),
-		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, voters: cfg.Voters, declines: cfg.Declines, rejoins: cfg.Rejoins,
+		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, outlets: cfg.Outlets, voters: cfg.Voters, declines: cfg.Declines, rejoins: cfg.Rejoins,
 		distrusts: cfg.Distrusts, distrust: cfg.Distrust,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]addressee),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
@@ -655,9 +657,15 @@ func (h *Host) absent(g order.GroupID, call caller) {
 	call.Reply(marshal(r))
 }
 
-// push sends outputs of machines to the peers whose sessions they are for. A lost one is sent again from state.
+// push sends outputs of machines to the peers whose sessions they are for, and posts the others. A lost one is sent again from state.
 func (h *Host) push(g order.GroupID, outs *session.Outputs) {
 	for _, o := range outs.List {
+		if o.Posted != nil {
+			if out := h.outlets[o.Service]; out != nil {
+				out(g, o.Posted)
+			}
+			continue
+		}
 		to, ok := h.overlay.PeerOf(o.Peer)
 		if !ok {
 			continue

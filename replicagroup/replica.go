@@ -56,6 +56,7 @@ type replica struct {
 	gatheredBytes int // and the bytes of their data
 
 	nextRef uint64
+	inputs  int // proposals of inputs under way
 	// These maps are nil in a replica that has slept since they were used.
 	waiting     map[commandKey][]caller // commands proposed here, by what names them
 	waiters     int                     // callers in waiting, reads, blocked and lines
@@ -374,9 +375,12 @@ func (r *replica) done(d order.Outcome) {
 		return
 	}
 	delete(r.proposals, d.Ref)
-	if key.session == ownCommand && key.seq == 0 && key.client == (order.ClientID{}) {
+	switch own := key.seq == 0 && key.client == (order.ClientID{}); {
+	case own && key.session == ownCommand:
 		r.seat.own--
-	} else if d.Err != nil {
+	case own && key.session == inputCommand:
+		r.inputs--
+	case d.Err != nil:
 		r.answer(key, marshal(r.failed(d.Err)))
 	}
 }
@@ -435,12 +439,17 @@ func (r *replica) propose(e *commandEvent) bool {
 	r.nextRef++
 	r.proposals[r.nextRef] = key
 	r.sample(key)
+	r.gather(order.Propose{Ref: r.nextRef, Stamp: r.shard.stamp(), Cmd: e.cmd})
+	return true
+}
+
+// gather has a command proposed with the others of this turn.
+func (r *replica) gather(p order.Propose) {
 	if len(r.proposing) == 0 {
 		r.shard.proposers = append(r.shard.proposers, r)
 		r.proposing, r.shard.spare = r.shard.spare, nil
 	}
-	r.proposing = append(r.proposing, order.Propose{Ref: r.nextRef, Stamp: r.shard.stamp(), Cmd: e.cmd})
-	return true
+	r.proposing = append(r.proposing, p)
 }
 
 // proposeAll proposes what has gathered. What comes of it may gather more.

@@ -81,19 +81,24 @@ func (t *Table) Snapshot() []byte {
 	for _, id := range t.ended {
 		b = append(b, id[:]...)
 	}
-	b = append(b, byte(len(t.services)))
+	used, at := byte(0), len(b)
+	b = append(b, 0)
 	for _, s := range t.services {
-		n := s.name
-		b = append(b, byte(len(n)))
-		b = append(b, n...)
 		d := s.Snapshot()
+		if len(d) == 0 {
+			continue
+		}
+		used++
+		b = append(b, byte(len(s.name)))
+		b = append(b, s.name...)
 		u32(len(d))
 		b = append(b, d...)
 	}
+	b[at] = used
 	return b
 }
 
-// Restore replaces the state by the one in a snapshot, which must hold exactly the services of this table. After an error,
+// Restore replaces the state by the one in a snapshot, which must hold no other services than this table. After an error,
 // which matches [ErrMalformed] or comes from a service, the table is not to be used any more.
 func (t *Table) Restore(snapshot []byte) error {
 	t.clear()
@@ -230,16 +235,26 @@ func (r *reader) ended(t *Table) {
 	}
 }
 
+// services reads the state of each service in the order of names, nil for one that is not mentioned.
 func (r *reader) services(names []string) [][]byte {
-	if n := int(r.u8()); n != len(names) {
-		r.fail("%d services, this group has %d", n, len(names))
-	}
-	var blobs [][]byte
-	for _, want := range names {
-		if name := string(r.take(int(r.u8()))); name != want {
-			r.fail("service %q where %q is due", name, want)
+	n := int(r.u8())
+	blobs := make([][]byte, len(names))
+	for i, want := range names {
+		if n == 0 || r.err != nil {
+			break
 		}
-		blobs = append(blobs, r.take(r.count(len(r.b), 1)))
+		before := r.b
+		if name := string(r.take(int(r.u8()))); name != want {
+			r.b = before
+			continue
+		}
+		if blobs[i] = r.take(r.count(len(r.b), 1)); len(blobs[i]) == 0 {
+			r.fail("service %q without a state", want)
+		}
+		n--
+	}
+	if n > 0 {
+		r.fail("%d services that this group does not have, or out of order", n)
 	}
 	return blobs
 }

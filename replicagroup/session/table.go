@@ -92,6 +92,9 @@ type Context struct {
 	// Emit adds an output, which the leader's host pushes to the peer of that client's session; outputs may be lost, hence
 	// Resend. It does nothing when the session does not exist. Nil in Query.
 	Emit func(client order.ClientID, data []byte)
+	// Post adds a value for whoever drives the service at the leader's host, which gets it once the entry is committed; it may be
+	// lost, too. Nil in Query.
+	Post func(v any)
 	// Parts takes keys out of the group's other machines, and puts them back. Nil but in Apply.
 	Parts Parts
 }
@@ -112,9 +115,10 @@ type Machine interface {
 	Deadline() (logTime time.Duration, ok bool)
 	// Resend emits again every output that is still awaited, for a new leader and for outputs that were lost.
 	Resend(c Context)
-	// Snapshot returns the canonical encoding of the state: equal states give equal bytes.
+	// Snapshot returns the canonical encoding of the state: equal states give equal bytes. An empty one is that of a service which
+	// nobody has used; a group's snapshot does not mention it, as those of builds without the service do not.
 	Snapshot() []byte
-	// Restore replaces the state by one that Snapshot encoded, or refuses it.
+	// Restore replaces the state by one that Snapshot encoded, or refuses it. Without bytes it is the state of before the first entry.
 	Restore([]byte) error
 }
 
@@ -130,12 +134,13 @@ type Insider interface {
 	ApplyOwn(c Context, data []byte)
 }
 
-// Output is a message for the peer of a session.
+// Output is a message for the peer of a session, or what was posted to the service's driver.
 type Output struct {
 	Peer    keyspace.NodeID
 	Client  order.ClientID
 	Service string
 	Data    []byte
+	Posted  any // nil: it is a message
 }
 
 // Outputs collects what a call to a [Table] emitted. A driver reuses one value; it calls Reset in between.
@@ -175,6 +180,7 @@ type Table struct {
 	out     *Outputs // of the running call
 	running string   // service that is running
 	emit    func(order.ClientID, []byte)
+	post    func(any)
 	mutant  Mutant
 }
 
@@ -213,7 +219,7 @@ func NewTable(drift automaton.Drift, services map[string]Machine) *Table {
 			t.gate = g
 		}
 	}
-	t.emit = t.doEmit
+	t.emit, t.post = t.doEmit, t.doPost
 	t.clear()
 	return t
 }
@@ -337,7 +343,13 @@ func (t *Table) noteEnded(id order.ClientID) {
 
 func (t *Table) context(service string) Context {
 	t.running = service
-	return Context{Index: t.index, Now: t.now, Emit: t.emit}
+	return Context{Index: t.index, Now: t.now, Emit: t.emit, Post: t.post}
+}
+
+func (t *Table) doPost(v any) {
+	if t.out != nil {
+		t.out.List = append(t.out.List, Output{Service: t.running, Posted: v})
+	}
 }
 
 func (t *Table) doEmit(client order.ClientID, data []byte) {
@@ -473,7 +485,7 @@ func (t *Table) Query(service string, author keyspace.NodeID, data []byte) (Stat
 		return Moved, nil
 	}
 	c := t.context(service)
-	c.Author, c.Emit = author, nil
+	c.Author, c.Emit, c.Post = author, nil, nil
 	return OK, m.Query(c, data)
 }
 
