@@ -19,8 +19,8 @@ var (
 	ErrTooLarge = access.ErrTooLarge
 )
 
-// Object is what a [Var] needs of a shared object; see [access.Object] for what its methods promise.
-type Object interface {
+// Accessor is what a [Var] needs of a shared object: an [Object] is one.
+type Accessor interface {
 	View(ctx context.Context, fn func(value []byte) error) error
 	Set(ctx context.Context, value []byte) error
 	Update(ctx context.Context, fn func(value []byte) ([]byte, error)) error
@@ -45,12 +45,12 @@ func (JSON[T]) Unmarshal(b []byte) (v T, err error) { return v, json.Unmarshal(b
 // Var is a variable of type T in a shared object. An object that nobody has written, or that is empty, holds the zero value.
 // Safe for concurrent use. Its methods block and fail as those of the object do, or with the codec's error.
 type Var[T any] struct {
-	object Object
+	object Accessor
 	codec  Codec[T]
 }
 
 // NewVar returns the variable in an object. All who use the object must use one codec.
-func NewVar[T any](o Object, c Codec[T]) *Var[T] { return &Var[T]{o, c} }
+func NewVar[T any](o Accessor, c Codec[T]) *Var[T] { return &Var[T]{o, c} }
 
 // Load returns the value at one instant of the call.
 func (v *Var[T]) Load(ctx context.Context) (value T, err error) {

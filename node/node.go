@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 
+	"latchkey/coherence"
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/internal/driver"
@@ -35,6 +36,7 @@ type Node struct {
 	store   replicagroup.Store
 	clock   *driver.Clock
 	locks   *lockservice.Service
+	objects *coherence.Service
 	sigma   *sigmaParts // nil: the overlay does not run the protocol
 
 	refusals   *Refusals
@@ -191,6 +193,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 			overlay.Remember(p)
 		}
 	}
+	n.objects = coherence.NewService(overlay)
 	var voters replicagroup.VoterService
 	if c.genesis.Sigma {
 		n.sigma = n.newSigma()
@@ -198,7 +201,8 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	}
 	n.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: c.genesis, Reseed: c.reseed, ReseedState: c.rootState, OnReseed: c.onReseed, Overlay: overlay, Store: c.store, Clock: n.clock,
-		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine}, Voters: voters,
+		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine, coherence.ServiceName: n.objects.Machine},
+		Outlets:  map[string]replicagroup.Outlet{coherence.ServiceName: n.objects.Outlet}, Voters: voters,
 		Declines: !overlay.Hosting(),
 		Rejoins:  len(c.bootstrap) > 0 || n.known != nil && len(n.known.peers) > 0,
 
@@ -219,6 +223,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	n.failing, _ = c.store.(failing)
 	n.closing = c.closing
 	n.locks = n.NewLocks()
+	n.objects.Start(n.groups, n.genesis)
 	return n, nil
 }
 
@@ -275,7 +280,7 @@ func (n *Node) Start(ctx context.Context) error {
 	return nil
 }
 
-// Close releases the locks that this node's services hold, stops them and the replicas, and leaves the overlay. It is
+// Close hands over the shared objects that this node owns, releases the locks that its services hold, stops them and the replicas, and leaves the overlay. It is
 // idempotent, and waits for everything it stops; releasing takes at most a few seconds when the groups do not answer. The
 // libp2p host stays open.
 func (n *Node) Close() error {
@@ -292,7 +297,7 @@ func (n *Node) Close() error {
 	}
 	n.known.close() // while the overlay still knows its peers
 	n.strangers.stop()
-	var errs []error
+	errs := []error{n.objects.Close()}
 	for _, s := range sessions {
 		errs = append(errs, s.service.Close())
 		if s.client != nil {
@@ -339,6 +344,9 @@ func (n *Node) Err() error {
 	}
 	return n.failing.Err()
 }
+
+// Objects returns the node's part in shared objects: it opens applications.
+func (n *Node) Objects() *coherence.Service { return n.objects }
 
 // Locks returns the node's own session of the lock service.
 func (n *Node) Locks() *lockservice.Service { return n.locks }

@@ -36,7 +36,8 @@ const EndedMax = 1 << 14
 
 // Config is what a manager is made with.
 type Config struct {
-	App keyspace.Key
+	App   keyspace.Key
+	Epoch protocol.Epoch // that it begins with, above all that it had before its group forgot it; 0 is 1
 }
 
 // Manager is the manager of one application (RR-5059 section 3.2). All replicas of its group step it with the same events in the order of the
@@ -109,10 +110,10 @@ type Manifest struct {
 
 func (m Manifest) clone() Manifest { return Manifest{maps.Clone(m.Objects), maps.Clone(m.Threads)} }
 
-// New makes the manager of an application that has not begun: epoch 1, no threads.
+// New makes the manager of an application that has not begun: no threads.
 func New(cfg Config) *Manager {
 	return &Manager{
-		cfg: cfg, epoch: 1, threads: make(map[protocol.ThreadID]thread), at: make(map[protocol.NodeRef]int),
+		cfg: cfg, epoch: max(cfg.Epoch, 1), threads: make(map[protocol.ThreadID]thread), at: make(map[protocol.NodeRef]int),
 		over: make(map[protocol.ThreadID]struct{}), touched: make(map[keyspace.Key]protocol.Life), added: make(map[protocol.ThreadID]protocol.Hash),
 	}
 }

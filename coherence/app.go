@@ -1,0 +1,493 @@
+package coherence
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"latchkey/coherence/access"
+	"latchkey/coherence/appmanager"
+	"latchkey/coherence/cachedcopy"
+	"latchkey/coherence/protocol"
+	"latchkey/dht/keyspace"
+)
+
+// Errors beside those of calls.
+var (
+	// ErrOpen matches the error of opening an application that this node has open.
+	ErrOpen = errors.New("coherence: application already open on this node")
+	// ErrClosed matches the error of every call after Close.
+	ErrClosed = errors.New("coherence: closed")
+	// ErrTooMany matches the error about more objects than an application, or a node, can have.
+	ErrTooMany = errors.New("coherence: too many objects")
+)
+
+// ObjectsMax bounds the objects of an application that one node uses, and those of the whole application.
+const ObjectsMax = 1 << 17
+
+// Option configures [Service.Open].
+type Option func(*access.Config)
+
+// WithUpdateHold sets how long an Update may keep the others from an object. Default: [access.UpdateHold].
+func WithUpdateHold(d time.Duration) Option { return func(c *access.Config) { c.UpdateHold = d } }
+
+// App is this node's part in one execution of an application. When the execution is over, since a node that had the application open failed, every
+// call fails with [ErrRestarted]; who wants to take part in the next one opens the application again. Safe for concurrent use.
+type App struct {
+	s    *Service
+	name string
+	key  keyspace.Key
+	self protocol.NodeRef // each Open is an incarnation of its own
+
+	mu     sync.Mutex // before those of objects
+	node   *appmanager.Node
+	guest  protocol.ThreadID // by which the application's manager knows that the node uses objects
+	inside bool              // the guest is there
+	left   bool              // it has ended
+	opened chan struct{}     // closed once the guest is there, or the application is over
+	exec   *access.Epoch
+	epoch  atomic.Uint64
+
+	isOver   atomic.Bool
+	over     chan struct{} // closed when the execution is over
+	done     chan struct{} // closed when the node has no part in it any more
+	doneOnce sync.Once
+	closing  atomic.Bool
+	heard    atomic.Int64 // when the last message came, in Unix nanoseconds
+
+	objects sync.Map // of keyspace.Key to *copyOf
+	count   atomic.Int64
+
+	pending  sync.Mutex                // after those of objects
+	restless map[keyspace.Key]restless // copies that wait for somebody
+	turn     int                       // of the ticker; one is repeatEvery
+	progress chan struct{}             // when closing: one of them waits no longer
+}
+
+// restless is a copy that had something to say not long ago.
+type restless struct {
+	copy  *copyOf
+	due   int // the turn at which it says it again
+	after int // how many turns that was put off
+}
+
+// copyOf is a copy of an object, as it is in the map.
+type copyOf struct {
+	key       keyspace.Key
+	object    *access.Object
+	cached    *access.Cached
+	repeating atomic.Bool
+}
+
+// Open takes part in an application, which is founded if nobody has it open. It blocks until the application's manager knows of this node; ctx
+// bounds that only. One node has an application open once ([ErrOpen]); its goroutines share it.
+//
+// What the objects hold lives as long as the application is open somewhere, and no node that has it open fails: then it begins anew, with all
+// objects empty.
+func (s *Service) Open(ctx context.Context, name string, opts ...Option) (*App, error) {
+	if err := checkName("an application", name); err != nil {
+		return nil, err
+	}
+	var c access.Config
+	for _, o := range opts {
+		o(&c)
+	}
+	a := &App{
+		s: s, name: name, key: AppKey(name), opened: make(chan struct{}), over: make(chan struct{}), done: make(chan struct{}),
+		restless: make(map[keyspace.Key]restless), progress: make(chan struct{}, 1), exec: access.NewEpoch(c),
+	}
+	s.mu.Lock()
+	switch {
+	case s.closed:
+		s.mu.Unlock()
+		return nil, ErrClosed
+	case s.apps[a.key] != nil:
+		s.mu.Unlock()
+		return nil, fmt.Errorf("%w: %q", ErrOpen, name)
+	}
+	a.self = protocol.NodeRef{ID: s.overlay.Node(), Inc: s.drawLocked()}
+	a.node = appmanager.NewNode(appmanager.NodeConfig{Self: a.self, App: a.key})
+	known := s.epochs[a.key]
+	s.apps[a.key] = a
+	s.wg.Go(a.run)
+	s.wg.Go(a.listen)
+	s.mu.Unlock()
+
+	a.mu.Lock()
+	if known > a.node.Epoch() {
+		a.step(appmanager.NodeEvent{Kind: appmanager.NodeReceive, Msg: &protocol.Message{
+			Kind: protocol.Destroy, From: protocol.Address{Party: protocol.AppManager}, To: protocol.At(a.self), Epoch: known}})
+	} else {
+		a.enter()
+	}
+	a.mu.Unlock()
+	select {
+	case <-a.opened:
+		return a, nil
+	case <-ctx.Done():
+	case <-s.ctx.Done():
+	}
+	go a.abandon()
+	return nil, fmt.Errorf("coherence: open %q: %w", name, cause(ctx, ErrClosed))
+}
+
+func cause(ctx context.Context, otherwise error) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return otherwise
+}
+
+// abandon leaves an application that was not opened in time: its manager may know of this node by now.
+func (a *App) abandon() {
+	ctx, cancel := context.WithTimeout(a.s.ctx, closeTimeout)
+	defer cancel()
+	if err := a.Close(ctx); err != nil {
+		log.Debugw("left before it was open", "app", a.name, "err", err)
+	}
+}
+
+// enter asks the application's manager to know of this node. mu is held.
+func (a *App) enter() {
+	rand.Read(a.guest[:])
+	a.step(appmanager.NodeEvent{Kind: appmanager.NewThread, Thread: a.guest, Node: a.self, Guest: true})
+}
+
+// step has the node's automaton take an event, and does what it says. mu is held.
+func (a *App) step(ev appmanager.NodeEvent) {
+	for _, act := range a.node.Step(ev, nil) {
+		switch act.Kind {
+		case appmanager.NodeSend:
+			a.s.out.Put(outgoing{app: a.key, message: act.Msg})
+		case appmanager.CreatedHere:
+			switch {
+			case act.Thread != a.guest || a.inside:
+			case act.Refused: // the run loop tries again
+			default:
+				a.inside = true
+				a.epoch.Store(uint64(a.node.Epoch()))
+				close(a.opened)
+			}
+		case appmanager.Leave:
+			a.objects.Range(func(_, v any) bool {
+				c := v.(*copyOf)
+				c.cached.Step(cachedcopy.Event{Kind: cachedcopy.ThreadsGone, Node: act.Node})
+				return true
+			})
+		case appmanager.NewEpoch:
+			if a.inside {
+				a.end(act.Epoch)
+				return
+			}
+			a.s.remember(a.key, act.Epoch)
+			a.enter()
+		}
+	}
+}
+
+// remember notes the epoch of an application, so that the next Open begins with it.
+func (s *Service) remember(app keyspace.Key, e protocol.Epoch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.epochs) >= GroupAppsMax {
+		clear(s.epochs)
+	}
+	s.epochs[app] = max(s.epochs[app], e)
+}
+
+// end ends this node's part in the execution, since there is another one.
+func (a *App) end(next protocol.Epoch) {
+	if a.isOver.Swap(true) {
+		return
+	}
+	a.exec.End()
+	a.s.remember(a.key, next)
+	close(a.over)
+	a.gone()
+}
+
+// gone forgets the application on this node.
+func (a *App) gone() {
+	a.doneOnce.Do(func() {
+		a.s.mu.Lock()
+		if a.s.apps[a.key] == a {
+			delete(a.s.apps, a.key)
+		}
+		a.s.mu.Unlock()
+		close(a.done)
+	})
+}
+
+// receive takes a message for this incarnation.
+func (a *App) receive(m *protocol.Message) {
+	a.heard.Store(time.Now().UnixNano())
+	epoch := protocol.Epoch(a.epoch.Load())
+	object := m.Object != (keyspace.Key{}) && m.Kind != protocol.Destroy
+	switch {
+	case a.isOver.Load():
+	case epoch == 0 || !object:
+		if object { // not there yet, so nobody counts on it
+			return
+		}
+		a.mu.Lock()
+		a.step(appmanager.NodeEvent{Kind: appmanager.NodeReceive, Msg: m})
+		a.mu.Unlock()
+		a.settled()
+	case m.Epoch > epoch:
+		a.end(m.Epoch)
+	case m.Epoch == epoch:
+		if m.Kind == protocol.FirstTouch {
+			m.Value = &protocol.Cell{Bytes: []byte{}}
+		}
+		c, err := a.copy(m.Object, true)
+		if err != nil {
+			return
+		}
+		c.cached.Step(cachedcopy.Event{Kind: cachedcopy.Receive, Msg: m})
+		a.settled()
+	}
+}
+
+// copy returns this node's copy of an object. Where somebody else speaks of it, it may be made also when the node is about to leave.
+func (a *App) copy(key keyspace.Key, asked bool) (*copyOf, error) {
+	if c, ok := a.objects.Load(key); ok {
+		return c.(*copyOf), nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c, ok := a.objects.Load(key); ok {
+		return c.(*copyOf), nil
+	}
+	switch {
+	case a.isOver.Load():
+		return nil, ErrRestarted
+	case a.closing.Load() && !asked:
+		return nil, ErrClosed
+	case a.count.Load() >= ObjectsMax:
+		return nil, fmt.Errorf("%w: %d on this node", ErrTooMany, ObjectsMax)
+	}
+	c := &copyOf{key: key}
+	automaton := cachedcopy.New(cachedcopy.Config{
+		Self: a.self, App: a.key, Object: key, Epoch: protocol.Epoch(a.epoch.Load()), Threads: !a.left,
+	})
+	c.object, c.cached = access.NewCached(a.exec, key, automaton, func(m protocol.Message) { a.say(c, m) })
+	a.objects.Store(key, c)
+	a.count.Add(1)
+	return c, nil
+}
+
+// inlineMax is the longest value that is sent at once. What is longer is encoded elsewhere, since an object's mutex is short.
+const inlineMax = 4 << 10
+
+// say sends what a copy has to say. It is called under the object's mutex.
+func (a *App) say(c *copyOf, m protocol.Message) {
+	a.pending.Lock()
+	r := restless{c, 0, repeatFirst}
+	if c.repeating.Load() {
+		r.after = min(2*a.restless[c.key].after, repeatMost)
+	}
+	r.due = a.turn + r.after
+	a.restless[c.key] = r
+	a.pending.Unlock()
+	switch {
+	case m.To.Party == protocol.AppManager && m.Kind == protocol.Copy: // a checkpoint reads, and nobody here stores chunks yet
+	case m.To.Party != protocol.Node:
+		a.s.route(a.key, &m, c.repeating.Load())
+	case m.To.Node.ID == a.self.ID || m.Value != nil && len(m.Value.Bytes) > inlineMax:
+		a.s.out.Put(outgoing{app: a.key, message: m})
+	default:
+		a.s.post(a.key, &m)
+	}
+}
+
+// run repeats what is not answered, until the node has no part in the application any more.
+func (a *App) run() {
+	tick := time.NewTicker(repeatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			a.repeat()
+		case <-a.progress:
+		case <-a.done:
+			return
+		case <-a.s.ctx.Done():
+			a.exec.End()
+			return
+		}
+		if a.closing.Load() {
+			a.leave()
+		}
+	}
+}
+
+func (a *App) repeat() {
+	a.pending.Lock()
+	a.turn++
+	round := a.turn%repeatMost == 0
+	a.pending.Unlock()
+	if round {
+		a.mu.Lock()
+		waits := a.node.Waits()
+		switch {
+		case waits:
+			a.step(appmanager.NodeEvent{Kind: appmanager.NodeRepeat})
+		case !a.inside && !a.closing.Load(): // it was refused
+			a.enter()
+		}
+		a.mu.Unlock()
+		if waits {
+			a.s.seek(a.key, true, nil)
+		}
+	}
+	a.pending.Lock()
+	var due []*copyOf
+	for _, r := range a.restless {
+		if r.due < a.turn {
+			due = append(due, r.copy)
+		}
+	}
+	a.pending.Unlock()
+	for _, c := range due {
+		if !a.calm(c) {
+			a.s.seek(c.key, true, nil)
+			c.repeating.Store(true)
+			c.cached.Step(cachedcopy.Event{Kind: cachedcopy.Repeat})
+			c.repeating.Store(false)
+		}
+	}
+}
+
+// calm forgets that a copy waits for somebody, if it does not.
+func (a *App) calm(c *copyOf) (calm bool) {
+	c.cached.Inspect(func(k *cachedcopy.Copy) {
+		if calm = !k.Waits(); calm {
+			a.pending.Lock()
+			delete(a.restless, c.key)
+			a.pending.Unlock()
+		}
+	})
+	return calm
+}
+
+// listen asks now and then whether the execution is over: who only reads what it has would not hear of it, if the one message that says so is
+// lost.
+func (a *App) listen() {
+	tick := time.NewTicker(listenEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-a.over:
+			return
+		case <-a.done:
+			return
+		case <-a.s.ctx.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(a.s.ctx, listenEvery)
+		i, err := a.s.ask(ctx, a.key)
+		cancel()
+		if epoch := protocol.Epoch(a.epoch.Load()); err == nil && epoch > 0 && i.Epoch > epoch {
+			a.end(i.Epoch)
+		}
+	}
+}
+
+// settled has the run loop see whether the node may leave.
+func (a *App) settled() {
+	if a.closing.Load() {
+		select {
+		case a.progress <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Name returns the application's name.
+func (a *App) Name() string { return a.name }
+
+// Epoch returns which execution of the application it is.
+func (a *App) Epoch() protocol.Epoch { return protocol.Epoch(a.epoch.Load()) }
+
+// Restarted is closed when the execution is over.
+func (a *App) Restarted() <-chan struct{} { return a.over }
+
+// Close ends this node's part in the application. Calls that wait fail with [ErrClosed], as all do that come later. What this node owns is handed
+// to others that have the application open, and Close blocks until they have it, or ctx ends; then it goes on in the background, and the
+// application cannot be opened here again before it is done. If the process ends first, the application begins anew. With the last one that has it
+// open, the application ends.
+func (a *App) Close(ctx context.Context) error {
+	a.closing.Store(true)
+	a.exec.End()
+	a.settled()
+	select {
+	case <-a.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("coherence: still leaving %q, %d copies are waited for: %w", a.name, a.waits(), context.Cause(ctx))
+	case <-a.s.ctx.Done():
+		return ErrClosed
+	}
+}
+
+// closeHeard is Close for as long as something is heard about the application.
+func (a *App) closeHeard(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	last := time.Now()
+	go func() {
+		for {
+			select {
+			case <-time.After(silentTimeout - time.Since(last)):
+			case <-ctx.Done():
+				return
+			}
+			if heard := time.Unix(0, a.heard.Load()); heard.After(last) {
+				last = heard
+				continue
+			}
+			cancel(errSilent)
+			return
+		}
+	}()
+	return a.Close(ctx)
+}
+
+// errSilent is why a service gives up leaving.
+var errSilent = errors.New("nobody answers")
+
+func (a *App) waits() int {
+	a.pending.Lock()
+	defer a.pending.Unlock()
+	return len(a.restless)
+}
+
+// leave takes the guest away, which has the copies look for other owners, and forgets the application once nobody counts on this node.
+func (a *App) leave() {
+	a.mu.Lock()
+	if a.inside && !a.left {
+		a.left = true
+		a.step(appmanager.NodeEvent{Kind: appmanager.End, Thread: a.guest})
+	}
+	waits := a.node.Waits()
+	a.mu.Unlock()
+	a.pending.Lock()
+	all := make([]*copyOf, 0, len(a.restless))
+	for _, r := range a.restless {
+		all = append(all, r.copy)
+	}
+	a.pending.Unlock()
+	for _, c := range all {
+		if !a.calm(c) {
+			waits = true
+		}
+	}
+	if !waits {
+		a.gone()
+	}
+}

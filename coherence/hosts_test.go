@@ -1,0 +1,307 @@
+package coherence_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/coherence"
+	"latchkey/dht/keyspace"
+	"latchkey/internal/history"
+	"latchkey/testnet"
+)
+
+// up starts a testnet of n peers.
+func up(t *testing.T, n int) (*testnet.Network, context.Context) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	net, err := testnet.Up(ctx, testnet.Options{N: n, Depth: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { net.Close() })
+	return net, ctx
+}
+
+// open opens an application on a peer.
+func open(t *testing.T, ctx context.Context, net *testnet.Network, peer int, name string) *coherence.App {
+	t.Helper()
+	p, err := net.Peer(peer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, err := p.Node().Objects().Open(ctx, name)
+	if err != nil {
+		t.Fatalf("peer %d opens %q: %v", peer, name, err)
+	}
+	return app
+}
+
+func number(b []byte) uint64 {
+	if len(b) < 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}
+
+// add increments an object.
+func add(ctx context.Context, o *coherence.Object) error {
+	return o.Update(ctx, func(b []byte) ([]byte, error) { return binary.BigEndian.AppendUint64(nil, number(b)+1), nil })
+}
+
+func TestNodesShareAnObject(t *testing.T) {
+	net, ctx := up(t, 3)
+	var objects []*coherence.Object
+	for i := range 3 {
+		objects = append(objects, open(t, ctx, net, i, "count").Object("n"))
+	}
+	const rounds = 20
+	start := time.Now()
+	for i := range 3 * rounds {
+		if err := add(ctx, objects[i%3]); err != nil {
+			t.Fatalf("increment %d: %v", i, err)
+		}
+	}
+	t.Logf("%v an increment", time.Since(start)/(3*rounds))
+	for i, o := range objects {
+		b, err := o.Get(ctx)
+		if err != nil || number(b) != 3*rounds {
+			t.Fatalf("peer %d reads %d, %v", i, number(b), err)
+		}
+	}
+	if _, err := func() (*coherence.App, error) {
+		p, _ := net.Peer(0)
+		return p.Node().Objects().Open(ctx, "count")
+	}(); !errors.Is(err, coherence.ErrOpen) {
+		t.Errorf("opened twice: %v", err)
+	}
+}
+
+// leader returns the peer that leads the group of a key.
+func leader(t *testing.T, ctx context.Context, net *testnet.Network, key keyspace.Key) int {
+	t.Helper()
+	p, err := net.Peer(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := p.Node().Groups().Leader(ctx, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net.IndexOf(peer.ID(l.ID).String())
+}
+
+// client reads and writes objects of an application and records what it sees. An object holds how often it was written, and what was written last.
+type client struct {
+	id     int
+	app    *coherence.App
+	h      *history.History
+	writes map[string]uint64
+}
+
+func (c *client) read(ctx context.Context, name string) error {
+	op := c.h.Call(c.id, history.Read(name))
+	b, err := c.app.Object(name).Get(ctx)
+	if err == nil {
+		c.h.Return(op, history.Answer{Value: second(b), Version: number(b)})
+	}
+	return err
+}
+
+func (c *client) write(ctx context.Context, name string) error {
+	c.writes[name]++
+	value := uint64(c.id+1)<<32 | c.writes[name]
+	op := c.h.Call(c.id, history.Write(name, value))
+	var version uint64
+	err := c.app.Object(name).Update(ctx, func(b []byte) ([]byte, error) {
+		version = number(b) + 1
+		return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, version), value), nil
+	})
+	if err == nil {
+		c.h.Return(op, history.Answer{Version: version})
+	}
+	return err
+}
+
+func second(b []byte) uint64 {
+	if len(b) < 16 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b[8:])
+}
+
+// use has clients read and write objects, each until it has done so many calls and stop is closed, or one fails. It returns the first failure.
+func use(ctx context.Context, clients []*client, names []string, calls int, stop <-chan struct{}) error {
+	var all sync.WaitGroup
+	errs := make([]error, len(clients))
+	for i, c := range clients {
+		all.Go(func() {
+			for j := 0; errs[i] == nil && j < 20_000; j++ {
+				select {
+				case <-stop:
+					if j >= calls {
+						return
+					}
+				default:
+				}
+				name := names[(i+j)%len(names)]
+				if j%3 == 0 {
+					errs[i] = c.write(ctx, name)
+				} else {
+					errs[i] = c.read(ctx, name)
+				}
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+func clientsOf(h *history.History, apps ...*coherence.App) (cs []*client) {
+	for i, a := range apps {
+		cs = append(cs, &client{i, a, h, make(map[string]uint64)})
+	}
+	return cs
+}
+
+func check(t *testing.T, h *history.History) {
+	t.Helper()
+	r := h.CheckSequential(0)
+	t.Logf("%d operations", r.Judged)
+	if err := r.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+func closed() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+func TestWhoLeadsTheManagersMayDie(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 7)
+	victim := leader(t, ctx, net, coherence.ObjectKey("app", "d/x"))
+	var apps []*coherence.App
+	for i := range 7 {
+		if i != victim && len(apps) < 3 {
+			apps = append(apps, open(t, ctx, net, i, "app"))
+		}
+	}
+	h := history.New()
+	names := []string{"d/x", "d/y", "z"}
+	cs := clientsOf(h, apps...)
+	if err := use(ctx, cs, names, 30, closed()); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	done := make(chan error)
+	go func() { done <- use(ctx, cs, names, 60, stop) }()
+	start := time.Now()
+	if err := net.Kill(victim); err != nil {
+		t.Fatal(err)
+	}
+	if err := add(ctx, apps[0].Object("d/w")); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%v after its leader died, the group grants a first touch", time.Since(start))
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	check(t, h)
+	if e := apps[0].Epoch(); e != apps[2].Epoch() || e != 1 {
+		t.Errorf("the application began anew: epoch %d", e)
+	}
+}
+
+func TestAnApplicationBeginsAnewWhenAnOwnerDies(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 7)
+	key := coherence.AppKey("app")
+	victim := (leader(t, ctx, net, key) + 1) % 7
+	other := (victim + 2) % 7
+	lost, kept := open(t, ctx, net, victim, "app"), open(t, ctx, net, other, "app")
+	h := history.New()
+	if err := use(ctx, clientsOf(h, lost, kept), []string{"x", "y"}, 20, closed()); err != nil {
+		t.Fatal(err)
+	}
+	check(t, h)
+	if err := lost.Object("x").Set(ctx, []byte("gone with its owner")); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := net.Kill(victim); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		err := kept.Object("x").Set(ctx, []byte("late"))
+		if errors.Is(err, coherence.ErrRestarted) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%v until it is told", time.Since(start))
+	<-kept.Restarted()
+	again := open(t, ctx, net, other, "app")
+	if again.Epoch() <= kept.Epoch() {
+		t.Errorf("epoch %d after %d", again.Epoch(), kept.Epoch())
+	}
+	if b, err := again.Object("x").Get(ctx); err != nil || len(b) != 0 {
+		t.Errorf("x is %q, %v in the new execution", b, err)
+	}
+	if _, err := kept.Object("x").Get(ctx); !errors.Is(err, coherence.ErrRestarted) {
+		t.Errorf("a call of the old execution: %v", err)
+	}
+}
+
+func TestWhoLeavesHandsOver(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 5)
+	apps := []*coherence.App{open(t, ctx, net, 1, "app"), open(t, ctx, net, 2, "app"), open(t, ctx, net, 3, "app")}
+	for _, name := range []string{"a", "b", "c"} {
+		if err := apps[0].Object(name).Set(ctx, []byte(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b, err := apps[1].Object("a").Get(ctx); err != nil || string(b) != "a" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	start := time.Now()
+	if err := apps[0].Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("left in %v", time.Since(start))
+	if _, err := apps[0].Object("a").Get(ctx); !errors.Is(err, coherence.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+	for _, a := range apps[1:] {
+		for _, name := range []string{"a", "b", "c"} {
+			if b, err := a.Object(name).Get(ctx); err != nil || string(b) != name {
+				t.Errorf("%s is %q, %v after its owner left", name, b, err)
+			}
+		}
+		if err := a.Object("d").Update(ctx, func(b []byte) ([]byte, error) { return append(b, 'd'), nil }); err != nil {
+			t.Error(err)
+		}
+	}
+	epoch := apps[1].Epoch()
+	for _, a := range apps[1:] {
+		if err := a.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	again := open(t, ctx, net, 1, "app")
+	if b, err := again.Object("a").Get(ctx); err != nil || len(b) != 0 || again.Epoch() <= epoch {
+		t.Errorf("founded again in epoch %d after %d, a is %q, %v", again.Epoch(), epoch, b, err)
+	}
+}

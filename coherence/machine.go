@@ -1,0 +1,399 @@
+package coherence
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"latchkey/coherence/appmanager"
+	"latchkey/coherence/manager"
+	"latchkey/coherence/pb"
+	"latchkey/coherence/protocol"
+	"latchkey/dht/keyspace"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/session"
+)
+
+// ServiceName is the service of replica groups that keeps the managers of applications and of objects.
+const ServiceName = "object"
+
+// Limits of what one group keeps. What would exceed them is not begun: who asks for it repeats it in vain.
+const (
+	GroupAppsMax    = 1 << 10 // application managers of one group, and applications with objects there
+	GroupObjectsMax = 1 << 17 // object managers of one group
+)
+
+// Machine is what a replica group knows of shared objects: the managers whose keys have its prefix (RR-5059 section 4.1). The group's log
+// orders what they are told; all replicas step them alike; what they say is posted, and sent by the leader's host. Like every [session.Machine]
+// it is deterministic and belongs to one goroutine.
+//
+// # Managers come and go
+//
+// The manager of an object that nobody has touched in its epoch knows nothing but the epoch, and is not kept. That of an application is kept
+// while somebody has it open. When nobody has, its objects are gone: their managers are told, and it is forgotten. So that no epoch comes twice, the
+// next one to be founded in the group begins above all that were. The first epoch of a generation of the group is above all of earlier ones.
+type Machine struct {
+	life    protocol.Life
+	epoch   protocol.Epoch // that an application begins with which is founded now
+	apps    map[keyspace.Key]*application
+	objects int // of all applications
+}
+
+// application is what a group knows of one.
+type application struct {
+	manager *appmanager.Manager // nil: it is another group's, or nobody has the application open
+	objects map[keyspace.Key]*manager.Manager
+	busy    map[keyspace.Key]struct{} // those of objects that wait for somebody
+}
+
+var _ session.Insider = (*Machine)(nil)
+var _ session.Splitter = (*Machine)(nil)
+
+// NewMachine returns the machine of a group that nobody has asked for anything.
+func NewMachine(g order.GroupID) *Machine {
+	// A generation has the overlay's in its upper half. Neither comes near what it has room for here.
+	gen := g.Gen>>32<<16 + g.Gen&0xffff
+	return &Machine{life: protocol.Life(gen + 1), epoch: protocol.Epoch(gen<<32 + 1)}
+}
+
+// said is what a machine posts: what managers of an application have to say, and whom they wait for.
+type said struct {
+	app      keyspace.Key
+	messages []protocol.Message
+	concerns []concern
+}
+
+// concern is a node whose failure would hold a manager up.
+type concern struct {
+	object    keyspace.Key // zero: the application's manager
+	node      protocol.NodeRef
+	suspected bool // the manager thinks so
+}
+
+// input is an entry of the log: what a manager is told.
+//
+//	application's key, object's key or zero, event as package pb encodes it
+const inputHeader = 2 * len(keyspace.Key{})
+
+func inputOf(app, object keyspace.Key, event []byte) []byte {
+	b := make([]byte, 0, inputHeader+len(event))
+	return append(append(append(b, app[:]...), object[:]...), event...)
+}
+
+// ApplyOwn steps a manager.
+func (m *Machine) ApplyOwn(c session.Context, data []byte) {
+	if len(data) < inputHeader {
+		return
+	}
+	var app, object keyspace.Key
+	copy(object[:], data[copy(app[:], data):])
+	s := said{app: app}
+	if object == (keyspace.Key{}) {
+		ev, err := pb.DecodeAppEvent(data[inputHeader:])
+		if err != nil {
+			return
+		}
+		m.stepApp(&s, ev)
+	} else {
+		ev, err := pb.DecodeObjectEvent(data[inputHeader:])
+		if err != nil || ev.Msg != nil && ev.Msg.Object != object {
+			return
+		}
+		m.stepObject(&s, object, ev)
+	}
+	if len(s.messages)+len(s.concerns) > 0 {
+		c.Post(s)
+	}
+}
+
+// of returns what is known of an application, or makes room for it.
+func (m *Machine) of(app keyspace.Key) *application {
+	a, ok := m.apps[app]
+	if !ok {
+		if len(m.apps) >= GroupAppsMax {
+			return nil
+		}
+		if m.apps == nil {
+			m.apps = make(map[keyspace.Key]*application)
+		}
+		a = &application{objects: make(map[keyspace.Key]*manager.Manager), busy: make(map[keyspace.Key]struct{})}
+		m.apps[app] = a
+	}
+	return a
+}
+
+// tidy forgets an application of which nothing is known.
+func (m *Machine) tidy(app keyspace.Key) {
+	if a := m.apps[app]; a != nil && a.manager == nil && len(a.objects) == 0 {
+		delete(m.apps, app)
+	}
+}
+
+func (m *Machine) stepObject(s *said, object keyspace.Key, ev manager.Event) {
+	a := m.of(s.app)
+	if a == nil {
+		return
+	}
+	defer m.tidy(s.app)
+	om := a.objects[object]
+	if om == nil {
+		if ev.Kind != manager.Receive || m.objects >= GroupObjectsMax {
+			return
+		}
+		om = manager.New(manager.Config{App: s.app, Object: object, Epoch: ev.Msg.Epoch, Life: m.life})
+		a.objects[object] = om
+		m.objects++
+	}
+	s.messages = om.Step(ev, s.messages)
+	if om.Waits() {
+		a.busy[object] = struct{}{}
+	} else {
+		delete(a.busy, object)
+	}
+	if om.Blank() {
+		delete(a.objects, object)
+		m.objects--
+	}
+}
+
+func (m *Machine) stepApp(s *said, ev appmanager.Event) {
+	a := m.of(s.app)
+	if a == nil {
+		return
+	}
+	defer m.tidy(s.app)
+	if a.manager == nil {
+		if ev.Kind != appmanager.Receive || ev.Msg.Kind != protocol.Create || ev.Msg.Epoch != m.epoch {
+			m.closed(s, ev)
+			return
+		}
+		a.manager = appmanager.New(appmanager.Config{App: s.app, Epoch: m.epoch})
+	}
+	before := a.manager.Epoch()
+	m.step(s, a, ev)
+	if _, hash := a.manager.Saved(); a.manager.Threads() > 0 || hash != (protocol.Hash{}) {
+		return
+	}
+	if a.manager.Epoch() == before { // the last one has left: what is there is of an execution that is over
+		m.step(s, a, appmanager.Event{Kind: appmanager.Receive, Msg: &protocol.Message{
+			Kind: protocol.RestartReq, From: protocol.Address{Party: protocol.ObjectManager}, Epoch: before, Flag: true}})
+		if a.manager.Threads() > 0 {
+			return
+		}
+	}
+	m.epoch = max(m.epoch, a.manager.Epoch())
+	a.manager = nil
+}
+
+// step steps the manager of an application. Threads and checkpoints are of hosts that have them.
+func (m *Machine) step(s *said, a *application, ev appmanager.Event) {
+	for _, act := range a.manager.Step(ev, nil) {
+		if act.Kind == appmanager.Send {
+			s.messages = append(s.messages, act.Msg)
+		}
+	}
+}
+
+// closed answers for the manager of an application that nobody has open: what speaks to it is of an execution that is over.
+func (m *Machine) closed(s *said, ev appmanager.Event) {
+	if ev.Kind != appmanager.Receive || ev.Msg.Epoch >= m.epoch {
+		return
+	}
+	reply := protocol.Message{From: protocol.Address{Party: protocol.AppManager}, To: ev.Msg.From, Epoch: m.epoch}
+	switch ev.Msg.From.Party {
+	case protocol.Node:
+		reply.Kind = protocol.Destroy
+	case protocol.ObjectManager:
+		reply.Kind, reply.Object = protocol.Reinit, ev.Msg.Object
+	default:
+		return
+	}
+	s.messages = append(s.messages, reply)
+}
+
+// Resend posts again what managers wait for, and whom.
+func (m *Machine) Resend(c session.Context) {
+	for _, app := range slices.SortedFunc(maps.Keys(m.apps), compareKeys) {
+		a := m.apps[app]
+		s := said{app: app}
+		if a.manager != nil {
+			for _, act := range a.manager.Resend(nil) {
+				if act.Kind == appmanager.Send {
+					s.messages = append(s.messages, act.Msg)
+				}
+			}
+			for _, n := range a.manager.Concerns() {
+				s.concerns = append(s.concerns, concern{node: n, suspected: a.manager.Suspects(n)})
+			}
+		}
+		for _, object := range slices.SortedFunc(maps.Keys(a.busy), compareKeys) {
+			om := a.objects[object]
+			s.messages = om.Resend(s.messages)
+			for _, n := range om.Concerns() {
+				s.concerns = append(s.concerns, concern{object, n, om.Suspects(n)})
+			}
+		}
+		if len(s.messages)+len(s.concerns) > 0 {
+			c.Post(s)
+		}
+	}
+}
+
+func compareKeys(a, b keyspace.Key) int { return bytes.Compare(a[:], b[:]) }
+
+// Info is what a group says of an application.
+type Info struct {
+	Open    bool           // somebody has it open
+	Epoch   protocol.Epoch // of this execution; of the next one where nobody has it open
+	Threads int            // that have not ended, those who have it open included
+}
+
+// Query tells of an application, by its key.
+func (m *Machine) Query(_ session.Context, data []byte) []byte {
+	var app keyspace.Key
+	info := Info{Epoch: m.epoch}
+	if copy(app[:], data); m.apps[app] != nil && m.apps[app].manager != nil {
+		am := m.apps[app].manager
+		info = Info{true, am.Epoch(), am.Threads()}
+	}
+	b := protocol.AppendBools(nil, info.Open)
+	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(info.Epoch)), uint64(info.Threads))
+}
+
+func decodeInfo(b []byte) (i Info, err error) {
+	r := &reader{b: b}
+	i.Open = r.byte() == 1
+	i.Epoch = protocol.Epoch(r.uint())
+	i.Threads = int(min(r.uint(), protocol.ThreadsMax))
+	return i, r.end()
+}
+
+// Apply executes no commands of clients: managers are told things by drivers alone ([replicagroup.Host.Input]).
+func (m *Machine) Apply(session.Context, []byte) []byte { return nil }
+
+// Tick, Deadline: nothing here ends by time.
+func (m *Machine) Tick(session.Context)            {}
+func (m *Machine) Deadline() (time.Duration, bool) { return 0, false }
+
+// SessionEnded: nobody has a session.
+func (m *Machine) SessionEnded(session.Context, order.ClientID) {}
+
+// FirstView and NextView: the log's order is all that managers need of the group.
+func (m *Machine) FirstView(order.View)                 {}
+func (m *Machine) NextView(session.Context, order.View) {}
+
+// KeyOf, Carve and Graft: locks may get groups of their own, and objects do not.
+func (m *Machine) KeyOf([]byte, bool) (keyspace.Key, bool) { return keyspace.Key{}, false }
+func (m *Machine) Carve(session.Context, string) ([]byte, []session.PartClient) {
+	return nil, nil
+}
+func (m *Machine) Graft(_ session.Context, part []byte) error {
+	if len(part) > 0 {
+		return fmt.Errorf("coherence: %d bytes of a key that moves, and objects do not", len(part))
+	}
+	return nil
+}
+
+const snapshotVersion = 1
+
+// Snapshot returns the whole state; nothing where nobody has used the group.
+//
+//	version, epoch, number of applications; for each:
+//	key, length of the manager's state (0: none), state, number of objects; for each: key, length, state
+func (m *Machine) Snapshot() []byte {
+	if len(m.apps) == 0 && m.epoch == m.first() {
+		return nil
+	}
+	b := binary.AppendUvarint([]byte{snapshotVersion}, uint64(m.epoch))
+	b = binary.AppendUvarint(b, uint64(len(m.apps)))
+	for _, app := range slices.SortedFunc(maps.Keys(m.apps), compareKeys) {
+		a := m.apps[app]
+		b = append(b, app[:]...)
+		var state []byte
+		if a.manager != nil {
+			state = a.manager.Snapshot()
+		}
+		b = append(binary.AppendUvarint(b, uint64(len(state))), state...)
+		b = binary.AppendUvarint(b, uint64(len(a.objects)))
+		for _, object := range slices.SortedFunc(maps.Keys(a.objects), compareKeys) {
+			state = a.objects[object].Snapshot()
+			b = append(b, object[:]...)
+			b = append(binary.AppendUvarint(b, uint64(len(state))), state...)
+		}
+	}
+	return b
+}
+
+// first is the epoch that the first application of this life begins with.
+func (m *Machine) first() protocol.Epoch { return protocol.Epoch((m.life-1)<<32 + 1) }
+
+// Restore replaces the state by one that Snapshot encoded. It refuses anything else, and changes nothing then.
+func (m *Machine) Restore(b []byte) error {
+	next := Machine{life: m.life, epoch: m.first()}
+	if len(b) > 0 {
+		if err := next.decode(b); err != nil {
+			return err
+		}
+	}
+	*m = next
+	return nil
+}
+
+func (m *Machine) decode(b []byte) error {
+	r := &reader{b: b}
+	if v := r.byte(); v != snapshotVersion {
+		return fmt.Errorf("%w: version %d, this program reads %d", errSnapshot, v, snapshotVersion)
+	}
+	m.epoch = protocol.Epoch(r.uint())
+	if m.epoch < m.first() {
+		r.fail("epoch %d is of an earlier life", m.epoch)
+	}
+	var lastApp keyspace.Key
+	for i := range r.count(GroupAppsMax) {
+		app := r.key()
+		if i > 0 && compareKeys(lastApp, app) >= 0 {
+			r.fail("applications out of order")
+		}
+		lastApp = app
+		state := r.take(r.uint())
+		objects := r.count(GroupObjectsMax - m.objects)
+		if r.err != nil {
+			return r.err
+		}
+		a := m.of(app)
+		if len(state) > 0 {
+			am, err := appmanager.Restore(appmanager.Config{App: app}, state)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errSnapshot, err)
+			}
+			a.manager = am
+		} else if objects == 0 {
+			r.fail("an application of which nothing is known")
+		}
+		var last keyspace.Key
+		for j := range objects {
+			object := r.key()
+			if j > 0 && compareKeys(last, object) >= 0 {
+				r.fail("objects out of order")
+			}
+			last = object
+			state := r.take(r.uint())
+			if r.err != nil {
+				return r.err
+			}
+			om, err := manager.Restore(manager.Config{App: app, Object: object, Life: m.life}, state)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errSnapshot, err)
+			}
+			a.objects[object] = om
+			m.objects++
+			if om.Waits() {
+				a.busy[object] = struct{}{}
+			}
+		}
+	}
+	return r.end()
+}

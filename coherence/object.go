@@ -1,0 +1,89 @@
+package coherence
+
+import (
+	"context"
+	"errors"
+
+	"latchkey/coherence/cachedcopy"
+)
+
+// Object is a shared object of an application. What all nodes read and write is sequentially consistent, over all objects: there is one order of
+// all accesses that keeps the order of every goroutine. One that nobody has written is empty. Safe for concurrent use; two goroutines are two
+// threads, with no order between them but Go's own.
+//
+// A call that finds a copy with the right it needs sends nothing. Else it waits for other nodes; when its ctx ends it fails with its cause and has
+// not been performed. Errors beside: [ErrRestarted], [ErrClosed], [ErrBusy], [ErrTooLarge], [ErrName], [ErrTooMany].
+type Object struct {
+	app  *App
+	name string
+	copy *copyOf
+	err  error // why there is none
+}
+
+// Object returns an object of the application. It sends nothing. A name that is none shows in every call ([ErrName]). Objects whose names share what
+// stands before the last slash are kept by one group.
+func (a *App) Object(name string) *Object {
+	o := &Object{app: a, name: name}
+	if o.err = checkName("an object", name); o.err == nil {
+		o.copy, o.err = a.copy(ObjectKey(a.name, name), false)
+	}
+	return o
+}
+
+// Name returns the object's name.
+func (o *Object) Name() string { return o.name }
+
+// failure says why a call failed.
+func (o *Object) failure(err error) error {
+	if err != nil && o.app.closing.Load() && errors.Is(err, ErrRestarted) {
+		return ErrClosed
+	}
+	return err
+}
+
+// Get returns a copy of the value at one instant of the call.
+func (o *Object) Get(ctx context.Context) ([]byte, error) {
+	if o.err != nil {
+		return nil, o.err
+	}
+	b, err := o.copy.object.Get(ctx)
+	return b, o.failure(err)
+}
+
+// View calls fn with the value at one instant of the call, and returns its error. fn must not change the value; it may keep it. Nothing is pinned
+// while fn runs, so the value may be an old one by then, and fn may use this object and others.
+func (o *Object) View(ctx context.Context, fn func(value []byte) error) error {
+	if o.err != nil {
+		return o.err
+	}
+	return o.failure(o.copy.object.View(ctx, fn))
+}
+
+// Set writes a copy of value, of at most [protocol.ValueMax] bytes. It returns when no other copy has the old value any more.
+func (o *Object) Set(ctx context.Context, value []byte) error {
+	if o.err != nil {
+		return o.err
+	}
+	return o.failure(o.copy.object.Set(ctx, value))
+}
+
+// Update replaces the value by what fn makes of it, with no write of anybody in between; see [access.Object.Update] for when fn runs again and what
+// it may do. An error of fn leaves the value and is returned; if fn panics, that is an [access.PanicError].
+func (o *Object) Update(ctx context.Context, fn func(value []byte) ([]byte, error)) error {
+	if o.err != nil {
+		return o.err
+	}
+	return o.failure(o.copy.object.Update(ctx, fn))
+}
+
+// Prefetch asks for a copy that will be needed soon, to be written if write is set, and waits for nothing.
+func (o *Object) Prefetch(write bool) {
+	if o.err != nil {
+		return
+	}
+	r := cachedcopy.ReadOnly
+	if write {
+		r = cachedcopy.ReadWrite
+	}
+	o.copy.object.Prefetch(r)
+}

@@ -1,0 +1,526 @@
+package coherence
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	logging "github.com/ipfs/go-log/v2"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"latchkey/coherence/appmanager"
+	"latchkey/coherence/manager"
+	"latchkey/coherence/pb"
+	"latchkey/coherence/protocol"
+	"latchkey/dht"
+	"latchkey/dht/keyspace"
+	"latchkey/internal/driver"
+	"latchkey/replicagroup"
+	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
+	"latchkey/replicagroup/session"
+)
+
+var log = logging.Logger("latchkey/object")
+
+// Overlay is what a [Service] needs of the overlay; *dht.Overlay is one.
+type Overlay interface {
+	Self() peer.ID
+	Node() keyspace.NodeID
+	Handle(service string, h dht.Handler)
+	Send(to peer.ID, key keyspace.Key, service string, msg []byte) error
+	OnSuspect(func(p peer.ID, suspected bool))
+	PeerOf(keyspace.NodeID) (peer.ID, bool)
+}
+
+// Periods of a service.
+const (
+	// repeatEvery is a turn. A node waits for an answer for repeatFirst turns, then for twice as many, at most for repeatMost, before it asks
+	// again; and then asks every voter of the group.
+	repeatEvery = 250 * time.Millisecond
+	repeatFirst = 2
+	repeatMost  = 8
+	// listenEvery is how often a node asks whether an execution is over.
+	listenEvery = 2 * time.Second
+	// relocateEvery is how often a node looks a group up anew that does not answer.
+	relocateEvery = 2 * time.Second
+	// watchFor is how long the failure detector watches a node that no manager led here has named again.
+	watchFor = 5 * time.Second
+	// closeTimeout bounds how long [Service.Close] waits for masters to find other owners, and silentTimeout how long while nothing is
+	// heard about them.
+	closeTimeout  = 5 * time.Second
+	silentTimeout = 1500 * time.Millisecond
+)
+
+// Limits of a service. What would exceed them is dropped, and repeated by who said it.
+const (
+	// outboxMax bounds the messages that wait to be encoded and sent.
+	outboxMax = 1 << 14
+	// waitingMax bounds the messages that wait for a group to be found, to be asked or to see whether their sender is of it.
+	waitingMax = 1 << 10
+)
+
+// Service is a peer's part in shared objects: it gives the groups that are led here what their managers are told, sends what they say, and
+// has the applications that are open on this node. Safe for concurrent use.
+type Service struct {
+	overlay Overlay
+	groups  *replicagroup.Host
+	genesis placement.Genesis
+	client  *replicagroup.Client
+
+	out  *driver.Mailbox[outgoing]
+	ctx  context.Context
+	end  context.CancelFunc
+	wg   sync.WaitGroup
+	beat *time.Ticker
+
+	mu      sync.Mutex
+	closed  bool
+	inc     uint64 // the last incarnation that was drawn
+	apps    map[keyspace.Key]*App
+	epochs  map[keyspace.Key]protocol.Epoch // the last ones heard of, of applications that were open here
+	leaders map[keyspace.Prefix]peer.ID     // who spoke last for the managers of a prefix
+	seeking map[keyspace.Prefix][]func()    // what waits for a group that is being looked for
+	sought  map[keyspace.Prefix]time.Time   // when it was last
+	waiting int                             // how many functions seeking has
+
+	detect sync.Mutex // the failure detector's opinions; never held with mu
+	down   map[peer.ID]bool
+	watch  map[peer.ID]time.Time // who is watched, and when a manager last named it
+}
+
+// outgoing is a message on its way, or what a machine has posted.
+type outgoing struct {
+	app     keyspace.Key
+	message protocol.Message
+	posted  *said
+}
+
+// NewService makes the service of a peer. It comes before the host of replica groups, which needs [Service.Machine] and [Service.Outlet], and before
+// the overlay is started. It does nothing before [Service.Start].
+func NewService(o Overlay) *Service {
+	s := &Service{
+		overlay: o, out: driver.NewMailbox[outgoing](outboxMax),
+		apps: make(map[keyspace.Key]*App), epochs: make(map[keyspace.Key]protocol.Epoch),
+		leaders: make(map[keyspace.Prefix]peer.ID), seeking: make(map[keyspace.Prefix][]func()), sought: make(map[keyspace.Prefix]time.Time),
+		down: make(map[peer.ID]bool), watch: make(map[peer.ID]time.Time),
+	}
+	s.ctx, s.end = context.WithCancel(context.Background())
+	o.Handle(pb.Service, s.receive)
+	o.OnSuspect(s.suspect)
+	return s
+}
+
+// Machine makes the state machine of a group: a [replicagroup.MachineFactory].
+func (s *Service) Machine(g order.GroupID) session.Machine { return NewMachine(g) }
+
+// Outlet takes what managers say in groups that are led here.
+func (s *Service) Outlet(_ order.GroupID, posted any) {
+	if p, ok := posted.(said); ok {
+		s.out.TryPut(outgoing{posted: &p})
+	}
+}
+
+// Start begins to serve. It is called once.
+func (s *Service) Start(groups *replicagroup.Host, g placement.Genesis) {
+	s.groups, s.genesis, s.client = groups, g, groups.NewClient()
+	s.beat = time.NewTicker(watchFor / 4)
+	s.wg.Go(s.run)
+}
+
+// Close closes the applications that are open on this node, for some seconds at most, and ends the service.
+func (s *Service) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	var open []*App
+	for _, a := range s.apps {
+		open = append(open, a)
+	}
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(s.ctx, closeTimeout)
+	defer cancel()
+	var all sync.WaitGroup
+	errs := make([]error, len(open))
+	for i, a := range open {
+		all.Go(func() { errs[i] = a.closeHeard(ctx) })
+	}
+	all.Wait()
+	s.end()
+	s.out.Close()
+	s.wg.Wait()
+	if s.client != nil {
+		errs = append(errs, s.client.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// run sends what waits, and looks after those who are watched.
+func (s *Service) run() {
+	defer s.beat.Stop()
+	var batch []outgoing
+	for {
+		select {
+		case <-s.out.Wake():
+		case <-s.beat.C:
+			s.unwatch()
+		case <-s.ctx.Done():
+			return
+		}
+		var closed bool
+		if batch, closed = s.out.Take(batch); closed {
+			return
+		}
+		for i := range batch {
+			if p := batch[i].posted; p != nil {
+				for j := range p.messages {
+					s.post(p.app, &p.messages[j])
+				}
+				for _, c := range p.concerns {
+					s.concern(p.app, c)
+				}
+			} else {
+				s.post(batch[i].app, &batch[i].message)
+			}
+		}
+		clear(batch)
+	}
+}
+
+// post sends a message, whoever it is for. It does not block. It is not called under the mutex of an object, which the message may be for.
+func (s *Service) post(app keyspace.Key, m *protocol.Message) {
+	if m.To.Party != protocol.Node {
+		s.route(app, m, true)
+		return
+	}
+	if m.To.Node.ID == s.overlay.Node() {
+		s.deliver(app, m)
+		return
+	}
+	p, ok := s.overlay.PeerOf(m.To.Node.ID)
+	if !ok {
+		return // it is repeated
+	}
+	if frame, ok := s.encode(app, m); ok {
+		s.send(p, frame)
+	}
+}
+
+func (s *Service) encode(app keyspace.Key, m *protocol.Message) ([]byte, bool) {
+	frame, err := pb.EncodeFrame(nil, app, m)
+	if err != nil {
+		log.Errorw("a message is not sent", "message", m, "err", err)
+		return nil, false
+	}
+	return frame, true
+}
+
+func (s *Service) send(to peer.ID, frame []byte) {
+	if err := s.overlay.Send(to, keyspace.Key{}, pb.Service, frame); err != nil {
+		log.Debugw("a message is lost", "peer", to, "err", err)
+	}
+}
+
+// keyOf returns the key whose group keeps the manager that a message is for, or from.
+func keyOf(app keyspace.Key, m *protocol.Message, manager protocol.Party) keyspace.Key {
+	if manager == protocol.AppManager {
+		return app
+	}
+	return m.Object
+}
+
+// route sends a message to a manager: to every voter of its group, of which only the leader takes it (route_replica of the paper), or, unless it
+// is for all, to whom is known to lead. It does not block.
+func (s *Service) route(app keyspace.Key, m *protocol.Message, all bool) {
+	key := keyOf(app, m, m.To.Party)
+	prefix := s.genesis.PrefixOf(key)
+	d, ok := s.groups.Known(prefix)
+	if !ok {
+		msg := *m
+		s.seek(key, false, func() { s.route(app, &msg, all) })
+		return
+	}
+	var to []peer.ID
+	s.mu.Lock()
+	leader, known := s.leaders[prefix]
+	if all {
+		delete(s.leaders, prefix)
+	}
+	s.mu.Unlock()
+	for _, id := range d.View.Voters() {
+		p, _ := d.Peer(id)
+		if known && !all && peer.ID(p.ID) == leader {
+			to = []peer.ID{leader}
+			break
+		}
+		to = append(to, peer.ID(p.ID))
+	}
+	var frame []byte
+	for _, p := range to {
+		if p == s.overlay.Self() {
+			s.input(p, app, m)
+			continue
+		}
+		if frame == nil {
+			if frame, ok = s.encode(app, m); !ok {
+				return
+			}
+		}
+		s.send(p, frame)
+	}
+}
+
+// seek finds a key's group and calls then, on another goroutine. fresh: those that are known do not answer.
+func (s *Service) seek(key keyspace.Key, fresh bool, then func()) {
+	prefix := s.genesis.PrefixOf(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed && s.ctx.Err() != nil || s.waiting >= waitingMax {
+		return
+	}
+	waiting, under := s.seeking[prefix]
+	if !under && fresh && time.Since(s.sought[prefix]) < relocateEvery {
+		return
+	}
+	if then != nil {
+		waiting = append(waiting, then)
+		s.waiting++
+	}
+	s.seeking[prefix] = waiting
+	if under {
+		return
+	}
+	s.sought[prefix] = time.Now()
+	s.wg.Go(func() {
+		locate := s.groups.Locate
+		if fresh {
+			locate = s.groups.Relocate
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
+		defer cancel()
+		d, err := locate(ctx, key)
+		var leader placement.Peer
+		if err == nil { // it may have been founded a moment ago, and takes nothing before it has a leader
+			leader, err = s.groups.LeaderOf(ctx, d)
+		}
+		s.mu.Lock()
+		if err == nil {
+			s.leaders[prefix] = peer.ID(leader.ID)
+		}
+		waiting := s.seeking[prefix]
+		delete(s.seeking, prefix)
+		s.waiting -= len(waiting)
+		s.mu.Unlock()
+		if err != nil {
+			log.Debugw("a group is not found", "prefix", prefix, "err", err)
+			return
+		}
+		for _, f := range waiting {
+			f()
+		}
+	})
+}
+
+// receive takes a message of a peer. Nobody speaks for another, and for managers only members of their group do.
+func (s *Service) receive(req *dht.Request) {
+	app, m, err := pb.DecodeFrame(req.Data)
+	switch {
+	case err != nil:
+		req.Misbehaved("malformed message about an object")
+		return
+	case !req.OneWay():
+		req.Misbehaved("a message about an object awaits an answer")
+		return
+	case m.From.Party == protocol.Node && m.From.Node.ID != dht.NodeIDOf(req.From):
+		req.Misbehaved("a message about an object speaks for another node")
+		return
+	}
+	if m.From.Party == protocol.Node {
+		s.take(req.From, app, &m)
+		return
+	}
+	key := keyOf(app, &m, m.From.Party)
+	if s.member(req.From, key) {
+		s.take(req.From, app, &m)
+		return
+	}
+	// The group may have moved on, or is not known here.
+	s.seek(key, true, func() {
+		if s.member(req.From, key) {
+			s.take(req.From, app, &m)
+		}
+	})
+}
+
+// member reports whether a peer is of the group of a key, as far as is known here.
+func (s *Service) member(p peer.ID, key keyspace.Key) bool {
+	d, ok := s.groups.Known(s.genesis.PrefixOf(key))
+	if !ok {
+		return false
+	}
+	_, ok = d.View.MemberAt(dht.NodeIDOf(p))
+	return ok
+}
+
+// take hands a message on that its sender may send.
+func (s *Service) take(from peer.ID, app keyspace.Key, m *protocol.Message) {
+	if m.To.Party == protocol.Node {
+		if m.From.Party != protocol.Node {
+			s.mu.Lock()
+			s.leaders[s.genesis.PrefixOf(keyOf(app, m, m.From.Party))] = from
+			s.mu.Unlock()
+		}
+		s.deliver(app, m)
+		return
+	}
+	s.input(from, app, m)
+}
+
+// deliver hands a message to the application that it is for, if that is the incarnation which is there.
+func (s *Service) deliver(app keyspace.Key, m *protocol.Message) {
+	if m.To.Node.ID != s.overlay.Node() {
+		return
+	}
+	s.mu.Lock()
+	a := s.apps[app]
+	s.mu.Unlock()
+	if a != nil && a.self == m.To.Node {
+		a.receive(m)
+		return
+	}
+	s.refuse(app, a, m)
+}
+
+// refuse tells a manager that what it counts on is gone (R6): the application was closed here, or the process has been started anew.
+func (s *Service) refuse(app keyspace.Key, a *App, m *protocol.Message) {
+	if m.Kind == protocol.Destroy || m.From.Party == protocol.Node && m.Kind != protocol.Copy {
+		return
+	}
+	now := protocol.NodeRef{ID: s.overlay.Node()}
+	if a != nil {
+		now = a.self
+	} else {
+		now.Inc = s.draw()
+	}
+	if !now.Succeeds(m.To.Node) {
+		return
+	}
+	refused := protocol.Message{Kind: protocol.Refused, From: protocol.At(now), Requester: now, Epoch: m.Epoch, Object: m.Object}
+	refused.To.Party = protocol.ObjectManager
+	if m.From.Party == protocol.AppManager {
+		refused.To.Party = protocol.AppManager
+	}
+	s.route(app, &refused, false)
+}
+
+// draw returns an incarnation that is above all that this node had. It counts on a clock that no restart of the process finds set back.
+func (s *Service) draw() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.drawLocked()
+}
+
+func (s *Service) drawLocked() uint64 {
+	s.inc = max(s.inc+1, uint64(time.Now().UnixNano()))
+	return s.inc
+}
+
+// input has the group that keeps a manager order a message for it, if the group is led here.
+func (s *Service) input(from peer.ID, app keyspace.Key, m *protocol.Message) {
+	var event []byte
+	var err error
+	object := m.Object
+	if m.To.Party == protocol.AppManager {
+		object = keyspace.Key{}
+		event, err = pb.EncodeAppEvent(appmanager.Event{Kind: appmanager.Receive, Msg: m})
+	} else {
+		event, err = pb.EncodeObjectEvent(manager.Event{Kind: manager.Receive, Msg: m})
+	}
+	if err != nil {
+		log.Errorw("a message is not ordered", "message", m, "err", err)
+		return
+	}
+	s.groups.Input(from, keyOf(app, m, m.To.Party), ServiceName, inputOf(app, object, event))
+}
+
+// concern watches a node that a manager counts on, and tells the manager when the failure detector thinks otherwise than it.
+func (s *Service) concern(app keyspace.Key, c concern) {
+	p, ok := s.overlay.PeerOf(c.node.ID)
+	if !ok || p == s.overlay.Self() {
+		return
+	}
+	s.detect.Lock()
+	_, watched := s.watch[p]
+	s.watch[p] = time.Now()
+	if !watched && s.groups.Watch(p) {
+		delete(s.down, p)
+	}
+	down := s.down[p]
+	s.detect.Unlock()
+	if down == c.suspected {
+		return
+	}
+	var event []byte
+	var err error
+	key := c.object
+	if c.object == (keyspace.Key{}) {
+		key = app
+		kind := appmanager.Suspect
+		if !down {
+			kind = appmanager.Trust
+		}
+		event, err = pb.EncodeAppEvent(appmanager.Event{Kind: kind, Node: c.node})
+	} else {
+		kind := manager.Suspect
+		if !down {
+			kind = manager.Trust
+		}
+		event, err = pb.EncodeObjectEvent(manager.Event{Kind: kind, Node: c.node})
+	}
+	if err == nil {
+		s.groups.Input(s.overlay.Self(), key, ServiceName, inputOf(app, c.object, event))
+	}
+}
+
+// suspect takes an opinion of the failure detector.
+func (s *Service) suspect(p peer.ID, suspected bool) {
+	s.detect.Lock()
+	defer s.detect.Unlock()
+	if suspected {
+		s.down[p] = true
+	} else {
+		delete(s.down, p)
+	}
+}
+
+// unwatch ends the watches that nobody needs any more.
+func (s *Service) unwatch() {
+	s.detect.Lock()
+	defer s.detect.Unlock()
+	for p, at := range s.watch {
+		if time.Since(at) > watchFor {
+			delete(s.watch, p)
+			s.groups.Unwatch(p)
+		}
+	}
+}
+
+// Info tells of an application, whether this node has it open or not. It blocks until its group answers or ctx ends.
+func (s *Service) Info(ctx context.Context, app string) (Info, error) {
+	if err := checkName("an application", app); err != nil {
+		return Info{}, err
+	}
+	return s.ask(ctx, AppKey(app))
+}
+
+func (s *Service) ask(ctx context.Context, app keyspace.Key) (Info, error) {
+	b, err := s.client.Query(ctx, app, ServiceName, app[:])
+	if err != nil {
+		return Info{}, err
+	}
+	return decodeInfo(b)
+}
