@@ -26,7 +26,9 @@ type Handle struct {
 	err   error         // why it never will be
 	grant Grant
 	loop  func() // keeps the lock until it is released or lost; returns at once when that is done or under way
-	jumps uint64 // of the clock, when the lock was asked for
+	// giveBack begins the release: it waits for the answer, or leaves that to the loop.
+	giveBack func(ctx context.Context)
+	jumps    uint64 // of the clock, when the lock was asked for
 
 	deadline atomic.Int64 // D, an automaton.Instant
 	queued   atomic.Bool  // the request stood in the queue
@@ -84,10 +86,14 @@ func (h *Handle) Context() context.Context { return h.ctx }
 // ended first: the release is then repeated in the background until the lease is over. After any of them the lock is not
 // held any more, or will not be once its TTL has passed.
 func (h *Handle) Release(ctx context.Context) error {
+	first := false
 	h.releaseOnce.Do(func() {
 		close(h.release)
-		go h.loop()
+		first = true
 	})
+	if first {
+		h.giveBack(ctx)
+	}
 	select {
 	case <-h.ended:
 	case <-ctx.Done():

@@ -24,8 +24,9 @@ func checkEvery(ttl time.Duration) time.Duration {
 	return min(max(ttl/20, 50*time.Millisecond), 500*time.Millisecond)
 }
 
-// keeper drives the automaton of one hold. One goroutine at a time touches it: that of Lock's caller until the first answer,
-// then its loop. Calls to the backend run in goroutines of their own and come back as events.
+// keeper drives the automaton of one hold. One goroutine at a time touches it: that of Lock's caller until the first answer, then its
+// loop, or, where the hold is over before that has anything to do, that of Release's caller until the first answer. Calls to the backend
+// that the loop makes run in goroutines of their own and come back as events.
 type keeper struct {
 	h       *Handle
 	backend Backend
@@ -42,7 +43,7 @@ type keeper struct {
 	jumps uint64            // of the clock, as last seen
 	acts  []hold.Action
 
-	asking  *hold.Call      // an acquire that the caller of Lock makes itself, before the loop runs
+	asking  *hold.Call      // what the caller of Lock or Release asks of the backend itself, before the loop runs
 	calls   context.Context // ends with the loop
 	cancel  context.CancelFunc
 	running sync.WaitGroup // of calls
@@ -88,22 +89,39 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits, over func())
 	var first *time.Timer       // begins the loop of a hold that lasts
 	mine := make(chan struct{}) // closed when the caller is through: whoever closes the service may release before that
 	defer close(mine)
+	begin := func() bool {
+		if <-mine; !looping.CompareAndSwap(false, true) {
+			return false
+		}
+		if first != nil {
+			first.Stop()
+		}
+		return true
+	}
+	run := func() {
+		k.run()
+		k.end()
+		over()
+	}
 	h.loop = func() {
-		if <-mine; looping.CompareAndSwap(false, true) {
-			if first != nil {
-				first.Stop()
-			}
-			k.run()
+		if begin() {
+			run()
+		}
+	}
+	h.giveBack = func(ctx context.Context) {
+		switch {
+		case !begin(): // the loop sees that it is released
+		case ctx.Err() != nil:
+			go run() // nothing would be asked with such a context
+		case k.giveBack(ctx):
 			k.end()
 			over()
+		default:
+			go run()
 		}
 	}
 	k.step(hold.Begin{})
-	for k.asking != nil {
-		c := *k.asking
-		k.asking = nil
-		k.took(k.ended(c, k.grant))
-	}
+	k.askAll(ask)
 	switch {
 	case k.over:
 		looping.Store(true)
@@ -115,6 +133,24 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits, over func())
 	default:
 		go h.loop()
 	}
+}
+
+// askAll asks the backend for what the automaton wants asked, on the goroutine of the caller, whose context ends the waiting.
+func (k *keeper) askAll(ctx context.Context) {
+	for k.asking != nil {
+		c := *k.asking
+		k.asking = nil
+		k.took(k.ended(ctx, c, k.grant))
+	}
+}
+
+// giveBack releases on the goroutine of the caller, who waits for the answer anyway. It answers false where something is left to be
+// repeated, by the loop.
+func (k *keeper) giveBack(ctx context.Context) bool {
+	k.h.cancel(errReleased)
+	k.step(hold.Release{})
+	k.askAll(ctx)
+	return k.over
 }
 
 // end lets go of whatever is still under way.
@@ -275,9 +311,9 @@ func (k *keeper) fail(err error) {
 	}
 }
 
-// call makes one call to the backend: an acquire before the loop runs on the caller's goroutine, any other in the background.
+// call makes one call to the backend: an acquire or release before the loop runs on the caller's goroutine, any other in the background.
 func (k *keeper) call(c hold.Call) {
-	if c.Kind == hold.Acquire && k.timer == nil {
+	if k.timer == nil && c.Kind != hold.Renew {
 		k.asking = &c
 		return
 	}
@@ -286,7 +322,7 @@ func (k *keeper) call(c hold.Call) {
 	}
 	g := k.grant
 	k.running.Go(func() {
-		r := k.ended(c, g)
+		r := k.ended(k.calls, c, g)
 		select {
 		case k.results <- r:
 		case <-k.calls.Done():
@@ -294,8 +330,9 @@ func (k *keeper) call(c hold.Call) {
 	})
 }
 
-// ended makes the call and says in the automaton's words how it ended.
-func (k *keeper) ended(c hold.Call, g Grant) result {
+// ended makes the call and says in the automaton's words how it ended. ctx ends the waiting for the answer, but for an acquire, which ends
+// with what Lock's caller gave.
+func (k *keeper) ended(ctx context.Context, c hold.Call, g Grant) result {
 	r := result{kind: c.Kind}
 	ans := hold.Answer{Call: c.ID}
 	if c.Kind == hold.Acquire {
@@ -309,8 +346,9 @@ func (k *keeper) ended(c hold.Call, g Grant) result {
 		r.event = ans
 		return r
 	}
-	ctx, cancel := context.WithTimeoutCause(k.calls, k.h.ttl/callPart, errNoAnswer)
+	ctx, cancel := context.WithTimeoutCause(ctx, k.h.ttl/callPart, errNoAnswer)
 	defer cancel()
+	defer context.AfterFunc(k.h.service.life, cancel)()
 	ans.Token = c.Token
 	if c.Kind == hold.Renew {
 		ans.Kind, r.err = hold.Held, k.backend.Renew(ctx, g)
