@@ -514,9 +514,15 @@ func (r *Replica) yield(from keyspace.NodeID, m *Message, out []Action) []Action
 
 // release is RELEASE, of this view or, where the table is this view's, of an older one.
 func (r *Replica) release(from keyspace.NodeID, m *Message, out []Action) []Action {
-	if m.Ack {
+	out = r.over(from, m, out)
+	if m.Ack { // after the grant that comes of it: that is what somebody waits for
 		out = r.send(from, Message{Kind: Released, Name: m.Name, Req: m.Req}, out)
 	}
+	return out
+}
+
+// over takes the request of a RELEASE out.
+func (r *Replica) over(from keyspace.NodeID, m *Message, out []Action) []Action {
 	l := r.locks[m.Name]
 	if l == nil {
 		if l = r.insert(m.Name); l == nil {
