@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,14 +17,17 @@ import (
 
 // shard owns a share of the host's replicas. One goroutine runs them all, a turn at a time: it takes every event that has
 // arrived, steps the engines, writes what all of them want stored in one batch, and then lets go of the messages, one batch
-// per peer. Everybody else reaches the replicas through box.
+// per peer. Everybody else reaches the replicas through box. But a message to a voter that finds the shard at rest is handled on the
+// goroutine that has read it ([shard.handleNow]): waking another one would cost a lock half its time.
 type shard struct {
 	host *Host
 	box  *driver.Mailbox[shardEvent]
 	// engineBytes counts the engine messages in box. (Those of commands and queries are counted by the overlay, per peer.)
 	engineBytes atomic.Int64
 
-	// What follows belongs to the goroutine of run.
+	// turns guards what follows. It is free only while run waits for events.
+	turns     sync.Mutex
+	wakes     automaton.Instant // when the timer of run runs out, if ever
 	replicas  map[order.GroupID]*replica
 	parting   []*replica                            // stopped for good in this turn
 	down      map[keyspace.NodeID]automaton.Instant // peers under suspicion, since when
@@ -118,13 +122,16 @@ type caller interface {
 }
 
 func newShard(h *Host) *shard {
-	return &shard{
+	s := &shard{
 		host:     h,
+		wakes:    automaton.Never,
 		box:      driver.NewMailbox[shardEvent](mailboxMax),
 		replicas: make(map[order.GroupID]*replica),
 		down:     make(map[keyspace.NodeID]automaton.Instant),
 		out:      make(map[peer.ID]*outgoing),
 	}
+	s.turns.Lock()
+	return s
 }
 
 // tryPutEngine adds an engine message, unless there is no room.
@@ -136,26 +143,31 @@ func (s *shard) tryPutEngine(e *engineEvent) {
 }
 
 // run is the shard's goroutine. It ends when the mailbox is closed, or with an error when the store fails: a host that
-// cannot keep what it promises must not go on.
+// cannot keep what it promises must not go on, so turns is never free again.
 func (s *shard) run() error {
 	wake := time.NewTimer(time.Hour)
 	defer wake.Stop()
-	wakes := automaton.Never // when wake does, if ever
 	var batch []shardEvent
 	for {
 		// Most turns leave the next timer as it was.
-		if next := s.timers.Next(); next != wakes {
+		if next := s.timers.Next(); next != s.wakes {
 			wait := time.Hour
 			if next != automaton.Never {
 				wait = next.Sub(s.host.clock.Now())
 			}
 			wake.Reset(max(wait, 0))
-			wakes = next
+			s.wakes = next
 		}
+		s.turns.Unlock()
+		expired := false
 		select {
 		case <-s.box.Wake():
 		case <-wake.C:
-			wakes = automaton.Never // set it again even if it was early: it goes by another clock than ours
+			expired = true
+		}
+		s.turns.Lock()
+		if expired {
+			s.wakes = automaton.Never // set it again even if it was early: it goes by another clock than ours
 		}
 		var closed bool
 		batch, closed = s.box.Take(batch)
@@ -167,6 +179,25 @@ func (s *shard) run() error {
 		}
 		clear(batch) // the next turn may be long in coming, and events hold what came with them
 	}
+}
+
+// handleNow handles a message to a voter on the calling goroutine, unless a turn is under way or events wait, which come first. What the
+// message brings about beside answers, which is rare, is left to the next turn.
+func (s *shard) handleNow(e *voterEvent) bool {
+	if !s.turns.TryLock() {
+		return false
+	}
+	defer s.turns.Unlock()
+	if !s.box.Empty() {
+		return false
+	}
+	s.now = s.host.clock.Now()
+	e.deliver(s)
+	s.flush()
+	if len(s.persists)+len(s.proposers)+len(s.parting) > 0 || s.timers.Next() < s.wakes {
+		s.box.Nudge()
+	}
+	return true
 }
 
 // turn handles a batch of events and every timer that has run out, then stores, then sends.

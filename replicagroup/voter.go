@@ -20,7 +20,7 @@ import (
 
 // A service may ask more of a group's members than to execute its log: protocols in which the voters of a view answer by themselves,
 // without the log, and need it only to agree on the views. What runs there, beside the log, is a [Voter]: one at each replica of the
-// group, on the goroutine of the replica's shard. It hears in the log's order of what the service's machine has executed, of what
+// group, in the turns of the replica's shard. It hears in the log's order of what the service's machine has executed, of what
 // stands in the local log and is not executed, of messages and of time; it answers peers, and has the group's leader propose commands
 // of the group's own.
 //
@@ -37,13 +37,13 @@ type VoterService interface {
 	// Read decodes a message. Where mine is false it is for no voter, and Read has passed it on itself; it must not block. An error
 	// resets the peer's stream.
 	Read(from keyspace.NodeID, data []byte) (to order.GroupID, msg any, mine bool, err error)
-	// New makes the voter of a replica that starts. It belongs to the goroutine that calls it, as all of its methods.
+	// New makes the voter of a replica that starts. Its methods and this are never called at the same time.
 	New(s *Seat) Voter
 	// Absent answers a message for a group that has no replica here. send is [Seat.Send].
 	Absent(from keyspace.NodeID, to order.GroupID, msg any, send func(to keyspace.NodeID, msg []byte))
 }
 
-// Voter runs beside the log at one replica. Its methods are called on one goroutine, and must not block.
+// Voter runs beside the log at one replica. Its methods are called one at a time, on several goroutines, and must not block.
 type Voter interface {
 	// Follow tells that the machine has executed an entry, or has had its state replaced by a snapshot.
 	Follow()
@@ -427,8 +427,11 @@ type voterEvent struct {
 	own   []byte
 }
 
-// admit puts a message into its shard's mailbox, unless its peer has too many there already.
+// admit has a message handled at once, or puts it into its shard's mailbox, unless its peer has too many there already.
 func (h *Host) admit(e *voterEvent) {
+	if h.shardOf(e.group).handleNow(e) {
+		return
+	}
 	if !h.voterLoads.take(e.peer, e.bytes) {
 		h.counters.voterDropped.Add(1)
 		return
@@ -440,8 +443,12 @@ func (h *Host) admit(e *voterEvent) {
 }
 
 func (e *voterEvent) handle(s *shard) {
+	s.host.voterLoads.release(e.peer, e.bytes)
+	e.deliver(s)
+}
+
+func (e *voterEvent) deliver(s *shard) {
 	h := s.host
-	h.voterLoads.release(e.peer, e.bytes)
 	r, ok := s.replicas[e.group]
 	ok = ok && !r.halted && r.seat != nil
 	switch {

@@ -53,6 +53,16 @@ func (m *Mailbox[E]) signal() {
 // Wake is readable when [Mailbox.Take] may have something. Only the owner reads it.
 func (m *Mailbox[E]) Wake() <-chan struct{} { return m.wake }
 
+// Empty reports whether no event waits. It answers false when the mailbox is closed.
+func (m *Mailbox[E]) Empty() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.queue) == 0 && !m.closed
+}
+
+// Nudge makes [Mailbox.Wake] readable without an event.
+func (m *Mailbox[E]) Nudge() { m.signal() }
+
 // spareMax is how many events' storage a mailbox takes back: what a rare flood needed is not kept for ever.
 const spareMax = 1024
 
