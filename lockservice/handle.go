@@ -25,10 +25,10 @@ type Handle struct {
 	ready chan struct{} // closed once the lock is held, or never will be; what follows is set before
 	err   error         // why it never will be
 	grant Grant
-	loop  func() // keeps the lock until it is released or lost; returns at once when that is done or under way
-	// giveBack begins the release: it waits for the answer, or leaves that to the loop.
-	giveBack func(ctx context.Context)
-	jumps    uint64 // of the clock, when the lock was asked for
+	jumps uint64 // of the clock, when the lock was asked for
+
+	stop   context.CancelCauseFunc // ends the wait for the lock, and nothing once it is held
+	keeper *keeper                 // fixed before the lock is asked for
 
 	deadline atomic.Int64 // D, an automaton.Instant
 	queued   atomic.Bool  // the request stood in the queue
@@ -92,7 +92,7 @@ func (h *Handle) Release(ctx context.Context) error {
 		first = true
 	})
 	if first {
-		h.giveBack(ctx)
+		h.keeper.release(ctx)
 	}
 	select {
 	case <-h.ended:

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"latchkey/internal/automaton"
@@ -30,11 +29,16 @@ func checkEvery(ttl time.Duration) time.Duration {
 type keeper struct {
 	h       *Handle
 	backend Backend
-	clock   Clock
-	drift   automaton.Drift
-	want    Request // all but what is the same in every one
-	queued  func(int)
-	ask     context.Context // of the call of Lock: ends the wait, and means nothing once the lock is held
+
+	turn  sync.Mutex  // held by Lock's caller while it asks; guards the next two
+	begun bool        // the loop runs, or has no need to, or a release has its place
+	first *time.Timer // begins the loop of a hold that lasts; nil: there is no such hold
+
+	clock  Clock
+	drift  automaton.Drift
+	want   Request // all but what is the same in every one
+	queued func(int)
+	ask    context.Context // of the call of Lock: ends the wait, and means nothing once the lock is held
 
 	core  *hold.Hold
 	now   automaton.Instant // of the last step
@@ -42,12 +46,15 @@ type keeper struct {
 	timer *time.Timer       // of the loop; nil before it runs
 	jumps uint64            // of the clock, as last seen
 	acts  []hold.Action
+	space [4]hold.Action // of acts, as a rule
 
-	asking  *hold.Call      // what the caller of Lock or Release asks of the backend itself, before the loop runs
-	calls   context.Context // ends with the loop
+	asking   hold.Call // what the caller of Lock or Release asks of the backend itself, before the loop runs
+	hasAsked bool      // asking is to be asked
+
+	calls   context.Context // of calls in the background: ends with the loop; nil before the first of them
 	cancel  context.CancelFunc
-	running sync.WaitGroup // of calls
-	results chan result
+	running sync.WaitGroup // of calls in the background
+	results chan result    // of them
 
 	grant   Grant // of the present attempt
 	lastErr error // of the last renewal, nil when it was answered
@@ -63,10 +70,10 @@ type result struct {
 	err   error
 }
 
-// newHandle prepares the wish for one lock. ctx ends the wait for it.
-func newHandle(ctx context.Context, s *Service, name string, c config) *Handle {
+// newHandle prepares the wish for one lock. ctx ends the wait for it, and stop ends ctx.
+func newHandle(ctx context.Context, stop context.CancelCauseFunc, s *Service, name string, c config) *Handle {
 	h := &Handle{
-		service: s, name: name, ttl: c.ttl, noRenew: c.noRenew, jumps: s.clock.Jumps(),
+		service: s, name: name, ttl: c.ttl, noRenew: c.noRenew, jumps: s.clock.Jumps(), stop: stop,
 		ready: make(chan struct{}), release: make(chan struct{}), ended: make(chan struct{}),
 	}
 	h.ctx, h.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -75,72 +82,70 @@ func newHandle(ctx context.Context, s *Service, name string, c config) *Handle {
 
 // keep asks for the lock, on the goroutine of the caller, who waits for the answer anyway: a lock that is free is then held
 // without waking anybody. What comes after that it leaves to a goroutine, which keeps the lock until it is released or lost,
-// or the service ends, and then calls over.
-func (h *Handle) keep(ask context.Context, c config, limits Limits, over func()) {
+// or the service ends, and which then leaves the service.
+func (h *Handle) keep(ask context.Context, c config, limits Limits) {
 	drift := automaton.Drift(limits.DriftPPM)
 	k := &keeper{
 		h: h, backend: h.service.backend, clock: h.service.clock, drift: drift, queued: c.queued, ask: ask,
 		want:  c.request(h.name),
 		core:  hold.New(hold.Config{TTL: h.ttl, Drift: drift, Try: c.try}),
-		armed: automaton.Never, jumps: h.jumps, results: make(chan result),
+		armed: automaton.Never, jumps: h.jumps,
 	}
-	k.calls, k.cancel = context.WithCancel(context.Background())
-	var looping atomic.Bool
-	var first *time.Timer       // begins the loop of a hold that lasts
-	mine := make(chan struct{}) // closed when the caller is through: whoever closes the service may release before that
-	defer close(mine)
-	begin := func() bool {
-		if <-mine; !looping.CompareAndSwap(false, true) {
-			return false
-		}
-		if first != nil {
-			first.Stop()
-		}
-		return true
-	}
-	run := func() {
-		k.run()
-		k.end()
-		over()
-	}
-	h.loop = func() {
-		if begin() {
-			run()
-		}
-	}
-	h.giveBack = func(ctx context.Context) {
-		switch {
-		case !begin(): // the loop sees that it is released
-		case ctx.Err() != nil:
-			go run() // nothing would be asked with such a context
-		case k.giveBack(ctx):
-			k.end()
-			over()
-		default:
-			go run()
-		}
-	}
+	k.acts = k.space[:0]
+	k.turn.Lock() // whoever closes the service may release before the caller is through
+	defer k.turn.Unlock()
+	h.keeper = k
 	k.step(hold.Begin{})
 	k.askAll(ask)
 	switch {
 	case k.over:
-		looping.Store(true)
+		k.begun = true
 		k.end()
-		over()
 	case k.told:
 		// Nothing has to be done for a while, and a short hold is over by then: the loop need not run before.
-		first = time.AfterFunc(k.wait(k.now), h.loop)
+		k.first = time.AfterFunc(k.wait(k.now), k.loop)
 	default:
-		go h.loop()
+		k.begun = true
+		go k.run()
+	}
+}
+
+// begin answers true once, to whoever has to see to the end of the hold.
+func (k *keeper) begin() bool {
+	k.turn.Lock()
+	defer k.turn.Unlock()
+	if k.begun {
+		return false
+	}
+	k.begun = true
+	k.first.Stop()
+	return true
+}
+
+// loop keeps the lock until it is released or lost. It returns at once when that is done or under way.
+func (k *keeper) loop() {
+	if k.begin() {
+		k.run()
+	}
+}
+
+// release begins the release of a hold whose handle says that it is released: on the goroutine of the caller, who waits for the answer
+// anyway, where the loop does not run yet. What is left to be repeated is the loop's.
+func (k *keeper) release(ctx context.Context) {
+	switch {
+	case !k.begin(): // the loop sees it
+	case ctx.Err() == nil && k.giveBack(ctx): // else nothing would be asked
+		k.end()
+	default:
+		go k.run()
 	}
 }
 
 // askAll asks the backend for what the automaton wants asked, on the goroutine of the caller, whose context ends the waiting.
 func (k *keeper) askAll(ctx context.Context) {
-	for k.asking != nil {
-		c := *k.asking
-		k.asking = nil
-		k.took(k.ended(ctx, c, k.grant))
+	for k.hasAsked {
+		k.hasAsked = false
+		k.took(k.ended(ctx, k.asking, k.grant))
 	}
 }
 
@@ -155,12 +160,25 @@ func (k *keeper) giveBack(ctx context.Context) bool {
 
 // end lets go of whatever is still under way.
 func (k *keeper) end() {
-	k.cancel()
+	if k.cancel != nil {
+		k.cancel()
+	}
 	close(k.h.ended)
 	k.running.Wait()
+	k.h.service.leave(k.h)
+}
+
+// prepare makes what calls in the background need.
+func (k *keeper) prepare() {
+	if k.calls == nil {
+		k.calls, k.cancel = context.WithCancel(context.Background())
+		k.results = make(chan result)
+	}
 }
 
 func (k *keeper) run() {
+	defer k.end()
+	k.prepare()
 	asked, release := k.ask.Done(), k.h.release
 	k.timer = time.NewTimer(0) // look at the clock at once: the loop may have been started by its first timer
 	defer k.timer.Stop()
@@ -314,13 +332,14 @@ func (k *keeper) fail(err error) {
 // call makes one call to the backend: an acquire or release before the loop runs on the caller's goroutine, any other in the background.
 func (k *keeper) call(c hold.Call) {
 	if k.timer == nil && c.Kind != hold.Renew {
-		k.asking = &c
+		k.asking, k.hasAsked = c, true
 		return
 	}
 	if c.Kind == hold.Renew && k.h.noRenew && k.core.State() == hold.StateHeld {
 		return // as if it were lost on the way: the hold ends with its lease
 	}
 	g := k.grant
+	k.prepare()
 	k.running.Go(func() {
 		r := k.ended(k.calls, c, g)
 		select {

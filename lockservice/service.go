@@ -210,7 +210,6 @@ func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(s.closing, func() { cancel(ErrClosed) })()
 	if c.wait > 0 {
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeoutCause(ctx, c.wait, fmt.Errorf("%w of %v", ErrWait, c.wait))
@@ -226,11 +225,11 @@ func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, err
 	if err := limits.CheckTTL(c.ttl); err != nil {
 		return nil, err
 	}
-	h := newHandle(ctx, s, name, c)
+	h := newHandle(ctx, cancel, s, name, c)
 	if !s.enter(h) {
 		return nil, ErrClosed
 	}
-	h.keep(ctx, c, limits, func() { s.leave(h) })
+	h.keep(ctx, c, limits)
 	<-h.ready
 	if errors.Is(h.err, ErrWait) && h.queued.Load() {
 		return nil, fmt.Errorf("%w: %w", h.err, ErrLocked)
@@ -246,6 +245,9 @@ func (s *Service) overlayLimits(ctx context.Context) (Limits, error) {
 	if l := s.limits.Load(); l != nil {
 		return *l, nil
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.closing, func() { cancel(ErrClosed) })()
 	l, err := s.backend.Limits(ctx)
 	if err == nil {
 		s.limits.Store(&l)
@@ -353,6 +355,9 @@ func (s *Service) Close() error {
 	defer close(s.done)
 
 	s.close()
+	for _, h := range held {
+		h.stop(ErrClosed)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	errs := make([]error, len(held)+1)
@@ -361,7 +366,7 @@ func (s *Service) Close() error {
 		wg.Go(func() {
 			<-h.ready // who still waited has been told ErrClosed, and its request is taken back
 			if s.life.Err() != nil {
-				h.loop() // which ends at once
+				h.keeper.loop() // which ends at once
 				return
 			}
 			if err := h.Release(ctx); err != nil && h.err == nil {

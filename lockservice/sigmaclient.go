@@ -273,6 +273,16 @@ func (s *Sigma) forget(l *line) bool {
 	return true
 }
 
+// known returns where to ask for a key, unless its group is to be looked for.
+func (s *Sigma) known(key keyspace.Key) (g sigmapb.Group, d sigma.Descriptor, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.places[keyspace.PrefixOf(key, s.cfg.Depth)]; p != nil {
+		return p.group, p.view, true
+	}
+	return g, d, false
+}
+
 // place returns where to ask for a key. A group of the key's own locks by its table only: its view is nobody's.
 func (s *Sigma) place(ctx context.Context, key keyspace.Key) (sigmapb.Group, sigma.Descriptor, error) {
 	s.mu.Lock()
@@ -485,8 +495,12 @@ func (l *line) tellLocked() {
 }
 
 // wait blocks until met answers true, which is asked now and after whatever happens to the line, with its mu held. met is not asked after
-// ctx has ended.
-func (l *line) wait(ctx context.Context, met func() bool) error {
+// ctx has ended, nor after closing has, if there is one.
+func (l *line) wait(ctx, closing context.Context, met func() bool) error {
+	var closed <-chan struct{}
+	if closing != nil {
+		closed = closing.Done()
+	}
 	ear := l.sigma.ears.Get().(chan struct{})
 	l.mu.Lock()
 	l.ears = append(l.ears, ear)
@@ -501,6 +515,8 @@ func (l *line) wait(ctx context.Context, met func() bool) error {
 		case <-ear:
 		case <-ctx.Done():
 			err = context.Cause(ctx)
+		case <-closed:
+			err = ErrClosed
 		}
 		l.mu.Lock()
 	}
@@ -679,21 +695,20 @@ func (b *sigmaBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 	if err := errors.Join(CheckName(r.Name), s.cfg.Limits.CheckTTL(r.TTL), checkShape(r)); err != nil {
 		return Grant{}, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(b.closing, func() { cancel(ErrClosed) })()
 	l, err := s.line(r.Name)
 	if err != nil {
 		return Grant{}, err
 	}
-	g, d, err := s.find(ctx, l.key)
-	if err != nil {
-		l.rest()
-		return Grant{}, groupError(ctx, err)
+	g, d, known := s.known(l.key)
+	if !known {
+		if g, d, err = b.find(ctx, l); err != nil {
+			l.rest()
+			return Grant{}, err
+		}
 	}
 	asked := l.begin(b, r, g, d)
 	for position := -1; ; {
-		err := l.wait(ctx, func() bool { return l.end.Kind != 0 || l.core.State() == sigma.ClientHeld || l.position != position })
+		err := l.wait(ctx, b.closing, func() bool { return l.end.Kind != 0 || l.core.State() == sigma.ClientHeld || l.position != position })
 		if err != nil {
 			return Grant{}, fmt.Errorf("lockservice: wait for %q: %w", r.Name, l.leave(err))
 		}
@@ -722,6 +737,18 @@ func (b *sigmaBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 			}
 		}
 	}
+}
+
+// find looks for the group of a line. ctx ends that, and so does the backend's end.
+func (b *sigmaBackend) find(ctx context.Context, l *line) (sigmapb.Group, sigma.Descriptor, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(b.closing, func() { cancel(ErrClosed) })()
+	g, d, err := b.sigma.find(ctx, l.key)
+	if err != nil {
+		err = groupError(ctx, err)
+	}
+	return g, d, err
 }
 
 // leave gives back a request whose caller waits no longer. It adds to the cause that too few replicas have answered, if so.
@@ -810,7 +837,7 @@ func (b *sigmaBackend) Renew(ctx context.Context, g Grant) error {
 	core := l.core
 	l.mu.Unlock()
 	renewed := false
-	err := l.wait(ctx, func() bool {
+	err := l.wait(ctx, nil, func() bool {
 		held := l.core == core && core.State() == sigma.ClientHeld
 		renewed = held && core.Deadline() >= until
 		return renewed || !held
@@ -841,7 +868,7 @@ func (b *sigmaBackend) Release(ctx context.Context, g Grant) error {
 	l.stepLocked(sigma.Event{Kind: sigma.GiveBack})
 	l.mu.Unlock()
 	// Whoever leaves now leaves the rest to the line, which repeats the release until the lease is over, and then drops the grant.
-	if err := l.wait(ctx, func() bool { return l.core != core || l.returned || l.end.Kind != 0 }); err != nil {
+	if err := l.wait(ctx, nil, func() bool { return l.core != core || l.returned || l.end.Kind != 0 }); err != nil {
 		return fmt.Errorf("%w: release %q: %w", ErrOutcomeUnknown, g.Name, err)
 	}
 	if b.drop(g.Req) {
