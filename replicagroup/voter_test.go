@@ -10,6 +10,7 @@ import (
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
+	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
 )
 
@@ -121,6 +122,51 @@ func TestOwnProposalsAreBounded(t *testing.T) {
 	}
 	if len(e.cmds) != ownProposalsMax || r.seat.own != ownProposalsMax {
 		t.Errorf("%d under way after two were executed", len(e.cmds))
+	}
+}
+
+// arming is a voter that wants to be woken, and proposes, at each message.
+type arming struct{ noting }
+
+func (v *arming) Receive(keyspace.NodeID, any) {
+	v.note("receive")
+	v.seat.Arm(v.seat.Now().Add(time.Millisecond))
+	v.seat.propose(keyspace.NodeID{1}, []byte("x"))
+}
+
+// A message finds the shard in a turn, busy, and at rest. What it brings about beside answers is for the next turn.
+func TestAMessageToAVoterIsHandledAtOnceWhereTheShardRests(t *testing.T) {
+	s, r, _, _ := newAsked(t)
+	v := new(arming)
+	r.seat = &Seat{r: r, service: "count", voter: v}
+	v.seat = r.seat
+	s.host.shards = []*shard{s}
+	box := driver.NewMailbox[shardEvent](8)
+	s.box = box
+	e := &voterEvent{peer: "p", group: r.group}
+	s.host.admit(e)
+	if len(v.heard) > 0 || box.Empty() {
+		t.Fatal("handled while a turn was under way")
+	}
+	s.turns.Unlock()
+	s.host.admit(e)
+	if waiting, _ := box.Take(nil); len(v.heard) > 0 || len(waiting) != 2 {
+		t.Fatalf("it overtook: heard %q, %d wait", v.heard, len(waiting))
+	}
+	<-box.Wake()
+	s.host.admit(e)
+	if len(v.heard) != 1 || !box.Empty() {
+		t.Fatalf("heard %q of one", v.heard)
+	}
+	select {
+	case <-box.Wake():
+	default:
+		t.Error("nobody sees to the timer and the proposal")
+	}
+	s.turns.Lock() // the shard has ended
+	s.host.admit(e)
+	if len(v.heard) != 1 {
+		t.Error("handled after the end")
 	}
 }
 
