@@ -762,6 +762,274 @@ func (x *Place) GetNode() *NodeRef {
 	return nil
 }
 
+// ChunkRequest asks a peer that keeps chunks of checkpoints. Exactly one of its questions is there.
+type ChunkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	App           []byte                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`                // 32 bytes
+	Checkpoint    uint64                 `protobuf:"varint,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // HAVE, PUT: for which it is wanted. COLLECT: the last one that is saved
+	Have          [][]byte               `protobuf:"bytes,3,rep,name=have,proto3" json:"have,omitempty"`              // 32 bytes each: which of these are there? Those that are, are kept for the checkpoint
+	Put           []byte                 `protobuf:"bytes,4,opt,name=put,proto3,oneof" json:"put,omitempty"`          // a chunk
+	Get           []byte                 `protobuf:"bytes,5,opt,name=get,proto3" json:"get,omitempty"`                // 32 bytes: the name of a chunk
+	Roots         [][]byte               `protobuf:"bytes,6,rep,name=roots,proto3" json:"roots,omitempty"`            // 32 bytes each: the manifests whose chunks are kept. All others of the application are collected
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkRequest) Reset() {
+	*x = ChunkRequest{}
+	mi := &file_coherence_pb_coherence_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkRequest) ProtoMessage() {}
+
+func (x *ChunkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_coherence_pb_coherence_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkRequest.ProtoReflect.Descriptor instead.
+func (*ChunkRequest) Descriptor() ([]byte, []int) {
+	return file_coherence_pb_coherence_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ChunkRequest) GetApp() []byte {
+	if x != nil {
+		return x.App
+	}
+	return nil
+}
+
+func (x *ChunkRequest) GetCheckpoint() uint64 {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return 0
+}
+
+func (x *ChunkRequest) GetHave() [][]byte {
+	if x != nil {
+		return x.Have
+	}
+	return nil
+}
+
+func (x *ChunkRequest) GetPut() []byte {
+	if x != nil {
+		return x.Put
+	}
+	return nil
+}
+
+func (x *ChunkRequest) GetGet() []byte {
+	if x != nil {
+		return x.Get
+	}
+	return nil
+}
+
+func (x *ChunkRequest) GetRoots() [][]byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+// ChunkReply answers.
+type ChunkReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Has           []byte                 `protobuf:"bytes,1,opt,name=has,proto3" json:"has,omitempty"`           // HAVE: a bit for each, the lowest of each byte first
+	Chunk         []byte                 `protobuf:"bytes,2,opt,name=chunk,proto3,oneof" json:"chunk,omitempty"` // GET: absent when it is not there
+	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`        // PUT: there is no room
+	Busy          bool                   `protobuf:"varint,4,opt,name=busy,proto3" json:"busy,omitempty"`        // too much waits already: ask again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkReply) Reset() {
+	*x = ChunkReply{}
+	mi := &file_coherence_pb_coherence_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkReply) ProtoMessage() {}
+
+func (x *ChunkReply) ProtoReflect() protoreflect.Message {
+	mi := &file_coherence_pb_coherence_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkReply.ProtoReflect.Descriptor instead.
+func (*ChunkReply) Descriptor() ([]byte, []int) {
+	return file_coherence_pb_coherence_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ChunkReply) GetHas() []byte {
+	if x != nil {
+		return x.Has
+	}
+	return nil
+}
+
+func (x *ChunkReply) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+func (x *ChunkReply) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *ChunkReply) GetBusy() bool {
+	if x != nil {
+		return x.Busy
+	}
+	return false
+}
+
+// ManifestPart is a chunk that lists a part of what a checkpoint consists of, in order.
+type ManifestPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Objects       [][]byte               `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"` // 32 bytes of the object's key and 32 of its value's chunk
+	Threads       [][]byte               `protobuf:"bytes,2,rep,name=threads,proto3" json:"threads,omitempty"` // 16 bytes of the thread's name and 32 of its state's chunk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ManifestPart) Reset() {
+	*x = ManifestPart{}
+	mi := &file_coherence_pb_coherence_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ManifestPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ManifestPart) ProtoMessage() {}
+
+func (x *ManifestPart) ProtoReflect() protoreflect.Message {
+	mi := &file_coherence_pb_coherence_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ManifestPart.ProtoReflect.Descriptor instead.
+func (*ManifestPart) Descriptor() ([]byte, []int) {
+	return file_coherence_pb_coherence_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ManifestPart) GetObjects() [][]byte {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
+func (x *ManifestPart) GetThreads() [][]byte {
+	if x != nil {
+		return x.Threads
+	}
+	return nil
+}
+
+// ManifestRoot is the chunk that names the others of a manifest.
+type ManifestRoot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	App           []byte                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"` // 32 bytes
+	Checkpoint    uint64                 `protobuf:"varint,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Parts         [][]byte               `protobuf:"bytes,3,rep,name=parts,proto3" json:"parts,omitempty"` // 32 bytes each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ManifestRoot) Reset() {
+	*x = ManifestRoot{}
+	mi := &file_coherence_pb_coherence_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ManifestRoot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ManifestRoot) ProtoMessage() {}
+
+func (x *ManifestRoot) ProtoReflect() protoreflect.Message {
+	mi := &file_coherence_pb_coherence_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ManifestRoot.ProtoReflect.Descriptor instead.
+func (*ManifestRoot) Descriptor() ([]byte, []int) {
+	return file_coherence_pb_coherence_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ManifestRoot) GetApp() []byte {
+	if x != nil {
+		return x.App
+	}
+	return nil
+}
+
+func (x *ManifestRoot) GetCheckpoint() uint64 {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return 0
+}
+
+func (x *ManifestRoot) GetParts() [][]byte {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
 var File_coherence_pb_coherence_proto protoreflect.FileDescriptor
 
 const file_coherence_pb_coherence_proto_rawDesc = "" +
@@ -812,7 +1080,33 @@ const file_coherence_pb_coherence_proto_rawDesc = "" +
 	"\x06places\x18\a \x03(\v2\x1c.latchkey.coherence.v1.PlaceR\x06places\"S\n" +
 	"\x05Place\x12\x16\n" +
 	"\x06thread\x18\x01 \x01(\fR\x06thread\x122\n" +
-	"\x04node\x18\x02 \x01(\v2\x1e.latchkey.coherence.v1.NodeRefR\x04node*_\n" +
+	"\x04node\x18\x02 \x01(\v2\x1e.latchkey.coherence.v1.NodeRefR\x04node\"\x9b\x01\n" +
+	"\fChunkRequest\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\fR\x03app\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\x04R\n" +
+	"checkpoint\x12\x12\n" +
+	"\x04have\x18\x03 \x03(\fR\x04have\x12\x15\n" +
+	"\x03put\x18\x04 \x01(\fH\x00R\x03put\x88\x01\x01\x12\x10\n" +
+	"\x03get\x18\x05 \x01(\fR\x03get\x12\x14\n" +
+	"\x05roots\x18\x06 \x03(\fR\x05rootsB\x06\n" +
+	"\x04_put\"k\n" +
+	"\n" +
+	"ChunkReply\x12\x10\n" +
+	"\x03has\x18\x01 \x01(\fR\x03has\x12\x19\n" +
+	"\x05chunk\x18\x02 \x01(\fH\x00R\x05chunk\x88\x01\x01\x12\x12\n" +
+	"\x04full\x18\x03 \x01(\bR\x04full\x12\x12\n" +
+	"\x04busy\x18\x04 \x01(\bR\x04busyB\b\n" +
+	"\x06_chunk\"B\n" +
+	"\fManifestPart\x12\x18\n" +
+	"\aobjects\x18\x01 \x03(\fR\aobjects\x12\x18\n" +
+	"\athreads\x18\x02 \x03(\fR\athreads\"V\n" +
+	"\fManifestRoot\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\fR\x03app\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\x04R\n" +
+	"checkpoint\x12\x14\n" +
+	"\x05parts\x18\x03 \x03(\fR\x05parts*_\n" +
 	"\x05Party\x12\x15\n" +
 	"\x11PARTY_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -888,16 +1182,20 @@ func file_coherence_pb_coherence_proto_rawDescGZIP() []byte {
 }
 
 var file_coherence_pb_coherence_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_coherence_pb_coherence_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_coherence_pb_coherence_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_coherence_pb_coherence_proto_goTypes = []any{
-	(Party)(0),      // 0: latchkey.coherence.v1.Party
-	(Kind)(0),       // 1: latchkey.coherence.v1.Kind
-	(EventKind)(0),  // 2: latchkey.coherence.v1.EventKind
-	(*NodeRef)(nil), // 3: latchkey.coherence.v1.NodeRef
-	(*Message)(nil), // 4: latchkey.coherence.v1.Message
-	(*Frame)(nil),   // 5: latchkey.coherence.v1.Frame
-	(*Event)(nil),   // 6: latchkey.coherence.v1.Event
-	(*Place)(nil),   // 7: latchkey.coherence.v1.Place
+	(Party)(0),           // 0: latchkey.coherence.v1.Party
+	(Kind)(0),            // 1: latchkey.coherence.v1.Kind
+	(EventKind)(0),       // 2: latchkey.coherence.v1.EventKind
+	(*NodeRef)(nil),      // 3: latchkey.coherence.v1.NodeRef
+	(*Message)(nil),      // 4: latchkey.coherence.v1.Message
+	(*Frame)(nil),        // 5: latchkey.coherence.v1.Frame
+	(*Event)(nil),        // 6: latchkey.coherence.v1.Event
+	(*Place)(nil),        // 7: latchkey.coherence.v1.Place
+	(*ChunkRequest)(nil), // 8: latchkey.coherence.v1.ChunkRequest
+	(*ChunkReply)(nil),   // 9: latchkey.coherence.v1.ChunkReply
+	(*ManifestPart)(nil), // 10: latchkey.coherence.v1.ManifestPart
+	(*ManifestRoot)(nil), // 11: latchkey.coherence.v1.ManifestRoot
 }
 var file_coherence_pb_coherence_proto_depIdxs = []int32{
 	1,  // 0: latchkey.coherence.v1.Message.kind:type_name -> latchkey.coherence.v1.Kind
@@ -927,13 +1225,15 @@ func file_coherence_pb_coherence_proto_init() {
 		return
 	}
 	file_coherence_pb_coherence_proto_msgTypes[1].OneofWrappers = []any{}
+	file_coherence_pb_coherence_proto_msgTypes[5].OneofWrappers = []any{}
+	file_coherence_pb_coherence_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coherence_pb_coherence_proto_rawDesc), len(file_coherence_pb_coherence_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   5,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

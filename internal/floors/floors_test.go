@@ -74,6 +74,7 @@ var packages = map[string]int{
 	"coherence":             services,
 	"coherence/access":      tools,
 	"coherence/pb":          tools,
+	"coherence/chunks":      groups,
 
 	"node/api/latchkey/v1":                   tools,
 	"node/api/latchkey/v1/latchkeyv1connect": overlay, // above the messages it carries; beside our own overlay it imports nothing of it

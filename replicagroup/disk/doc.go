@@ -10,6 +10,8 @@
 // Replica ids are never used twice in a group, so a removed replica leaves its id behind ([Store.Retire]); a replica of a
 // generation that is over can be put aside with all its data ([Store.Bury]) until somebody decides about it.
 //
+// Beside replicas there are blobs ([Store.PutBlob]), of whoever else on the peer keeps something.
+//
 // # What a crash leaves
 //
 // After a crash the store holds everything up to some batch and nothing beyond: all batches that were synced, perhaps some

@@ -27,18 +27,22 @@ const (
 //	03 group                        highest replica id of a group whose replica was retired or buried
 //	04 group id                     a buried replica: slot, id, descriptor
 //	05 group id                     its burial: when, and how much it had; not of one that an older program has buried
+//	06 space name                   a blob, without a checksum
+//	07 space name                   its note
 //	10 slot 01                      state
 //	10 slot 02                      head of the snapshot: index, length, chunks, checksum of the whole
 //	10 slot 03 n                    chunk n of the snapshot
 //	10 slot 04 index                entry
 //
-// Every value ends with a CRC-32C over its key and the rest of it.
+// Every value but blobs ends with a CRC-32C over its key and the rest of it.
 const (
 	keyStore     = 0x01
 	keyReplica   = 0x02
 	keyTombstone = 0x03
 	keyGrave     = 0x04
 	keyBurial    = 0x05
+	keyBlob      = 0x06
+	keyNote      = 0x07
 	keyData      = 0x10
 
 	dataState = 0x01

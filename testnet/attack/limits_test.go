@@ -24,7 +24,7 @@ var directories = map[string]string{
 	"order": "replicagroup/order", "session": "replicagroup/session", "transfer": "replicagroup/transfer", "table": "lockservice/table",
 	"lockservice": "lockservice", "sigma": "lockservice/sigma", "sigmapb": "lockservice/sigma/pb", "testnet": "testnet", "access": "coherence/access", "httpguard": "lockservice/httpguard",
 	"protocol": "coherence/protocol", "appmanager": "coherence/appmanager", "cachedcopy": "coherence/cachedcopy", "manager": "coherence/manager",
-	"coherencepb": "coherence/pb", "coherence": "coherence",
+	"coherencepb": "coherence/pb", "coherence": "coherence", "chunks": "coherence/chunks", "disk": "replicagroup/disk",
 }
 
 // row is a line of a table that names a limit and its value.
