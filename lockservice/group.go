@@ -32,6 +32,8 @@ type GroupConfig struct {
 	Limits Limits // of the overlay: [LimitsOf]
 	// PeerName turns a node into what people know it by, its peer id. When it is nil or does not know, the node id is used.
 	PeerName func(keyspace.NodeID) (string, bool)
+	// Prefixes lists the prefixes of the overlay that have groups, for [Lister]. nil: locks cannot be listed.
+	Prefixes func(context.Context) ([]keyspace.Prefix, error)
 }
 
 // Limits and periods of the group backend.
@@ -372,6 +374,11 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
+	return b.infoOf(name, m), nil
+}
+
+// infoOf puts what a table answers into this package's words.
+func (b *groupBackend) infoOf(name string, m *pb.Info) Info {
 	info := Info{
 		Name: name, Held: m.Status == pb.Status_STATUS_HELD, Token: Token(m.Token),
 		TTL: time.Duration(m.TtlNs), LeaseLeft: time.Duration(m.LeaseLeftNs), Confirmed: m.Confirmed, Waiting: int(m.Waiting),
@@ -401,7 +408,7 @@ func (b *groupBackend) Info(ctx context.Context, name string) (Info, error) {
 			Token: Token(x.Token), Holder: b.partyFromPB(x.Holder), Holders: int(x.Holders), By: b.partyFromPB(x.By), At: time.Unix(0, x.AtUnixNs),
 		})
 	}
-	return info, nil
+	return info
 }
 
 // mayHold tells of those who may hold a lock by grants of the voters that the table has taken it over from. There is more than one of them

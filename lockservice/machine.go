@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"latchkey/internal/automaton"
 	"latchkey/internal/invariant"
 	"latchkey/lockservice/pb"
@@ -135,14 +137,46 @@ func (m *Machine) emit(c session.Context) {
 	}
 }
 
-// Query answers a pb.Query with a pb.Info.
+// Query answers a pb.Query with a pb.Info or a pb.Listing.
 func (m *Machine) Query(c session.Context, data []byte) []byte {
-	name, err := decodeQuery(data)
-	if err != nil {
+	name, list, err := decodeQuery(data)
+	switch {
+	case err != nil && list != nil:
+		res := new(pb.Listing)
+		res.Status, res.Detail = refused(err)
+		return mustMarshal(res)
+	case err != nil:
 		res := new(pb.Info)
 		res.Status, res.Detail = refused(err)
 		return mustMarshal(res)
+	case list != nil:
+		return mustMarshal(m.list(c, list.From))
 	}
+	return mustMarshal(m.info(c, name))
+}
+
+// list tells of the names in use from a name on.
+func (m *Machine) list(c session.Context, from string) *pb.Listing {
+	names, more := m.table.List(from, listNamesMax)
+	res := &pb.Listing{Status: pb.Status_STATUS_HELD, More: more}
+	size := 0
+	for _, n := range names {
+		l := &pb.Listed{Name: n.Name, Away: n.Away}
+		if !n.Away {
+			l.Info = m.info(c, n.Name)
+			l.Info.Waiters, l.Info.Breaks, l.Info.Members, l.Info.Holders = nil, nil, nil, nil
+			l.Info.Candidates = l.Info.Candidates[:min(len(l.Info.Candidates), 1)]
+		}
+		if size += proto.Size(l); size > listBytesMax && len(res.Locks) > 0 {
+			res.More = true
+			break
+		}
+		res.Locks = append(res.Locks, l)
+	}
+	return res
+}
+
+func (m *Machine) info(c session.Context, name string) *pb.Info {
 	info := m.table.Info(c.Now, name)
 	res := &pb.Info{Status: pb.Status_STATUS_NOT_HELD, Waiting: uint32(len(info.Waiters)), Mode: infoModes[info.Mode]}
 	if log := m.sigma.log; len(log.Members) > 0 {
@@ -170,7 +204,7 @@ func (m *Machine) Query(c session.Context, data []byte) []byte {
 	for _, b := range info.Breaks[max(0, len(info.Breaks)-infoBreaksMax):] {
 		res.Breaks = append(res.Breaks, brokenOf(b))
 	}
-	return mustMarshal(res)
+	return res
 }
 
 // Tick ends the leases that are over.

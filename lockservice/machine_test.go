@@ -418,6 +418,7 @@ func FuzzRestoreSnapshot(f *testing.F) {
 func FuzzDecodeAnswers(f *testing.F) {
 	f.Add(mustMarshal(&pb.Result{Status: pb.Status_STATUS_LOCKED, Holder: &pb.Party{Client: []byte{1}}}))
 	f.Add(mustMarshal(&pb.Info{Status: pb.Status_STATUS_HELD, Waiters: []*pb.Waiter{{}}}))
+	f.Add(mustMarshal(&pb.Listing{Locks: []*pb.Listed{{Name: "m", Away: true}, {Name: "n", Info: &pb.Info{Status: pb.Status_STATUS_HELD}}}, More: true}))
 	f.Add(mustMarshal(&pb.Output{Output: &pb.Output_Granted{Granted: &pb.Granted{Name: "n", Req: 1}}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g := NewGroupBackend(answers{b}, GroupConfig{Limits: LimitsOf(worldTTLMax, 0)}).(*groupBackend)
@@ -427,5 +428,6 @@ func FuzzDecodeAnswers(f *testing.F) {
 		g.acquireOnce(ctx, Request{Name: "n", TTL: time.Second})
 		g.Renew(t.Context(), Grant{Name: "n"})
 		g.Info(t.Context(), "n")
+		g.list(t.Context(), keyspace.Key{}, "")
 	})
 }

@@ -286,16 +286,19 @@ func (s *Service) Info(ctx context.Context, name string) (Info, error) {
 	return s.info(ctx, name)
 }
 
-// info asks the backend. A group waits a little longer than the TTL for a lease to end, by as much as clocks may differ; no lease is shown
-// as lasting longer than its holder asked for.
 func (s *Service) info(ctx context.Context, name string) (Info, error) {
 	i, err := s.backend.Info(ctx, name)
+	i.tidy()
+	return i, err
+}
+
+// tidy shows no lease as lasting longer than its holder asked for: a group waits a little longer for its end, by as much as clocks may differ.
+func (i *Info) tidy() {
 	i.LeaseLeft = leaseLeft(i.LeaseLeft, i.TTL)
 	for n := range i.Holders {
 		h := &i.Holders[n]
 		h.LeaseLeft = leaseLeft(h.LeaseLeft, h.TTL)
 	}
-	return i, err
 }
 
 func leaseLeft(left, ttl time.Duration) time.Duration {

@@ -42,8 +42,9 @@ type SigmaConfig struct {
 	Limits Limits // of the overlay: [LimitsOf]
 	Clock  Clock  // that of the services above
 	Self   string // the peer's id, for people
-	// PeerName is as in [GroupConfig].
+	// PeerName and Prefixes are as in [GroupConfig].
 	PeerName func(keyspace.NodeID) (string, bool)
+	Prefixes func(context.Context) ([]keyspace.Prefix, error)
 }
 
 // Limits of [Sigma].
@@ -671,7 +672,7 @@ const sigmaReqs = 1 << 52
 // follows it. It is an [io.Closer]: after Close calls fail with [ErrClosed]; what it has been granted is left to its lease.
 func (s *Sigma) NewBackend(g Groups) Backend {
 	b := &sigmaBackend{
-		sigma: s, table: newGroupBackend(g, GroupConfig{Limits: s.cfg.Limits, PeerName: s.cfg.PeerName}), last: sigmaReqs, grants: make(map[uint64]*line),
+		sigma: s, table: newGroupBackend(g, GroupConfig{Limits: s.cfg.Limits, PeerName: s.cfg.PeerName, Prefixes: s.cfg.Prefixes}), last: sigmaReqs, grants: make(map[uint64]*line),
 	}
 	b.closing, b.close = context.WithCancelCause(s.life)
 	return b

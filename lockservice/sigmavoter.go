@@ -58,7 +58,7 @@ func (v *SigmaVoters) Read(from keyspace.NodeID, data []byte) (to order.GroupID,
 		return to, nil, false, err
 	}
 	switch m.Kind {
-	case sigma.Request, sigma.Yield, sigma.Release, sigma.Install, sigma.Inspect, sigma.Reported, sigma.Pull:
+	case sigma.Request, sigma.Yield, sigma.Release, sigma.Install, sigma.Inspect, sigma.List, sigma.Reported, sigma.Pull:
 		return order.GroupID{Prefix: g.Prefix, Gen: g.Gen}, &m, true, nil
 	}
 	if f := v.client.Load(); f != nil {
@@ -102,6 +102,7 @@ type sigmaVoter struct {
 	rest      sigma.Rest        // of the last replica
 	proposed  [3]proposedEntry  // Vet
 	looked    automaton.Instant // giveBack
+	listed    automaton.Instant // list
 	watchers  watchers
 }
 
@@ -242,7 +243,10 @@ func (w *sigmaVoter) Receive(from keyspace.NodeID, msg any) {
 	switch {
 	case m.Kind == sigma.Inspect && m.TTL > 0:
 		w.watch(from, m)
-	case w.awaken():
+	case m.Kind == sigma.List && w.lists(m):
+		w.list(from, m)
+	case m.Kind == sigma.List && w.member && m.View.Compare(w.view) > 0: // it is asked again
+	case m.Kind != sigma.List && w.awaken():
 		w.step(sigma.Event{Kind: sigma.Receive, From: from, Msg: m})
 		w.changed(m.Name)
 	case w.view != sigma.ViewID{} && m.Kind != sigma.Reported && m.Kind != sigma.Pull: // a learner knows where to ask

@@ -140,7 +140,13 @@ func (p *sigmaHost) start() {
 	if err != nil {
 		w.tb.Fatal(err)
 	}
-	p.sigma = NewSigma(SigmaConfig{Net: p, Depth: w.genesis.Depth, Limits: limits, Clock: clock, Self: p.host.ID().String()})
+	p.sigma = NewSigma(SigmaConfig{Net: p, Depth: w.genesis.Depth, Limits: limits, Clock: clock, Self: p.host.ID().String(), Prefixes: func(ctx context.Context) (all []keyspace.Prefix, err error) {
+		children, err := p.groups.Children(ctx)
+		for _, c := range children {
+			all = append(all, c.Prefix)
+		}
+		return all, err
+	}})
 	client := p.sigma
 	p.voters.OnAnswer(func(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message) {
 		if m.Kind == sigma.Grant {

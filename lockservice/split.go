@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"latchkey/dht/keyspace"
+	"latchkey/lockservice/pb"
 	"latchkey/lockservice/table"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/session"
@@ -17,7 +18,8 @@ func (m *Machine) KeyOf(data []byte, query bool) (keyspace.Key, bool) {
 	var name string
 	if query {
 		var err error
-		if name, err = decodeQuery(data); err != nil {
+		var list *pb.List
+		if name, list, err = decodeQuery(data); err != nil || list != nil {
 			return keyspace.Key{}, false
 		}
 		return keyspace.Preimage(name).Key(), true

@@ -25,6 +25,9 @@ const (
 	infoBreaksMax  = 8
 
 	infoCandidatesMax = 30 // at 100 bytes each
+	// listNamesMax and listBytesMax bound one page of a list of names.
+	listNamesMax = 64
+	listBytesMax = resultBytesMax - 4<<10 // one more name, with all there is to tell of it, still fits a result
 	// snapshotBytesMax is above what the limits of session and lock tables allow: 4096 sessions of 1024 requests, at most 85
 	// bytes each, and the names of 65,536 locks.
 	snapshotBytesMax = 512 << 20
@@ -63,12 +66,33 @@ func unmarshal(b []byte, max int, m proto.Message) error {
 	return nil
 }
 
-func decodeQuery(b []byte) (name string, err error) {
+// decodeQuery reads what is asked: about a name, or, when list is not nil, about those from one on.
+func decodeQuery(b []byte) (name string, list *pb.List, err error) {
 	m := new(pb.Query)
 	if err := unmarshal(b, commandBytesMax, m); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	return m.Name, CheckName(m.Name)
+	if m.List != nil {
+		if m.List.From == "" {
+			return "", m.List, nil
+		}
+		return "", m.List, CheckName(m.List.From)
+	}
+	return m.Name, nil, CheckName(m.Name)
+}
+
+// decodeListing reads a page of a table. The names in it rise.
+func decodeListing(b []byte) (*pb.Listing, error) {
+	m := new(pb.Listing)
+	if err := unmarshal(b, resultBytesMax, m); err != nil {
+		return nil, err
+	}
+	for i, l := range m.Locks {
+		if CheckName(l.Name) != nil || i > 0 && m.Locks[i-1].Name >= l.Name || (l.Info == nil) != l.Away {
+			return nil, fmt.Errorf("%w: a list with a name that is none, or out of order", errMalformed)
+		}
+	}
+	return m, nil
 }
 
 func decodeInfo(b []byte) (*pb.Info, error) {

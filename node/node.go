@@ -378,12 +378,23 @@ func (n *Node) backend(c *replicagroup.Client) lockservice.Backend {
 	return lockservice.NewGroupBackend(c, lockservice.GroupConfig{
 		Limits:   lockservice.LimitsOf(n.genesis.TTLMax, int64(n.genesis.Drift)),
 		PeerName: n.peerName,
+		Prefixes: n.prefixes,
 	})
 }
 
 func (n *Node) peerName(id keyspace.NodeID) (string, bool) {
 	p, ok := n.overlay.PeerOf(id)
 	return p.String(), ok
+}
+
+// prefixes lists the prefixes of the overlay that have groups, as the root's directory has them.
+func (n *Node) prefixes(ctx context.Context) ([]keyspace.Prefix, error) {
+	children, err := n.groups.Children(ctx)
+	all := make([]keyspace.Prefix, len(children))
+	for i, c := range children {
+		all[i] = c.Prefix
+	}
+	return all, err
 }
 
 // ID returns the peer id of the node's host.

@@ -21,6 +21,7 @@ func (n *Node) newSigma() *sigmaParts {
 		voters: lockservice.NewSigmaVoters(lockservice.SigmaVotersConfig{Limits: limits}),
 		clients: lockservice.NewSigma(lockservice.SigmaConfig{
 			Net: sigmaNet{n}, Depth: n.genesis.Depth, Limits: limits, Clock: n.clock, Self: n.host.ID().String(), PeerName: n.peerName,
+			Prefixes: n.prefixes,
 		}),
 	}
 	p.voters.OnAnswer(p.clients.Deliver)

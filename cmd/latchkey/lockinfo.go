@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -185,44 +188,152 @@ type heldLock struct {
 }
 
 func lockLsVerb(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "ls",
-		Short: "list the locks that are held through this daemon",
-		Long: `ls lists the locks that are held through this daemon. One whose holder has gone is listed until its lease is over. No peer knows
-of all locks of an overlay; "lock info NAME" tells of any.`,
+	var here bool
+	limit := 1000
+	c := &cobra.Command{
+		Use:   "ls [PREFIX]",
+		Short: "list the locks of the overlay that somebody holds or waits for",
+		Long: `ls lists the locks that somebody holds or waits for, or that are granted to nobody for a while, wherever in the overlay they are held; with
+PREFIX those whose names begin with it. No peer knows of all of them, so the groups of the overlay are asked, eight at a time, each for a
+page of 64 names, and again for the next; groups that sleep are woken. That suits a person who looks, and no script that polls: to
+follow one lock there is "lock watch".
+
+It is no snapshot: locks that somebody has all the while are in it, others may be. A group that gives no answer within 5 s is named, its
+locks are missing, and ls ends with 1 when it has listed those of the others.
+
+With -o jsonl each page is printed as it comes, in no order; else names rise. At most --limit locks are listed, and a note says if there
+are more. With --here it lists the locks that are held through this daemon and asks nobody; one whose holder has gone is listed
+until its lease is over.`,
 		Example: `  latchkey lock ls
-  latchkey lock ls -o jsonl | jq -r .name`,
-		Args: noCommand("ls", 0),
-		RunE: func(c *cobra.Command, _ []string) error {
-			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
-				locks, err := daemon.HeldLocks(ctx)
-				if err != nil {
+  latchkey lock ls builds/
+  latchkey lock ls -o jsonl --limit 0 | jq -r 'select(.waiting > 0).name'
+  latchkey lock ls --here`,
+		Args: func(c *cobra.Command, args []string) error {
+			if c.ArgsLenAtDash() < 0 && len(args) > 1 {
+				return usagef("lock ls: got %d arguments; usage: %s", len(args), c.UseLine())
+			}
+			return noCommand("ls", len(args))(c, args)
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			prefix := strings.Join(args, "")
+			switch {
+			case here && prefix != "":
+				return usagef("lock ls: --here lists all that are held through this daemon; leave PREFIX out")
+			case here:
+				return a.call(c, a.lockLsHere)
+			case limit < 0:
+				return usagef("lock ls: --limit %d: it is 0, for no limit, or above", limit)
+			}
+			if prefix != "" {
+				if err := lockservice.CheckName(prefix); err != nil {
 					return err
 				}
-				all := make([]heldLock, len(locks))
-				for i, l := range locks {
-					all[i] = heldLock{l.Name, uint64(l.Token), l.Holder, l.TTL.Milliseconds(), l.Shared, l.Permits}
-				}
-				return a.list("locks", anys(all), func(w io.Writer) {
-					if len(all) == 0 {
-						fmt.Fprintln(w, "no locks are held through this daemon")
-						return
-					}
-					fmt.Fprintln(w, "NAME\tTOKEN\tTTL\tAS\tHOLDER")
-					for i, l := range all {
-						as := "alone"
-						switch {
-						case l.Permits > 0:
-							as = fmt.Sprintf("1 of %d", l.Permits)
-						case l.Shared:
-							as = "shared"
-						}
-						fmt.Fprintf(w, "%s\t%d\t%v\t%s\t%s\n", l.Name, l.Token, locks[i].TTL, as, l.Holder)
-					}
-				})
+			}
+			return a.follow(c.Context(), func(ctx context.Context, daemon *api.Client) error {
+				return a.lockLs(ctx, daemon, prefix, limit)
 			})
 		},
 	}
+	c.Flags().BoolVar(&here, "here", false, "only what is held through this daemon")
+	c.Flags().IntVar(&limit, "limit", limit, "how many locks to list at most; 0 is no limit")
+	return c
+}
+
+// errEnough ends a list that has as many locks as are wanted.
+var errEnough = errors.New("enough")
+
+// lockLs lists the locks of the overlay.
+func (a *app) lockLs(ctx context.Context, daemon *api.Client, prefix string, limit int) error {
+	var all []lockservice.Info
+	silent, cut := 0, false
+	err := daemon.Locks().List(ctx, prefix, func(p lockservice.ListPage) error {
+		if p.Err != nil {
+			silent++
+			a.note(fmt.Sprintf("group %s does not tell of its locks: %s", p.Group, oneLine(p.Err)))
+		}
+		for _, i := range p.Locks {
+			if cut = limit > 0 && len(all) == limit; cut {
+				return errEnough
+			}
+			if all = append(all, i); a.format == formatJSONL {
+				if err := a.json(lockInfoOf(i), ""); err != nil {
+					return err
+				}
+				if limit == 0 {
+					all = all[:0] // it is not needed any more
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return err
+	}
+	if a.format != formatJSONL {
+		slices.SortFunc(all, func(x, y lockservice.Info) int { return strings.Compare(x.Name, y.Name) })
+		if err := a.list("locks", locksOf(all), func(w io.Writer) { writeLocks(w, all) }); err != nil {
+			return err
+		}
+	}
+	switch {
+	case cut:
+		a.note(fmt.Sprintf("there are more than %d; name the beginning of those you look for, or see --limit", limit))
+	case silent > 0:
+		return exitf(exitFailure, "lock ls: %d of the groups of the overlay gave no answer, and their locks are missing", silent)
+	}
+	return nil
+}
+
+func locksOf(all []lockservice.Info) []any {
+	out := make([]any, len(all))
+	for n, i := range all {
+		out[n] = lockInfoOf(i)
+	}
+	return out
+}
+
+func writeLocks(w io.Writer, all []lockservice.Info) {
+	if len(all) == 0 {
+		fmt.Fprintln(w, "nobody holds a lock or waits for one")
+		return
+	}
+	fmt.Fprintln(w, "NAME\tTOKEN\tFREE IN\tWAITING\tSTATE\tHOLDER")
+	for _, i := range all {
+		token, left, holder := "-", "-", "-"
+		if i.Held {
+			token, left, holder = i.Token.String(), i.LeaseLeft.Round(time.Second/10).String(), i.Holder.String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", inLine(i.Name), token, left, i.Waiting, stateOf(i), holder)
+	}
+}
+
+// lockLsHere lists the locks that are held through the daemon.
+func (a *app) lockLsHere(ctx context.Context, daemon *api.Client) error {
+	locks, err := daemon.HeldLocks(ctx)
+	if err != nil {
+		return err
+	}
+	all := make([]heldLock, len(locks))
+	for i, l := range locks {
+		all[i] = heldLock{l.Name, uint64(l.Token), l.Holder, l.TTL.Milliseconds(), l.Shared, l.Permits}
+	}
+	return a.list("locks", anys(all), func(w io.Writer) {
+		if len(all) == 0 {
+			fmt.Fprintln(w, "no locks are held through this daemon")
+			return
+		}
+		fmt.Fprintln(w, "NAME\tTOKEN\tTTL\tAS\tHOLDER")
+		for i, l := range all {
+			as := "alone"
+			switch {
+			case l.Permits > 0:
+				as = fmt.Sprintf("1 of %d", l.Permits)
+			case l.Shared:
+				as = "shared"
+			}
+			fmt.Fprintf(w, "%s\t%d\t%v\t%s\t%s\n", l.Name, l.Token, locks[i].TTL, as, l.Holder)
+		}
+	})
 }
 
 type partyInfo struct {

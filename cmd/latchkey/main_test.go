@@ -243,7 +243,10 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"lock", "release", "n"}, "lock release --force n"},
 		{[]string{"lock", "release", "--force"}, "usage: latchkey lock release --force NAME"},
 		{[]string{"lock", "release", "--force", "n", "--token", "0"}, "above 0"},
-		{[]string{"lock", "ls", "n"}, "usage: latchkey lock ls"},
+		{[]string{"lock", "ls", "n", "m"}, "usage: latchkey lock ls"},
+		{[]string{"lock", "ls", "--limit", "-1"}, "no limit"},
+		{[]string{"lock", "ls", "a\nb"}, "unusable lock name"},
+		{[]string{"lock", "ls", "--here", "n"}, "leave PREFIX out"},
 		{[]string{"lock", "ls", "--", "n"}, "latchkey lock -- ls"},
 		{[]string{"lock", "watch", "--", "a"}, "latchkey lock -- watch"},
 		{[]string{"lock", "watch"}, "usage: latchkey lock watch NAME"},
@@ -405,8 +408,13 @@ func TestInformationInEachFormat(t *testing.T) {
 		{"lock info held", []string{"state    held\n", "token    1152921504606846977\n", "lease    15s, free in"}},
 		{"lock info held -o json", []string{`"token": "1152921504606846977"`, `"ttl_ms": 15000`, `"waiters": []`, `"held": true`, `"peer": "12D3KooWfake"`}},
 		{"lock info free", []string{"state    free\n", "replica  12D3KooW"}},
-		{"lock ls", []string{"no locks are held through this daemon\n"}},
-		{"lock ls -o json", []string{`"locks": []`}},
+		{"lock ls --here", []string{"no locks are held through this daemon\n"}},
+		{"lock ls --here -o json", []string{`"locks": []`}},
+		{"lock ls", []string{"NAME  TOKEN                FREE IN", "held  1152921504606846977  15s      0        held   s1@12D3KooWfake\n"}},
+		{"lock ls hel -o json", []string{`"name": "held"`, `"waiting": 0`, `"token": "1152921504606846977"`}},
+		{"lock ls -o jsonl --limit 0", []string{`{"name":"held","held":true,`}},
+		{"lock ls other", []string{"nobody holds a lock or waits for one\n"}},
+		{"lock ls other -o json", []string{`"locks": []`}},
 		{"lock info free -o jsonl", []string{`"held":false,"holder":null,"token":"0"`}},
 		{"version", []string{"latchkey ", runtime.Version()}},
 		{"--version", []string{"latchkey ", runtime.Version()}},
@@ -428,6 +436,30 @@ func TestInformationInEachFormat(t *testing.T) {
 				t.Errorf("%s: no %q in\n%s", c.args, want, p.out.String())
 			}
 		}
+	}
+}
+
+func TestAListOfLocksSaysWhatItLacks(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, func(b *apitest.Backend) {
+		b.OnList = func() error { return errors.New("lockservice: too few replicas answer") }
+	})
+	for _, name := range []string{"c", "a", "b"} {
+		d.hold(name)
+	}
+	p := d.run("lock", "ls")
+	if out := p.out.String(); p.code != exitFailure || strings.Count(out, "\n") != 4 || strings.Index(out, "\na ") > strings.Index(out, "\nc ") ||
+		!strings.Contains(p.err.String(), "group b4/8 does not tell of its locks: too few replicas answer") || !strings.Contains(p.err.String(), "1 of the groups of the overlay gave no answer") {
+		t.Errorf("exit %d, %s%s", p.code, out, p.err.String())
+	}
+	d.OnList = nil
+	p = d.run("lock", "ls", "--limit", "2")
+	if out := p.out.String(); p.code != exitOK || strings.Count(out, "\n") != 3 || !strings.Contains(p.err.String(), "more than 2") {
+		t.Errorf("exit %d, %s%s", p.code, out, p.err.String())
+	}
+	p = d.run("lock", "ls", "--limit", "3", "-o", "jsonl")
+	if out := p.out.String(); p.code != exitOK || strings.Count(out, "\n") != 3 || p.err.String() != "" {
+		t.Errorf("exit %d, %s%s", p.code, out, p.err.String())
 	}
 }
 
@@ -460,7 +492,7 @@ func TestForcedReleaseEndsTheHoldItNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := held.Token().String()
-	if says := d.run("lock", "ls").out.String(); !strings.Contains(says, "NAME  TOKEN") || !strings.Contains(says, token+"  15s  alone") {
+	if says := d.run("lock", "ls", "--here").out.String(); !strings.Contains(says, "NAME  TOKEN") || !strings.Contains(says, token+"  15s  alone") {
 		t.Errorf("ls: %s", says)
 	}
 	var info lockInfo

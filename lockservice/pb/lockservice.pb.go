@@ -771,10 +771,11 @@ func (x *Party) GetPeer() []byte {
 	return nil
 }
 
-// Query reads a lock's state and is answered by an Info.
+// Query reads a lock's state and is answered by an Info, or, with a list, what the table has, and is answered by a Listing.
 type Query struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	List          *List                  `protobuf:"bytes,2,opt,name=list,proto3" json:"list,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -816,6 +817,186 @@ func (x *Query) GetName() string {
 	return ""
 }
 
+func (x *Query) GetList() *List {
+	if x != nil {
+		return x.List
+	}
+	return nil
+}
+
+// List asks for the names in use from a name on.
+type List struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"` // empty: from the first on
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *List) Reset() {
+	*x = List{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *List) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*List) ProtoMessage() {}
+
+func (x *List) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use List.ProtoReflect.Descriptor instead.
+func (*List) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *List) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+type Listing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        Status                 `protobuf:"varint,1,opt,name=status,proto3,enum=latchkey.lockservice.v1.Status" json:"status,omitempty"` // HELD, or a refusal
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`                                      // refusals: for people
+	Locks         []*Listed              `protobuf:"bytes,3,rep,name=locks,proto3" json:"locks,omitempty"`                                        // by rising name; cut off at a limit
+	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`                                         // it was cut off
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Listing) Reset() {
+	*x = Listing{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Listing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Listing) ProtoMessage() {}
+
+func (x *Listing) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Listing.ProtoReflect.Descriptor instead.
+func (*Listing) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Listing) GetStatus() Status {
+	if x != nil {
+		return x.Status
+	}
+	return Status_STATUS_UNSPECIFIED
+}
+
+func (x *Listing) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Listing) GetLocks() []*Listed {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+func (x *Listing) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type Listed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Away          bool                   `protobuf:"varint,2,opt,name=away,proto3" json:"away,omitempty"` // a group of the key's own has it
+	Info          *Info                  `protobuf:"bytes,3,opt,name=info,proto3" json:"info,omitempty"`  // without its waiters, breaks, and further holders; absent when away
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Listed) Reset() {
+	*x = Listed{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Listed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Listed) ProtoMessage() {}
+
+func (x *Listed) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Listed.ProtoReflect.Descriptor instead.
+func (*Listed) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Listed) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Listed) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
+func (x *Listed) GetInfo() *Info {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
 type Info struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        Status                 `protobuf:"varint,1,opt,name=status,proto3,enum=latchkey.lockservice.v1.Status" json:"status,omitempty"` // HELD, NOT_HELD, or a refusal
@@ -845,7 +1026,7 @@ type Info struct {
 
 func (x *Info) Reset() {
 	*x = Info{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +1038,7 @@ func (x *Info) String() string {
 func (*Info) ProtoMessage() {}
 
 func (x *Info) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[9]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +1051,7 @@ func (x *Info) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Info.ProtoReflect.Descriptor instead.
 func (*Info) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{9}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Info) GetStatus() Status {
@@ -1035,7 +1216,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1228,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[10]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1241,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{10}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Candidate) GetWish() *Wish {
@@ -1119,7 +1300,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1312,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[11]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1325,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{11}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Held) GetParty() *Party {
@@ -1198,7 +1379,7 @@ type Broken struct {
 
 func (x *Broken) Reset() {
 	*x = Broken{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1391,7 @@ func (x *Broken) String() string {
 func (*Broken) ProtoMessage() {}
 
 func (x *Broken) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[12]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1404,7 @@ func (x *Broken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Broken.ProtoReflect.Descriptor instead.
 func (*Broken) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{12}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Broken) GetName() string {
@@ -1287,7 +1468,7 @@ type Waiter struct {
 
 func (x *Waiter) Reset() {
 	*x = Waiter{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1480,7 @@ func (x *Waiter) String() string {
 func (*Waiter) ProtoMessage() {}
 
 func (x *Waiter) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[13]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1493,7 @@ func (x *Waiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiter.ProtoReflect.Descriptor instead.
 func (*Waiter) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{13}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Waiter) GetParty() *Party {
@@ -1356,7 +1537,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1549,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[14]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1562,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{14}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Output) GetOutput() isOutput_Output {
@@ -1421,7 +1602,7 @@ type Granted struct {
 
 func (x *Granted) Reset() {
 	*x = Granted{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1614,7 @@ func (x *Granted) String() string {
 func (*Granted) ProtoMessage() {}
 
 func (x *Granted) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[15]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1627,7 @@ func (x *Granted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Granted.ProtoReflect.Descriptor instead.
 func (*Granted) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{15}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Granted) GetName() string {
@@ -1485,7 +1666,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1678,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[16]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1691,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{16}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Snapshot) GetVersion() uint32 {
@@ -1571,7 +1752,7 @@ type Sigma struct {
 
 func (x *Sigma) Reset() {
 	*x = Sigma{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1764,7 @@ func (x *Sigma) String() string {
 func (*Sigma) ProtoMessage() {}
 
 func (x *Sigma) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[17]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1777,7 @@ func (x *Sigma) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sigma.ProtoReflect.Descriptor instead.
 func (*Sigma) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{17}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Sigma) GetView() uint64 {
@@ -1663,7 +1844,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1856,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1869,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{18}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Lock) GetName() string {
@@ -1753,7 +1934,7 @@ type Handover struct {
 
 func (x *Handover) Reset() {
 	*x = Handover{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1946,7 @@ func (x *Handover) String() string {
 func (*Handover) ProtoMessage() {}
 
 func (x *Handover) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1959,7 @@ func (x *Handover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handover.ProtoReflect.Descriptor instead.
 func (*Handover) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{19}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Handover) GetPending() bool {
@@ -1827,7 +2008,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1839,7 +2020,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1852,7 +2033,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{20}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Owner) GetParty() *Party {
@@ -1943,7 +2124,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2136,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2149,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{21}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Queued) GetParty() *Party {
@@ -2090,9 +2271,21 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\"3\n" +
 	"\x05Party\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\fR\x06client\x12\x12\n" +
-	"\x04peer\x18\x02 \x01(\fR\x04peer\"\x1b\n" +
+	"\x04peer\x18\x02 \x01(\fR\x04peer\"N\n" +
 	"\x05Query\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x8b\x06\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
+	"\x04list\x18\x02 \x01(\v2\x1d.latchkey.lockservice.v1.ListR\x04list\"\x1a\n" +
+	"\x04List\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\"\xa5\x01\n" +
+	"\aListing\x127\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x1f.latchkey.lockservice.v1.StatusR\x06status\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x125\n" +
+	"\x05locks\x18\x03 \x03(\v2\x1f.latchkey.lockservice.v1.ListedR\x05locks\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\"c\n" +
+	"\x06Listed\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04away\x18\x02 \x01(\bR\x04away\x121\n" +
+	"\x04info\x18\x03 \x01(\v2\x1d.latchkey.lockservice.v1.InfoR\x04info\"\x8b\x06\n" +
 	"\x04Info\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.latchkey.lockservice.v1.StatusR\x06status\x126\n" +
 	"\x06holder\x18\x02 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x06holder\x12\x14\n" +
@@ -2242,7 +2435,7 @@ func file_lockservice_pb_lockservice_proto_rawDescGZIP() []byte {
 }
 
 var file_lockservice_pb_lockservice_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(Status)(0),       // 0: latchkey.lockservice.v1.Status
 	(Mode)(0),         // 1: latchkey.lockservice.v1.Mode
@@ -2255,19 +2448,22 @@ var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(*Result)(nil),    // 8: latchkey.lockservice.v1.Result
 	(*Party)(nil),     // 9: latchkey.lockservice.v1.Party
 	(*Query)(nil),     // 10: latchkey.lockservice.v1.Query
-	(*Info)(nil),      // 11: latchkey.lockservice.v1.Info
-	(*Candidate)(nil), // 12: latchkey.lockservice.v1.Candidate
-	(*Held)(nil),      // 13: latchkey.lockservice.v1.Held
-	(*Broken)(nil),    // 14: latchkey.lockservice.v1.Broken
-	(*Waiter)(nil),    // 15: latchkey.lockservice.v1.Waiter
-	(*Output)(nil),    // 16: latchkey.lockservice.v1.Output
-	(*Granted)(nil),   // 17: latchkey.lockservice.v1.Granted
-	(*Snapshot)(nil),  // 18: latchkey.lockservice.v1.Snapshot
-	(*Sigma)(nil),     // 19: latchkey.lockservice.v1.Sigma
-	(*Lock)(nil),      // 20: latchkey.lockservice.v1.Lock
-	(*Handover)(nil),  // 21: latchkey.lockservice.v1.Handover
-	(*Owner)(nil),     // 22: latchkey.lockservice.v1.Owner
-	(*Queued)(nil),    // 23: latchkey.lockservice.v1.Queued
+	(*List)(nil),      // 11: latchkey.lockservice.v1.List
+	(*Listing)(nil),   // 12: latchkey.lockservice.v1.Listing
+	(*Listed)(nil),    // 13: latchkey.lockservice.v1.Listed
+	(*Info)(nil),      // 14: latchkey.lockservice.v1.Info
+	(*Candidate)(nil), // 15: latchkey.lockservice.v1.Candidate
+	(*Held)(nil),      // 16: latchkey.lockservice.v1.Held
+	(*Broken)(nil),    // 17: latchkey.lockservice.v1.Broken
+	(*Waiter)(nil),    // 18: latchkey.lockservice.v1.Waiter
+	(*Output)(nil),    // 19: latchkey.lockservice.v1.Output
+	(*Granted)(nil),   // 20: latchkey.lockservice.v1.Granted
+	(*Snapshot)(nil),  // 21: latchkey.lockservice.v1.Snapshot
+	(*Sigma)(nil),     // 22: latchkey.lockservice.v1.Sigma
+	(*Lock)(nil),      // 23: latchkey.lockservice.v1.Lock
+	(*Handover)(nil),  // 24: latchkey.lockservice.v1.Handover
+	(*Owner)(nil),     // 25: latchkey.lockservice.v1.Owner
+	(*Queued)(nil),    // 26: latchkey.lockservice.v1.Queued
 }
 var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	3,  // 0: latchkey.lockservice.v1.Command.acquire:type_name -> latchkey.lockservice.v1.Acquire
@@ -2277,35 +2473,39 @@ var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	4,  // 4: latchkey.lockservice.v1.Acquire.wish:type_name -> latchkey.lockservice.v1.Wish
 	0,  // 5: latchkey.lockservice.v1.Result.status:type_name -> latchkey.lockservice.v1.Status
 	9,  // 6: latchkey.lockservice.v1.Result.holder:type_name -> latchkey.lockservice.v1.Party
-	0,  // 7: latchkey.lockservice.v1.Info.status:type_name -> latchkey.lockservice.v1.Status
-	9,  // 8: latchkey.lockservice.v1.Info.holder:type_name -> latchkey.lockservice.v1.Party
-	15, // 9: latchkey.lockservice.v1.Info.waiters:type_name -> latchkey.lockservice.v1.Waiter
-	13, // 10: latchkey.lockservice.v1.Info.holders:type_name -> latchkey.lockservice.v1.Held
-	14, // 11: latchkey.lockservice.v1.Info.breaks:type_name -> latchkey.lockservice.v1.Broken
-	1,  // 12: latchkey.lockservice.v1.Info.mode:type_name -> latchkey.lockservice.v1.Mode
-	12, // 13: latchkey.lockservice.v1.Info.candidates:type_name -> latchkey.lockservice.v1.Candidate
-	4,  // 14: latchkey.lockservice.v1.Candidate.wish:type_name -> latchkey.lockservice.v1.Wish
-	9,  // 15: latchkey.lockservice.v1.Held.party:type_name -> latchkey.lockservice.v1.Party
-	9,  // 16: latchkey.lockservice.v1.Broken.holder:type_name -> latchkey.lockservice.v1.Party
-	9,  // 17: latchkey.lockservice.v1.Broken.by:type_name -> latchkey.lockservice.v1.Party
-	9,  // 18: latchkey.lockservice.v1.Waiter.party:type_name -> latchkey.lockservice.v1.Party
-	17, // 19: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
-	20, // 20: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
-	14, // 21: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
-	19, // 22: latchkey.lockservice.v1.Snapshot.sigma:type_name -> latchkey.lockservice.v1.Sigma
-	22, // 23: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
-	23, // 24: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
-	21, // 25: latchkey.lockservice.v1.Lock.hand:type_name -> latchkey.lockservice.v1.Handover
-	12, // 26: latchkey.lockservice.v1.Handover.candidates:type_name -> latchkey.lockservice.v1.Candidate
-	4,  // 27: latchkey.lockservice.v1.Handover.said:type_name -> latchkey.lockservice.v1.Wish
-	9,  // 28: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
-	9,  // 29: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
-	4,  // 30: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	11, // 7: latchkey.lockservice.v1.Query.list:type_name -> latchkey.lockservice.v1.List
+	0,  // 8: latchkey.lockservice.v1.Listing.status:type_name -> latchkey.lockservice.v1.Status
+	13, // 9: latchkey.lockservice.v1.Listing.locks:type_name -> latchkey.lockservice.v1.Listed
+	14, // 10: latchkey.lockservice.v1.Listed.info:type_name -> latchkey.lockservice.v1.Info
+	0,  // 11: latchkey.lockservice.v1.Info.status:type_name -> latchkey.lockservice.v1.Status
+	9,  // 12: latchkey.lockservice.v1.Info.holder:type_name -> latchkey.lockservice.v1.Party
+	18, // 13: latchkey.lockservice.v1.Info.waiters:type_name -> latchkey.lockservice.v1.Waiter
+	16, // 14: latchkey.lockservice.v1.Info.holders:type_name -> latchkey.lockservice.v1.Held
+	17, // 15: latchkey.lockservice.v1.Info.breaks:type_name -> latchkey.lockservice.v1.Broken
+	1,  // 16: latchkey.lockservice.v1.Info.mode:type_name -> latchkey.lockservice.v1.Mode
+	15, // 17: latchkey.lockservice.v1.Info.candidates:type_name -> latchkey.lockservice.v1.Candidate
+	4,  // 18: latchkey.lockservice.v1.Candidate.wish:type_name -> latchkey.lockservice.v1.Wish
+	9,  // 19: latchkey.lockservice.v1.Held.party:type_name -> latchkey.lockservice.v1.Party
+	9,  // 20: latchkey.lockservice.v1.Broken.holder:type_name -> latchkey.lockservice.v1.Party
+	9,  // 21: latchkey.lockservice.v1.Broken.by:type_name -> latchkey.lockservice.v1.Party
+	9,  // 22: latchkey.lockservice.v1.Waiter.party:type_name -> latchkey.lockservice.v1.Party
+	20, // 23: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
+	23, // 24: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
+	17, // 25: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
+	22, // 26: latchkey.lockservice.v1.Snapshot.sigma:type_name -> latchkey.lockservice.v1.Sigma
+	25, // 27: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
+	26, // 28: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
+	24, // 29: latchkey.lockservice.v1.Lock.hand:type_name -> latchkey.lockservice.v1.Handover
+	15, // 30: latchkey.lockservice.v1.Handover.candidates:type_name -> latchkey.lockservice.v1.Candidate
+	4,  // 31: latchkey.lockservice.v1.Handover.said:type_name -> latchkey.lockservice.v1.Wish
+	9,  // 32: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
+	9,  // 33: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
+	4,  // 34: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_lockservice_pb_lockservice_proto_init() }
@@ -2319,7 +2519,7 @@ func file_lockservice_pb_lockservice_proto_init() {
 		(*Command_Release)(nil),
 		(*Command_Break)(nil),
 	}
-	file_lockservice_pb_lockservice_proto_msgTypes[14].OneofWrappers = []any{
+	file_lockservice_pb_lockservice_proto_msgTypes[17].OneofWrappers = []any{
 		(*Output_Granted)(nil),
 	}
 	type x struct{}
@@ -2328,7 +2528,7 @@ func file_lockservice_pb_lockservice_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockservice_pb_lockservice_proto_rawDesc), len(file_lockservice_pb_lockservice_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -120,13 +120,15 @@ const (
 	Pull                      // PULL, replica to replica: asks for pieces of a sealed table, or for Name
 	Inspect                   // client to replica: who has Name, for people
 	Inspected                 // answers with what this replica knows: a Report of that one name, in one entry or several. Not agreed with the others
+	List                      // client to who runs a replica: which names from Name on are in use, for people. Name may be empty
+	Listed                    // answers with a Report of the first of them, by rising name; Ack says that there are more
 	kinds
 )
 
 // String spells the kind as the design does.
 func (k Kind) String() string {
 	names := [...]string{"Kind(0)", "REQ", "YIELD", "RELEASE", "INSTALL", "GRANT", "INQUIRE", "QUEUED", "RELEASED", "MOVED", "WRONG_GEN",
-		"REFUSED", "REPORT", "PULL", "INSPECT", "INSPECTED"}
+		"REFUSED", "REPORT", "PULL", "INSPECT", "INSPECTED", "LIST", "LISTED"}
 	if int(k) < len(names) {
 		return names[k]
 	}
@@ -172,17 +174,17 @@ type Message struct {
 	GID   GID               // Yield, Install, Grant, Inquire. Queued: of the owner
 
 	Older bool // Grant, Inquire: an older request waits behind this one
-	Ack   bool // Release: answer with Released. Inspected, of who runs the replica: that it will tell
+	Ack   bool // Release: answer with Released. Inspected, of who runs the replica: that it will tell. Listed: there are more
 
 	Owner    Req           // Queued: zero while nobody has it
 	Position int           // Queued: how many stand in front, the owner not counted. Inspected: how many wait
 	Wait     time.Duration // Queued: T_w, the predicted wait
-	Embargo  time.Duration // Queued, Inspected: the replica grants nothing for so long, 0 when it does
+	Embargo  time.Duration // Queued, Inspected, Listed: the replica grants nothing for so long, 0 when it does
 
 	Members []keyspace.NodeID // Moved: of View
 	Mode    Mode              // Moved: of Name; anything but sigma sends the client to the group's log (M1)
 	Reason  Reason            // Refused
-	Report  *Report           // Reported; Inspected
+	Report  *Report           // Reported; Inspected; Listed
 	Chunk   int               // Pull: the first piece that is missing, of the table of View
 }
 

@@ -347,6 +347,34 @@ func (c *Client) HeldLocks(ctx context.Context) ([]HeldLock, error) {
 	return all, nil
 }
 
+// List implements [lockservice.Lister].
+func (b *backend) List(ctx context.Context, prefix string, fn func(lockservice.ListPage) error) error {
+	callCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := b.rpc.ListOverlay(callCtx, &latchkeyv1.ListOverlayRequest{Prefix: prefix})
+	if err != nil {
+		return decodeError(ctx, b.addr, err, false)
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		m := stream.Msg()
+		p := lockservice.ListPage{Group: m.Group}
+		for _, i := range m.Locks {
+			p.Locks = append(p.Locks, decodeInfo(i))
+		}
+		if m.Error != "" {
+			p.Err = errors.New(m.Error)
+		}
+		if err := fn(p); err != nil {
+			return err
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return decodeError(ctx, b.addr, err, false)
+	}
+	return nil
+}
+
 func (b *backend) Info(ctx context.Context, name string) (lockservice.Info, error) {
 	if err := lockservice.CheckName(name); err != nil {
 		return lockservice.Info{}, err

@@ -34,6 +34,8 @@ const (
 	GrantsMax = 4096
 	// WatchesMax bounds the Changes calls under way. One more is refused with [lockservice.ErrLimit], and who watches asks every half second.
 	WatchesMax = 256
+	// ListsMax bounds the ListOverlay calls under way, each of which asks all groups. One more is refused with [lockservice.ErrLimit].
+	ListsMax = 4
 	// streamsMax bounds the calls of one connection. It leaves room beside waiting Acquires, or renewals would wait for them.
 	streamsMax = 2 * AcquiresMax
 	// headerTimeout and idleTimeout end connections that say nothing.
@@ -291,6 +293,7 @@ type Server struct {
 	drain     context.CancelCauseFunc
 	underWay  atomic.Int64 // calls
 	watches   atomic.Int64 // of those, Changes
+	lists     atomic.Int64 // of those, ListOverlay
 	closeOnce sync.Once
 }
 
@@ -680,6 +683,40 @@ func (h lockHandler) List(context.Context, *latchkeyv1.ListRequest) (*latchkeyv1
 		})
 	}
 	return res, nil
+}
+
+func (h lockHandler) ListOverlay(ctx context.Context, r *latchkeyv1.ListOverlayRequest, stream *connect.ServerStream[latchkeyv1.ListOverlayResponse]) error {
+	return encodeError(h.listOverlay(ctx, r.Prefix, stream.Send))
+}
+
+// listOverlay has send called with each page.
+func (h lockHandler) listOverlay(ctx context.Context, prefix string, send func(*latchkeyv1.ListOverlayResponse) error) error {
+	if prefix != "" {
+		if err := lockservice.CheckName(prefix); err != nil {
+			return err
+		}
+	}
+	locks, ok := h.s.cfg.Locks.(lockservice.Lister)
+	if !ok {
+		return fmt.Errorf("api: locks cannot be listed here: %w", errors.ErrUnsupported)
+	}
+	defer h.s.lists.Add(-1)
+	if h.s.lists.Add(1) > ListsMax {
+		return fmt.Errorf("%w: %d lists through this daemon", lockservice.ErrLimit, ListsMax)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(h.s.draining, func() { cancel(context.Cause(h.s.draining)) })()
+	return locks.List(ctx, prefix, func(p lockservice.ListPage) error {
+		page := &latchkeyv1.ListOverlayResponse{Group: p.Group}
+		for _, i := range p.Locks {
+			page.Locks = append(page.Locks, encodeInfo(i))
+		}
+		if p.Err != nil {
+			page.Error = Plain(p.Err.Error())
+		}
+		return send(page)
+	})
 }
 
 func (h lockHandler) Info(ctx context.Context, r *latchkeyv1.InfoRequest) (*latchkeyv1.InfoResponse, error) {

@@ -230,11 +230,12 @@ func (d *decoder) head(p *Message, req, owner *Req, gid *GID) sigma.Message {
 		d.fail("mode %d", p.Mode)
 	}
 	voters := betweenVoters(sigma.Kind(p.Kind)) // of a piece of all names or of one, and of no request
+	many := voters || p.Kind == Kind_KIND_LIST || p.Kind == Kind_KIND_LISTED
 	if !voters && req == nil {
 		d.fail("no request is named")
 	}
 	return sigma.Message{
-		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, voters && p.Name == ""),
+		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, many && p.Name == ""),
 		Req: d.req(req), TS: p.Ts, ReqTS: p.ReqTs, CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs), Delay: d.span(p.DelayNs),
 		Tok: sigma.Token(p.Tok), Older: p.Older, Ack: p.Ack, Owner: d.req(owner), Wait: d.span(p.WaitNs), Embargo: d.span(p.EmbargoNs),
 		Position: d.count(p.Position, sigma.WaitersPerLockMax), Chunk: d.count(p.Chunk, sigma.ChunksMax), Reason: sigma.Reason(p.Reason), Mode: sigma.Mode(p.Mode),
@@ -246,7 +247,7 @@ func betweenVoters(k sigma.Kind) bool { return k == sigma.Reported || k == sigma
 
 // fits refuses a message whose kind and parts do not fit together.
 func (d *decoder) fits(m *sigma.Message) {
-	if (m.Kind == sigma.Reported || m.Kind == sigma.Inspected) != (m.Report != nil) || (m.Kind == sigma.Moved) != (len(m.Members) > 0) {
+	if (m.Kind == sigma.Reported || m.Kind == sigma.Inspected || m.Kind == sigma.Listed) != (m.Report != nil) || (m.Kind == sigma.Moved) != (len(m.Members) > 0) {
 		d.fail("%v with report %v and %d members", m.Kind, m.Report != nil, len(m.Members))
 	}
 	if r := m.Report; m.Kind == sigma.Reported && r != nil && m.Name != "" && (r.Chunks != 1 || len(r.Entries) != 1 || r.Entries[0].Name != m.Name) {

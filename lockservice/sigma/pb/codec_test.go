@@ -38,6 +38,10 @@ func samples() []sigma.Message {
 		{Kind: sigma.Moved, View: v, Name: "n", Req: q, Members: []keyspace.NodeID{{1}}, Mode: sigma.ModeGroup},
 		{Kind: sigma.Inspect, View: v, Name: "n", Req: q},
 		{Kind: sigma.Inspected, View: v, Name: "n", Req: q, Report: &sigma.Report{Chunks: 1, Entries: []sigma.ReportEntry{{Name: "n"}}}},
+		{Kind: sigma.List, View: v, Req: q},
+		{Kind: sigma.List, View: v, Name: "n", Req: q},
+		{Kind: sigma.Listed, View: v, Name: "n", Req: q, Ack: true, Report: &sigma.Report{Chunks: 1, Entries: []sigma.ReportEntry{{Name: "n"}, {Name: "o"}}}},
+		{Kind: sigma.Listed, View: v, Req: q, Report: &sigma.Report{Chunks: 1}},
 	}
 }
 
@@ -245,7 +249,7 @@ func TestBadMessagesAreMalformed(t *testing.T) {
 	node := make([]byte, 32)
 	cases := map[string]*Message{
 		"no kind":             {Name: "n", Req: q},
-		"an unknown kind":     {Kind: 16, Name: "n", Req: q},
+		"an unknown kind":     {Kind: 99, Name: "n", Req: q},
 		"a negative kind":     {Kind: -1, Name: "n", Req: q},
 		"an unknown reason":   {Kind: Kind_KIND_REFUSED, Name: "n", Req: q, Reason: 99},
 		"no name":             {Kind: Kind_KIND_REQUEST, Req: q},

@@ -44,6 +44,8 @@ const (
 	Kind_KIND_PULL        Kind = 13
 	Kind_KIND_INSPECT     Kind = 14
 	Kind_KIND_INSPECTED   Kind = 15
+	Kind_KIND_LIST        Kind = 16
+	Kind_KIND_LISTED      Kind = 17
 )
 
 // Enum value maps for Kind.
@@ -65,6 +67,8 @@ var (
 		13: "KIND_PULL",
 		14: "KIND_INSPECT",
 		15: "KIND_INSPECTED",
+		16: "KIND_LIST",
+		17: "KIND_LISTED",
 	}
 	Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -83,6 +87,8 @@ var (
 		"KIND_PULL":        13,
 		"KIND_INSPECT":     14,
 		"KIND_INSPECTED":   15,
+		"KIND_LIST":        16,
+		"KIND_LISTED":      17,
 	}
 )
 
@@ -450,7 +456,7 @@ type Message struct {
 	Kind          Kind                   `protobuf:"varint,1,opt,name=kind,proto3,enum=latchkey.sigma.v1.Kind" json:"kind,omitempty"`
 	ViewGen       uint32                 `protobuf:"varint,2,opt,name=view_gen,json=viewGen,proto3" json:"view_gen,omitempty"` // in a frame: the lower half of its gen
 	View          uint64                 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
-	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                                     // PULL, REPORTED: of this name only; absent means a piece of the table
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                                     // PULL, REPORTED: of this name only; absent means a piece of the table. LIST, LISTED: from this name on
 	Req           *Req                   `protobuf:"bytes,5,opt,name=req,proto3" json:"req,omitempty"`                                       // all but REPORTED and PULL
 	Ts            uint64                 `protobuf:"varint,6,opt,name=ts,proto3" json:"ts,omitempty"`                                        // Lamport clock of the sender
 	ReqTs         uint64                 `protobuf:"varint,7,opt,name=req_ts,json=reqTs,proto3" json:"req_ts,omitempty"`                     // REQUEST, RELEASE
@@ -460,14 +466,14 @@ type Message struct {
 	Tok           uint64                 `protobuf:"varint,11,opt,name=tok,proto3" json:"tok,omitempty"`                                     // REQUEST: held. RELEASE: used. INSTALL: to carry. GRANT, INQUIRE: proposed
 	Gid           *GID                   `protobuf:"bytes,12,opt,name=gid,proto3" json:"gid,omitempty"`                                      // YIELD, INSTALL, GRANT, INQUIRE, QUEUED
 	Older         bool                   `protobuf:"varint,13,opt,name=older,proto3" json:"older,omitempty"`                                 // GRANT, INQUIRE
-	Ack           bool                   `protobuf:"varint,14,opt,name=ack,proto3" json:"ack,omitempty"`                                     // RELEASE
+	Ack           bool                   `protobuf:"varint,14,opt,name=ack,proto3" json:"ack,omitempty"`                                     // RELEASE. LISTED: there are more
 	Owner         *Req                   `protobuf:"bytes,15,opt,name=owner,proto3" json:"owner,omitempty"`                                  // QUEUED; absent while nobody owns it
 	Position      uint32                 `protobuf:"varint,16,opt,name=position,proto3" json:"position,omitempty"`                           // QUEUED
 	WaitNs        int64                  `protobuf:"varint,17,opt,name=wait_ns,json=waitNs,proto3" json:"wait_ns,omitempty"`                 // QUEUED
 	EmbargoNs     int64                  `protobuf:"varint,18,opt,name=embargo_ns,json=embargoNs,proto3" json:"embargo_ns,omitempty"`        // QUEUED
 	Members       [][]byte               `protobuf:"bytes,19,rep,name=members,proto3" json:"members,omitempty"`                              // MOVED: 32 bytes each, rising
 	Reason        Reason                 `protobuf:"varint,20,opt,name=reason,proto3,enum=latchkey.sigma.v1.Reason" json:"reason,omitempty"` // REFUSED
-	Report        *Report                `protobuf:"bytes,21,opt,name=report,proto3" json:"report,omitempty"`                                // REPORTED; INSPECTED: one name
+	Report        *Report                `protobuf:"bytes,21,opt,name=report,proto3" json:"report,omitempty"`                                // REPORTED; INSPECTED: one name; LISTED
 	Chunk         uint32                 `protobuf:"varint,22,opt,name=chunk,proto3" json:"chunk,omitempty"`                                 // PULL
 	Mode          Mode                   `protobuf:"varint,23,opt,name=mode,proto3,enum=latchkey.sigma.v1.Mode" json:"mode,omitempty"`       // MOVED
 	unknownFields protoimpl.UnknownFields
@@ -1089,7 +1095,7 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\x06report\x18\x06 \x01(\v2\x18.latchkey.sigma.v1.EntryR\x06report\x12\x12\n" +
 	"\x04name\x18\a \x01(\tR\x04name\x12(\n" +
 	"\x03req\x18\b \x01(\v2\x16.latchkey.sigma.v1.ReqR\x03req\x12\x12\n" +
-	"\x04node\x18\t \x01(\fR\x04node*\xa6\x02\n" +
+	"\x04node\x18\t \x01(\fR\x04node*\xc6\x02\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fKIND_REQUEST\x10\x01\x12\x0e\n" +
@@ -1110,7 +1116,9 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\rKIND_REPORTED\x10\f\x12\r\n" +
 	"\tKIND_PULL\x10\r\x12\x10\n" +
 	"\fKIND_INSPECT\x10\x0e\x12\x12\n" +
-	"\x0eKIND_INSPECTED\x10\x0f*\xa0\x01\n" +
+	"\x0eKIND_INSPECTED\x10\x0f\x12\r\n" +
+	"\tKIND_LIST\x10\x10\x12\x0f\n" +
+	"\vKIND_LISTED\x10\x11*\xa0\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_BAD_TTL\x10\x01\x12\x19\n" +

@@ -4,6 +4,9 @@ package apitest
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,6 +33,7 @@ type Backend struct {
 	OnRenew   func(ctx context.Context, g lockservice.Grant) error
 	OnRelease func(ctx context.Context, g lockservice.Grant) error
 	OnInfo    func(ctx context.Context, name string) error
+	OnList    func() error // what a group says that does not tell of its locks; nil: all do
 
 	// Delay, set before first use, is until when locks are granted to nobody.
 	Delay time.Time
@@ -231,6 +235,30 @@ func (b *Backend) Info(ctx context.Context, name string) (i lockservice.Info, er
 		i.Waiters = append(i.Waiters, lockservice.Waiter{Party: party(w.id), TTL: w.req.TTL})
 	}
 	return i, nil
+}
+
+// List implements [lockservice.Lister], with a page for each lock, and the error of OnList as that of a group.
+func (b *Backend) List(ctx context.Context, prefix string, fn func(lockservice.ListPage) error) error {
+	b.mu.Lock()
+	names := slices.Sorted(maps.Keys(b.locks))
+	b.mu.Unlock()
+	for _, name := range names {
+		i, err := b.Info(ctx, name)
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(name, prefix) || !i.Held && i.Waiting == 0 {
+			continue
+		}
+		i.Waiters = nil
+		if err := fn(lockservice.ListPage{Group: "a3/8", Locks: []lockservice.Info{i}}); err != nil {
+			return err
+		}
+	}
+	if b.OnList != nil {
+		return fn(lockservice.ListPage{Group: "b4/8", Err: b.OnList()})
+	}
+	return nil
 }
 
 // Limits implements [lockservice.Backend].

@@ -1357,6 +1357,111 @@ func (x *ListedLock) GetPermits() uint32 {
 	return 0
 }
 
+type ListOverlayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // of the names; empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOverlayRequest) Reset() {
+	*x = ListOverlayRequest{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOverlayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOverlayRequest) ProtoMessage() {}
+
+func (x *ListOverlayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOverlayRequest.ProtoReflect.Descriptor instead.
+func (*ListOverlayRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListOverlayRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+// ListOverlayResponse is some of the locks of one group, by rising name, or tells why a group does not tell of its locks.
+type ListOverlayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"` // its prefix, like a3/8
+	Locks         []*InfoResponse        `protobuf:"bytes,2,rep,name=locks,proto3" json:"locks,omitempty"` // without waiters, further holders and breaks
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"` // of this group; the others go on
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOverlayResponse) Reset() {
+	*x = ListOverlayResponse{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOverlayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOverlayResponse) ProtoMessage() {}
+
+func (x *ListOverlayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOverlayResponse.ProtoReflect.Descriptor instead.
+func (*ListOverlayResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListOverlayResponse) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *ListOverlayResponse) GetLocks() []*InfoResponse {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+func (x *ListOverlayResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type Holder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
@@ -1370,7 +1475,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1487,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1500,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{19}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Holder) GetParty() *Party {
@@ -1446,7 +1551,7 @@ type Broken struct {
 
 func (x *Broken) Reset() {
 	*x = Broken{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1563,7 @@ func (x *Broken) String() string {
 func (*Broken) ProtoMessage() {}
 
 func (x *Broken) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1576,7 @@ func (x *Broken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Broken.ProtoReflect.Descriptor instead.
 func (*Broken) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{20}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Broken) GetToken() uint64 {
@@ -1519,7 +1624,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1636,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1649,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{21}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Party) GetSession() string {
@@ -1572,7 +1677,7 @@ type Waiter struct {
 
 func (x *Waiter) Reset() {
 	*x = Waiter{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1689,7 @@ func (x *Waiter) String() string {
 func (*Waiter) ProtoMessage() {}
 
 func (x *Waiter) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1702,7 @@ func (x *Waiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiter.ProtoReflect.Descriptor instead.
 func (*Waiter) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{22}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Waiter) GetParty() *Party {
@@ -1634,7 +1739,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1751,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1764,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{23}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ErrorDetail) GetReason() Reason {
@@ -1780,7 +1885,13 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
 	"\x06holder\x18\x04 \x01(\tR\x06holder\x12\x16\n" +
 	"\x06shared\x18\x05 \x01(\bR\x06shared\x12\x18\n" +
-	"\apermits\x18\x06 \x01(\rR\apermits\"\xcd\x01\n" +
+	"\apermits\x18\x06 \x01(\rR\apermits\",\n" +
+	"\x12ListOverlayRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"r\n" +
+	"\x13ListOverlayResponse\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12/\n" +
+	"\x05locks\x18\x02 \x03(\v2\x19.latchkey.v1.InfoResponseR\x05locks\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\xcd\x01\n" +
 	"\x06Holder\x12(\n" +
 	"\x05party\x18\x01 \x01(\v2\x12.latchkey.v1.PartyR\x05party\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\x12+\n" +
@@ -1833,7 +1944,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\vREASON_MODE\x10\x11\x12\x10\n" +
 	"\fREASON_SHAPE\x10\x12\x12\x0e\n" +
 	"\n" +
-	"REASON_OWN\x10\x132\xa0\x04\n" +
+	"REASON_OWN\x10\x132\xf4\x04\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +
@@ -1842,7 +1953,8 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x04Info\x12\x18.latchkey.v1.InfoRequest\x1a\x19.latchkey.v1.InfoResponse\x12F\n" +
 	"\aChanges\x12\x1b.latchkey.v1.ChangesRequest\x1a\x1c.latchkey.v1.ChangesResponse0\x01\x12>\n" +
 	"\x05Break\x12\x19.latchkey.v1.BreakRequest\x1a\x1a.latchkey.v1.BreakResponse\x12;\n" +
-	"\x04List\x12\x18.latchkey.v1.ListRequest\x1a\x19.latchkey.v1.ListResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
+	"\x04List\x12\x18.latchkey.v1.ListRequest\x1a\x19.latchkey.v1.ListResponse\x12R\n" +
+	"\vListOverlay\x12\x1f.latchkey.v1.ListOverlayRequest\x1a .latchkey.v1.ListOverlayResponse0\x01B*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
 var (
 	file_latchkey_v1_lock_proto_rawDescOnce sync.Once
@@ -1857,7 +1969,7 @@ func file_latchkey_v1_lock_proto_rawDescGZIP() []byte {
 }
 
 var file_latchkey_v1_lock_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_latchkey_v1_lock_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_latchkey_v1_lock_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_latchkey_v1_lock_proto_goTypes = []any{
 	(Protocol)(0),                 // 0: latchkey.v1.Protocol
 	(Reason)(0),                   // 1: latchkey.v1.Reason
@@ -1880,67 +1992,72 @@ var file_latchkey_v1_lock_proto_goTypes = []any{
 	(*ListRequest)(nil),           // 18: latchkey.v1.ListRequest
 	(*ListResponse)(nil),          // 19: latchkey.v1.ListResponse
 	(*ListedLock)(nil),            // 20: latchkey.v1.ListedLock
-	(*Holder)(nil),                // 21: latchkey.v1.Holder
-	(*Broken)(nil),                // 22: latchkey.v1.Broken
-	(*Party)(nil),                 // 23: latchkey.v1.Party
-	(*Waiter)(nil),                // 24: latchkey.v1.Waiter
-	(*ErrorDetail)(nil),           // 25: latchkey.v1.ErrorDetail
-	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
+	(*ListOverlayRequest)(nil),    // 21: latchkey.v1.ListOverlayRequest
+	(*ListOverlayResponse)(nil),   // 22: latchkey.v1.ListOverlayResponse
+	(*Holder)(nil),                // 23: latchkey.v1.Holder
+	(*Broken)(nil),                // 24: latchkey.v1.Broken
+	(*Party)(nil),                 // 25: latchkey.v1.Party
+	(*Waiter)(nil),                // 26: latchkey.v1.Waiter
+	(*ErrorDetail)(nil),           // 27: latchkey.v1.ErrorDetail
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_latchkey_v1_lock_proto_depIdxs = []int32{
-	26, // 0: latchkey.v1.LimitsResponse.ttl_min:type_name -> google.protobuf.Duration
-	26, // 1: latchkey.v1.LimitsResponse.ttl_max:type_name -> google.protobuf.Duration
-	26, // 2: latchkey.v1.LimitsResponse.ttl_default:type_name -> google.protobuf.Duration
-	26, // 3: latchkey.v1.AcquireRequest.ttl:type_name -> google.protobuf.Duration
-	26, // 4: latchkey.v1.AcquireRequest.lock_delay:type_name -> google.protobuf.Duration
+	28, // 0: latchkey.v1.LimitsResponse.ttl_min:type_name -> google.protobuf.Duration
+	28, // 1: latchkey.v1.LimitsResponse.ttl_max:type_name -> google.protobuf.Duration
+	28, // 2: latchkey.v1.LimitsResponse.ttl_default:type_name -> google.protobuf.Duration
+	28, // 3: latchkey.v1.AcquireRequest.ttl:type_name -> google.protobuf.Duration
+	28, // 4: latchkey.v1.AcquireRequest.lock_delay:type_name -> google.protobuf.Duration
 	0,  // 5: latchkey.v1.AcquireRequest.protocol:type_name -> latchkey.v1.Protocol
 	6,  // 6: latchkey.v1.AcquireResponse.queued:type_name -> latchkey.v1.Queued
 	7,  // 7: latchkey.v1.AcquireResponse.granted:type_name -> latchkey.v1.Grant
-	26, // 8: latchkey.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	26, // 9: latchkey.v1.RenewResponse.lease_left:type_name -> google.protobuf.Duration
-	23, // 10: latchkey.v1.InfoResponse.holder:type_name -> latchkey.v1.Party
-	26, // 11: latchkey.v1.InfoResponse.ttl:type_name -> google.protobuf.Duration
-	26, // 12: latchkey.v1.InfoResponse.lease_left:type_name -> google.protobuf.Duration
-	24, // 13: latchkey.v1.InfoResponse.waiters:type_name -> latchkey.v1.Waiter
-	21, // 14: latchkey.v1.InfoResponse.holders:type_name -> latchkey.v1.Holder
-	26, // 15: latchkey.v1.InfoResponse.delay_left:type_name -> google.protobuf.Duration
-	22, // 16: latchkey.v1.InfoResponse.breaks:type_name -> latchkey.v1.Broken
+	28, // 8: latchkey.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	28, // 9: latchkey.v1.RenewResponse.lease_left:type_name -> google.protobuf.Duration
+	25, // 10: latchkey.v1.InfoResponse.holder:type_name -> latchkey.v1.Party
+	28, // 11: latchkey.v1.InfoResponse.ttl:type_name -> google.protobuf.Duration
+	28, // 12: latchkey.v1.InfoResponse.lease_left:type_name -> google.protobuf.Duration
+	26, // 13: latchkey.v1.InfoResponse.waiters:type_name -> latchkey.v1.Waiter
+	23, // 14: latchkey.v1.InfoResponse.holders:type_name -> latchkey.v1.Holder
+	28, // 15: latchkey.v1.InfoResponse.delay_left:type_name -> google.protobuf.Duration
+	24, // 16: latchkey.v1.InfoResponse.breaks:type_name -> latchkey.v1.Broken
 	0,  // 17: latchkey.v1.InfoResponse.protocol:type_name -> latchkey.v1.Protocol
-	23, // 18: latchkey.v1.BreakResponse.holder:type_name -> latchkey.v1.Party
+	25, // 18: latchkey.v1.BreakResponse.holder:type_name -> latchkey.v1.Party
 	20, // 19: latchkey.v1.ListResponse.locks:type_name -> latchkey.v1.ListedLock
-	26, // 20: latchkey.v1.ListedLock.ttl:type_name -> google.protobuf.Duration
-	23, // 21: latchkey.v1.Holder.party:type_name -> latchkey.v1.Party
-	26, // 22: latchkey.v1.Holder.ttl:type_name -> google.protobuf.Duration
-	26, // 23: latchkey.v1.Holder.lease_left:type_name -> google.protobuf.Duration
-	23, // 24: latchkey.v1.Broken.holder:type_name -> latchkey.v1.Party
-	23, // 25: latchkey.v1.Broken.by:type_name -> latchkey.v1.Party
-	27, // 26: latchkey.v1.Broken.at:type_name -> google.protobuf.Timestamp
-	23, // 27: latchkey.v1.Waiter.party:type_name -> latchkey.v1.Party
-	26, // 28: latchkey.v1.Waiter.ttl:type_name -> google.protobuf.Duration
-	1,  // 29: latchkey.v1.ErrorDetail.reason:type_name -> latchkey.v1.Reason
-	23, // 30: latchkey.v1.ErrorDetail.holder:type_name -> latchkey.v1.Party
-	2,  // 31: latchkey.v1.LockService.Limits:input_type -> latchkey.v1.LimitsRequest
-	4,  // 32: latchkey.v1.LockService.Acquire:input_type -> latchkey.v1.AcquireRequest
-	8,  // 33: latchkey.v1.LockService.Renew:input_type -> latchkey.v1.RenewRequest
-	10, // 34: latchkey.v1.LockService.Release:input_type -> latchkey.v1.ReleaseRequest
-	12, // 35: latchkey.v1.LockService.Info:input_type -> latchkey.v1.InfoRequest
-	14, // 36: latchkey.v1.LockService.Changes:input_type -> latchkey.v1.ChangesRequest
-	16, // 37: latchkey.v1.LockService.Break:input_type -> latchkey.v1.BreakRequest
-	18, // 38: latchkey.v1.LockService.List:input_type -> latchkey.v1.ListRequest
-	3,  // 39: latchkey.v1.LockService.Limits:output_type -> latchkey.v1.LimitsResponse
-	5,  // 40: latchkey.v1.LockService.Acquire:output_type -> latchkey.v1.AcquireResponse
-	9,  // 41: latchkey.v1.LockService.Renew:output_type -> latchkey.v1.RenewResponse
-	11, // 42: latchkey.v1.LockService.Release:output_type -> latchkey.v1.ReleaseResponse
-	13, // 43: latchkey.v1.LockService.Info:output_type -> latchkey.v1.InfoResponse
-	15, // 44: latchkey.v1.LockService.Changes:output_type -> latchkey.v1.ChangesResponse
-	17, // 45: latchkey.v1.LockService.Break:output_type -> latchkey.v1.BreakResponse
-	19, // 46: latchkey.v1.LockService.List:output_type -> latchkey.v1.ListResponse
-	39, // [39:47] is the sub-list for method output_type
-	31, // [31:39] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	28, // 20: latchkey.v1.ListedLock.ttl:type_name -> google.protobuf.Duration
+	13, // 21: latchkey.v1.ListOverlayResponse.locks:type_name -> latchkey.v1.InfoResponse
+	25, // 22: latchkey.v1.Holder.party:type_name -> latchkey.v1.Party
+	28, // 23: latchkey.v1.Holder.ttl:type_name -> google.protobuf.Duration
+	28, // 24: latchkey.v1.Holder.lease_left:type_name -> google.protobuf.Duration
+	25, // 25: latchkey.v1.Broken.holder:type_name -> latchkey.v1.Party
+	25, // 26: latchkey.v1.Broken.by:type_name -> latchkey.v1.Party
+	29, // 27: latchkey.v1.Broken.at:type_name -> google.protobuf.Timestamp
+	25, // 28: latchkey.v1.Waiter.party:type_name -> latchkey.v1.Party
+	28, // 29: latchkey.v1.Waiter.ttl:type_name -> google.protobuf.Duration
+	1,  // 30: latchkey.v1.ErrorDetail.reason:type_name -> latchkey.v1.Reason
+	25, // 31: latchkey.v1.ErrorDetail.holder:type_name -> latchkey.v1.Party
+	2,  // 32: latchkey.v1.LockService.Limits:input_type -> latchkey.v1.LimitsRequest
+	4,  // 33: latchkey.v1.LockService.Acquire:input_type -> latchkey.v1.AcquireRequest
+	8,  // 34: latchkey.v1.LockService.Renew:input_type -> latchkey.v1.RenewRequest
+	10, // 35: latchkey.v1.LockService.Release:input_type -> latchkey.v1.ReleaseRequest
+	12, // 36: latchkey.v1.LockService.Info:input_type -> latchkey.v1.InfoRequest
+	14, // 37: latchkey.v1.LockService.Changes:input_type -> latchkey.v1.ChangesRequest
+	16, // 38: latchkey.v1.LockService.Break:input_type -> latchkey.v1.BreakRequest
+	18, // 39: latchkey.v1.LockService.List:input_type -> latchkey.v1.ListRequest
+	21, // 40: latchkey.v1.LockService.ListOverlay:input_type -> latchkey.v1.ListOverlayRequest
+	3,  // 41: latchkey.v1.LockService.Limits:output_type -> latchkey.v1.LimitsResponse
+	5,  // 42: latchkey.v1.LockService.Acquire:output_type -> latchkey.v1.AcquireResponse
+	9,  // 43: latchkey.v1.LockService.Renew:output_type -> latchkey.v1.RenewResponse
+	11, // 44: latchkey.v1.LockService.Release:output_type -> latchkey.v1.ReleaseResponse
+	13, // 45: latchkey.v1.LockService.Info:output_type -> latchkey.v1.InfoResponse
+	15, // 46: latchkey.v1.LockService.Changes:output_type -> latchkey.v1.ChangesResponse
+	17, // 47: latchkey.v1.LockService.Break:output_type -> latchkey.v1.BreakResponse
+	19, // 48: latchkey.v1.LockService.List:output_type -> latchkey.v1.ListResponse
+	22, // 49: latchkey.v1.LockService.ListOverlay:output_type -> latchkey.v1.ListOverlayResponse
+	41, // [41:50] is the sub-list for method output_type
+	32, // [32:41] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_lock_proto_init() }
@@ -1958,7 +2075,7 @@ func file_latchkey_v1_lock_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_lock_proto_rawDesc), len(file_latchkey_v1_lock_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

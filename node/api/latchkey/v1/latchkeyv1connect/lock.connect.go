@@ -49,6 +49,8 @@ const (
 	LockServiceBreakProcedure = "/latchkey.v1.LockService/Break"
 	// LockServiceListProcedure is the fully-qualified name of the LockService's List RPC.
 	LockServiceListProcedure = "/latchkey.v1.LockService/List"
+	// LockServiceListOverlayProcedure is the fully-qualified name of the LockService's ListOverlay RPC.
+	LockServiceListOverlayProcedure = "/latchkey.v1.LockService/ListOverlay"
 )
 
 // LockServiceClient is a client for the latchkey.v1.LockService service.
@@ -72,6 +74,9 @@ type LockServiceClient interface {
 	Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error)
 	// List lists the locks that are held through this daemon.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
+	// ListOverlay lists the locks of the whole overlay that somebody holds or waits for, page by page. It asks every group, and wakes those
+	// that sleep; it is for people.
+	ListOverlay(context.Context, *v1.ListOverlayRequest) (*connect.ServerStreamForClient[v1.ListOverlayResponse], error)
 }
 
 // NewLockServiceClient constructs a client for the latchkey.v1.LockService service. By default, it
@@ -133,19 +138,26 @@ func NewLockServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(lockServiceMethods.ByName("List")),
 			connect.WithClientOptions(opts...),
 		),
+		listOverlay: connect.NewClient[v1.ListOverlayRequest, v1.ListOverlayResponse](
+			httpClient,
+			baseURL+LockServiceListOverlayProcedure,
+			connect.WithSchema(lockServiceMethods.ByName("ListOverlay")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // lockServiceClient implements LockServiceClient.
 type lockServiceClient struct {
-	limits  *connect.Client[v1.LimitsRequest, v1.LimitsResponse]
-	acquire *connect.Client[v1.AcquireRequest, v1.AcquireResponse]
-	renew   *connect.Client[v1.RenewRequest, v1.RenewResponse]
-	release *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
-	info    *connect.Client[v1.InfoRequest, v1.InfoResponse]
-	changes *connect.Client[v1.ChangesRequest, v1.ChangesResponse]
-	_break  *connect.Client[v1.BreakRequest, v1.BreakResponse]
-	list    *connect.Client[v1.ListRequest, v1.ListResponse]
+	limits      *connect.Client[v1.LimitsRequest, v1.LimitsResponse]
+	acquire     *connect.Client[v1.AcquireRequest, v1.AcquireResponse]
+	renew       *connect.Client[v1.RenewRequest, v1.RenewResponse]
+	release     *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
+	info        *connect.Client[v1.InfoRequest, v1.InfoResponse]
+	changes     *connect.Client[v1.ChangesRequest, v1.ChangesResponse]
+	_break      *connect.Client[v1.BreakRequest, v1.BreakResponse]
+	list        *connect.Client[v1.ListRequest, v1.ListResponse]
+	listOverlay *connect.Client[v1.ListOverlayRequest, v1.ListOverlayResponse]
 }
 
 // Limits calls latchkey.v1.LockService.Limits.
@@ -212,6 +224,11 @@ func (c *lockServiceClient) List(ctx context.Context, req *v1.ListRequest) (*v1.
 	return nil, err
 }
 
+// ListOverlay calls latchkey.v1.LockService.ListOverlay.
+func (c *lockServiceClient) ListOverlay(ctx context.Context, req *v1.ListOverlayRequest) (*connect.ServerStreamForClient[v1.ListOverlayResponse], error) {
+	return c.listOverlay.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // LockServiceHandler is an implementation of the latchkey.v1.LockService service.
 type LockServiceHandler interface {
 	// Limits tells the bounds on leases in this overlay.
@@ -233,6 +250,9 @@ type LockServiceHandler interface {
 	Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error)
 	// List lists the locks that are held through this daemon.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
+	// ListOverlay lists the locks of the whole overlay that somebody holds or waits for, page by page. It asks every group, and wakes those
+	// that sleep; it is for people.
+	ListOverlay(context.Context, *v1.ListOverlayRequest, *connect.ServerStream[v1.ListOverlayResponse]) error
 }
 
 // NewLockServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -290,6 +310,12 @@ func NewLockServiceHandler(svc LockServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(lockServiceMethods.ByName("List")),
 		connect.WithHandlerOptions(opts...),
 	)
+	lockServiceListOverlayHandler := connect.NewServerStreamHandlerSimple(
+		LockServiceListOverlayProcedure,
+		svc.ListOverlay,
+		connect.WithSchema(lockServiceMethods.ByName("ListOverlay")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/latchkey.v1.LockService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LockServiceLimitsProcedure:
@@ -308,6 +334,8 @@ func NewLockServiceHandler(svc LockServiceHandler, opts ...connect.HandlerOption
 			lockServiceBreakHandler.ServeHTTP(w, r)
 		case LockServiceListProcedure:
 			lockServiceListHandler.ServeHTTP(w, r)
+		case LockServiceListOverlayProcedure:
+			lockServiceListOverlayHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -347,4 +375,8 @@ func (UnimplementedLockServiceHandler) Break(context.Context, *v1.BreakRequest) 
 
 func (UnimplementedLockServiceHandler) List(context.Context, *v1.ListRequest) (*v1.ListResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.List is not implemented"))
+}
+
+func (UnimplementedLockServiceHandler) ListOverlay(context.Context, *v1.ListOverlayRequest, *connect.ServerStream[v1.ListOverlayResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.ListOverlay is not implemented"))
 }
