@@ -21,5 +21,6 @@ func Plain(text string) string {
 // packages matches text in quotes, and names of packages at the beginning of a text or of a part of it. Those that are also words of the
 // command line (config, testnet, bench) are none here.
 var packages = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|: |; |\n)(?:(?:` +
-	`api|automaton|backoff|cachedcopy|coherence|chunks|dht|disk|driver|durablefile|filelock|hold|httpguard|invariant|keyspace|lockservice|manager|` +
-	`node|order|placement|protofield|quorum|raft|replicagroup|session|sigma|sqlguard|table|transfer|wire): )+`)
+	`access|api|appmanager|automaton|cachedcopy|chunk|chunks|coherence|detector|dht|disk|driver|` +
+	`durablefile|filelock|hold|httpguard|invariant|keyspace|lockservice|manager|node|order|` +
+	`placement|protocol|protofield|quorum|raft|replicagroup|session|sigma|sim|simworld|sqlguard|table|transfer|twins|wire): )+`)

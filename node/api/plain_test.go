@@ -60,7 +60,7 @@ func TestEveryPackageThatNamesItselfInErrorsIsKnown(t *testing.T) {
 			s, err := strconv.Unquote(text.Value)
 			if m := named.FindStringSubmatch(s); err == nil && m != nil && m[1] == file.Name.Name && !slices.Contains(words, m[1]) {
 				if seen++; api.Plain(m[0]) != "" {
-					t.Errorf("%s: %q: its package is not known to Plain", path, s)
+					t.Errorf("%s: %q: name its package in plain.go", path, s)
 				}
 			}
 			return true
