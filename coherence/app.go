@@ -243,6 +243,9 @@ func (a *App) receive(m *protocol.Message) {
 		if m.Kind == protocol.FirstTouch {
 			m.Value = &protocol.Cell{Bytes: []byte{}}
 		}
+		if _, ok := a.objects.Load(m.Object); !ok && m.From.Party == protocol.Node {
+			return // a value that this node never asked for
+		}
 		c, err := a.copy(m.Object, true)
 		if err != nil {
 			return

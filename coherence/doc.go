@@ -24,7 +24,19 @@
 // They are volatile. What an object holds is in the memory of the nodes that have copies, and lives as long as the application is open somewhere. A node
 // that leaves ([App.Close]) hands over what it owns. If one fails that has the application open, the application begins anew, in the next epoch, with
 // empty objects: every call of the former execution fails with [ErrRestarted] from when its node hears of it, and who wants to go on opens the application
-// again. A node that is cut off hears nothing, and goes on reading the copies it has until it does.
+// again:
+//
+//	for {
+//		app, err := objects.Open(ctx, "render-farm")
+//		if err != nil {
+//			return err
+//		}
+//		if err := work(ctx, app); !errors.Is(err, coherence.ErrRestarted) {
+//			return errors.Join(err, app.Close(ctx))
+//		}
+//	}
+//
+// A node that is cut off hears nothing, and goes on reading the copies it has until it does.
 //
 // Threads that survive by checkpoints, directories, watching, and objects that survive their owners are not there yet.
 package coherence

@@ -305,3 +305,82 @@ func TestWhoLeavesHandsOver(t *testing.T) {
 		t.Errorf("founded again in epoch %d after %d, a is %q, %v", again.Epoch(), epoch, b, err)
 	}
 }
+
+func TestWhoIsCutOffIsToldLater(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 7)
+	lead := leader(t, ctx, net, coherence.AppKey("app"))
+	lonely := (lead + 3) % 7
+	for {
+		if l := leader(t, ctx, net, coherence.ObjectKey("app", "x")); l != lonely {
+			break
+		}
+		lonely = (lonely + 1) % 7
+	}
+	others := []int{(lonely + 1) % 7, (lonely + 2) % 7}
+	cut := open(t, ctx, net, lonely, "app")
+	rest := []*coherence.App{open(t, ctx, net, others[0], "app"), open(t, ctx, net, others[1], "app")}
+	if err := cut.Object("x").Set(ctx, []byte("before")); err != nil {
+		t.Fatal(err)
+	}
+	if err := net.Partition(ctx, []int{lonely}); err != nil {
+		t.Fatal(err)
+	}
+	// The majority goes on in another execution.
+	for i, a := range rest {
+		<-a.Restarted()
+		rest[i] = open(t, ctx, net, others[i], "app")
+	}
+	if err := rest[0].Object("x").Set(ctx, []byte("after")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := rest[1].Object("x").Get(ctx); err != nil || string(b) != "after" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	// Who is cut off has what it had, and cannot get anything else.
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	if b, err := cut.Object("y").Get(short); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, coherence.ErrRestarted) {
+		t.Errorf("who is cut off reads %q, %v", b, err)
+	}
+	if err := net.Heal(ctx); err != nil {
+		t.Fatal(err)
+	}
+	<-cut.Restarted()
+	again := open(t, ctx, net, lonely, "app")
+	if b, err := again.Object("x").Get(ctx); err != nil || string(b) != "after" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, err := cut.Object("x").Get(ctx); !errors.Is(err, coherence.ErrRestarted) {
+		t.Errorf("a call of the old execution: %v", err)
+	}
+}
+
+func BenchmarkView(b *testing.B) {
+	ctx := b.Context()
+	net, err := testnet.Up(ctx, testnet.Options{N: 3})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer net.Close()
+	p, err := net.Peer(0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	app, err := p.Node().Objects().Open(ctx, "app")
+	if err != nil {
+		b.Fatal(err)
+	}
+	o := app.Object("x")
+	if err := o.Set(ctx, make([]byte, 64)); err != nil {
+		b.Fatal(err)
+	}
+	n := 0
+	read := func(v []byte) error { n += len(v); return nil }
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := o.View(ctx, read); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

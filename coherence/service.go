@@ -150,7 +150,9 @@ func (s *Service) Close() error {
 		all.Go(func() { errs[i] = a.closeHeard(ctx) })
 	}
 	all.Wait()
-	s.end()
+	s.mu.Lock()
+	s.end() // nothing is begun after this
+	s.mu.Unlock()
 	s.out.Close()
 	s.wg.Wait()
 	if s.client != nil {
@@ -279,7 +281,7 @@ func (s *Service) seek(key keyspace.Key, fresh bool, then func()) {
 	prefix := s.genesis.PrefixOf(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed && s.ctx.Err() != nil || s.waiting >= waitingMax {
+	if s.ctx.Err() != nil || s.waiting >= waitingMax {
 		return
 	}
 	waiting, under := s.seeking[prefix]
@@ -340,6 +342,9 @@ func (s *Service) receive(req *dht.Request) {
 		return
 	}
 	if m.From.Party == protocol.Node {
+		if m.Kind == protocol.Create && (!m.Flag || m.Node != m.From.Node) {
+			return // who uses objects says so himself, and nobody runs threads yet
+		}
 		s.take(req.From, app, &m)
 		return
 	}
