@@ -8,11 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/coherence"
 	"latchkey/dht/keyspace"
 	"latchkey/internal/history"
+	"latchkey/node"
 	"latchkey/testnet"
 )
 
@@ -381,6 +384,56 @@ func BenchmarkView(b *testing.B) {
 	for b.Loop() {
 		if err := o.View(ctx, read); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestClientsShareObjects has an owner send copies to nodes that it has never met.
+func TestClientsShareObjects(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	newHost := func() host.Host {
+		h, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { h.Close() })
+		return h
+	}
+	founder := newHost()
+	genesis, store, err := node.Found(founder, node.FoundOptions{Name: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func(h host.Host, opts ...node.Option) *node.Node {
+		n, err := node.New(h, append(opts, node.WithOverlay(genesis))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { n.Close() })
+		if err := n.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	start(founder, node.WithStore(store))
+	var apps []*coherence.App
+	for range 3 {
+		app, err := start(newHost(), node.ClientOnly()).Objects().Open(ctx, "app")
+		if err != nil {
+			t.Fatal(err)
+		}
+		apps = append(apps, app)
+	}
+	h := history.New()
+	if err := use(ctx, clientsOf(h, apps...), []string{"x", "y"}, 20, closed()); err != nil {
+		t.Fatal(err)
+	}
+	check(t, h)
+	for _, a := range apps {
+		if err := a.Close(ctx); err != nil {
+			t.Error(err)
 		}
 	}
 }

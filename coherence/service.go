@@ -32,6 +32,9 @@ type Overlay interface {
 	Send(to peer.ID, key keyspace.Key, service string, msg []byte) error
 	OnSuspect(func(p peer.ID, suspected bool))
 	PeerOf(keyspace.NodeID) (peer.ID, bool)
+	Go(to peer.ID, key keyspace.Key, service string, msg []byte, timeout time.Duration, done func(reply []byte, err error))
+	Info(peer.ID) peer.AddrInfo
+	Learn(peer.AddrInfo)
 }
 
 // Periods of a service.
@@ -84,6 +87,7 @@ type Service struct {
 	seeking map[keyspace.Prefix][]func()    // what waits for a group that is being looked for
 	sought  map[keyspace.Prefix]time.Time   // when it was last
 	waiting int                             // how many functions seeking has
+	asking  int                             // questions to voters under way
 
 	detect sync.Mutex // the failure detector's opinions; never held with mu
 	down   map[peer.ID]bool
@@ -108,6 +112,7 @@ func NewService(o Overlay) *Service {
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	o.Handle(pb.Service, s.receive)
+	o.Handle(serviceWho, s.answerWho)
 	o.OnSuspect(s.suspect)
 	return s
 }
@@ -203,13 +208,19 @@ func (s *Service) post(app keyspace.Key, m *protocol.Message) {
 		s.deliver(app, m)
 		return
 	}
-	p, ok := s.overlay.PeerOf(m.To.Node.ID)
+	frame, ok := s.encode(app, m)
 	if !ok {
-		return // it is repeated
+		return
 	}
-	if frame, ok := s.encode(app, m); ok {
+	if p, ok := s.overlay.PeerOf(m.To.Node.ID); ok {
 		s.send(p, frame)
+		return
 	}
+	key := app
+	if m.Object != (keyspace.Key{}) {
+		key = m.Object
+	}
+	s.introduce(key, m.To.Node.ID, func(p peer.ID) { s.send(p, frame) })
 }
 
 func (s *Service) encode(app keyspace.Key, m *protocol.Message) ([]byte, bool) {
