@@ -45,6 +45,8 @@ const (
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
 	// still goes alone.
 	batchBytesMax = 64 << 10
+	// spareEvery is how often a member that a majority does not need is told of new entries: so much later than the others it may have them.
+	spareEvery = time.Millisecond
 	// transferBytesMin is the largest snapshot that goes along with other engine messages; a larger one gets a stream of its own, within
 	// the limits of package transfer.
 	transferBytesMin = 64 << 10

@@ -26,6 +26,7 @@ const (
 	timerRouse                                  // of the shard, not of a replica: further replicas hear of a suspicion
 	timerBegin                                  // likewise: the engines of further replicas begin
 	timerVoter                                  // of the voter
+	timerSpare                                  // of the shard: spare messages have waited long enough
 )
 
 // hostTimers are those that run beside the engine's.

@@ -45,12 +45,17 @@ type shard struct {
 	storing   []persist // storage of those that are being stored
 	writes    []Write
 	out       map[peer.ID]*outgoing
-	outOrder  []peer.ID // peers of out that have messages, in the order of their first one
-	reply     []byte    // storage of one reply
+	outOrder  []peer.ID         // peers of out that have messages, in the order of their first one
+	spareAt   automaton.Instant // when timerSpare runs out; Never when it is not set
+	reply     []byte            // storage of one reply
 }
 
-// outgoing gathers one turn's engine messages to one peer: a pb.EngineBatch under way.
-type outgoing struct{ batch []byte }
+// outgoing gathers one turn's engine messages to one peer, behind spare ones of former turns: a pb.EngineBatch under way.
+type outgoing struct {
+	batch []byte
+	due   bool              // there is more than spare messages in it
+	sent  automaton.Instant // the last one
+}
 
 // persist is an order.Persist of a replica that waits for this turn's write.
 type persist struct {
@@ -129,6 +134,7 @@ func newShard(h *Host) *shard {
 		replicas: make(map[order.GroupID]*replica),
 		down:     make(map[keyspace.NodeID]automaton.Instant),
 		out:      make(map[peer.ID]*outgoing),
+		spareAt:  automaton.Never,
 	}
 	s.turns.Lock()
 	return s
@@ -222,6 +228,9 @@ func (s *shard) turn(batch []shardEvent) error {
 		case timerBegin:
 			s.begin()
 			continue
+		case timerSpare: // settle sends them
+			s.spareAt = automaton.Never
+			continue
 		}
 		key.replica.expired(key.kind)
 	}
@@ -293,13 +302,27 @@ func (s *shard) send(to peer.ID, r *replica, m order.Send, store order.StoreID) 
 		s.sendBatch(to, o)
 	}
 	o.batch = appendEngineMessage(o.batch, r.group, r.self, m.To, s.host.storeID, store, m.Whole())
+	o.due = o.due || !m.Spare
 }
 
+// flush sends what has gathered. A peer that has nothing to get but spare messages gets them once in spareEvery: a busy group tells a
+// member that its majority can do without of many entries at a time, which saves both ends most of the messages.
 func (s *shard) flush() {
+	kept := s.outOrder[:0]
 	for _, to := range s.outOrder {
-		s.sendBatch(to, s.out[to])
+		o := s.out[to]
+		at := o.sent.Add(spareEvery)
+		if o.due || at <= s.now {
+			s.sendBatch(to, o)
+			continue
+		}
+		kept = append(kept, to)
+		if at < s.spareAt {
+			s.spareAt = at
+			s.timers.Set(timerKey{kind: timerSpare}, at)
+		}
 	}
-	s.outOrder = s.outOrder[:0]
+	s.outOrder = kept
 }
 
 // sendBatch hands a batch to the overlay, which copies it. A message that cannot leave is lost, which engines allow for.
@@ -310,6 +333,7 @@ func (s *shard) sendBatch(to peer.ID, o *outgoing) {
 	if err := s.host.overlay.Send(to, keyspace.Key{}, serviceEngine, o.batch); err != nil {
 		log.Debugw("engine messages dropped", "peer", to, "bytes", len(o.batch), "err", err)
 	}
+	o.due, o.sent = false, s.now
 	if o.batch = o.batch[:0]; cap(o.batch) > 2*batchBytesMax {
 		o.batch = nil // it held something large
 	}

@@ -1,10 +1,14 @@
 package replicagroup
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/session"
@@ -95,6 +99,55 @@ func TestATurnOfManyGroupsIsStoredOnce(t *testing.T) {
 	}
 	if err := s.turn(batch); err != nil || store.groups != groups || store.batches != 1 || store.syncs != 1 {
 		t.Errorf("%d groups were stored by %d writes and %d syncs, %v", store.groups, store.batches, store.syncs, err)
+	}
+}
+
+// postbox counts the engine messages that are sent to each peer, batch by batch.
+type postbox struct {
+	watcher
+	sent map[peer.ID][]int
+}
+
+func (o *postbox) Send(to peer.ID, _ keyspace.Key, _ string, msg []byte) error {
+	events, err := decoder{}.engineBatch(msg)
+	o.sent[to] = append(o.sent[to], len(events))
+	return err
+}
+
+// Spare messages to a peer leave once in a while, or with what is not spare; the first do at once.
+func TestSpareMessagesGoTogether(t *testing.T) {
+	o := &postbox{sent: make(map[peer.ID][]int)}
+	h := &Host{clock: driver.NewClock(), overlay: o, store: NewMemoryStore()}
+	s := newShard(h)
+	r := &replica{self: 1}
+	begun := automaton.Instant(time.Hour)
+	turn := func(after time.Duration, to peer.ID, spare bool, want ...int) {
+		t.Helper()
+		s.now = begun.Add(after)
+		if key, ok := s.timers.Expired(s.now); ok && key.kind == timerSpare {
+			s.spareAt = automaton.Never
+		}
+		if to != "" {
+			s.send(to, r, order.Send{To: 2, Msg: order.Message("m"), Spare: spare}, order.StoreID{})
+		}
+		if s.flush(); !slices.Equal(o.sent["p"], want) {
+			t.Errorf("after %v batches of %v messages are sent, want %v", after, o.sent["p"], want)
+		}
+	}
+	turn(0, "p", true, 1)
+	turn(1, "p", true, 1)
+	turn(2, "p", true, 1)
+	turn(3, "q", false, 1)
+	if at := s.timers.Next(); at != begun.Add(spareEvery) {
+		t.Errorf("the shard wakes for them at %v", at)
+	}
+	turn(spareEvery, "", false, 1, 2)
+	turn(spareEvery+1, "p", true, 1, 2)
+	turn(spareEvery+2, "p", false, 1, 2, 2)
+	turn(spareEvery+3, "p", true, 1, 2, 2)
+	turn(2*spareEvery+2, "", false, 1, 2, 2, 1)
+	if len(s.outOrder) > 0 {
+		t.Errorf("messages are left for %v", s.outOrder)
 	}
 }
 

@@ -296,11 +296,15 @@ type TimerKind uint8
 // another way than other messages, and later, and tells by [Carried] how it fares. Every replica that has the same snapshot of a
 // group sends the same bytes, whoever they are for, so one may go on where another broke off. They are shared and must not be
 // changed.
+//
+// Spare says that the group can do without it for now, since enough other members are told the same: a driver may keep it for a
+// moment, so that it goes along with others.
 type Send struct {
 	To       ReplicaID
 	Msg      Message
 	Snapshot []byte
 	After    uint64
+	Spare    bool
 }
 
 // Whole returns the message to be handed over by [Recv].

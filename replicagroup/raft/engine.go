@@ -9,6 +9,7 @@ import (
 
 	etcd "go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 
 	"latchkey/internal/automaton"
 	"latchkey/internal/invariant"
@@ -446,11 +447,41 @@ func (e *Engine) persist(out *order.Actions, recs []order.Record) {
 // send asks for a message to be carried, once write after is durable.
 func (e *Engine) send(out *order.Actions, m *pb.Message, after uint64) {
 	b := appendHead(make([]byte, 0, headSize(m)), m)
-	s := order.Send{To: order.ReplicaID(m.GetTo()), Msg: b, After: after}
+	s := order.Send{To: order.ReplicaID(m.GetTo()), Msg: b, After: after, Spare: e.spare(m)}
 	if m.GetType() == pb.MsgSnap {
 		s.Snapshot = m.GetSnapshot().GetData()
 	}
 	out.Send = append(out.Send, s)
+}
+
+// spare reports whether m is an append to a voter whose acknowledgement a majority does not need: as many others as it takes have
+// acknowledged more, or as much and come first. Who is told at once and does not answer has soon acknowledged less than those who are
+// told a moment later, and is spared from then on.
+func (e *Engine) spare(m *pb.Message) bool {
+	if e.role != etcd.StateLeader || e.joint || m.GetType() != pb.MsgApp || len(m.GetEntries()) == 0 {
+		return false
+	}
+	var matches [order.MembersMax]uint64 // of the voters but this one, by rising id
+	n, at := 0, -1
+	e.raft.WithProgress(func(id uint64, kind etcd.ProgressType, pr tracker.Progress) {
+		if kind == etcd.ProgressTypePeer && id != uint64(e.cfg.Self) && n < len(matches) && !e.suspects(order.ReplicaID(id)) {
+			if id == m.GetTo() {
+				at = n
+			}
+			matches[n] = pr.Match
+			n++
+		}
+	})
+	if at < 0 {
+		return false
+	}
+	before := 0
+	for i, match := range matches[:n] {
+		if match > matches[at] || match == matches[at] && i < at {
+			before++
+		}
+	}
+	return before >= len(e.voters)/2
 }
 
 // drain performs what the library has ready (replica-groups.md section 3.2), until nothing is. One turn takes everything;
