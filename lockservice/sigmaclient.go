@@ -361,7 +361,7 @@ func (s *Sigma) moved(g sigmapb.Group, d sigma.Descriptor) {
 }
 
 // begin makes a request of the line, which is idle.
-func (l *line) begin(by *sigmaBackend, r Request, g sigmapb.Group, d sigma.Descriptor) (asked automaton.Instant) {
+func (l *line) begin(by *sigmaBackend, r Request, g sigmapb.Group, d sigma.Descriptor, patient bool) (asked automaton.Instant) {
 	s := l.sigma
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -372,7 +372,7 @@ func (l *line) begin(by *sigmaBackend, r Request, g sigmapb.Group, d sigma.Descr
 	at := l.logged.at
 	l.core = sigma.NewClient(sigma.ClientConfig{
 		Name: l.name, Req: sigma.Req{Session: l.session, Seq: l.seq}, TTL: r.TTL, Delay: r.Delay, Drift: s.drift, View: d,
-		Clock: s.lamport(), Try: r.Try, Repeat: true, OnDemand: true,
+		Clock: s.lamport(), Try: r.Try, Repeat: true, OnDemand: true, Patient: patient,
 		Logged: s.own(g) || at.group == g && at.view == d.View && d.View.Num > 0,
 	})
 	return l.stepLocked(sigma.Event{Kind: sigma.Begin})
@@ -707,7 +707,9 @@ func (b *sigmaBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
 			return Grant{}, err
 		}
 	}
-	asked := l.begin(b, r, g, d)
+	// Whoever gives up soon wants to know why.
+	until, ends := ctx.Deadline()
+	asked := l.begin(b, r, g, d, !ends || time.Until(until) > impatience)
 	for position := -1; ; {
 		err := l.wait(ctx, b.closing, func() bool { return l.end.Kind != 0 || l.core.State() == sigma.ClientHeld || l.position != position })
 		if err != nil {
@@ -751,6 +753,9 @@ func (b *sigmaBackend) find(ctx context.Context, l *line) (sigmapb.Group, sigma.
 	}
 	return g, d, err
 }
+
+// impatience is how long a request has to wait so that the voters need not say at once that it is queued: ten times as long as they take.
+const impatience = 100 * time.Millisecond
 
 // leave gives back a request whose caller waits no longer. It adds to the cause that too few replicas have answered, if so.
 func (l *line) leave(cause error) error {

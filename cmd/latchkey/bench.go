@@ -94,7 +94,7 @@ func benchLockVerb(a *app) *cobra.Command {
 		Long: `lock takes a free lock and gives it back through a peer that is not in the lock's group, one time after the other.
 
 With --protocol sigma the raw round trip is an echo to the same voters, on the same streams, awaited from a majority. It also measures
-many clients with a lock each, 2 to 128 clients that contend for one, and what becomes of free locks while the leader of their
+many clients with a lock each, 2 to 256 clients that contend for one, and what becomes of free locks while the leader of their
 group is killed.`,
 		Example: `  latchkey bench lock --protocol group -o json
   latchkey bench lock --protocol sigma -o json`,

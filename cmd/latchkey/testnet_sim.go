@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -54,6 +55,8 @@ wants it once, all from the same moment on. Nothing fails. Equal flags give equa
 			defer release()
 			if bar := a.progressBar(); bar != nil {
 				o.Progress = func(done, total int) { bar(testnet.Progress{Stage: "worlds", Done: done, Total: total}) }
+			} else {
+				o.Progress = linesOf(a.err, progressEvery)
 			}
 			points, err := curves.Sweep(ctx, o)
 			if errors.Is(err, curves.ErrOptions) {
@@ -77,6 +80,20 @@ wants it once, all from the same moment on. Nothing fails. Equal flags give equa
 	c.Flags().IntVar(&o.Worlds, "worlds", curves.WorldsDefault, "how many worlds, each with delays of its own, a figure is the mean of")
 	c.Flags().StringVar(&svg, "svg", "", "also draw the curves into this file")
 	return c
+}
+
+// progressEvery is how often somebody who may look at a file or a pipe is told that there is progress.
+const progressEvery = 5 * time.Second
+
+// linesOf returns what tells w of progress, one line at a time.
+func linesOf(w io.Writer, every time.Duration) func(done, total int) {
+	last := time.Now()
+	return func(done, total int) {
+		if now := time.Now(); now.Sub(last) >= every {
+			last = now
+			fmt.Fprintf(w, "worlds %d/%d\n", done, total)
+		}
+	}
 }
 
 func writeDrawing(name string, points []curves.Point) (err error) {

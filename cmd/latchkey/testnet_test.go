@@ -430,3 +430,14 @@ func TestBenchGroupsRefusesWhatAPeerDoesNotKeep(t *testing.T) {
 		}
 	}
 }
+
+func TestProgressOfALongSimulationIsToldByTheLine(t *testing.T) {
+	var b bytes.Buffer
+	often, rarely := linesOf(&b, 0), linesOf(&b, time.Hour)
+	often(1, 3)
+	rarely(2, 3)
+	often(3, 3)
+	if got := b.String(); got != "worlds 1/3\nworlds 3/3\n" {
+		t.Errorf("%q", got)
+	}
+}

@@ -25,6 +25,9 @@ type ClientConfig struct {
 	Clock uint64
 	// Try gives up when the lock is found taken, instead of waiting.
 	Try bool
+	// Patient leaves it to the replicas to say only after a while that others are first: nobody is told of a place in the queue that is left
+	// sooner, and a hand-over costs a fifth less. Not with Try or Y1, which need to hear it.
+	Patient bool
 	// Repeat sends YIELD's and RELEASE's again until they are answered, for transports that lose messages.
 	Repeat bool
 	// OnDemand leaves renewals to [Renew] events: a holder that is served by this process, and does not ask, loses the lock.
@@ -596,6 +599,7 @@ func (c *Client) ask(again bool, out []Action) []Action {
 			s.answered, s.put = false, 0
 		}
 		m := Message{Kind: Request, ReqTS: c.reqTS, CS: c.now, TTL: c.cfg.TTL, Delay: c.cfg.Delay}
+		m.Patient = c.cfg.Patient && !c.cfg.Try && !c.cfg.Y1 && !again && c.rounds == 1
 		if c.state == ClientHeld {
 			m.Tok = c.tok
 		}

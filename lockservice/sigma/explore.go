@@ -88,7 +88,7 @@ func (b *stateBytes) req(q Req) { b.num(int64(q.Session[0]), int64(q.Seq)) }
 
 func (b *stateBytes) wish(w *wish) {
 	b.req(w.req)
-	b.num(int64(w.reqTS), int64(w.cs), int64(w.tok), int64(w.seen), int64(w.ttl))
+	b.num(int64(w.reqTS), int64(w.cs), int64(w.tok), int64(w.seen), int64(w.ttl), int64(w.owed))
 	b.bit(w.heard)
 }
 
@@ -144,7 +144,7 @@ func (m *Message) AppendState(b []byte) []byte {
 	s.num(int64(m.Kind), int64(m.View.Num), int64(m.ReqTS), int64(m.CS), int64(m.Tok), int64(m.GID.Inc), int64(m.GID.N), int64(m.Chunk), int64(m.Mode))
 	s.req(m.Req)
 	s.req(m.Owner)
-	s.bit(m.Older, m.Ack)
+	s.bit(m.Older, m.Ack, m.Patient)
 	if m.Report != nil {
 		s.num(int64(m.Report.Chunk))
 		for i := range m.Report.Entries {

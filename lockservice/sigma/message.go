@@ -173,8 +173,9 @@ type Message struct {
 	Tok   Token             // Request: held. Release: used, 0 for never. Install: to carry. Grant, Inquire: proposed
 	GID   GID               // Yield, Install, Grant, Inquire. Queued: of the owner
 
-	Older bool // Grant, Inquire: an older request waits behind this one
-	Ack   bool // Release: answer with Released. Inspected, of who runs the replica: that it will tell. Listed: there are more
+	Older   bool // Grant, Inquire: an older request waits behind this one
+	Patient bool // Request: nobody waits for QUEUED, which can be left out if a grant comes soon
+	Ack     bool // Release: answer with Released. Inspected, of who runs the replica: that it will tell. Listed: there are more
 
 	Owner    Req           // Queued: zero while nobody has it
 	Position int           // Queued: how many stand in front, the owner not counted. Inspected: how many wait

@@ -36,6 +36,9 @@ const (
 	// DelayMax bounds a lock-delay.
 	DelayMax = 60 * time.Second
 
+	// queuedAfter is how long a replica keeps QUEUED back from a patient request: long beside a hand-over, and short beside TTL/30, after
+	// which its client would ask again.
+	queuedAfter  = 10 * time.Millisecond
 	pullEvery    = 300 * time.Millisecond // S2
 	proposeEvery = time.Second            // a Raise that is not applied is asked for again
 	// tsMax bounds Lamport clocks: a message beyond it is dropped, so that no clock wraps.

@@ -104,7 +104,8 @@ type wish struct {
 	cs    automaton.Instant // the latest heard; of the client's clock
 	tok   Token             // held
 	seen  automaton.Instant
-	heard bool // in this view
+	heard bool              // in this view
+	owed  automaton.Instant // when it is to be told that it is queued; 0: it has been
 }
 
 // before orders a queue: (reqTS, session, seq).
@@ -378,7 +379,7 @@ func (r *Replica) request(from keyspace.NodeID, m *Message, out []Action) []Acti
 		case old.node != from || old.req.Seq > m.Req.Seq:
 			return out
 		case old.req == m.Req && old.reqTS == m.ReqTS:
-			old.seen, old.cs, old.tok, old.heard = r.now, max(old.cs, m.CS), m.Tok, true
+			old.seen, old.cs, old.tok, old.heard, old.owed = r.now, max(old.cs, m.CS), m.Tok, true, 0
 			out = r.grant(l, out)
 			return r.answer(l, m.Req, out)
 		}
@@ -393,8 +394,30 @@ func (r *Replica) request(from keyspace.NodeID, m *Message, out []Action) []Acti
 	}
 	r.enqueue(l, w)
 	out = r.grant(l, out)
-	out = r.answer(l, m.Req, out)
+	if m.Patient && l.owned && l.owner.req != m.Req {
+		r.owe(l, m.Req.Session)
+	} else {
+		out = r.answer(l, m.Req, out)
+	}
 	return r.inquire(l, out)
+}
+
+// owe has a request told in a while that it is queued, unless it is granted before.
+func (r *Replica) owe(l *lock, s Session) {
+	w := &l.queue[l.waiter(s)]
+	w.owed = r.now.Add(queuedAfter)
+	r.watch(l, w.owed)
+}
+
+// pay tells those whose time has come.
+func (r *Replica) pay(l *lock, out []Action) []Action {
+	for i := range l.queue {
+		if w := &l.queue[i]; w.owed != 0 && r.now >= w.owed {
+			w.owed = 0
+			out = r.answerQueued(l, w, i, out)
+		}
+	}
+	return out
 }
 
 // unfit says why a request cannot be taken at all.
@@ -651,6 +674,7 @@ func (r *Replica) own(l *lock, w wish, out []Action) []Action {
 	invariant.Check(!l.owned && !l.over(w.req), "I1, I9: one owner, and no ended request is granted", l)
 	r.grants++
 	l.owned, l.owner, l.asked = true, w, false
+	l.owner.owed = 0
 	l.gid = GID{r.cfg.Inc, r.grants}
 	l.prop = l.rec + 1
 	if w.tok > 0 { // A1'
@@ -820,7 +844,7 @@ func (r *Replica) elapse(out []Action) []Action {
 	out = r.reportModes(out)
 	for len(r.due) > 0 && r.due[0].wake <= r.now {
 		l := r.due[0]
-		out = r.tick(l, out)
+		out = r.pay(l, r.tick(l, out))
 		r.due.remove(l)
 		r.watch(l, r.wakeOf(l))
 		out = r.rest(l, out)
@@ -850,6 +874,11 @@ func (r *Replica) wakeOf(l *lock) automaton.Instant {
 	}
 	for i := range l.candidates {
 		at = min(at, l.candidates[i].until)
+	}
+	for i := range l.queue {
+		if w := &l.queue[i]; w.owed != 0 {
+			at = min(at, w.owed)
+		}
 	}
 	return at
 }

@@ -443,7 +443,7 @@ func (c *simClient) wishNext() {
 	c.name = fmt.Sprintf("lock%d", r.IntN(c.w.cfg.names))
 	c.cur = NewClient(ClientConfig{
 		Name: c.name, Req: Req{c.session, c.seq}, TTL: c.w.cfg.ttls[r.IntN(len(c.w.cfg.ttls))], Drift: c.w.cfg.drift, View: c.view,
-		Clock: c.clock, Repeat: true, Y1: c.w.cfg.y1, Delay: c.w.cfg.delay, Try: r.IntN(20) == 0, mutant: c.w.cfg.mutant,
+		Clock: c.clock, Repeat: true, Y1: c.w.cfg.y1, Delay: c.w.cfg.delay, Try: r.IntN(20) == 0, Patient: c.seq%2 == 0, mutant: c.w.cfg.mutant,
 	})
 	c.old[c.cur.cfg.Req] = c.cur
 	c.order = append(c.order, c.cur.cfg.Req)

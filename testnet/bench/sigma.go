@@ -33,7 +33,7 @@ const (
 )
 
 // sigmaClients are how many clients contend for one name.
-var sigmaClients = []int{2, 8, 32, 128}
+var sigmaClients = []int{2, 8, 32, 128, 256}
 
 // Contended is what clients have that take one lock in turns, each asking again at once. They are spread over all peers.
 type Contended struct {
@@ -41,7 +41,9 @@ type Contended struct {
 	Handovers  int     `json:"handovers"`
 	HandoversS float64 `json:"handovers_per_s"`
 	RoundTrips float64 `json:"handover_round_trips"` // time from one hold to the next, in raw round trips
-	Jain       float64 `json:"jain"`                 // 1: all had it equally often
+	// P50RoundTrips is the median time from the call that releases the lock to the return of the call that waits for it.
+	P50RoundTrips float64 `json:"handover_p50_round_trips"`
+	Jain          float64 `json:"jain"` // 1: all had it equally often
 }
 
 // Failover is what becomes of locks, some hundred a second of different names, while the leader of their group is killed.
@@ -62,6 +64,7 @@ type SigmaResult struct {
 	PairsS    float64     `json:"pairs_per_s"`   // acquire and release, of 16 names by as many clients
 	PairCPUus float64     `json:"pair_cpu_us"`
 	Contended []Contended `json:"contended"`
+	Least     float64     `json:"least_to_two_clients"` // the lowest rate of hand-overs, beside that of 2 clients
 	Failover  Failover    `json:"leader_killed"`
 }
 
@@ -71,8 +74,9 @@ func (r *SigmaResult) Text(w io.Writer) {
 	fmt.Fprintf(w, "one round trip\t%.1f %% of locks\n", 100*r.OneRTT)
 	fmt.Fprintf(w, "%d names\t%.0f pairs a second, %.1f us of CPU each\n", sigmaNames, r.PairsS, r.PairCPUus)
 	for _, c := range r.Contended {
-		fmt.Fprintf(w, "%d clients\t%.0f hand-overs a second, one in %.2f raw round trips, Jain %.3f\n", c.Clients, c.HandoversS, c.RoundTrips, c.Jain)
+		fmt.Fprintf(w, "%d clients\t%.0f hand-overs a second, one in %.2f raw round trips; from release to hold %.2f; Jain %.3f\n", c.Clients, c.HandoversS, c.RoundTrips, c.P50RoundTrips, c.Jain)
 	}
+	fmt.Fprintf(w, "least of these\t%.2f of the hand-overs of 2 clients\n", r.Least)
 	f := r.Failover
 	fmt.Fprintf(w, "leader killed\tp99 %.0f us, quiet %.0f us, ratio %.2f; longest %.0f us (%d locks)\n", f.KilledP99, f.QuietP99, f.Ratio, f.KilledMax, f.Locks)
 }
@@ -117,9 +121,10 @@ func LockSigma(ctx context.Context, o Options) (_ *SigmaResult, err error) {
 		clients[i] = p.Node().NewLocks()
 	}
 	own := from.Node().NewLocks()
+	ttl := lockservice.WithTTL(testnet.TTLMax)
 	pair := func(locks *lockservice.Service, name string) (time.Duration, error) {
 		start := time.Now()
-		h, err := locks.Lock(ctx, name, lockservice.WithTTL(testnet.TTLMax))
+		h, err := locks.Lock(ctx, name, ttl)
 		took := time.Since(start)
 		if err != nil {
 			return 0, err
@@ -141,11 +146,14 @@ func LockSigma(ctx context.Context, o Options) (_ *SigmaResult, err error) {
 	}
 	r.PairsS, r.PairCPUus = many.OpsPerSecond(), micros(many.CPUPerOp())
 	for _, k := range sigmaClients {
-		c, err := contend(ctx, whole/16, clients[:k], pair, r.RawP50us)
+		c, err := contend(ctx, whole/16, clients[:k], r.RawP50us, ttl)
 		if err != nil {
 			return nil, err
 		}
 		r.Contended = append(r.Contended, c)
+		if least := c.HandoversS / r.Contended[0].HandoversS; r.Least == 0 || least < r.Least {
+			r.Least = least
+		}
 	}
 	if r.Failover, err = failover(ctx, n, leader.Index(), whole/8, func(i int) (time.Duration, error) { return pair(own, names[i%sigmaNames]) }); err != nil {
 		return nil, err
@@ -201,8 +209,22 @@ func (r *SigmaResult) uncontended(ctx context.Context, n *testnet.Network, d tim
 }
 
 // contend has clients take one lock in turns for d.
-func contend(ctx context.Context, d time.Duration, clients []*lockservice.Service, pair func(*lockservice.Service, string) (time.Duration, error), rawUS float64) (Contended, error) {
-	counts := make([]atomic.Int64, len(clients))
+func contend(ctx context.Context, d time.Duration, clients []*lockservice.Service, rawUS float64, o lockservice.Option) (Contended, error) {
+	counts, waits := make([]atomic.Int64, len(clients)), make([]rawbench.Result, len(clients))
+	base := time.Now()
+	var released atomic.Int64 // when it was last, since base
+	turn := func(i int, c *lockservice.Service) error {
+		asked := time.Since(base)
+		h, err := c.Lock(ctx, "contended", o)
+		if err != nil {
+			return err
+		}
+		if at := time.Duration(released.Load()); at > asked { // it was waited for then
+			waits[i].Samples = append(waits[i].Samples, time.Since(base)-at)
+		}
+		released.Store(int64(time.Since(base)))
+		return h.Release(ctx)
+	}
 	var over atomic.Bool
 	var first atomic.Int64 // holds before the clock started
 	end := time.AfterFunc(time.Hour, func() { over.Store(true) })
@@ -214,7 +236,7 @@ func contend(ctx context.Context, d time.Duration, clients []*lockservice.Servic
 	for i, c := range clients {
 		wg.Go(func() {
 			for !over.Load() && errs[i] == nil {
-				_, errs[i] = pair(c, "contended")
+				errs[i] = turn(i, c)
 				if over.Load() {
 					return
 				}
@@ -247,6 +269,11 @@ func contend(ctx context.Context, d time.Duration, clients []*lockservice.Servic
 		squares += x * x
 	}
 	c := Contended{Clients: len(clients), Handovers: int(sum), HandoversS: sum / took.Seconds()}
+	var all rawbench.Result
+	for i := range waits {
+		all.Add(waits[i])
+	}
+	c.P50RoundTrips = micros(all.Quantile(0.5)) / rawUS
 	if sum > 0 {
 		c.Jain = sum * sum / (float64(len(clients)) * squares)
 		c.RoundTrips = micros(took) / sum / rawUS

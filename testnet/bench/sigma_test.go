@@ -22,7 +22,7 @@ func TestLockSigmaFillsInEveryFigure(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	for i, c := range r.Contended {
-		if c.Clients != sigmaClients[i] || c.Handovers == 0 || c.HandoversS <= 0 || c.RoundTrips <= 0 || c.Jain <= 0 || c.Jain > 1.0001 {
+		if c.Clients != sigmaClients[i] || c.Handovers == 0 || c.HandoversS <= 0 || c.RoundTrips <= 0 || c.P50RoundTrips <= 0 || c.Jain <= 0 || c.Jain > 1.0001 {
 			t.Errorf("%+v", c)
 		}
 	}
@@ -33,7 +33,7 @@ func TestLockSigmaFillsInEveryFigure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, field := range []string{"ratio_to_raw", "one_rtt_share", "messages_per_op", "allocs_per_op", "pairs_per_s", "pair_cpu_us", "contended", "handover_round_trips", "jain", "leader_killed"} {
+	for _, field := range []string{"ratio_to_raw", "one_rtt_share", "messages_per_op", "allocs_per_op", "pairs_per_s", "pair_cpu_us", "contended", "handover_round_trips", "handover_p50_round_trips", "least_to_two_clients", "jain", "leader_killed"} {
 		if !strings.Contains(string(b), `"`+field+`":`) {
 			t.Errorf("%s lacks %s", b, field)
 		}

@@ -150,7 +150,7 @@ func messageOf(m *sigma.Message) *Message {
 		Kind: Kind(m.Kind), ViewGen: m.View.Gen, View: m.View.Num, Name: m.Name, Req: reqOf(m.Req), Ts: m.TS, ReqTs: m.ReqTS,
 		CsNs: int64(m.CS), TtlNs: int64(m.TTL), DelayNs: int64(m.Delay), Tok: uint64(m.Tok), Older: m.Older, Ack: m.Ack,
 		Owner: reqOf(m.Owner), Position: uint32(m.Position), WaitNs: int64(m.Wait), EmbargoNs: int64(m.Embargo),
-		Reason: Reason(m.Reason), Chunk: uint32(m.Chunk), Mode: Mode(m.Mode),
+		Reason: Reason(m.Reason), Chunk: uint32(m.Chunk), Mode: Mode(m.Mode), Patient: m.Patient,
 	}
 	if m.GID != (sigma.GID{}) {
 		p.Gid = &GID{Inc: m.GID.Inc, N: m.GID.N}
@@ -237,7 +237,7 @@ func (d *decoder) head(p *Message, req, owner *Req, gid *GID) sigma.Message {
 	return sigma.Message{
 		Kind: sigma.Kind(p.Kind), View: sigma.ViewID{Gen: p.ViewGen, Num: p.View}, Name: d.name(p.Name, many && p.Name == ""),
 		Req: d.req(req), TS: p.Ts, ReqTS: p.ReqTs, CS: automaton.Instant(p.CsNs), TTL: d.span(p.TtlNs), Delay: d.span(p.DelayNs),
-		Tok: sigma.Token(p.Tok), Older: p.Older, Ack: p.Ack, Owner: d.req(owner), Wait: d.span(p.WaitNs), Embargo: d.span(p.EmbargoNs),
+		Tok: sigma.Token(p.Tok), Older: p.Older, Ack: p.Ack, Patient: p.Patient, Owner: d.req(owner), Wait: d.span(p.WaitNs), Embargo: d.span(p.EmbargoNs),
 		Position: d.count(p.Position, sigma.WaitersPerLockMax), Chunk: d.count(p.Chunk, sigma.ChunksMax), Reason: sigma.Reason(p.Reason), Mode: sigma.Mode(p.Mode),
 		GID: sigma.GID{Inc: gid.GetInc(), N: gid.GetN()},
 	}

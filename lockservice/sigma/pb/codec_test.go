@@ -18,7 +18,7 @@ func samples() []sigma.Message {
 	q, v := sigma.Req{Session: sigma.Session{1, 2}, Seq: 3}, sigma.ViewID{Gen: 4, Num: 5}
 	party := sigma.ReportParty{Req: q, ReqTS: 6, Node: keyspace.NodeID{7}, CS: -8, TTL: time.Second, Delay: 9, Left: 10, Tok: 11}
 	return []sigma.Message{
-		{Kind: sigma.Request, View: v, Name: "n", Req: q, TS: 1, ReqTS: 2, CS: -3, TTL: time.Second, Delay: 5, Tok: 6},
+		{Kind: sigma.Request, View: v, Name: "n", Req: q, TS: 1, ReqTS: 2, CS: -3, TTL: time.Second, Delay: 5, Tok: 6, Patient: true},
 		{Kind: sigma.Yield, View: v, Name: "n", Req: q, GID: sigma.GID{Inc: 1, N: 2}},
 		{Kind: sigma.Release, View: v, Name: "n", Req: q, Tok: 1 << 63, Ack: true},
 		{Kind: sigma.Install, View: v, Name: "n", Req: q, GID: sigma.GID{N: 2}, Tok: 7, CS: 1},

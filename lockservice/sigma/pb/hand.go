@@ -46,7 +46,8 @@ func appendMessage(b []byte, m *sigma.Message) []byte {
 	}
 	b = protofield.AppendUint(b, 20, uint64(m.Reason))
 	b = protofield.AppendUint(b, 22, uint64(uint32(m.Chunk)))
-	return protofield.AppendUint(b, 23, uint64(m.Mode))
+	b = protofield.AppendUint(b, 23, uint64(m.Mode))
+	return protofield.AppendBool(b, 24, m.Patient)
 }
 
 func appendReq(b []byte, num int, q *sigma.Req) []byte {
@@ -152,6 +153,8 @@ func (m *smallMessage) read(b []byte) bool {
 			m.Chunk = uint32(r.Uint())
 		case protofield.Number(23):
 			m.Mode = Mode(int32(r.Uint()))
+		case protofield.Number(24):
+			m.Patient = r.Bool()
 		case protofield.Bytes(19), protofield.Bytes(21):
 			return false
 		}

@@ -476,6 +476,7 @@ type Message struct {
 	Report        *Report                `protobuf:"bytes,21,opt,name=report,proto3" json:"report,omitempty"`                                // REPORTED; INSPECTED: one name; LISTED
 	Chunk         uint32                 `protobuf:"varint,22,opt,name=chunk,proto3" json:"chunk,omitempty"`                                 // PULL
 	Mode          Mode                   `protobuf:"varint,23,opt,name=mode,proto3,enum=latchkey.sigma.v1.Mode" json:"mode,omitempty"`       // MOVED
+	Patient       bool                   `protobuf:"varint,24,opt,name=patient,proto3" json:"patient,omitempty"`                             // REQUEST
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -669,6 +670,13 @@ func (x *Message) GetMode() Mode {
 		return x.Mode
 	}
 	return Mode_MODE_SIGMA
+}
+
+func (x *Message) GetPatient() bool {
+	if x != nil {
+		return x.Patient
+	}
+	return false
 }
 
 // Report is a piece of a sealed table.
@@ -1039,7 +1047,7 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\x05Frame\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x10\n" +
 	"\x03gen\x18\x02 \x01(\x04R\x03gen\x124\n" +
-	"\amessage\x18\x03 \x01(\v2\x1a.latchkey.sigma.v1.MessageR\amessage\"\xba\x05\n" +
+	"\amessage\x18\x03 \x01(\v2\x1a.latchkey.sigma.v1.MessageR\amessage\"\xd4\x05\n" +
 	"\aMessage\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.latchkey.sigma.v1.KindR\x04kind\x12\x19\n" +
 	"\bview_gen\x18\x02 \x01(\rR\aviewGen\x12\x12\n" +
@@ -1065,7 +1073,8 @@ const file_lockservice_sigma_pb_sigma_proto_rawDesc = "" +
 	"\x06reason\x18\x14 \x01(\x0e2\x19.latchkey.sigma.v1.ReasonR\x06reason\x121\n" +
 	"\x06report\x18\x15 \x01(\v2\x19.latchkey.sigma.v1.ReportR\x06report\x12\x14\n" +
 	"\x05chunk\x18\x16 \x01(\rR\x05chunk\x12+\n" +
-	"\x04mode\x18\x17 \x01(\x0e2\x17.latchkey.sigma.v1.ModeR\x04mode\"|\n" +
+	"\x04mode\x18\x17 \x01(\x0e2\x17.latchkey.sigma.v1.ModeR\x04mode\x12\x18\n" +
+	"\apatient\x18\x18 \x01(\bR\apatient\"|\n" +
 	"\x06Report\x12\x10\n" +
 	"\x03inc\x18\x01 \x01(\x04R\x03inc\x12\x14\n" +
 	"\x05chunk\x18\x02 \x01(\rR\x05chunk\x12\x16\n" +
