@@ -56,6 +56,14 @@ func (e *Engine) noteAck(m *pb.Message) {
 	}
 }
 
+// snapshotBytes is how long the snapshot's record is.
+func (e *Engine) snapshotBytes() int {
+	if e.log.snap == nil {
+		return len(e.bareSnapshot())
+	}
+	return len(e.log.snap)
+}
+
 // Hash digests the whole protocol state: the log and snapshot, the library's state as far as it shows or is mirrored here,
 // and every queue of the engine. It costs some microseconds, and once more what was added to the log since the last call.
 func (e *Engine) Hash() [32]byte {
@@ -71,7 +79,7 @@ func (e *Engine) Hash() [32]byte {
 	log := e.log.digest()
 	b = append(b, log[:]...)
 	num(uint64(e.cfg.Self), e.view.Num, uint64(e.role), uint64(e.lead), e.term, e.vote, e.commit, e.log.last(),
-		e.log.snapIndex, e.log.snapTerm, uint64(len(e.log.snap)))
+		e.log.snapIndex, e.log.snapTerm, uint64(e.snapshotBytes()))
 	num(e.clock.rng, uint64(e.clock.elapsed), uint64(e.clock.limit), uint64(e.clock.tail), uint64(e.clock.tries), e.clock.epoch,
 		flag(e.asleep), uint64(e.idle))
 	l := &e.lease

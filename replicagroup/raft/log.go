@@ -19,8 +19,9 @@ import (
 // Invariants: ents[i] has index base+1+i; terms never fall from baseTerm on; snap covers an index in [base, last].
 type memLog struct {
 	initial *initial // what the library begins with; nil once it has begun
-	// snap is the newest snapshot's record, snapIndex and snapTerm where it stands. Entries up to its index that are still in ents serve followers
-	// that are a little behind (trailingEntriesMax); a store has dropped them.
+	// snap is the newest snapshot's record, nil in a follower that sleeps if it says nothing that is not known otherwise; snapIndex and
+	// snapTerm are where it stands. Entries up to its index that are still in ents serve followers that are a little behind
+	// (trailingEntriesMax); a store has dropped them.
 	snap                []byte
 	snapIndex, snapTerm uint64
 

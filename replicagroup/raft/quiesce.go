@@ -1,6 +1,8 @@
 package raft
 
 import (
+	"bytes"
+
 	etcd "go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
@@ -103,11 +105,31 @@ func (e *Engine) sleep(out *order.Actions) {
 	e.doze()
 }
 
+// forgetSnapshot lets go of a snapshot that holds nothing but the view, as that of a group's beginning does.
+func (e *Engine) forgetSnapshot() {
+	if e.log.snap != nil && bytes.Equal(e.log.snap, e.bareSnapshot()) {
+		e.log.snap = nil
+	}
+}
+
+// recallSnapshot makes it again.
+func (e *Engine) recallSnapshot() {
+	if e.log.snap == nil {
+		e.log.snap = e.bareSnapshot()
+	}
+}
+
+// bareSnapshot is the record of a snapshot at the present one's index, of a machine without a state.
+func (e *Engine) bareSnapshot() []byte {
+	return encodeSnapshot(snapshot{group: e.cfg.Group, index: e.log.snapIndex, term: e.log.snapTerm, view: e.views[0].view})
+}
+
 // doze lets go of the library in a follower that sleeps and has nothing under way.
 func (e *Engine) doze() {
 	if e.role == etcd.StateFollower && e.lead != 0 && !e.joint && e.applied == e.log.last() && e.commit == e.log.last() &&
 		e.writes.len()+e.unapplied.len() == 0 && !e.sleepless {
 		e.raft = nil
+		e.forgetSnapshot()
 	}
 }
 
@@ -116,6 +138,7 @@ func (e *Engine) rouse() {
 	if e.raft != nil {
 		return
 	}
+	e.recallSnapshot()
 	e.log.initial = &initial{e.state, snapshot{index: e.applied, view: e.view}.conf(e.cfg.Self)}
 	rn, err := newNode(&e.cfg, e.log, e.applied)
 	invariant.Check(err == nil, "a log that fell asleep is one", err)
