@@ -313,7 +313,7 @@ func (e ensureEvent) handle(s *shard) {
 		return
 	}
 	known, ok := r.directory().Lookup(e.prefix)
-	if left := r.directory().Quarantine() - r.table.Now(); !ok && left > 0 {
+	if left := r.directory().Quarantine() - r.state().Now(); !ok && left > 0 {
 		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY, Data: fmt.Appendf(nil,
 			"the root is new, and waits %v more for a group of prefix %v that may have survived", left.Round(time.Second), e.prefix)}))
 		return
@@ -323,7 +323,7 @@ func (e ensureEvent) handle(s *shard) {
 
 // directory is the root replica's directory; only its shard's goroutine may touch it.
 func (r *replica) directory() *placement.Directory {
-	return r.table.Machine(placement.Service).(directoryMachine).Directory
+	return r.state().Machine(placement.Service).(directoryMachine).Directory
 }
 
 // hosting drives a member's side of creating groups.

@@ -422,6 +422,7 @@ func (h *Host) stop(cause error) {
 	h.cancel(cause)
 	for _, s := range h.shards {
 		s.box.Close()
+		s.asides.Close()
 	}
 	h.transfers.box.Close()
 	h.mu.Lock()
@@ -507,6 +508,7 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	h.mu.Unlock()
 	h.locator.keep(&d)
 	r := newReplica(self, &d, engine, h.machines(d.Group), h.genesis.Drift)
+	r.parks = true
 	if h.voters != nil && d.Group.Prefix.Len > 0 {
 		r.seat = &Seat{r: r, service: h.voters.Service(), restarted: image.State != nil || image.Snapshot != nil || len(image.Entries) > 0}
 	}
@@ -746,22 +748,24 @@ type ReplicaStatus struct {
 	Unleased bool
 }
 
-// Status returns the state of every replica on this host. It asks the goroutines that run them; ctx ends the wait.
+// Status returns the state of every replica on this host. It asks the goroutines that run them, which answer soon, whatever they are busy
+// with; ctx ends the wait. Nobody may change what the states hold.
 func (h *Host) Status(ctx context.Context) ([]ReplicaStatus, error) {
-	var all []ReplicaStatus
+	parts, answer := make([][]ReplicaStatus, 0, len(h.shards)), make(chan []ReplicaStatus, len(h.shards))
 	for _, s := range h.shards {
-		answer := make(chan []ReplicaStatus, 1)
-		if !s.box.Put(statusEvent{answer}) {
+		if !s.asides.Put(statusEvent{answer}) {
 			return nil, ErrClosed
 		}
+	}
+	for range h.shards {
 		select {
 		case part := <-answer:
-			all = append(all, part...)
+			parts = append(parts, part)
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-h.ctx.Done():
 			return nil, context.Cause(h.ctx)
 		}
 	}
-	return all, nil
+	return slices.Concat(parts...), nil
 }

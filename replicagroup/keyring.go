@@ -388,7 +388,7 @@ func (e ensureOwn) handle(s *shard) {
 		return
 	}
 	known, ok := keys.Lookup(e.prefix)
-	if left := keys.Quarantine() - r.table.Now(); !ok && left > 0 {
+	if left := keys.Quarantine() - r.state().Now(); !ok && left > 0 {
 		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: fmt.Appendf(nil,
 			"group %v was revived, and gives no key away for %v more: the key may have a group of its own that has survived", e.parent, left.Round(time.Second))}))
 		return
@@ -412,7 +412,7 @@ func (e reviveOwn) handle(s *shard) {
 	if !ok || !r.ready(e.req) {
 		return
 	}
-	part, ok := keys.Part(r.table.Now(), e.prefix)
+	part, ok := keys.Part(r.state().Now(), e.prefix)
 	creator, name, known := r.ringOf().creator, keyspace.Preimage(part.Name), part.Child
 	switch {
 	case !ok:
@@ -454,7 +454,7 @@ func (e returnOwn) handle(s *shard) {
 		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_REFUSED, Data: fmt.Appendf(nil, "own group %v has followed the one that shall end", known.Group)}))
 		return
 	}
-	if left := keys.Quarantine() - r.table.Now(); left > 0 { // until then the own group serves the key, and nobody would if it were sealed
+	if left := keys.Quarantine() - r.state().Now(); left > 0 { // until then the own group serves the key, and nobody would if it were sealed
 		e.req.Reply(marshal(&pb.Reply{Status: pb.Status_BUSY, Data: fmt.Appendf(nil,
 			"group %v was revived, and takes no key back for %v more", e.parent, left.Round(time.Second))}))
 		return

@@ -365,13 +365,16 @@ func (c *Client) takes(o output, from keyspace.NodeID) bool {
 
 // keys returns the own groups that this replica of a prefix's group knows; only its shard's goroutine may touch them.
 func (r *replica) keys() (*placement.Keys, bool) {
-	m, ok := r.table.Machine(placement.OwnService).(keysMachine)
+	m, ok := r.state().Machine(placement.OwnService).(keysMachine)
 	return m.Keys, ok
 }
 
 // own returns the beginning and end of the own group that this replica is of; only its shard's goroutine may touch them.
 func (r *replica) own() (*placement.Own, bool) {
-	m, ok := r.table.Machine(placement.OwnService).(ownMachine)
+	if !placement.IsOwn(r.group) {
+		return nil, false
+	}
+	m, ok := r.state().Machine(placement.OwnService).(ownMachine)
 	return m.Own, ok
 }
 
@@ -398,7 +401,7 @@ func (r *replica) settled(e *commandEvent) bool {
 	if !r.sealed() {
 		return false
 	}
-	status, data, ok := r.table.Outcome(e.cmd)
+	status, data, ok := r.state().Outcome(e.cmd)
 	switch {
 	case !ok:
 		return false
@@ -414,7 +417,7 @@ func (r *replica) settled(e *commandEvent) bool {
 func (r *replica) keyMoved(service string, data []byte, query bool) *pb.Reply {
 	reply := &pb.Reply{Status: pb.Status_KEY_MOVED}
 	keys, ok := r.keys()
-	split, is := r.table.Machine(service).(session.Splitter)
+	split, is := r.state().Machine(service).(session.Splitter)
 	if !ok || !is {
 		return reply
 	}

@@ -42,6 +42,11 @@ const (
 	// rouseEvery. One that is asked for something does not wait.
 	startsAtOnce = 256
 	startsMax    = 16
+	// stirringMax bounds the replicas of a shard that woke, or began, in their turn and have no leader yet: no more do then. One counts
+	// for no longer than stirringPatience, and not at all while too few of its voters are there to elect anybody, lest it hold up those
+	// that can.
+	stirringMax      = 64
+	stirringPatience = 10 * time.Second
 	// batchBytesMax is where a batch of engine messages to one peer is cut (replica-groups.md section 3.3). One larger message
 	// still goes alone.
 	batchBytesMax = 64 << 10

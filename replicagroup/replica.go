@@ -45,7 +45,8 @@ type replica struct {
 	fellows    []peer.ID             // the peers of view and later
 	links      []order.Link          // of members, that came or went while it hesitates and that it has not heard of
 	engine     order.Orderer
-	table      *session.Table
+	table      *session.Table // nil while it is put away; see state
+	parked     []byte         // instead of table
 
 	events   []order.Event // to be stepped; see step
 	epochs   []epoch       // of the engine's timers
@@ -82,6 +83,7 @@ type replica struct {
 	ticking           bool // a tick is proposed and not yet applied
 	resending         bool // timerResend is set
 	halted            bool
+	parks             bool // the host can make its machines again
 	awake             bool // the engine is
 	led               bool // a leader is known
 	parting           bool // by what others say
@@ -160,6 +162,9 @@ func (r *replica) start(s *shard, inTurn bool) {
 	}
 	s.starts++
 	r.launch()
+	if inTurn {
+		s.stirs(r)
+	}
 }
 
 // launch has the engine begin.
@@ -271,8 +276,8 @@ func (r *replica) send(m order.Send) {
 func (r *replica) install(in order.Install, view order.View) {
 	if in.Data == nil {
 		invariant.Check(r.applied <= in.Index, "only an empty machine begins at the beginning", r.applied)
-		r.table.FirstView(view)
-	} else if err := r.table.Restore(in.Data); err != nil {
+		r.state().FirstView(view)
+	} else if err := r.state().Restore(in.Data); err != nil {
 		r.halt("snapshot of the leader cannot be read: " + err.Error())
 		return
 	}
@@ -291,7 +296,7 @@ func (r *replica) deliver(entries []order.Entry) {
 	for _, e := range entries {
 		invariant.Check(e.Index == r.applied+1, "entries are delivered without gaps", e.Index)
 		s.outputs.Reset()
-		res := r.table.Apply(e, &s.outputs)
+		res := r.state().Apply(e, &s.outputs)
 		r.applied = e.Index
 		if r.seat != nil {
 			r.seat.follow()
@@ -321,7 +326,7 @@ func (r *replica) deliver(entries []order.Entry) {
 			// began can be continued by another.
 			r.gathered, r.gatheredBytes = 0, 0
 			r.step(order.Applied{Index: r.applied})
-			r.step(order.Compact{Index: r.applied, Data: r.table.Snapshot()})
+			r.step(order.Compact{Index: r.applied, Data: r.state().Snapshot()})
 			s.host.counters.snapshots.Add(1)
 		}
 	}
@@ -503,7 +508,7 @@ func (r *replica) serveBlocked() {
 
 func (r *replica) serve(q *queryEvent) {
 	r.waiters--
-	status, data := r.table.Query(q.service, q.from, q.data)
+	status, data := r.state().Query(q.service, q.from, q.data)
 	if status == session.Moved {
 		q.call.Reply(marshal(r.keyMoved(q.service, q.data, true)))
 	} else if r.leased() {
@@ -575,8 +580,11 @@ func (r *replica) afterStep() {
 			r.resending = false
 		}
 	}
-	if r.leading {
+	if r.leading && r.table != nil { // else nothing was executed
 		r.armDeadline()
+	}
+	if stirred && !r.awake {
+		r.park()
 	}
 	if stirred { // last, since what the plan then does may lead back here
 		r.planStirred()
@@ -586,7 +594,7 @@ func (r *replica) afterStep() {
 // armDeadline keeps the timer at the moment an entry would have something to end.
 func (r *replica) armDeadline() {
 	key := timerKey{r, timerDeadline}
-	after, ok := r.table.NextTick(r.shard.stamp())
+	after, ok := r.state().NextTick(r.shard.stamp())
 	if !ok || r.ticking {
 		r.shard.timers.Stop(key)
 		return
@@ -613,7 +621,7 @@ func (r *replica) resend() {
 	}
 	s := r.shard
 	s.outputs.Reset()
-	r.table.Resend(&s.outputs)
+	r.state().Resend(&s.outputs)
 	if len(s.outputs.List) > 0 {
 		if r.leased() {
 			s.host.push(r.group, &s.outputs)

@@ -22,6 +22,8 @@ import (
 type shard struct {
 	host *Host
 	box  *driver.Mailbox[shardEvent]
+	// asides are questions that are answered within a turn: with thousands of groups that elect leaders, one may take many seconds.
+	asides *driver.Mailbox[statusEvent]
 	// engineBytes counts the engine messages in box. (Those of commands and queries are counted by the overlay, per peer.)
 	engineBytes atomic.Int64
 
@@ -33,6 +35,7 @@ type shard struct {
 	down      map[keyspace.NodeID]automaton.Instant // peers under suspicion, since when
 	drowsy    []*replica                            // that are to be told of a suspicion, when their turn comes
 	resting   []*replica                            // whose engines begin when their turn comes
+	stirring  []stirring                            // of both, at most stirringMax
 	starts    int                                   // how many engines began at the start, without waiting for a turn
 	appeared  []appearance                          // peers that became reachable not long ago; at most appearedMax
 	timers    driver.Timers[timerKey]
@@ -115,7 +118,7 @@ type (
 		data    []byte
 		call    caller
 	}
-	// statusEvent asks for the state of one replica, or of all when group is nil.
+	// statusEvent asks for the state of all replicas.
 	statusEvent struct {
 		answer chan<- []ReplicaStatus
 	}
@@ -131,6 +134,7 @@ func newShard(h *Host) *shard {
 		host:     h,
 		wakes:    automaton.Never,
 		box:      driver.NewMailbox[shardEvent](mailboxMax),
+		asides:   driver.NewMailbox[statusEvent](0), // all are put by this process
 		replicas: make(map[order.GroupID]*replica),
 		down:     make(map[keyspace.NodeID]automaton.Instant),
 		out:      make(map[peer.ID]*outgoing),
@@ -168,6 +172,8 @@ func (s *shard) run() error {
 		expired := false
 		select {
 		case <-s.box.Wake():
+		case <-s.asides.Wake():
+			s.answer()
 		case <-wake.C:
 			expired = true
 		}
@@ -214,12 +220,16 @@ func (s *shard) turn(batch []shardEvent) error {
 			if err := s.settle(); err != nil {
 				return err
 			}
+			s.answer()
 		}
 	}
-	for {
+	for i := 1; ; i++ {
 		key, ok := s.timers.Expired(s.now)
 		if !ok {
 			break
+		}
+		if i%sliceMax == 0 {
+			s.answer()
 		}
 		switch key.kind {
 		case timerRouse:
@@ -238,6 +248,18 @@ func (s *shard) turn(batch []shardEvent) error {
 		return err
 	}
 	return s.bury()
+}
+
+// answer answers the questions that have come meanwhile.
+func (s *shard) answer() {
+	select {
+	case <-s.asides.Wake():
+	default:
+	}
+	asked, _ := s.asides.Take(nil)
+	for _, q := range asked {
+		q.handle(s)
+	}
 }
 
 // settle stores what the replicas want stored and sends what they want sent, until they want nothing more.

@@ -196,3 +196,32 @@ func TestKnownGroupIsNotForgottenWhileNobodyCanBeAsked(t *testing.T) {
 		t.Errorf("searched again, the group is %v, %v", got.Group, err)
 	}
 }
+
+// askedEvent is a question for the state that comes while a turn is under way; checkEvent looks whether it was answered.
+type askedEvent struct{ answer chan []ReplicaStatus }
+
+func (e askedEvent) handle(s *shard) { s.asides.Put(statusEvent{e.answer}) }
+
+type checkEvent struct {
+	answer   chan []ReplicaStatus
+	answered *int
+}
+
+func (e checkEvent) handle(*shard) { *e.answered = len(e.answer) }
+
+// Who asks for the state of the replicas does not wait until a turn is over, which may hold the messages of thousands of groups.
+func TestAQuestionForTheStateIsAnsweredWithinATurn(t *testing.T) {
+	s, _ := newSleepers(3, false)
+	answer, answered := make(chan []ReplicaStatus, 1), 0
+	batch := []shardEvent{askedEvent{answer}}
+	for len(batch) < sliceMax {
+		batch = append(batch, watchEvent{})
+	}
+	batch = append(batch, checkEvent{answer, &answered})
+	if err := s.turn(batch); err != nil || answered != 1 {
+		t.Fatalf("%d answers within the turn, %v", answered, err)
+	}
+	if all := <-answer; len(all) != 3 {
+		t.Errorf("%d of 3 replicas", len(all))
+	}
+}

@@ -50,7 +50,7 @@ func (e *commandEvent) author() keyspace.NodeID                 { return e.cmd.A
 func (e *commandEvent) caller() caller                          { return e.call }
 func (e *commandEvent) inform(with func(uint64, caller) caller) { e.call = with(e.view, e.call) }
 func (e *commandEvent) begin(r *replica) bool {
-	if r.table.Refuses(e.cmd) {
+	if r.state().Refuses(e.cmd) {
 		r.waiters--
 		r.shard.host.refuse(e.call, &pb.Reply{Status: pb.Status_LIMIT})
 		return false

@@ -49,6 +49,7 @@ func (r *replica) lighten() {
 	if len(r.events) == 0 {
 		r.events = nil
 	}
+	r.epochs = nil // no timer of the engine is set
 	if len(r.held) == 0 {
 		r.held = nil
 	}
@@ -108,9 +109,9 @@ func (e watchEvent) handle(s *shard) {
 func (s *shard) suspects(n keyspace.NodeID) bool { _, is := s.down[n]; return is }
 
 // A peer that dies, or whose connections do, may have led thousands of groups that sleep, and each that wakes elects a leader; one that
-// comes back wakes those that are led here. So they are roused in a line, as fast as [rousesMax] allows, by the order of their names,
-// which all their members keep; one that is asked for something, or hears of a member, is at once. Meanwhile it says since when its
-// leader has been gone (silence).
+// comes back wakes those that are led here. So they are roused in a line, as fast as [rousesMax] and [stirringMax] allow, by the order of
+// their names, which all their members keep; one that is asked for something, or hears of a member, is at once. Meanwhile it says since
+// when its leader has been gone (silence).
 
 // hesitate puts a replica in the line of those that have to be told of a suspicion, if that can wait: it sleeps, and the suspicion
 // would wake it.
@@ -179,16 +180,45 @@ func (r *replica) decide() {
 // rouse lets as many of those that hesitate decide as may at a time.
 func (s *shard) rouse() {
 	n := 0
-	for n < len(s.drowsy) && n < rousesMax {
-		s.drowsy[n].decide()
+	for room := s.room(rousesMax); n < len(s.drowsy) && room > 0; n++ {
+		r := s.drowsy[n]
 		s.drowsy[n] = nil
-		n++
+		if r.hesitates {
+			r.decide()
+			s.stirs(r)
+			room--
+		}
 	}
 	if s.drowsy = s.drowsy[n:]; len(s.drowsy) == 0 {
 		s.drowsy = nil
 		return
 	}
 	s.timers.Set(timerKey{kind: timerRouse}, s.now.Add(rouseEvery))
+}
+
+// Where elections take long, because the machine is busy with all of them, more of them would only take longer. So both lines stand still
+// while as many of their groups as [stirringMax] are without a leader.
+
+// stirring is a replica that was roused, or has begun, and has no leader yet.
+type stirring struct {
+	replica *replica
+	since   automaton.Instant
+}
+
+// stirs counts a replica among them.
+func (s *shard) stirs(r *replica) {
+	if !r.led {
+		s.stirring = append(s.stirring, stirring{r, s.now})
+	}
+}
+
+// room returns how many of a line may go on, at most so many.
+func (s *shard) room(most int) int {
+	s.stirring = slices.DeleteFunc(s.stirring, func(st stirring) bool {
+		r := st.replica
+		return r.led || r.halted || s.replicas[r.group] != r || s.now >= st.since.Add(stirringPatience) || len(r.gone()) > r.expendable()
+	})
+	return min(most, stirringMax-len(s.stirring))
 }
 
 // A peer that comes back with ten thousand groups would have all of them elect leaders at once. Those beyond the first few of a shard
@@ -208,11 +238,12 @@ func (r *replica) rest() {
 // begin lets as many engines of those that rest begin as may at a time.
 func (s *shard) begin() {
 	n := 0
-	for began := 0; n < len(s.resting) && began < startsMax; n++ {
+	for room := s.room(startsMax); n < len(s.resting) && room > 0; n++ {
 		if r := s.resting[n]; r.resting {
 			if s.replicas[r.group] == r {
 				r.decide()
-				began++
+				s.stirs(r)
+				room--
 			} else {
 				r.resting = false // it has ended meanwhile
 			}
@@ -237,19 +268,28 @@ func (r *replica) lost() (since automaton.Instant, is bool) {
 	if m, ok := r.view.Member(leader); ok && leader != r.self && s.suspects(m.Peer) {
 		return s.down[m.Peer], true
 	}
-	voters := r.view.Voters()
-	var gone []automaton.Instant
-	for _, id := range voters {
-		if m, _ := r.view.Member(id); id != r.self && s.suspects(m.Peer) {
-			gone = append(gone, s.down[m.Peer])
-		}
-	}
-	spare := len(voters) - quorum.Majority(len(voters)) // may be gone
-	if len(gone) <= spare {
+	gone, most := r.gone(), r.expendable()
+	if len(gone) <= most {
 		return 0, false
 	}
 	slices.Sort(gone)
-	return gone[spare], true
+	return gone[most], true
+}
+
+// gone returns since when the detector has suspected those of the voters that it suspects.
+func (r *replica) gone() (since []automaton.Instant) {
+	for _, m := range r.view.Members {
+		if m.Role != order.Learner && m.ID != r.self && r.shard.suspects(m.Peer) {
+			since = append(since, r.shard.down[m.Peer])
+		}
+	}
+	return since
+}
+
+// expendable is how many voters may be gone.
+func (r *replica) expendable() int {
+	n := len(r.view.Voters())
+	return n - quorum.Majority(n)
 }
 
 // doubt tells a replica's engine of the members that are suspected already: one that has just started, or has just heard of them.

@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -16,6 +17,7 @@ import (
 	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/placement"
 	"latchkey/replicagroup/session"
 )
 
@@ -148,15 +150,31 @@ type sleeper struct {
 	asleep bool
 	leads  bool // as replica 1; else 2 does
 	heard  []order.Event
+
+	elects bool // it wakes when it begins, or its leader is suspected, and has none until alone is unset
+	alone  bool
 }
 
-func (e *sleeper) Step(ev order.Event, _ *order.Actions) { e.heard = append(e.heard, ev) }
-func (e *sleeper) Hash() [32]byte                        { return [32]byte{} }
-func (e *sleeper) Status() order.Status                  { return order.Status{View: e.view} }
-func (e *sleeper) Quiesced() bool                        { return e.asleep }
+func (e *sleeper) Step(ev order.Event, _ *order.Actions) {
+	e.heard = append(e.heard, ev)
+	switch ev := ev.(type) {
+	case order.Rand:
+		e.alone = e.elects
+	case order.Suspect:
+		e.alone = e.elects && ev.Member == 2
+	}
+	e.asleep = e.asleep && !e.alone
+}
+
+func (e *sleeper) Hash() [32]byte       { return [32]byte{} }
+func (e *sleeper) Status() order.Status { return order.Status{View: e.view} }
+func (e *sleeper) Quiesced() bool       { return e.asleep }
 
 func (e *sleeper) Leader() (leader order.ReplicaID, leading bool) {
-	if e.leads {
+	switch {
+	case e.alone:
+		return 0, false
+	case e.leads:
 		return 1, true
 	}
 	return 2, false
@@ -314,6 +332,135 @@ func TestGroupsOfADeadLeaderWakeInALine(t *testing.T) {
 	}
 	if waiting.silence() != 0 {
 		t.Error("it says that it has no leader, which is back")
+	}
+}
+
+// Nor do more of them wake while many of those that did have no leader yet: on a busy machine their elections would only take longer. One
+// that does not get any for long holds up the others no more, and one whose voters are gone does not at all.
+func TestNoMoreGroupsWakeWhileManyHaveNoLeader(t *testing.T) {
+	s, all := newSleepers(8*stirringMax, false)
+	for _, r := range all {
+		r.engine.(*sleeper).elects = true
+	}
+	woken := func(want int) {
+		t.Helper()
+		n := 0
+		for _, r := range all {
+			if r.awake {
+				n++
+			}
+		}
+		if n != want {
+			t.Fatalf("%d are awake, want %d", n, want)
+		}
+	}
+	const first = min(rousesMax, stirringMax)
+	suspectEvent{peer: keyspace.NodeID{2}, down: true}.handle(s)
+	woken(first)
+	s.rouse()
+	woken(stirringMax)
+	for _, r := range all[:10] {
+		r.engine.(*sleeper).alone = false
+		r.afterStep()
+	}
+	s.rouse()
+	woken(stirringMax + 10)
+	s.rouse()
+	woken(stirringMax + 10)
+	s.now = s.now.Add(stirringPatience)
+	s.rouse()
+	woken(stirringMax + 10 + first)
+	s.rouse()
+	woken(stirringMax + 10 + stirringMax)
+	suspectEvent{peer: keyspace.NodeID{3}, down: true}.handle(s)
+	s.rouse()
+	s.rouse()
+	woken(stirringMax + 10 + stirringMax + 2*rousesMax)
+}
+
+// The same holds for the many groups of a peer that comes back.
+func TestNoMoreGroupsBeginWhileManyHaveNoLeader(t *testing.T) {
+	s, _ := newSleepers(0, false)
+	var all []*replica
+	for i := range startsAtOnce + 4*startsMax {
+		d := testDescriptor()
+		d.Group.Prefix = keyspace.PrefixOf(keyspace.Key{byte(i >> 8), byte(i)}, 16)
+		d.View = order.View{Num: 1, Members: []order.Member{testMember(1), testMember(2), testMember(3)}, Next: 4}
+		r := newReplica(1, &d, &sleeper{view: d.View, elects: true}, nil, 1)
+		r.view, r.group = d.View, d.Group
+		startEvent{r, true}.handle(s)
+		all = append(all, r)
+	}
+	begun := func(want int) {
+		t.Helper()
+		n := 0
+		for _, r := range all {
+			if len(r.engine.(*sleeper).heard) > 0 {
+				n++
+			}
+		}
+		if n != want {
+			t.Fatalf("%d have begun, want %d", n, want)
+		}
+	}
+	begun(startsAtOnce)
+	s.begin()
+	begun(startsAtOnce)
+	for i := range startsAtOnce - stirringMax + 5 {
+		all[i].engine.(*sleeper).alone = false
+		all[i].afterStep()
+	}
+	s.begin()
+	begun(startsAtOnce + 5)
+	s.now = s.now.Add(stirringPatience)
+	s.begin()
+	begun(startsAtOnce + 5 + startsMax)
+}
+
+// A replica puts its machines away while it sleeps, and has them again as they were when somebody wants them.
+func TestMachinesArePutAwayInSleep(t *testing.T) {
+	s, all := newSleepers(1, false)
+	r := all[0]
+	s.host.genesis = placement.Defaults()
+	s.host.services = map[string]MachineFactory{"count": func(order.GroupID) session.Machine { return new(counter) }}
+	r.table, r.parks = session.NewTable(s.host.genesis.Drift, s.host.machines(r.group)), true
+	var out session.Outputs
+	client := order.ClientID{1}
+	open := session.OpenData(time.Minute)
+	apply := func(seq uint64, service string, data []byte) {
+		r.applied++
+		r.state().Apply(order.Entry{Index: r.applied, Kind: order.Normal, Stamp: order.Stamp{Boot: 1, At: time.Duration(r.applied)},
+			Cmd: order.Command{Client: client, Seq: seq, Service: service, Data: data}}, &out)
+	}
+	apply(0, session.Service, open)
+	apply(1, "count", number(5))
+	before := r.state().Digest()
+	nap := func() {
+		t.Helper()
+		e := r.engine.(*sleeper)
+		e.asleep = false
+		r.afterStep()
+		e.asleep = true
+		r.afterStep()
+	}
+	nap()
+	if r.table != nil {
+		t.Fatal("it sleeps with its machines")
+	}
+	if r.phase(); r.table != nil {
+		t.Error("they were taken out for nothing")
+	}
+	if r.state().Digest() != before || r.parked != nil {
+		t.Error("what was taken out is not what was put away")
+	}
+	if _, got := r.state().Query("count", keyspace.NodeID{}, nil); !bytes.Equal(got, number(5)) {
+		t.Errorf("it counted to %x", got)
+	}
+	for i := range uint64(session.WindowSize) { // results of a session that is used
+		apply(i+2, "count", number(1))
+	}
+	if nap(); r.table == nil {
+		t.Errorf("%d bytes were put away, more than %d", len(r.parked), parkedBytesMax)
 	}
 }
 

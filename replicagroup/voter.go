@@ -226,7 +226,7 @@ func (s *Seat) Replica() order.ReplicaID { return s.r.self }
 func (s *Seat) Now() automaton.Instant { return s.r.shard.now }
 
 // Machine returns the service's machine, as of the last entry executed. It is not to be changed.
-func (s *Seat) Machine() session.Machine { return s.r.table.Machine(s.service) }
+func (s *Seat) Machine() session.Machine { return s.r.state().Machine(s.service) }
 
 // Restarted reports whether this replica ran in an earlier life of the host, whose voter may have promised what this one does not know.
 func (s *Seat) Restarted() bool { return s.restarted }

@@ -448,7 +448,7 @@ func (a *Actions) Reset() {
 	a.Halt = nil
 }
 
-// Status is what an engine knows of its group.
+// Status is what an engine knows of its group. Its view is the engine's own: nobody may change it.
 type Status struct {
 	View    View
 	Self    ReplicaID

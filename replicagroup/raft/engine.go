@@ -871,20 +871,18 @@ func (e *Engine) Dropped() uint64 { return e.dropped }
 
 // Status reports the present state; see [order.Orderer].
 func (e *Engine) Status() order.Status {
-	view := e.view
-	view.Members = slices.Clone(view.Members)
 	s := order.Status{
-		View: view, Self: e.cfg.Self, Leader: e.lead, Leading: e.leading(), Term: e.term, Commit: e.commit, Applied: e.applied,
+		View: e.view, Self: e.cfg.Self, Leader: e.lead, Leading: e.leading(), Term: e.term, Commit: e.commit, Applied: e.applied,
 		First: e.log.snapIndex + 1, Last: e.log.last(), Quiesced: e.asleep,
 	}
 	if e.role == etcd.StateLeader {
 		s.Behind, s.Match = make(map[order.ReplicaID]uint64), make(map[order.ReplicaID]uint64)
-		for id, pr := range e.raft.Status().Progress {
+		e.raft.WithProgress(func(id uint64, _ etcd.ProgressType, pr tracker.Progress) {
 			if id != uint64(e.cfg.Self) {
 				s.Behind[order.ReplicaID(id)] = s.Last - min(s.Last, pr.Match)
 				s.Match[order.ReplicaID(id)] = pr.Match
 			}
-		}
+		})
 	}
 	return s
 }
