@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"os/exec"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,7 +28,7 @@ On a machine that does other things too, trust the ratio, the counts and the CPU
   latchkey bench groups
   latchkey bench join`,
 	})
-	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a), benchGroupsVerb(a), benchJoinVerb(a))
+	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a), benchGroupsVerb(a), benchGroupPeerVerb(a), benchJoinVerb(a))
 	return c
 }
 
@@ -159,7 +161,7 @@ func benchGroupsVerb(a *app) *cobra.Command {
 		Short: "what groups that sleep cost a peer in memory and CPU",
 		Long: `groups starts three peers that keep the same groups, each group with a lock table and none with anything to do, waits until all
 of them have elected a leader and sleep, and measures heap, resident memory and CPU of a peer, beside those of three peers without
-groups. The peers share one process, whose figures are divided by three.`,
+groups. Each peer has a process of its own; figures are the mean of the three.`,
 		Example: `  latchkey bench groups -o json
   latchkey bench groups --groups 1000 --disk`,
 		Args: exactly(0),
@@ -172,6 +174,15 @@ groups. The peers share one process, whose figures are divided by three.`,
 			}
 			ctx, release := interruptible(c.Context())
 			defer release()
+			program, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			o.Peer = func(ctx context.Context) *exec.Cmd {
+				peer := exec.CommandContext(ctx, program, "bench", "group-peer")
+				peer.Stderr = a.err
+				return peer
+			}
 			o.Progress = a.progressBar()
 			r, err := bench.Groups(ctx, o)
 			if err != nil {
@@ -185,6 +196,14 @@ groups. The peers share one process, whose figures are divided by three.`,
 	c.Flags().DurationVar(&o.Time, "for", bench.GroupsTimeDefault, "how long to measure CPU")
 	c.Flags().StringVar(&o.Dir, "dir", "", "where to make the stores on disk, which are removed (default: the system's directory for temporary files)")
 	return c
+}
+
+// benchGroupPeerVerb is what the processes run that benchGroupsVerb starts.
+func benchGroupPeerVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "group-peer", Short: "one peer of bench groups", Hidden: true, Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error { return bench.GroupPeer(c.Context(), os.Stdin, a.out) },
+	}
 }
 
 func benchJoinVerb(a *app) *cobra.Command {

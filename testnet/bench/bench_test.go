@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +18,25 @@ import (
 	"latchkey/testnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(peerVariable) != "" {
+		if err := GroupPeer(context.Background(), os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// peerVariable makes this test's program a peer of [Groups].
+const peerVariable = "LATCHKEY_TEST_GROUP_PEER"
+
+func groupPeerCommand(ctx context.Context) *exec.Cmd {
+	c := exec.CommandContext(ctx, os.Args[0])
+	c.Env, c.Stderr = append(os.Environ(), peerVariable+"=1"), os.Stderr
+	return c
+}
 
 // No figure is judged here: that is for people, on a machine that does nothing else.
 func TestBenchesFillInEveryFigure(t *testing.T) {
@@ -128,29 +148,31 @@ func TestOrderRefusesCallersThatWouldBeTurnedAway(t *testing.T) {
 }
 
 func TestGroupsFillInEveryFigure(t *testing.T) {
-	for _, onDisk := range []bool{false, true} {
-		var last testnet.Progress
-		dir := t.TempDir()
-		r, err := Groups(t.Context(), GroupsOptions{
-			Groups: 20, Disk: onDisk, Time: 100 * time.Millisecond, Dir: dir, Progress: func(p testnet.Progress) { last = p },
+	for name, onDisk := range map[string]bool{"memory": false, "disk": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var last testnet.Progress
+			dir := t.TempDir()
+			r, err := Groups(t.Context(), GroupsOptions{
+				Groups: 20, Disk: onDisk, Time: 100 * time.Millisecond, Dir: dir, Peer: groupPeerCommand, Progress: func(p testnet.Progress) { last = p },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var text bytes.Buffer
+			r.Text(&text)
+			t.Log("\n" + text.String())
+			if r.Bench != "groups" || r.Groups != 20 || r.Peers != 3 || r.Store == "" || r.HeapMB <= 0 || r.HeapEmptyMB <= 0 || r.BytesReplica == 0 || r.RSSMB == 0 || r.CPUPercent < 0 ||
+				r.CPUEmpty < 0 || r.MessagesS < 0 || r.AsleepS <= 0 || r.StartCPUms < 0 {
+				t.Errorf("%+v", r)
+			}
+			if want := 3 * 21; last.Done != want || last.Total != want { // the root sleeps, too
+				t.Errorf("%+v, want %d replicas asleep", last, want)
+			}
+			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+				t.Errorf("stores left behind: %v, %v", left, err)
+			}
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var text bytes.Buffer
-		r.Text(&text)
-		t.Log("\n" + text.String())
-		// What tests before this one have left may be freed meanwhile, so only the difference says something here.
-		if r.Bench != "groups" || r.Groups != 20 || r.Peers != 3 || r.Store == "" || r.HeapMB <= r.HeapEmptyMB || r.BytesReplica <= 0 || r.RSSMB == 0 || r.CPUPercent < 0 ||
-			r.CPUEmpty < 0 || r.MessagesS < 0 || r.AsleepS <= 0 || r.StartCPUms < 0 {
-			t.Errorf("%+v", r)
-		}
-		if want := 3 * 21; last.Done != want || last.Total != want { // the root sleeps, too
-			t.Errorf("%+v, want %d replicas asleep", last, want)
-		}
-		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-			t.Errorf("stores left behind: %v, %v", left, err)
-		}
 	}
 	for _, n := range []int{-1, GroupsMax + 1} {
 		if _, err := Groups(t.Context(), GroupsOptions{Groups: n}); err == nil {

@@ -4,14 +4,19 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/dht/keyspace"
 	"latchkey/dht/rawbench"
@@ -37,18 +42,20 @@ const (
 	asleepPause = 500 * time.Millisecond
 )
 
-// GroupsOptions configures [Groups]. The zero value stands for the defaults.
+// GroupsOptions configures [Groups]. But for Peer, zero values stand for defaults.
 type GroupsOptions struct {
 	Groups int           // on each peer; 0 is GroupsDefault, at most GroupsMax
 	Disk   bool          // stores on disk instead of in memory
 	Time   time.Duration // how long to measure CPU; 0 is GroupsTimeDefault
 	Dir    string        // as in OrderOptions
+	// Peer returns a command whose process calls [GroupPeer] with its standard input and output; ctx kills it.
+	Peer func(ctx context.Context) *exec.Cmd
 
 	Progress func(testnet.Progress) // Done and Total are replicas
 }
 
 // GroupsResult is what [Groups] found. Its JSON form is part of the command line's contract. All figures but the last four are of one
-// peer; three run in the process, and are taken to share what it uses equally.
+// peer, which has a process to itself: the mean of three.
 type GroupsResult struct {
 	Bench        string  `json:"bench"`
 	Operation    string  `json:"operation"`
@@ -57,9 +64,9 @@ type GroupsResult struct {
 	HeapMB       float64 `json:"heap_mb"`
 	HeapEmptyMB  float64 `json:"heap_without_groups_mb"`
 	BytesReplica float64 `json:"bytes_per_replica"` // of heap
-	RSSMB        float64 `json:"rss_mb"`            // resident, after what is free was given back; -1 where the system does not tell
-	RSSGroupsMB  float64 `json:"rss_of_groups_mb"`  // what of it was not there without groups
-	RSSEmptyMB   float64 `json:"rss_of_process_mb"` // of the whole process, program text included, with peers that have no groups
+	RSSMB        float64 `json:"rss_mb"`            // resident, the whole process, as a daemon comes to be within a minute (internal/footprint); -1 where the system does not tell
+	RSSGroupsMB  float64 `json:"rss_of_groups_mb"`  // what of it a process without groups does not have
+	RSSEmptyMB   float64 `json:"rss_of_process_mb"` // of a process without groups
 	CPUPercent   float64 `json:"cpu_percent"`       // of one core
 	CPUEmpty     float64 `json:"cpu_without_groups_percent"`
 	MessagesS    float64 `json:"messages_per_s"`
@@ -74,13 +81,13 @@ type GroupsResult struct {
 func (r *GroupsResult) Text(w io.Writer) {
 	fmt.Fprintf(w, "%s\t%s\n", r.Bench, r.Operation)
 	fmt.Fprintf(w, "heap\t%.1f MB a peer, %.1f of them without groups; %.0f bytes a replica (store: %s)\n", r.HeapMB, r.HeapEmptyMB, r.BytesReplica, r.Store)
-	fmt.Fprintf(w, "resident\t%.1f MB for the groups of a peer; a process without groups has %.1f\n", r.RSSGroupsMB, r.RSSEmptyMB)
+	fmt.Fprintf(w, "resident\t%.1f MB a peer, %.1f of them without groups\n", r.RSSMB, r.RSSEmptyMB)
 	fmt.Fprintf(w, "CPU\t%.2f %% of a core a peer, %.2f without groups; %.1f messages a second\n", r.CPUPercent, r.CPUEmpty, r.MessagesS)
 	fmt.Fprintf(w, "asleep\tafter %.1f s, with %.2f ms of CPU a group at all its members\n", r.AsleepS, r.StartCPUms)
 	fmt.Fprintf(w, "load average\t%.2f\n", r.Load)
 }
 
-// Groups measures what groups that sleep cost three peers that keep all of them.
+// Groups measures what groups that sleep cost three peers that keep all of them, each in a process of its own.
 func Groups(ctx context.Context, o GroupsOptions) (_ *GroupsResult, err error) {
 	o.Groups, o.Time = cmp.Or(o.Groups, GroupsDefault), cmp.Or(o.Time, GroupsTimeDefault)
 	if o.Groups < 0 || o.Groups > GroupsMax {
@@ -101,73 +108,225 @@ func Groups(ctx context.Context, o GroupsOptions) (_ *GroupsResult, err error) {
 	if o.Disk {
 		r.Store = "disk"
 	}
-	before := heap()
-	empty, err := o.idle(ctx, 0, filepath.Join(dir, "empty"), nil)
+	empty, _, err := o.idle(ctx, 0, filepath.Join(dir, "empty"))
 	if err != nil {
 		return nil, fmt.Errorf("bench: peers without groups: %w", err)
 	}
-	full, err := o.idle(ctx, o.Groups, filepath.Join(dir, "full"), r)
+	full, took, err := o.idle(ctx, o.Groups, filepath.Join(dir, "full"))
 	if err != nil {
 		return nil, fmt.Errorf("bench: peers with %d groups: %w", o.Groups, err)
 	}
-	peers := float64(voters)
-	r.HeapEmptyMB, r.HeapMB = float64(empty.heap-before)/peers/1e6, float64(full.heap-before)/peers/1e6
-	r.BytesReplica = float64(full.heap-empty.heap) / peers / float64(o.Groups)
-	r.CPUEmpty, r.CPUPercent = 100*empty.cpu/peers, 100*full.cpu/peers
-	r.RSSMB, r.MessagesS = full.rss/peers/1e6, full.messages/peers
-	r.RSSGroupsMB, r.RSSEmptyMB = (full.rss-empty.rss)/peers/1e6, empty.rss/1e6
-	if full.rss < 0 {
+	r.HeapEmptyMB, r.HeapMB = float64(empty.Heap)/1e6, float64(full.Heap)/1e6
+	r.BytesReplica = float64(full.Heap-empty.Heap) / float64(o.Groups)
+	r.CPUEmpty, r.CPUPercent = 100*empty.CPU, 100*full.CPU
+	r.RSSMB, r.RSSEmptyMB, r.MessagesS = full.RSS/1e6, empty.RSS/1e6, full.Messages
+	r.RSSGroupsMB = r.RSSMB - r.RSSEmptyMB
+	if full.RSS < 0 {
 		r.RSSMB, r.RSSGroupsMB, r.RSSEmptyMB = -1, -1, -1
 	}
+	r.AsleepS, r.StartCPUms = took.Seconds(), full.StartCPU*1e3*voters/float64(o.Groups)
 	r.Load = loadAverage()
 	return r, nil
 }
 
-// idling is what three idle peers take together.
-type idling struct {
-	heap     int64   // in use after a collection
-	rss      float64 // -1 where the system does not tell
-	cpu      float64 // of one core
-	messages float64 // a second
+// groupsIdle is what an idle peer takes.
+type groupsIdle struct {
+	Heap     int64   // in use after a collection
+	RSS      float64 // after what is free was given back; -1 where the system does not tell
+	CPU      float64 // of one core
+	Messages float64 // sent a second
+	StartCPU float64 // seconds of CPU before it was measured
 }
 
-// idle starts three peers with n groups and measures them when all groups sleep. how, if any, is told how long that took.
-func (o *GroupsOptions) idle(ctx context.Context, n int, dir string, how *GroupsResult) (_ idling, err error) {
-	up, cancel := context.WithTimeoutCause(ctx, asleepWait, fmt.Errorf("they do not all sleep after %v", asleepWait))
-	defer cancel()
+// groupsSetup is what the process of a peer is told once it listens.
+type groupsSetup struct {
+	Genesis []byte
+	Peers   []peer.AddrInfo
+	Groups  int
+	Disk    bool
+	Dir     string // of its store
+	Time    time.Duration
+}
+
+// groupsNews is what it says: first where it listens, then again and again how many of its replicas sleep, and last what it was asked to
+// measure.
+type groupsNews struct {
+	Self   *peer.AddrInfo `json:",omitempty"`
+	Asleep int
+	Idle   *groupsIdle `json:",omitempty"`
+	Err    string      `json:",omitempty"`
+}
+
+// groupsPeer is the process of a peer.
+type groupsPeer struct {
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	tell  *json.Encoder
+	news  *json.Decoder
+}
+
+// hear returns the next thing it says.
+func (p *groupsPeer) hear() (n groupsNews, err error) {
+	if err = p.news.Decode(&n); err == nil && n.Err != "" {
+		err = errors.New(n.Err)
+	}
+	return n, err
+}
+
+// end has it end, and waits for that.
+func (p *groupsPeer) end() error { return errors.Join(p.stdin.Close(), p.cmd.Wait()) }
+
+// idle starts three peers with n groups and measures them when all groups sleep. took is how long that took.
+func (o *GroupsOptions) idle(ctx context.Context, n int, dir string) (mean groupsIdle, took time.Duration, err error) {
+	ctx, kill := context.WithCancel(ctx)
+	defer kill()
+	peers, setup := make([]*groupsPeer, 0, voters), groupsSetup{Groups: n, Disk: o.Disk, Time: o.Time}
+	defer func() {
+		if err != nil {
+			kill()
+		}
+		for _, p := range peers {
+			err = errors.Join(err, p.end())
+		}
+		if cause := context.Cause(ctx); err != nil && cause != nil && cause != context.Canceled {
+			err = cause
+		}
+	}()
+	for range voters {
+		p := &groupsPeer{cmd: o.Peer(ctx)}
+		out, err := p.cmd.StdoutPipe()
+		if err != nil {
+			return mean, 0, err
+		}
+		if p.stdin, err = p.cmd.StdinPipe(); err != nil {
+			return mean, 0, err
+		}
+		if err := p.cmd.Start(); err != nil {
+			return mean, 0, err
+		}
+		peers, p.tell, p.news = append(peers, p), json.NewEncoder(p.stdin), json.NewDecoder(out)
+		hello, err := p.hear()
+		if err != nil {
+			return mean, 0, err
+		}
+		if hello.Self == nil {
+			return mean, 0, errors.New("bench: a peer that does not say where it listens")
+		}
+		setup.Peers = append(setup.Peers, *hello.Self)
+	}
+	if setup.Genesis, err = foundedBy(setup.Peers).Encode(); err != nil {
+		return mean, 0, err
+	}
+	start := time.Now()
+	for i, p := range peers {
+		setup.Dir = filepath.Join(dir, strconv.Itoa(i))
+		if err := p.tell.Encode(setup); err != nil {
+			return mean, 0, err
+		}
+	}
+	for asleep, all := 0, voters*(n+1); asleep < all; { // the root's, too
+		asleep = 0
+		for _, p := range peers {
+			news, err := p.hear()
+			if err != nil {
+				return mean, 0, err
+			}
+			asleep += news.Asleep
+		}
+		o.Progress(testnet.Progress{Stage: "asleep", Done: asleep, Total: all})
+		for _, p := range peers {
+			if err := p.tell.Encode(asleep == all); err != nil {
+				return mean, 0, err
+			}
+		}
+	}
+	took = time.Since(start)
+	for _, p := range peers {
+		news, err := p.hear()
+		if err != nil {
+			return mean, 0, err
+		}
+		if news.Idle == nil {
+			return mean, 0, errors.New("bench: a peer that measures nothing")
+		}
+		i := *news.Idle
+		mean.Heap += i.Heap / voters
+		mean.RSS += i.RSS / voters
+		mean.CPU += i.CPU / voters
+		mean.Messages += i.Messages / voters
+		mean.StartCPU += i.StartCPU / voters
+	}
+	return mean, took, nil
+}
+
+// GroupPeer is one peer of [Groups], in a process of its own. It returns when it is done, or ctx is, or there is no more input.
+func GroupPeer(ctx context.Context, in io.Reader, out io.Writer) error {
+	tell := json.NewEncoder(out)
+	err := groupPeer(ctx, json.NewDecoder(in), tell)
+	if err != nil {
+		err = errors.Join(err, tell.Encode(groupsNews{Err: err.Error()}))
+	}
+	return err
+}
+
+func groupPeer(ctx context.Context, in *json.Decoder, out *json.Encoder) (err error) {
+	p := new(trioPeer)
+	defer func() { err = errors.Join(err, p.close()) }()
+	self, err := p.listen()
+	if err != nil {
+		return err
+	}
+	if err := out.Encode(groupsNews{Self: &self}); err != nil {
+		return err
+	}
+	var o groupsSetup
+	if err := in.Decode(&o); err != nil {
+		return err
+	}
+	g, err := placement.DecodeGenesis(o.Genesis)
+	if err != nil {
+		return err
+	}
 	store := inMemory
 	if o.Disk {
 		store = onDisk
 	}
-	var genesis placement.Genesis
-	locks := map[string]replicagroup.MachineFactory{lockservice.ServiceName: func(g order.GroupID) session.Machine {
-		return lockservice.NewMachine(lockservice.MachineConfig{Gen: g.Gen, TTLMax: genesis.TTLMax, Drift: genesis.Drift})
+	locks := map[string]replicagroup.MachineFactory{lockservice.ServiceName: func(id order.GroupID) session.Machine {
+		return lockservice.NewMachine(lockservice.MachineConfig{Gen: id.Gen, TTLMax: g.TTLMax, Drift: g.Drift})
 	}}
-	start, cpu := time.Now(), rawbench.CPUTime()
-	t, err := newTrio(up, dir, store, locks, func(g placement.Genesis, self keyspace.NodeID, s replicagroup.Store) error {
-		genesis = g
-		return found(g, self, s, n)
-	})
-	if err != nil {
-		return idling{}, err
+	up, cancel := context.WithTimeoutCause(ctx, asleepWait, fmt.Errorf("they do not all sleep after %v", asleepWait))
+	defer cancel()
+	if err := p.start(up, g, o.Peers, o.Dir, store, locks, func(self keyspace.NodeID) error { return found(g, self, p.store, o.Groups) }); err != nil {
+		return err
 	}
-	defer func() { err = errors.Join(err, t.close()) }()
-	if err := t.asleep(up, voters*(n+1), o.Progress); err != nil {
-		return idling{}, err
+	for all := false; !all; {
+		if err := wait(up, asleepPause); err != nil {
+			return err
+		}
+		asleep, err := p.asleep(up)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(out.Encode(groupsNews{Asleep: asleep}), in.Decode(&all)); err != nil {
+			return err
+		}
 	}
-	if how != nil {
-		how.AsleepS = time.Since(start).Seconds()
-		how.StartCPUms = float64((rawbench.CPUTime() - cpu).Microseconds()) / 1e3 / float64(max(n, 1))
-	}
-	i := idling{heap: heap(), rss: resident()}
-	messages := t.messages()
-	start, cpu = time.Now(), rawbench.CPUTime()
+	i := groupsIdle{StartCPU: rawbench.CPUTime().Seconds()}
+	messages, start, cpu := p.overlay.Stats().MessagesSent, time.Now(), rawbench.CPUTime()
 	if err := wait(ctx, o.Time); err != nil {
-		return idling{}, err
+		return err
 	}
 	took := time.Since(start).Seconds()
-	i.cpu, i.messages = (rawbench.CPUTime()-cpu).Seconds()/took, float64(t.messages()-messages)/took
-	return i, nil
+	i.CPU, i.Messages = (rawbench.CPUTime()-cpu).Seconds()/took, float64(p.overlay.Stats().MessagesSent-messages)/took
+	i.Heap = heap()
+	i.RSS = resident()
+	if err := out.Encode(groupsNews{Idle: &i}); err != nil {
+		return err
+	}
+	if err := in.Decode(new(any)); err != io.EOF { // the others may still measure
+		return err
+	}
+	return nil
 }
 
 // found writes n groups of the founders into a founder's store, as if they had been created.
@@ -192,28 +351,15 @@ func found(g placement.Genesis, self keyspace.NodeID, s replicagroup.Store, n in
 	return nil
 }
 
-// asleep waits until so many replicas sleep, each with a leader.
-func (t *trio) asleep(ctx context.Context, replicas int, progress func(testnet.Progress)) error {
-	for {
-		asleep := 0
-		for _, p := range t.peers {
-			all, err := p.groups.Status(ctx)
-			if err != nil {
-				return err
-			}
-			for _, r := range all {
-				if r.Status.Quiesced && r.Status.Leader != 0 {
-					asleep++
-				}
-			}
-		}
-		if progress(testnet.Progress{Stage: "asleep", Done: asleep, Total: replicas}); asleep == replicas {
-			return nil
-		}
-		if err := wait(ctx, asleepPause); err != nil {
-			return err
+// asleep returns how many replicas sleep that have a leader.
+func (p *trioPeer) asleep(ctx context.Context) (n int, err error) {
+	all, err := p.groups.Status(ctx)
+	for _, r := range all {
+		if r.Status.Quiesced && r.Status.Leader != 0 {
+			n++
 		}
 	}
+	return n, err
 }
 
 func wait(ctx context.Context, d time.Duration) error {

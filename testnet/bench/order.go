@@ -174,7 +174,7 @@ func (s unsynced) Write(batch []replicagroup.Write, _ bool) error { return s.Sto
 func (o *OrderOptions) loads(ctx context.Context, out *OrderLoads, bare *OrderLoad, dir string, store makeStore) (_ uint64, err error) {
 	up, cancel := context.WithTimeoutCause(ctx, readyMax, fmt.Errorf("three peers are not up after %v", readyMax))
 	defer cancel()
-	t, err := newTrio(up, dir, store, counting, nil)
+	t, err := newTrio(up, dir, store, counting)
 	if err != nil {
 		return 0, err
 	}

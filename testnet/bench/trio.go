@@ -46,53 +46,26 @@ const (
 
 // newTrio starts the peers and waits until they know each other. Stores are made in directories below dir.
 //
-// services are what the groups offer; fill, if any, puts more into a store before its peer starts.
-func newTrio(ctx context.Context, dir string, store makeStore, services map[string]replicagroup.MachineFactory,
-	fill func(g placement.Genesis, self keyspace.NodeID, s replicagroup.Store) error) (_ *trio, err error) {
+// services are what the groups offer.
+func newTrio(ctx context.Context, dir string, store makeStore, services map[string]replicagroup.MachineFactory) (_ *trio, err error) {
 	t := &trio{key: keyspace.Preimage("bench").Key()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.close())
 		}
 	}()
-	g := placement.Defaults()
-	g.Name, g.F, g.RootKey = "bench", 1, make(ed25519.PublicKey, ed25519.PublicKeySize)
-	rand.Read(g.Nonce[:])
 	var infos []peer.AddrInfo
 	for i := range t.peers {
-		p := new(trioPeer)
-		if p.host, err = libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics()); err != nil {
+		t.peers[i] = new(trioPeer)
+		info, err := t.peers[i].listen()
+		if err != nil {
 			return nil, err
 		}
-		t.peers[i] = p
-		infos = append(infos, peer.AddrInfo{ID: p.host.ID(), Addrs: p.host.Addrs()})
-		founder := placement.Peer{ID: string(p.host.ID())}
-		for _, a := range p.host.Addrs() {
-			founder.Addrs = append(founder.Addrs, a.String())
-		}
-		var id order.StoreID
-		rand.Read(id[:])
-		g.Founders = append(g.Founders, placement.Host{Peer: founder, Store: id})
+		infos = append(infos, info)
 	}
+	g := foundedBy(infos)
 	for i, p := range t.peers {
-		if p.store, p.done, err = store(filepath.Join(dir, strconv.Itoa(i)), g.ID(), g.Founders[i].Store); err != nil {
-			return nil, err
-		}
-		if err := replicagroup.Found(p.store, g, dht.NodeIDOf(p.host.ID())); err != nil {
-			return nil, err
-		}
-		if p.overlay, err = dht.New(p.host, dht.WithOverlayID(g.ID()), dht.WithBootstrap(infos...)); err != nil {
-			return nil, err
-		}
-		if fill != nil {
-			if err := fill(g, dht.NodeIDOf(p.host.ID()), p.store); err != nil {
-				return nil, err
-			}
-		}
-		if p.groups, err = replicagroup.New(replicagroup.Config{Genesis: g, Overlay: p.overlay, Store: p.store, Services: services}); err != nil {
-			return nil, err
-		}
-		if err := errors.Join(p.groups.Start(ctx), p.overlay.Start(ctx)); err != nil {
+		if err := p.start(ctx, g, infos, filepath.Join(dir, strconv.Itoa(i)), store, services, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -102,6 +75,59 @@ func newTrio(ctx context.Context, dir string, store makeStore, services map[stri
 		}
 	}
 	return t, nil
+}
+
+// listen makes the peer's libp2p host, on a port of the loopback.
+func (p *trioPeer) listen() (_ peer.AddrInfo, err error) {
+	if p.host, err = libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics()); err != nil {
+		return peer.AddrInfo{}, err
+	}
+	return peer.AddrInfo{ID: p.host.ID(), Addrs: p.host.Addrs()}, nil
+}
+
+// foundedBy draws the genesis of an overlay of these peers.
+func foundedBy(peers []peer.AddrInfo) placement.Genesis {
+	g := placement.Defaults()
+	g.Name, g.F, g.RootKey = "bench", 1, make(ed25519.PublicKey, ed25519.PublicKeySize)
+	rand.Read(g.Nonce[:])
+	for _, p := range peers {
+		founder := placement.Peer{ID: string(p.ID)}
+		for _, a := range p.Addrs {
+			founder.Addrs = append(founder.Addrs, a.String())
+		}
+		var id order.StoreID
+		rand.Read(id[:])
+		g.Founders = append(g.Founders, placement.Host{Peer: founder, Store: id})
+	}
+	return g
+}
+
+// start starts a founder that listens; fill, if any, puts more into its store before.
+func (p *trioPeer) start(ctx context.Context, g placement.Genesis, peers []peer.AddrInfo, dir string, store makeStore,
+	services map[string]replicagroup.MachineFactory, fill func(self keyspace.NodeID) error) (err error) {
+	self := dht.NodeIDOf(p.host.ID())
+	m, ok := g.RootView().MemberAt(self)
+	if !ok {
+		return errors.New("bench: no founder")
+	}
+	if p.store, p.done, err = store(dir, g.ID(), m.Store); err != nil {
+		return err
+	}
+	if err := replicagroup.Found(p.store, g, self); err != nil {
+		return err
+	}
+	if fill != nil {
+		if err := fill(self); err != nil {
+			return err
+		}
+	}
+	if p.overlay, err = dht.New(p.host, dht.WithOverlayID(g.ID()), dht.WithBootstrap(peers...)); err != nil {
+		return err
+	}
+	if p.groups, err = replicagroup.New(replicagroup.Config{Genesis: g, Overlay: p.overlay, Store: p.store, Services: services}); err != nil {
+		return err
+	}
+	return errors.Join(p.groups.Start(ctx), p.overlay.Start(ctx))
 }
 
 // follower returns a peer that does not lead the group.
@@ -129,19 +155,26 @@ func (t *trio) messages() (n uint64) {
 func (t *trio) close() error {
 	var errs []error
 	for _, p := range t.peers {
-		if p == nil {
-			continue
+		if p != nil {
+			errs = append(errs, p.close())
 		}
-		if p.groups != nil {
-			errs = append(errs, p.groups.Close())
-		}
-		if p.overlay != nil {
-			errs = append(errs, p.overlay.Close())
-		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *trioPeer) close() error {
+	var errs []error
+	if p.groups != nil {
+		errs = append(errs, p.groups.Close())
+	}
+	if p.overlay != nil {
+		errs = append(errs, p.overlay.Close())
+	}
+	if p.host != nil {
 		errs = append(errs, p.host.Close())
-		if p.done != nil {
-			errs = append(errs, p.done())
-		}
+	}
+	if p.done != nil {
+		errs = append(errs, p.done())
 	}
 	return errors.Join(errs...)
 }
