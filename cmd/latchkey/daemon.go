@@ -13,6 +13,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 	"github.com/spf13/cobra"
 
+	"latchkey/internal/footprint"
 	"latchkey/node"
 	"latchkey/node/api"
 	"latchkey/node/config"
@@ -187,6 +188,7 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	if err != nil {
 		return errors.Join(err, n.Close(), host.Close())
 	}
+	go footprint.Keep(ctx)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(socket) }()
 	metrics, noMetrics := "", func() error { return nil }

@@ -60,6 +60,7 @@ var packages = map[string]int{
 	"internal/driver":      tools,
 	"internal/durablefile": tools,
 	"internal/filelock":    tools,
+	"internal/footprint":   tools,
 	"internal/protofield":  tools,
 	"dht/pb":               tools,
 	"replicagroup/pb":      tools,
