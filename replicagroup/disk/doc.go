@@ -16,8 +16,9 @@
 //
 // After a crash the store holds everything up to some batch and nothing beyond: all batches that were synced, perhaps some
 // later ones, each whole. A write that was torn was never reported as stored and is dropped. The one thing that cannot be told
-// from that is the last log that a crash left, whose very end then rots before the next start: the store is then as of an
-// earlier batch. Of a store that was closed, every changed bit is noticed.
+// from that is the last log that a crash left, of which the last writes then rot before the next start: the store is then as of an
+// earlier batch. What rots before them is noticed, since a log says, with each write, up to where it was on the disk before. Of a
+// store that was closed, every changed bit is noticed.
 //
 // Pebble alone would notice less. It ends a manifest or a log at the first thing in it that it cannot read, as if a crash had
 // cut it there, and it does not know which logs there should be. A manifest that lost its end has lost the word that a log's

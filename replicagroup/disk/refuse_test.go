@@ -373,6 +373,59 @@ func flushing(t *testing.T, began, crashed int) wreck {
 	return w
 }
 
+// A log that a crash left is damaged before the last writes that were synced. Pebble would take that for its end, and forget what comes
+// after it, however much was stored since.
+func TestDamageBeforeTheEndOfALogIsRefused(t *testing.T) {
+	steps, states := plain(60)
+	w := wreck{"crashed", vfs.NewCrashableMem(), states, false}
+	s, _ := fresh(t, small.on(w.disk))
+	ends := []int{0} // of the log, after each step
+	for _, st := range steps {
+		if err := st.do(s); err != nil {
+			t.Fatal(err)
+		}
+		names, err := w.disk.List("/store")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, len(content(t, w.disk, "/store/"+newest(names))))
+	}
+	left := w.disk.CrashClone(vfs.CrashCloneCfg{})
+	s.Close()
+	names, err := left.List("/store")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := "/store/" + newest(names)
+	data := content(t, left, path)
+	end := ends[len(ends)-3] // what the last write but one was written after
+	if len(data) > logBlockBytes || end < 1000 || end > len(data) {
+		t.Fatalf("a log of %d bytes, %d before the last two writes: it should be one block", len(data), end)
+	}
+	for at := 0; at < end; at++ {
+		f := left.CrashClone(vfs.CrashCloneCfg{})
+		changed := slices.Clone(data)
+		changed[at] ^= 1 << (at % 8)
+		replace(t, f, path, changed)
+		if s, err := Open("/store", small.on(f)); !errors.Is(err, ErrDamaged) {
+			if err == nil {
+				s.Close()
+			}
+			t.Fatalf("byte %d of %d changed: %v, want %v", at, len(data), err, ErrDamaged)
+		}
+	}
+	for _, at := range places(len(data), 64) { // what a crash does is none
+		f := left.CrashClone(vfs.CrashCloneCfg{})
+		replace(t, f, path, data[:at])
+		s, err := Open("/store", small.on(f))
+		if err != nil && strings.Contains(err.Error(), "more was stored after that") {
+			t.Errorf("cut at %d: %v", at, err)
+		} else if err == nil {
+			s.Close()
+		}
+	}
+}
+
 // Any file is changed, cut short or removed. The store is refused, or it holds what it held: nothing in between. After a crash
 // the last log may have been cut off by it, so there the store may be as of an earlier step. It is never as it never was.
 func TestDamageIsRefusedOrHarmless(t *testing.T) {

@@ -240,7 +240,7 @@ func (s *Store) open(anew bool) error {
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := s.checkClean(); err != nil {
+	if err := errors.Join(s.checkClean(), s.checkTail()); err != nil {
 		return err
 	}
 	po := s.o.pebble(f, s.lock)
@@ -329,7 +329,10 @@ func (s *Store) checkClean() error {
 	if err != nil {
 		return err
 	}
-	if got != want {
+	switch {
+	case got.files == want.files && got.length == want.length && got != want:
+		return damaged("logs and manifests have other contents than when the store was closed")
+	case got != want:
 		return damaged("logs and manifests are not as they were when the store was closed: %d files with %d bytes, had %d with %d", got.files, got.length, want.files, want.length)
 	}
 	return removeIfThere(s.fence, s.dir, cleanFile)
