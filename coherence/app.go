@@ -35,6 +35,9 @@ type Option func(*access.Config)
 // WithUpdateHold sets how long an Update may keep the others from an object. Default: [access.UpdateHold].
 func WithUpdateHold(d time.Duration) Option { return func(c *access.Config) { c.UpdateHold = d } }
 
+// WithMistake plants a mistake in all that this node does with the application's objects. It is for tests that have to see what a mistake does.
+func WithMistake(m access.Mutant) Option { return func(c *access.Config) { c.Mutant = m } }
+
 // App is this node's part in one execution of an application. When the execution is over, since a node that had the application open failed, every
 // call fails with [ErrRestarted]; who wants to take part in the next one opens the application again. Safe for concurrent use.
 type App struct {

@@ -41,7 +41,7 @@ disk, in N/store. While more than f of a group's 2f+1 members are down, the grou
 	var dir string
 	c.PersistentFlags().StringVar(&dir, "dir", "", "directory of the testnet (default "+testnet.DefaultDir()+")")
 	c.AddCommand(testnetUpVerb(a, &dir), testnetDemoVerb(a), testnetLsVerb(a, &dir), testnetEnvVerb(a, &dir), testnetRunVerb(a, &dir),
-		testnetLogsVerb(a, &dir), testnetJoinVerb(a, &dir), testnetPartitionVerb(a, &dir), testnetHealVerb(a, &dir), testnetLatencyVerb(a, &dir), testnetStateVerb(a, &dir), testnetSimVerb(a))
+		testnetLogsVerb(a, &dir), testnetJoinVerb(a, &dir), testnetPartitionVerb(a, &dir), testnetHealVerb(a, &dir), testnetLatencyVerb(a, &dir), testnetStateVerb(a, &dir), testnetSimVerb(a), testnetLitmusVerb(a))
 	for _, v := range peerVerbs {
 		c.AddCommand(v.command(a, &dir))
 	}

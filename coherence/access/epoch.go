@@ -17,11 +17,13 @@ const UpdateHold = time.Second
 // Config of an [Epoch].
 type Config struct {
 	UpdateHold time.Duration // 0 is [UpdateHold]
+	Mutant     Mutant        // of all objects; for tests
 }
 
 // Epoch is one execution of an application on one node: what its objects there have in common. Safe for concurrent use.
 type Epoch struct {
 	updateHold time.Duration
+	mutant     Mutant
 	over       atomic.Bool
 	done       chan struct{} // closed when it is over
 
@@ -32,7 +34,7 @@ type Epoch struct {
 
 // NewEpoch begins an epoch.
 func NewEpoch(c Config) *Epoch {
-	return &Epoch{updateHold: cmp.Or(max(c.UpdateHold, 0), UpdateHold), done: make(chan struct{})}
+	return &Epoch{mutant: c.Mutant, updateHold: cmp.Or(max(c.UpdateHold, 0), UpdateHold), done: make(chan struct{})}
 }
 
 // End ends the epoch: when it returns, no call on any of its objects succeeds any more, and those that wait fail. It may be

@@ -78,12 +78,14 @@ const (
 	Uncut
 	// Keyless: holds end for nobody.
 	Keyless
+	// Hasty: a value is handed out for a moment after the others have been told that the right to it is gone.
+	Hasty
 )
 
 // New makes an object of an epoch, of which the node has no copy yet. The key orders objects that are updated within each other.
 // newCopy makes its copy and may keep the object, but calls nothing of it yet.
 func New(e *Epoch, key keyspace.Key, newCopy func(*Object) Copy) *Object {
-	o := &Object{epoch: e, key: key}
+	o := &Object{epoch: e, key: key, mutant: e.mutant}
 	o.copy = newCopy(o)
 	return o
 }
@@ -107,6 +109,16 @@ func (o *Object) SetRight(r cachedcopy.Right, c *protocol.Cell) {
 	}
 	o.right = r
 	if c == nil && o.mutant == Stale {
+		return
+	}
+	if c == nil && o.mutant == Hasty {
+		time.AfterFunc(20*time.Millisecond, func() {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			if o.right == cachedcopy.NoAccess {
+				o.cell.Store(nil)
+			}
+		})
 		return
 	}
 	o.cell.Store(c)

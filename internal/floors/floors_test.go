@@ -88,6 +88,7 @@ var packages = map[string]int{
 	"testnet/litmus":                         tools,
 	"testnet":                                nets,
 	"testnet/demo":                           show,
+	"testnet/memory":                         show,
 	"testnet/bench":                          show,
 	"testnet/curves":                         show,
 	"testnet/attack":                         show,
