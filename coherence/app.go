@@ -417,6 +417,9 @@ func (a *App) settled() {
 // Name returns the application's name.
 func (a *App) Name() string { return a.name }
 
+// Self returns who this node is in the application: each Open is an incarnation of its own.
+func (a *App) Self() protocol.NodeRef { return a.self }
+
 // Epoch returns which execution of the application it is.
 func (a *App) Epoch() protocol.Epoch { return protocol.Epoch(a.epoch.Load()) }
 

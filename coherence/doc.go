@@ -38,5 +38,5 @@
 //
 // A node that is cut off hears nothing, and goes on reading the copies it has until it does.
 //
-// Threads that survive by checkpoints, directories, watching, and objects that survive their owners are not there yet.
+// Threads that survive by checkpoints, directories, and objects that survive their owners are not there yet.
 package coherence

@@ -13,6 +13,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/coherence"
+	"latchkey/coherence/pb"
+	"latchkey/coherence/protocol"
 	"latchkey/dht/keyspace"
 	"latchkey/internal/history"
 	"latchkey/node"
@@ -59,6 +61,7 @@ func add(ctx context.Context, o *coherence.Object) error {
 }
 
 func TestNodesShareAnObject(t *testing.T) {
+	t.Parallel()
 	net, ctx := up(t, 3)
 	var objects []*coherence.Object
 	for i := range 3 {
@@ -385,6 +388,124 @@ func BenchmarkView(b *testing.B) {
 		if err := o.View(ctx, read); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestAWatcherSeesTheLastValue(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 3)
+	reader, writer := open(t, ctx, net, 0, "app").Object("x"), open(t, ctx, net, 1, "app").Object("x")
+	seen := make(chan uint64)
+	done := make(chan error, 1)
+	end := errors.New("enough")
+	go func() {
+		done <- reader.Watch(ctx, func(b []byte) error {
+			if number(b) == 21 {
+				return end
+			}
+			seen <- number(b)
+			return nil
+		})
+	}()
+	last := <-seen
+	if last != 0 {
+		t.Fatalf("sees %d before anybody has written", last)
+	}
+	for want := uint64(1); want <= 20; want++ {
+		if err := add(ctx, writer); err != nil {
+			t.Fatal(err)
+		}
+		for last != want {
+			n := <-seen
+			if n < last || n > want {
+				t.Fatalf("sees %d after %d, and %d was written last", n, last, want)
+			}
+			last = n
+		}
+	}
+	if err := add(ctx, writer); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != end {
+		t.Error(err)
+	}
+}
+
+// TestNobodySpeaksForManagersButTheirGroup has a peer that is no member of an application's group end its execution, and take its object away.
+func TestNobodySpeaksForManagersButTheirGroup(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 7)
+	app, object := coherence.AppKey("app"), coherence.ObjectKey("app", "x")
+	first := open(t, ctx, net, 0, "app")
+	x := first.Object("x")
+	if err := x.Set(ctx, []byte("mine")); err != nil {
+		t.Fatal(err)
+	}
+	to, err := net.Peer(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	member := func(n *node.Node) bool {
+		for _, key := range []keyspace.Key{app, object} {
+			d, err := to.Node().Groups().Locate(ctx, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, is := d.View.MemberAt(n.Overlay().Node()); is {
+				return true
+			}
+		}
+		return false
+	}
+	var liar *node.Node
+	for i := range 7 {
+		if p, err := net.Peer(i); err == nil && i > 0 && !member(p.Node()) {
+			liar = p.Node()
+		}
+	}
+	if liar == nil {
+		t.Fatal("all peers are members")
+	}
+	self := first.Self()
+	for _, m := range []protocol.Message{
+		{Kind: protocol.Destroy, From: protocol.Address{Party: protocol.AppManager}, Epoch: 99},
+		{Kind: protocol.Destroy, From: protocol.Address{Party: protocol.ObjectManager}, Epoch: 99, Object: object},
+		{Kind: protocol.ForwardedWrite, From: protocol.Address{Party: protocol.ObjectManager}, Epoch: first.Epoch(), Object: object,
+			Requester: protocol.NodeRef{ID: liar.Overlay().Node(), Inc: 1}, Seq: 1, LastInv: 9},
+		{Kind: protocol.Copy, From: protocol.At(protocol.NodeRef{ID: self.ID, Inc: 7}), Epoch: first.Epoch(), Object: object, Seq: 1, Value: new(protocol.Cell)},
+	} {
+		m.To = protocol.At(self)
+		frame, err := pb.EncodeFrame(nil, app, &m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := liar.Overlay().Send(to.Node().ID(), keyspace.Key{}, pb.Service, frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Behind them on the same stream, and so after them; the last of them has reset it, so it may take another one.
+	for {
+		if _, err := liar.Overlay().Call(ctx, to.Node().ID(), keyspace.Key{}, "coherence/who", self.ID[:]); err == nil {
+			break
+		} else if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	other := open(t, ctx, net, 1, "app")
+	if b, err := other.Object("x").Get(ctx); err != nil || string(b) != "mine" || other.Epoch() != first.Epoch() {
+		t.Errorf("another node reads %q, %v", b, err)
+	}
+	if err := x.Set(ctx, []byte("still")); err != nil {
+		t.Error(err)
+	}
+	if err := x.Set(ctx, make([]byte, protocol.ValueMax)); err != nil {
+		t.Errorf("the longest value: %v", err)
+	}
+	if err := x.Set(ctx, make([]byte, protocol.ValueMax+1)); !errors.Is(err, coherence.ErrTooLarge) {
+		t.Errorf("a longer value: %v", err)
+	}
+	if b, err := other.Object("x").Get(ctx); err != nil || len(b) != protocol.ValueMax {
+		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }
 

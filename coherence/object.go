@@ -76,6 +76,15 @@ func (o *Object) Update(ctx context.Context, fn func(value []byte) ([]byte, erro
 	return o.failure(o.copy.object.Update(ctx, fn))
 }
 
+// Watch calls fn with the value, and again each time it may have become another one, until ctx ends or fn returns an error, which it returns. Of
+// values that follow each other fast only the last is sure to be seen; the same one may be seen twice.
+func (o *Object) Watch(ctx context.Context, fn func(value []byte) error) error {
+	if o.err != nil {
+		return o.err
+	}
+	return o.failure(o.copy.object.Watch(ctx, fn))
+}
+
 // Prefetch asks for a copy that will be needed soon, to be written if write is set, and waits for nothing.
 func (o *Object) Prefetch(write bool) {
 	if o.err != nil {

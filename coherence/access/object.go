@@ -56,6 +56,7 @@ type Object struct {
 	right   cachedcopy.Right
 	holder  *hold // who keeps all others from writing, on this node too
 	waiters []*waiter
+	changed chan struct{} // closed when the value goes or comes; nil: nobody watches
 
 	mutant Mutant
 }
@@ -122,6 +123,7 @@ func (o *Object) SetRight(r cachedcopy.Right, c *protocol.Cell) {
 		return
 	}
 	o.cell.Store(c)
+	o.changedLocked()
 }
 
 // waiter is a call that waits for a right. What it waits for is done for it, when the right is there.
@@ -180,6 +182,7 @@ func (o *Object) storeLocked(c *protocol.Cell) bool {
 		return false
 	}
 	o.cell.Store(c)
+	o.changedLocked()
 	return true
 }
 
