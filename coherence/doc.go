@@ -22,9 +22,9 @@
 // # What becomes of the objects
 //
 // They are volatile. What an object holds is in the memory of the nodes that have copies, and lives as long as the application is open somewhere. A node
-// that leaves ([App.Close]) hands over what it owns. If one fails that has the application open, the application begins anew, in the next epoch, with
-// empty objects: every call of the former execution fails with [ErrRestarted] from when its node hears of it, and who wants to go on opens the application
-// again:
+// that leaves ([App.Close]) hands over what it owns. If one fails that has the application open, or is silent for three seconds, the application
+// begins anew, in the next epoch, with empty objects: every call of the former execution fails with [ErrRestarted] from when its node hears of it, and
+// who wants to go on opens the application again:
 //
 //	for {
 //		app, err := objects.Open(ctx, "render-farm")

@@ -50,6 +50,9 @@ const (
 	relocateEvery = 2 * time.Second
 	// watchFor is how long the failure detector watches a node that no manager led here has named again.
 	watchFor = 5 * time.Second
+	// giveUpAfter is how long a node has to be suspected without a break before the manager of an application hears of it, and ends the
+	// execution. A slow node costs others that time; a wrong suspicion would cost them everything.
+	giveUpAfter = 3 * time.Second
 	// closeTimeout bounds how long [Service.Close] waits for masters to find other owners, and silentTimeout how long while nothing is
 	// heard about them.
 	closeTimeout  = 5 * time.Second
@@ -89,8 +92,8 @@ type Service struct {
 	waiting int                             // how many functions seeking has
 	asking  int                             // questions to voters under way
 
-	detect sync.Mutex // the failure detector's opinions; never held with mu
-	down   map[peer.ID]bool
+	detect sync.Mutex            // the failure detector's opinions; never held with mu
+	down   map[peer.ID]time.Time // who is suspected, and since when
 	watch  map[peer.ID]time.Time // who is watched, and when a manager last named it
 }
 
@@ -108,7 +111,7 @@ func NewService(o Overlay) *Service {
 		overlay: o, out: driver.NewMailbox[outgoing](outboxMax),
 		apps: make(map[keyspace.Key]*App), epochs: make(map[keyspace.Key]protocol.Epoch),
 		leaders: make(map[keyspace.Prefix]peer.ID), seeking: make(map[keyspace.Prefix][]func()), sought: make(map[keyspace.Prefix]time.Time),
-		down: make(map[peer.ID]bool), watch: make(map[peer.ID]time.Time),
+		down: make(map[peer.ID]time.Time), watch: make(map[peer.ID]time.Time),
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	o.Handle(pb.Service, s.receive)
@@ -475,9 +478,9 @@ func (s *Service) concern(app keyspace.Key, c concern) {
 	if !watched && s.groups.Watch(p) {
 		delete(s.down, p)
 	}
-	down := s.down[p]
+	since, down := s.down[p]
 	s.detect.Unlock()
-	if down == c.suspected {
+	if c.object == (keyspace.Key{}) && down && time.Since(since) < giveUpAfter && !c.suspected || down == c.suspected {
 		return
 	}
 	var event []byte
@@ -506,10 +509,10 @@ func (s *Service) concern(app keyspace.Key, c concern) {
 func (s *Service) suspect(p peer.ID, suspected bool) {
 	s.detect.Lock()
 	defer s.detect.Unlock()
-	if suspected {
-		s.down[p] = true
-	} else {
+	if !suspected {
 		delete(s.down, p)
+	} else if _, already := s.down[p]; !already {
+		s.down[p] = time.Now()
 	}
 }
 
