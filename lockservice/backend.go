@@ -39,6 +39,14 @@ type Notifier interface {
 	Changes(ctx context.Context, name string, fn func()) error
 }
 
+// Ender is a [Backend] that hears that a hold was taken away before its holder asks.
+type Ender interface {
+	// Ended blocks until a grant has ended, as far as is known, other than by its Release, and returns nil then; a Renew tells for sure. It
+	// hears of a [Backend.Break] as a rule, and misses what was broken before it was called, or while messages are lost. Else it
+	// returns the cause of ctx, or why nothing can be heard.
+	Ended(ctx context.Context, g Grant) error
+}
+
 // Request asks for a lock.
 type Request struct {
 	Name string

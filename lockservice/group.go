@@ -92,8 +92,11 @@ func newGroupBackend(g Groups, cfg GroupConfig) *groupBackend {
 	return b
 }
 
-// ear hears of the grant that was pushed for a request. It must not block.
-type ear interface{ granted(token Token) }
+// ear hears of the grant that was pushed for a request, and of its end. It must not block.
+type ear interface {
+	granted(token Token)
+	ended()
+}
 
 // tokenEar keeps the first that it hears of.
 type tokenEar chan Token
@@ -104,6 +107,8 @@ func (e tokenEar) granted(t Token) {
 	default:
 	}
 }
+
+func (e tokenEar) ended() {} // its Renew will find it out
 
 // enter gives a new request its number, and has e hear of pushed grants until exit.
 func (b *groupBackend) enter(e ear) (req uint64) {
@@ -120,19 +125,56 @@ func (b *groupBackend) exit(req uint64) {
 	delete(b.waiting, req)
 }
 
-// pushed wakes the waiter that an output names. What is pushed is only a hint: the waiter holds once a Renew has confirmed
-// the grant.
+// pushed wakes the waiter or the holder that an output names. What is pushed is only a hint: the waiter holds once a Renew has confirmed
+// the grant, and the holder does not once a Renew has found that it is over.
 func (b *groupBackend) pushed(data []byte) {
-	granted, err := decodeGranted(data)
+	granted, ended, err := decodeOutput(data)
 	if err != nil {
 		log.Debugw("dropped a malformed output", "err", err)
 		return
 	}
+	req := granted.GetReq()
+	if ended != nil {
+		req = ended.Req
+	}
 	b.mu.Lock()
-	e := b.waiting[granted.Req]
+	e := b.waiting[req]
 	b.mu.Unlock()
-	if e != nil {
+	switch {
+	case e == nil:
+	case ended != nil:
+		e.ended()
+	default:
 		e.granted(Token(granted.Token))
+	}
+}
+
+// Ended implements [Ender]: the group pushes the end of a hold that is broken.
+func (b *groupBackend) Ended(ctx context.Context, g Grant) error {
+	ear := make(endEar, 1)
+	b.mu.Lock()
+	b.waiting[g.Req] = ear
+	b.mu.Unlock()
+	defer b.exit(g.Req)
+	select {
+	case <-ear:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-b.life.Done():
+		return ErrClosed
+	}
+}
+
+// endEar hears of the end of a grant.
+type endEar chan struct{}
+
+func (e endEar) granted(Token) {}
+
+func (e endEar) ended() {
+	select {
+	case e <- struct{}{}:
+	default:
 	}
 }
 

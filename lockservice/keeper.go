@@ -55,6 +55,7 @@ type keeper struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup // of calls in the background
 	results chan result    // of them
+	doubts  chan struct{}  // has an element when the hold is said to be over
 
 	grant   Grant // of the present attempt
 	lastErr error // of the last renewal, nil when it was answered
@@ -172,7 +173,7 @@ func (k *keeper) end() {
 func (k *keeper) prepare() {
 	if k.calls == nil {
 		k.calls, k.cancel = context.WithCancel(context.Background())
-		k.results = make(chan result)
+		k.results, k.doubts = make(chan result), make(chan struct{}, 1)
 	}
 }
 
@@ -182,6 +183,13 @@ func (k *keeper) run() {
 	asked, release := k.ask.Done(), k.h.release
 	k.timer = time.NewTimer(0) // look at the clock at once: the loop may have been started by its first timer
 	defer k.timer.Stop()
+	select {
+	case <-release:
+	default:
+		if k.told {
+			k.listen()
+		}
+	}
 	for !k.over {
 		if k.told {
 			asked = nil
@@ -191,6 +199,8 @@ func (k *keeper) run() {
 			k.took(r)
 		case <-k.timer.C:
 			k.step(hold.Timer{})
+		case <-k.doubts:
+			k.doubt()
 		case <-asked:
 			asked = nil
 		case <-release:
@@ -201,6 +211,32 @@ func (k *keeper) run() {
 			k.abandon()
 		}
 		k.giveUp()
+	}
+}
+
+// listen has the backend tell when the hold is taken away. Holds so short that their loop does not run before their release have nobody
+// listen.
+func (k *keeper) listen() {
+	e, ok := k.backend.(Ender)
+	if !ok {
+		return
+	}
+	g := k.grant
+	k.running.Go(func() {
+		if e.Ended(k.calls, g) == nil {
+			k.doubts <- struct{}{} // there is room, as it listens once
+		}
+	})
+}
+
+// doubt asks whether the lock is still held. A lease of fixed length must not be renewed, so there the word is taken for it.
+func (k *keeper) doubt() {
+	switch {
+	case k.core.State() != hold.StateHeld:
+	case k.h.noRenew:
+		k.lose(k.clock.Now(), ErrNotHeld)
+	default:
+		k.step(hold.Doubt{})
 	}
 }
 
@@ -263,6 +299,9 @@ func (k *keeper) perform(a hold.Action, now automaton.Instant) {
 		k.h.deadline.Store(int64(a.Deadline))
 		k.told = true
 		close(k.h.ready)
+		if k.timer != nil { // else the loop does so when it begins
+			k.listen()
+		}
 	case hold.Renewed:
 		k.h.deadline.Store(int64(a.Deadline))
 	case hold.Lost:

@@ -80,8 +80,18 @@ func (m *Machine) Apply(c session.Context, data []byte) []byte {
 	}
 	m.open(c)
 	by := table.Caller{Client: table.Client(c.Client), Peer: c.Author}
+	var holders []table.Holder // that may be ended
+	b, breaks := cmd.(table.Break)
+	if breaks {
+		holders = m.table.Info(c.Now, b.Name).Holders
+	}
 	var ans table.Answer
 	ans, m.grants = m.table.Step(c.Now, by, cmd, m.grants[:0])
+	for _, h := range holders {
+		if ans.Kind == table.Broken && h.Token == b.Token {
+			c.Emit(order.ClientID(h.Client), mustMarshal(&pb.Output{Output: &pb.Output_Ended{Ended: &pb.Ended{Name: b.Name, Req: h.Req, Token: uint64(h.Token)}}}))
+		}
+	}
 	m.emit(c)
 	return m.result(by, cmd, ans).encode()
 }

@@ -29,11 +29,13 @@ func call(t testing.TB, m *Machine, now time.Duration, n byte, data []byte) (*pb
 	b := m.Apply(session.Context{
 		Now: now, Client: order.ClientID{n}, Author: keyspace.NodeID{n},
 		Emit: func(to order.ClientID, data []byte) {
-			g, err := decodeGranted(data)
+			g, ended, err := decodeOutput(data)
 			if err != nil {
 				t.Errorf("output: %v", err)
 			}
-			pushed[to[0]] = g
+			if ended == nil {
+				pushed[to[0]] = g
+			}
 		},
 	}, data)
 	res := new(pb.Result)

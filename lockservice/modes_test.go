@@ -134,6 +134,53 @@ func TestNameIsOneThingAtATime(t *testing.T) {
 	})
 }
 
+// Who holds a lock that is taken away hears of it at once, and not when its lease is renewed, a third of the TTL later, or over.
+func TestBrokenHoldsHearOfItAtOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		p, q, operator := w.peer(1), w.peer(2), w.peer(3)
+		short := mustLock(t, p, "short", WithTTL(time.Minute))
+		mustRelease(t, short) // so that nobody listens for it
+		share := func(p *peer) *Handle {
+			h, err := p.RLock(t.Context(), "shared", WithTTL(time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h
+		}
+		held := []*Handle{
+			mustLock(t, p, "n", WithTTL(time.Minute)), mustLock(t, p, "fixed", WithTTL(time.Minute), WithoutRenewal()),
+			share(p), share(q),
+		}
+		waits := make(chan *Handle)
+		go func() { waits <- mustLock(t, q, "n", WithTTL(time.Minute)) }()
+		time.Sleep(5 * time.Second)
+		for _, h := range held[:3] {
+			if _, err := operator.Break(t.Context(), h.Name(), h.Token()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		broken := time.Now()
+		for i, h := range held {
+			<-h.Context().Done()
+			if err := context.Cause(h.Context()); time.Since(broken) > time.Second || !errors.Is(err, ErrLost) || !errors.Is(err, ErrNotHeld) {
+				t.Errorf("hold %d of %q: %v after it was broken: %v", i, h.Name(), time.Since(broken), err)
+			}
+		}
+		next := <-waits
+		time.Sleep(5 * time.Second)
+		if _, err := operator.Break(t.Context(), "n", next.Token()); err != nil { // which came out of the queue
+			t.Fatal(err)
+		}
+		broken = time.Now()
+		if <-next.Context().Done(); time.Since(broken) > time.Second {
+			t.Errorf("the next holder hears of it after %v", time.Since(broken))
+		}
+		if n := len(p.backend.(*groupBackend).waiting); n != 0 {
+			t.Errorf("%d still listen", n)
+		}
+	})
+}
+
 func TestBrokenLockGoesToTheNextAndIsRemembered(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		p, q, operator := w.peer(1), w.peer(2), w.peer(3)

@@ -310,8 +310,9 @@ func leaseLeft(left, ttl time.Duration) time.Duration {
 
 // Break takes a lock away from its holder: every hold with this token ends as if its lease were over. The token is used up, so
 // a resource that checks tokens refuses the former holder from the first write of the next one on; but that holder believes in its
-// lease until its next renewal, or until the lease ends where it cannot renew, so without such a check both may use the resource at
-// once. A lock delay the holder has set ([WithLockDelay]) is waited for. It is for operators, and kept in the group's state: [Info]
+// lease until it hears of it, so without such a check both may use the resource at once. As a rule it is told within a few round trips; where
+// that is lost, or it has held for less than half a second, it finds out by its next renewal, or when the lease ends where it cannot
+// renew. A lock delay the holder has set ([WithLockDelay]) is waited for. It is for operators, and kept in the group's state: [Info]
 // shows the latest. Take the token from [Service.Info]; a hold that has come after it is left alone.
 //
 // It blocks for a round trip. Errors: [ErrNotHeld] when nobody holds the lock with this token, [ErrName], [ErrNoQuorum],

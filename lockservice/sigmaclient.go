@@ -883,10 +883,6 @@ func (b *sigmaBackend) Release(ctx context.Context, g Grant) error {
 	return nil
 }
 
-func (b *sigmaBackend) Break(ctx context.Context, name string, token Token) (Party, error) {
-	return b.table.Break(ctx, name, token) // which takes the name over
-}
-
 func (b *sigmaBackend) Info(ctx context.Context, name string) (Info, error) {
 	if err := CheckName(name); err != nil {
 		return Info{}, err

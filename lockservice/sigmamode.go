@@ -94,6 +94,15 @@ func (e attemptEar) granted(Token) {
 	}
 }
 
+// ended has the attempt's hold ask the table at once whether it lasts.
+func (e attemptEar) ended() {
+	e.line.mu.Lock()
+	defer e.line.mu.Unlock()
+	if !e.line.gone && e.line.core == e.core && e.core.State() == sigma.ClientHeld {
+		e.line.stepLocked(sigma.Event{Kind: sigma.Renew})
+	}
+}
+
 // wishCommand is a command of a client of protocol sigma.
 type wishCommand struct {
 	sigma.Command

@@ -100,15 +100,16 @@ func decodeInfo(b []byte) (*pb.Info, error) {
 	return m, unmarshal(b, resultBytesMax, m)
 }
 
-func decodeGranted(b []byte) (*pb.Granted, error) {
+// decodeOutput reads what is pushed: a grant or the end of one; the other is nil.
+func decodeOutput(b []byte) (*pb.Granted, *pb.Ended, error) {
 	m := new(pb.Output)
 	if err := unmarshal(b, commandBytesMax, m); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if m.GetGranted() == nil {
-		return nil, fmt.Errorf("%w: output of an unknown kind", errMalformed)
+	if m.GetGranted() == nil && m.GetEnded() == nil {
+		return nil, nil, fmt.Errorf("%w: output of an unknown kind", errMalformed)
 	}
-	return m.GetGranted(), nil
+	return m.GetGranted(), m.GetEnded(), nil
 }
 
 // statuses of the answers that are no refusals.

@@ -10,6 +10,7 @@ import (
 
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
+	"latchkey/lockservice/pb"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/session"
@@ -325,3 +326,12 @@ func (a answers) Query(context.Context, keyspace.Key, string, []byte) ([]byte, e
 	return a.b, nil
 }
 func (a answers) Notify(string, func(order.GroupID, []byte)) {}
+
+// decodeGranted reads an output that tells of a grant.
+func decodeGranted(b []byte) (*pb.Granted, error) {
+	g, ended, err := decodeOutput(b)
+	if err == nil && ended != nil {
+		err = errMalformed
+	}
+	return g, err
+}

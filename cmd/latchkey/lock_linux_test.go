@@ -343,6 +343,24 @@ func TestLossEndsWithTheCommandWhenNobodyAnswers(t *testing.T) {
 	}
 }
 
+func TestForcedReleaseStopsTheCommandAtOnce(t *testing.T) {
+	t.Parallel()
+	const ttl = time.Minute // whose third passes before it asks
+	d := newDaemon(t, nil)
+	p := d.under("polite", "n", "--ttl", ttl.String()).start()
+	d.told("started", false)
+	if out := d.run("lock", "release", "--force", "n"); out.code != exitOK {
+		t.Fatalf("exit %d, %s", out.code, out.err.String())
+	}
+	forced := time.Now()
+	if p.wait() != exitLost {
+		t.Errorf("exit %d, want 76", p.code)
+	}
+	if late := d.told("term", false).Sub(forced); late > ttl/6 {
+		t.Errorf("TERM came %v after the lock was taken away", late)
+	}
+}
+
 func TestLossThatIsToldStopsTheCommandAtOnce(t *testing.T) {
 	const ttl = 6 * time.Second // which would have it told after 4 s
 	d := newDaemon(t, func(b *apitest.Backend) {

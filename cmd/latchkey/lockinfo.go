@@ -123,9 +123,9 @@ func lockReleaseVerb(a *app) *cobra.Command {
 		Short: "take a lock away from its holder",
 		Long: `A lock is released when its holder ends, or by itself when the holder is gone and its lease is over. release --force does not
 wait for that: the lock goes to the next at once, as if the lease were over (after a --lock-delay, if the holder has set one). Its
-token is used up, so a resource that checks tokens refuses the former holder. That one finds out at its next
-renewal, within a third of its TTL: its command gets TERM then, and KILL a tenth of a second later. Until the command has ended both
-may use a resource that does not check.
+token is used up, so a resource that checks tokens refuses the former holder. That one is told at once, and where it cannot be reached finds
+out by its next renewal, within a third of its TTL: its command gets TERM then, and KILL a tenth of a second later. Until the command has
+ended both may use a resource that does not check.
 
 Everybody who shares the lock loses it. Of a semaphore, or to be sure that no later holder is hit, name the --token that
 "lock info" shows. Who broke which hold, and when, is kept with the lock and shown by "lock info".`,

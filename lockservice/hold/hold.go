@@ -111,6 +111,10 @@ func (h *Hold) Step(ev Event, now automaton.Instant, out []Action) []Action {
 		if ev.Attempt == h.attempt && (h.state == StateWaiting || h.state == StateAcquiring) {
 			out = h.offered(ev.Token, out)
 		}
+	case Doubt:
+		if h.state == StateHeld {
+			h.next = h.now
+		}
 	case Timer:
 		h.armed = automaton.Never // it has fired, or will not
 	case Release:

@@ -103,6 +103,8 @@ func TestTraces(t *testing.T) {
 				ev = Failed{Call: num("call")}
 			case "pushed":
 				ev = Pushed{Attempt: num("attempt"), Token: num("token")}
+			case "doubt":
+				ev = Doubt{}
 			case "timer":
 				ev = Timer{}
 			case "release":
@@ -232,7 +234,7 @@ func TestHoldKeepsItsPromises(t *testing.T) {
 			if armed <= now && rapid.IntRange(0, 9).Draw(t, "late") > 0 {
 				step(Timer{})
 			}
-			switch n := rapid.IntRange(0, 30).Draw(t, "what"); {
+			switch n := rapid.IntRange(0, 31).Draw(t, "what"); {
 			case n < 14 && len(sent) > 0:
 				step(answer(unanswered()))
 			case n < 17 && len(sent) > 0:
@@ -252,6 +254,8 @@ func TestHoldKeepsItsPromises(t *testing.T) {
 					void[id] = true
 				}
 				step(Jump{})
+			case n == 31:
+				step(Doubt{})
 			case n == 29:
 				step(Release{})
 			case n == 30:

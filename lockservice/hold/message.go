@@ -41,6 +41,8 @@ type (
 		Attempt uint64
 		Token   uint64
 	}
+	// Doubt says that the hold may have been ended by others: a renewal is sent at once, which tells.
+	Doubt struct{}
 	// Timer says that the instant of the last [Arm] has come. One that comes early or late does no harm.
 	Timer struct{}
 	// Release gives the hold, or the wish for it, back. It counts once.
@@ -53,6 +55,7 @@ func (Begin) isEvent()   {}
 func (Answer) isEvent()  {}
 func (Failed) isEvent()  {}
 func (Pushed) isEvent()  {}
+func (Doubt) isEvent()   {}
 func (Timer) isEvent()   {}
 func (Release) isEvent() {}
 func (Jump) isEvent()    {}

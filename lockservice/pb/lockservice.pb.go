@@ -1530,6 +1530,7 @@ type Output struct {
 	// Types that are valid to be assigned to Output:
 	//
 	//	*Output_Granted
+	//	*Output_Ended
 	Output        isOutput_Output `protobuf_oneof:"output"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1581,6 +1582,15 @@ func (x *Output) GetGranted() *Granted {
 	return nil
 }
 
+func (x *Output) GetEnded() *Ended {
+	if x != nil {
+		if x, ok := x.Output.(*Output_Ended); ok {
+			return x.Ended
+		}
+	}
+	return nil
+}
+
 type isOutput_Output interface {
 	isOutput_Output()
 }
@@ -1589,7 +1599,74 @@ type Output_Granted struct {
 	Granted *Granted `protobuf:"bytes,1,opt,name=granted,proto3,oneof"`
 }
 
+type Output_Ended struct {
+	Ended *Ended `protobuf:"bytes,2,opt,name=ended,proto3,oneof"`
+}
+
 func (*Output_Granted) isOutput_Output() {}
+
+func (*Output_Ended) isOutput_Output() {}
+
+// Ended says that a hold was ended by a Break.
+type Ended struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Req           uint64                 `protobuf:"varint,2,opt,name=req,proto3" json:"req,omitempty"`
+	Token         uint64                 `protobuf:"varint,3,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ended) Reset() {
+	*x = Ended{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ended) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ended) ProtoMessage() {}
+
+func (x *Ended) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ended.ProtoReflect.Descriptor instead.
+func (*Ended) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Ended) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Ended) GetReq() uint64 {
+	if x != nil {
+		return x.Req
+	}
+	return 0
+}
+
+func (x *Ended) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
 
 type Granted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1602,7 +1679,7 @@ type Granted struct {
 
 func (x *Granted) Reset() {
 	*x = Granted{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1691,7 @@ func (x *Granted) String() string {
 func (*Granted) ProtoMessage() {}
 
 func (x *Granted) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[18]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1704,7 @@ func (x *Granted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Granted.ProtoReflect.Descriptor instead.
 func (*Granted) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{18}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Granted) GetName() string {
@@ -1666,7 +1743,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +1755,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[19]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +1768,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{19}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Snapshot) GetVersion() uint32 {
@@ -1752,7 +1829,7 @@ type Sigma struct {
 
 func (x *Sigma) Reset() {
 	*x = Sigma{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1841,7 @@ func (x *Sigma) String() string {
 func (*Sigma) ProtoMessage() {}
 
 func (x *Sigma) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[20]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1854,7 @@ func (x *Sigma) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sigma.ProtoReflect.Descriptor instead.
 func (*Sigma) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{20}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Sigma) GetView() uint64 {
@@ -1844,7 +1921,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +1933,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[21]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +1946,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{21}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Lock) GetName() string {
@@ -1934,7 +2011,7 @@ type Handover struct {
 
 func (x *Handover) Reset() {
 	*x = Handover{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[22]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2023,7 @@ func (x *Handover) String() string {
 func (*Handover) ProtoMessage() {}
 
 func (x *Handover) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[22]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2036,7 @@ func (x *Handover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handover.ProtoReflect.Descriptor instead.
 func (*Handover) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{22}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Handover) GetPending() bool {
@@ -2008,7 +2085,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2097,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2110,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{23}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Owner) GetParty() *Party {
@@ -2124,7 +2201,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2213,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2226,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{24}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Queued) GetParty() *Party {
@@ -2337,10 +2414,15 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x15\n" +
 	"\x06ttl_ns\x18\x02 \x01(\x03R\x05ttlNs\x12$\n" +
 	"\x0ewaiting_for_ns\x18\x03 \x01(\x03R\fwaitingForNs\x12\x16\n" +
-	"\x06shared\x18\x04 \x01(\bR\x06shared\"P\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\"\x88\x01\n" +
 	"\x06Output\x12<\n" +
-	"\agranted\x18\x01 \x01(\v2 .latchkey.lockservice.v1.GrantedH\x00R\agrantedB\b\n" +
-	"\x06output\"E\n" +
+	"\agranted\x18\x01 \x01(\v2 .latchkey.lockservice.v1.GrantedH\x00R\agranted\x126\n" +
+	"\x05ended\x18\x02 \x01(\v2\x1e.latchkey.lockservice.v1.EndedH\x00R\x05endedB\b\n" +
+	"\x06output\"C\n" +
+	"\x05Ended\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x14\n" +
+	"\x05token\x18\x03 \x01(\x04R\x05token\"E\n" +
 	"\aGranted\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x14\n" +
@@ -2435,7 +2517,7 @@ func file_lockservice_pb_lockservice_proto_rawDescGZIP() []byte {
 }
 
 var file_lockservice_pb_lockservice_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(Status)(0),       // 0: latchkey.lockservice.v1.Status
 	(Mode)(0),         // 1: latchkey.lockservice.v1.Mode
@@ -2457,13 +2539,14 @@ var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(*Broken)(nil),    // 17: latchkey.lockservice.v1.Broken
 	(*Waiter)(nil),    // 18: latchkey.lockservice.v1.Waiter
 	(*Output)(nil),    // 19: latchkey.lockservice.v1.Output
-	(*Granted)(nil),   // 20: latchkey.lockservice.v1.Granted
-	(*Snapshot)(nil),  // 21: latchkey.lockservice.v1.Snapshot
-	(*Sigma)(nil),     // 22: latchkey.lockservice.v1.Sigma
-	(*Lock)(nil),      // 23: latchkey.lockservice.v1.Lock
-	(*Handover)(nil),  // 24: latchkey.lockservice.v1.Handover
-	(*Owner)(nil),     // 25: latchkey.lockservice.v1.Owner
-	(*Queued)(nil),    // 26: latchkey.lockservice.v1.Queued
+	(*Ended)(nil),     // 20: latchkey.lockservice.v1.Ended
+	(*Granted)(nil),   // 21: latchkey.lockservice.v1.Granted
+	(*Snapshot)(nil),  // 22: latchkey.lockservice.v1.Snapshot
+	(*Sigma)(nil),     // 23: latchkey.lockservice.v1.Sigma
+	(*Lock)(nil),      // 24: latchkey.lockservice.v1.Lock
+	(*Handover)(nil),  // 25: latchkey.lockservice.v1.Handover
+	(*Owner)(nil),     // 26: latchkey.lockservice.v1.Owner
+	(*Queued)(nil),    // 27: latchkey.lockservice.v1.Queued
 }
 var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	3,  // 0: latchkey.lockservice.v1.Command.acquire:type_name -> latchkey.lockservice.v1.Acquire
@@ -2489,23 +2572,24 @@ var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	9,  // 20: latchkey.lockservice.v1.Broken.holder:type_name -> latchkey.lockservice.v1.Party
 	9,  // 21: latchkey.lockservice.v1.Broken.by:type_name -> latchkey.lockservice.v1.Party
 	9,  // 22: latchkey.lockservice.v1.Waiter.party:type_name -> latchkey.lockservice.v1.Party
-	20, // 23: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
-	23, // 24: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
-	17, // 25: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
-	22, // 26: latchkey.lockservice.v1.Snapshot.sigma:type_name -> latchkey.lockservice.v1.Sigma
-	25, // 27: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
-	26, // 28: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
-	24, // 29: latchkey.lockservice.v1.Lock.hand:type_name -> latchkey.lockservice.v1.Handover
-	15, // 30: latchkey.lockservice.v1.Handover.candidates:type_name -> latchkey.lockservice.v1.Candidate
-	4,  // 31: latchkey.lockservice.v1.Handover.said:type_name -> latchkey.lockservice.v1.Wish
-	9,  // 32: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
-	9,  // 33: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
-	4,  // 34: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	21, // 23: latchkey.lockservice.v1.Output.granted:type_name -> latchkey.lockservice.v1.Granted
+	20, // 24: latchkey.lockservice.v1.Output.ended:type_name -> latchkey.lockservice.v1.Ended
+	24, // 25: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
+	17, // 26: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
+	23, // 27: latchkey.lockservice.v1.Snapshot.sigma:type_name -> latchkey.lockservice.v1.Sigma
+	26, // 28: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
+	27, // 29: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
+	25, // 30: latchkey.lockservice.v1.Lock.hand:type_name -> latchkey.lockservice.v1.Handover
+	15, // 31: latchkey.lockservice.v1.Handover.candidates:type_name -> latchkey.lockservice.v1.Candidate
+	4,  // 32: latchkey.lockservice.v1.Handover.said:type_name -> latchkey.lockservice.v1.Wish
+	9,  // 33: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
+	9,  // 34: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
+	4,  // 35: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_lockservice_pb_lockservice_proto_init() }
@@ -2521,6 +2605,7 @@ func file_lockservice_pb_lockservice_proto_init() {
 	}
 	file_lockservice_pb_lockservice_proto_msgTypes[17].OneofWrappers = []any{
 		(*Output_Granted)(nil),
+		(*Output_Ended)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2528,7 +2613,7 @@ func file_lockservice_pb_lockservice_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockservice_pb_lockservice_proto_rawDesc), len(file_lockservice_pb_lockservice_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -817,3 +818,73 @@ func (d discard) Header() http.Header         { return d.h }
 func (d discard) Write(b []byte) (int, error) { return len(b), nil }
 func (d discard) WriteHeader(int)             {}
 func (d discard) Flush()                      {}
+
+func TestTheEndOfALockIsHeardThroughTheDaemon(t *testing.T) {
+	w := newWorld(t, nil)
+	e := w.locks.(lockservice.Ender)
+	g, err := w.locks.Acquire(t.Context(), lockservice.Request{Name: "n", TTL: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan error, 1)
+	go func() { heard <- e.Ended(t.Context(), g) }()
+	if _, err := w.locks.Break(t.Context(), "n", g.Token); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-heard; err != nil {
+		t.Errorf("of a lock that was broken: %v", err)
+	}
+	stranger := g
+	stranger.Req += 100
+	if err := e.Ended(t.Context(), stranger); !errors.Is(err, lockservice.ErrNotHeld) {
+		t.Errorf("of another's grant: %v", err)
+	}
+	if g, err = w.locks.Acquire(t.Context(), lockservice.Request{Name: "n", TTL: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { heard <- e.Ended(ctx, g) }()
+	cancel()
+	if err := <-heard; !errors.Is(err, context.Canceled) {
+		t.Errorf("of one that is not waited for any more: %v", err)
+	}
+	go func() { heard <- e.Ended(t.Context(), g) }()
+	w.server.Drain()
+	if err := <-heard; !errors.Is(err, lockservice.ErrClosed) {
+		t.Errorf("through a daemon that stops: %v", err)
+	}
+}
+
+func TestAListThroughTheDaemon(t *testing.T) {
+	w := newWorld(t, func(b *apitest.Backend, _ *api.Config) {
+		b.OnList = func() error { return errors.New("lockservice: silent") }
+	})
+	for _, name := range []string{"a", "b", "c"} {
+		if _, err := w.locks.Acquire(t.Context(), lockservice.Request{Name: name, TTL: time.Minute}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := w.locks.(lockservice.Lister)
+	var names, groups []string
+	err := l.List(t.Context(), "", func(p lockservice.ListPage) error {
+		for _, i := range p.Locks {
+			if names = append(names, i.Name); !i.Held || i.Token == 0 || i.TTL != time.Minute {
+				t.Errorf("%+v", i)
+			}
+		}
+		if p.Err != nil {
+			groups = append(groups, p.Group+" "+p.Err.Error())
+		}
+		return nil
+	})
+	if err != nil || !slices.Equal(names, []string{"a", "b", "c"}) || !slices.Equal(groups, []string{"b4/8 silent"}) {
+		t.Errorf("%v, %v, %v", names, groups, err)
+	}
+	stop := errors.New("stop")
+	if err := l.List(t.Context(), "", func(lockservice.ListPage) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("a list that is stopped: %v", err)
+	}
+	if err := l.List(t.Context(), "a\nb", func(lockservice.ListPage) error { return nil }); !errors.Is(err, lockservice.ErrName) {
+		t.Errorf("of a prefix that no name has: %v", err)
+	}
+}

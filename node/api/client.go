@@ -229,6 +229,7 @@ type backend struct {
 	addr string
 	rpc  latchkeyv1connect.LockServiceClient
 	gone atomic.Bool // what the last renewal found: nobody to renew it
+	ends atomic.Int64
 }
 
 func (b *backend) Acquire(ctx context.Context, r lockservice.Request) (lockservice.Grant, error) {
@@ -301,6 +302,23 @@ func (b *backend) Break(ctx context.Context, name string, token lockservice.Toke
 		return lockservice.Party{}, decodeError(ctx, b.addr, err, true)
 	}
 	return decodeParty(r.Holder), nil
+}
+
+// endsMax bounds the calls of one client that wait for the end of a grant: each takes one of the [streamsMax] of its connection, which renewals
+// need too. A further holder finds out by its next renewal.
+const endsMax = 256
+
+// Ended implements [lockservice.Ender].
+func (b *backend) Ended(ctx context.Context, g lockservice.Grant) error {
+	defer b.ends.Add(-1)
+	if b.ends.Add(1) > endsMax {
+		return fmt.Errorf("%w: %d calls wait for the end of a lock", lockservice.ErrLimit, endsMax)
+	}
+	_, err := b.rpc.Ended(ctx, &latchkeyv1.EndedRequest{Name: g.Name, Token: uint64(g.Token), Req: g.Req})
+	if err != nil {
+		return decodeError(ctx, b.addr, err, false)
+	}
+	return nil
 }
 
 // Changes implements [lockservice.Notifier].

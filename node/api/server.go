@@ -294,6 +294,7 @@ type Server struct {
 	underWay  atomic.Int64 // calls
 	watches   atomic.Int64 // of those, Changes
 	lists     atomic.Int64 // of those, ListOverlay
+	ends      atomic.Int64 // of those, Ended
 	closeOnce sync.Once
 }
 
@@ -620,6 +621,32 @@ func (h lockHandler) Release(ctx context.Context, r *latchkeyv1.ReleaseRequest) 
 		return nil, encodeError(err)
 	}
 	return &latchkeyv1.ReleaseResponse{}, nil
+}
+
+func (h lockHandler) Ended(ctx context.Context, r *latchkeyv1.EndedRequest) (*latchkeyv1.EndedResponse, error) {
+	if err := h.ended(ctx, grantKey{r.Name, lockservice.Token(r.Token), r.Req}); err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.EndedResponse{}, nil
+}
+
+func (h lockHandler) ended(ctx context.Context, key grantKey) error {
+	locks, ok := h.s.cfg.Locks.(lockservice.Ender)
+	if !ok {
+		return fmt.Errorf("api: this peer does not hear of the end of a lock: %w", errors.ErrUnsupported)
+	}
+	g, err := h.s.grants.find(key)
+	if err != nil {
+		return err
+	}
+	defer h.s.ends.Add(-1)
+	if h.s.ends.Add(1) > GrantsMax {
+		return fmt.Errorf("%w: %d calls wait for the end of a lock", lockservice.ErrLimit, GrantsMax)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(h.s.draining, func() { cancel(context.Cause(h.s.draining)) })()
+	return locks.Ended(ctx, g)
 }
 
 func (h lockHandler) Break(ctx context.Context, r *latchkeyv1.BreakRequest) (*latchkeyv1.BreakResponse, error) {

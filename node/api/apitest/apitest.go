@@ -213,7 +213,16 @@ func (b *Backend) Break(_ context.Context, name string, token lockservice.Token)
 	}
 	holder = party(l.holder.Req)
 	l.holder = nil
+	b.changeLocked()
 	return holder, nil
+}
+
+// Ended implements [lockservice.Ender].
+func (b *Backend) Ended(ctx context.Context, g lockservice.Grant) error {
+	if b.Until(ctx, func() bool { token, _ := b.State(g.Name); return token != g.Token }) {
+		return nil
+	}
+	return context.Cause(ctx)
 }
 
 // Info implements [lockservice.Backend].

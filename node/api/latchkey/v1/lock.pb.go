@@ -1193,6 +1193,102 @@ func (x *BreakResponse) GetHolder() *Party {
 	return nil
 }
 
+type EndedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	Req           uint64                 `protobuf:"varint,3,opt,name=req,proto3" json:"req,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndedRequest) Reset() {
+	*x = EndedRequest{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndedRequest) ProtoMessage() {}
+
+func (x *EndedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndedRequest.ProtoReflect.Descriptor instead.
+func (*EndedRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *EndedRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EndedRequest) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *EndedRequest) GetReq() uint64 {
+	if x != nil {
+		return x.Req
+	}
+	return 0
+}
+
+type EndedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndedResponse) Reset() {
+	*x = EndedResponse{}
+	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndedResponse) ProtoMessage() {}
+
+func (x *EndedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndedResponse.ProtoReflect.Descriptor instead.
+func (*EndedResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{17}
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1201,7 +1297,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1309,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[16]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1322,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{16}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{18}
 }
 
 type ListResponse struct {
@@ -1238,7 +1334,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1346,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[17]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1359,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{17}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListResponse) GetLocks() []*ListedLock {
@@ -1287,7 +1383,7 @@ type ListedLock struct {
 
 func (x *ListedLock) Reset() {
 	*x = ListedLock{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1395,7 @@ func (x *ListedLock) String() string {
 func (*ListedLock) ProtoMessage() {}
 
 func (x *ListedLock) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[18]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1408,7 @@ func (x *ListedLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListedLock.ProtoReflect.Descriptor instead.
 func (*ListedLock) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{18}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListedLock) GetName() string {
@@ -1366,7 +1462,7 @@ type ListOverlayRequest struct {
 
 func (x *ListOverlayRequest) Reset() {
 	*x = ListOverlayRequest{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1474,7 @@ func (x *ListOverlayRequest) String() string {
 func (*ListOverlayRequest) ProtoMessage() {}
 
 func (x *ListOverlayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[19]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1487,7 @@ func (x *ListOverlayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOverlayRequest.ProtoReflect.Descriptor instead.
 func (*ListOverlayRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{19}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListOverlayRequest) GetPrefix() string {
@@ -1413,7 +1509,7 @@ type ListOverlayResponse struct {
 
 func (x *ListOverlayResponse) Reset() {
 	*x = ListOverlayResponse{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1521,7 @@ func (x *ListOverlayResponse) String() string {
 func (*ListOverlayResponse) ProtoMessage() {}
 
 func (x *ListOverlayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[20]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1534,7 @@ func (x *ListOverlayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOverlayResponse.ProtoReflect.Descriptor instead.
 func (*ListOverlayResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{20}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListOverlayResponse) GetGroup() string {
@@ -1475,7 +1571,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1583,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[21]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1596,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{21}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Holder) GetParty() *Party {
@@ -1551,7 +1647,7 @@ type Broken struct {
 
 func (x *Broken) Reset() {
 	*x = Broken{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1659,7 @@ func (x *Broken) String() string {
 func (*Broken) ProtoMessage() {}
 
 func (x *Broken) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[22]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1672,7 @@ func (x *Broken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Broken.ProtoReflect.Descriptor instead.
 func (*Broken) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{22}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Broken) GetToken() uint64 {
@@ -1624,7 +1720,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1732,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[23]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1745,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{23}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Party) GetSession() string {
@@ -1677,7 +1773,7 @@ type Waiter struct {
 
 func (x *Waiter) Reset() {
 	*x = Waiter{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[24]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1785,7 @@ func (x *Waiter) String() string {
 func (*Waiter) ProtoMessage() {}
 
 func (x *Waiter) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[24]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1798,7 @@ func (x *Waiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiter.ProtoReflect.Descriptor instead.
 func (*Waiter) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{24}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Waiter) GetParty() *Party {
@@ -1739,7 +1835,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_latchkey_v1_lock_proto_msgTypes[25]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1847,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_lock_proto_msgTypes[25]
+	mi := &file_latchkey_v1_lock_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1860,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{25}
+	return file_latchkey_v1_lock_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ErrorDetail) GetReason() Reason {
@@ -1874,7 +1970,12 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\";\n" +
 	"\rBreakResponse\x12*\n" +
-	"\x06holder\x18\x01 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\"\r\n" +
+	"\x06holder\x18\x01 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\"J\n" +
+	"\fEndedRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\x12\x10\n" +
+	"\x03req\x18\x03 \x01(\x04R\x03req\"\x0f\n" +
+	"\rEndedResponse\"\r\n" +
 	"\vListRequest\"=\n" +
 	"\fListResponse\x12-\n" +
 	"\x05locks\x18\x01 \x03(\v2\x17.latchkey.v1.ListedLockR\x05locks\"\xad\x01\n" +
@@ -1944,7 +2045,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\vREASON_MODE\x10\x11\x12\x10\n" +
 	"\fREASON_SHAPE\x10\x12\x12\x0e\n" +
 	"\n" +
-	"REASON_OWN\x10\x132\xf4\x04\n" +
+	"REASON_OWN\x10\x132\xb4\x05\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +
@@ -1952,7 +2053,8 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\aRelease\x12\x1b.latchkey.v1.ReleaseRequest\x1a\x1c.latchkey.v1.ReleaseResponse\x12;\n" +
 	"\x04Info\x12\x18.latchkey.v1.InfoRequest\x1a\x19.latchkey.v1.InfoResponse\x12F\n" +
 	"\aChanges\x12\x1b.latchkey.v1.ChangesRequest\x1a\x1c.latchkey.v1.ChangesResponse0\x01\x12>\n" +
-	"\x05Break\x12\x19.latchkey.v1.BreakRequest\x1a\x1a.latchkey.v1.BreakResponse\x12;\n" +
+	"\x05Break\x12\x19.latchkey.v1.BreakRequest\x1a\x1a.latchkey.v1.BreakResponse\x12>\n" +
+	"\x05Ended\x12\x19.latchkey.v1.EndedRequest\x1a\x1a.latchkey.v1.EndedResponse\x12;\n" +
 	"\x04List\x12\x18.latchkey.v1.ListRequest\x1a\x19.latchkey.v1.ListResponse\x12R\n" +
 	"\vListOverlay\x12\x1f.latchkey.v1.ListOverlayRequest\x1a .latchkey.v1.ListOverlayResponse0\x01B*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
@@ -1969,7 +2071,7 @@ func file_latchkey_v1_lock_proto_rawDescGZIP() []byte {
 }
 
 var file_latchkey_v1_lock_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_latchkey_v1_lock_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_latchkey_v1_lock_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_latchkey_v1_lock_proto_goTypes = []any{
 	(Protocol)(0),                 // 0: latchkey.v1.Protocol
 	(Reason)(0),                   // 1: latchkey.v1.Reason
@@ -1989,52 +2091,54 @@ var file_latchkey_v1_lock_proto_goTypes = []any{
 	(*ChangesResponse)(nil),       // 15: latchkey.v1.ChangesResponse
 	(*BreakRequest)(nil),          // 16: latchkey.v1.BreakRequest
 	(*BreakResponse)(nil),         // 17: latchkey.v1.BreakResponse
-	(*ListRequest)(nil),           // 18: latchkey.v1.ListRequest
-	(*ListResponse)(nil),          // 19: latchkey.v1.ListResponse
-	(*ListedLock)(nil),            // 20: latchkey.v1.ListedLock
-	(*ListOverlayRequest)(nil),    // 21: latchkey.v1.ListOverlayRequest
-	(*ListOverlayResponse)(nil),   // 22: latchkey.v1.ListOverlayResponse
-	(*Holder)(nil),                // 23: latchkey.v1.Holder
-	(*Broken)(nil),                // 24: latchkey.v1.Broken
-	(*Party)(nil),                 // 25: latchkey.v1.Party
-	(*Waiter)(nil),                // 26: latchkey.v1.Waiter
-	(*ErrorDetail)(nil),           // 27: latchkey.v1.ErrorDetail
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*EndedRequest)(nil),          // 18: latchkey.v1.EndedRequest
+	(*EndedResponse)(nil),         // 19: latchkey.v1.EndedResponse
+	(*ListRequest)(nil),           // 20: latchkey.v1.ListRequest
+	(*ListResponse)(nil),          // 21: latchkey.v1.ListResponse
+	(*ListedLock)(nil),            // 22: latchkey.v1.ListedLock
+	(*ListOverlayRequest)(nil),    // 23: latchkey.v1.ListOverlayRequest
+	(*ListOverlayResponse)(nil),   // 24: latchkey.v1.ListOverlayResponse
+	(*Holder)(nil),                // 25: latchkey.v1.Holder
+	(*Broken)(nil),                // 26: latchkey.v1.Broken
+	(*Party)(nil),                 // 27: latchkey.v1.Party
+	(*Waiter)(nil),                // 28: latchkey.v1.Waiter
+	(*ErrorDetail)(nil),           // 29: latchkey.v1.ErrorDetail
+	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
 }
 var file_latchkey_v1_lock_proto_depIdxs = []int32{
-	28, // 0: latchkey.v1.LimitsResponse.ttl_min:type_name -> google.protobuf.Duration
-	28, // 1: latchkey.v1.LimitsResponse.ttl_max:type_name -> google.protobuf.Duration
-	28, // 2: latchkey.v1.LimitsResponse.ttl_default:type_name -> google.protobuf.Duration
-	28, // 3: latchkey.v1.AcquireRequest.ttl:type_name -> google.protobuf.Duration
-	28, // 4: latchkey.v1.AcquireRequest.lock_delay:type_name -> google.protobuf.Duration
+	30, // 0: latchkey.v1.LimitsResponse.ttl_min:type_name -> google.protobuf.Duration
+	30, // 1: latchkey.v1.LimitsResponse.ttl_max:type_name -> google.protobuf.Duration
+	30, // 2: latchkey.v1.LimitsResponse.ttl_default:type_name -> google.protobuf.Duration
+	30, // 3: latchkey.v1.AcquireRequest.ttl:type_name -> google.protobuf.Duration
+	30, // 4: latchkey.v1.AcquireRequest.lock_delay:type_name -> google.protobuf.Duration
 	0,  // 5: latchkey.v1.AcquireRequest.protocol:type_name -> latchkey.v1.Protocol
 	6,  // 6: latchkey.v1.AcquireResponse.queued:type_name -> latchkey.v1.Queued
 	7,  // 7: latchkey.v1.AcquireResponse.granted:type_name -> latchkey.v1.Grant
-	28, // 8: latchkey.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	28, // 9: latchkey.v1.RenewResponse.lease_left:type_name -> google.protobuf.Duration
-	25, // 10: latchkey.v1.InfoResponse.holder:type_name -> latchkey.v1.Party
-	28, // 11: latchkey.v1.InfoResponse.ttl:type_name -> google.protobuf.Duration
-	28, // 12: latchkey.v1.InfoResponse.lease_left:type_name -> google.protobuf.Duration
-	26, // 13: latchkey.v1.InfoResponse.waiters:type_name -> latchkey.v1.Waiter
-	23, // 14: latchkey.v1.InfoResponse.holders:type_name -> latchkey.v1.Holder
-	28, // 15: latchkey.v1.InfoResponse.delay_left:type_name -> google.protobuf.Duration
-	24, // 16: latchkey.v1.InfoResponse.breaks:type_name -> latchkey.v1.Broken
+	30, // 8: latchkey.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	30, // 9: latchkey.v1.RenewResponse.lease_left:type_name -> google.protobuf.Duration
+	27, // 10: latchkey.v1.InfoResponse.holder:type_name -> latchkey.v1.Party
+	30, // 11: latchkey.v1.InfoResponse.ttl:type_name -> google.protobuf.Duration
+	30, // 12: latchkey.v1.InfoResponse.lease_left:type_name -> google.protobuf.Duration
+	28, // 13: latchkey.v1.InfoResponse.waiters:type_name -> latchkey.v1.Waiter
+	25, // 14: latchkey.v1.InfoResponse.holders:type_name -> latchkey.v1.Holder
+	30, // 15: latchkey.v1.InfoResponse.delay_left:type_name -> google.protobuf.Duration
+	26, // 16: latchkey.v1.InfoResponse.breaks:type_name -> latchkey.v1.Broken
 	0,  // 17: latchkey.v1.InfoResponse.protocol:type_name -> latchkey.v1.Protocol
-	25, // 18: latchkey.v1.BreakResponse.holder:type_name -> latchkey.v1.Party
-	20, // 19: latchkey.v1.ListResponse.locks:type_name -> latchkey.v1.ListedLock
-	28, // 20: latchkey.v1.ListedLock.ttl:type_name -> google.protobuf.Duration
+	27, // 18: latchkey.v1.BreakResponse.holder:type_name -> latchkey.v1.Party
+	22, // 19: latchkey.v1.ListResponse.locks:type_name -> latchkey.v1.ListedLock
+	30, // 20: latchkey.v1.ListedLock.ttl:type_name -> google.protobuf.Duration
 	13, // 21: latchkey.v1.ListOverlayResponse.locks:type_name -> latchkey.v1.InfoResponse
-	25, // 22: latchkey.v1.Holder.party:type_name -> latchkey.v1.Party
-	28, // 23: latchkey.v1.Holder.ttl:type_name -> google.protobuf.Duration
-	28, // 24: latchkey.v1.Holder.lease_left:type_name -> google.protobuf.Duration
-	25, // 25: latchkey.v1.Broken.holder:type_name -> latchkey.v1.Party
-	25, // 26: latchkey.v1.Broken.by:type_name -> latchkey.v1.Party
-	29, // 27: latchkey.v1.Broken.at:type_name -> google.protobuf.Timestamp
-	25, // 28: latchkey.v1.Waiter.party:type_name -> latchkey.v1.Party
-	28, // 29: latchkey.v1.Waiter.ttl:type_name -> google.protobuf.Duration
+	27, // 22: latchkey.v1.Holder.party:type_name -> latchkey.v1.Party
+	30, // 23: latchkey.v1.Holder.ttl:type_name -> google.protobuf.Duration
+	30, // 24: latchkey.v1.Holder.lease_left:type_name -> google.protobuf.Duration
+	27, // 25: latchkey.v1.Broken.holder:type_name -> latchkey.v1.Party
+	27, // 26: latchkey.v1.Broken.by:type_name -> latchkey.v1.Party
+	31, // 27: latchkey.v1.Broken.at:type_name -> google.protobuf.Timestamp
+	27, // 28: latchkey.v1.Waiter.party:type_name -> latchkey.v1.Party
+	30, // 29: latchkey.v1.Waiter.ttl:type_name -> google.protobuf.Duration
 	1,  // 30: latchkey.v1.ErrorDetail.reason:type_name -> latchkey.v1.Reason
-	25, // 31: latchkey.v1.ErrorDetail.holder:type_name -> latchkey.v1.Party
+	27, // 31: latchkey.v1.ErrorDetail.holder:type_name -> latchkey.v1.Party
 	2,  // 32: latchkey.v1.LockService.Limits:input_type -> latchkey.v1.LimitsRequest
 	4,  // 33: latchkey.v1.LockService.Acquire:input_type -> latchkey.v1.AcquireRequest
 	8,  // 34: latchkey.v1.LockService.Renew:input_type -> latchkey.v1.RenewRequest
@@ -2042,19 +2146,21 @@ var file_latchkey_v1_lock_proto_depIdxs = []int32{
 	12, // 36: latchkey.v1.LockService.Info:input_type -> latchkey.v1.InfoRequest
 	14, // 37: latchkey.v1.LockService.Changes:input_type -> latchkey.v1.ChangesRequest
 	16, // 38: latchkey.v1.LockService.Break:input_type -> latchkey.v1.BreakRequest
-	18, // 39: latchkey.v1.LockService.List:input_type -> latchkey.v1.ListRequest
-	21, // 40: latchkey.v1.LockService.ListOverlay:input_type -> latchkey.v1.ListOverlayRequest
-	3,  // 41: latchkey.v1.LockService.Limits:output_type -> latchkey.v1.LimitsResponse
-	5,  // 42: latchkey.v1.LockService.Acquire:output_type -> latchkey.v1.AcquireResponse
-	9,  // 43: latchkey.v1.LockService.Renew:output_type -> latchkey.v1.RenewResponse
-	11, // 44: latchkey.v1.LockService.Release:output_type -> latchkey.v1.ReleaseResponse
-	13, // 45: latchkey.v1.LockService.Info:output_type -> latchkey.v1.InfoResponse
-	15, // 46: latchkey.v1.LockService.Changes:output_type -> latchkey.v1.ChangesResponse
-	17, // 47: latchkey.v1.LockService.Break:output_type -> latchkey.v1.BreakResponse
-	19, // 48: latchkey.v1.LockService.List:output_type -> latchkey.v1.ListResponse
-	22, // 49: latchkey.v1.LockService.ListOverlay:output_type -> latchkey.v1.ListOverlayResponse
-	41, // [41:50] is the sub-list for method output_type
-	32, // [32:41] is the sub-list for method input_type
+	18, // 39: latchkey.v1.LockService.Ended:input_type -> latchkey.v1.EndedRequest
+	20, // 40: latchkey.v1.LockService.List:input_type -> latchkey.v1.ListRequest
+	23, // 41: latchkey.v1.LockService.ListOverlay:input_type -> latchkey.v1.ListOverlayRequest
+	3,  // 42: latchkey.v1.LockService.Limits:output_type -> latchkey.v1.LimitsResponse
+	5,  // 43: latchkey.v1.LockService.Acquire:output_type -> latchkey.v1.AcquireResponse
+	9,  // 44: latchkey.v1.LockService.Renew:output_type -> latchkey.v1.RenewResponse
+	11, // 45: latchkey.v1.LockService.Release:output_type -> latchkey.v1.ReleaseResponse
+	13, // 46: latchkey.v1.LockService.Info:output_type -> latchkey.v1.InfoResponse
+	15, // 47: latchkey.v1.LockService.Changes:output_type -> latchkey.v1.ChangesResponse
+	17, // 48: latchkey.v1.LockService.Break:output_type -> latchkey.v1.BreakResponse
+	19, // 49: latchkey.v1.LockService.Ended:output_type -> latchkey.v1.EndedResponse
+	21, // 50: latchkey.v1.LockService.List:output_type -> latchkey.v1.ListResponse
+	24, // 51: latchkey.v1.LockService.ListOverlay:output_type -> latchkey.v1.ListOverlayResponse
+	42, // [42:52] is the sub-list for method output_type
+	32, // [32:42] is the sub-list for method input_type
 	32, // [32:32] is the sub-list for extension type_name
 	32, // [32:32] is the sub-list for extension extendee
 	0,  // [0:32] is the sub-list for field type_name
@@ -2075,7 +2181,7 @@ func file_latchkey_v1_lock_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_lock_proto_rawDesc), len(file_latchkey_v1_lock_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -47,6 +47,8 @@ const (
 	LockServiceChangesProcedure = "/latchkey.v1.LockService/Changes"
 	// LockServiceBreakProcedure is the fully-qualified name of the LockService's Break RPC.
 	LockServiceBreakProcedure = "/latchkey.v1.LockService/Break"
+	// LockServiceEndedProcedure is the fully-qualified name of the LockService's Ended RPC.
+	LockServiceEndedProcedure = "/latchkey.v1.LockService/Ended"
 	// LockServiceListProcedure is the fully-qualified name of the LockService's List RPC.
 	LockServiceListProcedure = "/latchkey.v1.LockService/List"
 	// LockServiceListOverlayProcedure is the fully-qualified name of the LockService's ListOverlay RPC.
@@ -72,6 +74,9 @@ type LockServiceClient interface {
 	// Break ends every hold of a lock under a token as if its lease were over, whoever has it. The daemon logs it, and the lock's
 	// group remembers it.
 	Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error)
+	// Ended is answered when a grant is over, as far as is known, without the client having released it: a Renew tells for sure. It is for who
+	// holds a lock to hear at once that it was taken away by force.
+	Ended(context.Context, *v1.EndedRequest) (*v1.EndedResponse, error)
 	// List lists the locks that are held through this daemon.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
 	// ListOverlay lists the locks of the whole overlay that somebody holds or waits for, page by page. It asks every group, and wakes those
@@ -132,6 +137,12 @@ func NewLockServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(lockServiceMethods.ByName("Break")),
 			connect.WithClientOptions(opts...),
 		),
+		ended: connect.NewClient[v1.EndedRequest, v1.EndedResponse](
+			httpClient,
+			baseURL+LockServiceEndedProcedure,
+			connect.WithSchema(lockServiceMethods.ByName("Ended")),
+			connect.WithClientOptions(opts...),
+		),
 		list: connect.NewClient[v1.ListRequest, v1.ListResponse](
 			httpClient,
 			baseURL+LockServiceListProcedure,
@@ -156,6 +167,7 @@ type lockServiceClient struct {
 	info        *connect.Client[v1.InfoRequest, v1.InfoResponse]
 	changes     *connect.Client[v1.ChangesRequest, v1.ChangesResponse]
 	_break      *connect.Client[v1.BreakRequest, v1.BreakResponse]
+	ended       *connect.Client[v1.EndedRequest, v1.EndedResponse]
 	list        *connect.Client[v1.ListRequest, v1.ListResponse]
 	listOverlay *connect.Client[v1.ListOverlayRequest, v1.ListOverlayResponse]
 }
@@ -215,6 +227,15 @@ func (c *lockServiceClient) Break(ctx context.Context, req *v1.BreakRequest) (*v
 	return nil, err
 }
 
+// Ended calls latchkey.v1.LockService.Ended.
+func (c *lockServiceClient) Ended(ctx context.Context, req *v1.EndedRequest) (*v1.EndedResponse, error) {
+	response, err := c.ended.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // List calls latchkey.v1.LockService.List.
 func (c *lockServiceClient) List(ctx context.Context, req *v1.ListRequest) (*v1.ListResponse, error) {
 	response, err := c.list.CallUnary(ctx, connect.NewRequest(req))
@@ -248,6 +269,9 @@ type LockServiceHandler interface {
 	// Break ends every hold of a lock under a token as if its lease were over, whoever has it. The daemon logs it, and the lock's
 	// group remembers it.
 	Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error)
+	// Ended is answered when a grant is over, as far as is known, without the client having released it: a Renew tells for sure. It is for who
+	// holds a lock to hear at once that it was taken away by force.
+	Ended(context.Context, *v1.EndedRequest) (*v1.EndedResponse, error)
 	// List lists the locks that are held through this daemon.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
 	// ListOverlay lists the locks of the whole overlay that somebody holds or waits for, page by page. It asks every group, and wakes those
@@ -304,6 +328,12 @@ func NewLockServiceHandler(svc LockServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(lockServiceMethods.ByName("Break")),
 		connect.WithHandlerOptions(opts...),
 	)
+	lockServiceEndedHandler := connect.NewUnaryHandlerSimple(
+		LockServiceEndedProcedure,
+		svc.Ended,
+		connect.WithSchema(lockServiceMethods.ByName("Ended")),
+		connect.WithHandlerOptions(opts...),
+	)
 	lockServiceListHandler := connect.NewUnaryHandlerSimple(
 		LockServiceListProcedure,
 		svc.List,
@@ -332,6 +362,8 @@ func NewLockServiceHandler(svc LockServiceHandler, opts ...connect.HandlerOption
 			lockServiceChangesHandler.ServeHTTP(w, r)
 		case LockServiceBreakProcedure:
 			lockServiceBreakHandler.ServeHTTP(w, r)
+		case LockServiceEndedProcedure:
+			lockServiceEndedHandler.ServeHTTP(w, r)
 		case LockServiceListProcedure:
 			lockServiceListHandler.ServeHTTP(w, r)
 		case LockServiceListOverlayProcedure:
@@ -371,6 +403,10 @@ func (UnimplementedLockServiceHandler) Changes(context.Context, *v1.ChangesReque
 
 func (UnimplementedLockServiceHandler) Break(context.Context, *v1.BreakRequest) (*v1.BreakResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.Break is not implemented"))
+}
+
+func (UnimplementedLockServiceHandler) Ended(context.Context, *v1.EndedRequest) (*v1.EndedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.LockService.Ended is not implemented"))
 }
 
 func (UnimplementedLockServiceHandler) List(context.Context, *v1.ListRequest) (*v1.ListResponse, error) {

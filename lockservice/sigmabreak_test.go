@@ -1,0 +1,37 @@
+package lockservice
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+)
+
+// TestHoldsThatVotersKeepHearThatTheyAreBroken: on real peers, of leases of fixed length, whose holders ask nobody: they would go on until
+// their leases are over. Also of one that the table has taken over before.
+func TestHoldsThatVotersKeepHearThatTheyAreBroken(t *testing.T) {
+	t.Parallel()
+	w := newHosts(t, 4, func(w *hosts) { w.fixed = true })
+	voters, other := w.among("n")
+	for _, name := range []string{w.name(1), w.name(2)} {
+		h, err := voters[0].locks.Lock(w.ctx(), name, WithTTL(hostsTTLMax), WithoutRenewal())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == w.name(2) { // by the wish of somebody else
+			ctx, leave := context.WithTimeout(w.ctx(), time.Second)
+			_, err := other.locks.Lock(ctx, name, WithTTL(hostsTTL), WithProtocol(ProtocolGroup))
+			if leave(); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("two have %q: %v", name, err)
+			}
+		}
+		if _, err := other.locks.Break(w.ctx(), name, h.Token()); err != nil {
+			t.Fatal(err)
+		}
+		<-h.Context().Done()
+		var lost *LostError
+		if cause := context.Cause(h.Context()); !errors.As(cause, &lost) || !errors.Is(cause, ErrNotHeld) || lost.Since > hostsTTLMax*8/10 {
+			t.Errorf("%q: %v", name, cause)
+		}
+	}
+}
