@@ -39,5 +39,5 @@ func (b *sigmaBackend) Ended(ctx context.Context, g Grant) error {
 	l.mu.Lock()
 	core := l.core
 	l.mu.Unlock()
-	return l.wait(ctx, func() bool { return l.core != core || l.lost || l.end.Kind != 0 || core.State() != sigma.ClientHeld })
+	return l.wait(ctx, b.closing, func() bool { return l.core != core || l.lost || l.end.Kind != 0 || core.State() != sigma.ClientHeld })
 }

@@ -572,15 +572,16 @@ func (r *Replica) over(from keyspace.NodeID, m *Message, out []Action) []Action 
 	return r.rest(l, out)
 }
 
-// from reports whether what is known of a request came from this node.
+// from reports whether what is known of a request's session came from this node. Another number of the session makes no difference: the end of a
+// later request ends those before it.
 func (l *lock) from(q Req, n keyspace.NodeID) bool {
-	if l.owned && l.owner.req == q {
+	if l.owned && l.owner.req.Session == q.Session {
 		return l.owner.node == n
 	}
-	if i := l.waiter(q.Session); i >= 0 && l.queue[i].req == q {
+	if i := l.waiter(q.Session); i >= 0 {
 		return l.queue[i].node == n
 	}
-	if i := l.candidate(q.Session); i >= 0 && l.candidates[i].req == q {
+	if i := l.candidate(q.Session); i >= 0 {
 		return l.candidates[i].node == n
 	}
 	return true

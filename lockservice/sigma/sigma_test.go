@@ -579,6 +579,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		{"a foreign node renews", 66, Message{Kind: Request, Req: c.cfg.Req, TTL: deskTTL, Tok: c.tok}, 0},
 		{"a foreign node releases", 66, Message{Kind: Release, Req: c.cfg.Req, Tok: c.tok}, 0},
+		{"a foreign node releases a later request", 66, Message{Kind: Release, Req: Req{c.cfg.Req.Session, c.cfg.Req.Seq + 1}}, 0},
 		{"a foreign node yields", 66, Message{Kind: Yield, Req: c.cfg.Req, GID: gid}, 0},
 		{"an old request", 10, Message{Kind: Request, Req: Req{c.cfg.Req.Session, 0}, TTL: deskTTL}, 0},
 		{"a token not given out", 11, Message{Kind: Request, Req: Req{Session{11}, 1}, TTL: deskTTL, Tok: d.log.Ceil + 1}, Refused},

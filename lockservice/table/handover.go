@@ -276,7 +276,7 @@ func (h *handover) isOver(q sigma.Req) bool {
 
 // says is over, of the peer whose request it is.
 func (h *handover) says(q sigma.Req, peer keyspace.NodeID) {
-	if !slices.ContainsFunc(h.Candidates, func(c CandidateState) bool { return c.Wish == q && c.Peer != peer }) {
+	if !slices.ContainsFunc(h.Candidates, func(c CandidateState) bool { return c.Wish.Session == q.Session && c.Peer != peer }) {
 		h.over(q)
 	}
 }

@@ -334,3 +334,17 @@ func TestImpossibleHandoversAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// Nobody speaks for a session of another peer, whichever of its requests is named: a later one would end those before it.
+func TestAnotherPeerDoesNotSpeakForACandidate(t *testing.T) {
+	h := newHanding(t, MutantNone)
+	h.step('G', exclusive)
+	h.report(1, party('X', time.Second, 7))
+	h.report(2)
+	for _, q := range []sigma.Req{wish('X'), {Session: wish('X').Session, Seq: 2}} {
+		h.out = h.table.Over(h.now, "n", q, by('Y').Peer, h.out)
+		h.want("granted on another's word", h.has('G'), false)
+	}
+	h.out = h.table.Over(h.now, "n", sigma.Req{Session: wish('X').Session, Seq: 2}, by('X').Peer, h.out)
+	h.want("granted", h.has('G'), true)
+}
