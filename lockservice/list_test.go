@@ -41,11 +41,11 @@ func listed(t *testing.T, s *Service, prefix string) map[string]Info {
 // group than a page takes; also while a voter is down.
 func TestLocksOfAnOverlayAreListed(t *testing.T) {
 	t.Parallel()
-	w := newHosts(t, 4, func(w *hosts) { w.fixed = true; w.genesis.Depth = 2 })
+	w := newHosts(t, 4, func(w *hosts) { w.fixed, w.genesis.Depth, w.genesis.TTLMax = true, 2, time.Minute })
 	voters, other := w.among("n")
 	want := make(map[string]Token)
 	hold := func(name string, opts ...Option) *Handle {
-		h, err := other.locks.Lock(w.ctx(), name, append(opts, WithTTL(hostsTTLMax))...)
+		h, err := other.locks.Lock(w.ctx(), name, append(opts, WithTTL(time.Minute))...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +59,7 @@ func TestLocksOfAnOverlayAreListed(t *testing.T) {
 		hold(fmt.Sprint("other/", i))
 	}
 	tabled := hold(w.name(100), WithProtocol(ProtocolGroup))
-	permit, err := other.locks.Semaphore("permits", 3).Acquire(w.ctx(), WithTTL(hostsTTLMax))
+	permit, err := other.locks.Semaphore("permits", 3).Acquire(w.ctx(), WithTTL(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}

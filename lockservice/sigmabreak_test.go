@@ -11,10 +11,10 @@ import (
 // their leases are over. Also of one that the table has taken over before.
 func TestHoldsThatVotersKeepHearThatTheyAreBroken(t *testing.T) {
 	t.Parallel()
-	w := newHosts(t, 4, func(w *hosts) { w.fixed = true })
+	w := newHosts(t, 4, func(w *hosts) { w.fixed, w.genesis.TTLMax = true, time.Minute })
 	voters, other := w.among("n")
 	for _, name := range []string{w.name(1), w.name(2)} {
-		h, err := voters[0].locks.Lock(w.ctx(), name, WithTTL(hostsTTLMax), WithoutRenewal())
+		h, err := voters[0].locks.Lock(w.ctx(), name, WithTTL(time.Minute), WithoutRenewal())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -30,7 +30,7 @@ func TestHoldsThatVotersKeepHearThatTheyAreBroken(t *testing.T) {
 		}
 		<-h.Context().Done()
 		var lost *LostError
-		if cause := context.Cause(h.Context()); !errors.As(cause, &lost) || !errors.Is(cause, ErrNotHeld) || lost.Since > hostsTTLMax*8/10 {
+		if cause := context.Cause(h.Context()); !errors.As(cause, &lost) || !errors.Is(cause, ErrNotHeld) || lost.Since > time.Minute*8/10 {
 			t.Errorf("%q: %v", name, cause)
 		}
 	}
