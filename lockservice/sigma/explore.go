@@ -16,6 +16,7 @@ func (r *Replica) Clone() *Replica {
 	c := *r
 	c.locks = make(map[string]*lock, len(r.locks))
 	c.due, c.idle = slices.Clone(r.due), idleList{}
+	c.dirty, c.backlog = nil, slices.Clone(r.backlog)
 	for n, l := range r.locks {
 		k := l.clone()
 		k.prev, k.next, k.idle = nil, nil, false

@@ -357,6 +357,13 @@ const (
 	Propose
 	// Settled says that the present view grants here. Of a replica.
 	Settled
+	// Save has what [Replica.Saved] says of Msg.Name recorded, or deleted where it says nothing. It and the next two are to be carried
+	// out, in order and as one, before the messages of the same step leave, and at once after it. Of a replica.
+	Save
+	// SaveHead has what [Replica.Head] says recorded.
+	SaveHead
+	// Void has all that is recorded deleted: it is of no use any more.
+	Void
 	// Waiting tells Msg.Position, Msg.Owner and Msg.Wait, when they have changed. Of a client.
 	Waiting
 	// Acquired says that the lock is held: Tok, until At. Of a client.

@@ -37,6 +37,13 @@ const (
 	mutantOneNameReport // one report settles a name
 	mutantPieceIsAll    // a piece of a report counts as the whole
 	mutantCountedTwice  // a reporter that answers for a name and sends its report counts twice
+
+	mutantGrantUnsaved    // a grant is not recorded
+	mutantInstallUnsaved  // nor the number that an INSTALL has raised
+	mutantFloorUnsaved    // nor the numbers of names that nobody has
+	mutantNoVoid          // what is recorded of a view stands while the next one grants
+	mutantLeaseFromRecord // a lease that is taken up is taken to be over
+	mutantOldTable        // a host takes up the records of a life before the last one
 	mutants
 )
 
@@ -46,7 +53,8 @@ func (m mutant) String() string {
 		"any-install", "no-cap", "no-seal", "one-report", "no-candidates", "small-base", "one-candidate", "claim-overrules",
 		"shortest-lease", "half-lease", "empty-report", "any-view", "no-settle-by-time", "no-suspend",
 		"no-mode-seal", "empty-mode-report", "sealed-left-out", "modes-forgotten", "grants-kept",
-		"one-name-report", "piece-is-all", "counted-twice"}[m]
+		"one-name-report", "piece-is-all", "counted-twice",
+		"grant-unsaved", "install-unsaved", "floor-unsaved", "no-void", "lease-from-record", "old-table"}[m]
 }
 
 // Mutant plants one of the mistakes about modes from other packages' simulations.

@@ -23,8 +23,12 @@ type ReplicaConfig struct {
 	// Restarted says that an earlier life on this host may have granted something in this group: nothing is served before
 	// [Barrier] (S8).
 	Restarted bool
+	// Table is what was recorded of the replica of a former life of this host, whose place this one takes: nil, or a table of the view
+	// that the replica is made with, and then Restarted is false. The driver has applied everything that was committed when this life
+	// began, as before [Barrier].
+	Table *Table
 	// Waited is how long, at the first event, this life of the host has been: what S8 waits for is over the sooner. Where a view was
-	// applied in it already, it is how long ago that was.
+	// applied in it already, it is how long ago that was. With a Table it is how long this life of the host has been.
 	Waited time.Duration
 	// Rest is what a replica of this life left behind that had nothing any more ([Replica.Rest]): this one takes its place.
 	Rest Rest
@@ -87,6 +91,12 @@ type Replica struct {
 	modes    map[string]*handed   // names that are not in mode sigma
 	asked    [3]automaton.Instant // when an entry of each kind may be proposed again
 	wantCap  time.Duration        // the longest lease that waits for RaiseTTL
+
+	tracking   tracking
+	dirty      []*lock  // to be recorded at the end of the step
+	backlog    []string // names to be recorded, while catching
+	savedFloor Token    // of the head
+	headDue    bool
 }
 
 type parkedMessage struct {
@@ -143,6 +153,8 @@ type lock struct {
 	freed      automaton.Instant // the last release
 	rate       time.Duration     // smoothed time between releases
 
+	dirty, saved bool // to be recorded; there is a record of it
+
 	at         int // place in due, -1
 	wake       automaton.Instant
 	idle       bool
@@ -174,6 +186,10 @@ func NewReplica(cfg ReplicaConfig, log LogState) *Replica {
 		reported: make(map[keyspace.NodeID]bool), parked: make(map[string][]parkedMessage),
 		modes: make(map[string]*handed),
 	}
+	if t := cfg.Table; t != nil {
+		r.floor, r.clock = max(r.floor, t.Head.Floor), max(r.clock, t.Head.Clock)
+		r.savedFloor, r.tracking = r.floor, tracked
+	}
 	return r
 }
 
@@ -184,7 +200,7 @@ func (r *Replica) State() LogState { return r.log }
 // something of it, or the view changes. ok is false while it has something.
 func (r *Replica) Rest() (rest Rest, ok bool) {
 	ok = r.settled && !r.booting && !r.suspended && r.suspendAt == automaton.Never && r.embargo == 0 &&
-		r.pullAt == automaton.Never && r.reportAt == automaton.Never && len(r.locks) == 0 && r.frozen.until == 0 && r.parkedN == 0 && len(r.incoming) == 0
+		r.pullAt == automaton.Never && r.reportAt == automaton.Never && len(r.locks) == 0 && len(r.backlog) == 0 && r.frozen.until == 0 && r.parkedN == 0 && len(r.incoming) == 0
 	return Rest{r.floor, r.clock, r.grants}, ok
 }
 
@@ -202,6 +218,10 @@ func (r *Replica) Step(ev Event, out []Action) []Action {
 		r.born = r.now.Add(-r.cfg.Waited)
 		if r.cfg.Fresh > 0 {
 			r.embargo = r.now.Add(r.cfg.Fresh)
+		}
+		if t := r.cfg.Table; t != nil {
+			r.cfg.Table = nil
+			r.takeUp(t)
 		}
 	}
 	switch ev.Kind {
@@ -227,7 +247,7 @@ func (r *Replica) Step(ev Event, out []Action) []Action {
 			out = r.restarted(out)
 		}
 	}
-	out = r.elapse(out)
+	out = r.save(r.elapse(out))
 	return r.arm(out)
 }
 
@@ -559,6 +579,7 @@ func (r *Replica) over(from keyspace.NodeID, m *Message, out []Action) []Action 
 	if m.Tok <= r.log.Ceil { // A3'
 		l.rec = max(l.rec, m.Tok)
 	}
+	r.mark(l)
 	l.end(m.Req, r.now)
 	if l.owned && l.owner.req == m.Req { // with tok 0 the number is not used: the client vouches for it
 		if l.freed != 0 {
@@ -601,6 +622,9 @@ func (r *Replica) install(from keyspace.NodeID, m *Message, out []Action) []Acti
 	}
 	if m.Tok > l.prop && m.Tok <= r.log.Ceil { // A2'
 		l.prop = m.Tok
+		if r.cfg.mutant != mutantInstallUnsaved {
+			r.mark(l)
+		}
 	} else if m.Tok > r.log.Ceil {
 		out = r.askRaise(out)
 	}
@@ -630,6 +654,7 @@ func (r *Replica) tick(l *lock, out []Action) []Action {
 func (r *Replica) consume(l *lock) {
 	if r.cfg.mutant != mutantExpiryFree {
 		l.rec = max(l.rec, l.prop)
+		r.mark(l)
 	}
 }
 
@@ -684,6 +709,7 @@ func (r *Replica) own(l *lock, w wish, out []Action) []Action {
 	invariant.Check(l.prop <= r.log.Ceil, "A2': a number within the view's range", l)
 	l.exp = r.now.Add(w.ttl)
 	r.perPeer[w.node]++
+	r.mark(l)
 	r.watch(l, l.exp)
 	if r.log.Ceil-l.prop < r.cfg.block/4 {
 		out = r.askRaise(out)
@@ -694,6 +720,7 @@ func (r *Replica) own(l *lock, w wish, out []Action) []Action {
 func (r *Replica) disown(l *lock) {
 	r.unpeer(l.owner.node)
 	l.owned, l.owner = false, wish{}
+	r.mark(l)
 }
 
 func (r *Replica) unpeer(n keyspace.NodeID) {
@@ -923,6 +950,9 @@ func (r *Replica) insert(name string) *lock {
 // forget drops an idle name: its rec goes into the floor of all names that are not known (section 2.3).
 func (r *Replica) forget(l *lock) {
 	r.floor = max(r.floor, l.rec)
+	if l.saved {
+		r.mark(l)
+	}
 	r.idle.remove(l)
 	r.due.remove(l)
 	delete(r.locks, l.name)
@@ -932,6 +962,9 @@ func (r *Replica) forget(l *lock) {
 // deadline that moves back costs nothing.
 func (r *Replica) arm(out []Action) []Action {
 	at := min(r.suspendAt, r.pullAt, r.reportAt)
+	if len(r.backlog) > 0 {
+		at = r.now
+	}
 	if !r.settled && !r.booting {
 		at = min(at, r.settleAt)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -53,6 +54,7 @@ type gidKey struct {
 type worldReport struct {
 	Events, Acquired, Lost, Views, Settled, OneRound int
 	Raises                                           int
+	TakenUp                                          int // tables
 }
 
 type worldConfig struct {
@@ -75,6 +77,7 @@ type worldConfig struct {
 	cap     time.Duration
 	y1      bool
 	piece   int // names in a piece of a report
+	keep    int // of ten crashes of a replica, how many leave its host the records of its table
 }
 
 func drawWorld(seed uint64, m mutant) worldConfig {
@@ -97,6 +100,7 @@ func drawWorld(seed uint64, m mutant) worldConfig {
 	if c.piece = 1 + r.IntN(2); c.piece == 1 {
 		c.names += r.IntN(3)
 	}
+	c.keep = []int{0, 5, 10}[r.IntN(3)]
 	c.cap = CapFor(slices.Min(c.ttls))
 	c.faults = sim.Draw(seed, sim.Scale{Delay: 60 * time.Millisecond, Timeout: 700 * time.Millisecond, Heal: 16 * time.Second, Drift: c.drift})
 	if r.IntN(8) == 0 {
@@ -130,10 +134,45 @@ func drawHarsh(seed uint64, m mutant) worldConfig {
 
 func (c *worldConfig) bounded() bool { return c.faults.Drift <= c.drift }
 
-// disk is what a replica's host keeps over a crash: how much of the log it has, and its boot counter.
+// disk is what a replica's host keeps over a crash: how much of the log it has, its boot counter, and often what was recorded of its
+// table.
 type disk struct {
 	appended int
 	inc      uint64
+	table    *Table
+	older    *Table // what was recorded when the life before this one ended
+}
+
+// record carries out what a replica says is to be recorded.
+func (d *disk) record(r *Replica, out []Action) {
+	for i := range out {
+		switch a := &out[i]; a.Kind {
+		case Void:
+			d.table = nil
+		case Save:
+			if d.table == nil {
+				d.table = &Table{Names: make(map[string]Saved)}
+			}
+			if s, ok := r.Saved(a.Msg.Name); ok {
+				d.table.Names[a.Msg.Name] = s
+			} else {
+				delete(d.table.Names, a.Msg.Name)
+			}
+		case SaveHead:
+			if d.table == nil {
+				d.table = &Table{Names: make(map[string]Saved)}
+			}
+			d.table.Head = r.Head()
+		}
+	}
+}
+
+// last returns what is recorded, where it is whole.
+func (d *disk) last() *Table {
+	if d.table == nil || d.table.Head == (Head{}) {
+		return nil
+	}
+	return &Table{Head: d.table.Head, Names: maps.Clone(d.table.Names)}
 }
 
 func simNode(i sim.NodeID) keyspace.NodeID { return keyspace.NodeID{byte(i + 1)} }
@@ -221,7 +260,7 @@ func (w *world) recur() {
 func (w *world) settled(s LogState) bool {
 	n := 0
 	for _, m := range s.Members {
-		if p := w.reps[nodeOf(m)]; p != nil && p.core.log.View == s.View && p.core.Settled() {
+		if p := w.reps[nodeOf(m)]; p != nil && p.core != nil && p.core.log.View == s.View && p.core.Settled() {
 			n++
 		}
 	}
@@ -292,16 +331,22 @@ func (w *world) boot(e *sim.Env) sim.Process {
 	}
 	d := &w.disks[e.ID()]
 	d.inc++
-	p := &simReplica{w: w, env: e, core: NewReplica(ReplicaConfig{
-		Self: simNode(e.ID()), Inc: d.inc, Drift: w.cfg.drift, TTLMin: time.Millisecond, TTLMax: 4 * time.Second,
-		Restarted: d.inc > 1, block: w.cfg.block, piece: w.cfg.piece, mutant: w.cfg.mutant,
-	}, w.states[0])}
+	p := &simReplica{w: w, env: e}
 	w.reps[e.ID()] = p
+	table := d.last()
+	if old := d.older; old != nil && w.cfg.mutant == mutantOldTable {
+		table = old
+	}
+	d.older = d.last()
+	if table == nil || e.Rand().IntN(10) >= w.cfg.keep {
+		d.table = nil
+		p.core = NewReplica(p.config(d.inc > 1), w.states[0])
+	}
 	p.fetch()
-	if d.inc > 1 {
+	if born := e.Now(); d.inc > 1 {
 		e.After(p.draw(100*time.Millisecond), func() { // the barrier's read
 			p.barrier = w.commit
-			p.reading = true
+			p.passing = func() { p.begin(table, born) }
 			p.catchUp()
 			p.passed()
 		})
@@ -309,13 +354,44 @@ func (w *world) boot(e *sim.Env) sim.Process {
 	return p
 }
 
+func (p *simReplica) config(restarted bool) ReplicaConfig {
+	return ReplicaConfig{
+		Self: simNode(p.env.ID()), Inc: p.w.disks[p.env.ID()].inc, Drift: p.w.cfg.drift, TTLMin: time.Millisecond, TTLMax: 4 * time.Second,
+		Restarted: restarted, block: p.w.cfg.block, piece: p.w.cfg.piece, mutant: p.w.cfg.mutant,
+	}
+}
+
+// begin is the barrier of a replica that has restarted. One whose table was kept begins with it.
+func (p *simReplica) begin(t *Table, born automaton.Instant) {
+	if p.core != nil {
+		p.step(Event{Kind: Barrier})
+		return
+	}
+	now := p.w.states[p.applied]
+	if s, ok := t.State(now); ok {
+		p.w.report.TakenUp++
+		c := p.config(false)
+		c.Table, c.Waited = t, p.env.Now().Sub(born)
+		p.core = NewReplica(c, s)
+		p.step(Event{Kind: Jumped, State: &now})
+	} else {
+		c := p.config(true)
+		c.Waited = p.env.Now().Sub(born)
+		p.core = NewReplica(c, now)
+		p.step(Event{Kind: Barrier})
+	}
+	for i := p.applied; i < p.w.disks[p.env.ID()].appended; i++ {
+		p.step(Event{Kind: Appended, Entry: &p.w.log[i]})
+	}
+}
+
 type simReplica struct {
 	w       *world
 	env     *sim.Env
-	core    *Replica
+	core    *Replica // nil: it has a table to begin with, and is before the barrier
 	applied int
 	barrier int
-	reading bool
+	passing func() // at the barrier
 	cancel  func()
 	out     []Action
 }
@@ -356,9 +432,9 @@ func (p *simReplica) catchUp() {
 }
 
 func (p *simReplica) passed() {
-	if p.reading && p.applied >= p.barrier && p.env.Alive() {
-		p.reading = false
-		p.step(Event{Kind: Barrier})
+	if f := p.passing; f != nil && p.applied >= p.barrier && p.env.Alive() {
+		p.passing = nil
+		f()
 	}
 }
 
@@ -370,8 +446,12 @@ func (p *simReplica) Receive(from sim.NodeID, msg any) {
 func (p *simReplica) Killed() { p.w.reps[p.env.ID()] = nil }
 
 func (p *simReplica) step(ev Event) {
+	if p.core == nil {
+		return
+	}
 	ev.Now = p.env.Now()
 	p.out = p.core.Step(ev, p.out[:0])
+	p.w.disks[p.env.ID()].record(p.core, p.out)
 	if err := p.core.Check(); err != nil {
 		p.w.sim.Fail(err)
 	}
@@ -499,7 +579,7 @@ func (c *simClient) step(cl *Client, ev Event) {
 		case Lost:
 			c.w.report.Lost++
 		case Lookup:
-			if p := c.w.reps[c.env.Rand().IntN(len(c.w.reps))]; p != nil {
+			if p := c.w.reps[c.env.Rand().IntN(len(c.w.reps))]; p != nil && p.core != nil {
 				s := p.core.State()
 				c.env.After(20*time.Millisecond, func() { c.step(cl, Event{Kind: Located, State: &s}) })
 			}
@@ -568,7 +648,7 @@ func (c *simClient) held(cl *Client) {
 	for i := range cl.seats {
 		s := &cl.seats[i]
 		p := w.reps[nodeOf(s.node)]
-		if p == nil || p.core.log.View != cl.view.View || !s.live || s.yielded || s.prop != cl.tok {
+		if p == nil || p.core == nil || p.core.log.View != cl.view.View || !s.live || s.yielded || s.prop != cl.tok {
 			continue
 		}
 		l := p.core.locks[c.name]
@@ -603,7 +683,7 @@ func TestLocksKeepTheirPromises(t *testing.T) {
 		sum.add(rep)
 	}
 	t.Logf("%d worlds: %+v", n, sum)
-	if n >= 50 && (sum.Acquired < int(20*n) || sum.Lost < int(n/10) || sum.Views < int(n) || sum.Settled < int(n) || sum.Raises == 0) {
+	if n >= 50 && (sum.Acquired < int(20*n) || sum.Lost < int(n/10) || sum.Views < int(n) || sum.Settled < int(n) || sum.Raises == 0 || sum.TakenUp < int(n/4)) {
 		t.Errorf("%d worlds saw only %+v", n, sum)
 	}
 }
@@ -616,6 +696,7 @@ func (r *worldReport) add(s worldReport) {
 	r.Settled += s.Settled
 	r.OneRound += s.OneRound
 	r.Raises += s.Raises
+	r.TakenUp += s.TakenUp
 }
 
 func TestReplay(t *testing.T) {

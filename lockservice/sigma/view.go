@@ -81,6 +81,11 @@ func (r *Replica) begin(next LogState, modes []NameMode, whole bool, out []Actio
 		r.frozen = frozen{true: true, view: old.View, locks: r.locks, names: names, until: r.now.Add(r.cfg.Drift.Stretch(r.cfg.TTLMax))}
 	}
 	r.log, r.settled = next, false
+	for _, l := range r.dirty {
+		l.dirty = false
+	}
+	clear(r.dirty)
+	r.dirty, r.backlog, r.tracking, r.headDue = r.dirty[:0], nil, untracked, false
 	r.locks, r.due, r.idle = make(map[string]*lock), nil, idleList{}
 	r.queued = 0
 	clear(r.perPeer)
@@ -165,6 +170,7 @@ func (r *Replica) expire(l *lock) {
 		}
 		l.delay = max(l.delay, r.now.Add(c.delay))
 		r.unpeer(c.node)
+		r.mark(l)
 		return true
 	})
 }
@@ -482,6 +488,7 @@ func (r *Replica) merge(from keyspace.NodeID, e reported) *lock {
 		case i >= 0:
 			c := &l.candidates[i]
 			c.until, c.votes, c.offered = max(c.until, until), c.votes+1, max(c.offered, p.Tok)
+			r.mark(l)
 		case !known && !l.over(p.Req):
 			if r.cfg.mutant == mutantOneCandidate && len(l.candidates) > 0 {
 				break
@@ -497,6 +504,7 @@ func (r *Replica) merge(from keyspace.NodeID, e reported) *lock {
 			}
 			l.candidates = append(l.candidates, candidate{wish: p.wish(r.now), until: until, votes: 1, offered: p.Tok})
 			r.perPeer[p.Node]++
+			r.mark(l)
 		}
 	}
 	if !known {
@@ -558,6 +566,7 @@ func (r *Replica) candidateWaits(l *lock, i int, waits bool) {
 }
 
 func (r *Replica) dropCandidate(l *lock, i int) {
+	r.mark(l)
 	r.unpeer(l.candidates[i].node)
 	l.candidates = slices.Delete(l.candidates, i, i+1)
 }
