@@ -10,6 +10,7 @@ import (
 	"latchkey/internal/automaton"
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/lockservice/voterlog"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
 )
@@ -23,6 +24,7 @@ import (
 type SigmaVoters struct {
 	cfg    SigmaVotersConfig
 	client atomic.Pointer[func(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message)]
+	tables atomic.Int64 // taken up
 }
 
 // SigmaVotersConfig configures [NewSigmaVoters].
@@ -31,6 +33,9 @@ type SigmaVotersConfig struct {
 	// IdleFor is how old a view is before names that nobody has or wants, and that protocol group has locked, are given back to the
 	// voters by the next one. Default: a minute.
 	IdleFor time.Duration
+	// Log is where the voters record what they have promised, so that their next life knows. nil: it does not, and waits until no lease
+	// can last. The caller closes it after the voters have stopped.
+	Log *voterlog.Log
 }
 
 // NewSigmaVoters returns the voters of one peer.
@@ -83,8 +88,12 @@ func groupOf(g order.GroupID) sigmapb.Group { return sigmapb.Group{Prefix: g.Pre
 
 // New implements [replicagroup.VoterService].
 func (v *SigmaVoters) New(s *replicagroup.Seat) replicagroup.Voter {
-	w := &sigmaVoter{service: v, seat: s, restarted: s.Restarted(), since: s.Now()}
+	w := &sigmaVoter{service: v, seat: s, restarted: s.Restarted(), since: s.Now(), born: s.Now()}
 	w.machine, _ = s.Machine().(*Machine)
+	w.recorder.begin(v.cfg.Log, s)
+	if w.restarted {
+		w.saved = w.recorder.table()
+	}
 	return w
 }
 
@@ -104,7 +113,22 @@ type sigmaVoter struct {
 	looked    automaton.Instant // giveBack
 	listed    automaton.Instant // list
 	watchers  watchers
+
+	recorder recorder
+	born     automaton.Instant // when this life began
+	saved    *sigma.Table      // what the former life has recorded; nil: nothing, or it was taken up
+	early    []*earlyMessage   // for the replica that takes it up
+	silent   bool              // what it promises cannot be recorded, so it promises nothing
 }
+
+// earlyMessage has come before the replica that it is for.
+type earlyMessage struct {
+	from keyspace.NodeID
+	msg  *sigma.Message
+}
+
+// earlyMax bounds the messages that wait for a replica to catch up. More are dropped.
+const earlyMax = 256
 
 // proposedEntry is the last entry of a kind that was proposed here.
 type proposedEntry struct {
@@ -118,7 +142,7 @@ const proposePause = time.Second
 
 // Follow implements [replicagroup.Voter].
 func (w *sigmaVoter) Follow() {
-	if w.machine == nil {
+	if w.machine == nil || w.silent {
 		return
 	}
 	defer w.giveBack()
@@ -132,15 +156,19 @@ func (w *sigmaVoter) Follow() {
 		w.since = w.seat.Now()
 	}
 	w.member = slices.Contains(w.machine.sigma.ids, w.seat.Replica())
-	if before != (sigma.ViewID{}) && !was {
-		w.restarted = false // who did not vote has promised nothing
-	}
 	if w.replica == nil {
 		switch {
 		case w.view == before || w.restarted || len(ev.State.Prev) == 0 || !was && !w.member:
 			// A replica that is made later begins with the present state. The log waits for what each voter says of a name that it takes over.
 			if slices.ContainsFunc(ev.Modes, func(n sigma.NameMode) bool { return n.Mode == sigma.ModePending }) {
 				w.awaken()
+			}
+			switch {
+			case w.saved != nil && w.view.Compare(w.saved.Head.View) > 0:
+				w.awaken() // others want to know what stands in it, and it is of use in the next view only
+			case w.member && !w.restarted && w.replica == nil:
+				// As awaken would make it: it has nothing, and knows so.
+				w.silence(w.recorder.nothing(sigma.Head{View: w.view, Floor: max(w.rest.Floor, ev.State.Base), Clock: w.rest.Clock}))
 			}
 			return
 		default:
@@ -178,11 +206,37 @@ func (w *sigmaVoter) former(state sigma.LogState, before sigma.ViewID, was bool)
 
 // make makes the replica.
 func (w *sigmaVoter) make(state sigma.LogState, restarted bool) {
+	c := w.config()
+	c.Restarted, c.Waited = restarted, w.seat.Now().Sub(w.since)
+	w.replica = sigma.NewReplica(c, state)
+}
+
+func (w *sigmaVoter) config() sigma.ReplicaConfig {
 	l := w.service.cfg.Limits
-	w.replica = sigma.NewReplica(sigma.ReplicaConfig{
-		Self: w.seat.Self(), Inc: w.seat.Start(), Drift: automaton.Drift(l.DriftPPM), TTLMin: l.TTLMin, TTLMax: l.TTLMax,
-		Restarted: restarted, Waited: w.seat.Now().Sub(w.since), Rest: w.rest,
-	}, state)
+	return sigma.ReplicaConfig{
+		Self: w.seat.Self(), Inc: w.seat.Start(), Drift: automaton.Drift(l.DriftPPM), TTLMin: l.TTLMin, TTLMax: l.TTLMax, Rest: w.rest,
+	}
+}
+
+// takeUp makes the replica with what the former life has recorded, once everything is applied that was committed when this one began. It
+// has promised nothing in the view after the table's, since it would have recorded that.
+func (w *sigmaVoter) takeUp() {
+	t, state, early := w.saved, w.machine.Sigma(), w.early
+	w.saved, w.early, w.restarted = nil, nil, false
+	if before, ok := t.State(state); ok {
+		c := w.config()
+		c.Table, c.Waited = t, w.seat.Now().Sub(w.born)
+		w.replica = sigma.NewReplica(c, before)
+		w.service.tables.Add(1)
+	} else {
+		w.make(state, true)
+	}
+	w.step(sigma.Event{Kind: sigma.Jumped, State: &state, Modes: w.machine.table.Modes()})
+	w.caughtUp()
+	w.Foresee()
+	for _, m := range early {
+		w.Receive(m.from, m.msg)
+	}
 }
 
 // awaken makes sure that there is a replica for somebody who asks. It is false where this replica does not vote in any view yet.
@@ -190,7 +244,11 @@ func (w *sigmaVoter) awaken() bool {
 	if w.replica != nil {
 		return true
 	}
-	if !w.member {
+	if !w.member || w.silent {
+		return false
+	}
+	if w.saved != nil {
+		w.seat.CatchUp()
 		return false
 	}
 	state := w.machine.Sigma()
@@ -227,11 +285,17 @@ func (w *sigmaVoter) Foresee() {
 
 // CaughtUp implements [replicagroup.Voter].
 func (w *sigmaVoter) CaughtUp() {
-	if w.replica == nil {
-		return
+	switch {
+	case w.replica != nil:
+		w.caughtUp()
+	case w.saved != nil && w.member:
+		w.takeUp()
 	}
+}
+
+func (w *sigmaVoter) caughtUp() {
 	w.step(sigma.Event{Kind: sigma.Barrier})
-	if !w.replica.Granting() && w.member {
+	if w.replica != nil && w.replica.Embargoed() && w.member {
 		// It waits for leases that it may have forgotten: a new view spares it that.
 		w.propose(sigma.Entry{Kind: sigma.EntryView, From: w.view})
 	}
@@ -249,6 +313,11 @@ func (w *sigmaVoter) Receive(from keyspace.NodeID, msg any) {
 	case m.Kind != sigma.List && w.awaken():
 		w.step(sigma.Event{Kind: sigma.Receive, From: from, Msg: m})
 		w.changed(m.Name)
+	case w.silent:
+	case w.saved != nil && w.member:
+		if len(w.early) < earlyMax {
+			w.early = append(w.early, &earlyMessage{from, m})
+		}
 	case w.view != sigma.ViewID{} && m.Kind != sigma.Reported && m.Kind != sigma.Pull: // a learner knows where to ask
 		w.send(from, &sigma.Message{Kind: sigma.Moved, View: w.view, Name: m.Name, Req: m.Req, TS: m.TS, Members: w.machine.Sigma().Members})
 	}
@@ -261,8 +330,12 @@ func (w *sigmaVoter) Expire() {
 	}
 	w.step(sigma.Event{Kind: sigma.Timer})
 	w.anyChanged()
+	if w.replica == nil {
+		return
+	}
 	if rest, ok := w.replica.Rest(); ok {
 		w.replica, w.rest = nil, rest
+		w.recorder.rest()
 	}
 }
 
@@ -300,9 +373,17 @@ func (w *sigmaVoter) propose(e sigma.Entry) {
 
 // step feeds the replica and carries out what it asks for.
 func (w *sigmaVoter) step(ev sigma.Event) {
+	if w.replica == nil { // silent
+		return
+	}
 	ev.Now = w.seat.Now()
 	var space [4]sigma.Action
-	for _, a := range w.replica.Step(ev, space[:0]) {
+	out := w.replica.Step(ev, space[:0])
+	if w.silence(w.recorder.record(w.replica, out)) {
+		return
+	}
+	for i := range out {
+		a := &out[i]
 		switch a.Kind {
 		case sigma.Send:
 			w.send(a.To, &a.Msg)
@@ -312,6 +393,16 @@ func (w *sigmaVoter) step(ev sigma.Event) {
 			w.propose(a.Entry)
 		}
 	}
+}
+
+// silence ends all that this voter says when what it would promise cannot be recorded: the host stops, or has stopped.
+func (w *sigmaVoter) silence(err error) bool {
+	if err != nil {
+		log.Debugw("a voter says no more", "group", w.seat.Group(), "err", err)
+		w.silent, w.replica = true, nil
+		w.seat.Arm(automaton.Never)
+	}
+	return w.silent
 }
 
 func (w *sigmaVoter) send(to keyspace.NodeID, m *sigma.Message) {

@@ -21,6 +21,7 @@ import (
 	"latchkey/internal/driver"
 	"latchkey/lockservice/sigma"
 	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/lockservice/voterlog"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
@@ -41,6 +42,7 @@ type sigmaHost struct {
 	w       *hosts
 	host    host.Host
 	store   *replicagroup.MemoryStore
+	log     *voterlog.Log
 	overlay *dht.Overlay
 	groups  *replicagroup.Host
 	sigma   *Sigma
@@ -75,7 +77,7 @@ func newHosts(tb testing.TB, n int, change func(*hosts)) *hosts {
 		if err != nil {
 			tb.Fatal(err)
 		}
-		p := &sigmaHost{w: w, host: h, store: replicagroup.NewMemoryStore()}
+		p := &sigmaHost{w: w, host: h, store: replicagroup.NewMemoryStore(), log: voterlog.NewMemory()}
 		p.grants.of = make(map[keyspace.NodeID]int)
 		w.all = append(w.all, p)
 		if i < 3 {
@@ -130,7 +132,7 @@ func (p *sigmaHost) start() {
 	}
 	limits := LimitsOf(w.genesis.TTLMax, int64(w.genesis.Drift))
 	clock := driver.NewClock()
-	p.voters = NewSigmaVoters(SigmaVotersConfig{Limits: limits, IdleFor: time.Second})
+	p.voters = NewSigmaVoters(SigmaVotersConfig{Limits: limits, IdleFor: time.Second, Log: p.log})
 	p.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: w.genesis, Overlay: lossy{p.overlay, p}, Store: p.store, Clock: clock, Plan: w.plan, Fixed: w.fixed, Voters: p.voters,
 		Services: map[string]replicagroup.MachineFactory{ServiceName: func(g order.GroupID) session.Machine {
@@ -174,11 +176,17 @@ func (p *sigmaHost) stop() {
 	p.overlay = nil
 }
 
-// kill ends the peer as a crash does, and keeps its disk.
+// kill ends the peer as the death of its process does: what it has stored or recorded stays.
 func (p *sigmaHost) kill() {
-	disk := p.store.Detach()
+	disk, log := p.store.Detach(), p.log.Detach()
 	p.stop()
-	p.store = disk
+	p.store, p.log = disk, log
+}
+
+// cut ends the peer as a power cut does: what was not synced is lost.
+func (p *sigmaHost) cut() {
+	p.kill()
+	p.log = voterlog.NewMemory()
 }
 
 func (p *sigmaHost) node() keyspace.NodeID { return dht.NodeIDOf(p.host.ID()) }
@@ -500,7 +508,7 @@ func TestSigmaVoterThatRestartsServesAgain(t *testing.T) {
 	for range 3 {
 		load.Go(func() { other.busy(ctx, l, w.name(0), w.name(1)) })
 	}
-	voters[1].kill()
+	voters[1].cut()
 	voters[1].start()
 	// Once it has caught up the leader begins a new view for it, and the others tell it who holds what.
 	w.until("a new view", func() bool { // other has heard of
@@ -522,7 +530,56 @@ func TestSigmaVoterThatRestartsServesAgain(t *testing.T) {
 	mustRelease(t, held)
 }
 
-func TestSigmaGroupThatRestartsForgetsItsLocksAndNothingElse(t *testing.T) {
+// TestSigmaGroupThatRestartsKeepsItsLocks: all voters are killed at once, while somebody holds and others take turns.
+func TestSigmaGroupThatRestartsKeepsItsLocks(t *testing.T) {
+	t.Parallel()
+	w := newHosts(t, 4, func(w *hosts) { w.fixed = true })
+	voters, other := w.among("n")
+	l := newLedger(t)
+	held := other.lock("n")
+	l.enter(held)
+	ctx, cancel := context.WithCancel(w.ctx())
+	var load sync.WaitGroup
+	for range 3 {
+		load.Go(func() { other.busy(ctx, l, w.name(0), w.name(1)) })
+	}
+	n := l.count()
+	w.until("locks are taken", func() bool { return l.count() > n+20 })
+	for range 2 {
+		for _, p := range voters {
+			p.kill()
+		}
+		started := time.Now()
+		for _, p := range voters {
+			p.start()
+		}
+		n = l.count()
+		w.until("locks are taken again", func() bool { return l.count() > n+20 })
+		t.Logf("20 more %v after the restart", time.Since(started))
+		for i, p := range voters {
+			w.until(fmt.Sprintf("voter %d has taken its table up", i), func() bool { return p.voters.tables.Load() > 0 })
+		}
+	}
+	cancel()
+	load.Wait()
+	try, err := voters[0].locks.TryLock(w.ctx(), "n", WithTTL(hostsTTL))
+	switch {
+	case held.Context().Err() != nil: // the lease is short, and the machine may be busy
+		t.Logf("the holder has lost its lock: %v", context.Cause(held.Context()))
+		if err == nil {
+			l.enter(try)
+			l.leave(try)
+			mustRelease(t, try)
+		}
+		return
+	case !errors.Is(err, ErrLocked):
+		t.Errorf("what is held is granted: %v", err)
+	}
+	l.leave(held)
+	mustRelease(t, held)
+}
+
+func TestSigmaGroupAfterAPowerCutForgetsItsLocksAndNothingElse(t *testing.T) {
 	t.Parallel()
 	w := newHosts(t, 4, func(w *hosts) { w.fixed = true })
 	voters, other := w.among("n")
@@ -530,7 +587,7 @@ func TestSigmaGroupThatRestartsForgetsItsLocksAndNothingElse(t *testing.T) {
 	held := other.lock("n")
 	l.enter(held)
 	for _, p := range voters {
-		p.kill()
+		p.cut()
 	}
 	for _, p := range voters {
 		p.start()

@@ -36,6 +36,7 @@ const (
 	reseedFile     = "reseed"       // the newest reseed document; only where the overlay's root was lost once
 	rootStateFile  = "reseed.state" // what was left of the former root's state; only where a later root began with it
 	storeDir       = "store"        // a directory: the peer's replicas (package disk)
+	votersFile     = "voters"       // what voters have promised (package voterlog)
 	peersFile      = "peers.json"   // peers that were met
 	lockFile       = "daemon.lock"  // locked while a daemon runs, or somebody makes the directory
 	unfinishedFile = "unfinished"   // there while init or join writes the others
@@ -264,9 +265,18 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 	if err != nil {
 		return nil, err
 	}
-	n, err := New(h, append(opts, WithStore(store), withClosing(store.Close))...)
+	closing := store.Close
+	if d.info.Genesis.Sigma {
+		voters, err := d.openVoterLog(store)
+		if err != nil {
+			return nil, errors.Join(err, store.Close())
+		}
+		opts = append(opts, WithVoterLog(voters))
+		closing = func() error { return errors.Join(voters.Close(), store.Close()) }
+	}
+	n, err := New(h, append(opts, WithStore(store), withClosing(closing))...)
 	if err != nil {
-		return nil, errors.Join(err, store.Close())
+		return nil, errors.Join(err, closing())
 	}
 	return n, nil
 }

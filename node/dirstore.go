@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"latchkey/lockservice/voterlog"
 	"latchkey/node/config"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/disk"
@@ -102,6 +103,25 @@ func (d *Dir) openStore() (*disk.Store, error) {
 	return s, storeError(err, d.storePath())
 }
 
+// openVoterLog opens what the voters of the peer's former life have recorded. It is of use only to the life that follows that one, with
+// the same store.
+func (d *Dir) openVoterLog(s *disk.Store) (*voterlog.Log, error) {
+	id := s.ID()
+	l, err := voterlog.Open(filepath.Join(d.path, votersFile), voterlog.Life{Store: id[:], Start: s.BootNonce().Count, Boot: voterlog.BootID()})
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	return l, nil
+}
+
+// dropVoterLog sees to it that nothing is taken up that a copy of the directory may have left behind.
+func (d *Dir) dropVoterLog() error {
+	if err := os.Remove(filepath.Join(d.path, votersFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("node: %w", err)
+	}
+	return nil
+}
+
 // storeError says what to do about a store that cannot be opened, where the store's own words do not.
 func storeError(err error, path string) error {
 	if errors.Is(err, disk.ErrDamaged) {
@@ -124,6 +144,9 @@ func (d *Dir) Reidentify() (order.StoreID, error) {
 			"if its original has not run since this copy was made, and never will again, start with --moved; else run the original of %s where it was; "+
 			"if other peers have the root too by now, move %s away instead, and this peer joins them", g.ID(), d.path, d.storePath())
 	}
+	if err := d.dropVoterLog(); err != nil {
+		return order.StoreID{}, err
+	}
 	id, err := disk.Reidentify(d.storePath(), disk.Options{Overlay: g.ID()})
 	if errors.Is(err, fs.ErrNotExist) {
 		return id, fmt.Errorf("node: there is no store in %s that could have been restored: start without saying so: %w", d.storePath(), err)
@@ -135,6 +158,9 @@ func (d *Dir) Reidentify() (order.StoreID, error) {
 // and replicas. Who says so wrongly has one member of its groups in two places, and can lose locks that were granted. For
 // errors see package disk.
 func (d *Dir) Adopt() error {
+	if err := d.dropVoterLog(); err != nil {
+		return err
+	}
 	err := disk.Adopt(d.storePath(), disk.Options{Overlay: d.info.Genesis.ID()})
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("node: there is no store in %s that could have been moved: start without saying so: %w", d.storePath(), err)

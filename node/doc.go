@@ -16,6 +16,7 @@
 //	reseed        the document that gave the overlay a new root; only where that was ever needed
 //	root.key      the overlay's root key; only where the overlay was founded
 //	store         a directory: the peer's replicas (package disk). Of a founder init makes it, of others the first start
+//	voters        what voters have promised of locks; who removes it has the locks of this peer's groups wait for old leases
 //	peers.json    peers that were met, dialled when nobody else is known; may be removed at any time
 //	daemon.lock   locked while a daemon runs, or init or join is at work
 //	unfinished    there while init or join writes: first made, last removed

@@ -25,8 +25,9 @@ type FoundOptions struct {
 	// OwnGroups allows keys to have groups of their own (placement.Genesis.OwnGroups). A group of a prefix that was lost and revived then
 	// grants nothing for the overlay's Lease, if that is longer than locks may last. It cannot be had together with placement.Leased.
 	OwnGroups bool
-	// Sigma has voters keep locks by protocol sigma (placement.Genesis.Sigma).
-	Sigma bool
+	// NoSigma has every lock kept in the log of its group, as in overlays of before, instead of those that one holds at a time by the
+	// group's voters, protocol sigma (placement.Genesis.Sigma).
+	NoSigma bool
 }
 
 // Found founds a new overlay with the peer of a libp2p host as its founder. It returns the genesis document, which every
@@ -68,7 +69,7 @@ func drawGenesis(founder placement.Peer, o FoundOptions) (placement.Genesis, ed2
 	if o.Regenesis != nil {
 		g.Regenesis = *o.Regenesis
 	}
-	g.LeaseReads, g.OwnGroups, g.Sigma = o.LeaseReads, o.OwnGroups, o.Sigma
+	g.LeaseReads, g.OwnGroups, g.Sigma = o.LeaseReads, o.OwnGroups, !o.NoSigma
 	host := placement.Host{Peer: founder}
 	rand.Read(host.Store[:])
 	rand.Read(g.Nonce[:])

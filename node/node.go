@@ -20,6 +20,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/internal/driver"
 	"latchkey/lockservice"
+	"latchkey/lockservice/voterlog"
 	"latchkey/node/api"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
@@ -45,7 +46,7 @@ type Node struct {
 	started    time.Time
 	known      *knownPeers // nil: none are kept
 
-	failing  failing // nil: the store does not fail but when it is used
+	failing  []failing // the store, if it fails at other times than when it is used, and the log of voters
 	watching sync.WaitGroup
 	closing  func() error // nil: nothing is closed at the end
 
@@ -73,6 +74,7 @@ type options struct {
 	genesis    placement.Genesis
 	hasGenesis bool
 	store      replicagroup.Store
+	voterLog   *voterlog.Log
 	bootstrap  []peer.AddrInfo
 	clientOnly bool
 	auto       bool
@@ -98,6 +100,10 @@ func WithOverlay(g placement.Genesis) Option {
 // WithStore sets where the node keeps its replicas. Default: an empty store in memory. The caller closes the store after the
 // node. One that has BootNonce() replicagroup.Boot, as both of ours have, is noticed by others when it runs in two places. One that has Failed() <-chan struct{} and Err() error, as that of package disk has, stops the node when it fails.
 func WithStore(s replicagroup.Store) Option { return func(c *options) { c.store = s } }
+
+// WithVoterLog sets where the node's voters of protocol sigma record what they have promised, so that the node's next life knows. The
+// caller closes it after the node, and gives the next life the log that follows it. Default: nothing is recorded, and a restart loses it.
+func WithVoterLog(l *voterlog.Log) Option { return func(c *options) { c.voterLog = l } }
 
 // withClosing has Close call f, the last of all.
 func withClosing(f func() error) Option { return func(c *options) { c.closing = f } }
@@ -196,7 +202,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	n.objects = coherence.NewService(overlay)
 	var voters replicagroup.VoterService
 	if c.genesis.Sigma {
-		n.sigma = n.newSigma()
+		n.sigma = n.newSigma(c.voterLog)
 		voters = n.sigma.voters
 	}
 	n.groups, err = replicagroup.New(replicagroup.Config{
@@ -220,7 +226,12 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 			n.groups.Distrusted(a.Peer, a.Store)
 		}
 	})
-	n.failing, _ = c.store.(failing)
+	if f, ok := c.store.(failing); ok {
+		n.failing = append(n.failing, f)
+	}
+	if c.voterLog != nil {
+		n.failing = append(n.failing, c.voterLog)
+	}
 	n.closing = c.closing
 	n.locks = n.NewLocks()
 	n.objects.Start(n.groups, n.genesis)
@@ -264,8 +275,8 @@ func (n *Node) Start(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	if n.failing != nil {
-		n.watching.Go(n.watchStore)
+	for _, f := range n.failing {
+		n.watching.Go(func() { n.watchStore(f) })
 	}
 	if err := n.strangers.start(); err != nil {
 		return err
@@ -324,11 +335,11 @@ func (n *Node) Close() error {
 // either. The node goes on until Close, but takes no new replicas before it is started anew.
 func (n *Node) Leave(ctx context.Context) error { return n.groups.Leave(ctx) }
 
-// watchStore stops the replicas when the store fails while nobody uses it.
-func (n *Node) watchStore() {
+// watchStore stops the replicas when what they are kept in fails while nobody uses it.
+func (n *Node) watchStore(f failing) {
 	select {
-	case <-n.failing.Failed():
-		log.Errorw("the node stops: its store failed", "err", n.failing.Err())
+	case <-f.Failed():
+		log.Errorw("the node stops: its store failed", "err", f.Err())
 		n.groups.Close()
 	case <-n.groups.Done():
 	}
@@ -339,10 +350,15 @@ func (n *Node) Done() <-chan struct{} { return n.groups.Done() }
 
 // Err returns why the node stopped by itself, or nil.
 func (n *Node) Err() error {
-	if err := n.groups.Err(); err != nil || n.failing == nil {
+	if err := n.groups.Err(); err != nil {
 		return err
 	}
-	return n.failing.Err()
+	for _, f := range n.failing {
+		if err := f.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Objects returns the node's part in shared objects: it opens applications.

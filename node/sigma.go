@@ -6,6 +6,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/lockservice"
 	sigmapb "latchkey/lockservice/sigma/pb"
+	"latchkey/lockservice/voterlog"
 )
 
 // sigmaParts are the node's ends of protocol sigma.
@@ -15,10 +16,10 @@ type sigmaParts struct {
 }
 
 // newSigma makes both ends, and has answers that come for the clients given to them.
-func (n *Node) newSigma() *sigmaParts {
+func (n *Node) newSigma(log *voterlog.Log) *sigmaParts {
 	limits := lockservice.LimitsOf(n.genesis.TTLMax, int64(n.genesis.Drift))
 	p := &sigmaParts{
-		voters: lockservice.NewSigmaVoters(lockservice.SigmaVotersConfig{Limits: limits}),
+		voters: lockservice.NewSigmaVoters(lockservice.SigmaVotersConfig{Limits: limits, Log: log}),
 		clients: lockservice.NewSigma(lockservice.SigmaConfig{
 			Net: sigmaNet{n}, Depth: n.genesis.Depth, Limits: limits, Clock: n.clock, Self: n.host.ID().String(), PeerName: n.peerName,
 			Prefixes: n.prefixes,

@@ -25,6 +25,7 @@ import (
 
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
+	"latchkey/lockservice/voterlog"
 	"latchkey/node"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/disk"
@@ -82,9 +83,9 @@ type Options struct {
 	LeaseReads bool
 	// OwnGroups allows keys to have groups of their own (placement.Genesis); not with placement.Leased.
 	OwnGroups bool
-	// Sigma has voters keep locks by protocol sigma (placement.Genesis).
-	Sigma bool
-	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed, Depth, Regenesis, LeaseReads, OwnGroups and Sigma,
+	// NoSigma has no locks kept by protocol sigma (placement.Genesis).
+	NoSigma bool
+	// State, when set, is a testnet to take up where it was dumped: it says how many peers there are, F, Seed, Depth, Regenesis, LeaseReads, OwnGroups and NoSigma,
 	// which are not to be set. Peers that were down stay down. Of partitions, latency and pauses it says nothing: there are none. [ErrMode] is
 	// matched when it is of the other mode, [ErrRunning] while the testnet that it was made of still runs.
 	State *State
@@ -116,7 +117,7 @@ func (o Options) Validate() error {
 // withDefaults fills in what is not set, and says what cannot be.
 func (o Options) withDefaults() (Options, error) {
 	if o.State != nil {
-		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 || o.Regenesis != 0 || o.LeaseReads || o.OwnGroups || o.Sigma {
+		if o.N != 0 || o.F != 0 || o.Seed != 0 || o.Depth != 0 || o.Regenesis != 0 || o.LeaseReads || o.OwnGroups || o.NoSigma {
 			return o, fmt.Errorf("%w: peers, f, seed, depth, regenesis, reads and own groups of a state are what they were", ErrOptions)
 		}
 		if o.StoreDir != "" {
@@ -258,7 +259,7 @@ func (n *Network) newSlot(i int) (*slot, error) {
 
 // slotAt makes the place of peer i at a port.
 func (n *Network) slotAt(i, port int) (*slot, error) {
-	s := &slot{index: i, key: identity(n.opts.Seed, i), port: port, store: replicagroup.NewMemoryStore()}
+	s := &slot{index: i, key: identity(n.opts.Seed, i), port: port, store: replicagroup.NewMemoryStore(), voters: voterlog.NewMemory()}
 	var err error
 	if s.id, err = peer.IDFromPrivateKey(s.key); err != nil {
 		return nil, fmt.Errorf("testnet: identity of peer %d: %w", i, err)
@@ -276,7 +277,7 @@ func newGenesis(o Options, founders []placement.Host) placement.Genesis {
 	g := placement.Defaults()
 	g.Name, g.Founders = "testnet", founders
 	g.F, g.Depth, g.TTLMax, g.DeadAfter = o.F, o.Depth, TTLMax, 0
-	g.Regenesis, g.LeaseReads, g.OwnGroups, g.Sigma, g.Lease = o.Regenesis, o.LeaseReads, o.OwnGroups, o.Sigma, Lease
+	g.Regenesis, g.LeaseReads, g.OwnGroups, g.Sigma, g.Lease = o.Regenesis, o.LeaseReads, o.OwnGroups, !o.NoSigma, Lease
 	g.RootKey = secret(o.Seed, "root").Public().(ed25519.PublicKey)
 	rand.Read(g.Nonce[:])
 	return g
@@ -348,7 +349,7 @@ func (n *Network) bear(ctx context.Context, s *slot, knows ...*slot) error {
 	if err != nil {
 		return fmt.Errorf("testnet: peer %d: %w", s.index, err)
 	}
-	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(store), node.WithPlanTimes(placement.TestnetPlanTimes())}
+	opts := []node.Option{node.WithOverlay(n.genesis), node.WithStore(store), node.WithVoterLog(s.voters), node.WithPlanTimes(placement.TestnetPlanTimes())}
 	for _, k := range knows {
 		if k != s {
 			opts = append(opts, node.WithBootstrap(peer.AddrInfo{ID: k.id, Addrs: []ma.Multiaddr{k.addr}}))

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 
+	"latchkey/lockservice/voterlog"
 	"latchkey/node"
 	"latchkey/node/api"
 	"latchkey/replicagroup"
@@ -77,8 +78,9 @@ type slot struct {
 	// turn is held through a start and an end. It guards the stores.
 	turn     sync.Mutex
 	store    *replicagroup.MemoryStore
-	storeDir string // of the store on disk that there is in its place; empty: there is none
-	onDisk   *lent  // that store while a life has it
+	voters   *voterlog.Log // in memory, beside whichever store
+	storeDir string        // of the store on disk that there is in its place; empty: there is none
+	onDisk   *lent         // that store while a life has it
 
 	mu   sync.Mutex
 	wire *wire.Wire // of the life that is, or begins; nil while down
@@ -101,6 +103,7 @@ func (s *slot) open(g placement.Genesis) (replicagroup.Store, error) {
 
 // shut takes the store away from the life that had it: whatever that does from now on leaves no trace. Called in turn.
 func (s *slot) shut() error {
+	s.voters = s.voters.Detach()
 	if s.storeDir == "" {
 		s.store = s.store.Detach()
 		return nil

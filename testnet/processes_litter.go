@@ -46,7 +46,7 @@ var ErrForeign = errors.New("testnet: directory holds what is not a testnet's")
 func peerFile(name string) bool {
 	for _, own := range []string{
 		apiSocketFile, wireSocketFile, logFile,
-		"identity.key", "genesis", "root.key", "reseed", "reseed.state", "swarm.key", "config.yaml", "config.draft.yaml", "peers.json", "daemon.lock", "unfinished",
+		"identity.key", "genesis", "root.key", "reseed", "reseed.state", "swarm.key", "config.yaml", "config.draft.yaml", "peers.json", "voters", "daemon.lock", "unfinished",
 	} {
 		rest, ok := strings.CutPrefix(strings.TrimPrefix(name, "."), own)
 		if ok && (rest == "" || rest[0] == '.' || rest[0] == '-') {

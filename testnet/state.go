@@ -102,7 +102,7 @@ func (m *manifest) check() error {
 // options returns what of a testnet's options its state says.
 func (m *manifest) options(o Options) Options {
 	o.N, o.F, o.Seed, o.Depth = len(m.Peers), m.genesis.F, m.Seed, m.genesis.Depth
-	o.Regenesis, o.LeaseReads, o.OwnGroups, o.Sigma = m.genesis.Regenesis, m.genesis.LeaseReads, m.genesis.OwnGroups, m.genesis.Sigma
+	o.Regenesis, o.LeaseReads, o.OwnGroups, o.NoSigma = m.genesis.Regenesis, m.genesis.LeaseReads, m.genesis.OwnGroups, !m.genesis.Sigma
 	return o
 }
 

@@ -95,11 +95,11 @@ func benchLockVerb(a *app) *cobra.Command {
 		Short: "acquire and release of a free lock",
 		Long: `lock takes a free lock and gives it back through a peer that is not in the lock's group, one time after the other.
 
-With --protocol sigma the raw round trip is an echo to the same voters, on the same streams, awaited from a majority. It also measures
+With protocol sigma, the default, the raw round trip is an echo to the same voters, on the same streams, awaited from a majority. It also measures
 many clients with a lock each, 2 to 256 clients that contend for one, and what becomes of free locks while the leader of their
 group is killed.`,
-		Example: `  latchkey bench lock --protocol group -o json
-  latchkey bench lock --protocol sigma -o json`,
+		Example: `  latchkey bench lock -o json
+  latchkey bench lock --protocol group -o json`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			switch protocol {
@@ -112,7 +112,7 @@ group is killed.`,
 		},
 	}
 	benchFlags(c, &o)
-	c.Flags().StringVar(&protocol, "protocol", "group", "how the lock is kept: group or sigma")
+	c.Flags().StringVar(&protocol, "protocol", "sigma", "how the lock is kept: group or sigma")
 	return c
 }
 

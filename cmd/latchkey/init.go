@@ -19,6 +19,7 @@ func initVerb(a *app) *cobra.Command {
 	var o node.InitOptions
 	var f int
 	var regenesis, reads string
+	var sigma bool
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "make a peer and a new overlay in --path",
@@ -48,9 +49,10 @@ everybody who has not got it, before any protocol is spoken. It works over TCP a
 lost and revived grants no lock for the overlay's lease time (two minutes), not one, since such a group may have survived it. It
 does not go together with regenesis lease.
 
---sigma has, for good, the voters of a group keep the locks that one holds at a time, without its log (protocol sigma): a free lock costs
-one round trip to a majority, and nobody waits for a leader that has died. Its price: nothing is written, so when most voters of a
-group restart at the same time its locks are lost, and it grants none until every lease would be over, 18 s to 72 s.
+The voters of a group keep the locks that one holds at a time, without its log (protocol sigma): a free lock costs one round trip to a
+majority, and nobody waits for a leader that has died. Such locks outlive restarts and crashes of all daemons. A power cut of most
+machines of a group at the same moment ends them: tokens still rise, and the group grants none until every lease would be over, 18 s to
+72 s. --sigma=false has, for good, every lock kept in the log of its group, which is on the disk before a lock is granted.
 
 The root of the overlay is in the directory "store" in --path when init is done: nobody but this peer has
 it, so it must not be lost. Nor must root.key, of which a copy should be kept elsewhere: it is the overlay's root key, which
@@ -73,6 +75,7 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 				}
 				o.Regenesis = &r
 			}
+			o.NoSigma = !sigma
 			var err error
 			if o.LeaseReads, err = placement.ParseReads(reads); err != nil {
 				return usagef("init: --reads %s: want %s or %s", reads, placement.ReadsQuorum, placement.ReadsLease)
@@ -89,7 +92,7 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 	c.Flags().StringVar(&regenesis, "regenesis", "", "manual or lease: how a group that has lost most of its members for good comes back (default manual; lease if public)")
 	c.Flags().BoolVar(&o.OwnGroups, "own-groups", false, "allow to give a lock a replica group of its own")
 	c.Flags().StringVar(&reads, "reads", placement.ReadsQuorum, "quorum or lease: how leaders make sure that what they read is the newest")
-	c.Flags().BoolVar(&o.Sigma, "sigma", false, "have the voters of a group keep locks without its log")
+	c.Flags().BoolVar(&sigma, "sigma", true, "have the voters of a group keep locks without its log")
 	return c
 }
 

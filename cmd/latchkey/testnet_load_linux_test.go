@@ -106,7 +106,7 @@ func (l *workload) turn(daemon *api.Client) error {
 	defer cancel()
 	a := acked{name: fmt.Sprint("load ", l.names.Add(1)), call: time.Now()}
 	a.group = groupOf(a.name)
-	h, err := daemon.Locks().Lock(ctx, a.name, lockservice.WithTTL(2*time.Second))
+	h, err := daemon.Locks().Lock(ctx, a.name, lockservice.WithTTL(2*time.Second), lockservice.WithProtocol(lockservice.ProtocolGroup))
 	if err != nil {
 		return err
 	}

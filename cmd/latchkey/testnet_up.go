@@ -28,6 +28,7 @@ type upOptions struct {
 func testnetUpVerb(a *app, dir *string) *cobra.Command {
 	o := upOptions{}
 	mode, regenesis, reads := "", "", ""
+	var sigma bool
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "run a testnet in the foreground, until Ctrl-C",
@@ -61,6 +62,7 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 			if c.Flags().Changed("depth") && o.Depth <= 0 {
 				return usagef("testnet up: --depth %d: it must be positive", o.Depth)
 			}
+			o.NoSigma = !sigma
 			var err error
 			if o.Regenesis, err = placement.ParseRegenesis(regenesis); err != nil {
 				return usagef("testnet up: --regenesis %s: want manual or lease", regenesis)
@@ -88,7 +90,7 @@ even when all of them were killed at once. On Linux the peers die with "up", how
 	c.Flags().StringVar(&regenesis, "regenesis", placement.Manual.String(), fmt.Sprintf("manual or lease: how a lost group comes back (see latchkey init --help); a lease lasts %v here", testnet.Lease))
 	c.Flags().StringVar(&reads, "reads", placement.ReadsQuorum, "quorum or lease: how leaders make sure that what they read is the newest (see latchkey init --help)")
 	c.Flags().BoolVar(&o.OwnGroups, "own-groups", false, "allow to give a lock a replica group of its own (see latchkey group own --help)")
-	c.Flags().BoolVar(&o.Sigma, "sigma", false, "have the voters of a group keep locks without its log (see latchkey init --help)")
+	c.Flags().BoolVar(&sigma, "sigma", true, "have the voters of a group keep locks without its log (see latchkey init --help)")
 	c.Flags().StringVar(&o.state, "state", "", "take up the testnet in a file of \"testnet state dump\"")
 	c.Flags().StringVar(&mode, "mode", string(testnet.ModeInProcess), "inproc: all peers in this process; process: each in its own")
 	c.Flags().DurationVar(&o.Latency, "latency", 0, fmt.Sprintf("delay between two peers, each way, at most %v", testnet.LatencyMax))

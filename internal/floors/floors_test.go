@@ -65,6 +65,7 @@ var packages = map[string]int{
 	"dht/pb":               tools,
 	"replicagroup/pb":      tools,
 	"lockservice/pb":       tools,
+	"lockservice/voterlog": tools,
 	"lockservice/sigma/pb": overlay, // above internal/protofield; it imports nothing of the overlay
 
 	"dht":                   overlay,

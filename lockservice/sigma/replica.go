@@ -207,6 +207,9 @@ func (r *Replica) Rest() (rest Rest, ok bool) {
 // Settled reports whether the present view grants here, or will when an embargo ends.
 func (r *Replica) Settled() bool { return r.settled && !r.booting }
 
+// Embargoed reports whether it waits for leases that it may have forgotten (S8).
+func (r *Replica) Embargoed() bool { return r.booting || r.now < r.embargo }
+
 // Granting reports whether it grants, as of the last event.
 func (r *Replica) Granting() bool { return r.granting() }
 

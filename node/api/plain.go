@@ -23,4 +23,4 @@ func Plain(text string) string {
 var packages = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|: |; |\n)(?:(?:` +
 	`access|api|appmanager|automaton|cachedcopy|chunk|chunks|coherence|detector|dht|disk|driver|` +
 	`durablefile|filelock|hold|httpguard|invariant|keyspace|lockservice|manager|node|order|` +
-	`placement|protocol|protofield|quorum|raft|replicagroup|session|sigma|sim|simworld|sqlguard|table|transfer|twins|wire): )+`)
+	`placement|protocol|protofield|quorum|raft|replicagroup|session|sigma|sim|simworld|sqlguard|table|transfer|twins|voterlog|wire): )+`)

@@ -183,7 +183,7 @@ type subject struct {
 
 // run measures what make makes on a fresh testnet.
 func run(ctx context.Context, o Options, prepare func(int, *node.Node), make func(context.Context, *testnet.Network) (*subject, error)) (_ *Result, err error) {
-	n, err := upWithin(ctx, testnet.Options{N: o.N, Prepare: prepare, Progress: o.Progress})
+	n, err := upWithin(ctx, testnet.Options{N: o.N, NoSigma: true, Prepare: prepare, Progress: o.Progress})
 	if err != nil {
 		return nil, err
 	}

@@ -93,7 +93,7 @@ func LockSigma(ctx context.Context, o Options) (_ *SigmaResult, err error) {
 			}
 		})
 	}
-	n, err := upWithin(ctx, testnet.Options{N: o.N, Sigma: true, Prepare: prepare, Progress: o.Progress})
+	n, err := upWithin(ctx, testnet.Options{N: o.N, Prepare: prepare, Progress: o.Progress})
 	if err != nil {
 		return nil, err
 	}

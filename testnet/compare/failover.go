@@ -99,7 +99,7 @@ type latchkeyCluster struct {
 
 func newLatchkeyCluster(ctx context.Context, program, dir string, protocol lockservice.Protocol) (*latchkeyCluster, error) {
 	n, err := testnet.UpProcesses(ctx, testnet.ProcessOptions{
-		Options: testnet.Options{N: voters + 1, F: voters / 2, Dir: dir, Sigma: true}, Program: program,
+		Options: testnet.Options{N: voters + 1, F: voters / 2, Dir: dir}, Program: program,
 	})
 	if err != nil {
 		return nil, err

@@ -44,7 +44,7 @@ type latchkeySystem struct {
 }
 
 func newLatchkey(ctx context.Context, dir string, sync bool) (_ *latchkeySystem, err error) {
-	o := testnet.Options{N: voters + 1, F: voters / 2, Sigma: true}
+	o := testnet.Options{N: voters + 1, F: voters / 2}
 	if sync {
 		o.StoreDir = filepath.Join(dir, "latchkey")
 	}
