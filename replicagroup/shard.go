@@ -169,15 +169,18 @@ func (s *shard) run() error {
 			s.wakes = next
 		}
 		s.turns.Unlock()
-		expired := false
+		asked, expired := false, false
 		select {
 		case <-s.box.Wake():
 		case <-s.asides.Wake():
-			s.answer()
+			asked = true
 		case <-wake.C:
 			expired = true
 		}
 		s.turns.Lock()
+		if asked { // not before: somebody else may be handling a message
+			s.answer()
+		}
 		if expired {
 			s.wakes = automaton.Never // set it again even if it was early: it goes by another clock than ours
 		}

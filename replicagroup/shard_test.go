@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -223,5 +224,29 @@ func TestAQuestionForTheStateIsAnsweredWithinATurn(t *testing.T) {
 	}
 	if all := <-answer; len(all) != 3 {
 		t.Errorf("%d of 3 replicas", len(all))
+	}
+}
+
+// While a message to a voter is handled on the goroutine that has read it, nobody else looks at the replicas.
+func TestAQuestionForTheStateWaitsForAMessageThatIsHandled(t *testing.T) {
+	s, _ := newSleepers(3, false)
+	ended := make(chan error, 1)
+	go func() { ended <- s.run() }()
+	s.turns.Lock() // as handleNow does: free only while run waits
+	answer := make(chan []ReplicaStatus, 1)
+	s.asides.Put(statusEvent{answer})
+	for range 10_000 { // long enough for run to have answered too early, most of the time
+		runtime.Gosched()
+		if len(answer) > 0 {
+			t.Fatal("the question was answered meanwhile")
+		}
+	}
+	s.turns.Unlock()
+	if all := <-answer; len(all) != 3 {
+		t.Errorf("%d of 3 replicas", len(all))
+	}
+	s.box.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
