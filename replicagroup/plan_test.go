@@ -537,15 +537,15 @@ func TestTheParentAndTheNeighboursHearOfANewView(t *testing.T) {
 			t.Fatalf("the parent knows view %d, %v", d.View.Num, err)
 		}
 	}
-	// A stranger is not believed.
-	d, _ := w.peers[0].groups.locator.cached(prefix)
-	lie := d
+	// A stranger is not believed: one that declines replicas, since any other may become a member, of a group that is about to lose one.
+	var others []peer.AddrInfo
+	for _, o := range w.peers {
+		others = append(others, peer.AddrInfo{ID: o.host.ID(), Addrs: o.host.Addrs()})
+	}
+	to, stranger := w.peers[0], w.add(t)
+	w.startWith(t, stranger, others, func(c *Config) { c.Declines = true })
+	lie, _ := to.groups.locator.cached(prefix)
 	lie.View.Num += 10
-	stranger := w.others()[slices.IndexFunc(w.peers, func(p *testPeer) bool {
-		_, member := d.View.MemberAt(p.overlay.Node())
-		return !member
-	})]
-	to := w.peers[slices.IndexFunc(w.peers, func(p *testPeer) bool { return p != stranger })]
 	msg := marshal(&pb.DescriptorPush{Descriptor_: encodeDescriptor(lie)})
 	if err := stranger.overlay.Send(to.host.ID(), keyspace.Key{}, serviceDescriptor, msg); err != nil {
 		t.Fatal(err)
