@@ -28,7 +28,8 @@ func (o *Overlay) Watch(p peer.ID, active bool) {
 	}
 }
 
-// Unwatch ends a watch. Whether the peer was suspected is forgotten, and nobody is told. It does not block.
+// Unwatch ends a watch. Whether the peer was suspected is forgotten, and nobody is told; calls to one that was are refused for a second
+// more, unless something comes from it. It does not block.
 func (o *Overlay) Unwatch(p peer.ID) { o.beats.box.Put(detector.Unwatch{Peer: detector.Peer(p)}) }
 
 // OnSuspect registers a function that is told when a watched peer is suspected of having stopped, and when it is trusted again. A
@@ -56,6 +57,7 @@ type heartbeats struct {
 	heard  func(p peer.ID) bool // since it was asked last
 	change func(p peer.ID, suspected bool, silence time.Duration)
 	alarm  func(p peer.ID)
+	ended  func(p peer.ID) // the watch of it
 	box    *driver.Mailbox[detector.Event]
 
 	core    detector.Detector
@@ -71,7 +73,7 @@ func newHeartbeats(o *Overlay) *heartbeats {
 	}
 	return &heartbeats{
 		now: clock.Now, nonce: nonce, boot: o.own,
-		send: o.sendHeartbeat, heard: o.heard, change: o.suspect, alarm: func(p peer.ID) { o.alarm(Alarm{Peer: p}) },
+		send: o.sendHeartbeat, heard: o.heard, change: o.suspect, alarm: func(p peer.ID) { o.alarm(Alarm{Peer: p}) }, ended: o.unsuspect,
 		box: driver.NewMailbox[detector.Event](heartbeatsMax), watched: make(map[peer.ID]struct{}),
 	}
 }
@@ -119,6 +121,7 @@ func (b *heartbeats) step(ev detector.Event) {
 		b.watched[peer.ID(ev.Peer)] = struct{}{}
 	case detector.Unwatch:
 		delete(b.watched, peer.ID(ev.Peer))
+		b.ended(peer.ID(ev.Peer))
 	case detector.Lost:
 		b.heard(peer.ID(ev.Peer)) // whatever it was, it is older
 	}
@@ -186,16 +189,33 @@ func (o *Overlay) suspect(p peer.ID, suspected bool, silence time.Duration) {
 	switch {
 	case l == nil:
 	case !suspected:
-		l.silent.Store(false)
+		l.silent.Store(0)
 	case silence > 0: // with a lost connection its calls have failed, and a new one may be had
 		l.giveUp()
+	}
+}
+
+// unsuspect has calls go to a peer again before long that is not watched any more: nobody asks whether it is back, and it may have nothing
+// to say unless it is called.
+func (o *Overlay) unsuspect(p peer.ID) {
+	o.linksMu.RLock()
+	l := o.links[p]
+	o.linksMu.RUnlock()
+	if l != nil {
+		l.silent.CompareAndSwap(int64(automaton.Never), int64(o.beats.now().Add(silentFor)))
 	}
 }
 
 // giveUp fails the calls that await an answer, and those to come while the peer's streams live and it stays silent.
 func (l *link) giveUp() {
 	l.mu.Lock()
-	l.silent.Store(l.streams > 0)
+	l.silent.Store(0)
+	if l.streams > 0 {
+		l.silent.Store(int64(automaton.Never))
+	}
+	if l.heard.Load() { // something has come since the detector looked, and what comes next will not be noted before it looks again
+		l.silent.Store(0)
+	}
 	var calls []*call
 	for _, c := range l.calls {
 		calls = append(calls, c)

@@ -58,6 +58,7 @@ func newBench(t *testing.T, names ...peer.ID) *bench {
 	})
 	for i, me := range names {
 		b := &heartbeats{
+			ended: func(peer.ID) {},
 			now: func() automaton.Instant {
 				return automaton.Instant(time.Since(w.start) + time.Duration(w.ahead.Load()))
 			},
@@ -357,6 +358,32 @@ func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T)
 		t.Error("too late")
 	}
 	a.Unwatch(b.Self())
+}
+
+// A suspicion that nobody takes back keeps calls from a peer for a moment, and not for ever: not when a frame comes between the detector's
+// look and the suspicion, after which no further one is noted, and not when the watch ends. A client that called another peer, and so
+// ended its watch of this one, had no answer from it again.
+func TestASuspicionDoesNotOutliveItsWatch(t *testing.T) {
+	a, b := pair(t, nil)
+	ctx := within(t)
+	call := func() error {
+		_, err := a.Call(ctx, b.Self(), keyspace.Key{}, "echo", []byte("hello"))
+		return err
+	}
+	if err := call(); err != nil { // its answer has come since the detector looked
+		t.Fatal(err)
+	}
+	a.suspect(b.Self(), true, time.Second)
+	if err := call(); err != nil {
+		t.Errorf("a call to a peer that has just been heard: %v", err)
+	}
+	a.heard(b.Self())
+	a.suspect(b.Self(), true, time.Second)
+	if err := call(); !errors.Is(err, ErrSuspected) {
+		t.Errorf("a call to a suspected peer: %v", err)
+	}
+	a.Unwatch(b.Self())
+	eventually(t, "a call gets through", func() bool { return call() == nil })
 }
 
 func TestABadHeartbeatResetsTheStream(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"latchkey/dht/pb"
+	"latchkey/internal/automaton"
 )
 
 // errGone says that a link was forgotten between finding and using it.
@@ -37,7 +38,7 @@ type link struct {
 	servingBytes atomic.Int64 // of the requests in service
 	owed         atomic.Int64 // nanoseconds for which its streams are still not to be read, as requests were refused
 	heard        atomic.Bool  // a frame has come since the failure detector looked
-	silent       atomic.Bool  // suspected because none came; calls are refused
+	silent       atomic.Int64 // until when calls are refused, on the detector's clock, as it was suspected because none came; 0: they are not
 	asking       atomic.Bool  // whether a former start of the peer is still there
 
 	// mu guards the fields below and all of the lanes. It is taken after linksMu and before life.
@@ -243,7 +244,7 @@ func (l *link) admitLocked(it *item, c *call) error {
 		messagesMax, bytesMax = messagesMax+requestsMax, 2*bytesMax
 	}
 	switch {
-	case c != nil && l.silent.Load():
+	case c != nil && l.refuses():
 		return fmt.Errorf("%w: %s", ErrSuspected, l.peer)
 	case ln.messages >= messagesMax, ln.bytes+len(it.payload)+itemOverheadMax > bytesMax:
 		return fmt.Errorf("%w: %s, %v: %d messages, %d bytes", ErrOutboxFull, l.peer, class, ln.messages, ln.bytes)
@@ -251,6 +252,12 @@ func (l *link) admitLocked(it *item, c *call) error {
 		return fmt.Errorf("%w: %s: %d calls await an answer", ErrOutboxFull, l.peer, len(l.calls))
 	}
 	return nil
+}
+
+// refuses reports whether calls to the peer are refused because it fell silent.
+func (l *link) refuses() bool {
+	until := l.silent.Load()
+	return until != 0 && l.o.beats.now() < automaton.Instant(until)
 }
 
 // append adds it to the last control frame, or to a new one if it does not fit.
@@ -532,7 +539,7 @@ func (l *link) loseLocked() (lost []*stream, calls []*call) {
 		l.o.host.ConnManager().Unprotect(l.peer, l.o.connTag)
 	}
 	l.streams = 0
-	l.silent.Store(false)
+	l.silent.Store(0)
 	for _, c := range l.calls {
 		calls = append(calls, c)
 	}

@@ -96,6 +96,8 @@ const (
 
 	// writeStallMax is how long one write may wait for a peer that does not read before the stream is given up.
 	writeStallMax = 15 * time.Second
+	// silentFor is how long calls to a peer are refused after the end of a watch that suspected it.
+	silentFor = time.Second
 
 	// CallTimeoutDefault is the timeout of [Overlay.Go] when none is given.
 	CallTimeoutDefault = 10 * time.Second

@@ -278,7 +278,7 @@ func (s *stream) readAll() error {
 		}
 		if heard := &s.link.heard; !heard.Load() { // writing it each time would cost more
 			heard.Store(true)
-			s.link.silent.Store(false)
+			s.link.silent.Store(0)
 		}
 		o.count.framesReceived.Add(1)
 		o.count.bytesReceived.Add(uint64(len(buf)))
