@@ -482,17 +482,28 @@ func TestAnOwnGroupOutlivesItsPrefixsGroup(t *testing.T) {
 	own := w.give(t, ctx, w.peers[0])
 	user := w.spared(t, own, w.prefix)
 	c := user.groups.NewClient()
-	if _, err := c.Do(ctx, w.name.Key(), "tally", more(string(w.name), 5)); err != nil {
-		t.Fatal(err)
+	// Of a command that a busy machine does not answer in time nobody may know the outcome, once the prefix's group is lost and with it the
+	// sessions that it had.
+	sure, maybe := uint64(0), uint64(0)
+	add := func(n uint64, otherwise string) {
+		t.Helper()
+		got, err := c.Do(ctx, w.name.Key(), "tally", more(string(w.name), n))
+		for errors.Is(err, ErrOutcomeUnknown) && ctx.Err() == nil {
+			maybe += n
+			got, err = c.Do(ctx, w.name.Key(), "tally", more(string(w.name), n))
+		}
+		sure += n
+		if sum := sumOf(t, got, err); sum < sure || sum > sure+maybe {
+			t.Errorf("%s: the sum is %d, of %d for certain and at most %d more", otherwise, sum, sure, maybe)
+		}
 	}
+	add(5, "the own group does not begin")
 	for _, p := range w.peers { // its members may be members of the own group too, so they lose that replica alone
 		if _, member := w.prefix.View.MemberAt(dht.NodeIDOf(p.host.ID())); member {
 			p.touch(w.prefix.Group, func(r *replica) { r.halt("lost by the test") })
 		}
 	}
-	if got, err := c.Do(ctx, w.name.Key(), "tally", more(string(w.name), 1)); sumOf(t, got, err) != 6 {
-		t.Error("the own group does not go on")
-	}
+	add(1, "the own group does not go on")
 	d, err := user.groups.Revive(ctx, w.prefix.Group.Prefix, 0, true)
 	if err != nil {
 		t.Fatal(err)
@@ -506,13 +517,9 @@ func TestAnOwnGroupOutlivesItsPrefixsGroup(t *testing.T) {
 			t.Fatalf("it was not adopted by %v: %v", d.Group, err)
 		}
 	}
-	if got, err := c.Do(ctx, w.name.Key(), "tally", more(string(w.name), 1)); sumOf(t, got, err) != 7 {
-		t.Error("the own group does not go on")
-	}
+	add(1, "the own group does not go on")
 	w.takeBack(t, ctx, user) // when the quarantine is over
-	if got, err := c.Do(ctx, w.name.Key(), "tally", more(string(w.name), 1)); sumOf(t, got, err) != 8 {
-		t.Error("what the own group knew is lost")
-	}
+	add(1, "what the own group knew is lost")
 }
 
 // In other overlays nothing of this is heard of: no service more, no field more.

@@ -218,8 +218,14 @@ func TestAForcedRevivalEndsALivingGroup(t *testing.T) {
 	forged.Group.Gen = 9
 	lie := encodeCommand(forged.Group, 0, order.Command{Client: order.ClientID{1}, Seq: 1, Service: "count", Data: number(1)})
 	for _, m := range w.group.Peers {
-		if _, err := w.others[0].overlay.Call(ctx, peer.ID(m.ID), keyspace.Key{}, serviceCommand, lie); err != nil {
-			t.Fatal(err)
+		for { // a busy machine may have it suspected for a moment
+			_, err := w.others[0].overlay.Call(ctx, peer.ID(m.ID), keyspace.Key{}, serviceCommand, lie)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, dht.ErrSuspected) || pause(ctx, 10*time.Millisecond) != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	d, err := w.others[0].groups.Revive(ctx, w.group.Group.Prefix, 0, true)
@@ -231,10 +237,15 @@ func TestAForcedRevivalEndsALivingGroup(t *testing.T) {
 			q.untilBuried(t, ctx, w.group.Group)
 		}
 	}
-	// Before that, a member that has not heard of it may take a command, whose outcome nobody learns then.
+	// Before that, a member that has not heard of it may take a command, whose outcome nobody learns then. Nor does anybody learn that of one
+	// that a busy machine does not answer in time, since its session was lost with the old generation.
 	got, err := c.Do(ctx, w.key, "count", number(1))
-	if sum := sumOf(t, got, err); sum != 1 {
-		t.Errorf("sum %d", sum)
+	most := uint64(1)
+	for ; errors.Is(err, ErrOutcomeUnknown) && ctx.Err() == nil; most++ {
+		got, err = c.Do(ctx, w.key, "count", number(1))
+	}
+	if sum := sumOf(t, got, err); sum < 1 || sum > most {
+		t.Errorf("sum %d, at most %d", sum, most)
 	}
 }
 
