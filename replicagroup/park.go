@@ -26,9 +26,10 @@ func (r *replica) state() *session.Table {
 	return r.table
 }
 
-// park puts the machines away, unless a voter or the keys' keeper holds one of them.
+// park puts the machines away, unless a voter, the keys' keeper or the grantor of leases holds one of them: what they hold would not be the
+// replica's any more when it is awake again.
 func (r *replica) park() {
-	if !r.parks || r.table == nil || r.seat != nil || r.ring != nil {
+	if !r.parks || r.table == nil || r.seat != nil || r.ring != nil || r.granting != nil {
 		return
 	}
 	if b := r.table.Snapshot(); len(b) <= parkedBytesMax {

@@ -456,6 +456,12 @@ func TestMachinesArePutAwayInSleep(t *testing.T) {
 	if _, got := r.state().Query("count", keyspace.NodeID{}, nil); !bytes.Equal(got, number(5)) {
 		t.Errorf("it counted to %x", got)
 	}
+	// The root's grantor of leases looks at the directory that it was made with, also when the replica leads after it has slept.
+	r.granting = &granting{replica: r}
+	if nap(); r.table == nil {
+		t.Error("what grants leases looks at machines that were put away")
+	}
+	r.granting = nil
 	for i := range uint64(session.WindowSize) { // results of a session that is used
 		apply(i+2, "count", number(1))
 	}
