@@ -12,12 +12,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	logging "github.com/ipfs/go-log/v2"
 	"github.com/libp2p/go-libp2p/gologshim"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"latchkey/lockservice"
 	"latchkey/node/api"
@@ -129,8 +131,26 @@ interrupted; lock otherwise ends as its command did, and with 126 or 127 where t
 
 // flagError says what to do about a flag that is wrong.
 func flagError(c *cobra.Command, err error) error {
-	if m := noUnit.FindStringSubmatch(err.Error()); m != nil {
-		return fmt.Errorf("%w; write %ss for seconds", err, m[1])
+	var value *pflag.InvalidValueError
+	if errors.As(err, &value) {
+		f, v := value.GetFlag(), value.GetValue()
+		if m := noUnit.FindStringSubmatch(err.Error()); m != nil {
+			return fmt.Errorf("--%s %s: want a duration with its unit; write %ss for seconds", f.Name, v, m[1])
+		}
+		between, want := " ", ""
+		switch f.Value.Type() {
+		case "duration":
+			want = "want a duration, like 30s or 2m"
+		case "bool":
+			between, want = "=", "want true or false" // a word that stands apart is none of its
+		case "int", "uint", "int64", "uint64":
+			if want = "want a whole number"; errors.Is(err, strconv.ErrRange) {
+				want = "the number is too large"
+			}
+		}
+		if want != "" {
+			return fmt.Errorf("--%s%s%s: %s; see %s --help", f.Name, between, v, want, c.CommandPath())
+		}
 	}
 	return fmt.Errorf("%w; see %s --help", err, c.CommandPath())
 }

@@ -41,6 +41,9 @@ interrupted or until its standard input closes.`,
 			if err := f.check(c.Flags().Changed("ttl")); err != nil {
 				return err
 			}
+			if f.protocol == lockservice.ProtocolSigma {
+				return usagef("elect: --protocol sigma: who is elected is kept in the group's log; use auto or group")
+			}
 			return a.lock(c.Context(), name, argv, f)
 		},
 	}

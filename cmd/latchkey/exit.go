@@ -94,6 +94,15 @@ type interruptError struct{ sig syscall.Signal }
 
 func (e *interruptError) Error() string { return "interrupted by signal: " + e.sig.String() }
 
+// interruption returns the cause of ctx where that is an [interruptError], of which every part of what was under way may say that it ended by it,
+// and else err.
+func interruption(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.As(cause, new(*interruptError)) {
+		return cause
+	}
+	return err
+}
+
 // insistAfter is how long after the first signal another one means that the program shall end at once. Those before are the same
 // wish told twice: a terminal, timeout(1) and supervisors may signal both a process and its group.
 const insistAfter = 500 * time.Millisecond

@@ -65,13 +65,19 @@ nobody else gets, and without which an overlay whose root is lost can never be g
 			if c.Flags().Changed("f") {
 				o.F = &f
 			}
-			if c.Flags().Changed("depth") && o.Depth <= 0 {
-				return usagef("init: --depth %d: it must be positive", o.Depth)
+			switch {
+			case c.Flags().Changed("depth") && (o.Depth < placement.DepthMin || o.Depth > placement.DepthMax):
+				return usagef("init: --depth %d: want %d to %d", o.Depth, placement.DepthMin, placement.DepthMax)
+			case o.F != nil && (f < 0 || f > placement.FMax):
+				return usagef("init: --f %d: want 0 to %d", f, placement.FMax)
 			}
 			if c.Flags().Changed("regenesis") {
 				r, err := placement.ParseRegenesis(regenesis)
 				if err != nil {
 					return usagef("init: --regenesis %s: want manual or lease", regenesis)
+				}
+				if o.OwnGroups && r == placement.Leased {
+					return usagef("init: --own-groups does not go together with --regenesis lease; leave one of them out")
 				}
 				o.Regenesis = &r
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -57,19 +58,28 @@ func (a *app) invitation(arg string) (invite.Invite, error) {
 		if isTerminal(os.Stdin) {
 			return a.pasted(os.Stdin)
 		}
-		return invite.Read(os.Stdin)
+		i, err := invite.Read(os.Stdin)
+		if errors.Is(err, invite.ErrNotToken) {
+			return i, noInvitation(err)
+		}
+		return i, err
 	}
 	i, err := invite.Parse(arg)
 	if errors.Is(err, invite.ErrNotToken) {
 		if _, statErr := os.Stat(arg); statErr == nil {
 			return i, usagef("join: %s is a file; to read the invitation in it: latchkey join - < %s", arg, shellWord(arg))
 		}
-		return i, usagef("join: %w", err)
+		return i, noInvitation(err)
 	}
 	if err == nil && i.Private() {
 		fmt.Fprintln(a.err, "latchkey: note: arguments show in the list of processes, and this one is a secret; next time: latchkey join -")
 	}
 	return i, err
+}
+
+// noInvitation is wrong usage, wherever the text came from.
+func noInvitation(err error) error {
+	return usagef("join: %s", strings.TrimPrefix(err.Error(), "invite: "))
 }
 
 func (a *app) join(ctx context.Context, i invite.Invite, o node.JoinOptions) error {

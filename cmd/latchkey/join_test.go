@@ -218,8 +218,8 @@ func TestStrangersAreRefusedByTheirOwnLines(t *testing.T) {
 		}), exitFailure, "another peer answers"},
 		"mistyped":            {string(damaged), exitFailure, "cut off or mistyped"},
 		"cut off":             {token[:len(token)-5], exitFailure, "cut off or mistyped"},
-		"nothing":             {"\n", exitFailure, "there is nothing"},
-		"something else":      {"hello", exitFailure, "not an invitation"},
+		"nothing":             {"\n", exitUsage, "there is nothing"},
+		"something else":      {"hello", exitUsage, "not an invitation"},
 		"of the next version": {"latchkey2" + token[len("latchkey1"):], exitFailure, "newer version"},
 	} {
 		dir := filepath.Join(base, "joiner")
@@ -449,6 +449,19 @@ func TestInvitationsAreTakenOutOfErrors(t *testing.T) {
 	if s := withoutTokens(fmt.Sprintf("a latchkey1.%s b, latchkey1.x", strings.Repeat("Q_-9", 20))); s != "a latchkey1.[invitation] b, latchkey1.x" {
 		t.Error(s)
 	}
+}
+
+func TestWhatIsNoInvitationIsWrongUsageWhereverItIsFrom(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(shortDir(t), "x")
+	for _, p := range []*process{
+		command(t, nil, "--path", dir, "join", "-"), // with the null device as its input, which is no terminal
+		command(t, nil, "--path", dir, "join", "frobnicate"),
+	} {
+		p.start().wait()
+		expect(t, p, exitUsage, "latchkey: join: not an invitation")
+	}
+	expect(t, fed(t, dir, "frobnicate", "join", "-"), exitUsage, "latchkey: join: not an invitation")
 }
 
 func TestAFileThatHoldsAnInvitationIsReadByTheShell(t *testing.T) {

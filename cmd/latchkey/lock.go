@@ -178,8 +178,8 @@ func (f *lockFlags) check(ttlSet bool) error {
 	if f.protocol, err = lockservice.ParseProtocol(f.byName); err != nil {
 		return usagef("lock: --protocol %s: %s", f.byName, protocolHint(f.byName))
 	}
-	if f.protocol == lockservice.ProtocolSigma && (f.shared || f.permitSet || f.value != "") {
-		return usagef("lock: --protocol sigma: only one holds such a lock, and without a value; use auto or group")
+	if f.protocol == lockservice.ProtocolSigma && (f.shared || f.permitSet) {
+		return usagef("lock: --protocol sigma: only one holds such a lock; use auto or group")
 	}
 	f.try = f.try || f.waitSet && f.wait == 0
 	return nil

@@ -90,5 +90,5 @@ func anys[T any](s []T) []any {
 // isTerminal reports whether a person may be reading f.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && !isNull(f)
 }

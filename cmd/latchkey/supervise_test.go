@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"syscall"
 	"testing"
 	"time"
@@ -68,5 +69,19 @@ func TestWorkThatOutlivesItsBrokenLockIsKilledAtOnce(t *testing.T) {
 	lost := supervise(broken{ctx}, w, nil, func(error) {})
 	if took := time.Since(start); !errors.Is(lost, lockservice.ErrNotHeld) || !w.asked || took > 20*time.Second {
 		t.Errorf("lost by %v, asked to end %v, dead after %v", lost, w.asked, took)
+	}
+}
+
+func TestAnInterruptionIsToldOnceWhateverItEnded(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	broke := errors.New("it broke")
+	if err := interruption(ctx, broke); err != broke {
+		t.Errorf("without one: %v", err)
+	}
+	cause := &interruptError{syscall.SIGTERM}
+	cancel(cause)
+	if err := interruption(ctx, errors.Join(fmt.Errorf("peer 1: %w", cause), fmt.Errorf("peer 2: %w", cause))); err != cause {
+		t.Errorf("with one: %v", err)
 	}
 }

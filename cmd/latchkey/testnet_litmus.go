@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -78,6 +80,9 @@ daemon and no running testnet, and touches neither.`,
 			default:
 				planted = memory.Mistakes[i : i+1]
 			}
+			if o.N < 2 {
+				return usagef("testnet litmus: -n %d: give at least 2 peers", o.N)
+			}
 			if o.Runs < 1 || o.Runs > memory.RunsMax {
 				return usagef("testnet litmus: --runs %d: give 1 to %d", o.Runs, memory.RunsMax)
 			}
@@ -98,7 +103,7 @@ daemon and no running testnet, and touches neither.`,
 			if sabotage == "" {
 				r, err := memory.Run(ctx, o)
 				if report.Shapes = r; r == nil {
-					return litmusFailure(err)
+					return litmusFailure(ctx, err)
 				}
 				failures = err
 			}
@@ -107,7 +112,7 @@ daemon and no running testnet, and touches neither.`,
 				o.Mistake = &planted[i]
 				r, err := memory.Run(ctx, o)
 				if r == nil {
-					return litmusFailure(err)
+					return litmusFailure(ctx, err)
 				}
 				report.Mistakes = append(report.Mistakes, r)
 				failures = errors.Join(failures, err)
@@ -128,17 +133,20 @@ daemon and no running testnet, and touches neither.`,
 	return c
 }
 
-func litmusFailure(err error) error {
+func litmusFailure(ctx context.Context, err error) error {
 	if errors.Is(err, testnet.ErrOptions) {
 		return usagef("testnet litmus: %w", err)
 	}
-	return err
+	return interruption(ctx, err)
 }
 
 func readLitmus(name string) ([]*litmus.Program, error) {
 	f, err := os.Open(name)
-	if err != nil {
-		return nil, usagef("testnet litmus: %w", err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, usagef("testnet litmus: there is no such file as %s", name)
+	case err != nil:
+		return nil, usagef("testnet litmus: cannot read the programs: %w", err)
 	}
 	defer f.Close()
 	programs, err := litmus.Decode(f)

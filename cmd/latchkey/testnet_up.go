@@ -127,7 +127,7 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 		if o.Progress != nil {
 			fmt.Fprint(a.err, clearLine)
 		}
-		return err
+		return interruption(ctx, err)
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
 	control.Serve(t)
