@@ -46,7 +46,7 @@ func lockVerb(a *app) *cobra.Command {
 CMD runs without a shell, in a process group of its own, with this terminal, and finds in its environment
   LATCHKEY_LOCK    the name
   LATCHKEY_FENCE   the fencing token: a number that rises with every grant of this lock
-  LATCHKEY_HOLDER  who holds it, as "lock info" shows it
+  LATCHKEY_HOLDER  who holds it, as "lock info" shows it until the name goes from protocol sigma to group (see below)
   LATCHKEY_API     the daemon's socket
 INT, TERM, HUP and QUIT are passed on to it, and lock ends with its exit code (128+n after signal n; 127 when
 there is no such command, 126 when it cannot be run). The lock is released when its whole process group
@@ -54,7 +54,8 @@ has ended, so a command left in the background keeps it. Ctrl-Z does not suspend
 
 The lease is renewed in the background. When it may be lost, CMD's process group gets TERM a third of the TTL
 before the lease ends, KILL a tenth of the TTL before, and lock ends with 76; where the lock was taken away
-("lock release --force"), both at once, with a tenth of a second between. If lock itself is killed, the lease
+("lock release --force"), both at once, with a tenth of a second between. When the daemon is restarted
+the lock stays held, by nobody, until its lease is over, and CMD is stopped at the next renewal. If lock itself is killed, the lease
 runs out after at most the TTL. On Linux CMD is then killed at once, though not what CMD has started; elsewhere
 CMD lives on, and a resource that checks the token is safe from it. On Windows, CMD and all it started end
 together, and TERM is a Ctrl-Break. If lock itself is frozen (SIGSTOP), it cannot stop CMD, and somebody else may
@@ -72,7 +73,9 @@ With --protocol sigma the voters of the lock's group keep the lock between them:
 that the group's leader has died. With --protocol group the group's log keeps it, as it keeps what is shared, has permits or is
 elected. auto, the default, is sigma where the overlay runs it and it can keep such a lock. Whoever asks for one name by different
 protocols excludes each other all the same: a name that is wanted by group goes there, its holder with it,
-and --protocol sigma follows it there ("lock info" says where it is).
+and --protocol sigma follows it there ("lock info" says where it is). So does a name whose lock is taken away by "lock release --force".
+From then on "lock info" names holders by the session of their daemon with the group, which all that go through one
+daemon have in common, and the next token is far above the last.
 
 A lock that is called like a verb below (info), or starts with a dash, is named after --:
   latchkey lock -- info -- ./build.sh
@@ -219,6 +222,7 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 	if err != nil {
 		return err
 	}
+	since := time.Now()
 	var work work
 	if len(argv) == 0 {
 		work, err = a.announce(held)
@@ -229,11 +233,13 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 		a.release(daemon, held)
 		return commandError(err)
 	}
+	told := make(chan struct{})
 	lost := supervise(held, work, signals, func(lost error) {
-		if daemon.Gone() {
-			lost = fmt.Errorf("its daemon is gone: %w", lost)
-		}
-		a.fail(fmt.Errorf("lock %q may be lost, so its work is stopped: %w", name, lost), exitLost)
+		gone := daemon.Gone()
+		go func() {
+			defer close(told)
+			a.fail(loss(daemon, held, since, gone, lost), exitLost)
+		}()
 	})
 	if lost != nil { // whatever the reason, be it a daemon that is not reachable
 		// Others need not wait for the lease to end if it can be helped; that it cannot is no news.
@@ -242,10 +248,52 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 		if held.Release(ctx); ctx.Err() != nil {
 			daemon.Abandon()
 		}
+		<-told
 		return silent(exitLost)
 	}
 	a.release(daemon, held)
 	return work.result()
+}
+
+// lossAsk bounds the questions why a lock was lost, whose answers are for people only.
+const lossAsk = time.Second
+
+// loss says why a lock that was held since then was lost, and that its work is stopped. It asks the daemon for what the loss itself does not tell:
+// whether somebody has taken the lock away, and whether it is another process than the one that took it.
+func loss(daemon *api.Client, held *lockservice.Handle, since time.Time, gone bool, lost error) error {
+	if gone {
+		return fmt.Errorf("lock %q may be lost, so its work is stopped: its daemon is gone: %w", held.Name(), lost)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lossAsk)
+	defer cancel()
+	if !errors.Is(lost, lockservice.ErrNotHeld) { // nobody has answered
+		return fmt.Errorf("lock %q may be lost, so its work is stopped: %w", held.Name(), whyLost(lost))
+	}
+	if s, err := daemon.Status(ctx); err == nil && s.Started.After(since) {
+		return fmt.Errorf("the daemon was restarted, so lock %q may be lost and its work is stopped; nobody gets it before its lease is over", held.Name())
+	}
+	if i, err := daemon.Locks().Info(ctx, held.Name()); err == nil {
+		for _, b := range i.Breaks {
+			if b.Token == held.Token() {
+				return fmt.Errorf("lock %q was taken away by release --force, so its work is stopped: token %v, by %v", held.Name(), b.Token, b.By)
+			}
+		}
+	}
+	return fmt.Errorf("lock %q is lost, so its work is stopped: %w", held.Name(), whyLost(lost))
+}
+
+// whyLost is a loss without what the sentence that it stands in says already.
+func whyLost(lost error) error {
+	var l *lockservice.LostError
+	switch {
+	case !errors.As(lost, &l):
+		return lost
+	case l.Cause == nil:
+		return fmt.Errorf("token %v, last confirmed %v ago", l.Token, l.Since.Round(time.Millisecond))
+	case errors.Is(l.Cause, lockservice.ErrNotHeld):
+		return fmt.Errorf("its group has ended the hold with token %v, last confirmed %v ago", l.Token, l.Since.Round(time.Millisecond))
+	}
+	return fmt.Errorf("token %v, last confirmed %v ago: %w", l.Token, l.Since.Round(time.Millisecond), l.Cause)
 }
 
 // acquire waits for the lock until a signal comes.

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"latchkey/lockservice"
+	"latchkey/node/api"
 	"latchkey/node/api/apitest"
 )
 
@@ -356,6 +357,9 @@ func TestForcedReleaseStopsTheCommandAtOnce(t *testing.T) {
 	if p.wait() != exitLost {
 		t.Errorf("exit %d, want 76", p.code)
 	}
+	if says := p.oneLine(); !strings.Contains(says, `lock "n" was taken away by release --force, so its work is stopped: token 1152921504606846977, by operator`) {
+		t.Errorf("it says %q", says)
+	}
 	if late := d.told("term", false).Sub(forced); late > ttl/6 {
 		t.Errorf("TERM came %v after the lock was taken away", late)
 	}
@@ -369,6 +373,9 @@ func TestLossThatIsToldStopsTheCommandAtOnce(t *testing.T) {
 	p := d.under("polite", "n", "--ttl", ttl.String()).start()
 	if p.wait() != exitLost {
 		t.Errorf("exit %d, want 76, though the child succeeded", p.code)
+	}
+	if says := p.oneLine(); !strings.Contains(says, `lock "n" is lost, so its work is stopped: its group has ended the hold with token 1152921504606846977, last confirmed`) {
+		t.Errorf("it says %q", says)
 	}
 	var told time.Time
 	for _, c := range d.Calls() {
@@ -495,6 +502,43 @@ func TestDaemonGoneMidwayStopsTheCommand(t *testing.T) {
 	}
 	d.told("term", false)
 	if says := p.oneLine(); !strings.Contains(says, `lock "n" may be lost`) || !strings.Contains(says, "its daemon is gone") {
+		t.Errorf("it says %q", says)
+	}
+}
+
+// restarted is a peer that was started a moment ago.
+type restarted struct {
+	apitest.Node
+	at time.Time
+}
+
+func (n restarted) Status(ctx context.Context) (api.Status, error) {
+	s, err := n.Node.Status(ctx)
+	s.Started = n.at
+	return s, err
+}
+
+func TestARestartOfTheDaemonStopsTheCommandAndIsNamed(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	p := d.under("polite", "n", "--ttl", "6s").start()
+	d.told("started", false)
+	d.server.Close()
+	l, err := api.Listen(d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := api.NewServer(api.Config{Node: restarted{at: time.Now()}, Locks: d.Backend, Shutdown: func() {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- again.Serve(l) }()
+	t.Cleanup(func() { again.Close(); <-done })
+	if p.wait() != exitLost {
+		t.Errorf("exit %d, want 76", p.code)
+	}
+	if says := p.oneLine(); !strings.Contains(says, `the daemon was restarted, so lock "n" may be lost and its work is stopped`) {
 		t.Errorf("it says %q", says)
 	}
 }

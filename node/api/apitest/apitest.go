@@ -50,6 +50,7 @@ type lock struct {
 	holder *lockservice.Grant
 	end    time.Time
 	queue  []*waiter
+	breaks []lockservice.BrokenLock
 }
 
 type waiter struct {
@@ -213,6 +214,7 @@ func (b *Backend) Break(_ context.Context, name string, token lockservice.Token)
 	}
 	holder = party(l.holder.Req)
 	l.holder = nil
+	l.breaks = append(l.breaks, lockservice.BrokenLock{Token: token, Holder: holder, Holders: 1, By: lockservice.Party{Session: "operator"}, At: time.Now()})
 	b.changeLocked()
 	return holder, nil
 }
@@ -236,7 +238,7 @@ func (b *Backend) Info(ctx context.Context, name string) (i lockservice.Info, er
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l := b.lockLocked(name)
-	i = lockservice.Info{Name: name, Waiting: len(l.queue), Confirmed: true, DelayLeft: max(0, time.Until(b.Delay))}
+	i = lockservice.Info{Name: name, Waiting: len(l.queue), Confirmed: true, DelayLeft: max(0, time.Until(b.Delay)), Breaks: slices.Clone(l.breaks)}
 	if h := l.holder; h != nil {
 		i.Held, i.Holder, i.Token, i.TTL, i.LeaseLeft = true, party(h.Req), h.Token, h.TTL, time.Until(l.end)
 	}
