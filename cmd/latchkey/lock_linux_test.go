@@ -447,6 +447,32 @@ func TestSignalsArePassedOn(t *testing.T) {
 	}
 }
 
+// TestSignalsThatAreIgnoredAreNotPassedOn: who starts us by nohup wants the command to outlive the terminal too.
+func TestSignalsThatAreIgnoredAreNotPassedOn(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, nil)
+	p := d.under("signals", "n")
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Path, p.Args = sh, append([]string{"sh", "-c", `trap "" HUP; exec "$@"`, "sh"}, p.Args...)
+	p.start()
+	d.told("started", false)
+	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGQUIT} {
+		if err := p.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.told(syscall.SIGQUIT.String(), false)
+	if p.wait() != 9 {
+		t.Errorf("exit %d, the child ended with 9", p.code)
+	}
+	if !d.said(syscall.SIGHUP.String(), false).IsZero() {
+		t.Error("a command got a HUP that its lock was to ignore")
+	}
+}
+
 func TestInterruptedCommandIsExit128PlusN(t *testing.T) {
 	t.Parallel()
 	for sig, code := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {

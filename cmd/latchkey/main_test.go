@@ -12,11 +12,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,6 +38,7 @@ func TestMain(m *testing.M) {
 		childMain(mode)
 		return
 	}
+	heedSignals()
 	dir, err := os.MkdirTemp("", "latchkey-cli")
 	if err != nil {
 		panic(err)
@@ -49,6 +52,16 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// heedSignals has the programs that the tests start heed the signals that end programs, whether or not this one was started by a nohup or
+// in the background of a shell: what is ignored is inherited, and latchkey lets it be.
+func heedSignals() {
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s) // still without effect here, while programs start with the default
+		}
+	}
 }
 
 // hold takes a lock for as long as the test runs.
