@@ -40,7 +40,7 @@ type ListPage struct {
 // locks, a question to each of them, for each page of at most 64 names; and each voter a walk through its table for each page. A sleeping
 // group is woken.
 //
-// Errors: [ErrNoQuorum] when the root does not answer, [ErrClosed], errors.ErrUnsupported through a backend that is no [Lister], otherwise
+// Errors: [ErrNoQuorum] when the root does not answer within [ListGroupTimeout], [ErrClosed], errors.ErrUnsupported through a backend that is no [Lister], otherwise
 // context.Cause(ctx).
 func (s *Service) List(ctx context.Context, prefix string, fn func(ListPage) error) error {
 	if s.closing.Err() != nil {
@@ -62,7 +62,7 @@ func (s *Service) List(ctx context.Context, prefix string, fn func(ListPage) err
 }
 
 const (
-	// ListGroupTimeout bounds the wait for one page of one group.
+	// ListGroupTimeout bounds the wait for one page of one group, and that for the root's directory.
 	ListGroupTimeout = 5 * time.Second
 	// listGroupsMax is how many groups are asked at a time.
 	listGroupsMax = 8
@@ -74,8 +74,14 @@ func listGroups(ctx context.Context, prefixes func(context.Context) ([]keyspace.
 	if prefixes == nil {
 		return fmt.Errorf("lockservice: locks cannot be listed here: %w", errors.ErrUnsupported)
 	}
-	groups, err := prefixes(ctx)
-	if err != nil {
+	root, stop := context.WithTimeout(ctx, ListGroupTimeout)
+	groups, err := prefixes(root)
+	late := root.Err() != nil && !errors.Is(ctx.Err(), context.Canceled)
+	stop()
+	switch {
+	case err != nil && late:
+		return fmt.Errorf("%w: the root group, which knows of the others", ErrNoQuorum)
+	case err != nil:
 		return groupError(ctx, err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -122,6 +128,9 @@ func listGroup(ctx context.Context, p keyspace.Prefix, prefix string, page func(
 	for from, last := prefix, ""; ; from = last {
 		call, cancel := context.WithTimeout(ctx, ListGroupTimeout)
 		l, err := page(call, keyspace.Key(p.Bits), from)
+		if err != nil && call.Err() != nil { // whatever it was that did not come in time
+			err = fmt.Errorf("%w within %v", ErrNoQuorum, ListGroupTimeout)
+		}
 		cancel()
 		out := ListPage{Group: p.String(), Err: err}
 		past := false

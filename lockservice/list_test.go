@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"latchkey/dht/keyspace"
@@ -110,6 +111,104 @@ func TestLocksOfAnOverlayAreListed(t *testing.T) {
 	}
 	leave()
 	<-left
+}
+
+// TestLocksAreListedByWhoHasAskedNobodyYet: a peer that does not know the views of the groups is told them, at first and after every
+// voter, or one that loses its table, has started again; also of groups whose names the table alone keeps.
+func TestLocksAreListedByWhoHasAskedNobodyYet(t *testing.T) {
+	t.Parallel()
+	w := newHosts(t, 4, func(w *hosts) { w.fixed, w.genesis.Depth, w.genesis.TTLMax = true, 2, time.Minute })
+	voters, other := w.among("n")
+	var want []string
+	check := func(when string) {
+		t.Helper()
+		for i, p := range w.all {
+			got := listed(t, p.locks, "")
+			for _, name := range want {
+				if !got[name].Held {
+					t.Errorf("%s, peer %d: %q is held, and the list says %+v", when, i, name, got[name])
+				}
+			}
+			if len(got) != len(want) {
+				t.Errorf("%s, peer %d: %d are listed, of %d", when, i, len(got), len(want))
+			}
+		}
+	}
+	hold := func(i int, opts ...Option) {
+		name := fmt.Sprint("held/", i)
+		if _, err := other.locks.Lock(w.ctx(), name, append(opts, WithTTL(time.Minute))...); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, name)
+	}
+	for i := range 8 {
+		hold(i, WithProtocol(ProtocolGroup))
+	}
+	check("names of the log only")
+	for i := range 8 {
+		hold(8 + i)
+	}
+	if _, err := other.locks.Lock(w.ctx(), "n", WithTTL(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	want = append(want, "n")
+	check("names of voters, too")
+	answers := func() bool { // every group, again
+		for _, name := range want {
+			if i, err := other.locks.Info(w.ctx(), name); err != nil || !i.Held {
+				return false
+			}
+		}
+		return true
+	}
+	for _, p := range voters {
+		p.kill()
+	}
+	for _, p := range voters {
+		p.start()
+	}
+	w.until("the groups answer", answers)
+	check("after all have started again")
+	voters, _ = w.among("n")
+	voters[1].cut()
+	voters[1].start()
+	check("while a voter that has lost its table is told it")
+	w.until("a view for it", func() bool {
+		if _, err := other.locks.Info(w.ctx(), "n"); err != nil {
+			return false
+		}
+		other.sigma.mu.Lock()
+		defer other.sigma.mu.Unlock()
+		p := other.sigma.places[w.genesis.PrefixOf(keyspace.Preimage("n").Key())]
+		return p != nil && p.view.View.Num >= 2
+	})
+	check("in a new view")
+}
+
+// TestAListEndsThoughTheRootIsGone: in a minority nobody says which groups there are.
+func TestAListEndsThoughTheRootIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		silent := func(ctx context.Context) ([]keyspace.Prefix, error) { <-ctx.Done(); return nil, context.Cause(ctx) }
+		begun := time.Now()
+		err := listGroups(t.Context(), silent, "", nil, nil)
+		if took := time.Since(begun); !errors.Is(err, ErrNoQuorum) || took != ListGroupTimeout || strings.Contains(err.Error(), "context") {
+			t.Errorf("after %v: %v", took, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := listGroups(ctx, silent, "", nil, nil); !errors.Is(err, ErrNoQuorum) {
+			t.Errorf("at the caller's deadline: %v", err)
+		}
+		one := func(context.Context) ([]keyspace.Prefix, error) { return make([]keyspace.Prefix, 1), nil }
+		var told []ListPage
+		err = listGroups(t.Context(), one, "", func(p ListPage) error { told = append(told, p); return nil }, func(ctx context.Context, _ keyspace.Key, _ string) (listing, error) {
+			<-ctx.Done()
+			return listing{}, groupError(ctx, context.Cause(ctx))
+		})
+		if err != nil || len(told) != 1 || !errors.Is(told[0].Err, ErrNoQuorum) || strings.Contains(told[0].Err.Error(), "context") {
+			t.Errorf("a group that does not answer: %v, %v", told, err)
+		}
+	})
 }
 
 // TestAListEndsWhereTheShortestPageDoes: voters that know different names cut their pages at different ones, and beyond the first of these

@@ -347,6 +347,13 @@ func (s *Sigma) foundLocked(g SigmaGroup) *place {
 	return p
 }
 
+// found is foundLocked for who does not hold mu.
+func (s *Sigma) found(g SigmaGroup) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.foundLocked(g)
+}
+
 func sorted(nodes []keyspace.NodeID) []keyspace.NodeID {
 	return slices.SortedFunc(slices.Values(nodes), keyspace.NodeID.Compare)
 }

@@ -3,6 +3,7 @@ package lockservice
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -20,17 +21,38 @@ import (
 // listPause is the least time between two pages that a voter makes of one group.
 const listPause = 10 * time.Millisecond
 
-// lists reports whether this voter can answer a LIST: it is of the present view.
-func (w *sigmaVoter) lists(m *sigma.Message) bool { return w.member && m.View == w.view }
+// embargoWait is for how long a majority of voters that grant again is waited for, as after a restart or in a new view: until then the
+// others may not have told them what they know. After that what they know is all there is to tell.
+const embargoWait = 2 * time.Second
 
-// list answers with a page. A voter that has no replica has nothing, unless it has restarted and has to find out first.
+// listLookupPause is the least time between two look-ups of a group whose voters do not tell of their names. It leaves room for several
+// within [ListGroupTimeout].
+const listLookupPause = 500 * time.Millisecond
+
+// lists reports whether this voter can answer a LIST: it is of the present view, or no view has begun.
+func (w *sigmaVoter) lists(m *sigma.Message) bool {
+	if w.view == (sigma.ViewID{}) {
+		return m.View.Num == 0 && w.machine != nil
+	}
+	return w.member && m.View == w.view
+}
+
+// list answers with a page. A voter that has no replica has nothing, unless it has restarted and has to find out first. Where no view has
+// begun nobody has anything: had one begun before the question, one of a majority knew.
 func (w *sigmaVoter) list(to keyspace.NodeID, m *sigma.Message) {
+	if w.silent {
+		return
+	}
+	if w.view == (sigma.ViewID{}) && w.restarted && !w.caught {
+		w.seat.CatchUp() // one may have begun in the former life; it is asked again
+		return
+	}
 	now := w.seat.Now()
 	if w.listed != 0 && now.Sub(w.listed) < listPause {
 		return
 	}
 	w.listed = now
-	answer := sigma.Message{Kind: sigma.Listed, View: w.view, Name: m.Name, Req: m.Req, TS: m.TS, Report: &sigma.Report{Chunks: 1}}
+	answer := sigma.Message{Kind: sigma.Listed, View: m.View, Name: m.Name, Req: m.Req, TS: m.TS, Report: &sigma.Report{Chunks: 1}}
 	if (w.replica != nil || w.restarted) && w.awaken() {
 		w.step(sigma.Event{Kind: sigma.Timer}) // what is over by now is over in the list
 		answer.Report.Entries, answer.Ack, answer.Embargo = w.replica.List(m.Name, sigma.ReportEntriesMax)
@@ -72,7 +94,7 @@ func (s *Sigma) list(ctx context.Context, key keyspace.Key, from string) (l list
 			}
 		}
 	}
-	pause, looked := askAgainMin, s.cfg.Clock.Now()
+	pause, begun, looked := askAgainMin, s.cfg.Clock.Now(), s.cfg.Clock.Now()
 	again, late := time.NewTimer(pause), time.NewTimer(time.Hour)
 	defer again.Stop()
 	defer late.Stop()
@@ -80,8 +102,26 @@ func (s *Sigma) list(ctx context.Context, key keyspace.Key, from string) (l list
 		g, d = next, in
 		clear(answers)
 		late.Reset(time.Hour)
+		pause = askAgainMin
+		again.Reset(pause)
 		send()
 	}
+	// unsure lets go of what voters say that may not know of everybody yet, so that they are asked again, unless that has taken long.
+	unsure := func() bool {
+		granting := 0
+		for _, m := range answers {
+			if m.Embargo == 0 {
+				granting++
+			}
+		}
+		if granting >= quorum.Majority(len(d.Members)) || s.cfg.Clock.Now().Sub(begun) >= embargoWait {
+			return false
+		}
+		maps.DeleteFunc(answers, func(_ keyspace.NodeID, m *sigma.Message) bool { return m.Embargo > 0 })
+		late.Reset(time.Hour)
+		return true
+	}
+	wrong := false // a voter has said that the group is not there
 	send()
 	for {
 		select {
@@ -89,6 +129,8 @@ func (s *Sigma) list(ctx context.Context, key keyspace.Key, from string) (l list
 			m := a.msg
 			switch {
 			case a.at.Prefix != g.Prefix || a.at.Gen < g.Gen || !slices.Contains(d.Members, a.from):
+			case m.Kind == sigma.WrongGen:
+				wrong = true
 			case m.Kind == sigma.Moved && m.View.Compare(d.View) > 0:
 				if in := (sigma.Descriptor{View: m.View, Members: m.Members}); in.Valid() {
 					s.moved(a.at, in)
@@ -98,19 +140,27 @@ func (s *Sigma) list(ctx context.Context, key keyspace.Key, from string) (l list
 				answers[a.from] = m
 				switch n := len(answers); {
 				case n == len(d.Members):
-					return s.mergeListing(d, answers), nil
+					if !unsure() {
+						return s.mergeListing(d, answers), nil
+					}
 				case n == quorum.Majority(len(d.Members)):
 					late.Reset(lateWait)
 				}
 			}
 		case <-late.C:
+			if unsure() {
+				continue
+			}
 			return s.mergeListing(d, answers), nil
 		case <-again.C:
 			pause = min(2*pause, askAgainMax)
 			again.Reset(pause)
-			if now := s.cfg.Clock.Now(); now.Sub(looked) >= lookupPause { // a view that is gone answers nothing
-				looked = now
+			// A view that is gone answers nothing, or that it is not there.
+			now := s.cfg.Clock.Now()
+			if few := len(answers) < quorum.Majority(len(d.Members)); few && (now.Sub(looked) >= listLookupPause || wrong && looked == begun) {
+				looked, wrong = now, false
 				if found, err := s.cfg.Net.Locate(ctx, key, true); err == nil && (found.Group.Gen > g.Gen || !slices.Equal(sorted(found.Voters), d.Members)) {
+					s.found(found)
 					at(found.Group, sigma.Descriptor{View: sigma.ViewID{Gen: found.Group.ViewGen()}, Members: sorted(found.Voters)})
 					continue
 				}

@@ -107,6 +107,7 @@ type sigmaVoter struct {
 	view      sigma.ViewID      // the last one that the log told of; zero: none
 	member    bool              // this replica votes in it. Not so of one whose node votes there with a store that it has lost
 	since     automaton.Instant // when it was applied, or this life began
+	caught    bool              // all is applied that was committed at some time in this life
 	restarted bool              // a replica has to find out first what is going on (S8)
 	rest      sigma.Rest        // of the last replica
 	proposed  [3]proposedEntry  // Vet
@@ -285,6 +286,7 @@ func (w *sigmaVoter) Foresee() {
 
 // CaughtUp implements [replicagroup.Voter].
 func (w *sigmaVoter) CaughtUp() {
+	w.caught = true
 	switch {
 	case w.replica != nil:
 		w.caughtUp()
@@ -307,7 +309,7 @@ func (w *sigmaVoter) Receive(from keyspace.NodeID, msg any) {
 	switch {
 	case m.Kind == sigma.Inspect && m.TTL > 0:
 		w.watch(from, m)
-	case m.Kind == sigma.List && w.lists(m):
+	case m.Kind == sigma.List && w.lists(m) && (w.saved == nil || w.awaken()): // a table that is not taken up yet is waited for below
 		w.list(from, m)
 	case m.Kind == sigma.List && w.member && m.View.Compare(w.view) > 0: // it is asked again
 	case m.Kind != sigma.List && w.awaken():

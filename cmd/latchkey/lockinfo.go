@@ -202,9 +202,9 @@ page of 64 names, and again for the next; groups that sleep are woken. That suit
 follow one lock there is "lock watch".
 
 It is no snapshot: locks that somebody has all the while are in it, others may be. A group that gives no answer within 5 s is named, its
-locks are missing, and ls ends with 1 when it has listed those of the others.
+locks are missing, and ls ends with 1 when it has listed those of the others. So it does after --timeout, or a minute.
 
-With -o jsonl each page is printed as it comes, in no order; else names rise. At most --limit locks are listed, and a note says if there
+With -o jsonl each page is printed as it comes, in no order; else names rise. How many wait is told, and "lock info NAME" tells who. At most --limit locks are listed, and a note says if there
 are more. With --here it lists the locks that are held through this daemon and asks nobody; one whose holder has gone is listed
 until its lease is over.`,
 		Example: `  latchkey lock ls
@@ -233,7 +233,13 @@ until its lease is over.`,
 				}
 			}
 			return a.follow(c.Context(), func(ctx context.Context, daemon *api.Client) error {
-				return a.lockLs(ctx, daemon, prefix, limit)
+				d := lockLsTimeout
+				if a.timeoutSet {
+					d = a.timeout
+				}
+				ctx, cancel := a.askGroup(ctx, d)
+				defer cancel()
+				return a.lockLs(ctx, daemon, prefix, limit, d)
 			})
 		},
 	}
@@ -242,11 +248,15 @@ until its lease is over.`,
 	return c
 }
 
+// lockLsTimeout is how long all the groups of an overlay have to tell of their locks when nobody set --timeout. Groups that live take
+// milliseconds each, and more when they sleep.
+const lockLsTimeout = time.Minute
+
 // errEnough ends a list that has as many locks as are wanted.
 var errEnough = errors.New("enough")
 
-// lockLs lists the locks of the overlay.
-func (a *app) lockLs(ctx context.Context, daemon *api.Client, prefix string, limit int) error {
+// lockLs lists the locks of the overlay. d is how long ctx lasts; 0: without end.
+func (a *app) lockLs(ctx context.Context, daemon *api.Client, prefix string, limit int, d time.Duration) error {
 	var all []lockservice.Info
 	silent, cut := 0, false
 	err := daemon.Locks().List(ctx, prefix, func(p lockservice.ListPage) error {
@@ -259,7 +269,7 @@ func (a *app) lockLs(ctx context.Context, daemon *api.Client, prefix string, lim
 				return errEnough
 			}
 			if all = append(all, i); a.format == formatJSONL {
-				if err := a.json(lockInfoOf(i), ""); err != nil {
+				if err := a.json(listedLockOf(i), ""); err != nil {
 					return err
 				}
 				if limit == 0 {
@@ -269,18 +279,25 @@ func (a *app) lockLs(ctx context.Context, daemon *api.Client, prefix string, lim
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, errEnough) {
+	late := errors.Is(err, context.DeadlineExceeded)
+	switch {
+	case errors.Is(err, errEnough), late:
+	case errors.Is(err, lockservice.ErrNoQuorum):
+		return exitf(exitFailure, "lock ls: the root group does not answer, and nobody else knows which groups there are; latchkey group info root tells who of it is missing")
+	case err != nil:
 		return err
 	}
 	if a.format != formatJSONL {
 		slices.SortFunc(all, func(x, y lockservice.Info) int { return strings.Compare(x.Name, y.Name) })
-		if err := a.list("locks", locksOf(all), func(w io.Writer) { writeLocks(w, all) }); err != nil {
+		if err := a.list("locks", locksOf(all), func(w io.Writer) { writeLocks(w, all, prefix, late || silent > 0) }); err != nil {
 			return err
 		}
 	}
 	switch {
 	case cut:
 		a.note(fmt.Sprintf("there are more than %d; name the beginning of those you look for, or see --limit", limit))
+	case late:
+		return exitf(exitFailure, "lock ls: not all groups of the overlay told of their locks within %v, and those of the others are missing (see --timeout)", d)
 	case silent > 0:
 		return exitf(exitFailure, "lock ls: %d of the groups of the overlay gave no answer, and their locks are missing", silent)
 	}
@@ -290,14 +307,22 @@ func (a *app) lockLs(ctx context.Context, daemon *api.Client, prefix string, lim
 func locksOf(all []lockservice.Info) []any {
 	out := make([]any, len(all))
 	for n, i := range all {
-		out[n] = lockInfoOf(i)
+		out[n] = listedLockOf(i)
 	}
 	return out
 }
 
-func writeLocks(w io.Writer, all []lockservice.Info) {
+// writeLocks writes a table. partly says that not all groups have told of theirs.
+func writeLocks(w io.Writer, all []lockservice.Info, prefix string, partly bool) {
 	if len(all) == 0 {
-		fmt.Fprintln(w, "nobody holds a lock or waits for one")
+		of, among := "a lock", ""
+		if prefix != "" {
+			of = fmt.Sprintf("a lock that begins with %q", prefix)
+		}
+		if partly {
+			among = ", in the groups that answered"
+		}
+		fmt.Fprintf(w, "nobody holds or waits for %s%s\n", of, among)
 		return
 	}
 	fmt.Fprintln(w, "NAME\tTOKEN\tFREE IN\tWAITING\tSTATE\tHOLDER")
@@ -387,6 +412,16 @@ type lockInfo struct {
 	TakenOver bool         `json:"taken_over"` // by group, from sigma, and it is not yet known who may hold it
 	Replicas  []string     `json:"replicas,omitempty"`
 }
+
+// listedLock is a lockInfo without what lists do not tell: an empty list beside a number would contradict it.
+type listedLock struct {
+	lockInfo
+	Holders *struct{} `json:"holders,omitempty"`
+	Waiters *struct{} `json:"waiters,omitempty"`
+	Broken  *struct{} `json:"broken,omitempty"`
+}
+
+func listedLockOf(i lockservice.Info) listedLock { return listedLock{lockInfo: lockInfoOf(i)} }
 
 func lockInfoOf(i lockservice.Info) lockInfo {
 	l := lockInfo{

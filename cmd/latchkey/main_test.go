@@ -433,7 +433,7 @@ func TestInformationInEachFormat(t *testing.T) {
 		{"lock ls", []string{"NAME  TOKEN                FREE IN", "held  1152921504606846977  1", "0        held   s1@12D3KooWfake\n"}}, // its lease runs meanwhile
 		{"lock ls hel -o json", []string{`"name": "held"`, `"waiting": 0`, `"token": "1152921504606846977"`}},
 		{"lock ls -o jsonl --limit 0", []string{`{"name":"held","held":true,`}},
-		{"lock ls other", []string{"nobody holds a lock or waits for one\n"}},
+		{"lock ls other", []string{"nobody holds or waits for a lock that begins with \"other\"\n"}},
 		{"lock ls other -o json", []string{`"locks": []`}},
 		{"lock info free -o jsonl", []string{`"held":false,"holder":null,"token":"0"`}},
 		{"version", []string{"latchkey ", runtime.Version()}},
@@ -478,6 +478,10 @@ func TestAListOfLocksSaysWhatItLacks(t *testing.T) {
 		!strings.Contains(p.err.String(), "group b4/8 does not tell of its locks: too few replicas answer") || !strings.Contains(p.err.String(), "1 of the groups of the overlay gave no answer") {
 		t.Errorf("exit %d, %s%s", p.code, out, p.err.String())
 	}
+	p = d.run("lock", "ls", "x")
+	if out := p.out.String(); p.code != exitFailure || out != "nobody holds or waits for a lock that begins with \"x\", in the groups that answered\n" {
+		t.Errorf("exit %d, %s%s", p.code, out, p.err.String())
+	}
 	all.Store(true)
 	p = d.run("lock", "ls", "--limit", "2")
 	if out := p.out.String(); p.code != exitOK || strings.Count(out, "\n") != 3 || !strings.Contains(p.err.String(), "more than 2") {
@@ -486,6 +490,27 @@ func TestAListOfLocksSaysWhatItLacks(t *testing.T) {
 	p = d.run("lock", "ls", "--limit", "3", "-o", "jsonl")
 	if out := p.out.String(); p.code != exitOK || strings.Count(out, "\n") != 3 || p.err.String() != "" {
 		t.Errorf("exit %d, %s%s", p.code, out, p.err.String())
+	}
+}
+
+func TestAListOfLocksEndsByItsDeadline(t *testing.T) {
+	t.Parallel()
+	for want, root := range map[string]func(context.Context) error{
+		"latchkey: lock ls: not all groups of the overlay told of their locks within 1s, and those of the others are missing (see --timeout)": func(ctx context.Context) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		},
+		"latchkey: lock ls: the root group does not answer, and nobody else knows which groups there are; latchkey group info root tells who of it is missing": func(ctx context.Context) error {
+			<-ctx.Done()
+			return fmt.Errorf("%w: the root group: %w", lockservice.ErrNoQuorum, context.Cause(ctx))
+		},
+	} {
+		d := newDaemon(t, func(b *apitest.Backend) { b.OnRoot = root })
+		d.hold("n")
+		p := d.run("lock", "ls", "--timeout", "1s")
+		if out := p.out.String(); p.code != exitFailure || strings.TrimSpace(p.err.String()) != want || strings.Contains(out, "nobody holds or waits for a lock\n") {
+			t.Errorf("exit %d, %s%s", p.code, out, p.err.String())
+		}
 	}
 }
 

@@ -229,8 +229,8 @@ func (d *decoder) head(p *Message, req, owner *Req, gid *GID) sigma.Message {
 	if _, known := Mode_name[int32(p.Mode)]; !known {
 		d.fail("mode %d", p.Mode)
 	}
-	voters := betweenVoters(sigma.Kind(p.Kind)) // of a piece of all names or of one, and of no request
-	many := voters || p.Kind == Kind_KIND_LIST || p.Kind == Kind_KIND_LISTED
+	voters := betweenVoters(sigma.Kind(p.Kind))                                                                                            // of a piece of all names or of one, and of no request
+	many := voters || p.Kind == Kind_KIND_LIST || p.Kind == Kind_KIND_LISTED || p.Kind == Kind_KIND_MOVED || p.Kind == Kind_KIND_WRONG_GEN // which answer a LIST
 	if !voters && req == nil {
 		d.fail("no request is named")
 	}

@@ -42,6 +42,8 @@ func samples() []sigma.Message {
 		{Kind: sigma.List, View: v, Name: "n", Req: q},
 		{Kind: sigma.Listed, View: v, Name: "n", Req: q, Ack: true, Report: &sigma.Report{Chunks: 1, Entries: []sigma.ReportEntry{{Name: "n"}, {Name: "o"}}}},
 		{Kind: sigma.Listed, View: v, Req: q, Report: &sigma.Report{Chunks: 1}},
+		{Kind: sigma.Moved, View: v, Req: q, Members: []keyspace.NodeID{{1}, {2}, {3}}}, // as a LIST of all names is answered
+		{Kind: sigma.WrongGen, View: v, Req: q},
 	}
 }
 

@@ -456,7 +456,7 @@ type Message struct {
 	Kind          Kind                   `protobuf:"varint,1,opt,name=kind,proto3,enum=latchkey.sigma.v1.Kind" json:"kind,omitempty"`
 	ViewGen       uint32                 `protobuf:"varint,2,opt,name=view_gen,json=viewGen,proto3" json:"view_gen,omitempty"` // in a frame: the lower half of its gen
 	View          uint64                 `protobuf:"varint,3,opt,name=view,proto3" json:"view,omitempty"`
-	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                                     // PULL, REPORTED: of this name only; absent means a piece of the table. LIST, LISTED: from this name on
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                                     // PULL, REPORTED: of this name only; absent means a piece of the table. LIST, LISTED, and what else answers a LIST: from this name on
 	Req           *Req                   `protobuf:"bytes,5,opt,name=req,proto3" json:"req,omitempty"`                                       // all but REPORTED and PULL
 	Ts            uint64                 `protobuf:"varint,6,opt,name=ts,proto3" json:"ts,omitempty"`                                        // Lamport clock of the sender
 	ReqTs         uint64                 `protobuf:"varint,7,opt,name=req_ts,json=reqTs,proto3" json:"req_ts,omitempty"`                     // REQUEST, RELEASE

@@ -33,7 +33,8 @@ type Backend struct {
 	OnRenew   func(ctx context.Context, g lockservice.Grant) error
 	OnRelease func(ctx context.Context, g lockservice.Grant) error
 	OnInfo    func(ctx context.Context, name string) error
-	OnList    func() error // what a group says that does not tell of its locks; nil: all do
+	OnList    func() error                    // what a group says that does not tell of its locks; nil: all do
+	OnRoot    func(ctx context.Context) error // what a list of groups ends with; nil: it does not
 
 	// Delay, set before first use, is until when locks are granted to nobody.
 	Delay time.Time
@@ -250,6 +251,11 @@ func (b *Backend) Info(ctx context.Context, name string) (i lockservice.Info, er
 
 // List implements [lockservice.Lister], with a page for each lock, and the error of OnList as that of a group.
 func (b *Backend) List(ctx context.Context, prefix string, fn func(lockservice.ListPage) error) error {
+	if b.OnRoot != nil {
+		if err := b.OnRoot(ctx); err != nil {
+			return err
+		}
+	}
 	b.mu.Lock()
 	names := slices.Sorted(maps.Keys(b.locks))
 	b.mu.Unlock()
