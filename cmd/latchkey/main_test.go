@@ -430,7 +430,7 @@ func TestInformationInEachFormat(t *testing.T) {
 		{"lock info free", []string{"state    free\n", "replica  12D3KooW"}},
 		{"lock ls --here", []string{"no locks are held through this daemon\n"}},
 		{"lock ls --here -o json", []string{`"locks": []`}},
-		{"lock ls", []string{"NAME  TOKEN                FREE IN", "held  1152921504606846977  1", "0        held   s1@12D3KooWfake\n"}}, // its lease runs meanwhile
+		{"lock ls", []string{"NAME  TOKEN                FREE IN", "held  1152921504606846977  ", "0        held   s1@12D3KooWfake\n"}}, // its lease runs meanwhile
 		{"lock ls hel -o json", []string{`"name": "held"`, `"waiting": 0`, `"token": "1152921504606846977"`}},
 		{"lock ls -o jsonl --limit 0", []string{`{"name":"held","held":true,`}},
 		{"lock ls other", []string{"nobody holds or waits for a lock that begins with \"other\"\n"}},
