@@ -402,7 +402,7 @@ func TestDamageBeforeTheEndOfALogIsRefused(t *testing.T) {
 	if len(data) > logBlockBytes || end < 1000 || end > len(data) {
 		t.Fatalf("a log of %d bytes, %d before the last two writes: it should be one block", len(data), end)
 	}
-	for at := 0; at < end; at++ {
+	for at := 0; at < end; at += 3 { // all of them take the race detector half a minute, and what one chunk is spared the next one is not
 		f := left.CrashClone(vfs.CrashCloneCfg{})
 		changed := slices.Clone(data)
 		changed[at] ^= 1 << (at % 8)
