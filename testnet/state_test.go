@@ -290,7 +290,8 @@ func token(t testing.TB, n *Network, i int, name string) lockservice.Token {
 }
 
 func TestATestnetInOneProcessIsTakenUpWhereItWasDumped(t *testing.T) {
-	n := up(t, Options{N: 5, Seed: 3, Depth: 2})
+	// A dump of peers in one process lacks what voters keep: with protocol sigma they would wait for a minute first.
+	n := up(t, Options{N: 5, Seed: 3, Depth: 2, NoSigma: true})
 	var tokens []lockservice.Token
 	for i := range 4 {
 		token(t, n, i, fmt.Sprint(i))

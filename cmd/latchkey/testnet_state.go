@@ -23,7 +23,8 @@ func testnetStateVerb(a *app, dir *string) *cobra.Command {
 stored. Taken up again it is the same overlay, with the same locks and tokens.
 
 Not in the file are what stood between the peers (partition, latency, pauses) and what only ran: a command that held a
-lock does not renew it, so that lock runs out. Peers that were down stay down.`,
+lock does not renew it, so that lock runs out. Peers that were down stay down. Of peers in one process the file lacks what
+voters keep of locks by protocol sigma: those are gone, and none is granted for the first minute or so.`,
 		Example: `  latchkey testnet state dump seven.state
   latchkey testnet state load seven.state`,
 	})
