@@ -32,9 +32,6 @@ const ObjectsMax = 1 << 17
 // Option configures [Service.Open].
 type Option func(*access.Config)
 
-// WithUpdateHold sets how long an Update may keep the others from an object. Default: [access.UpdateHold].
-func WithUpdateHold(d time.Duration) Option { return func(c *access.Config) { c.UpdateHold = d } }
-
 // WithMistake plants a mistake in all that this node does with the application's objects. It is for tests that have to see what a mistake does.
 func WithMistake(m access.Mutant) Option { return func(c *access.Config) { c.Mutant = m } }
 
