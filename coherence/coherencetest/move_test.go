@@ -230,10 +230,13 @@ func (w *world) repeat(i int) {
 // thread steps the node where a thread runs.
 func (w *world) thread(t int, ev appmanager.NodeEvent) {
 	ev.Thread = threadID(t + 1)
-	if i := w.runsAt(t); i >= 0 && w.peers[i].wants == [2]cachedcopy.Right{} { // who waits for an object is at no safe point
+	if i := w.runsAt(t); i >= 0 && !w.peers[i].busy() {
 		w.stepNode(i, ev)
 	}
 }
+
+// busy: somebody waits for an object, or has seen a right and not used it yet. He is at no safe point.
+func (p *peer) busy() bool { return p.wants != [2]cachedcopy.Right{} || p.pinned != [2]bool{} }
 
 // runsAt is the node of the newest epoch that runs the thread.
 func (w *world) runsAt(t int) int {
@@ -403,8 +406,8 @@ func (w *world) list(quiet bool) []move {
 	}
 	for t := range w.threads {
 		i := w.runsAt(t)
-		if i < 0 || w.peers[i].wants != [2]cachedcopy.Right{} {
-			continue // it waits for an object
+		if i < 0 || w.peers[i].busy() {
+			continue
 		}
 		if w.peers[i].node.Holds() {
 			ms = append(ms, move{op: opSafe, arg: t})
