@@ -53,6 +53,11 @@ func release(name string, req uint64, token uint64) []byte {
 	return mustMarshal(&pb.Command{Op: &pb.Command_Release{Release: &pb.Release{Name: name, Req: req, Token: token}}})
 }
 
+// poll is what a waiter asks all the while.
+func poll(name string, req uint64, ttl time.Duration) []byte {
+	return encodeRenew(table.Renew{Name: name, Req: req, TTL: ttl})
+}
+
 func query(t testing.TB, m *Machine, data []byte) *pb.Info {
 	t.Helper()
 	b := m.Query(session.Context{}, data)
@@ -132,6 +137,7 @@ func TestMachineOfALaterGenerationWaitsForFormerLeases(t *testing.T) {
 	if !ok || at != automaton.DriftDefault.Stretch(worldTTLMax) {
 		t.Errorf("deadline %v, %v", at, ok)
 	}
+	call(t, m, at-1, 1, poll("n", 1, time.Second))
 	var g *pb.Granted
 	m.Tick(session.Context{Now: at, Emit: func(_ order.ClientID, b []byte) { g, _ = decodeGranted(b) }})
 	if want := uint64(3)<<56 | 5<<46 | 1; g == nil || g.Token != want {
@@ -149,7 +155,9 @@ func tokenOf(t *testing.T, gen uint64) Token {
 		if res.Status != pb.Status_STATUS_QUEUED || !ok {
 			t.Fatalf("generation %x granted at once: %v", gen, res)
 		}
-		m.Tick(session.Context{Now: at - 1, Emit: func(order.ClientID, []byte) { t.Errorf("generation %x granted too early", gen) }})
+		if _, pushed := call(t, m, at-1, 1, poll("n", 1, time.Second)); len(pushed) > 0 {
+			t.Errorf("generation %x granted too early", gen)
+		}
 		m.Tick(session.Context{Now: at, Emit: func(_ order.ClientID, b []byte) {
 			g, err := decodeGranted(b)
 			if err != nil {
@@ -220,7 +228,7 @@ func TestTheWaitOfALaterGenerationOutlastsChangesOfLeader(t *testing.T) {
 		{7, 200*time.Hour + wait/4 - 1, false},
 		{7, 200*time.Hour + wait/4 + 3, true}, // quarters are rounded
 	} {
-		entry(step.boot, step.at, session.TickService, 0, nil)
+		entry(step.boot, step.at, ServiceName, uint64(i)+2, poll("n", 1, time.Second))
 		if (granted != nil) != step.want {
 			t.Fatalf("step %d at log time %v of %v: granted %v", i, s.Now(), wait, granted)
 		}

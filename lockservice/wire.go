@@ -189,7 +189,7 @@ func encodeSnapshot(s table.State, sig *sigmaState) []byte {
 		}
 		for _, w := range l.Queue {
 			lock.Queue = append(lock.Queue, &pb.Queued{
-				Party: partyOf(w.Client, w.Peer), Req: w.Req, TtlNs: int64(w.TTL), SinceNs: int64(w.Since),
+				Party: partyOf(w.Client, w.Peer), Req: w.Req, TtlNs: int64(w.TTL), SinceNs: int64(w.Since), HeardNs: int64(w.Heard),
 				Shared: w.Shared, DelayNs: int64(w.Delay), Value: w.Value, Wish: wishOf(w.Wish), Held: uint64(w.Held), Try: w.Try,
 			})
 		}
@@ -249,7 +249,7 @@ func tableOf(m *pb.Snapshot) (s table.State, err error) {
 		}
 		for _, q := range l.Queue {
 			w := table.WaiterState{
-				Req: q.Req, TTL: time.Duration(q.TtlNs), Since: time.Duration(q.SinceNs),
+				Req: q.Req, TTL: time.Duration(q.TtlNs), Since: time.Duration(q.SinceNs), Heard: time.Duration(q.HeardNs),
 				Shared: q.Shared, Delay: time.Duration(q.DelayNs), Value: q.Value, Held: table.Token(q.Held), Try: q.Try,
 			}
 			if w.Wish, err = decodeWish(q.Wish); err != nil {

@@ -30,6 +30,14 @@ type checker struct {
 	queues   map[string][]waiting // per lock, as the log has it
 	shares   map[waiting]bool     // whether a request is to share its lock
 	tokens   map[waiting]table.Token
+	asked    map[waiting]asked              // of who waits: the last time
+	offered  map[table.Client]time.Duration // when a client's last grant out of a queue was made
+}
+
+// asked is when a waiter has asked where it stands, for how long a lease, and whether it may stand behind others then.
+type asked struct {
+	at, ttl time.Duration
+	behind  bool
 }
 
 type execution struct {
@@ -53,6 +61,7 @@ func newChecker(w *World) *checker {
 		w: w, holders: make(map[string][]*wish), entries: make(map[uint64]uint64), states: make(map[uint64][32]byte),
 		executed: make(map[uint64]execution), grants: make(map[string][]grant), queues: make(map[string][]waiting),
 		shares: make(map[waiting]bool), tokens: make(map[waiting]table.Token),
+		asked: make(map[waiting]asked), offered: make(map[table.Client]time.Duration),
 	}
 }
 
@@ -151,7 +160,7 @@ func (k *checker) entry(index uint64, notes []note, res session.Result) {
 		case noteCommand:
 			k.command(index, n)
 		case noteGrant:
-			k.handed(index, n.grant)
+			k.handed(index, n.grant, n.at)
 		case noteEnded:
 			for name, q := range k.queues {
 				k.queues[name] = slices.DeleteFunc(q, func(w waiting) bool { return w.client == n.client })
@@ -190,14 +199,20 @@ func (k *checker) command(index uint64, n note) {
 		k.shares[who] = c.Shared
 		switch n.ans.Kind {
 		case table.Granted:
-			if q := k.queues[c.Name]; len(q) > 0 && k.tokens[who] != n.ans.Token {
+			if q := k.queues[c.Name]; k.tokens[who] != n.ans.Token && slices.ContainsFunc(q, func(w waiting) bool { return !k.silent(w, n.at) }) {
 				k.fail("order: entry %d grants %s to %v at once, the queue is %v", index, c.Name, who, q)
 			}
 			k.granted(index, c.Name, who, n.ans.Token)
 		case table.Queued:
+			k.asked[who] = asked{n.at, c.TTL, k.suspect(who)}
 			if !slices.Contains(k.queues[c.Name], who) {
 				k.queues[c.Name] = append(k.queues[c.Name], who)
 			}
+		}
+	case table.Renew:
+		if n.ans.Kind == table.Queued {
+			who := waiting{n.client, c.Req}
+			k.asked[who] = asked{n.at, c.TTL, k.suspect(who)}
 		}
 	case table.Release:
 		if n.ans.Kind != table.Released {
@@ -207,17 +222,33 @@ func (k *checker) command(index uint64, n note) {
 	}
 }
 
-// handed is told of a grant out of a queue: it must be the turn of the first.
-func (k *checker) handed(index uint64, g table.Grant) {
+// handed is told of a grant out of a queue: it must be the turn of the first, but for those that may be gone.
+func (k *checker) handed(index uint64, g table.Grant, at time.Duration) {
 	k.report.Handed++
 	q := k.queues[g.Name]
 	who := waiting{g.Client, g.Req}
-	if len(q) == 0 || q[0] != who {
+	i := slices.Index(q, who)
+	if i < 0 || slices.ContainsFunc(q[:i], func(w waiting) bool { return !k.silent(w, at) && !k.suspect(w) }) {
 		k.fail("order: entry %d grants %s to %v, the queue is %v", index, g.Name, who, q)
 		return
 	}
-	k.queues[g.Name] = q[1:]
+	k.report.Passed += i
+	k.queues[g.Name] = slices.Delete(q, i, i+1)
+	k.offered[g.Client] = at
 	k.granted(index, g.Name, who, g.Token)
+}
+
+// silent reports whether a waiter has not asked for so long that it is passed over.
+func (k *checker) silent(w waiting, at time.Duration) bool {
+	a := k.asked[w]
+	return at-a.at > a.ttl/2+2*time.Second
+}
+
+// suspect reports whether a waiter may have to wait behind others: its client may have let a grant lapse, and not asked for this one since.
+func (k *checker) suspect(w waiting) bool {
+	granted, ok := k.offered[w.client]
+	a, waits := k.asked[w]
+	return waits && (a.behind || ok && a.at <= granted)
 }
 
 // granted checks that tokens rise with the grants of a lock. A request may be told its token again.

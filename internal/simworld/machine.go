@@ -118,6 +118,7 @@ type note struct {
 	cmd    command
 	ans    table.Answer
 	grant  table.Grant
+	at     time.Duration // log time
 }
 
 type noteKind uint8
@@ -159,19 +160,20 @@ func (m *machine) emit(c session.Context) {
 }
 
 // noteGrants notes the grants of one step.
-func (m *machine) noteGrants() {
+func (m *machine) noteGrants(at time.Duration) {
 	for _, g := range m.grants {
-		m.notes = append(m.notes, note{kind: noteGrant, client: g.Client, grant: g})
+		m.notes = append(m.notes, note{kind: noteGrant, client: g.Client, grant: g, at: at})
 	}
 }
 
 func (m *machine) Apply(c session.Context, data []byte) []byte {
 	cmd := decodeCommand(data)
 	by := table.Caller{Client: table.Client(c.Client), Peer: c.Author}
+	m.Tick(c) // so that what time brings is noted before the command
 	var ans table.Answer
 	ans, m.grants = m.table.Step(c.Now, by, cmd.cmd, m.grants[:0])
-	m.notes = append(m.notes, note{kind: noteCommand, client: by.Client, cmd: cmd, ans: ans})
-	m.noteGrants()
+	m.notes = append(m.notes, note{kind: noteCommand, client: by.Client, cmd: cmd, ans: ans, at: c.Now})
+	m.noteGrants(c.Now)
 	m.emit(c)
 	return result{cmd.uid, ans}.encode()
 }
@@ -180,14 +182,14 @@ func (m *machine) Query(session.Context, []byte) []byte { return nil }
 
 func (m *machine) Tick(c session.Context) {
 	m.grants = m.table.Tick(c.Now, m.grants[:0])
-	m.noteGrants()
+	m.noteGrants(c.Now)
 	m.emit(c)
 }
 
 func (m *machine) SessionEnded(c session.Context, client order.ClientID) {
 	m.notes = append(m.notes, note{kind: noteEnded, client: table.Client(client)})
 	m.grants = m.table.SessionEnded(c.Now, table.Client(client), m.grants[:0])
-	m.noteGrants()
+	m.noteGrants(c.Now)
 	m.emit(c)
 }
 

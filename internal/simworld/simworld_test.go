@@ -20,6 +20,7 @@ func run(from, to uint64, e Engine, m Mutant) (sum Report, seed uint64, err erro
 		sum.Events += rep.Events
 		sum.Acquired += rep.Acquired
 		sum.Handed += rep.Handed
+		sum.Passed += rep.Passed
 		sum.Lost += rep.Lost
 		sum.Sessions += rep.Sessions
 		sum.Entries += rep.Entries

@@ -141,6 +141,7 @@ type Report struct {
 	Events   uint64
 	Acquired int
 	Handed   int // of them, out of the queue
+	Passed   int // waiters that were passed over since they may be gone
 	Lost     int
 	Sessions int // lost
 	Entries  uint64

@@ -2195,6 +2195,7 @@ type Queued struct {
 	Wish          *Wish                  `protobuf:"bytes,8,opt,name=wish,proto3" json:"wish,omitempty"`
 	Held          uint64                 `protobuf:"varint,9,opt,name=held,proto3" json:"held,omitempty"`
 	Try           bool                   `protobuf:"varint,10,opt,name=try,proto3" json:"try,omitempty"`
+	HeardNs       int64                  `protobuf:"varint,11,opt,name=heard_ns,json=heardNs,proto3" json:"heard_ns,omitempty"` // when it has asked last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2297,6 +2298,13 @@ func (x *Queued) GetTry() bool {
 		return x.Try
 	}
 	return false
+}
+
+func (x *Queued) GetHeardNs() int64 {
+	if x != nil {
+		return x.HeardNs
+	}
+	return 0
 }
 
 var File_lockservice_pb_lockservice_proto protoreflect.FileDescriptor
@@ -2468,7 +2476,7 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x06shared\x18\b \x01(\bR\x06shared\x12\x19\n" +
 	"\bdelay_ns\x18\t \x01(\x03R\adelayNs\x12\x14\n" +
 	"\x05value\x18\n" +
-	" \x01(\tR\x05value\"\xa4\x02\n" +
+	" \x01(\tR\x05value\"\xbf\x02\n" +
 	"\x06Queued\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x15\n" +
@@ -2480,7 +2488,8 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x04wish\x18\b \x01(\v2\x1d.latchkey.lockservice.v1.WishR\x04wish\x12\x12\n" +
 	"\x04held\x18\t \x01(\x04R\x04held\x12\x10\n" +
 	"\x03try\x18\n" +
-	" \x01(\bR\x03try*\xb2\x02\n" +
+	" \x01(\bR\x03try\x12\x19\n" +
+	"\bheard_ns\x18\v \x01(\x03R\aheardNs*\xb2\x02\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATUS_GRANTED\x10\x01\x12\x11\n" +

@@ -144,7 +144,7 @@ func (l LockState) shifted(from, to time.Duration) LockState {
 	}
 	for i := range l.Queue {
 		if w := &l.Queue[i]; w.Since <= from {
-			w.Since = max(0, to-(from-w.Since))
+			w.Since, w.Heard = max(0, to-(from-w.Since)), max(0, to-(from-w.Heard))
 		}
 	}
 	return l

@@ -20,8 +20,10 @@
 //	Release, SessionEnded: leaves    Release, lease over: the next one is granted
 //
 // A grant that came out of the queue is told by an output, which may be lost, and is not a hold yet: its waiter confirms it
-// by a Renew and counts its lease from the sending of that. The lease runs from the grant anyway, so a waiter that is gone
-// costs one TTL at most. A session that ends takes its queue entries along and lets its leases run out, because its
+// by a Renew and counts its lease from the sending of that. Until that stands in the log nobody holds by the grant, so the table takes it
+// back after [ClaimWithin]: a waiter that is gone costs no more, and what else its session waits for there, unless it was asked for since, goes
+// behind the others. A waiter that has not asked where it stands for half of its TTL and 2 s is passed over when its turn comes, and is in the
+// queue no more. A session that ends takes its queue entries along and lets its leases run out, because its
 // program may live on and believe in them.
 //
 // # Delays and breaks
@@ -37,6 +39,10 @@
 // forgotten without a trace. It never wraps: a table that has used it up refuses with [TokensExhausted].
 //
 // # Departures
+//
+// An unconfirmed grant ends after [ClaimWithin], not after its TTL, and without a lock delay; waiters that are silent are passed over
+// (lock-protocols.md section 3.1 has neither: a dead peer with n waiters then costs n times the TTL, until its sessions end). Both
+// only take back what nobody holds, so they are no matter of safety.
 //
 // Release with token 0 gives up whatever its request has, also a confirmed grant: a client sends it only when it has given up
 // that request for good, and it may not know that its last poll confirmed a grant. Likewise any Release takes its request out

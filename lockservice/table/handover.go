@@ -368,7 +368,7 @@ func (t *Table) adopt(l *lock, i int) *owner {
 	t.remember(Caller{w.Client, w.Peer}, request{l.name, w.Req}, w.Value)
 	o := &owner{OwnerState: OwnerState{
 		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: t.counterOf(w.Held), TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
-		Waited: true, Delay: w.Delay, Value: w.Value,
+		Waited: true, Confirmed: true, Delay: w.Delay, Value: w.Value,
 	}}
 	t.own(l, o)
 	return o

@@ -263,6 +263,7 @@ type WaiterState struct {
 	Req    uint64
 	TTL    time.Duration
 	Since  time.Duration // log time at which it came
+	Heard  time.Duration // log time at which it has asked last
 	Shared bool
 	Delay  time.Duration
 	Value  string

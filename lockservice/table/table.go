@@ -35,6 +35,15 @@ const (
 	BreaksMax             = 64                    // that are remembered; the oldest is forgotten
 )
 
+const (
+	// ClaimWithin bounds how long a grant that came out of the queue waits for its waiter to confirm it. Until then nobody holds by it, so it
+	// may end at any time. The push of the grant is repeated every second meanwhile.
+	ClaimWithin = 3 * time.Second
+	// silentFor is how much longer than half of the TTL that it asks for a waiter may be unheard of when its turn comes. Those that live ask where
+	// they stand after a third of it at the latest.
+	silentFor = 2 * time.Second
+)
+
 // ErrState is matched by every error about a [State] that no table can have.
 var ErrState = errors.New("table: impossible state")
 
@@ -179,7 +188,7 @@ func (t *Table) acquire(by Caller, a Acquire, out []Grant) (Answer, []Grant) {
 	}
 	w := WaiterState{
 		Client: by.Client, Peer: by.Peer, Req: a.Req, TTL: a.TTL, Since: t.now, Shared: a.Shared, Delay: a.Delay, Value: a.Value,
-		Wish: a.Wish, Held: a.Held,
+		Wish: a.Wish, Held: a.Held, Heard: t.now,
 	}
 	reason := t.fits(a.TTL, a.Delay, a.Shared, a.Permits, len(a.Value))
 	elsewhere := l == nil && t.need > 0
@@ -272,10 +281,11 @@ func (t *Table) admits(l *lock, w WaiterState) bool {
 func (l *lock) state(c Client, req uint64, t *Table) (ans Answer, live bool) {
 	for _, o := range l.owners {
 		if o.Client == c && o.Req == req {
-			return Answer{Kind: Granted, Token: t.token(o.Counter), Waited: o.Waited && !o.Confirmed}, true
+			return Answer{Kind: Granted, Token: t.token(o.Counter), Waited: o.unclaimed()}, true
 		}
 	}
 	if i := l.place(c, req); i >= 0 {
+		l.queue[i].Heard = t.now
 		return Answer{Kind: Queued, Position: i}, true
 	}
 	return Answer{}, false
@@ -315,7 +325,7 @@ func (t *Table) renew(c Client, r Renew) Answer {
 		return Answer{Kind: Held, Token: t.token(o.Counter)}
 	case l != nil && r.Token == 0:
 		if i := l.place(c, r.Req); i >= 0 {
-			l.queue[i].TTL = r.TTL
+			l.queue[i].TTL, l.queue[i].Heard = r.TTL, t.now
 			return Answer{Kind: Queued, Position: i}
 		}
 	}
@@ -396,11 +406,39 @@ func (t *Table) leave(l *lock, i int) WaiterState {
 	return w
 }
 
-// expire ends an owner's hold because its lease is over.
+// expire ends an owner's hold because its lease is over. Who has not even taken up its grant was no holder: no lock delay follows, and what else
+// its session wants of the lock, and has not asked for since, waits behind all others, so that a peer that is dead does not keep them waiting once
+// for each of its waiters.
 func (t *Table) expire(l *lock, o *owner, out []Grant) []Grant {
 	t.free(l, o)
-	t.delay(l, o.Delay)
+	if !o.unclaimed() {
+		t.delay(l, o.Delay)
+	} else {
+		granted := o.Ends - t.claimWithin(o.TTL)
+		slices.SortStableFunc(l.queue, func(a, b WaiterState) int { return cmp.Compare(a.lags(o.Client, granted), b.lags(o.Client, granted)) })
+	}
 	return t.settle(l, out)
+}
+
+// unclaimed reports whether an owner came out of the queue and has not confirmed that it is there: it holds nothing yet.
+func (o *owner) unclaimed() bool { return o.Waited && !o.Confirmed }
+
+// lags is 1 for a waiter of a session that has not been heard of since an instant.
+func (w *WaiterState) lags(c Client, since time.Duration) int {
+	if w.Client == c && w.Heard <= since {
+		return 1
+	}
+	return 0
+}
+
+// silent reports whether a waiter is taken to be gone: it has not asked where it stands for too long.
+func (t *Table) silent(w *WaiterState) bool {
+	return t.now-w.Heard > w.TTL/2+silentFor
+}
+
+// claimWithin is how long a grant out of the queue waits for its waiter.
+func (t *Table) claimWithin(ttl time.Duration) time.Duration {
+	return min(t.cfg.Drift.Stretch(ttl), ClaimWithin)
 }
 
 // delay keeps a lock from being granted for a while from now on.
@@ -445,8 +483,11 @@ func (t *Table) settle(l *lock, out []Grant) []Grant {
 	}
 	for len(l.queue) > 0 && t.admits(l, l.queue[0]) && !t.exhausted() {
 		w := l.queue[0]
-		l.queue = slices.Delete(l.queue, 0, 1)
-		t.waiting--
+		t.leave(l, 0)
+		if t.silent(&w) {
+			continue // it asks anew, should it live
+		}
+		t.remember(Caller{w.Client, w.Peer}, request{l.name, w.Req}, w.Value)
 		out = append(out, t.told(l, t.grant(l, w, true)))
 	}
 	if l.hand == nil { // those who do not wait have waited for the mode only
@@ -480,6 +521,9 @@ func (t *Table) grant(l *lock, w WaiterState, waited bool) *owner {
 		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: counter, TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
 		Waited: waited, Shared: w.Shared, Delay: w.Delay, Value: w.Value,
 	}}
+	if waited {
+		o.Ends = later(t.now, t.claimWithin(w.TTL))
+	}
 	t.own(l, o)
 	return o
 }
@@ -590,7 +634,7 @@ func (t *Table) Deadline() (logTime time.Duration, ok bool) {
 func (t *Table) Resend(out []Grant) []Grant {
 	var names []string
 	for _, d := range t.due {
-		if d.owner != nil && d.owner.Waited && !d.owner.Confirmed {
+		if d.owner != nil && d.owner.unclaimed() {
 			names = append(names, d.lock.name)
 		}
 	}
@@ -598,7 +642,7 @@ func (t *Table) Resend(out []Grant) []Grant {
 	for _, name := range slices.Compact(names) {
 		l := t.locks[name]
 		for _, o := range l.owners {
-			if o.Waited && !o.Confirmed {
+			if o.unclaimed() {
 				out = append(out, t.told(l, o))
 			}
 		}
@@ -773,7 +817,7 @@ func (t *Table) restoreLock(ls LockState) error {
 		t.own(l, o)
 	}
 	for _, w := range l.queue {
-		if t.fits(w.TTL, w.Delay, w.Shared, ls.Permits, len(w.Value)) != 0 || w.Since < 0 || w.Since > t.now || l.hand == nil && (w.Held != 0 || w.Try) || w.Held != 0 && !t.offered(w.Held) {
+		if t.fits(w.TTL, w.Delay, w.Shared, ls.Permits, len(w.Value)) != 0 || w.Since < 0 || w.Since > t.now || w.Heard > t.now || l.hand == nil && (w.Held != 0 || w.Try) || w.Held != 0 && !t.offered(w.Held) {
 			return fmt.Errorf("%w: waiter of lock %q: TTL %v, since %v at %v", ErrState, ls.Name, w.TTL, w.Since, t.now)
 		}
 		if err := add(Caller{w.Client, w.Peer}, w.Req, w.Value); err != nil {

@@ -199,6 +199,9 @@ type naiveRequest struct {
 	token  uint64
 	ends   time.Duration
 	known  bool // granted at once, or confirmed
+	heard  time.Duration
+
+	granted time.Duration // out of the queue
 }
 
 func (l *naiveLock) owners() (n int) {
@@ -234,13 +237,20 @@ func (n *naive) settle(now time.Duration, name string, waited bool) {
 	l := n.locks[name]
 	for i := l.owners(); i < len(l.reqs) && l.room(l.reqs[i].shared); i++ {
 		r := &l.reqs[i]
+		if now-r.heard > r.ttl/2+2*time.Second {
+			n.drop(name, i)
+			i--
+			continue
+		}
 		if i > 0 && l.permits == 0 {
 			r.token = l.reqs[0].token
 		} else {
 			n.counter++
 			r.token = n.counter
 		}
-		r.ends, r.known = now+n.cfg.Drift.Stretch(r.ttl), !waited
+		if r.ends, r.known = now+n.cfg.Drift.Stretch(r.ttl), !waited; waited {
+			r.ends, r.granted = min(r.ends, now+3*time.Second), now
+		}
 	}
 	if len(l.reqs) == 0 && (l.until == 0 || now < n.cfg.Fresh) {
 		delete(n.locks, name)
@@ -294,7 +304,22 @@ func (n *naive) tick(now time.Duration) {
 		if e.place < 0 {
 			n.locks[e.name].until = 0
 		} else {
+			r, l := n.locks[e.name].reqs[e.place], n.locks[e.name]
+			if !r.known {
+				l.reqs[e.place].delay = 0
+			}
 			n.over(now, e.name, e.place)
+			if !r.known {
+				var behind []naiveRequest
+				for i := l.owners(); i < len(l.reqs); i++ {
+					if w := l.reqs[i]; w.client == r.client && w.heard <= r.granted {
+						behind = append(behind, w)
+						n.drop(e.name, i)
+						i--
+					}
+				}
+				l.reqs = append(l.reqs, behind...)
+			}
 		}
 		n.settle(now, e.name, true)
 	}
@@ -317,6 +342,7 @@ func (n *naive) step(now time.Duration, c Client, cmd Command) string {
 		i, l := n.find(x.Name, c, x.Req), n.locks[x.Name]
 		switch {
 		case i >= 0:
+			l.reqs[i].heard = now
 		case x.Shared && x.Permits > 0:
 			return "refused: so many permits cannot be\n"
 		case l != nil && l.permits != x.Permits:
@@ -332,7 +358,7 @@ func (n *naive) step(now time.Duration, c Client, cmd Command) string {
 				n.locks[x.Name] = l
 			}
 			i = len(l.reqs)
-			l.reqs = append(l.reqs, naiveRequest{client: c, req: x.Req, ttl: x.TTL, shared: x.Shared, delay: x.Delay})
+			l.reqs = append(l.reqs, naiveRequest{client: c, req: x.Req, ttl: x.TTL, shared: x.Shared, delay: x.Delay, heard: now})
 			n.settle(now, x.Name, false)
 		}
 		return answer(x.Name, i, "granted")
@@ -342,7 +368,7 @@ func (n *naive) step(now time.Duration, c Client, cmd Command) string {
 			return "not-held\n"
 		}
 		r := &n.locks[x.Name].reqs[i]
-		if r.ttl = x.TTL; r.token > 0 {
+		if r.ttl, r.heard = x.TTL, now; r.token > 0 {
 			r.ends, r.known = max(r.ends, now+n.cfg.Drift.Stretch(x.TTL)), true
 		}
 		return answer(x.Name, i, "held")
@@ -778,6 +804,7 @@ func TestRestoreRefusesImpossibleStates(t *testing.T) {
 		"waiter twice":              func(s *State) { s.Locks[0].Queue = append(s.Locks[0].Queue, s.Locks[0].Queue[0]) },
 		"waiter's TTL":              func(s *State) { s.Locks[0].Queue[0].TTL = time.Hour },
 		"waiter from the future":    func(s *State) { s.Locks[0].Queue[0].Since = s.Now + 1 },
+		"heard of in the future":    func(s *State) { s.Locks[0].Queue[0].Heard = s.Now + 1 },
 		"too many waiters":          func(s *State) { s.Locks[0].Queue = make([]WaiterState, WaitersPerLockMax+1) },
 		"too many locks":            func(s *State) { s.Locks = make([]LockState, LocksMax+1) },
 	} {
