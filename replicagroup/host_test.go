@@ -29,7 +29,7 @@ import (
 const waitMax = 4 * time.Minute
 
 func TestMain(m *testing.M) {
-	flag.Set("test.parallel", "4") // they wait for elections and for patience to end, more than for a processor
+	flag.Set("test.parallel", "6") // they wait for elections and for patience to end, more than for a processor
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/ipfs/go-log/writer.(*MirrorWriter).logRoutine"))
 }
 

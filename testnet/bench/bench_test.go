@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,6 +27,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	flag.Set("test.parallel", "4") // they wait for groups to sleep and to follow their peers, more than for a processor
 	goleak.VerifyTestMain(m)
 }
 
@@ -148,6 +150,7 @@ func TestOrderRefusesCallersThatWouldBeTurnedAway(t *testing.T) {
 }
 
 func TestGroupsFillInEveryFigure(t *testing.T) {
+	t.Parallel()
 	for name, onDisk := range map[string]bool{"memory": false, "disk": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -183,6 +186,7 @@ func TestGroupsFillInEveryFigure(t *testing.T) {
 
 // Groups of a testnet have up to five voters, so each takes in a fifth peer.
 func TestJoinTellsWhatItMoved(t *testing.T) {
+	t.Parallel()
 	r, err := Join(t.Context(), JoinOptions{N: 4, Groups: 4, quiet: 6 * time.Second})
 	if err != nil {
 		t.Fatal(err)

@@ -34,6 +34,7 @@ func play(t *testing.T, opts Options) *Report {
 }
 
 func TestEveryIncrementSurvivesTheKills(t *testing.T) {
+	t.Parallel()
 	r := play(t, Options{})
 	for _, c := range r.Checks {
 		if !c.OK {
@@ -48,6 +49,7 @@ func TestEveryIncrementSurvivesTheKills(t *testing.T) {
 
 // A demo that cannot fail proves nothing.
 func TestWithoutTheLockTheDemoFails(t *testing.T) {
+	t.Parallel()
 	r := play(t, Options{Sabotage: SabotageNoLock})
 	var failed []string
 	for _, c := range r.Checks {
