@@ -89,13 +89,13 @@ func (q *local) run() {
 			continue
 		}
 		for i := range batch {
-			q.dispatch(&batch[i])
+			q.dispatch(&batch[i], len(batch) == 1)
 			batch[i] = localItem{}
 		}
 	}
 }
 
-func (q *local) dispatch(it *localItem) {
+func (q *local) dispatch(it *localItem, alone bool) {
 	switch it.kind {
 	case pb.Kind_KIND_REPLY, pb.Kind_KIND_ERROR:
 		q.link.complete(&it.item, it.payload)
@@ -104,6 +104,6 @@ func (q *local) dispatch(it *localItem) {
 		q.msgs--
 		q.bytes -= len(it.payload)
 		q.mu.Unlock()
-		q.o.serve(q.link, nil, &it.item, it.service, it.payload)
+		q.o.serve(q.link, nil, &it.item, it.service, it.payload, alone)
 	}
 }

@@ -55,7 +55,8 @@ type Request struct {
 	Data    []byte // belongs to the handler
 
 	id       uint64 // 0: one-way
-	size     int    // of Data, which the handler may change
+	alone    bool
+	size     int // of Data, which the handler may change
 	link     *link
 	stream   *stream // nil: from ourselves
 	answered atomic.Bool
@@ -63,6 +64,10 @@ type Request struct {
 
 // OneWay reports whether nobody awaits an answer.
 func (r *Request) OneWay() bool { return r.id == 0 }
+
+// Alone reports whether nothing else had come from the peer together with this. Who is sent one thing at a time waits for each; of many
+// that come together, those who can do better handle several at once.
+func (r *Request) Alone() bool { return r.alone }
 
 // Reply answers with data, which it copies. It may be called from any goroutine, later; it does not block. A second answer is
 // ignored. The answer is lost if the peer's stream is gone or its outbox is full; its caller then fails or times out.
@@ -239,9 +244,9 @@ func (o *Overlay) abandon(to peer.ID, id uint64) bool {
 	return l != nil && l.take(id) != nil
 }
 
-// serve hands a whole message to its service. It runs on the goroutine that reads the stream, or on the local one.
-func (o *Overlay) serve(l *link, s *stream, it *item, svc *service, data []byte) {
-	r := &Request{Key: it.key, Data: data, id: it.id, link: l, stream: s, From: l.peer}
+// serve hands a whole message to its service, with word of whether it came alone. It runs on the goroutine that reads the stream, or on the local one.
+func (o *Overlay) serve(l *link, s *stream, it *item, svc *service, data []byte, alone bool) {
+	r := &Request{Key: it.key, Data: data, id: it.id, link: l, stream: s, From: l.peer, alone: alone}
 	if svc == nil {
 		o.count.unknownService.Add(1)
 		log.Debugw("unknown service", "peer", l.peer, "service", string(it.service))

@@ -692,3 +692,19 @@ func TestAnswerToAFormerLifeMatchesNothing(t *testing.T) {
 		t.Error("the answer was queued for another stream")
 	}
 }
+
+// A handler knows whether its message came with others.
+func TestAMessageKnowsWhetherItCameAlone(t *testing.T) {
+	alone := make(chan bool, 3)
+	o := newOverlay(t, newHost(t, 1), func(o *Overlay) { o.Handle("note", func(r *Request) { alone <- r.Alone() }) })
+	s := stranger(t, newHost(t, 2), o, Control, true)
+	note := &pb.Item{Kind: 1, Service: "note"}
+	write(t, s, framed(frameOf(note)))
+	if !<-alone {
+		t.Error("the only message is said to have come with others")
+	}
+	write(t, s, framed(frameOf(note, note)))
+	if <-alone || <-alone {
+		t.Error("one of two messages in a frame is said to have come alone")
+	}
+}

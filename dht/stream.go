@@ -294,7 +294,7 @@ func (s *stream) readAll() error {
 			}
 			if whole {
 				o.count.messagesReceived.Add(1)
-				s.dispatch(it)
+				s.dispatch(it, len(items) == 1 && s.reader.Buffered() == 0)
 			}
 			if s.detached.Load() {
 				return net.ErrClosed
@@ -314,7 +314,7 @@ func (s *stream) readAll() error {
 }
 
 // dispatch hands a whole message on. Its payload aliases the frame unless it was joined from pieces.
-func (s *stream) dispatch(it *item) {
+func (s *stream) dispatch(it *item, alone bool) {
 	o := s.link.o
 	data := it.payload
 	if it.total == 0 {
@@ -324,7 +324,7 @@ func (s *stream) dispatch(it *item) {
 	case pb.Kind_KIND_REPLY, pb.Kind_KIND_ERROR:
 		s.link.complete(it, data)
 	default:
-		o.serve(s.link, s, it, o.handlers[string(it.service)], data)
+		o.serve(s.link, s, it, o.handlers[string(it.service)], data, alone)
 	}
 }
 

@@ -94,6 +94,7 @@ type Host struct {
 	id        order.OverlayID
 	store     Store
 	storeID   order.StoreID
+	volatile  bool // the store is in memory
 	clock     *driver.Clock
 	services  map[string]MachineFactory
 	outlets   map[string]Outlet
@@ -203,6 +204,7 @@ func New(cfg Config) (*Host, error) {
 	h.since = h.clock.Now()
 	if h.store != nil {
 		h.storeID = h.store.ID()
+		_, h.volatile = h.store.(*MemoryStore)
 		h.start = uint64(time.Now().UnixMilli()) // of a store that does not count its starts
 		if s, ok := h.store.(interface{ BootNonce() Boot }); ok {
 			h.start = s.BootNonce().Count
@@ -586,15 +588,16 @@ func (h *Host) handleEngine(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	for i := range events {
-		e := &events[i]
+	trusted := events[:0]
+	for _, e := range events {
 		if h.distrusted(req.From, e.recv.Store) {
 			h.counters.strayMessages.Add(1)
 			continue
 		}
 		e.from = req.From
-		h.shardOf(e.group).tryPutEngine(e) // a full mailbox loses it, as a network may
+		trusted = append(trusted, e)
 	}
+	h.takeEngines(trusted, req)
 	return nil
 }
 
@@ -613,7 +616,9 @@ func (h *Host) handleCommand(req *dht.Request) error {
 		h.commandOwn(&e, req)
 		return nil
 	}
-	h.submit(e.group, &e, req)
+	if !soon(req) || !h.shardOf(e.group).handleNow(&e) {
+		h.submit(e.group, &e, req)
+	}
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 	"latchkey/internal/driver"
@@ -17,8 +18,8 @@ import (
 
 // shard owns a share of the host's replicas. One goroutine runs them all, a turn at a time: it takes every event that has
 // arrived, steps the engines, writes what all of them want stored in one batch, and then lets go of the messages, one batch
-// per peer. Everybody else reaches the replicas through box. But a message to a voter that finds the shard at rest is handled on the
-// goroutine that has read it ([shard.handleNow]): waking another one would cost a lock half its time.
+// per peer. Everybody else reaches the replicas through box. But what a peer has sent is handled on the goroutine that has read it, when it
+// finds the shard at rest ([shard.handleNow]): waking another one would cost a lock half its time.
 type shard struct {
 	host *Host
 	box  *driver.Mailbox[shardEvent]
@@ -30,6 +31,7 @@ type shard struct {
 	// turns guards what follows. It is free only while run waits for events.
 	turns     sync.Mutex
 	wakes     automaton.Instant // when the timer of run runs out, if ever
+	broken    error             // of the store, between two turns: run ends with it
 	replicas  map[order.GroupID]*replica
 	parting   []*replica                            // stopped for good in this turn
 	down      map[keyspace.NodeID]automaton.Instant // peers under suspicion, since when
@@ -178,6 +180,9 @@ func (s *shard) run() error {
 			expired = true
 		}
 		s.turns.Lock()
+		if s.broken != nil {
+			return s.broken
+		}
 		if asked { // not before: somebody else may be handling a message
 			s.answer()
 		}
@@ -196,23 +201,86 @@ func (s *shard) run() error {
 	}
 }
 
-// handleNow handles a message to a voter on the calling goroutine, unless a turn is under way or events wait, which come first. What the
-// message brings about beside answers, which is rare, is left to the next turn.
-func (s *shard) handleNow(e *voterEvent) bool {
+// nowEvent is an event that may be handled before the next turn.
+type nowEvent interface {
+	shardEvent
+	// lone reports whether there is no use in waiting for others like it, which a turn would handle together with it.
+	lone(s *shard) bool
+}
+
+// handleNow handles what a peer has sent on the goroutine that has read it, unless a turn is under way or events wait, which come first.
+// What it brings about is proposed and sent at once, and stored where that takes no time. The rest is left to the next turn: a disk
+// would keep the peer's other messages waiting.
+func (s *shard) handleNow(e nowEvent) bool {
 	if !s.turns.TryLock() {
 		return false
 	}
 	defer s.turns.Unlock()
-	if !s.box.Empty() {
+	if s.broken != nil || !s.box.Empty() || !e.lone(s) {
 		return false
 	}
 	s.now = s.host.clock.Now()
-	e.deliver(s)
-	s.flush()
-	if len(s.persists)+len(s.proposers)+len(s.parting) > 0 || s.timers.Next() < s.wakes {
+	e.handle(s)
+	if s.host.volatile {
+		s.broken = s.settle()
+	} else {
+		s.propose()
+		s.flush()
+	}
+	if len(s.persists)+len(s.proposers)+len(s.parting) > 0 || s.timers.Next() < s.wakes || s.broken != nil {
 		s.box.Nudge()
 	}
 	return true
+}
+
+// engineEvents are the messages of a peer's engines that came in one batch.
+type engineEvents []engineEvent
+
+// nowBytesMax bounds the command, or the batch of engine messages, that is handled on the goroutine that has read it. A larger one may be
+// long in executing, and the peer's other messages would wait.
+const nowBytesMax = 4 << 10
+
+// soon reports whether a request may be handled on the goroutine that has read it.
+func soon(req *dht.Request) bool { return req.Alone() && len(req.Data) <= nowBytesMax }
+
+// takeEngines hands over the messages that came by req, as far as there is room.
+func (h *Host) takeEngines(events engineEvents, req *dht.Request) {
+	if len(events) == 0 {
+		return
+	}
+	if s := h.shardOf(events[0].group); soon(req) && h.allOf(s, events) && s.handleNow(events) {
+		return
+	}
+	for i := range events {
+		h.shardOf(events[i].group).tryPutEngine(&events[i]) // a full mailbox loses it, as a network may
+	}
+}
+
+// allOf reports whether all messages are for replicas of one shard.
+func (h *Host) allOf(s *shard, events engineEvents) bool {
+	for i := range events[1:] {
+		if h.shardOf(events[i+1].group) != s {
+			return false
+		}
+	}
+	return true
+}
+
+// lone reports whether no leader waits for more than one command to be acknowledged.
+func (es engineEvents) lone(s *shard) bool {
+	for i := range es {
+		if r, ok := s.replicas[es[i].group]; ok && len(r.proposals) > 1 {
+			return false
+		}
+	}
+	return true
+}
+
+// handle handles messages that were not put into the mailbox.
+func (es engineEvents) handle(s *shard) {
+	for i := range es {
+		es[i].deliver(s)
+	}
 }
 
 // turn handles a batch of events and every timer that has run out, then stores, then sends.
@@ -378,6 +446,10 @@ func (e *engineEvent) handle(s *shard) {
 // take steps the engine that the message is for. It is false when there is none, or the sender is not whom it says.
 func (e *engineEvent) take(s *shard) bool {
 	s.engineBytes.Add(-int64(len(e.recv.Msg)))
+	return e.deliver(s)
+}
+
+func (e *engineEvent) deliver(s *shard) bool {
 	r := s.addressee(e)
 	if r != nil {
 		e.recv.Now = time.Duration(s.now)
@@ -459,6 +531,12 @@ func (e suspectEvent) handle(s *shard) {
 		}
 	}
 	s.lineUp(before)
+}
+
+// lone reports whether nothing else that was asked for is under way.
+func (e *commandEvent) lone(s *shard) bool {
+	r, ok := s.replicas[e.group]
+	return !ok || r.waiters == 0
 }
 
 func (e *commandEvent) handle(s *shard) {

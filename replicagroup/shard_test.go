@@ -1,6 +1,7 @@
 package replicagroup
 
 import (
+	"errors"
 	"runtime"
 	"slices"
 	"testing"
@@ -248,5 +249,88 @@ func TestAQuestionForTheStateWaitsForAMessageThatIsHandled(t *testing.T) {
 	s.box.Close()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// refusingStore fails every write.
+type refusingStore struct{ countingStore }
+
+func (s *refusingStore) Write([]Write, bool) error {
+	s.batches++
+	return ErrStore
+}
+
+// startNow is a startEvent that may be handled before the next turn.
+type startNow struct {
+	startEvent
+	alone bool
+}
+
+func (e startNow) lone(*shard) bool { return e.alone }
+
+// What is handled on the goroutine that has read it is stored there if that takes no time, and else in the next turn. A store that fails
+// ends the shard all the same.
+func TestWhatIsHandledAtOnceWaitsForNoDisk(t *testing.T) {
+	shardWith := func(store Store) (*shard, startNow) {
+		_, volatile := store.(*MemoryStore)
+		s := newShard(&Host{clock: driver.NewClock(), store: store, volatile: volatile, overlay: new(watcher)})
+		d := testDescriptor()
+		d.View.Members[0].PeerID = testMember(1).PeerID // as the watcher is called
+		return s, startNow{startEvent{replica: newReplica(1, &d, new(storingEngine), nil, 1)}, true}
+	}
+	disk := &countingStore{MemoryStore: NewMemoryStore()}
+	s, start := shardWith(disk)
+	if s.handleNow(start) {
+		t.Fatal("it was handled within a turn")
+	}
+	s.turns.Unlock()
+	start.alone = false
+	if s.handleNow(start) {
+		t.Fatal("it was handled by itself though others like it are expected")
+	}
+	start.alone = true
+	s.box.TryPut(watchEvent{})
+	if s.handleNow(start) {
+		t.Fatal("it was handled before what came earlier")
+	}
+	s.box.Take(nil)
+	if !s.handleNow(start) || disk.batches != 0 || len(s.persists) != 1 {
+		t.Fatalf("%d writes, %d to do", disk.batches, len(s.persists))
+	}
+	select {
+	case <-s.box.Wake():
+	default:
+		t.Error("nobody is woken to store it")
+	}
+
+	refusing := &refusingStore{countingStore{MemoryStore: NewMemoryStore()}}
+	s, start = shardWith(refusing)
+	s.host.volatile = true
+	s.turns.Unlock()
+	if !s.handleNow(start) || refusing.batches != 1 {
+		t.Fatalf("%d writes", refusing.batches)
+	}
+	if s.handleNow(start) {
+		t.Error("it goes on though the store has failed")
+	}
+	s.turns.Lock()
+	if err := s.run(); !errors.Is(err, ErrStore) {
+		t.Errorf("the shard ends with %v", err)
+	}
+}
+
+// A command that finds others under way joins those that gather for the next turn, and so do acknowledgements.
+func TestMessagesOfManyAreHandledTogether(t *testing.T) {
+	s, r, _, _ := newAsked(t)
+	cmd, acks := &commandEvent{group: r.group}, engineEvents{{group: r.group}}
+	if !cmd.lone(s) || !acks.lone(s) {
+		t.Error("what comes alone waits for a turn")
+	}
+	r.waiters, r.proposals = 1, map[uint64]commandKey{1: {}}
+	if cmd.lone(s) || !acks.lone(s) {
+		t.Error("the second command is handled by itself, or the acknowledgement of the only one is not")
+	}
+	if r.proposals[2] = (commandKey{}); acks.lone(s) {
+		t.Error("an acknowledgement is handled by itself while several are awaited")
 	}
 }

@@ -429,7 +429,7 @@ type voterEvent struct {
 
 // admit has a message handled at once, or puts it into its shard's mailbox, unless its peer has too many there already.
 func (h *Host) admit(e *voterEvent) {
-	if h.shardOf(e.group).handleNow(e) {
+	if h.shardOf(e.group).handleNow(voterNow{e}) {
 		return
 	}
 	if !h.voterLoads.take(e.peer, e.bytes) {
@@ -446,6 +446,13 @@ func (e *voterEvent) handle(s *shard) {
 	s.host.voterLoads.release(e.peer, e.bytes)
 	e.deliver(s)
 }
+
+// voterNow is a message that was not put into the mailbox.
+type voterNow struct{ *voterEvent }
+
+func (e voterNow) lone(*shard) bool { return true }
+
+func (e voterNow) handle(s *shard) { e.deliver(s) }
 
 func (e *voterEvent) deliver(s *shard) {
 	h := s.host
