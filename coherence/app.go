@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,21 +38,37 @@ type Option func(*access.Config)
 func WithMistake(m access.Mutant) Option { return func(c *access.Config) { c.Mutant = m } }
 
 // App is this node's part in one execution of an application. When the execution is over, since a node that had the application open failed, every
-// call fails with [ErrRestarted]; who wants to take part in the next one opens the application again. Safe for concurrent use.
+// call fails with [ErrRestarted], for good: what a caller knows of values is of an execution that did not happen. Who wants to take part in the next
+// one opens the application again. The node itself goes on without that if it has registered kinds of threads ([App.Register]) or wants to hear of it
+// ([App.OnRestart]); Open returns then what is there. Safe for concurrent use.
 type App struct {
-	s    *Service
-	name string
-	key  keyspace.Key
-	self protocol.NodeRef // each Open is an incarnation of its own
+	s       *Service
+	name    string
+	key     keyspace.Key
+	self    protocol.NodeRef // each Open is an incarnation of its own
+	options []Option
+	part    *part
+	ctx     context.Context // ends with this node's part in the execution, with the reason
+	cancel  context.CancelCauseFunc
+	taken   bool // somebody has opened it; under s.mu
 
-	mu     sync.Mutex // before those of objects
-	node   *appmanager.Node
-	guest  protocol.ThreadID // by which the application's manager knows that the node uses objects
-	inside bool              // the guest is there
-	left   bool              // it has ended
-	opened chan struct{}     // closed once the guest is there, or the application is over
-	exec   *access.Epoch
-	epoch  atomic.Uint64
+	mu        sync.Mutex // before those of objects
+	threads   map[protocol.ThreadID]*Thread
+	creates   map[protocol.ThreadID]creation
+	loaded    map[protocol.ThreadID]*saved   // of threads that are about to begin
+	loading   map[protocol.ThreadID]struct{} // whose states are on their way
+	holds     bool                           // threads stop at their safe points
+	suspended bool                           // the node leaves threads behind
+	asking    bool                           // it asks where they can go
+	hint      protocol.NodeRef               // where the last thread went
+	trouble   string                         // why a thread cannot be begun
+	node      *appmanager.Node
+	guest     protocol.ThreadID // by which the application's manager knows that the node uses objects
+	inside    bool              // the guest is there
+	left      bool              // it has ended
+	opened    chan struct{}     // closed once the guest is there, or the application is over
+	exec      *access.Epoch
+	epoch     atomic.Uint64
 
 	isOver   atomic.Bool
 	over     chan struct{} // closed when the execution is over
@@ -62,7 +80,11 @@ type App struct {
 	objects sync.Map // of keyspace.Key to *copyOf
 	count   atomic.Int64
 
-	pending  sync.Mutex                // after those of objects
+	manifests sync.Mutex
+	known     *appmanager.Manifest // what the execution began from, once it was asked for
+
+	pending  sync.Mutex // after those of objects
+	keeps    map[keeping]struct{}
 	restless map[keyspace.Key]restless // copies that wait for somebody
 	turn     int                       // of the ticker; one is repeatEvery
 	progress chan struct{}             // when closing: one of them waits no longer
@@ -81,58 +103,135 @@ type copyOf struct {
 	object    *access.Object
 	cached    *access.Cached
 	repeating atomic.Bool
+	recalling atomic.Bool // its value is on its way from the checkpoint
 }
 
 // Open takes part in an application, which is founded if nobody has it open. It blocks until the application's manager knows of this node; ctx
-// bounds that only. One node has an application open once ([ErrOpen]); its goroutines share it.
+// bounds that only. One node has an application open once ([ErrOpen]); its goroutines share it. Where the node has gone on by itself after a restart
+// (see [App]), the first Open returns that, and the options of the former one hold.
 //
-// What the objects hold lives as long as the application is open somewhere, and no node that has it open fails: then it begins anew, with all
-// objects empty.
+// What the objects hold lives as long as the application is open somewhere, and no node that has it open fails: then it begins anew, from its last
+// checkpoint, or with all objects empty if it has none.
 func (s *Service) Open(ctx context.Context, name string, opts ...Option) (*App, error) {
 	if err := checkName("an application", name); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	a := s.apps[AppKey(name)]
+	switch {
+	case s.closed:
+		s.mu.Unlock()
+		return nil, ErrClosed
+	case a != nil && (a.taken || a.closing.Load()):
+		s.mu.Unlock()
+		return nil, fmt.Errorf("%w: %q", ErrOpen, name)
+	}
+	mine := a == nil
+	if mine {
+		a = s.beginLocked(name, opts)
+	}
+	a.taken = true
+	s.mu.Unlock()
+	if mine {
+		a.start()
+	}
+	select {
+	case <-a.opened:
+		return a, nil
+	case <-a.over:
+		return a, nil // the execution was a short one; its calls say so
+	case <-ctx.Done():
+	case <-s.ctx.Done():
+	}
+	if mine {
+		go a.abandon()
+	} else {
+		s.mu.Lock()
+		a.taken = false
+		s.mu.Unlock()
+	}
+	return nil, fmt.Errorf("coherence: open %q: %w", name, cause(ctx, ErrClosed))
+}
+
+// beginLocked makes this node's part in an execution.
+func (s *Service) beginLocked(name string, opts []Option) *App {
 	var c access.Config
 	for _, o := range opts {
 		o(&c)
 	}
 	a := &App{
-		s: s, name: name, key: AppKey(name), opened: make(chan struct{}), over: make(chan struct{}), done: make(chan struct{}),
-		restless: make(map[keyspace.Key]restless), progress: make(chan struct{}, 1), exec: access.NewEpoch(c),
+		s: s, name: name, key: AppKey(name), options: opts, opened: make(chan struct{}), over: make(chan struct{}), done: make(chan struct{}),
+		restless: make(map[keyspace.Key]restless), keeps: make(map[keeping]struct{}), progress: make(chan struct{}, 1), exec: access.NewEpoch(c),
+		threads: make(map[protocol.ThreadID]*Thread), creates: make(map[protocol.ThreadID]creation),
+		loaded: make(map[protocol.ThreadID]*saved), loading: make(map[protocol.ThreadID]struct{}),
 	}
-	s.mu.Lock()
-	switch {
-	case s.closed:
-		s.mu.Unlock()
-		return nil, ErrClosed
-	case s.apps[a.key] != nil:
-		s.mu.Unlock()
-		return nil, fmt.Errorf("%w: %q", ErrOpen, name)
+	a.ctx, a.cancel = context.WithCancelCause(s.ctx)
+	if a.part = s.parts[a.key]; a.part == nil {
+		a.part = newPart()
+		s.parts[a.key] = a.part
 	}
 	a.self = protocol.NodeRef{ID: s.overlay.Node(), Inc: s.drawLocked()}
 	a.node = appmanager.NewNode(appmanager.NodeConfig{Self: a.self, App: a.key})
-	known := s.epochs[a.key]
 	s.apps[a.key] = a
 	s.wg.Go(a.run)
 	s.wg.Go(a.listen)
-	s.mu.Unlock()
+	return a
+}
 
+// start asks the application's manager to know of this node, in the last epoch that was heard of.
+func (a *App) start() {
+	a.s.mu.Lock()
+	known := a.s.epochs[a.key]
+	a.s.mu.Unlock()
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if known > a.node.Epoch() {
 		a.step(appmanager.NodeEvent{Kind: appmanager.NodeReceive, Msg: &protocol.Message{
 			Kind: protocol.Destroy, From: protocol.Address{Party: protocol.AppManager}, To: protocol.At(a.self), Epoch: known}})
 	} else {
 		a.enter()
 	}
-	a.mu.Unlock()
-	select {
-	case <-a.opened:
-		return a, nil
-	case <-ctx.Done():
-	case <-s.ctx.Done():
+}
+
+// follow takes part in the next execution, after one that is over.
+func (s *Service) follow(name string, opts []Option) {
+	s.mu.Lock()
+	if s.closed || s.apps[AppKey(name)] != nil {
+		s.mu.Unlock()
+		return
 	}
-	go a.abandon()
-	return nil, fmt.Errorf("coherence: open %q: %w", name, cause(ctx, ErrClosed))
+	a := s.beginLocked(name, opts)
+	s.wg.Go(func() {
+		a.start()
+		select {
+		case <-a.opened:
+		case <-a.over:
+			return
+		case <-a.done:
+			return
+		case <-s.ctx.Done():
+			return
+		}
+		a.part.calls.Lock()
+		defer a.part.calls.Unlock()
+		a.part.mu.Lock()
+		fns := slices.Clone(a.part.onRestart)
+		a.part.mu.Unlock()
+		for _, fn := range fns {
+			a.tellRestart(fn)
+		}
+	})
+	s.mu.Unlock()
+}
+
+// tellRestart calls what wants to hear of a restart, whatever it does.
+func (a *App) tellRestart(fn func(protocol.Epoch)) {
+	defer func() {
+		if v := recover(); v != nil {
+			log.Warnf("what was to hear that %q has begun anew panicked: %v\n%s", a.name, v, debug.Stack())
+		}
+	}()
+	fn(protocol.Epoch(a.epoch.Load()))
 }
 
 func cause(ctx context.Context, otherwise error) error {
@@ -159,13 +258,22 @@ func (a *App) enter() {
 
 // step has the node's automaton take an event, and does what it says. mu is held.
 func (a *App) step(ev appmanager.NodeEvent) {
+	defer a.lookAfter()
 	for _, act := range a.node.Step(ev, nil) {
 		switch act.Kind {
 		case appmanager.NodeSend:
 			a.s.out.Put(outgoing{app: a.key, message: act.Msg})
+		case appmanager.Run:
+			a.runThread(act.Thread, act.Hash)
+		case appmanager.Halt:
+			if t := a.threads[act.Thread]; t != nil {
+				t.standing = true
+			}
 		case appmanager.CreatedHere:
 			switch {
-			case act.Thread != a.guest || a.inside:
+			case act.Thread != a.guest:
+				a.noteCreated(act)
+			case a.inside:
 			case act.Refused: // the run loop tries again
 			default:
 				a.inside = true
@@ -205,17 +313,25 @@ func (a *App) end(next protocol.Epoch) {
 		return
 	}
 	a.exec.End()
+	a.cancel(ErrRestarted) // and with it its threads
 	a.s.remember(a.key, next)
 	close(a.over)
 	a.gone()
+	if !a.closing.Load() && a.part.stays() {
+		a.s.follow(a.name, a.options)
+	}
 }
 
 // gone forgets the application on this node.
 func (a *App) gone() {
 	a.doneOnce.Do(func() {
+		a.cancel(ErrClosed)
 		a.s.mu.Lock()
 		if a.s.apps[a.key] == a {
 			delete(a.s.apps, a.key)
+			if a.closing.Load() || !a.part.stays() {
+				delete(a.s.parts, a.key)
+			}
 		}
 		a.s.mu.Unlock()
 		close(a.done)
@@ -234,20 +350,25 @@ func (a *App) receive(m *protocol.Message) {
 			return
 		}
 		a.mu.Lock()
+		if m.Hash != (protocol.Hash{}) && a.node.Wants(m) && m.Epoch <= a.node.Epoch() {
+			a.mu.Unlock()
+			a.load(m)
+			return
+		}
 		a.step(appmanager.NodeEvent{Kind: appmanager.NodeReceive, Msg: m})
 		a.mu.Unlock()
 		a.settled()
 	case m.Epoch > epoch:
 		a.end(m.Epoch)
 	case m.Epoch == epoch:
-		if m.Kind == protocol.FirstTouch {
-			m.Value = &protocol.Cell{Bytes: []byte{}}
-		}
 		if _, ok := a.objects.Load(m.Object); !ok && m.From.Party == protocol.Node {
 			return // a value that this node never asked for
 		}
 		c, err := a.copy(m.Object, true)
 		if err != nil {
+			return
+		}
+		if m.Kind == protocol.FirstTouch && !a.recall(c, m) {
 			return
 		}
 		c.cached.Step(cachedcopy.Event{Kind: cachedcopy.Receive, Msg: m})
@@ -297,7 +418,8 @@ func (a *App) say(c *copyOf, m protocol.Message) {
 	a.restless[c.key] = r
 	a.pending.Unlock()
 	switch {
-	case m.To.Party == protocol.AppManager && m.Kind == protocol.Copy: // a checkpoint reads, and nobody here stores chunks yet
+	case m.To.Party == protocol.AppManager && m.Kind == protocol.Copy: // a checkpoint reads
+		a.keep(m)
 	case m.To.Party != protocol.Node:
 		a.s.route(a.key, &m, c.repeating.Load())
 	case m.To.Node.ID == a.self.ID || m.Value != nil && len(m.Value.Bytes) > inlineMax:
@@ -320,6 +442,7 @@ func (a *App) run() {
 			return
 		case <-a.s.ctx.Done():
 			a.exec.End()
+			a.cancel(ErrClosed)
 			return
 		}
 		if a.closing.Load() {
@@ -423,19 +546,25 @@ func (a *App) Epoch() protocol.Epoch { return protocol.Epoch(a.epoch.Load()) }
 // Restarted is closed when the execution is over.
 func (a *App) Restarted() <-chan struct{} { return a.over }
 
-// Close ends this node's part in the application. Calls that wait fail with [ErrClosed], as all do that come later. What this node owns is handed
-// to others that have the application open, and Close blocks until they have it, or ctx ends; then it goes on in the background, and the
-// application cannot be opened here again before it is done. If the process ends first, the application begins anew. With the last one that has it
-// open, the application ends.
+// Close ends this node's part in the application, in later executions too. Calls fail with [ErrClosed] from now on. Threads that are here
+// move to other nodes that have the application open and can run them, each at its next safe point; what this node owns is handed to others
+// that have it open, and Close blocks until all that is done, or ctx ends; then it goes on in the background, and the application cannot be opened here
+// again before it is done. If the process ends first, the application begins anew. So it does when there is no other node for a thread: the
+// thread is begun again from the last checkpoint as soon as a node can run it. When the last one leaves and there are no threads, the application ends.
 func (a *App) Close(ctx context.Context) error {
+	a.s.mu.Lock()
+	now := a.s.apps[a.key]
+	a.s.mu.Unlock()
+	if now != nil && now != a && now.part == a.part { // the node has gone on
+		return now.Close(ctx)
+	}
 	a.closing.Store(true)
-	a.exec.End()
 	a.settled()
 	select {
 	case <-a.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("coherence: still leaving %q, %d copies are waited for: %w", a.name, a.waits(), context.Cause(ctx))
+		return fmt.Errorf("coherence: still leaving %q, %d threads and %d copies are waited for: %w", a.name, len(a.Threads()), a.waits(), context.Cause(ctx))
 	case <-a.s.ctx.Done():
 		return ErrClosed
 	}
@@ -473,14 +602,19 @@ func (a *App) waits() int {
 	return len(a.restless)
 }
 
-// leave takes the guest away, which has the copies look for other owners, and forgets the application once nobody counts on this node.
+// leave has the threads move, then takes the guest away, which has the copies look for other owners, and forgets the application once nobody counts
+// on this node.
 func (a *App) leave() {
-	a.mu.Lock()
-	if a.inside && !a.left {
-		a.left = true
-		a.step(appmanager.NodeEvent{Kind: appmanager.End, Thread: a.guest})
+	if a.moveThreads() {
+		return
 	}
-	waits := a.node.Waits()
+	a.exec.End()
+	a.mu.Lock()
+	if a.inside && !a.left && !a.suspended {
+		a.left = true
+		a.step(appmanager.NodeEvent{Kind: appmanager.End, Thread: a.guest, Node: a.hint})
+	}
+	waits := a.node.Waits() || a.suspended
 	a.mu.Unlock()
 	a.pending.Lock()
 	all := make([]*copyOf, 0, len(a.restless))

@@ -19,12 +19,38 @@
 // owner to who asked for it, and never through a group. Who sends is authenticated by the stream, nobody speaks for another, and for managers
 // only members of their group do. All messages may be lost, late and repeated: who waits for an answer asks again.
 //
+// # Threads
+//
+// What is to survive the failure of its node runs as a thread of a kind that nodes register:
+//
+//	err = app.Register("worker", func(ctx context.Context, t *coherence.Thread) error {
+//		var next int // what it saves
+//		if _, err := t.State(&next); err != nil {
+//			return err
+//		}
+//		for ; next < 1000; next++ {
+//			if err := t.SafePoint(ctx, next); err != nil { // it could be begun again from here
+//				return err
+//			}
+//			… t.Object("row/1") …
+//		}
+//		return nil
+//	})
+//	err = app.Go(ctx, "worker-1", "worker", args)
+//	id, err := app.Checkpoint(ctx)
+//
+// The application's manager knows where each thread is ([App.Go], a [Policy] chooses). A thread moves at its safe points: when somebody wants it to
+// ([Service.Migrate]), and when its node leaves. [App.Checkpoint] stops all threads at safe points, reads all objects as they are at one instant, and
+// stores both at the 2f+1 peers closest to each piece (package chunks).
+//
 // # What becomes of the objects
 //
 // They are volatile. What an object holds is in the memory of the nodes that have copies, and lives as long as the application is open somewhere. A node
 // that leaves ([App.Close]) hands over what it owns. If one fails that has the application open, or is silent for three seconds, the application
-// begins anew, in the next epoch, with empty objects: every call of the former execution fails with [ErrRestarted] from when its node hears of it, and
-// who wants to go on opens the application again:
+// begins anew, in the next epoch, from its last checkpoint, or with empty objects and its first threads if it has none: every call of the former execution
+// fails with [ErrRestarted] from when its node hears of it. Threads need not care: their functions are called again, with what they saved for that
+// checkpoint. Objects have the values they had at that instant, each as soon as somebody uses it. Other callers have no saved state; what they
+// remember is of an execution that did not happen, so an [App] stays ended, and who wants to go on opens the application again:
 //
 //	for {
 //		app, err := objects.Open(ctx, "render-farm")
@@ -36,7 +62,13 @@
 //		}
 //	}
 //
+// A node that has registered kinds of threads, or a function for [App.OnRestart], takes part in the next execution by itself, so that threads
+// find a place; Open returns what is there. A restart waits until every thread has a node that can run it, and says what it waits for ([Service.Status]).
+//
+// When all nodes leave while there are threads, these wait: who opens the application next, and can run them, has it begin anew from its last checkpoint.
+// When the last one leaves and no thread is left, the application is over, and what its checkpoint kept is collected.
+//
 // A node that is cut off hears nothing, and goes on reading the copies it has until it does.
 //
-// Threads that survive by checkpoints, directories, and objects that survive their owners are not there yet.
+// Directories, and objects that survive their owners without a restart, are not there yet.
 package coherence

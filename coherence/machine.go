@@ -33,11 +33,13 @@ const (
 // # Managers come and go
 //
 // The manager of an object that nobody has touched in its epoch knows nothing but the epoch, and is not kept. That of an application is kept
-// while somebody has it open. When nobody has, its objects are gone: their managers are told, and it is forgotten. So that no epoch comes twice, the
-// next one to be founded in the group begins above all that were. The first epoch of a generation of the group is above all of earlier ones.
+// while somebody has it open, while it has threads, and after a failure that left it without either if it has a checkpoint to go on from. When the last
+// one leaves and no thread is left, its objects are gone: their managers are told, its checkpoint is collected, and it is forgotten. So that no epoch
+// comes twice, the next one to be founded in the group begins above all that were. The first epoch of a generation of the group is above all of earlier ones.
 type Machine struct {
 	life    protocol.Life
-	epoch   protocol.Epoch // that an application begins with which is founded now
+	epoch   protocol.Epoch        // that an application begins with which is founded now
+	ids     protocol.CheckpointID // after which its checkpoints are numbered, since chunks of earlier ones may be about to be collected
 	apps    map[keyspace.Key]*application
 	objects int // of all applications
 }
@@ -64,7 +66,31 @@ type said struct {
 	app      keyspace.Key
 	messages []protocol.Message
 	concerns []concern
+	duty     *duty // nil: none
 }
+
+// duty is what an application's manager has its leader's host do: choosing, storing and counting time are no business of a replica.
+type duty struct {
+	epoch  protocol.Epoch
+	places []unplaced         // threads that a restart needs places for
+	nodes  []protocol.NodeRef // that have the application open
+
+	checkpoint protocol.CheckpointID // one that is under way, 0 for none
+	save       *appmanager.Manifest  // its cut, in SAVING. It is not changed
+
+	collect bool // only these manifests count now, and what is wanted for a checkpoint after
+	saved   protocol.CheckpointID
+	roots   []protocol.Hash // none: the application is over
+}
+
+// unplaced is a thread that needs a place, and its state.
+type unplaced struct {
+	thread protocol.ThreadID
+	state  protocol.Hash
+}
+
+// empty reports whether there is nothing to post.
+func (s *said) empty() bool { return len(s.messages)+len(s.concerns) == 0 && s.duty == nil }
 
 // concern is a node whose failure would hold a manager up.
 type concern struct {
@@ -104,7 +130,7 @@ func (m *Machine) ApplyOwn(c session.Context, data []byte) {
 		}
 		m.stepObject(&s, object, ev)
 	}
-	if len(s.messages)+len(s.concerns) > 0 {
+	if !s.empty() {
 		c.Post(s)
 	}
 }
@@ -170,31 +196,81 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 			m.closed(s, ev)
 			return
 		}
-		a.manager = appmanager.New(appmanager.Config{App: s.app, Epoch: m.epoch})
+		a.manager = appmanager.New(appmanager.Config{App: s.app, Epoch: m.epoch, Checkpoint: m.ids})
 	}
-	before := a.manager.Epoch()
-	m.step(s, a, ev)
-	if _, hash := a.manager.Saved(); a.manager.Threads() > 0 || hash != (protocol.Hash{}) {
+	before, last := a.manager.Epoch(), a.manager.SavedID()
+	_, root := a.manager.Saved()
+	m.perform(s, a.manager, a.manager.Step(ev, nil))
+	if a.manager.Epoch() == before && a.manager.SavedID() != last {
+		_, next := a.manager.Saved()
+		d := s.dutyOf(a.manager)
+		d.collect, d.saved, d.roots = true, a.manager.SavedID(), []protocol.Hash{next, root}
+	}
+	if a.manager.Threads() > 0 {
 		return
 	}
-	if a.manager.Epoch() == before { // the last one has left: what is there is of an execution that is over
-		m.step(s, a, appmanager.Event{Kind: appmanager.Receive, Msg: &protocol.Message{
-			Kind: protocol.RestartReq, From: protocol.Address{Party: protocol.ObjectManager}, Epoch: before, Flag: true}})
-		if a.manager.Threads() > 0 {
+	if a.manager.Epoch() == before { // the last one has left, and left nothing to do: what is there is of an execution that is over
+		_, hash := a.manager.Saved()
+		if ev.Kind != appmanager.Receive || ev.Msg.Kind != protocol.Terminated && hash != (protocol.Hash{}) {
 			return
 		}
+		a.manager.Forget()
+		m.perform(s, a.manager, a.manager.Step(appmanager.Event{Kind: appmanager.Receive, Msg: restartOf(before)}, nil))
+		if hash != (protocol.Hash{}) {
+			d := s.dutyOf(a.manager)
+			d.collect, d.saved = true, a.manager.Checkpoint()
+		}
+	} else if _, hash := a.manager.Saved(); hash != (protocol.Hash{}) {
+		return // whoever opens it next finds what the checkpoint has
 	}
-	m.epoch = max(m.epoch, a.manager.Epoch())
+	m.epoch, m.ids = max(m.epoch, a.manager.Epoch()), max(m.ids, a.manager.Checkpoint())
 	a.manager = nil
 }
 
-// step steps the manager of an application. Threads and checkpoints are of hosts that have them.
-func (m *Machine) step(s *said, a *application, ev appmanager.Event) {
-	for _, act := range a.manager.Step(ev, nil) {
-		if act.Kind == appmanager.Send {
+// restartOf is what has an application begin anew.
+func restartOf(e protocol.Epoch) *protocol.Message {
+	return &protocol.Message{Kind: protocol.RestartReq, From: protocol.Address{Party: protocol.ObjectManager}, To: protocol.Address{Party: protocol.AppManager},
+		Epoch: e, Flag: true, Object: keyspace.Key{1}, Requester: protocol.NodeRef{Inc: 1}}
+}
+
+// perform posts what a manager says, and what it has its host do.
+func (m *Machine) perform(s *said, am *appmanager.Manager, acts []appmanager.Action) {
+	for _, act := range acts {
+		switch act.Kind {
+		case appmanager.Send:
 			s.messages = append(s.messages, act.Msg)
+		case appmanager.Choose:
+			s.dutyOf(am)
+		case appmanager.Save:
+			s.dutyOf(am).save = &act.Manifest
 		}
 	}
+	switch am.State() {
+	case appmanager.Stopping, appmanager.Reading, appmanager.Saving:
+		s.dutyOf(am)
+	}
+}
+
+// dutyOf returns the duty of an application's leader, as it is now.
+func (s *said) dutyOf(am *appmanager.Manager) *duty {
+	if s.duty == nil {
+		s.duty = new(duty)
+	}
+	d := s.duty
+	d.epoch, d.checkpoint, d.places, d.nodes = am.Epoch(), 0, nil, nil
+	switch am.State() {
+	case appmanager.Stopping, appmanager.Reading, appmanager.Saving:
+		d.checkpoint = am.Checkpoint()
+	case appmanager.Restarting:
+		for _, t := range am.List() {
+			if t.Guest {
+				d.nodes = append(d.nodes, t.At)
+			} else if t.At.IsZero() {
+				d.places = append(d.places, unplaced{t.ID, t.Hash})
+			}
+		}
+	}
+	return d
 }
 
 // closed answers for the manager of an application that nobody has open: what speaks to it is of an execution that is over.
@@ -220,11 +296,7 @@ func (m *Machine) Resend(c session.Context) {
 		a := m.apps[app]
 		s := said{app: app}
 		if a.manager != nil {
-			for _, act := range a.manager.Resend(nil) {
-				if act.Kind == appmanager.Send {
-					s.messages = append(s.messages, act.Msg)
-				}
-			}
+			m.perform(&s, a.manager, a.manager.Resend(nil))
 			for _, n := range a.manager.Concerns() {
 				s.concerns = append(s.concerns, concern{node: n, suspected: a.manager.Suspects(n)})
 			}
@@ -236,7 +308,7 @@ func (m *Machine) Resend(c session.Context) {
 				s.concerns = append(s.concerns, concern{object, n, om.Suspects(n)})
 			}
 		}
-		if len(s.messages)+len(s.concerns) > 0 {
+		if !s.empty() {
 			c.Post(s)
 		}
 	}
@@ -244,23 +316,69 @@ func (m *Machine) Resend(c session.Context) {
 
 func compareKeys(a, b keyspace.Key) int { return bytes.Compare(a[:], b[:]) }
 
+// ThreadsShown bounds the threads, and the nodes, that an [Info] lists.
+const ThreadsShown = 1 << 10
+
 // Info is what a group says of an application.
 type Info struct {
-	Open    bool           // somebody has it open
-	Epoch   protocol.Epoch // of this execution; of the next one where nobody has it open
+	Open    bool           // it is there: somebody has it open, or could go on from its checkpoint
+	Epoch   protocol.Epoch // of this execution; of the next one where there is none
 	Threads int            // that have not ended, those who have it open included
+
+	State      appmanager.State
+	Checkpoint protocol.CheckpointID // the last that was begun
+	Saved      protocol.CheckpointID // the last that is complete, 0 for none
+	Manifest   protocol.Hash         // its name
+	Objects    int                   // that it has
+	Nodes      []protocol.NodeRef    // that have the application open, at most [ThreadsShown]
+	Running    []RunningThread       // the threads, at most [ThreadsShown]
 }
 
-// Query tells of an application, by its key.
+// RunningThread is what an application's manager knows of a thread.
+type RunningThread struct {
+	ID        protocol.ThreadID
+	At, To    protocol.NodeRef // At is nobody while a restart looks for a place; To is nobody unless it migrates
+	Migration protocol.MigSeq
+	Stopped   bool // for the checkpoint that is under way
+}
+
+// Query tells of an application, by its key. What follows the key is how the names of the threads begin that are listed.
 func (m *Machine) Query(_ session.Context, data []byte) []byte {
 	var app keyspace.Key
-	info := Info{Epoch: m.epoch}
-	if copy(app[:], data); m.apps[app] != nil && m.apps[app].manager != nil {
+	info := Info{Epoch: m.epoch, Checkpoint: m.ids}
+	name := data[min(copy(app[:], data), len(data)):] // of a thread, or nothing
+	if m.apps[app] != nil && m.apps[app].manager != nil {
 		am := m.apps[app].manager
-		info = Info{true, am.Epoch(), am.Threads()}
+		saved, hash := am.Saved()
+		info = Info{Open: true, Epoch: am.Epoch(), Threads: am.Threads(), State: am.State(), Checkpoint: am.Checkpoint(), Saved: am.SavedID(),
+			Manifest: hash, Objects: len(saved.Objects)}
+		for _, t := range am.List() {
+			switch {
+			case t.Guest && len(info.Nodes) < ThreadsShown:
+				info.Nodes = append(info.Nodes, t.At)
+			case !t.Guest && len(info.Running) < ThreadsShown && bytes.HasPrefix(t.ID[:], name):
+				info.Running = append(info.Running, RunningThread{t.ID, t.At, t.To, t.Migration, t.Stopped})
+			}
+		}
 	}
-	b := protocol.AppendBools(nil, info.Open)
-	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(info.Epoch)), uint64(info.Threads))
+	return info.encode()
+}
+
+func (i *Info) encode() []byte {
+	b := protocol.AppendBools(nil, i.Open)
+	for _, v := range [...]uint64{uint64(i.Epoch), uint64(i.Threads), uint64(i.State), uint64(i.Checkpoint), uint64(i.Saved), uint64(i.Objects)} {
+		b = binary.AppendUvarint(b, v)
+	}
+	b = binary.AppendUvarint(append(b, i.Manifest[:]...), uint64(len(i.Nodes)))
+	for _, n := range i.Nodes {
+		b = n.Append(b)
+	}
+	b = binary.AppendUvarint(b, uint64(len(i.Running)))
+	for _, t := range i.Running {
+		b = t.To.Append(t.At.Append(append(b, t.ID[:]...)))
+		b = protocol.AppendBools(binary.AppendUvarint(b, uint64(t.Migration)), t.Stopped)
+	}
+	return b
 }
 
 func decodeInfo(b []byte) (i Info, err error) {
@@ -268,7 +386,24 @@ func decodeInfo(b []byte) (i Info, err error) {
 	i.Open = r.byte() == 1
 	i.Epoch = protocol.Epoch(r.uint())
 	i.Threads = int(min(r.uint(), protocol.ThreadsMax))
-	return i, r.end()
+	if i.State = appmanager.State(min(r.uint(), 255)); i.State > appmanager.Restarting {
+		r.fail("state %d", i.State)
+	}
+	i.Checkpoint, i.Saved = protocol.CheckpointID(r.uint()), protocol.CheckpointID(r.uint())
+	i.Objects = int(min(r.uint(), protocol.ObjectsMax))
+	i.Manifest = protocol.Hash(r.key())
+	for range r.count(ThreadsShown) {
+		i.Nodes = append(i.Nodes, r.node())
+	}
+	for range r.count(ThreadsShown) {
+		t := RunningThread{ID: protocol.ThreadID(r.thread()), At: r.node(), To: r.node()}
+		t.Migration, t.Stopped = protocol.MigSeq(r.uint()), r.byte() == 1
+		i.Running = append(i.Running, t)
+	}
+	if err := r.end(); err != nil {
+		return Info{}, err
+	}
+	return i, nil
 }
 
 // Apply executes no commands of clients: managers are told things by drivers alone ([replicagroup.Host.Input]).
@@ -297,17 +432,17 @@ func (m *Machine) Graft(_ session.Context, part []byte) error {
 	return nil
 }
 
-const snapshotVersion = 1
+const snapshotVersion = 2
 
 // Snapshot returns the whole state; nothing where nobody has used the group.
 //
-//	version, epoch, number of applications; for each:
+//	version, epoch, number of the last checkpoint, number of applications; for each:
 //	key, length of the manager's state (0: none), state, number of objects; for each: key, length, state
 func (m *Machine) Snapshot() []byte {
-	if len(m.apps) == 0 && m.epoch == m.first() {
+	if len(m.apps) == 0 && m.epoch == m.first() && m.ids == 0 {
 		return nil
 	}
-	b := binary.AppendUvarint([]byte{snapshotVersion}, uint64(m.epoch))
+	b := binary.AppendUvarint(binary.AppendUvarint([]byte{snapshotVersion}, uint64(m.epoch)), uint64(m.ids))
 	b = binary.AppendUvarint(b, uint64(len(m.apps)))
 	for _, app := range slices.SortedFunc(maps.Keys(m.apps), compareKeys) {
 		a := m.apps[app]
@@ -347,7 +482,7 @@ func (m *Machine) decode(b []byte) error {
 	if v := r.byte(); v != snapshotVersion {
 		return fmt.Errorf("%w: version %d, this program reads %d", errSnapshot, v, snapshotVersion)
 	}
-	m.epoch = protocol.Epoch(r.uint())
+	m.epoch, m.ids = protocol.Epoch(r.uint()), protocol.CheckpointID(r.uint())
 	if m.epoch < m.first() {
 		r.fail("epoch %d is of an earlier life", m.epoch)
 	}

@@ -14,27 +14,48 @@ import (
 // A call that finds a copy with the right it needs sends nothing. Else it waits for other nodes; when its ctx ends it fails with its cause and has
 // not been performed. Errors beside: [ErrRestarted], [ErrClosed], [ErrBusy], [ErrTooLarge], [ErrName], [ErrTooMany].
 type Object struct {
-	app  *App
-	name string
-	copy *copyOf
-	err  error // why there is none
+	app    *App
+	thread *Thread // nil: it is for somebody else than a thread
+	name   string
+	copy   *copyOf
+	err    error // why there is none
 }
 
 // Object returns an object of the application. It sends nothing. A name that is none shows in every call ([ErrName]). Objects whose names share what
 // stands before the last slash are kept by one group.
-func (a *App) Object(name string) *Object {
-	o := &Object{app: a, name: name}
+func (a *App) Object(name string) *Object { return a.object(name, nil) }
+
+func (a *App) object(name string, t *Thread) *Object {
+	o := &Object{app: a, thread: t, name: name}
 	if o.err = checkName("an object", name); o.err == nil {
-		o.copy, o.err = a.copy(ObjectKey(a.name, name), false)
+		o.copy, o.err = a.copy(ObjectKey(a.name, name), t != nil)
 	}
 	return o
+}
+
+// ready says why a call is not begun.
+func (o *Object) ready() error {
+	switch {
+	case o.err != nil:
+		return o.err
+	case o.thread != nil:
+		return o.thread.failed()
+	case o.app.closing.Load():
+		return ErrClosed
+	}
+	return nil
 }
 
 // Name returns the object's name.
 func (o *Object) Name() string { return o.name }
 
-// failure says why a call failed.
+// failure says why a call failed. What a thread has begun that is not here any more does not succeed.
 func (o *Object) failure(err error) error {
+	if o.thread != nil {
+		if err2 := o.thread.failed(); err2 != nil {
+			return err2
+		}
+	}
 	if err != nil && o.app.closing.Load() && errors.Is(err, ErrRestarted) {
 		return ErrClosed
 	}
@@ -43,8 +64,8 @@ func (o *Object) failure(err error) error {
 
 // Get returns a copy of the value at one instant of the call.
 func (o *Object) Get(ctx context.Context) ([]byte, error) {
-	if o.err != nil {
-		return nil, o.err
+	if err := o.ready(); err != nil {
+		return nil, err
 	}
 	b, err := o.copy.object.Get(ctx)
 	return b, o.failure(err)
@@ -53,16 +74,16 @@ func (o *Object) Get(ctx context.Context) ([]byte, error) {
 // View calls fn with the value at one instant of the call, and returns its error. fn must not change the value; it may keep it. Nothing is pinned
 // while fn runs, so the value may be an old one by then, and fn may use this object and others.
 func (o *Object) View(ctx context.Context, fn func(value []byte) error) error {
-	if o.err != nil {
-		return o.err
+	if err := o.ready(); err != nil {
+		return err
 	}
 	return o.failure(o.copy.object.View(ctx, fn))
 }
 
 // Set writes a copy of value, of at most [protocol.ValueMax] bytes. It returns when no other copy has the old value any more.
 func (o *Object) Set(ctx context.Context, value []byte) error {
-	if o.err != nil {
-		return o.err
+	if err := o.ready(); err != nil {
+		return err
 	}
 	return o.failure(o.copy.object.Set(ctx, value))
 }
@@ -70,8 +91,8 @@ func (o *Object) Set(ctx context.Context, value []byte) error {
 // Update replaces the value by what fn makes of it, with no write of anybody in between; see [access.Object.Update] for when fn runs again and what
 // it may do. An error of fn leaves the value and is returned; if fn panics, that is an [access.PanicError].
 func (o *Object) Update(ctx context.Context, fn func(value []byte) ([]byte, error)) error {
-	if o.err != nil {
-		return o.err
+	if err := o.ready(); err != nil {
+		return err
 	}
 	return o.failure(o.copy.object.Update(ctx, fn))
 }
@@ -79,15 +100,15 @@ func (o *Object) Update(ctx context.Context, fn func(value []byte) ([]byte, erro
 // Watch calls fn with the value, and again each time it may have become another one, until ctx ends or fn returns an error, which it returns. Of
 // values that follow each other fast only the last is sure to be seen; the same one may be seen twice.
 func (o *Object) Watch(ctx context.Context, fn func(value []byte) error) error {
-	if o.err != nil {
-		return o.err
+	if err := o.ready(); err != nil {
+		return err
 	}
 	return o.failure(o.copy.object.Watch(ctx, fn))
 }
 
 // Prefetch asks for a copy that will be needed soon, to be written if write is set, and waits for nothing.
 func (o *Object) Prefetch(write bool) {
-	if o.err != nil {
+	if o.ready() != nil {
 		return
 	}
 	r := cachedcopy.ReadOnly

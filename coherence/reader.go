@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"latchkey/coherence/protocol"
 	"latchkey/dht/keyspace"
 )
 
@@ -59,7 +60,18 @@ func (r *reader) key() (k keyspace.Key) {
 	return k
 }
 
-// count reads how many things follow, each of which begins with a key.
+func (r *reader) thread() (t protocol.ThreadID) {
+	copy(t[:], r.take(uint64(len(t))))
+	return t
+}
+
+func (r *reader) node() (n protocol.NodeRef) {
+	n.ID = keyspace.NodeID(r.key())
+	n.Inc = r.uint()
+	return n
+}
+
+// count reads how many things follow, each of which is as long as a key at least.
 func (r *reader) count(most int) int {
 	n := r.uint()
 	if r.err == nil && (n > uint64(most) || n > uint64(len(r.b)/len(keyspace.Key{}))) {

@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/coherence/appmanager"
+	"latchkey/coherence/chunks"
 	"latchkey/coherence/manager"
 	"latchkey/coherence/pb"
 	"latchkey/coherence/protocol"
@@ -32,6 +33,7 @@ type Overlay interface {
 	Send(to peer.ID, key keyspace.Key, service string, msg []byte) error
 	OnSuspect(func(p peer.ID, suspected bool))
 	PeerOf(keyspace.NodeID) (peer.ID, bool)
+	Call(ctx context.Context, to peer.ID, key keyspace.Key, service string, msg []byte) ([]byte, error)
 	Go(to peer.ID, key keyspace.Key, service string, msg []byte, timeout time.Duration, done func(reply []byte, err error))
 	Info(peer.ID) peer.AddrInfo
 	Learn(peer.AddrInfo)
@@ -74,6 +76,7 @@ type Service struct {
 	groups  *replicagroup.Host
 	genesis placement.Genesis
 	client  *replicagroup.Client
+	chunks  *chunks.Service
 
 	out  *driver.Mailbox[outgoing]
 	ctx  context.Context
@@ -85,6 +88,8 @@ type Service struct {
 	closed  bool
 	inc     uint64 // the last incarnation that was drawn
 	apps    map[keyspace.Key]*App
+	parts   map[keyspace.Key]*part          // what stays of those that go on by themselves
+	leads   map[keyspace.Key]*leading       // of applications whose groups are led here
 	epochs  map[keyspace.Key]protocol.Epoch // the last ones heard of, of applications that were open here
 	leaders map[keyspace.Prefix]peer.ID     // who spoke last for the managers of a prefix
 	seeking map[keyspace.Prefix][]func()    // what waits for a group that is being looked for
@@ -104,11 +109,11 @@ type outgoing struct {
 	posted  *said
 }
 
-// NewService makes the service of a peer. It comes before the host of replica groups, which needs [Service.Machine] and [Service.Outlet], and before
+// NewService makes the service of a peer, with the one that keeps what checkpoints consist of, which is closed after it. It comes before the host of replica groups, which needs [Service.Machine] and [Service.Outlet], and before
 // the overlay is started. It does nothing before [Service.Start].
-func NewService(o Overlay) *Service {
+func NewService(o Overlay, c *chunks.Service) *Service {
 	s := &Service{
-		overlay: o, out: driver.NewMailbox[outgoing](outboxMax),
+		overlay: o, chunks: c, parts: make(map[keyspace.Key]*part), leads: make(map[keyspace.Key]*leading), out: driver.NewMailbox[outgoing](outboxMax),
 		apps: make(map[keyspace.Key]*App), epochs: make(map[keyspace.Key]protocol.Epoch),
 		leaders: make(map[keyspace.Prefix]peer.ID), seeking: make(map[keyspace.Prefix][]func()), sought: make(map[keyspace.Prefix]time.Time),
 		down: make(map[peer.ID]time.Time), watch: make(map[peer.ID]time.Time),
@@ -116,6 +121,7 @@ func NewService(o Overlay) *Service {
 	s.ctx, s.end = context.WithCancel(context.Background())
 	o.Handle(pb.Service, s.receive)
 	o.Handle(serviceWho, s.answerWho)
+	o.Handle(serviceHosts, s.answerHosts)
 	o.OnSuspect(s.suspect)
 	return s
 }
@@ -192,6 +198,9 @@ func (s *Service) run() {
 				}
 				for _, c := range p.concerns {
 					s.concern(p.app, c)
+				}
+				if p.duty != nil {
+					s.do(p.app, p.duty)
 				}
 			} else {
 				s.post(batch[i].app, &batch[i].message)
@@ -356,8 +365,8 @@ func (s *Service) receive(req *dht.Request) {
 		return
 	}
 	if m.From.Party == protocol.Node {
-		if m.Kind == protocol.Create && (!m.Flag || m.Node != m.From.Node) {
-			return // who uses objects says so himself, and nobody runs threads yet
+		if m.Kind == protocol.Create && m.Flag && m.Node != m.From.Node {
+			return // who uses objects says so himself
 		}
 		s.take(req.From, app, &m)
 		return

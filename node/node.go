@@ -16,6 +16,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"latchkey/coherence"
+	"latchkey/coherence/chunks"
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/internal/driver"
@@ -38,6 +39,7 @@ type Node struct {
 	clock   *driver.Clock
 	locks   *lockservice.Service
 	objects *coherence.Service
+	chunks  *chunks.Service
 	sigma   *sigmaParts // nil: the overlay does not run the protocol
 
 	refusals   *Refusals
@@ -98,7 +100,7 @@ func WithOverlay(g placement.Genesis) Option {
 }
 
 // WithStore sets where the node keeps its replicas. Default: an empty store in memory. The caller closes the store after the
-// node. One that has BootNonce() replicagroup.Boot, as both of ours have, is noticed by others when it runs in two places. One that has Failed() <-chan struct{} and Err() error, as that of package disk has, stops the node when it fails.
+// node. One that keeps blobs, as that of package disk does, keeps the chunks of checkpoints too; else they are in memory. One that has BootNonce() replicagroup.Boot, as both of ours have, is noticed by others when it runs in two places. One that has Failed() <-chan struct{} and Err() error, as that of package disk has, stops the node when it fails.
 func WithStore(s replicagroup.Store) Option { return func(c *options) { c.store = s } }
 
 // WithVoterLog sets where the node's voters of protocol sigma record what they have promised, so that the node's next life knows. The
@@ -199,7 +201,16 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 			overlay.Remember(p)
 		}
 	}
-	n.objects = coherence.NewService(overlay)
+	var blobs chunks.Store = new(chunks.MemoryStore)
+	if b, ok := c.store.(chunks.Store); ok {
+		blobs = b
+	}
+	keeper, err := chunks.NewKeeper(blobs)
+	if err != nil {
+		return nil, errors.Join(err, overlay.Close())
+	}
+	n.chunks = chunks.New(overlay, c.genesis.F, keeper)
+	n.objects = coherence.NewService(overlay, n.chunks)
 	var voters replicagroup.VoterService
 	if c.genesis.Sigma {
 		n.sigma = n.newSigma(c.voterLog)
@@ -217,7 +228,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		Distrust:  func(p peer.ID, s order.StoreID) { overlay.Refuse(p, s) },
 	})
 	if err != nil {
-		return nil, errors.Join(err, overlay.Close())
+		return nil, errors.Join(err, n.chunks.Close(), overlay.Close())
 	}
 	overlay.OnMode(n.groups.SetHosting)
 	overlay.OnAccused(n.groups.Accused)
@@ -308,7 +319,7 @@ func (n *Node) Close() error {
 	}
 	n.known.close() // while the overlay still knows its peers
 	n.strangers.stop()
-	errs := []error{n.objects.Close()}
+	errs := []error{n.objects.Close(), n.chunks.Close()}
 	for _, s := range sessions {
 		errs = append(errs, s.service.Close())
 		if s.client != nil {

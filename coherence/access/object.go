@@ -126,6 +126,19 @@ func (o *Object) SetRight(r cachedcopy.Right, c *protocol.Cell) {
 	o.changedLocked()
 }
 
+// Fail has all calls that wait fail with err, since what they wait for is not to be had. What they asked for may come yet, and serves later ones.
+func (o *Object) Fail(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, w := range o.waiters {
+		w.err = err
+		if w.ready != nil {
+			close(w.ready)
+		}
+	}
+	o.waiters = nil
+}
+
 // waiter is a call that waits for a right. What it waits for is done for it, when the right is there.
 type waiter struct {
 	do    action
@@ -133,6 +146,7 @@ type waiter struct {
 	hold  *hold          // of an update that holds; in place once done
 	done  bool           // under the object's mutex
 	ready chan struct{}  // nil until it has to wait
+	err   error          // why it fails
 }
 
 type action uint8
@@ -242,7 +256,7 @@ func (o *Object) wait(ctx context.Context, w *waiter) error {
 	var err error
 	select {
 	case <-w.ready:
-		return nil
+		return w.err
 	case <-o.epoch.done:
 		err = ErrRestarted
 	case <-ctx.Done():
@@ -250,8 +264,8 @@ func (o *Object) wait(ctx context.Context, w *waiter) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if w.done { // at the last moment
-		return nil
+	if w.done || w.err != nil { // at the last moment
+		return w.err
 	}
 	o.waiters = slices.DeleteFunc(o.waiters, func(v *waiter) bool { return v == w })
 	return err

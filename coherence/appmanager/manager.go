@@ -36,8 +36,9 @@ const EndedMax = 1 << 14
 
 // Config is what a manager is made with.
 type Config struct {
-	App   keyspace.Key
-	Epoch protocol.Epoch // that it begins with, above all that it had before its group forgot it; 0 is 1
+	App        keyspace.Key
+	Epoch      protocol.Epoch        // that it begins with, above all that it had before its group forgot it; 0 is 1
+	Checkpoint protocol.CheckpointID // that its checkpoints are numbered after
 }
 
 // Manager is the manager of one application (RR-5059 section 3.2). All replicas of its group step it with the same events in the order of the
@@ -68,6 +69,7 @@ type Manager struct {
 	cutAt    Manifest              // what SAVING saves: the threads go on meanwhile
 	manifest Manifest              // of the last complete checkpoint
 	hash     protocol.Hash         // its name, zero for none
+	savedID  protocol.CheckpointID // its number, 0 for none
 	// added holds the threads that somebody outside has created since: a restart creates them again, since nobody else will.
 	added map[protocol.ThreadID]protocol.Hash
 }
@@ -113,7 +115,7 @@ func (m Manifest) clone() Manifest { return Manifest{maps.Clone(m.Objects), maps
 // New makes the manager of an application that has not begun: no threads.
 func New(cfg Config) *Manager {
 	return &Manager{
-		cfg: cfg, epoch: max(cfg.Epoch, 1), threads: make(map[protocol.ThreadID]thread), at: make(map[protocol.NodeRef]int),
+		cfg: cfg, epoch: max(cfg.Epoch, 1), id: cfg.Checkpoint, threads: make(map[protocol.ThreadID]thread), at: make(map[protocol.NodeRef]int),
 		over: make(map[protocol.ThreadID]struct{}), touched: make(map[keyspace.Key]protocol.Life), added: make(map[protocol.ThreadID]protocol.Hash),
 	}
 }
@@ -219,6 +221,36 @@ func (m *Manager) Threads() int { return len(m.threads) }
 // Saved returns the last complete checkpoint. The caller does not change it.
 func (m *Manager) Saved() (Manifest, protocol.Hash) { return m.manifest, m.hash }
 
+// SavedID returns the number of the last complete checkpoint, 0 for none.
+func (m *Manager) SavedID() protocol.CheckpointID { return m.savedID }
+
+// Forget has the manager forget its checkpoint, and with it every thread that a restart would create: the application is over.
+func (m *Manager) Forget() {
+	m.manifest, m.hash, m.savedID, m.added = Manifest{}, protocol.Hash{}, 0, make(map[protocol.ThreadID]protocol.Hash)
+	m.fresh = m.unsaved()
+}
+
+// ThreadState is what a manager knows of a thread.
+type ThreadState struct {
+	ID        protocol.ThreadID
+	At, To    protocol.NodeRef // At is nobody while it waits for a place, To unless it migrates
+	Migration protocol.MigSeq
+	Guest     bool          // a node that uses objects, and no thread
+	Started   bool          // its node has said so
+	Stopped   bool          // for the checkpoint that is under way, or was the last
+	Hash      protocol.Hash // of the state it stopped with, or was started with
+}
+
+// List returns all threads and guests, in the order of their names.
+func (m *Manager) List() []ThreadState {
+	all := make([]ThreadState, 0, len(m.threads))
+	for _, id := range m.sorted() {
+		t := m.threads[id]
+		all = append(all, ThreadState{id, t.at, t.to, t.mig, t.guest, t.started, t.stopped == m.id && m.id > 0, t.hash})
+	}
+	return all
+}
+
 // Checkpoint returns the number of the last checkpoint that was begun.
 func (m *Manager) Checkpoint() protocol.CheckpointID { return m.id }
 
@@ -283,7 +315,7 @@ func (m *Manager) Step(ev Event, out []Action) []Action {
 		}
 	case Saved:
 		if m.state == Saving && ev.Checkpoint == m.id {
-			m.manifest, m.hash, m.cutAt, m.state = m.cutAt, ev.Hash, Manifest{}, Running
+			m.manifest, m.hash, m.savedID, m.cutAt, m.state = m.cutAt, ev.Hash, m.id, Manifest{}, Running
 			m.added = make(map[protocol.ThreadID]protocol.Hash)
 			m.fresh = m.unsaved()
 		}
@@ -377,8 +409,18 @@ func (m *Manager) create(in *protocol.Message, out []Action) []Action {
 	case known:
 		receipt.Node = t.at
 	case over:
+	case m.state == Restarting && in.Flag: // a place for threads; what it touches waits
+		t = thread{at: in.Node, guest: true, started: true}
+		receipt.Flag = m.suspects.Has(in.Node) || len(m.threads) >= protocol.ThreadsMax
+		if !receipt.Flag {
+			m.set(in.Thread, t)
+		}
 	case m.state != Running && (m.state != Stopping || in.Parent == protocol.ThreadID{}): // C3: it waits, and is repeated
 		return out
+	case in.Checkpoint > 0 && in.Checkpoint <= m.id: // its state may have been collected with that checkpoint, which does not name it
+		receipt.Flag, receipt.Checkpoint = true, m.id
+	case !in.Flag && m.named(in.Thread) != protocol.ThreadID{}:
+		receipt.Flag, receipt.Parent = true, m.named(in.Thread)
 	case m.suspects.Has(in.Node) || len(m.threads) >= protocol.ThreadsMax || outside && len(m.added)+len(m.manifest.Threads) >= protocol.ThreadsMax:
 		receipt.Flag = true
 	default:
@@ -392,6 +434,17 @@ func (m *Manager) create(in *protocol.Message, out []Action) []Action {
 		}
 	}
 	return m.tell(out, in.From.Node, receipt)
+}
+
+// named returns the thread that has the same name as id: the two share [protocol.ThreadNameBytes]. Two that are to be one would be
+// one and the same.
+func (m *Manager) named(id protocol.ThreadID) protocol.ThreadID {
+	for o, t := range m.threads {
+		if !t.guest && o != id && bytes.Equal(o[:protocol.ThreadNameBytes], id[:protocol.ThreadNameBytes]) {
+			return o // there is at most one
+		}
+	}
+	return protocol.ThreadID{}
 }
 
 // start says what runs a thread. Frozen in a restart, so that nobody runs half an application.
@@ -686,7 +739,7 @@ func (m *Manager) Append(b []byte) []byte {
 			b = binary.AppendUvarint(b, v)
 		}
 	}
-	num(uint64(m.state), uint64(m.epoch), uint64(m.id), uint64(len(m.threads)))
+	num(uint64(m.state), uint64(m.epoch), uint64(m.id), uint64(m.savedID), uint64(len(m.threads)))
 	for _, id := range m.sorted() {
 		t := m.threads[id]
 		b = t.to.Append(t.at.Append(append(b, id[:]...)))

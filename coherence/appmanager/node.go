@@ -83,9 +83,11 @@ type NodeEvent struct {
 	Msg    *protocol.Message
 	Thread protocol.ThreadID
 	Parent protocol.ThreadID
-	Node   protocol.NodeRef
+	Node   protocol.NodeRef // NewThread, Move; End: where masters might go
 	Hash   protocol.Hash
 	Guest  bool
+	// Checkpoint is the one that a NewThread's state was stored for, 0 for a guest.
+	Checkpoint protocol.CheckpointID
 }
 
 // NodeActionKind says what a [NodeAction] is.
@@ -98,7 +100,7 @@ const (
 	Halt                                  // Thread waits at its safe point for a Run
 	Enter                                 // this node executes a thread now: step ThreadsHere at every copy
 	Leave                                 // none any more: step ThreadsGone at every copy, hint Node, before the next action (R10)
-	CreatedHere                           // the manager knows of Thread, at Node, or has Refused it
+	CreatedHere                           // the manager knows of Thread, at Node, or has Refused it: Parent has its name, or it was stored for no later a checkpoint than Checkpoint
 	NewEpoch                              // the application has been restarted: end all threads, step Destroy at every copy
 )
 
@@ -111,6 +113,9 @@ type NodeAction struct {
 	Hash    protocol.Hash
 	Epoch   protocol.Epoch
 	Refused bool
+
+	Parent     protocol.ThreadID
+	Checkpoint protocol.CheckpointID
 }
 
 // Epoch returns the epoch the node knows of.
@@ -124,6 +129,16 @@ func (n *Node) Phase(t protocol.ThreadID) (Phase, bool) {
 	l, ok := n.threads[t]
 	return l.phase, ok
 }
+
+// Wants reports whether a START or a THREAD would begin a thread here, so that a driver has its state at hand before it steps the message.
+func (n *Node) Wants(in *protocol.Message) bool {
+	last, ok := n.begun[in.Thread]
+	return (in.Kind == protocol.Start || in.Kind == protocol.Transfer) && in.Epoch >= n.epoch && in.To.Node == n.cfg.Self &&
+		(in.Epoch > n.epoch || !ok || last < in.Migration)
+}
+
+// Checkpoint returns the highest checkpoint that the node was told of in this epoch.
+func (n *Node) Checkpoint() protocol.CheckpointID { return max(n.held, n.resumed) }
 
 // Manifest names the checkpoint that holds the values of objects nobody has touched in this epoch; zero for none, where they are initial.
 func (n *Node) Manifest() protocol.Hash { return n.manifest }
@@ -163,7 +178,7 @@ func (n *Node) Step(ev NodeEvent, out []NodeAction) []NodeAction {
 	case NodeReceive:
 		return n.receive(ev.Msg, out)
 	case NewThread:
-		msg := protocol.Message{Kind: protocol.Create, Thread: ev.Thread, Parent: ev.Parent, Node: ev.Node, Hash: ev.Hash, Flag: ev.Guest}
+		msg := protocol.Message{Kind: protocol.Create, Thread: ev.Thread, Parent: ev.Parent, Node: ev.Node, Hash: ev.Hash, Flag: ev.Guest, Checkpoint: ev.Checkpoint}
 		if len(n.creates) < protocol.ThreadsMax {
 			n.creates = append(n.creates, msg)
 			if ev.Guest && n.mutant == protocol.WithoutGuests {
@@ -194,7 +209,7 @@ func (n *Node) Step(ev NodeEvent, out []NodeAction) []NodeAction {
 		}
 	case End:
 		if here && l.phase == Runs {
-			return n.gone(ev.Thread, protocol.NodeRef{}, protocol.Message{Kind: protocol.Terminated, Thread: ev.Thread}, out)
+			return n.gone(ev.Thread, ev.Node, protocol.Message{Kind: protocol.Terminated, Thread: ev.Thread}, out)
 		}
 	case NodeRepeat:
 		return n.repeat(out)
@@ -285,7 +300,11 @@ func (n *Node) created(in *protocol.Message, out []NodeAction) []NodeAction {
 		out = n.enter(out)
 		n.threads[in.Thread] = local{phase: Runs, guest: true}
 	}
-	return append(out, NodeAction{Kind: CreatedHere, Thread: in.Thread, Node: in.Node, Refused: refused})
+	created := NodeAction{Kind: CreatedHere, Thread: in.Thread, Node: in.Node, Refused: refused}
+	if refused {
+		created.Parent, created.Checkpoint = in.Parent, in.Checkpoint
+	}
+	return append(out, created)
 }
 
 // begin runs a thread that a START or a THREAD brings, once (R9: the paper's START has no such memory, and a repeated one runs the thread again).

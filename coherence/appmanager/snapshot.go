@@ -16,8 +16,9 @@ func (m *Manager) Snapshot() []byte { return m.Append([]byte{protocol.StateVersi
 func Restore(cfg Config, snapshot []byte) (*Manager, error) {
 	m := New(cfg)
 	r := protocol.ReadState(snapshot)
-	m.state, m.epoch, m.id = State(r.Uint()), protocol.Epoch(r.Uint()), protocol.CheckpointID(r.Uint())
-	if m.state > Restarting || m.epoch == 0 {
+	m.state, m.epoch = State(r.Uint()), protocol.Epoch(r.Uint())
+	m.id, m.savedID = protocol.CheckpointID(r.Uint()), protocol.CheckpointID(r.Uint())
+	if m.state > Restarting || m.epoch == 0 || m.savedID > m.id {
 		r.Fail("state %d of epoch %d", uint8(m.state), m.epoch)
 	}
 	readThreads(r, protocol.ThreadsMax, func(id protocol.ThreadID) {

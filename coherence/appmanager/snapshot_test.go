@@ -69,7 +69,7 @@ func TestSnapshotsComeBackAsTheyWere(t *testing.T) {
 				t.Errorf("%d bytes of %d: %v", i, len(whole), err)
 			}
 		}
-		for what, b := range map[string][]byte{"a byte more": append(whole[:len(whole):len(whole)], 0), "another version": append([]byte{2}, whole[1:]...)} {
+		for what, b := range map[string][]byte{"a byte more": append(whole[:len(whole):len(whole)], 0), "another version": append([]byte{protocol.StateVersion + 1}, whole[1:]...)} {
 			if _, err := Restore(config, b); !errors.Is(err, protocol.ErrState) {
 				t.Errorf("%s: %v", what, err)
 			}

@@ -414,9 +414,11 @@ func TestOnlyWhatNoManifestNamesIsCollected(t *testing.T) {
 	// What cannot be known is not dropped.
 	n.collect(9, root1)
 	there("after a manifest that is gone", true, root2, root3, next, reused)
-	if err := n.any().Collect(ctx, app, 3); !errors.Is(err, ErrManifest) {
-		t.Errorf("nothing counts: %v", err)
+	if err := n.any().Collect(ctx, app, 3, root1, root2, root3); !errors.Is(err, ErrManifest) {
+		t.Errorf("three manifests count: %v", err)
 	}
+	n.collect(20) // the application is over
+	there("nothing", false, root2, root3, next, reused)
 }
 
 func TestAKeeperHasLimits(t *testing.T) {

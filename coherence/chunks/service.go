@@ -533,12 +533,15 @@ func (s *Service) load(ctx context.Context, app keyspace.Key, root protocol.Hash
 	return parts, nil
 }
 
-// Collect tells keepers which manifests of an application count: that of its last checkpoint, and the one before it, if there is one. It waits for
-// nobody to do anything, and who does not hear of it hears of the next one.
+// Collect tells keepers which manifests of an application count: that of its last checkpoint, and the one before it, if there is one; none when the
+// application is over. It waits for nobody to do anything, and who does not hear of it hears of the next one.
 func (s *Service) Collect(ctx context.Context, app keyspace.Key, last protocol.CheckpointID, roots ...protocol.Hash) error {
 	roots = slices.DeleteFunc(slices.Clone(roots), func(h protocol.Hash) bool { return h == protocol.Hash{} })
-	if len(roots) == 0 || len(roots) > rootsMax {
+	if len(roots) > rootsMax {
 		return fmt.Errorf("%w: %d manifests count", ErrManifest, len(roots))
+	}
+	if len(roots) == 0 {
+		roots = []protocol.Hash{{}} // said as the name of no chunk
 	}
 	told := make(map[peer.ID]struct{})
 	var failed []error
@@ -579,6 +582,9 @@ func (s *Service) collects() {
 func (s *Service) collectOf(q *request) (int, error) {
 	keep := make(map[protocol.Hash]struct{})
 	for _, root := range q.roots {
+		if root == (protocol.Hash{}) {
+			continue
+		}
 		m := appmanager.Manifest{Objects: make(map[keyspace.Key]protocol.Hash), Threads: make(map[protocol.ThreadID]protocol.Hash)}
 		parts, err := s.load(s.ctx, q.app, root, &m)
 		if err != nil {

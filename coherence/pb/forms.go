@@ -72,8 +72,8 @@ var forms = map[shape]form{
 
 	{protocol.Injection, protocol.Node, protocol.AppManager}:       {must: object | requester, may: node},
 	{protocol.BecomeOwner, protocol.AppManager, protocol.Node}:     {must: object | requester},
-	{protocol.Create, protocol.Node, protocol.AppManager}:          {must: thread | node, may: parent | hash | flag},
-	{protocol.Created, protocol.AppManager, protocol.Node}:         {must: thread, may: node | manifest | flag},
+	{protocol.Create, protocol.Node, protocol.AppManager}:          {must: thread | node, may: parent | hash | checkpoint | flag},
+	{protocol.Created, protocol.AppManager, protocol.Node}:         {must: thread, may: node | manifest | flag | parent | checkpoint},
 	{protocol.Start, protocol.AppManager, protocol.Node}:           {must: thread, may: hash | manifest | checkpoint | flag},
 	{protocol.Started, protocol.Node, protocol.AppManager}:         {must: thread, may: flag},
 	{protocol.Unfreeze, protocol.AppManager, protocol.Node}:        {},

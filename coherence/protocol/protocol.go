@@ -64,11 +64,15 @@ type (
 	CheckpointID uint64
 	// Life is which life of its replica group a manager lives in: a group that has lost its state, and begins anew, has a greater one (R16).
 	Life uint64
-	// ThreadID names a thread of an application. Its creator draws it.
+	// ThreadID names a thread of an application. Its creator draws it, but for the first [ThreadNameBytes], which are of its name: of two
+	// threads with one name the second is refused while the first has not ended.
 	ThreadID [16]byte
 	// Hash is the SHA-256 of a chunk.
 	Hash [32]byte
 )
+
+// ThreadNameBytes is how much of a [ThreadID] its thread's name gives.
+const ThreadNameBytes = 8
 
 // String returns t and the first four bytes.
 func (t ThreadID) String() string { return "t" + short(t[:]) }
@@ -213,10 +217,10 @@ type Message struct {
 	Thread     ThreadID     // Create to Terminated, Stopped
 	Migration  MigSeq       // Start, Grant to MigrationFailed, Stopped
 	Node       NodeRef      // Injection: hint. Create, Migrate, Grant: destination. Transfer: source. Final
-	Checkpoint CheckpointID // Checkpoint, Stopped, Resume; Start: threads stop for it
+	Checkpoint CheckpointID // Checkpoint, Stopped, Resume; Start: threads stop for it. Create: the state is stored for it. Created: refused, since it is not late enough
 	Hash       Hash         // Copy to the application manager: of the value's chunk. Create, Start, Transfer, Stopped: of the thread's state
 	Manifest   Hash         // Start, Created, Transfer: of the checkpoint that holds the values of objects not touched in this epoch
-	Parent     ThreadID     // Create: of the thread that creates, zero for somebody outside
+	Parent     ThreadID     // Create: of the thread that creates, zero for somebody outside. Created: refused, since that one has the name
 	Flag       bool         // Create: a guest. Started, Start: frozen. Created: refused. RestartReq: Requester has been started anew
 }
 
