@@ -26,6 +26,9 @@ type ListPage struct {
 	Group string // its prefix, like a3/8
 	Locks []Info // by rising name, which are never in two pages
 	Err   error  // of this group, whose locks are not in other pages either, or not all of them
+	// Unsure says that most voters of the group have lost what they knew, as when the power of their machines has failed: locks that are held since
+	// before may be missing. The group grants nothing until their leases are over.
+	Unsure bool
 }
 
 // List tells of the locks of the whole overlay that somebody holds or waits for, or that are granted to nobody for a while, and whose names
@@ -132,7 +135,7 @@ func listGroup(ctx context.Context, p keyspace.Prefix, prefix string, page func(
 			err = fmt.Errorf("%w within %v", ErrNoQuorum, ListGroupTimeout)
 		}
 		cancel()
-		out := ListPage{Group: p.String(), Err: err}
+		out := ListPage{Group: p.String(), Err: err, Unsure: l.unsure}
 		past := false
 		for _, i := range l.locks {
 			switch {
@@ -146,7 +149,7 @@ func listGroup(ctx context.Context, p keyspace.Prefix, prefix string, page func(
 		if ctx.Err() != nil {
 			return
 		}
-		if out.Err != nil || len(out.Locks) > 0 {
+		if out.Err != nil || len(out.Locks) > 0 || out.Unsure {
 			tell(out)
 		}
 		if err != nil || past || l.last == "" || l.last == last {
@@ -229,6 +232,7 @@ func (b *sigmaBackend) list(ctx context.Context, key keyspace.Key, from string) 
 		return listing{}, err
 	}
 	all := tabled
+	all.unsure = kept.unsure
 	for _, i := range kept.locks {
 		if _, twice := slices.BinarySearchFunc(tabled.locks, i, byListedName); !twice {
 			all.locks = append(all.locks, i)

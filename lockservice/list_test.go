@@ -232,8 +232,16 @@ func TestAListEndsWhereTheShortestPageDoes(t *testing.T) {
 	for _, i := range l.locks {
 		held[i.Name] = i.Held && i.Confirmed
 	}
-	if want := map[string]bool{"a": true, "b": false, "c": true, "d": false}; l.last != "d" || !maps.Equal(held, want) {
-		t.Errorf("up to %q: %v, want %v", l.last, held, want)
+	if want := map[string]bool{"a": true, "b": false, "c": true, "d": false}; l.last != "d" || !maps.Equal(held, want) || l.unsure {
+		t.Errorf("up to %q: %v, want %v; unsure %v", l.last, held, want, l.unsure)
+	}
+	forgot := page(false)
+	forgot.Embargo = time.Second
+	for n, m := range map[int]*sigma.Message{1: page(false), 2: forgot} { // of three
+		l := s.mergeListing(d, map[keyspace.NodeID]*sigma.Message{d.Members[0]: forgot, d.Members[1]: page(false), d.Members[2]: m})
+		if l.unsure != (n == 2) {
+			t.Errorf("%d of three voters have forgotten: unsure %v", n, l.unsure)
+		}
 	}
 }
 

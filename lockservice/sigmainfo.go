@@ -94,6 +94,7 @@ func (s *Sigma) inspect(ctx context.Context, name string) (Info, error) {
 	}
 	answers := make(map[keyspace.NodeID]*sigma.Message)
 	begun, looked := s.cfg.Clock.Now(), s.cfg.Clock.Now()
+	wrong, told := false, false // a voter has said that the group is not there, and that was looked into
 	pause := askAgainMin
 	again, late := time.NewTimer(pause), time.NewTimer(time.Hour)
 	defer again.Stop()
@@ -124,6 +125,8 @@ func (s *Sigma) inspect(ctx context.Context, name string) (Info, error) {
 			m := a.msg
 			switch {
 			case a.at.Prefix != g.Prefix || a.at.Gen < g.Gen || !slices.Contains(d.Members, a.from):
+			case m.Kind == sigma.WrongGen:
+				wrong = true
 			case m.Kind == sigma.Moved && m.Mode != sigma.ModeSigma:
 				return Info{}, errElsewhere
 			case m.Kind == sigma.Moved && m.View.Compare(d.View) > 0:
@@ -146,13 +149,15 @@ func (s *Sigma) inspect(ctx context.Context, name string) (Info, error) {
 		case <-again.C:
 			pause = min(2*pause, askAgainMax)
 			again.Reset(pause)
-			if now := s.cfg.Clock.Now(); len(answers) < quorum.Majority(len(d.Members)) && now.Sub(looked) >= lookupPause { // a view that is gone answers nothing
-				looked = now
+			// A view that is gone answers nothing, or that it is not there.
+			if now := s.cfg.Clock.Now(); len(answers) < quorum.Majority(len(d.Members)) && (now.Sub(looked) >= lookupPause || wrong && !told) {
+				looked, told = now, wrong
 				found, err := s.cfg.Net.Locate(ctx, key, true)
 				if err == nil && (found.Group != g || found.Group.Gen > g.Gen || !slices.Equal(sorted(found.Voters), d.Members)) {
 					if int(found.Group.Prefix.Len) != s.cfg.Depth {
 						return Info{}, errElsewhere
 					}
+					s.found(found)
 					at(found.Group, sigma.Descriptor{View: sigma.ViewID{Gen: found.Group.ViewGen()}, Members: sorted(found.Voters)})
 					continue
 				}

@@ -88,6 +88,30 @@ func TestSigmaInfoNeedsAMajority(t *testing.T) {
 	})
 }
 
+// TestSigmaInfoFollowsTheGeneration: voters that are of another generation say so, and who asks looks for the group at once.
+func TestSigmaInfoFollowsTheGeneration(t *testing.T) {
+	amongVoters(t, func(t *testing.T, w *voters) {
+		p := w.peer("p")
+		mustRelease(t, p.lock("n"))
+		w.mu.Lock()
+		w.group.Gen++
+		w.log.View = sigma.ViewID{Gen: w.group.ViewGen(), Num: 1}
+		w.located.Group = w.group
+		w.mu.Unlock()
+		for _, name := range []string{"a", "b", "c"} {
+			w.add(name)
+		}
+		begun := time.Now()
+		if i := p.info("n"); i.Held || time.Since(begun) > time.Second {
+			t.Errorf("after %v: %+v", time.Since(begun), i)
+		}
+		begun = time.Now()
+		if p.info("n"); time.Since(begun) > 2*w.delay {
+			t.Errorf("again, after %v", time.Since(begun))
+		}
+	})
+}
+
 func TestSigmaInfoFollowsTheViewAndTheMode(t *testing.T) {
 	amongVoters(t, func(t *testing.T, w *voters) {
 		p, q := w.peer("p"), w.peer("q")

@@ -62,8 +62,9 @@ func (w *sigmaVoter) list(to keyspace.NodeID, m *sigma.Message) {
 
 // listing is what is known of the names of one group from one on: those up to last, or all when last is empty.
 type listing struct {
-	locks []Info // by rising name
-	last  string
+	locks  []Info // by rising name
+	last   string
+	unsure bool // most voters may not know of everybody
 }
 
 // list asks the voters of the group that owns key for their names from one on. It blocks until a majority has answered, or ctx ends.
@@ -108,13 +109,7 @@ func (s *Sigma) list(ctx context.Context, key keyspace.Key, from string) (l list
 	}
 	// unsure lets go of what voters say that may not know of everybody yet, so that they are asked again, unless that has taken long.
 	unsure := func() bool {
-		granting := 0
-		for _, m := range answers {
-			if m.Embargo == 0 {
-				granting++
-			}
-		}
-		if granting >= quorum.Majority(len(d.Members)) || s.cfg.Clock.Now().Sub(begun) >= embargoWait {
+		if knowing(d, answers) || s.cfg.Clock.Now().Sub(begun) >= embargoWait {
 			return false
 		}
 		maps.DeleteFunc(answers, func(_ keyspace.NodeID, m *sigma.Message) bool { return m.Embargo > 0 })
@@ -175,8 +170,20 @@ func (s *Sigma) list(ctx context.Context, key keyspace.Key, from string) (l list
 	}
 }
 
+// knowing reports whether a majority of voters has answered that has forgotten nothing.
+func knowing(d sigma.Descriptor, answers map[keyspace.NodeID]*sigma.Message) bool {
+	granting := 0
+	for _, m := range answers {
+		if m.Embargo == 0 {
+			granting++
+		}
+	}
+	return granting >= quorum.Majority(len(d.Members))
+}
+
 // mergeListing puts the pages of a majority together.
 func (s *Sigma) mergeListing(d sigma.Descriptor, answers map[keyspace.NodeID]*sigma.Message) (l listing) {
+	l.unsure = !knowing(d, answers)
 	byName := make(map[string]map[keyspace.NodeID]*sigma.Message)
 	for n, m := range answers {
 		if e := m.Report.Entries; m.Ack && len(e) > 0 && (l.last == "" || e[len(e)-1].Name < l.last) {

@@ -592,10 +592,23 @@ func TestSigmaGroupAfterAPowerCutForgetsItsLocksAndNothingElse(t *testing.T) {
 	for _, p := range voters {
 		p.start()
 	}
+	w.until("a list says that it may lack locks of before", func() bool {
+		unsure := false
+		err := other.locks.List(w.ctx(), "", func(p ListPage) error { unsure = unsure || p.Unsure; return p.Err })
+		return err == nil && unsure
+	})
 	h := other.lock("n")
 	l.enter(h) // the former is lost by now, and its token was smaller
 	if held.Context().Err() == nil {
 		t.Error("nobody knows of the former hold, and it goes on")
+	}
+	if err := other.locks.List(w.ctx(), "", func(p ListPage) error {
+		if p.Unsure || p.Err != nil {
+			t.Errorf("a list when the group grants again: %+v", p)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	mustRelease(t, h)
 }

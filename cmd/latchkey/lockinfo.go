@@ -204,6 +204,9 @@ follow one lock there is "lock watch".
 It is no snapshot: locks that somebody has all the while are in it, others may be. A group that gives no answer within 5 s is named, its
 locks are missing, and ls ends with 1 when it has listed those of the others. So it does after --timeout, or a minute.
 
+Where most machines of a group have lost power, its locks of before are not known for a minute or so, and a note says that. With -o json,
+"incomplete" says whether any of this has been, or --limit has cut the list off.
+
 With -o jsonl each page is printed as it comes, in no order; else names rise. How many wait is told, and "lock info NAME" tells who. At most --limit locks are listed, and a note says if there
 are more. With --here it lists the locks that are held through this daemon and asks nobody; one whose holder has gone is listed
 until its lease is over.`,
@@ -258,11 +261,16 @@ var errEnough = errors.New("enough")
 // lockLs lists the locks of the overlay. d is how long ctx lasts; 0: without end.
 func (a *app) lockLs(ctx context.Context, daemon *api.Client, prefix string, limit int, d time.Duration) error {
 	var all []lockservice.Info
-	silent, cut := 0, false
+	silent, unsure, cut := 0, 0, false
 	err := daemon.Locks().List(ctx, prefix, func(p lockservice.ListPage) error {
 		if p.Err != nil {
 			silent++
 			a.note(fmt.Sprintf("group %s does not tell of its locks: %s", p.Group, oneLine(p.Err)))
+		}
+		if p.Unsure {
+			if unsure++; unsure == 1 {
+				a.note(fmt.Sprintf("most voters of group %s have lost what they knew, as when the power fails; locks that are held since before may be missing, and nobody gets any until their leases are over", p.Group))
+			}
 		}
 		for _, i := range p.Locks {
 			if cut = limit > 0 && len(all) == limit; cut {
@@ -289,7 +297,8 @@ func (a *app) lockLs(ctx context.Context, daemon *api.Client, prefix string, lim
 	}
 	if a.format != formatJSONL {
 		slices.SortFunc(all, func(x, y lockservice.Info) int { return strings.Compare(x.Name, y.Name) })
-		if err := a.list("locks", locksOf(all), func(w io.Writer) { writeLocks(w, all, prefix, late || silent > 0) }); err != nil {
+		partly := cut || late || silent > 0 || unsure > 0
+		if err := a.value(map[string]any{"locks": locksOf(all), "incomplete": partly}, func(w io.Writer) { writeLocks(w, all, prefix, partly) }); err != nil {
 			return err
 		}
 	}

@@ -461,7 +461,7 @@ func TestInformationInEachFormat(t *testing.T) {
 
 func TestAListOfLocksSaysWhatItLacks(t *testing.T) {
 	t.Parallel()
-	var all atomic.Bool // groups answer
+	var all, unsure atomic.Bool // groups answer, and have forgotten
 	d := newDaemon(t, func(b *apitest.Backend) {
 		b.OnList = func() error {
 			if all.Load() {
@@ -469,6 +469,7 @@ func TestAListOfLocksSaysWhatItLacks(t *testing.T) {
 			}
 			return errors.New("lockservice: too few replicas answer")
 		}
+		b.OnUnsure = unsure.Load
 	})
 	for _, name := range []string{"c", "a", "b"} {
 		d.hold(name)
@@ -482,7 +483,19 @@ func TestAListOfLocksSaysWhatItLacks(t *testing.T) {
 	if out := p.out.String(); p.code != exitFailure || out != "nobody holds or waits for a lock that begins with \"x\", in the groups that answered\n" {
 		t.Errorf("exit %d, %s%s", p.code, out, p.err.String())
 	}
+	if p = d.run("lock", "ls", "-o", "json"); p.code != exitFailure || !strings.Contains(p.out.String(), `"incomplete": true`) {
+		t.Errorf("exit %d, %s", p.code, p.out.String())
+	}
 	all.Store(true)
+	if p = d.run("lock", "ls", "-o", "json"); p.code != exitOK || !strings.Contains(p.out.String(), `"incomplete": false`) {
+		t.Errorf("exit %d, %s", p.code, p.out.String())
+	}
+	unsure.Store(true)
+	if p = d.run("lock", "ls", "-o", "json"); p.code != exitOK || !strings.Contains(p.out.String(), `"incomplete": true`) ||
+		!strings.Contains(p.err.String(), "group b4/8 have lost what they knew") {
+		t.Errorf("exit %d, %s%s", p.code, p.out.String(), p.err.String())
+	}
+	unsure.Store(false)
 	p = d.run("lock", "ls", "--limit", "2")
 	if out := p.out.String(); p.code != exitOK || strings.Count(out, "\n") != 3 || !strings.Contains(p.err.String(), "more than 2") {
 		t.Errorf("exit %d, %s%s", p.code, out, p.err.String())

@@ -858,6 +858,7 @@ func TestTheEndOfALockIsHeardThroughTheDaemon(t *testing.T) {
 func TestAListThroughTheDaemon(t *testing.T) {
 	w := newWorld(t, func(b *apitest.Backend, _ *api.Config) {
 		b.OnList = func() error { return errors.New("lockservice: silent") }
+		b.OnUnsure = func() bool { return true }
 	})
 	for _, name := range []string{"a", "b", "c"} {
 		if _, err := w.locks.Acquire(t.Context(), lockservice.Request{Name: name, TTL: time.Minute}); err != nil {
@@ -873,11 +874,11 @@ func TestAListThroughTheDaemon(t *testing.T) {
 			}
 		}
 		if p.Err != nil {
-			groups = append(groups, p.Group+" "+p.Err.Error())
+			groups = append(groups, fmt.Sprint(p.Group, " ", p.Err, " ", p.Unsure))
 		}
 		return nil
 	})
-	if err != nil || !slices.Equal(names, []string{"a", "b", "c"}) || !slices.Equal(groups, []string{"b4/8 silent"}) {
+	if err != nil || !slices.Equal(names, []string{"a", "b", "c"}) || !slices.Equal(groups, []string{"b4/8 silent true"}) {
 		t.Errorf("%v, %v, %v", names, groups, err)
 	}
 	stop := errors.New("stop")

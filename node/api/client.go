@@ -376,7 +376,7 @@ func (b *backend) List(ctx context.Context, prefix string, fn func(lockservice.L
 	defer stream.Close()
 	for stream.Receive() {
 		m := stream.Msg()
-		p := lockservice.ListPage{Group: m.Group}
+		p := lockservice.ListPage{Group: m.Group, Unsure: m.Unsure}
 		for _, i := range m.Locks {
 			p.Locks = append(p.Locks, decodeInfo(i))
 		}

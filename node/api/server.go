@@ -735,7 +735,7 @@ func (h lockHandler) listOverlay(ctx context.Context, prefix string, send func(*
 	defer cancel(nil)
 	defer context.AfterFunc(h.s.draining, func() { cancel(context.Cause(h.s.draining)) })()
 	return locks.List(ctx, prefix, func(p lockservice.ListPage) error {
-		page := &latchkeyv1.ListOverlayResponse{Group: p.Group}
+		page := &latchkeyv1.ListOverlayResponse{Group: p.Group, Unsure: p.Unsure}
 		for _, i := range p.Locks {
 			page.Locks = append(page.Locks, encodeInfo(i))
 		}

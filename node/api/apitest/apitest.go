@@ -34,6 +34,7 @@ type Backend struct {
 	OnRelease func(ctx context.Context, g lockservice.Grant) error
 	OnInfo    func(ctx context.Context, name string) error
 	OnList    func() error                    // what a group says that does not tell of its locks; nil: all do
+	OnUnsure  func() bool                     // whether that group has forgotten locks; nil: it has not
 	OnRoot    func(ctx context.Context) error // what a list of groups ends with; nil: it does not
 
 	// Delay, set before first use, is until when locks are granted to nobody.
@@ -273,7 +274,7 @@ func (b *Backend) List(ctx context.Context, prefix string, fn func(lockservice.L
 		}
 	}
 	if b.OnList != nil {
-		return fn(lockservice.ListPage{Group: "b4/8", Err: b.OnList()})
+		return fn(lockservice.ListPage{Group: "b4/8", Err: b.OnList(), Unsure: b.OnUnsure != nil && b.OnUnsure()})
 	}
 	return nil
 }

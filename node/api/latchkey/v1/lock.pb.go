@@ -1500,9 +1500,10 @@ func (x *ListOverlayRequest) GetPrefix() string {
 // ListOverlayResponse is some of the locks of one group, by rising name, or tells why a group does not tell of its locks.
 type ListOverlayResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"` // its prefix, like a3/8
-	Locks         []*InfoResponse        `protobuf:"bytes,2,rep,name=locks,proto3" json:"locks,omitempty"` // without waiters, further holders and breaks
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"` // of this group; the others go on
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`    // its prefix, like a3/8
+	Locks         []*InfoResponse        `protobuf:"bytes,2,rep,name=locks,proto3" json:"locks,omitempty"`    // without waiters, further holders and breaks
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`    // of this group; the others go on
+	Unsure        bool                   `protobuf:"varint,4,opt,name=unsure,proto3" json:"unsure,omitempty"` // most voters have lost what they knew: locks of before may be missing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1556,6 +1557,13 @@ func (x *ListOverlayResponse) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *ListOverlayResponse) GetUnsure() bool {
+	if x != nil {
+		return x.Unsure
+	}
+	return false
 }
 
 type Holder struct {
@@ -1988,11 +1996,12 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x06shared\x18\x05 \x01(\bR\x06shared\x12\x18\n" +
 	"\apermits\x18\x06 \x01(\rR\apermits\",\n" +
 	"\x12ListOverlayRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"r\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"\x8a\x01\n" +
 	"\x13ListOverlayResponse\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12/\n" +
 	"\x05locks\x18\x02 \x03(\v2\x19.latchkey.v1.InfoResponseR\x05locks\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xcd\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x16\n" +
+	"\x06unsure\x18\x04 \x01(\bR\x06unsure\"\xcd\x01\n" +
 	"\x06Holder\x12(\n" +
 	"\x05party\x18\x01 \x01(\v2\x12.latchkey.v1.PartyR\x05party\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\x12+\n" +
