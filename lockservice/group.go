@@ -34,6 +34,7 @@ type GroupConfig struct {
 	PeerName func(keyspace.NodeID) (string, bool)
 	// Prefixes lists the prefixes of the overlay that have groups, for [Lister]. nil: locks cannot be listed.
 	Prefixes func(context.Context) ([]keyspace.Prefix, error)
+	Meter    *Meter // nil: nobody counts
 }
 
 // Limits and periods of the group backend.
@@ -183,6 +184,10 @@ func (e endEar) ended() {
 var errGone = errors.New("lockservice: the request is gone")
 
 func (b *groupBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
+	return b.cfg.Meter.acquire(ctx, b, r, b.acquire)
+}
+
+func (b *groupBackend) acquire(ctx context.Context, r Request) (Grant, error) {
 	if err := errors.Join(CheckName(r.Name), b.cfg.Limits.CheckTTL(r.TTL), checkShape(r)); err != nil {
 		return Grant{}, err
 	}
@@ -348,6 +353,10 @@ func (b *groupBackend) Close() error {
 }
 
 func (b *groupBackend) Renew(ctx context.Context, g Grant) error {
+	return b.cfg.Meter.renewed(b, g, b.renew(ctx, g))
+}
+
+func (b *groupBackend) renew(ctx context.Context, g Grant) error {
 	res, err := b.do(ctx, g.Name, encodeRenew(table.Renew{Name: g.Name, Req: g.Req, Token: table.Token(g.Token), TTL: g.TTL}))
 	if err != nil {
 		return err
@@ -362,7 +371,7 @@ func (b *groupBackend) Renew(ctx context.Context, g Grant) error {
 }
 
 func (b *groupBackend) Release(ctx context.Context, g Grant) error {
-	return b.release(ctx, g.Name, g.Req, g.Token)
+	return b.cfg.Meter.released(b, g, b.release(ctx, g.Name, g.Req, g.Token))
 }
 
 // release ends a grant, or, with token 0, gives up whatever the request has.

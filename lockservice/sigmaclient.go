@@ -42,9 +42,10 @@ type SigmaConfig struct {
 	Limits Limits // of the overlay: [LimitsOf]
 	Clock  Clock  // that of the services above
 	Self   string // the peer's id, for people
-	// PeerName and Prefixes are as in [GroupConfig].
+	// PeerName, Prefixes and Meter are as in [GroupConfig].
 	PeerName func(keyspace.NodeID) (string, bool)
 	Prefixes func(context.Context) ([]keyspace.Prefix, error)
+	Meter    *Meter // nil: nobody counts
 }
 
 // Limits of [Sigma].
@@ -696,6 +697,10 @@ func byGroup(r Request) bool {
 }
 
 func (b *sigmaBackend) Acquire(ctx context.Context, r Request) (Grant, error) {
+	return b.sigma.cfg.Meter.acquire(ctx, b, r, b.acquire)
+}
+
+func (b *sigmaBackend) acquire(ctx context.Context, r Request) (Grant, error) {
 	s := b.sigma
 	if byGroup(r) {
 		return b.table.Acquire(ctx, r)
@@ -834,6 +839,10 @@ func (b *sigmaBackend) drop(req uint64) bool {
 }
 
 func (b *sigmaBackend) Renew(ctx context.Context, g Grant) error {
+	return b.sigma.cfg.Meter.renewed(b, g, b.renew(ctx, g))
+}
+
+func (b *sigmaBackend) renew(ctx context.Context, g Grant) error {
 	if g.Req < sigmaReqs {
 		return b.table.Renew(ctx, g)
 	}
@@ -865,6 +874,10 @@ func (b *sigmaBackend) Renew(ctx context.Context, g Grant) error {
 }
 
 func (b *sigmaBackend) Release(ctx context.Context, g Grant) error {
+	return b.sigma.cfg.Meter.released(b, g, b.release(ctx, g))
+}
+
+func (b *sigmaBackend) release(ctx context.Context, g Grant) error {
 	if g.Req < sigmaReqs {
 		return b.table.Release(ctx, g)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"latchkey/lockservice"
 	"latchkey/replicagroup"
 )
 
@@ -37,15 +38,17 @@ const (
 
 var metricStates = []string{metricServing, metricAsleep, metricLeaderless, metricUnleased, metricLeaving, metricHalted}
 
-// groupMetrics tells Prometheus of a node's groups: everything is read when it is asked for, so that nothing is kept between.
+// groupMetrics tells Prometheus of a node's groups and locks: everything is read when it is asked for, so that nothing is kept between.
 type groupMetrics struct {
 	node *Node
 
 	groups, led, peers, retired                              *prometheus.Desc
 	views, commands, snapshots, buried, twins, stray, refuse *prometheus.Desc
+
+	held, waiting, acquires, oneRound, acquireTime, lost, refused *prometheus.Desc // locks
 }
 
-// Collector returns what tells Prometheus of this node's groups, to be registered where an application has its own metrics. Labels are
+// Collector returns what tells Prometheus of this node's groups and locks, to be registered where an application has its own metrics. Labels are
 // from closed sets: no peer, lock name or key is told. Collecting asks the replicas, for a few seconds at most.
 func (n *Node) Collector() prometheus.Collector {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
@@ -65,6 +68,14 @@ func (n *Node) Collector() prometheus.Collector {
 		twins:     desc("twins_refused_total", "Streams refused because the other side's store runs in two places."),
 		stray:     desc("group_stray_messages_total", "Messages dropped that were for no replica of this peer, or from nobody who may send them."),
 		refuse:    desc("group_busy_total", "Requests refused for want of room."),
+
+		held:        desc("lock_held", "Locks and permits held through this peer."),
+		waiting:     desc("lock_waiting", "Calls through this peer that have asked for a lock and wait for it."),
+		acquires:    desc("lock_acquires_total", "Locks granted to callers of this peer, by the protocol that they were asked for by.", "protocol"),
+		oneRound:    desc("lock_one_round_total", "Locks held as soon as a majority of voters had answered the first question (protocol sigma)."),
+		acquireTime: desc("lock_acquire_seconds", "How long callers of this peer waited for the locks that they were granted."),
+		lost:        desc("lock_lost_total", "Holds through this peer that their group has ended, or that were neither renewed nor given back in time."),
+		refused:     desc("lock_refused_total", "Calls through this peer that got no lock, by reason.", "reason"),
 	}
 }
 
@@ -72,6 +83,7 @@ func (n *Node) Collector() prometheus.Collector {
 func (m *groupMetrics) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		m.groups, m.led, m.retired, m.peers, m.views, m.commands, m.snapshots, m.buried, m.twins, m.stray, m.refuse,
+		m.held, m.waiting, m.acquires, m.oneRound, m.acquireTime, m.lost, m.refused,
 	} {
 		to <- d
 	}
@@ -82,8 +94,8 @@ func (m *groupMetrics) Collect(to chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v int, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
-	counter := func(d *prometheus.Desc, v uint64) {
-		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout/2)
@@ -123,6 +135,24 @@ func (m *groupMetrics) Collect(to chan<- prometheus.Metric) {
 	counter(m.twins, m.node.Refused()[RefusedTwin])
 	counter(m.stray, c.StrayMessages)
 	counter(m.refuse, c.Busy)
+
+	l := m.node.meter.Counts()
+	gauge(m.held, l.Held)
+	gauge(m.waiting, l.Waiting)
+	counter(m.acquires, l.Sigma, lockservice.ProtocolSigma.String())
+	counter(m.acquires, l.Group, lockservice.ProtocolGroup.String())
+	counter(m.oneRound, m.node.SigmaStats().OneRound)
+	counter(m.lost, l.Lost)
+	for i, why := range lockservice.Refusals() {
+		counter(m.refused, l.Refused[i], why)
+	}
+	all, upTo := uint64(0), make(map[float64]uint64, len(l.Waits))
+	for i, n := range l.Waits {
+		if all += n; i < len(lockservice.WaitBuckets) {
+			upTo[lockservice.WaitBuckets[i].Seconds()] = all
+		}
+	}
+	to <- prometheus.MustNewConstHistogram(m.acquireTime, all, l.WaitTime.Seconds(), upTo)
 }
 
 // metricState tells in which state a replica is, the worst first.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -63,6 +64,10 @@ func TestPrometheusIsToldOfGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := n.Locks().TryLock(within(t, 20*time.Second), "told"); !errors.Is(err, lockservice.ErrLocked) {
+		t.Error(err)
+	}
+	while := scrape(t, m)
 	if err := lock.Release(within(t, 20*time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +79,13 @@ func TestPrometheusIsToldOfGroups(t *testing.T) {
 		t.Fatal(err)
 	}
 	after := scrape(t, m)
+	granted := func(all map[string]float64) float64 {
+		return all[`latchkey_lock_acquires_total{protocol="sigma"}`] + all[`latchkey_lock_acquires_total{protocol="group"}`]
+	}
+	if granted(before) != 0 || granted(while) != 1 || while["latchkey_lock_held"] != 1 || after["latchkey_lock_held"] != 0 || after["latchkey_lock_waiting"] != 0 ||
+		after[`latchkey_lock_refused_total{reason="locked"}`] != 1 || after["latchkey_lock_acquire_seconds_count"] != 1 || after["latchkey_lock_lost_total"] != 0 {
+		t.Errorf("%v locks granted at first, then %v; %v", granted(before), granted(while), after)
+	}
 	total := func(all map[string]float64) (n float64) {
 		for _, s := range metricStates {
 			v, ok := all[`latchkey_groups{state="`+s+`"}`]

@@ -41,6 +41,7 @@ type Node struct {
 	objects *coherence.Service
 	chunks  *chunks.Service
 	sigma   *sigmaParts // nil: the overlay does not run the protocol
+	meter   lockservice.Meter
 
 	refusals   *Refusals
 	strangers  *strangers
@@ -406,6 +407,7 @@ func (n *Node) backend(c *replicagroup.Client) lockservice.Backend {
 		Limits:   lockservice.LimitsOf(n.genesis.TTLMax, int64(n.genesis.Drift)),
 		PeerName: n.peerName,
 		Prefixes: n.prefixes,
+		Meter:    &n.meter,
 	})
 }
 

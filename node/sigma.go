@@ -22,7 +22,7 @@ func (n *Node) newSigma(log *voterlog.Log) *sigmaParts {
 		voters: lockservice.NewSigmaVoters(lockservice.SigmaVotersConfig{Limits: limits, Log: log}),
 		clients: lockservice.NewSigma(lockservice.SigmaConfig{
 			Net: sigmaNet{n}, Depth: n.genesis.Depth, Limits: limits, Clock: n.clock, Self: n.host.ID().String(), PeerName: n.peerName,
-			Prefixes: n.prefixes,
+			Prefixes: n.prefixes, Meter: &n.meter,
 		}),
 	}
 	p.voters.OnAnswer(p.clients.Deliver)

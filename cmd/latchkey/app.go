@@ -206,6 +206,9 @@ func (a *app) prepare() error {
 	if err := logging.SetLogLevelRegex("^latchkey/", a.logLevel); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
+	for _, note := range strangeVariables(os.Environ()) {
+		a.note(note)
+	}
 	a.parsed = true
 	return nil
 }

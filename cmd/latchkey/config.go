@@ -29,9 +29,10 @@ The fields:
 ` + fieldTable(),
 		Example: `  latchkey config show
   latchkey config set network.announce /dns/build1.example/tcp/4701
+  latchkey config unset network.announce
   LATCHKEY_NETWORK_MDNS=false latchkey daemon`,
 	})
-	c.AddCommand(configShowVerb(a), configGetVerb(a), configSetVerb(a), configEditVerb(a))
+	c.AddCommand(configShowVerb(a), configGetVerb(a), configSetVerb(a), configUnsetVerb(a), configEditVerb(a))
 	return c
 }
 
@@ -155,35 +156,54 @@ func configSetVerb(a *app) *cobra.Command {
   latchkey config set network.announce ""`,
 		Args:              exactly(2),
 		ValidArgsFunction: completeField,
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if _, err := a.peekDir(); err != nil && !errors.Is(err, config.ErrInvalid) {
-				return err // before a lock is made where no peer is
-			}
-			unlock, err := a.lockConfig(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, unlock()) }()
-			dir, err := a.peekDir()
-			if errors.Is(err, config.ErrInvalid) {
-				return fmt.Errorf("%w; mend it by: latchkey config edit%s", err, a.pathFlag())
-			} else if err != nil {
-				return err
-			}
-			c, err := config.Set(dir.Config, args[0], args[1])
-			if err == nil {
-				err = c.Validate(dir.SwarmKey != nil)
-			}
-			if err != nil {
-				return usagef("%w%s", err, fieldMeant(args[0]))
-			}
-			if err := config.Write(node.ConfigFile(a.path), c); err != nil {
-				return err
-			}
-			a.changed(args[0])
-			return nil
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.configChange(cmd.Context(), args[0], func(c config.Config) (config.Config, error) { return config.Set(c, args[0], args[1]) })
 		},
 	}
+}
+
+func configUnsetVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "unset FIELD",
+		Short: "take a field out of the file, so that it has its profile's default again",
+		Example: `  latchkey config unset network.listen
+  latchkey config unset network.mdns`,
+		Args:              exactly(1),
+		ValidArgsFunction: completeField,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.configChange(cmd.Context(), args[0], func(c config.Config) (config.Config, error) { return config.Unset(c, args[0]) })
+		},
+	}
+}
+
+// configChange puts another value of a field into the file.
+func (a *app) configChange(ctx context.Context, field string, change func(config.Config) (config.Config, error)) (err error) {
+	if _, err := a.peekDir(); err != nil && !errors.Is(err, config.ErrInvalid) {
+		return err // before a lock is made where no peer is
+	}
+	unlock, err := a.lockConfig(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	dir, err := a.peekDir()
+	if errors.Is(err, config.ErrInvalid) {
+		return fmt.Errorf("%w; mend it by: latchkey config edit%s", err, a.pathFlag())
+	} else if err != nil {
+		return err
+	}
+	c, err := change(dir.Config)
+	if err == nil {
+		err = c.Validate(dir.SwarmKey != nil)
+	}
+	if err != nil {
+		return usagef("%w%s", err, fieldMeant(field))
+	}
+	if err := config.Write(node.ConfigFile(a.path), c); err != nil {
+		return err
+	}
+	a.changed(field)
+	return nil
 }
 
 // lockConfig keeps other changes of the configuration out, for the moment that one takes.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,6 +51,17 @@ func TestConfigShowsWhereValuesComeFrom(t *testing.T) {
 	if p := ok(t, at(t, dir, "config", "show")); !strings.Contains(p.out.String(), "/ip4/127.0.0.1/tcp/20001") || !strings.Contains(p.out.String(), "\n                    /ip4/127.0.0.1/tcp/20002/ws") {
 		t.Errorf("%s", p.out.String())
 	}
+	before, err := os.ReadFile(filepath.Join(dir, "config.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ok(t, at(t, dir, "config", "set", "network.conns_low", "9"))
+	ok(t, at(t, dir, "config", "unset", "network.conns_low"))
+	if now, _ := os.ReadFile(filepath.Join(dir, "config.yaml")); string(now) != string(before) {
+		t.Errorf("what was set and unset again is in the file: %s", now)
+	}
+	expect(t, at(t, dir, "config", "unset", "profile"), exitUsage, "cannot be unset")
+	expect(t, at(t, dir, "config", "unset", "mdns"), exitUsage, "did you mean network.mdns?")
 	p = ok(t, inEnv(t, dir, []string{"LATCHKEY_NETWORK_MDNS=false"}, "config", "set", "network.mdns", "true"))
 	if !strings.Contains(p.err.String(), "LATCHKEY_NETWORK_MDNS is set in the environment") {
 		t.Errorf("%s", p.err.String())
@@ -177,5 +190,45 @@ func TestChangesOfTheConfigurationDoNotLoseEachOther(t *testing.T) {
 	expect(t, inEnv(t, dir, []string{"VISUAL=", "EDITOR=" + editor}, "config", "edit"), exitFailure, "was changed while you edited", "draft is kept")
 	if got := strings.TrimSpace(ok(t, inEnv(t, dir, nil, "config", "get", "network.conns_low")).out.String()); got != "77" {
 		t.Errorf("conns_low is %s: the edit took the change back", got)
+	}
+}
+
+func TestMisspeltVariablesAreNamed(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	initTest(t, dir)
+	for variable, says := range map[string]string{
+		"LATCHKEY_NETWROK_MODE=server": "latchkey: LATCHKEY_NETWROK_MODE is set in the environment, and means nothing; did you mean LATCHKEY_NETWORK_MODE?\n",
+		"LATCHKEY_PAHT=/tmp":           "; did you mean LATCHKEY_PATH?",
+		"latchkey_api=x":               "; did you mean LATCHKEY_API?",
+		"LATCHKEY_COLOUR=red":          "latchkey: LATCHKEY_COLOUR is set in the environment, and means nothing; latchkey config --help lists the fields",
+		"LATCHKEY_PAHT=":               "",
+		"LATCHKEY_FENCE=7":             "",
+	} {
+		p := ok(t, inEnv(t, dir, []string{variable}, "config", "get", "profile"))
+		if said := p.err.String(); !strings.Contains(said, says) || says == "" && said != "" {
+			t.Errorf("%s: %q", variable, said)
+		}
+	}
+}
+
+// TestVariablesThatAreReadAreKnown: one that is read, and not in the list, would be told to mean nothing.
+func TestVariablesThatAreReadAreKnown(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	read := regexp.MustCompile(`env\("(LATCHKEY_[A-Z_]+)"\)`) // of Getenv and LookupEnv
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range read.FindAllStringSubmatch(strings.ReplaceAll(string(b), "LookupEnv", "env"), -1) {
+			if !slices.Contains(environNames(), m[1]) && !strings.HasPrefix(m[1], "LATCHKEY_TEST_") {
+				t.Errorf("%s reads %s, which environNames lacks", file, m[1])
+			}
+		}
 	}
 }

@@ -129,6 +129,24 @@ func Set(c Config, name, value string) (Config, error) {
 	return c, nil
 }
 
+// Unset returns c with a field as its profile has it. The profile itself cannot be unset. Errors match [ErrInvalid].
+func Unset(c Config, name string) (Config, error) {
+	f, err := lookup(name)
+	if err != nil {
+		return Config{}, invalid("%w", err)
+	}
+	if name == "profile" {
+		return Config{}, invalid("profile: every other default is of it, so it cannot be unset; set it to another one")
+	}
+	standard, err := Default(c.Profile)
+	if err != nil {
+		return Config{}, err
+	}
+	c = c.Clone()
+	f.put(&c, f.Value(standard))
+	return c, nil
+}
+
 // Value returns the field's value in c: a bool, an int, a string, or a []string that the caller may keep.
 func (f Field) Value(c Config) any {
 	switch p := f.at(&c).(type) {
