@@ -257,8 +257,19 @@ func (m *Manager) Checkpoint() protocol.CheckpointID { return m.id }
 // Suspects reports whether n is suspected.
 func (m *Manager) Suspects(n protocol.NodeRef) bool { return m.suspects.Has(n) }
 
-// Concerns lists the nodes that a host watches with its failure detector. In order.
+// Concerns lists the nodes that a host watches with its failure detector. In order. Those that it suspects are among them: nobody else would tell the
+// manager that it was wrong, and it gives no thread to a suspect (testdata/wrongly_suspected.txt).
 func (m *Manager) Concerns() []protocol.NodeRef {
+	ns := m.concerned()
+	if m.mutant != protocol.Unwatched {
+		ns = append(ns, m.suspects.Opinions()...)
+	}
+	slices.SortFunc(ns, protocol.NodeRef.Compare)
+	return slices.Compact(ns)
+}
+
+// concerned lists those whose failure would matter.
+func (m *Manager) concerned() []protocol.NodeRef {
 	ns := m.nodes()
 	ns = append(ns, m.asked...)
 	slices.SortFunc(ns, protocol.NodeRef.Compare)
@@ -639,7 +650,7 @@ func (m *Manager) returned(n protocol.NodeRef, out []Action) []Action {
 
 func (m *Manager) suspect(n protocol.NodeRef, final bool, out []Action) []Action {
 	if m.suspects.Full() {
-		concerns := m.Concerns()
+		concerns := m.concerned()
 		m.suspects.Keep(func(n protocol.NodeRef) bool {
 			_, ok := slices.BinarySearchFunc(concerns, n, protocol.NodeRef.Compare)
 			return ok

@@ -59,6 +59,20 @@ var configurations = []configuration{
 	{"full, 2 nodes, 2 threads f2, 1 crash and return, d1", full(2, 2, 2, budget{crashes: 1, returns: 1, dups: 1})},
 	{"full, 2 nodes, 1 thread f2, 2 migrations, 1 crash and return", full(2, 1, 2, budget{migrations: 2, crashes: 1, returns: 1})},
 	{"full, 2 nodes, 1 thread f1, 1 migration, 1 checkpoint, 1 abort", full(2, 1, 1, budget{migrations: 1, checkpoints: 1, aborts: 1})},
+	{"full, 2 nodes, 2 threads f2, held writes, 1 checkpoint", setup{
+		nodes: 2, objects: 1, threads: 2, faults: 2, full: true, twoStep: true, budget: budget{checkpoints: 1},
+	}},
+	{"full, 2 nodes, 2 threads f2, held writes, 1 wrong suspicion", setup{
+		nodes: 2, objects: 1, threads: 2, faults: 2, full: true, twoStep: true, budget: budget{suspicions: 1},
+	}},
+	{"full, 2 nodes, 1 thread f2, held writes, 1 migration, 1 checkpoint", setup{
+		nodes: 2, objects: 1, threads: 1, faults: 2, full: true, twoStep: true, budget: budget{migrations: 1, checkpoints: 1},
+	}},
+	{"full, 2 nodes, 2 threads f2, 1 checkpoint, 1 crash", full(2, 2, 2, budget{checkpoints: 1, crashes: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 checkpoint, 1 wrong suspicion", full(2, 2, 2, budget{checkpoints: 1, suspicions: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 wrong suspicion, d1", full(2, 2, 2, budget{suspicions: 1, dups: 1})},
+	{"full, 2 nodes, 2 threads f2, 1 crash, 1 wrong suspicion", full(2, 2, 2, budget{crashes: 1, suspicions: 1})},
+	{"full, 2 nodes, 2 threads f3, 1 migration, d1", full(2, 2, 3, budget{migrations: 1, dups: 1})},
 	{"full, 2 nodes, 2 threads f2, 1 blank manager", full(2, 2, 2, budget{blanks: 1})},
 	{"full, 2 nodes, 1 thread f2, 1 blank manager, 1 checkpoint", full(2, 1, 2, budget{blanks: 1, checkpoints: 1})},
 }

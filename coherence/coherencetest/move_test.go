@@ -309,7 +309,7 @@ func (w *world) list(quiet bool) []move {
 		}
 		if !p.up {
 			for o := range w.objects {
-				if w.full && !w.suspectedByManager(o, i) {
+				if w.full && !w.suspectedByManager(o, i) && w.watched(o, i) {
 					ms = append(ms, move{op: opSuspectOM, node: i, arg: o})
 				}
 			}
@@ -352,11 +352,11 @@ func (w *world) list(quiet bool) []move {
 		}
 		if w.budget.suspicions > 0 {
 			for o := range w.objects {
-				if !w.suspectedByManager(o, i) && slices.Contains(w.oms[o].core.Concerns(), w.ref(i)) {
+				if !w.suspectedByManager(o, i) && w.watched(o, i) {
 					ms = append(ms, move{op: opSuspectOM, node: i, arg: o})
 				}
 			}
-			if w.am != nil && !w.suspectedByApp(i) {
+			if w.am != nil && !w.suspectedByApp(i) && slices.Contains(w.am.core.Concerns(), w.ref(i)) {
 				ms = append(ms, move{op: opSuspectAM, node: i})
 			}
 		}
@@ -369,11 +369,11 @@ func (w *world) list(quiet bool) []move {
 			continue
 		}
 		for o := range w.objects {
-			if w.suspectedByManager(o, i) {
+			if w.suspectedByManager(o, i) && w.watched(o, i) {
 				ms = append(ms, move{op: opTrustOM, node: i, arg: o})
 			}
 		}
-		if w.am != nil && w.suspectedByApp(i) {
+		if w.am != nil && w.suspectedByApp(i) && slices.Contains(w.am.core.Concerns(), w.ref(i)) {
 			ms = append(ms, move{op: opTrustAM, node: i})
 		}
 	}
@@ -430,6 +430,13 @@ func (w *world) list(quiet bool) []move {
 		}
 	}
 	return ms
+}
+
+// watched: a host has its failure detector watch those that a manager is concerned about while it waits for somebody, and nobody else. So nobody tells
+// a manager that it was wrong about somebody else.
+func (w *world) watched(o, i int) bool {
+	m := w.oms[o].core
+	return m.Waits() && slices.Contains(m.Concerns(), w.ref(i))
 }
 
 func (w *world) suspectedByManager(o, i int) bool { return w.oms[o].core.Suspects(w.ref(i)) }

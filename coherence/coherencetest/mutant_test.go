@@ -48,7 +48,8 @@ func TestTheExplorationCatchesMutants(t *testing.T) {
 }
 
 // TestTheSimulationCatchesMutants takes one rule away at a time and draws worlds until one breaks, of the shape in which that takes least. R5 and R11 are
-// not for safety: without them all is well, and slower. R8 and any-stopped take a thousand worlds and more; all four have their traces.
+// not for safety: without them all is well, and slower. R8, any-stopped, stale-none and
+// guests take a thousand worlds and more; all have their traces.
 func TestTheSimulationCatchesMutants(t *testing.T) {
 	const any = shapes // of which there is nothing too much
 	for m, c := range map[protocol.Mutant]struct {
@@ -60,7 +61,8 @@ func TestTheSimulationCatchesMutants(t *testing.T) {
 		protocol.WithoutR9: {any, "R9:"}, protocol.WithoutR10: {lateThreads, "I"}, protocol.WithoutR12: {lateThreads, "R12:"}, protocol.WithoutR13: {lateThreads, "I"},
 		protocol.WithoutR14: {any, "L:"}, protocol.WithoutR15: {quickReturns, "L:"}, protocol.WithoutR16: {hastyGuests, "C5:"}, protocol.WithoutR17: {any, "R17:"},
 		protocol.WithoutEpoch: {any, "R9:"}, protocol.LateTouch: {hastyGuests, "C5:"}, protocol.WithoutWithhold: {any, "C5:"}, protocol.WithoutStop: {any, "C3:"},
-		protocol.WithoutCarryOver: {hastyGuests, "C5:"}, protocol.StaleNone: {hastyGuests, "C5:"}, protocol.BlankNone: {hastyGuests, "C5:"}, protocol.WithoutGuests: {hastyGuests, "I"},
+		protocol.WithoutCarryOver: {hastyGuests, "C5:"}, protocol.BlankNone: {hastyGuests, "C5:"},
+		protocol.Disbelief: {lateThreads, "L:"}, protocol.Unwatched: {any, "L:"},
 	} {
 		if *mutantFlag != "" && *mutantFlag != m.String() {
 			continue

@@ -16,11 +16,13 @@ import (
 	"latchkey/coherence/manager"
 	"latchkey/coherence/protocol"
 	"latchkey/internal/sim"
+	"latchkey/replicagroup/order"
 )
 
 var (
 	seedsFlag = flag.Uint64("seeds", 500, "how many worlds the simulation draws")
 	seedFlag  = flag.Uint64("seed", 0, "the world that TestReplay runs")
+	raftFlag  = flag.Bool("raft", false, "with real replica groups")
 )
 
 // simulated is an application on hosts that crash, whose managers are replicated on the same hosts. The groups' logs are abstract: what a member
@@ -30,7 +32,8 @@ type simulated struct {
 	sim    *sim.World
 	rand   *rand.Rand
 	hosts  []*host
-	groups []*simGroup // the application's, then the objects'
+	groups []*simGroup  // the application's, then the objects'
+	raft   []*raftGroup // instead of them, where cfg.raft is not 0
 	saved  map[protocol.Hash]appmanager.Manifest
 	last   map[epochObject]uint32
 	begun  map[protocol.CheckpointID]sim.Time // when a checkpoint was first seen
@@ -39,11 +42,12 @@ type simulated struct {
 	report simReport
 }
 
-type simReport struct{ accesses, epochs, checkpoints, views, blanks, migrations int }
+type simReport struct{ accesses, epochs, checkpoints, views, blanks, migrations, leaders, entries int }
 
 type simConfig struct {
 	seed                   uint64
 	hosts, objects, guests int
+	raft                   int // how many real replica groups keep the managers; 0: abstract ones, one for each
 	f                      int
 	faults                 sim.Faults
 	crash, down            time.Duration // mean times between crashes, 0 is never, and until the return
@@ -184,7 +188,11 @@ func runSeed(c simConfig) (rep simReport, err error) {
 		cfg: c, rand: rand.New(rand.NewPCG(c.seed, 0x5eed)), hosts: make([]*host, c.hosts), saved: map[protocol.Hash]appmanager.Manifest{},
 		last: map[epochObject]uint32{}, begun: map[protocol.CheckpointID]sim.Time{}, done: map[protocol.ThreadID]int{},
 	}
+	w.found()
 	for i := range c.objects + 1 {
+		if c.raft > 0 {
+			break
+		}
 		g := &simGroup{object: i - 1, life: 1}
 		for _, m := range w.rand.Perm(c.hosts)[:2*c.f+1] {
 			g.members = append(g.members, sim.NodeID(m))
@@ -198,11 +206,16 @@ func runSeed(c simConfig) (rep simReport, err error) {
 			err = fmt.Errorf("panic: %v", p)
 		}
 		if err != nil {
-			err = fmt.Errorf("%w\n%+v\nreplay: go test ./coherence/coherencetest -run TestReplay -seed %d -v", err, c, c.seed)
+			err = fmt.Errorf("%w\n%+v\nreplay: go test ./coherence/coherencetest -run TestReplay -seed %d -raft=%v -v", err, c, c.seed, c.raft > 0)
 		}
 	}()
-	w.recur(c.crash, w.crash)
-	w.recur(c.view, w.changeView)
+	if c.raft > 0 {
+		w.recur(c.crash, w.crashRaft)
+		w.recur(c.view, w.changeRaft)
+	} else {
+		w.recur(c.crash, w.crash)
+		w.recur(c.view, w.changeView)
+	}
 	if c.blanks {
 		w.recur(3*time.Second, w.blank)
 	}
@@ -220,7 +233,7 @@ func runSeed(c simConfig) (rep simReport, err error) {
 	if !w.progressed() {
 		return w.report, fmt.Errorf("L: no progress after the healing by %v: %v of %d threads: %s", limit, w.done, w.threads(), w.picture())
 	}
-	if c.patient && c.crash == 0 && !c.blanks && w.report.epochs > 1 {
+	if c.patient && c.crash == 0 && !c.blanks && c.raft == 0 && w.report.epochs > 1 {
 		return w.report, fmt.Errorf("R12: %d restarts, and nobody has failed", w.report.epochs-1)
 	}
 	return w.report, nil
@@ -228,6 +241,9 @@ func runSeed(c simConfig) (rep simReport, err error) {
 
 func (w *simulated) picture() string {
 	s := ""
+	for _, g := range w.raft {
+		s += g.String()
+	}
 	for _, g := range w.groups {
 		if r := w.leads(g); r >= 0 {
 			p := w.hosts[r].replicas[g.object+1]
@@ -258,7 +274,12 @@ func (w *simulated) progressed() bool {
 }
 
 // threads is how many there are that a restart creates again.
-func (w *simulated) threads() int { return (w.cfg.hosts - w.cfg.guests - w.cfg.idle) * w.cfg.threads }
+func (w *simulated) threads() int {
+	if w.cfg.raft > 0 {
+		return w.cfg.hosts // a guest on each
+	}
+	return (w.cfg.hosts - w.cfg.guests - w.cfg.idle) * w.cfg.threads
+}
 
 func (w *simulated) recur(every time.Duration, f func()) {
 	if every == 0 {
@@ -362,6 +383,7 @@ func (w *simulated) boot(e *sim.Env) sim.Process {
 			}
 		}
 	}
+	h.bootRaft()
 	e.After(h.draw(simRepeat), h.repeats)
 	e.After(h.draw(w.cfg.look), h.looks)
 	e.After(h.draw(10*time.Millisecond), h.create)
@@ -408,11 +430,24 @@ func (h *host) draw(d time.Duration) time.Duration {
 }
 
 // Killed implements sim.Process.
-func (h *host) Killed() { h.w.hosts[h.at] = nil }
+func (h *host) Killed() {
+	h.w.hosts[h.at] = nil
+	h.killedRaft()
+}
 
 // Receive implements sim.Process.
 func (h *host) Receive(_ sim.NodeID, msg any) {
+	if f, ok := msg.(raftFrame); ok {
+		if r := h.w.raft[f.group].running[f.to]; r != nil && r.h == h {
+			r.step(order.Recv{From: f.from, Store: f.store, Msg: f.msg, Now: time.Duration(h.env.Now())})
+		}
+		return
+	}
 	m := msg.(protocol.Message)
+	if h.w.cfg.raft > 0 && m.To.Party != protocol.Node {
+		h.inputRaft(&m)
+		return
+	}
 	switch m.To.Party {
 	case protocol.AppManager:
 		h.propose(h.w.groups[0], simInput{am: appmanager.Event{Kind: appmanager.Receive, Msg: &m}})
@@ -542,6 +577,10 @@ func (h *host) carry(m protocol.Message) {
 		h.env.Send(sim.NodeID(nodeOf(m.To.Node)), m)
 		return
 	}
+	if h.w.cfg.raft > 0 {
+		h.routeRaft(m)
+		return
+	}
 	g := h.w.groups[0]
 	if m.To.Party == protocol.ObjectManager {
 		g = h.w.groups[objectOf(m.Object)+1]
@@ -596,6 +635,13 @@ func (h *host) repeats() {
 			h.checkpoints(r.am)
 		}
 	}
+	for _, g := range h.w.raft {
+		for _, id := range g.view.Voters() {
+			if r := g.running[id]; r != nil && r.h == h && r.leads() {
+				r.resend()
+			}
+		}
+	}
 	h.env.After(simRepeat/2+h.draw(simRepeat), h.repeats)
 }
 
@@ -624,8 +670,10 @@ func (h *host) looks() {
 		if r.om != nil {
 			m = r.om
 		}
-		concerns := m.Concerns()
-		for _, n := range concerns {
+		if r.om != nil && !r.om.Waits() {
+			continue
+		}
+		for _, n := range m.Concerns() {
 			lives := h.w.hosts[nodeOf(n)] != nil // in whichever incarnation: it hears the host, not the program
 			doubts := lives && (g.object >= 0 || !h.w.cfg.patient) && !h.w.healed && h.env.Rand().Float64() < h.w.cfg.doubt
 			switch {
@@ -633,11 +681,6 @@ func (h *host) looks() {
 				h.propose(g, simInput{manager.Event{Kind: manager.Suspect, Node: n}, appmanager.Event{Kind: appmanager.Suspect, Node: n}})
 			case m.Suspects(n):
 				h.propose(g, simInput{manager.Event{Kind: manager.Trust, Node: n}, appmanager.Event{Kind: appmanager.Trust, Node: n}})
-			}
-		}
-		for _, o := range h.w.hosts { // those that nobody is concerned about any more
-			if o != nil && m.Suspects(o.self) && !slices.Contains(concerns, o.self) {
-				h.propose(g, simInput{manager.Event{Kind: manager.Trust, Node: o.self}, appmanager.Event{Kind: appmanager.Trust, Node: o.self}})
 			}
 		}
 	}
@@ -698,6 +741,9 @@ func (h *host) nodeStep(ev appmanager.NodeEvent) {
 			}
 			h.allCopies(cachedcopy.Event{Kind: cachedcopy.ThreadsGone, Node: a.Node})
 		case appmanager.NewEpoch:
+			if h.w.cfg.raft > 0 {
+				h.w.report.epochs = max(h.w.report.epochs, int(a.Epoch)-1)
+			}
 			h.threads = map[protocol.ThreadID]*simThread{}
 			clear(h.holds)
 			h.allCopies(cachedcopy.Event{Kind: cachedcopy.Destroy, Epoch: a.Epoch})
@@ -852,6 +898,8 @@ func (h *host) access(t protocol.ThreadID, s *simThread) {
 	h.w.report.accesses++
 	if h.w.healed && !s.guest {
 		h.w.done[t]++
+	} else if h.w.healed && h.w.cfg.raft > 0 {
+		h.w.done[threadID(h.at+1)]++
 	}
 	h.later(t, s)
 }
@@ -963,7 +1011,11 @@ func TestReplay(t *testing.T) {
 	if *seedFlag == 0 {
 		t.Skip("replays the world of -seed")
 	}
-	r, err := runSeed(drawConfig(*seedFlag))
+	c := drawConfig(*seedFlag)
+	if *raftFlag {
+		c = drawRaft(*seedFlag)
+	}
+	r, err := runSeed(c)
 	t.Logf("%+v", r)
 	if err != nil {
 		t.Error(err)

@@ -356,8 +356,13 @@ func (m *Manager) report(out []protocol.Message) []protocol.Message {
 func (m *Manager) next(out []protocol.Message) []protocol.Message {
 	h := m.pending[0]
 	if (m.owner.IsZero() || h.Kind == protocol.Write) && m.suspects.Has(h.Requester) && m.mutant != protocol.WithoutR8 {
-		// R8, before anything is promised: who is suspected wrongly asks again.
+		// R8, before anything is promised: who is suspected wrongly asks again. He is believed then, as long as nobody says the same of him once
+		// more. A detector watches only those that the manager is concerned about, which he is not any more, and would never take its opinion
+		// back (testdata/r08_wrong_suspicion.txt).
 		m.pending = slices.Delete(m.pending, 0, 1)
+		if m.mutant != protocol.Disbelief {
+			m.suspects.Remove(h.Requester)
+		}
 		return out
 	}
 	switch {

@@ -33,11 +33,14 @@ const (
 	StaleNone               // an object that the checkpoint was told nobody has is touched while it reads on (C4)
 	BlankNone               // a manager whose group has lost its state is believed that nobody has an object (C4)
 	WithoutGuests           // callers without a thread are not known to the application manager
+	Disbelief               // R8 as first written: who is suspected is not served before a detector takes that back
+	Unwatched               // the application manager is not concerned about those that it suspects
 	Mutants
 )
 
 // String names the mutant.
 func (m Mutant) String() string {
 	return [...]string{"none", "R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "bound", "R9", "R10", "R11", "R12", "R13", "R14", "R15", "R16", "R17",
-		"epoch", "late-touch", "withhold", "stop", "any-stopped", "carry-over", "stale-none", "blank-none", "guests"}[m]
+		"epoch", "late-touch", "withhold", "stop", "any-stopped", "carry-over", "stale-none", "blank-none", "guests",
+		"disbelief", "unwatched"}[m]
 }

@@ -66,6 +66,17 @@ func (s *Suspects) Nodes() []NodeRef {
 	return out
 }
 
+// Opinions lists those that may turn out to be well, in order.
+func (s *Suspects) Opinions() []NodeRef {
+	var out []NodeRef
+	for _, q := range s.list {
+		if !q.final {
+			out = append(out, q.node)
+		}
+	}
+	return out
+}
+
 // Empty reports whether nobody is suspected.
 func (s *Suspects) Empty() bool { return len(s.list) == 0 }
 
