@@ -223,6 +223,10 @@ func (e *Engine) carried(c order.Carried, out *order.Actions) {
 			continue
 		}
 		e.peers[i].snapTicks = 0
+		if e.asleep { // it is about a member that lacks something, and not gone
+			e.wake(out)
+			e.passOn(m.ID, out)
+		}
 		if c.State == order.Failed {
 			e.raft.ReportSnapshot(uint64(m.ID), etcd.SnapshotFailure)
 			e.drain(out)
@@ -255,7 +259,7 @@ func (e *Engine) tickSnapshots() {
 // needed returns the index after which members still need the log that were sent a snapshot, at most index.
 func (e *Engine) needed(index uint64) uint64 {
 	if e.raft == nil {
-		return index // it follows, and sleeps
+		return index // it sleeps
 	}
 	i := 0
 	e.raft.WithProgress(func(_ uint64, _ etcd.ProgressType, pr tracker.Progress) {

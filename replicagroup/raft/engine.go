@@ -125,7 +125,7 @@ type Engine struct {
 	view   order.View        // as of what was delivered
 	voters []order.ReplicaID // its Voters
 	views  []viewAt          // the one at the snapshot and all that came after it; view is the last
-	raft   *etcd.RawNode     // nil before the first step, and in a follower that sleeps; see quiesce.go
+	raft   *etcd.RawNode     // nil before the first step, and while it sleeps; see quiesce.go
 	log    *memLog
 
 	// What the library said last. Exact between two steps, because every step drains it.
@@ -141,7 +141,7 @@ type Engine struct {
 	probing bool // within a step: a member answers a heartbeat, and may have to be probed
 	open    bool // of a leader: a round of reads is under way, with or without reads
 	asleep  bool // no timer is set; see quiesce.go
-	// sleepless keeps the library in a follower that sleeps, for a test that compares it with one that does not.
+	// sleepless keeps the library in a replica that sleeps, for a test that compares it with one that does not.
 	sleepless bool
 
 	linger  int32          // ticks left of a removed replica, 0 of any other
@@ -167,6 +167,7 @@ type Engine struct {
 	inRound   int            // how many of them, the first, the round under way is for
 	rounds    uint64         // rounds ever begun; names the one under way
 	asked     uint64         // rounds begun in this leadership: the highest position a heartbeat carries
+	before    uint64         // how many of them before the library was made anew; see resume.go
 	changeAt  uint64         // index of the newest change of the view proposed here or delivered
 	beats     int32          // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
 	idle      int32          // ticks since there was something to do
@@ -194,6 +195,7 @@ type proposal struct{ ref, index uint64 }
 // peer is what the engine keeps of a member beside what the library does.
 type peer struct {
 	acked     uint64 // read round it has confirmed (for Hash)
+	match     uint64 // what it had acknowledged when this leader fell asleep
 	snapTicks int32  // heartbeats since a snapshot went out to it, 0 when none is under way
 	pursuing  bool   // it was sent a snapshot, and lacks much of what came after
 	ballot    byte   // its answer in the election under way: none, granted, refused (for Hash)
@@ -406,7 +408,7 @@ func (e *Engine) Step(ev order.Event, out *order.Actions) {
 	case order.Suspect:
 		e.suspect(ev.Member, out)
 	case order.Trust:
-		e.setSuspected(ev.Member, false)
+		e.trust(ev.Member, out)
 	case order.Carried:
 		e.carried(ev, out)
 	case order.Compact:
@@ -446,6 +448,7 @@ func (e *Engine) persist(out *order.Actions, recs []order.Record) {
 
 // send asks for a message to be carried, once write after is durable.
 func (e *Engine) send(out *order.Actions, m *pb.Message, after uint64) {
+	e.outward(m)
 	b := appendHead(make([]byte, 0, headSize(m)), m)
 	s := order.Send{To: order.ReplicaID(m.GetTo()), Msg: b, After: after, Spare: e.spare(m)}
 	if m.GetType() == pb.MsgSnap {
@@ -784,7 +787,7 @@ func (e *Engine) stepDown(out *order.Actions) {
 	}
 	e.reads, e.inRound, e.open = nil, 0, false
 	e.endLease()
-	e.asked, e.beats, e.idle, e.ready, e.changeAt = 0, 0, 0, 0, 0
+	e.asked, e.before, e.beats, e.idle, e.ready, e.changeAt = 0, 0, 0, 0, 0, 0
 	for i := range e.peers {
 		e.peers[i].snapTicks, e.peers[i].acked, e.peers[i].pursuing = 0, 0, false
 	}
@@ -877,12 +880,27 @@ func (e *Engine) Status() order.Status {
 	}
 	if e.role == etcd.StateLeader {
 		s.Behind, s.Match = make(map[order.ReplicaID]uint64), make(map[order.ReplicaID]uint64)
-		e.raft.WithProgress(func(id uint64, _ etcd.ProgressType, pr tracker.Progress) {
-			if id != uint64(e.cfg.Self) {
-				s.Behind[order.ReplicaID(id)] = s.Last - min(s.Last, pr.Match)
-				s.Match[order.ReplicaID(id)] = pr.Match
-			}
+		e.progress(func(id order.ReplicaID, match uint64) {
+			s.Behind[id] = s.Last - min(s.Last, match)
+			s.Match[id] = match
 		})
 	}
 	return s
+}
+
+// progress tells, at a leader, what each of the other members has acknowledged.
+func (e *Engine) progress(f func(id order.ReplicaID, match uint64)) {
+	if e.raft == nil {
+		for i, m := range e.view.Members {
+			if m.ID != e.cfg.Self {
+				f(m.ID, e.peers[i].match)
+			}
+		}
+		return
+	}
+	e.raft.WithProgress(func(id uint64, _ etcd.ProgressType, pr tracker.Progress) {
+		if id != uint64(e.cfg.Self) {
+			f(order.ReplicaID(id), pr.Match)
+		}
+	})
 }

@@ -50,8 +50,9 @@ func (e *Engine) recv(r order.Recv, out *order.Actions) {
 	}
 	e.noteAck(m)
 	if e.raft == nil {
-		return // a late answer: a follower has no use for it
+		return // a late answer, which is of no use
 	}
+	e.inward(m)
 	e.probing = m.GetType() == pb.MsgHeartbeatResp
 	e.feed(m)
 	e.drain(out)

@@ -89,7 +89,7 @@ func (e *Engine) Hash() [32]byte {
 		b = appendView(b, v.view)
 	}
 	var transferee uint64 // only leaders have one
-	if e.role == etcd.StateLeader {
+	if e.role == etcd.StateLeader && e.raft != nil {
 		transferee = e.raft.BasicStatus().LeadTransferee
 	}
 	num(uint64(e.linger), flag(e.halted), e.changeAt, transferee)
@@ -101,7 +101,7 @@ func (e *Engine) Hash() [32]byte {
 			num(uint64(m.GetType()), m.GetTerm(), m.GetIndex(), m.GetLogTerm(), flag(m.GetReject()))
 		}
 	}
-	num(e.ready, e.rounds, e.asked, uint64(e.beats), uint64(e.proposals.len()))
+	num(e.ready, e.rounds, e.asked, e.before, uint64(e.beats), uint64(e.proposals.len()))
 	for _, p := range e.proposals.all() {
 		num(p.ref, p.index)
 	}
@@ -110,7 +110,11 @@ func (e *Engine) Hash() [32]byte {
 	for _, p := range e.peers {
 		num(uint64(p.snapTicks), flag(p.pursuing), uint64(p.ballot), p.acked, flag(p.suspected))
 	}
-	if e.role == etcd.StateLeader {
+	if e.role == etcd.StateLeader && e.asleep { // the library is made anew from this
+		for _, p := range e.peers {
+			num(p.match)
+		}
+	} else if e.role == etcd.StateLeader {
 		e.raft.WithProgress(func(id uint64, _ etcd.ProgressType, pr tracker.Progress) {
 			num(id, pr.Match, pr.Next, uint64(pr.State), pr.PendingSnapshot, flag(pr.RecentActive), flag(pr.MsgAppFlowPaused))
 		})

@@ -19,6 +19,7 @@ import (
 // Invariants: ents[i] has index base+1+i; terms never fall from baseTerm on; snap covers an index in [base, last].
 type memLog struct {
 	initial *initial // what the library begins with; nil once it has begun
+	short   bool     // for the library, the last entry is not there yet; see resume.go
 	// snap is the newest snapshot's record, nil in a follower that sleeps if it says nothing that is not known otherwise; snapIndex and
 	// snapTerm are where it stands. Entries up to its index that are still in ents serve followers that are a little behind
 	// (trailingEntriesMax); a store has dropped them.
@@ -169,10 +170,20 @@ func (l *memLog) InitialState() (*pb.HardState, *pb.ConfState, error) {
 func (l *memLog) FirstIndex() (uint64, error) { return l.first(), nil }
 
 // LastIndex returns the index of the last entry.
-func (l *memLog) LastIndex() (uint64, error) { return l.last(), nil }
+func (l *memLog) LastIndex() (uint64, error) {
+	if l.short {
+		return l.last() - 1, nil
+	}
+	return l.last(), nil
+}
 
 // Term returns the term of an entry, also of the one before the first.
-func (l *memLog) Term(i uint64) (uint64, error) { return l.term(i) }
+func (l *memLog) Term(i uint64) (uint64, error) {
+	if l.short && i == l.last() {
+		return 0, etcd.ErrUnavailable
+	}
+	return l.term(i)
+}
 
 // Snapshot returns the newest snapshot.
 func (l *memLog) Snapshot() (*pb.Snapshot, error) {

@@ -9,6 +9,7 @@ import (
 
 	"latchkey/internal/invariant"
 	"latchkey/replicagroup/order"
+	"latchkey/replicagroup/quorum"
 )
 
 // A group that nobody asks anything sleeps (replica-groups.md section 3.3): no replica of it has a timer set, and it costs
@@ -20,15 +21,20 @@ import (
 // it for a heartbeat, too. If it then has the same term and commit index, nothing beyond, and everything on its disk, and its
 // detector does not suspect the leader, it stops its timer as well; otherwise it goes on and says so by a Wake.
 //
+// A member that is gone, by the detector's word, keeps nobody awake, whatever it lacks, as long as enough others to be a majority with the
+// leader have acknowledged everything: a group would never sleep otherwise between the death of a member and its return, which may take
+// days where no other peer can have its place. It is told to sleep like the others, and objects if it can hear that after all.
+//
 // What sleeps is small. A follower that has applied its whole log lets go of the library's part of it, which is made anew when it
-// wakes. That part could be lost in a crash at any time, so nothing of it can matter but what the engine knows anyway: term, vote and
+// wakes, and so does a leader (resume.go). A follower's could be lost in a crash at any time, so nothing of it can matter but what the engine knows anyway: term, vote and
 // commit index, which it takes from here and not from the disk (the commit index there may be older), the log, the configuration,
 // and that there is a leader, which the library is told by a heartbeat. For the others nothing of that can be seen: nobody is sent
 // anything, and no promise is forgotten that the disk does not hold. It is no restart for the driver either: a machine goes on, and
 // the log time of its group with it.
 //
 // Waking up. Who leads wakes by a proposal, read, change or transfer, and by any message but a late answer to what was over
-// before it slept; in the latter case it sends heartbeats at once. Who follows wakes by the same, by a suspicion of the leader,
+// before it slept, and when the detector trusts a member again that lacks something; where it was not asked for anything it sends heartbeats
+// at once. Who follows wakes by the same, by a suspicion of the leader,
 // and by a link to the leader that broke or came back, and a leader by any link that came back; unless it was woken by the leader, it wakes the leader in turn. It waits
 // the whole election time-out from then on: a late message wakes, and deposes nobody. Only a suspicion lets it forget the leader
 // and campaign, as it does awake.
@@ -43,6 +49,8 @@ import (
 //     sleeps gives up a leader that campaigns, and wakes.
 //   - A follower restarts. Its first campaign is refused by those that sleep, since they know a leader, and wakes them all; the
 //     leader's heartbeat ends it.
+//   - A member that lacks something is back while the leader sleeps. Its voter has no leader that it hears, campaigns, and so wakes
+//     everybody; a learner's node is trusted again, or its link comes back, whichever the leader hears of first.
 //   - Another leader was elected while this one sleeps, cut off. That one cannot put the group to sleep before this one, too,
 //     has acknowledged its log, and so has woken up and stepped down.
 //   - The leader's replica is gone while its node lives on. Whoever asks a follower for something wakes it, and it finds out.
@@ -85,11 +93,17 @@ func (e *Engine) nothingToDo() bool {
 		e.proposals.len()+len(e.reads)+e.writes.len() > 0 || e.open || e.raft.BasicStatus().LeadTransferee != 0 {
 		return false
 	}
-	settled := true
-	e.raft.WithProgress(func(_ uint64, _ etcd.ProgressType, pr tracker.Progress) {
-		settled = settled && pr.Match == e.log.last() && pr.State == tracker.StateReplicate
+	settled, behind, there := true, false, 0
+	i := 0 // members are visited by rising id, as they stand in the view
+	e.raft.WithProgress(func(id uint64, kind etcd.ProgressType, pr tracker.Progress) {
+		gone := e.peers[i].suspected && id != uint64(e.cfg.Self)
+		whole := pr.Match == e.log.last() && pr.State == tracker.StateReplicate
+		if settled, behind = settled && (whole || gone), behind || !whole; whole && !gone && kind == etcd.ProgressTypePeer {
+			there++
+		}
+		i++
 	})
-	return settled
+	return settled && (!behind || there >= quorum.Majority(len(e.voters)))
 }
 
 func (e *Engine) sleep(out *order.Actions) {
@@ -101,6 +115,9 @@ func (e *Engine) sleep(out *order.Actions) {
 	e.proposals.rest()
 	e.clock.epoch++ // a timer that ran out already means nothing
 	out.Timers = append(out.Timers, order.SetTimer{Kind: tickTimer, Epoch: e.clock.epoch, After: -1})
+	if e.role == etcd.StateLeader {
+		e.rest()
+	}
 	e.log.fold()
 	e.doze()
 }
@@ -135,6 +152,10 @@ func (e *Engine) doze() {
 
 // rouse makes the library anew where it was let go of: what has happened since it would not have noticed.
 func (e *Engine) rouse() {
+	if e.role == etcd.StateLeader {
+		e.resume()
+		return
+	}
 	if e.raft != nil {
 		return
 	}
@@ -233,8 +254,12 @@ func (e *Engine) onWake(from order.ReplicaID, out *order.Actions) {
 	}
 }
 
-// lateAnswer reports whether a message answers something that was over before this replica fell asleep.
+// lateAnswer reports whether a message answers something that was over before this replica fell asleep. A member that lacked something
+// then is back.
 func (e *Engine) lateAnswer(m *pb.Message) bool {
+	if e.lacks(order.ReplicaID(m.GetFrom())) {
+		return false
+	}
 	switch m.GetType() {
 	case pb.MsgAppResp:
 		return m.GetTerm() <= e.term && !m.GetReject()
@@ -251,6 +276,27 @@ func (e *Engine) setSuspected(id order.ReplicaID, suspected bool) {
 			e.peers[i].suspected = suspected
 		}
 	}
+}
+
+// trust takes a suspicion back. A leader that sleeps wakes for a member that lacks something.
+func (e *Engine) trust(id order.ReplicaID, out *order.Actions) {
+	e.setSuspected(id, false)
+	if e.lacks(id) {
+		e.wake(out)
+		e.passOn(id, out)
+	}
+}
+
+// lacks reports whether this replica leads, sleeps, and knows that a member lacks something.
+func (e *Engine) lacks(id order.ReplicaID) bool {
+	if e.asleep && e.role == etcd.StateLeader {
+		for i, m := range e.view.Members {
+			if m.ID == id {
+				return e.peers[i].match < e.log.last()
+			}
+		}
+	}
+	return false
 }
 
 func (e *Engine) suspects(id order.ReplicaID) bool {

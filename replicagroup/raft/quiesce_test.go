@@ -2,6 +2,7 @@ package raft
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -113,6 +114,130 @@ func TestALeaderDoesNotSleepWhileAMemberLacksSomething(t *testing.T) {
 	}
 }
 
+// suspect has everybody who is up suspect a member, or trust it again.
+func (w *world) suspect(id order.ReplicaID, is bool) {
+	for _, other := range w.ids() {
+		if n := w.nodes[other]; n.up && other != id {
+			if is {
+				w.step(n, order.Suspect{Member: id})
+			} else {
+				w.step(n, order.Trust{Member: id})
+			}
+		}
+	}
+}
+
+// A member that is gone, by the detector's word, keeps nobody awake. When it is trusted again it gets what it lacks, be it a voter, which
+// would say that it is back, or a learner, which would not, and whether the leader has the log or only a snapshot of it.
+func TestAGroupSleepsWithoutAMemberThatIsGone(t *testing.T) {
+	for name, id := range map[string]order.ReplicaID{"voter": 2, "learner": 4} {
+		for seed := range uint64(6) {
+			w := newWorld(t, seed, 3, 1)
+			w.startAll()
+			w.step(w.nodes[1], order.Timer{Kind: tickTimer, Epoch: w.nodes[1].eng.clock.epoch})
+			lead := w.awaitLeader(electionTimeout)
+			if lead.id == id {
+				continue
+			}
+			if seed%2 == 1 {
+				for _, n := range w.nodes {
+					n.compactAt = 4
+				}
+			}
+			w.pass(5 * HeartbeatDefault)
+			others := slices.DeleteFunc(w.ids(), func(o order.ReplicaID) bool { return o == id })
+			w.split([]order.ReplicaID{id}, others)
+			w.commit(lead, 1, 2+40*(seed%2))
+			if w.pass(5 * QuiesceDefault); lead.eng.Quiesced() {
+				t.Fatalf("%s: it sleeps though a member lacks something that nobody suspects", name)
+			}
+			w.suspect(id, true)
+			asleep := func() bool {
+				return !slices.ContainsFunc(others, func(o order.ReplicaID) bool { return !w.nodes[o].eng.Quiesced() })
+			}
+			if !w.run(2*QuiesceDefault, asleep) {
+				t.Fatalf("%s: the others do not sleep: %+v", name, lead.eng.Status())
+			}
+			if lead.eng.raft != nil {
+				t.Errorf("%s: the leader sleeps with all it has", name)
+			}
+			if st := lead.eng.Status(); st.Behind[id] == 0 || st.Match[others[len(others)-1]] != st.Last && st.Match[others[0]] != st.Last {
+				t.Errorf("%s: %+v", name, st)
+			}
+			term := lead.eng.term
+			w.pass(QuiesceDefault)
+			w.split()
+			w.suspect(id, false)
+			w.awaitSleep()
+			if n := w.nodes[id]; n.last != lead.last || w.leader() != lead || lead.eng.term != term {
+				t.Fatalf("%s: seed %d: it has %d of %d", name, seed, n.last, lead.last)
+			}
+			w.agree(0)
+		}
+	}
+}
+
+// Without a majority to go on with a leader does not sleep: it has to find out that it leads nobody.
+func TestALeaderDoesNotSleepWithoutAMajority(t *testing.T) {
+	w := newWorld(t, 2, 3, 0)
+	w.startAll()
+	lead := w.awaitLeader(electionTimeout)
+	w.pass(5 * HeartbeatDefault)
+	gone, there := lead.id%3+1, (lead.id+1)%3+1
+	w.crash(gone)
+	w.commit(lead, 1, 2)
+	w.step(lead, order.Suspect{Member: gone})
+	w.step(lead, order.Suspect{Member: there})
+	if w.pass(5 * QuiesceDefault); lead.eng.Quiesced() {
+		t.Fatalf("%+v", lead.eng.Status())
+	}
+	w.step(lead, order.Trust{Member: there})
+	if w.awaitSleep(); w.leader() != lead {
+		t.Fatal("another leads")
+	}
+}
+
+// An answer to a heartbeat of before the sleep confirms no read that was asked for after it.
+func TestALateAnswerConfirmsNoReadOfAfterTheSleep(t *testing.T) {
+	w := newWorld(t, 3, 3, 0)
+	w.startAll()
+	lead := w.awaitLeader(electionTimeout)
+	w.commit(lead, 1, 2)
+	var late []order.Recv
+	w.drop = func(m *pb.Message) bool {
+		if m.GetType() == pb.MsgHeartbeatResp && len(m.GetContext()) > 0 {
+			from := w.member(order.ReplicaID(m.GetFrom()))
+			late = append(late, order.Recv{From: from.ID, Store: from.Store, Msg: appendHead(nil, m)})
+		}
+		return false
+	}
+	for ref := range uint64(5) {
+		w.step(lead, order.Read{Ref: 100 + ref})
+		w.pass(HeartbeatDefault / 2)
+		if _, ok := lead.reads[100+ref]; !ok {
+			t.Fatal("a read is not answered")
+		}
+	}
+	w.awaitSleep()
+	if lead.eng.raft != nil || len(late) < 5 {
+		t.Fatalf("%d answers", len(late))
+	}
+	w.split([]order.ReplicaID{lead.id})
+	w.step(lead, order.Read{Ref: 200})
+	for _, r := range late {
+		w.step(lead, r)
+	}
+	if _, ok := lead.reads[200]; ok {
+		t.Fatal("an answer of before the sleep confirms a read of after it")
+	}
+	w.split()
+	w.pass(5 * HeartbeatDefault)
+	if _, ok := lead.reads[200]; !ok {
+		t.Fatal("a read after the sleep is not answered")
+	}
+	w.awaitSleep()
+}
+
 // A dead leader's Quiesce may be the last that is heard of it, after the detector has given it up.
 func TestNobodySleepsUnderALeaderThatIsSuspected(t *testing.T) {
 	w := newWorld(t, 5, 3, 1)
@@ -210,7 +335,7 @@ func TestALeaderThatWasDeposedAsleepStepsDown(t *testing.T) {
 	lead := w.leader()
 	w.commit(lead, 10, 12)
 	w.pass(5 * QuiesceDefault)
-	if lead.eng.Quiesced() || !old.eng.Quiesced() {
+	if !lead.eng.Quiesced() || !old.eng.Quiesced() { // without it, which is suspected
 		t.Fatalf("%+v\n%+v", lead.eng.Status(), old.eng.Status())
 	}
 	w.split()

@@ -473,6 +473,14 @@ var mutants = []struct {
 				return ok && e.Quiesced()
 			}}
 		})},
+	{name: "a follower that is gone keeps a group awake", test: sleeping, effort: 1, finds: "does not sleep without",
+		factory: bend(func(_ Config, e order.Orderer) *bent {
+			return &bent{Orderer: e, answers: func(ev order.Event, _ *order.Actions) bool {
+				s, ok := ev.(order.Suspect)
+				leader, _ := e.Leader()
+				return ok && s.Member != leader
+			}}
+		})},
 	{name: "engine that sleeps is not woken by a command", test: sleeping, effort: .2, finds: "had no answer",
 		factory: bend(func(_ Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {

@@ -253,6 +253,43 @@ var naps = []func(c *cluster, leader sim.NodeID) error{
 		c.world.SetCut(nil)
 		return c.awaitSleep()
 	},
+	func(c *cluster, leader sim.NodeID) error { // a follower is gone, and the group goes on, and to sleep, without it
+		term := c.term()
+		follower := c.others(leader)[c.rand.IntN(c.members-1)]
+		dies := c.rand.IntN(2) == 0
+		if others := c.everyone(); dies {
+			c.world.Crash(follower)
+		} else {
+			delete(others, follower)
+			c.world.SetCut(sim.Split([]sim.NodeID{follower}, list(others)))
+		}
+		c.suspectSoon(follower, c.others(follower)...)
+		if err := c.wakes(30*patience, "lost a follower while it slept"); err != nil { // who asks members by chance asks that one, too
+			return err
+		}
+		c.hushed = true
+		apart := func() bool {
+			for n, m := range c.running {
+				if sim.NodeID(n) != follower && m != nil && !m.engine.Quiesced() {
+					return false
+				}
+			}
+			return true
+		}
+		if err := c.await(20*patience, "the group does not sleep without a follower that is gone", apart); err != nil {
+			return err
+		}
+		if err := c.pass(time.Duration(c.rand.Int64N(int64(5 * patience)))); err != nil {
+			return err
+		}
+		if dies {
+			c.world.Restart(follower)
+		} else {
+			c.world.SetCut(nil)
+		}
+		c.trust(follower)
+		return c.undisturbed(leader, term, "a follower's return")
+	},
 }
 
 // sleeping is test 19: a group that nobody asks anything sends nothing. Whatever happens to it then, it wakes for whoever asks, and
