@@ -46,6 +46,7 @@ func (s step) urgent() bool {
 type choice struct {
 	step    step
 	busy    bool              // there is work, now or soon: keep looking up
+	stuck   bool              // voters have failed, nobody is known that could take their place, and nothing will come of waiting
 	release []keyspace.NodeID // peers that want to leave and for which nothing will be done
 }
 
@@ -258,6 +259,13 @@ func (p *Planner) replaceGone(c *choice, gone, stay, learners []standing, pool [
 		c.step = p.sparing(s, stay, now)
 		return
 	}
+	failed := 0
+	for _, m := range gone {
+		if m.why == Failed {
+			failed++
+		}
+	}
+	c.stuck = excess <= 0 && ripe == automaton.Never && failed == len(gone) && failed == len(p.down)
 	if excess > 0 || now >= p.answered.Add(p.cfg.Times.Fresh) {
 		return // a leader that has just begun does not know yet who could
 	}

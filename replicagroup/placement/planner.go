@@ -381,7 +381,7 @@ func (p *Planner) release(peer keyspace.NodeID, out []PlanAction) []PlanAction {
 // lookUp keeps what is known of the candidates fresh while there is work, and lets the pauses grow while there is none.
 func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []PlanAction {
 	switch {
-	case c.busy:
+	case c.busy && !(c.stuck && (p.resting || p.mayRest(c, now))):
 		p.idle, p.resting = p.cfg.Times.Every, false
 		p.lookAt = min(p.lookAt, max(now, p.lookedAt.Add(p.idle)))
 	case p.resting:
@@ -398,8 +398,8 @@ func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []Pl
 	return append(out, LookUp{Prefix: p.cfg.Prefix, Anchor: p.cfg.Anchor, N: CandidatesMax})
 }
 
-// A plan whose group sleeps rests when there is nothing to do, for a peer may lead thousands of such groups, and a look-up for each every
-// minute would be all it ever did. What could change the plan's mind then is told to it: a suspicion, a wish to leave, a view, a peer
+// A plan whose group sleeps rests when there is nothing to do, or nothing can be done for members that are gone, for a peer may lead thousands
+// of such groups, and a look-up for each every minute would be all it ever did. What could change the plan's mind then is told to it: a suspicion, a wish to leave, a view, a peer
 // that appears near the anchor. What is not, since it happened among peers that this one has no connection to, the driver's patrol
 // finds ([Rouse]). What the plan knew of the candidates is forgotten; it would be too old by the next look-up in any case, as it is
 // between the look-ups of a group that is awake ([PlanTimes].Fresh).
@@ -407,13 +407,21 @@ func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []Pl
 // mayRest reports whether nothing is to be done, now or by the mere passing of time: the last look-up has been answered, and nobody who is
 // known now could become of use later.
 func (p *Planner) mayRest(c choice, now automaton.Instant) bool {
-	return p.asleep && !p.joint && !p.flying && p.asking == nil && c.step.kind == stepNone && len(p.down)+len(p.wishes)+len(p.listed) == 0 &&
+	return p.asleep && !p.joint && !p.flying && p.asking == nil && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
+		len(p.wishes)+len(p.listed) == 0 &&
 		p.answered >= max(p.began, p.lookedAt) && now < p.lookAt && p.reached(p.restAt, now)
 }
 
 // rest begins the rest of a plan that may.
 func (p *Planner) rest(out []PlanAction) []PlanAction {
-	p.near, p.down, p.wishes, p.listed = nil, nil, nil, nil
+	p.near, p.wishes, p.listed = nil, nil, nil
+	maps.DeleteFunc(p.down, func(peer keyspace.NodeID, _ automaton.Instant) bool {
+		_, member := p.view.MemberAt(peer)
+		return !member
+	})
+	if len(p.down) == 0 {
+		p.down = nil
+	}
 	p.resting, p.lookAt = true, automaton.Never
 	p.wake = automaton.Never // it was for what is forgotten now
 	return append(out, Rests{})
@@ -435,7 +443,7 @@ func (p *Planner) appeared(peer keyspace.NodeID, now automaton.Instant) {
 	case !p.begun, peer == p.cfg.Self:
 		return
 	case member:
-	case len(p.view.Members) < 2*p.cfg.F+1, slices.ContainsFunc(p.view.Members, closer):
+	case len(p.view.Members) < 2*p.cfg.F+1, len(p.down) > 0, slices.ContainsFunc(p.view.Members, closer):
 		p.restAt = now.Add(p.cfg.Times.Idle)
 	default:
 		return

@@ -620,6 +620,16 @@ func TestARestEndsWithWhateverMatters(t *testing.T) {
 			delete(r.answering, 3)
 			return PeerState{Peer: r.node(3)}
 		}, func(a PlanAction) bool { _, ok := a.(Learn); return ok }},
+		"a stranger, where a member is gone": {func(r *rig) PlanEvent {
+			delete(r.answering, 3)
+			r.do(PeerState{Peer: r.node(3)})
+			n := r.lookUps
+			if r.run(time.Hour, false); !r.resting || r.lookUps > n+10 {
+				t.Errorf("nobody can take the place of a member that is gone: resting %v, %d look-ups", r.resting, r.lookUps-n)
+			}
+			r.answering[9] = r.now.Add(-time.Hour)
+			return Appeared{Peer: r.node(9)}
+		}, func(a PlanAction) bool { _, ok := a.(ChangeVoters); return ok }},
 		"a wish to leave": {func(r *rig) PlanEvent { return LeaveWish{Peer: r.node(3)} },
 			func(a PlanAction) bool { m, ok := a.(MayGo); return ok && m.Peer != keyspace.NodeID{} }},
 		"a view": {func(r *rig) PlanEvent {
@@ -640,7 +650,7 @@ func TestARestEndsWithWhateverMatters(t *testing.T) {
 				t.Fatal("it does not rest")
 			}
 			r.tell(tc.ev(r))
-			dead := map[int]bool{3: name == "a suspicion"}
+			dead := map[int]bool{3: name == "a suspicion" || name == "a stranger, where a member is gone"}
 			if done := r.drive(2*time.Minute, dead); !slices.ContainsFunc(done, tc.want) {
 				t.Errorf("comes to %v", done)
 			}
