@@ -32,7 +32,7 @@ const listLookupPause = 500 * time.Millisecond
 // lists reports whether this voter can answer a LIST: it is of the present view, or no view has begun.
 func (w *sigmaVoter) lists(m *sigma.Message) bool {
 	if w.view == (sigma.ViewID{}) {
-		return m.View.Num == 0 && w.machine != nil
+		return m.View.Num == 0 && w.locks
 	}
 	return w.member && m.View == w.view
 }

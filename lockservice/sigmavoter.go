@@ -89,7 +89,7 @@ func groupOf(g order.GroupID) sigmapb.Group { return sigmapb.Group{Prefix: g.Pre
 // New implements [replicagroup.VoterService].
 func (v *SigmaVoters) New(s *replicagroup.Seat) replicagroup.Voter {
 	w := &sigmaVoter{service: v, seat: s, restarted: s.Restarted(), since: s.Now(), born: s.Now()}
-	w.machine, _ = s.Machine().(*Machine)
+	_, w.locks = s.Machine().(*Machine)
 	w.recorder.begin(v.cfg.Log, s)
 	if w.restarted {
 		w.saved = w.recorder.table()
@@ -101,7 +101,7 @@ func (v *SigmaVoters) New(s *replicagroup.Seat) replicagroup.Voter {
 type sigmaVoter struct {
 	service *SigmaVoters
 	seat    *replicagroup.Seat
-	machine *Machine       // nil: the group has none
+	locks   bool           // the group has a [Machine]
 	replica *sigma.Replica // nil while it would have nothing
 
 	view      sigma.ViewID      // the last one that the log told of; zero: none
@@ -121,6 +121,12 @@ type sigmaVoter struct {
 	early    []*earlyMessage   // for the replica that takes it up
 	silent   bool              // what it promises cannot be recorded, so it promises nothing
 }
+
+// machine returns the group's machine. It is asked for each time, since the host puts machines away that nobody uses. Not without locks.
+func (w *sigmaVoter) machine() *Machine { return w.seat.Machine().(*Machine) }
+
+// Idle implements [replicagroup.Voter].
+func (w *sigmaVoter) Idle() bool { return w.replica == nil && w.watchers.n == 0 }
 
 // earlyMessage has come before the replica that it is for.
 type earlyMessage struct {
@@ -143,12 +149,12 @@ const proposePause = time.Second
 
 // Follow implements [replicagroup.Voter].
 func (w *sigmaVoter) Follow() {
-	if w.machine == nil || w.silent {
+	if !w.locks || w.silent {
 		return
 	}
 	defer w.giveBack()
 	defer w.anyChanged()
-	ev, ok := w.machine.Follow()
+	ev, ok := w.machine().Follow()
 	if !ok {
 		return
 	}
@@ -156,7 +162,7 @@ func (w *sigmaVoter) Follow() {
 	if w.view = ev.State.View; w.view != before {
 		w.since = w.seat.Now()
 	}
-	w.member = slices.Contains(w.machine.sigma.ids, w.seat.Replica())
+	w.member = slices.Contains(w.machine().sigma.ids, w.seat.Replica())
 	if w.replica == nil {
 		switch {
 		case w.view == before || w.restarted || len(ev.State.Prev) == 0 || !was && !w.member:
@@ -174,7 +180,7 @@ func (w *sigmaVoter) Follow() {
 			return
 		default:
 			w.make(w.former(*ev.State, before, was), false)
-			ev.Kind, ev.Modes = sigma.Jumped, w.machine.table.Modes()
+			ev.Kind, ev.Modes = sigma.Jumped, w.machine().table.Modes()
 		}
 	}
 	w.step(ev)
@@ -190,7 +196,7 @@ func (w *sigmaVoter) giveBack() {
 		return
 	}
 	w.looked = now
-	if w.machine.WantsView(now.Sub(w.since), w.service.cfg.IdleFor) {
+	if w.machine().WantsView(now.Sub(w.since), w.service.cfg.IdleFor) {
 		w.propose(sigma.Entry{Kind: sigma.EntryView, From: w.view})
 	}
 }
@@ -222,7 +228,7 @@ func (w *sigmaVoter) config() sigma.ReplicaConfig {
 // takeUp makes the replica with what the former life has recorded, once everything is applied that was committed when this one began. It
 // has promised nothing in the view after the table's, since it would have recorded that.
 func (w *sigmaVoter) takeUp() {
-	t, state, early := w.saved, w.machine.Sigma(), w.early
+	t, state, early := w.saved, w.machine().Sigma(), w.early
 	w.saved, w.early, w.restarted = nil, nil, false
 	if before, ok := t.State(state); ok {
 		c := w.config()
@@ -232,7 +238,7 @@ func (w *sigmaVoter) takeUp() {
 	} else {
 		w.make(state, true)
 	}
-	w.step(sigma.Event{Kind: sigma.Jumped, State: &state, Modes: w.machine.table.Modes()})
+	w.step(sigma.Event{Kind: sigma.Jumped, State: &state, Modes: w.machine().table.Modes()})
 	w.caughtUp()
 	w.Foresee()
 	for _, m := range early {
@@ -252,11 +258,11 @@ func (w *sigmaVoter) awaken() bool {
 		w.seat.CatchUp()
 		return false
 	}
-	state := w.machine.Sigma()
+	state := w.machine().Sigma()
 	restarted := w.restarted
 	w.restarted = false
 	w.make(state, restarted)
-	if modes := w.machine.table.Modes(); len(modes) > 0 {
+	if modes := w.machine().table.Modes(); len(modes) > 0 {
 		w.step(sigma.Event{Kind: sigma.Jumped, State: &state, Modes: modes})
 	}
 	if restarted {
@@ -321,7 +327,7 @@ func (w *sigmaVoter) Receive(from keyspace.NodeID, msg any) {
 			w.early = append(w.early, &earlyMessage{from, m})
 		}
 	case w.view != sigma.ViewID{} && m.Kind != sigma.Reported && m.Kind != sigma.Pull: // a learner knows where to ask
-		w.send(from, &sigma.Message{Kind: sigma.Moved, View: w.view, Name: m.Name, Req: m.Req, TS: m.TS, Members: w.machine.Sigma().Members})
+		w.send(from, &sigma.Message{Kind: sigma.Moved, View: w.view, Name: m.Name, Req: m.Req, TS: m.TS, Members: w.machine().Sigma().Members})
 	}
 }
 
@@ -344,7 +350,7 @@ func (w *sigmaVoter) Expire() {
 // Vet implements [replicagroup.Voter]: several voters ask for the same.
 func (w *sigmaVoter) Vet(_ keyspace.NodeID, data []byte) bool {
 	e, err := sigmapb.DecodeEntry(data)
-	if err != nil || w.machine == nil {
+	if err != nil || !w.locks {
 		return false
 	}
 	if e.Kind > sigma.EntryRaiseTTL {

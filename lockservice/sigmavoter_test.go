@@ -465,6 +465,27 @@ func TestSigmaVotersTakeLocksWithoutTheLog(t *testing.T) {
 			t.Errorf("voter %d: the log went from %d to %d, it sleeps: %v", i, r.Status.Commit, now.Status.Commit, now.Status.Quiesced)
 		}
 	}
+
+	// When nobody has had a lock for long the machines are put away, and nobody who locks then can tell.
+	w.until("machines are put away that no voter needs", func() bool {
+		for _, p := range voters {
+			if p.groups.Counters().Parked == 0 {
+				return false
+			}
+		}
+		return true
+	})
+	for range 3 {
+		h := other.lock("n")
+		if h.Token() <= last {
+			t.Errorf("token %v after %v", h.Token(), last)
+		}
+		last = h.Token()
+		mustRelease(t, h)
+	}
+	if _, err := other.locks.Info(w.ctx(), "n"); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestSigmaLocksGoOnWithoutTheLeadersVoter(t *testing.T) {

@@ -89,7 +89,7 @@ func (s *watchers) remove(name string, f func(watcher) bool) {
 
 // watch takes word from a watcher.
 func (w *sigmaVoter) watch(from keyspace.NodeID, m *sigma.Message) {
-	if w.machine == nil {
+	if !w.locks {
 		return
 	}
 	now := w.seat.Now()
@@ -100,7 +100,7 @@ func (w *sigmaVoter) watch(from keyspace.NodeID, m *sigma.Message) {
 
 // mark tells apart what there is to tell of a name.
 func (w *sigmaVoter) mark(name string) uint64 {
-	m := w.machine.table.Mark(name)
+	m := w.machine().table.Mark(name)
 	if w.replica != nil {
 		m ^= w.replica.Mark(name)
 	}

@@ -161,6 +161,7 @@ type counters struct {
 	commands      atomic.Uint64 // executed at replicas that lead
 	snapshots     atomic.Uint64 // taken
 	buried        atomic.Uint64 // replicas
+	parked        atomic.Uint64 // machines that sleep
 	voterDropped  atomic.Uint64 // messages to voters for which there was no room
 }
 
@@ -172,6 +173,8 @@ type Counters struct {
 	Commands  uint64 // executed in the groups that it led then, those about sessions included
 	Snapshots uint64 // taken of its replicas
 	Buried    uint64 // replicas put aside, as their group's generation was over
+
+	Parked uint64 // how often the machines of a replica that sleeps were put away
 
 	VoterDropped uint64 // messages to voters ([VoterService]) of peers that had too many waiting
 }
@@ -731,7 +734,7 @@ func (h *Host) Counters() Counters {
 		StrayMessages: h.counters.strayMessages.Load(), StrayOutputs: h.counters.strayOutputs.Load(),
 		Malformed: h.counters.refused.Load(), Busy: h.counters.busy.Load(),
 		Views: h.counters.views.Load(), Commands: h.counters.commands.Load(), Snapshots: h.counters.snapshots.Load(), Buried: h.counters.buried.Load(),
-		VoterDropped: h.counters.voterDropped.Load(),
+		VoterDropped: h.counters.voterDropped.Load(), Parked: h.counters.parked.Load(),
 	}
 }
 

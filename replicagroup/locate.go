@@ -30,6 +30,7 @@ type locator struct {
 	recent  list.List                         // most recently used first
 	flights map[keyspace.Prefix]*flight
 	anchors map[keyspace.Prefix]keyspace.Preimage
+	wanted  []wantedAnchor // the first one is under way; at most one for each leadership that began
 }
 
 type knownGroup struct {
@@ -210,6 +211,54 @@ func (l *locator) search(p keyspace.Prefix) (placement.Descriptor, error) {
 	}
 	l.put(d)
 	return d, nil
+}
+
+// anchorBitsMax is the length of the longest prefix whose anchor is found within tens of microseconds: each bit doubles the time.
+const anchorBitsMax = 9
+
+// anchored reports whether the anchor of a prefix is known, or found in no time. If not it is looked for, and then is called, from a
+// goroutine of the host that looks for one after the other: a peer that comes to lead a thousand groups needs as many anchors.
+func (l *locator) anchored(p keyspace.Prefix, then func()) bool {
+	if p.Len <= anchorBitsMax || l.host.ownPrefix(p) {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.anchors[p]; ok {
+		return true
+	}
+	if l.wanted = append(l.wanted, wantedAnchor{p, then}); len(l.wanted) == 1 && !l.host.spawn(l.seekAnchors) {
+		l.wanted = nil // the host is closed
+	}
+	return false
+}
+
+// wantedAnchor is an anchor that is looked for.
+type wantedAnchor struct {
+	prefix keyspace.Prefix
+	then   func()
+}
+
+// seekAnchors finds the anchors that are wanted.
+func (l *locator) seekAnchors() {
+	for l.host.ctx.Err() == nil {
+		l.mu.Lock()
+		w := l.wanted[0]
+		l.mu.Unlock()
+		if _, err := l.anchor(w.prefix); err == nil {
+			w.then()
+		}
+		l.mu.Lock()
+		l.wanted = l.wanted[1:]
+		done := len(l.wanted) == 0
+		if done {
+			l.wanted = nil
+		}
+		l.mu.Unlock()
+		if done {
+			return
+		}
+	}
 }
 
 // anchor returns the point at which a prefix's group should live.

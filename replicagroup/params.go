@@ -19,6 +19,8 @@ const (
 	// sliceMax is how many events a shard handles before it stores and sends: a group takes no more commands than that at once,
 	// however many have come.
 	sliceMax = 256
+	// answerEvery is how many events a shard handles before it answers who asks for the state of its replicas.
+	answerEvery = 16
 	// waitersMax bounds the commands and queries one replica has taken and not yet answered. More are answered BUSY, but for
 	// the first [assuredMax] of each peer.
 	waitersMax = 8192

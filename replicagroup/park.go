@@ -12,7 +12,7 @@ import (
 // to execute something or to answer: what a restart does, in microseconds and without the disk. Whoever wants them calls state.
 
 // parkedBytesMax bounds what is put away: a larger state is used by somebody, and would take its time.
-const parkedBytesMax = 512
+const parkedBytesMax = 1024
 
 // state returns the replica's table of sessions with the machines behind it. What it returned before must not be used any more once the
 // replica has slept.
@@ -26,13 +26,14 @@ func (r *replica) state() *session.Table {
 	return r.table
 }
 
-// park puts the machines away, unless a voter, the keys' keeper or the grantor of leases holds one of them: what they hold would not be the
-// replica's any more when it is awake again.
+// park puts the machines away, unless a voter that has something, the keys' keeper or the grantor of leases looks at one of them: what they
+// look at would not be the replica's any more when it is awake again.
 func (r *replica) park() {
-	if !r.parks || r.table == nil || r.seat != nil || r.ring != nil || r.granting != nil {
+	if !r.parks || r.table == nil || r.seat != nil && !r.seat.voter.Idle() || r.ring != nil || r.granting != nil {
 		return
 	}
 	if b := r.table.Snapshot(); len(b) <= parkedBytesMax {
 		r.parked, r.table = bytes.Clone(b), nil
+		r.shard.host.counters.parked.Add(1)
 	}
 }

@@ -59,6 +59,9 @@ func (r *replica) planBegin() {
 	if s.host.neighbours == nil {
 		return // members are fixed
 	}
+	if box, e := s.box, (anchoredEvent{r.group}); !s.host.locator.anchored(r.group.Prefix, func() { box.Put(e) }) {
+		return
+	}
 	anchor, err := r.anchor()
 	if err != nil {
 		if !placement.IsOwn(r.group) { // which knows its own as soon as it has begun
@@ -80,6 +83,16 @@ func (r *replica) planBegin() {
 		if s.now < a.at.Add(s.host.plan.Idle) && r.plan == p {
 			p.feed(placement.Appeared{Peer: a.peer})
 		}
+	}
+}
+
+// anchoredEvent says that the anchor of a group is known by now, which was not when its leadership began here.
+type anchoredEvent struct{ group order.GroupID }
+
+func (e anchoredEvent) handle(s *shard) {
+	if r, ok := s.replicas[e.group]; ok && r.leading && r.plan == nil {
+		r.planBegin()
+		r.planStirred()
 	}
 }
 

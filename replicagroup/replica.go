@@ -90,6 +90,7 @@ type replica struct {
 	aside             bool // what it has is put aside when it ends
 	inLine            bool // of inquiries
 	hesitates         bool // it is one of shard.drowsy, or was until a moment ago
+	trusts            bool // and has not heard that a member is not suspected any more
 	resting           bool // its engine has not begun: it is one of shard.resting, or was until a moment ago
 }
 
@@ -535,7 +536,9 @@ func (r *replica) expired(kind order.TimerKind) {
 	case timerLease:
 		r.granting.step(placement.Wake{})
 	case timerVoter:
-		r.seat.voter.Expire()
+		if r.seat.voter.Expire(); !r.awake {
+			r.park()
+		}
 	default:
 		r.step(order.Timer{Kind: kind, Epoch: *r.epochOf(kind), Now: time.Duration(r.shard.now)})
 	}

@@ -291,6 +291,8 @@ func (s *shard) turn(batch []shardEvent) error {
 			if err := s.settle(); err != nil {
 				return err
 			}
+		}
+		if i%answerEvery == answerEvery-1 {
 			s.answer()
 		}
 	}
@@ -299,7 +301,7 @@ func (s *shard) turn(batch []shardEvent) error {
 		if !ok {
 			break
 		}
-		if i%sliceMax == 0 {
+		if i%answerEvery == 0 {
 			s.answer()
 		}
 		switch key.kind {
@@ -515,11 +517,14 @@ func (e suspectEvent) handle(s *shard) {
 			if m.Peer != e.peer || m.ID == r.self {
 				continue
 			}
-			if e.down && s.hesitate(r, m.ID) {
-				continue
-			} else if e.down {
+			switch {
+			case e.down && s.hesitate(r, m.ID):
+			case e.down:
 				r.step(order.Suspect{Member: m.ID, Now: time.Duration(s.now)})
-			} else {
+			case r.leading && r.engine.Quiesced(): // it wakes if the member lacks something
+				r.trusts = true
+				s.line(r)
+			default:
 				r.step(order.Trust{Member: m.ID})
 			}
 		}

@@ -109,7 +109,7 @@ func (e watchEvent) handle(s *shard) {
 func (s *shard) suspects(n keyspace.NodeID) bool { _, is := s.down[n]; return is }
 
 // A peer that dies, or whose connections do, may have led thousands of groups that sleep, and each that wakes elects a leader; one that
-// comes back wakes those that are led here. So they are roused in a line, as fast as [rousesMax] and [stirringMax] allow, by the order of
+// comes back wakes those that are led here, and lacks what they did without it. So they are roused in a line, as fast as [rousesMax] and [stirringMax] allow, by the order of
 // their names, which all their members keep; one that is asked for something, or hears of a member, is at once. Meanwhile it says since
 // when its leader has been gone (silence).
 
@@ -127,7 +127,7 @@ func (s *shard) hesitate(r *replica, suspect order.ReplicaID) bool {
 	return true
 }
 
-// line puts a replica in the line, unless it is there.
+// line puts a replica in the line, unless it is in it.
 func (s *shard) line(r *replica) {
 	if !r.hesitates {
 		r.hesitates = true
@@ -156,7 +156,7 @@ func (r *replica) unheard(l order.Link) {
 	r.links = append(r.links, l)
 }
 
-// decide has a replica that rests begin, and tells one that hesitates what is suspected by now, and which links came and went.
+// decide has a replica that rests begin, and tells one that hesitates who is suspected by now and who is not, and which links came and went.
 func (r *replica) decide() {
 	if r.resting {
 		r.resting = false
@@ -169,6 +169,14 @@ func (r *replica) decide() {
 	links := r.links
 	r.links = nil
 	r.doubt()
+	if r.trusts {
+		r.trusts = false
+		for _, m := range r.view.Members {
+			if m.ID != r.self && !r.shard.suspects(m.Peer) {
+				r.step(order.Trust{Member: m.ID})
+			}
+		}
+	}
 	for _, l := range links {
 		r.step(l)
 	}

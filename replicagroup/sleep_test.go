@@ -462,11 +462,53 @@ func TestMachinesArePutAwayInSleep(t *testing.T) {
 		t.Error("what grants leases looks at machines that were put away")
 	}
 	r.granting = nil
+	// Nor while a voter has something. When that is over they are, though the group sleeps on.
+	v := &noting{}
+	r.seat = &Seat{r: r, service: "count", voter: v}
+	if nap(); r.table == nil || r.seat.Machine() == nil {
+		t.Error("a voter's machine was put away")
+	}
+	v.idle = true
+	if r.expired(timerVoter); r.table != nil {
+		t.Error("the machine of a voter that has nothing any more is not put away")
+	}
+	if m := r.seat.Machine(); !bytes.Equal(m.Query(session.Context{}, nil), number(5)) || r.table == nil {
+		t.Error("a voter's machine is not what it was")
+	}
+	r.seat = nil
 	for i := range uint64(session.WindowSize) { // results of a session that is used
 		apply(i+2, "count", number(1))
 	}
 	if nap(); r.table == nil {
 		t.Errorf("%d bytes were put away, more than %d", len(r.parked), parkedBytesMax)
+	}
+}
+
+// One that is back wakes groups that lack nothing no more than others: who leads them is told in the same line.
+func TestLeadersHearOfAReturnInALine(t *testing.T) {
+	const n = 2*rousesMax + 1
+	s, all := newSleepers(n, true)
+	suspectEvent{peer: keyspace.NodeID{3}, down: true}.handle(s)
+	told := func() (n int) {
+		for _, r := range all {
+			if slices.Contains(r.engine.(*sleeper).heard, order.Event(order.Trust{Member: 3})) {
+				n++
+			}
+		}
+		return n
+	}
+	suspectEvent{peer: keyspace.NodeID{3}}.handle(s)
+	for want := rousesMax; ; want = min(want+rousesMax, n) {
+		if got := told(); got != want {
+			t.Fatalf("%d of %d have heard of the return, want %d", got, n, want)
+		}
+		if want == n {
+			break
+		}
+		s.rouse()
+	}
+	if len(s.drowsy) > 0 {
+		t.Errorf("%d wait on", len(s.drowsy))
 	}
 }
 

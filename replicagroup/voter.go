@@ -60,6 +60,9 @@ type Voter interface {
 	// Ready reports, at the leader, whether it is time for another change of the voters, as far as this voter knows. A while later it is
 	// asked again; nothing but a plan's own changes waits for it, and it must not be false for long.
 	Ready() bool
+	// Idle reports whether this voter has nothing, so that nobody minds if [Seat.Machine] is another one with the same state from now on,
+	// of which nothing has been followed. Where the group sleeps the machine is put away then until somebody asks for it.
+	Idle() bool
 }
 
 // Under policy lease a group answers only while the root grants it a lease (leases.go), and so must its voters, each by itself. The
@@ -225,7 +228,8 @@ func (s *Seat) Replica() order.ReplicaID { return s.r.self }
 // clock.
 func (s *Seat) Now() automaton.Instant { return s.r.shard.now }
 
-// Machine returns the service's machine, as of the last entry executed. It is not to be changed.
+// Machine returns the service's machine, as of the last entry executed. It is not to be changed, nor kept beyond the method of the voter
+// that has asked for it.
 func (s *Seat) Machine() session.Machine { return s.r.state().Machine(s.service) }
 
 // Restarted reports whether this replica ran in an earlier life of the host, whose voter may have promised what this one does not know.

@@ -47,6 +47,7 @@ func TestAPeersMessagesToVotersAreBounded(t *testing.T) {
 type noting struct {
 	seat  *Seat
 	heard []string
+	idle  bool
 }
 
 func (v *noting) note(s string)                    { v.heard = append(v.heard, s) }
@@ -56,6 +57,7 @@ func (v *noting) CaughtUp()                        { v.note("caught up") }
 func (v *noting) Receive(keyspace.NodeID, any)     { v.note("receive") }
 func (v *noting) Expire()                          { v.note("expire") }
 func (v *noting) Ready() bool                      { return true }
+func (v *noting) Idle() bool                       { return v.idle }
 func (v *noting) Vet(keyspace.NodeID, []byte) bool { return true }
 
 // votingService makes them.

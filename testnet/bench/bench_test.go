@@ -169,7 +169,10 @@ func TestGroupsFillInEveryFigure(t *testing.T) {
 				r.CPUEmpty < 0 || r.MessagesS < 0 || r.AsleepS <= 0 || r.StartCPUms < 0 {
 				t.Errorf("%+v", r)
 			}
-			if want := 3 * 21; last.Done != want || last.Total != want { // the root sleeps, too
+			if r.LedAgainS <= 0 || r.AsleepAgainS < r.LedAgainS || r.StatusMs <= 0 || r.CPUOneDead < 0 || r.HeapDeadMB <= 0 {
+				t.Errorf("after a death: %+v", r)
+			}
+			if want := 2 * 21; last.Done != want || last.Total != want { // the root sleeps, too
 				t.Errorf("%+v, want %d replicas asleep", last, want)
 			}
 			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {

@@ -21,6 +21,7 @@ import (
 	"latchkey/dht/keyspace"
 	"latchkey/dht/rawbench"
 	"latchkey/lockservice"
+	"latchkey/lockservice/voterlog"
 	"latchkey/replicagroup"
 	"latchkey/replicagroup/order"
 	"latchkey/replicagroup/placement"
@@ -54,8 +55,8 @@ type GroupsOptions struct {
 	Progress func(testnet.Progress) // Done and Total are replicas
 }
 
-// GroupsResult is what [Groups] found. Its JSON form is part of the command line's contract. All figures but the last four are of one
-// peer, which has a process to itself: the mean of three.
+// GroupsResult is what [Groups] found. Its JSON form is part of the command line's contract. Figures of a peer are
+// means of those that run, each in a process to itself.
 type GroupsResult struct {
 	Bench        string  `json:"bench"`
 	Operation    string  `json:"operation"`
@@ -74,7 +75,17 @@ type GroupsResult struct {
 	Peers      int     `json:"peers"`
 	AsleepS    float64 `json:"asleep_after_s"` // from the start of the peers until every group has a leader and sleeps
 	StartCPUms float64 `json:"cpu_ms_per_group_until_asleep"`
-	Load       float64 `json:"load"`
+
+	// The figures after one of the peers was killed are those of the two that are left.
+	Orphans       int     `json:"groups_of_killed"`     // that it led
+	LedAgainS     float64 `json:"led_again_after_s"`    // from its death until all groups have a leader at both
+	StatusMs      float64 `json:"status_ms"`            // the longest question for the state of all groups meanwhile
+	AsleepAgainS  float64 `json:"asleep_again_after_s"` // from its death until all groups sleep, without it
+	CPUOneDead    float64 `json:"cpu_one_dead_percent"` // of one core, then
+	MessagesDeadS float64 `json:"messages_one_dead_per_s"`
+	HeapDeadMB    float64 `json:"heap_one_dead_mb"`
+
+	Load float64 `json:"load"`
 }
 
 // Text writes the result for people, in columns separated by tabs.
@@ -84,6 +95,9 @@ func (r *GroupsResult) Text(w io.Writer) {
 	fmt.Fprintf(w, "resident\t%.1f MB a peer, %.1f of them without groups\n", r.RSSMB, r.RSSEmptyMB)
 	fmt.Fprintf(w, "CPU\t%.2f %% of a core a peer, %.2f without groups; %.1f messages a second\n", r.CPUPercent, r.CPUEmpty, r.MessagesS)
 	fmt.Fprintf(w, "asleep\tafter %.1f s, with %.2f ms of CPU a group at all its members\n", r.AsleepS, r.StartCPUms)
+	fmt.Fprintf(w, "a peer killed\t%d groups led again after %.1f s; a question for all states takes %.0f ms at most\n", r.Orphans, r.LedAgainS, r.StatusMs)
+	fmt.Fprintf(w, "asleep without it\tafter %.1f s, then %.2f %% of a core a peer, %.1f messages a second, %.1f MB of heap\n",
+		r.AsleepAgainS, r.CPUOneDead, r.MessagesDeadS, r.HeapDeadMB)
 	fmt.Fprintf(w, "load average\t%.2f\n", r.Load)
 }
 
@@ -108,11 +122,11 @@ func Groups(ctx context.Context, o GroupsOptions) (_ *GroupsResult, err error) {
 	if o.Disk {
 		r.Store = "disk"
 	}
-	empty, _, err := o.idle(ctx, 0, filepath.Join(dir, "empty"))
+	empty, _, err := o.idle(ctx, 0, filepath.Join(dir, "empty"), nil)
 	if err != nil {
 		return nil, fmt.Errorf("bench: peers without groups: %w", err)
 	}
-	full, took, err := o.idle(ctx, o.Groups, filepath.Join(dir, "full"))
+	full, took, err := o.idle(ctx, o.Groups, filepath.Join(dir, "full"), r)
 	if err != nil {
 		return nil, fmt.Errorf("bench: peers with %d groups: %w", o.Groups, err)
 	}
@@ -148,13 +162,21 @@ type groupsSetup struct {
 	Time    time.Duration
 }
 
-// groupsNews is what it says: first where it listens, then again and again how many of its replicas sleep, and last what it was asked to
-// measure.
+// groupsAsk is what the process is asked then, again and again, until its input ends.
+type groupsAsk struct {
+	Dead    string // who was killed; empty: nobody
+	Measure bool   // what an idle peer takes, rather than what its replicas do
+}
+
+// groupsNews is what it says: first where it listens, and then what it was asked.
 type groupsNews struct {
 	Self   *peer.AddrInfo `json:",omitempty"`
-	Asleep int
-	Idle   *groupsIdle `json:",omitempty"`
-	Err    string      `json:",omitempty"`
+	Asleep int            // replicas that sleep and know a leader
+	Led    int            // that know one, other than who was killed
+	Dead   int            // whose leader was killed
+	TookMs float64        // to count them
+	Idle   *groupsIdle    `json:",omitempty"`
+	Err    string         `json:",omitempty"`
 }
 
 // groupsPeer is the process of a peer.
@@ -176,10 +198,70 @@ func (p *groupsPeer) hear() (n groupsNews, err error) {
 // end has it end, and waits for that.
 func (p *groupsPeer) end() error { return errors.Join(p.stdin.Close(), p.cmd.Wait()) }
 
-// idle starts three peers with n groups and measures them when all groups sleep. took is how long that took.
-func (o *GroupsOptions) idle(ctx context.Context, n int, dir string) (mean groupsIdle, took time.Duration, err error) {
+// asked asks all of them the same, and returns what they say.
+func asked(peers []*groupsPeer, what groupsAsk) ([]groupsNews, error) {
+	for _, p := range peers {
+		if err := p.tell.Encode(what); err != nil {
+			return nil, err
+		}
+	}
+	all := make([]groupsNews, 0, len(peers))
+	for _, p := range peers {
+		news, err := p.hear()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, news)
+	}
+	return all, nil
+}
+
+// until asks all of them until as many replicas as there are do what count counts.
+func (o *GroupsOptions) until(ctx context.Context, peers []*groupsPeer, dead peer.ID, stage string, all int, each func(groupsNews), count func(groupsNews) int) error {
+	for {
+		news, err := asked(peers, groupsAsk{Dead: dead.String()})
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, x := range news {
+			each(x)
+			n += count(x)
+		}
+		if o.Progress(testnet.Progress{Stage: stage, Done: n, Total: all}); n == all {
+			return nil
+		}
+		if err := wait(ctx, asleepPause); err != nil {
+			return err
+		}
+	}
+}
+
+// measured returns the mean of what they take.
+func measured(peers []*groupsPeer) (mean groupsIdle, err error) {
+	all, err := asked(peers, groupsAsk{Measure: true})
+	n := len(peers)
+	for _, news := range all {
+		if news.Idle == nil {
+			return mean, errors.New("bench: a peer that measures nothing")
+		}
+		i := *news.Idle
+		mean.Heap += i.Heap / int64(n)
+		mean.RSS += i.RSS / float64(n)
+		mean.CPU += i.CPU / float64(n)
+		mean.Messages += i.Messages / float64(n)
+		mean.StartCPU += i.StartCPU / float64(n)
+	}
+	return mean, err
+}
+
+// idle starts three peers with n groups and measures them when all groups sleep. took is how long that took. Then, unless death is nil, it
+// kills one of them, and says there what became of the others.
+func (o *GroupsOptions) idle(ctx context.Context, n int, dir string, death *GroupsResult) (mean groupsIdle, took time.Duration, err error) {
 	ctx, kill := context.WithCancel(ctx)
 	defer kill()
+	ctx, cancel := context.WithTimeoutCause(ctx, asleepWait, fmt.Errorf("they do not all sleep after %v", asleepWait))
+	defer cancel()
 	peers, setup := make([]*groupsPeer, 0, voters), groupsSetup{Groups: n, Disk: o.Disk, Time: o.Time}
 	defer func() {
 		if err != nil {
@@ -224,39 +306,41 @@ func (o *GroupsOptions) idle(ctx context.Context, n int, dir string) (mean group
 			return mean, 0, err
 		}
 	}
-	for asleep, all := 0, voters*(n+1); asleep < all; { // the root's, too
-		asleep = 0
-		for _, p := range peers {
-			news, err := p.hear()
-			if err != nil {
-				return mean, 0, err
-			}
-			asleep += news.Asleep
-		}
-		o.Progress(testnet.Progress{Stage: "asleep", Done: asleep, Total: all})
-		for _, p := range peers {
-			if err := p.tell.Encode(asleep == all); err != nil {
-				return mean, 0, err
-			}
-		}
+	asleep := func(x groupsNews) int { return x.Asleep }
+	groups := n + 1 // the root's, too
+	if err := o.until(ctx, peers, "", "asleep", voters*groups, func(groupsNews) {}, asleep); err != nil {
+		return mean, 0, err
 	}
 	took = time.Since(start)
-	for _, p := range peers {
-		news, err := p.hear()
-		if err != nil {
-			return mean, 0, err
-		}
-		if news.Idle == nil {
-			return mean, 0, errors.New("bench: a peer that measures nothing")
-		}
-		i := *news.Idle
-		mean.Heap += i.Heap / voters
-		mean.RSS += i.RSS / voters
-		mean.CPU += i.CPU / voters
-		mean.Messages += i.Messages / voters
-		mean.StartCPU += i.StartCPU / voters
+	if mean, err = measured(peers); err != nil || death == nil {
+		return mean, took, err
 	}
-	return mean, took, nil
+
+	// The last of them dies.
+	last, id := peers[voters-1], setup.Peers[voters-1].ID
+	news, err := asked(peers[:1], groupsAsk{Dead: id.String()})
+	if err != nil {
+		return mean, took, err
+	}
+	death.Orphans = news[0].Dead
+	if err := last.cmd.Process.Kill(); err != nil {
+		return mean, took, err
+	}
+	peers = peers[:voters-1]
+	_ = last.end() // it was killed
+	start = time.Now()
+	longest := func(x groupsNews) { death.StatusMs = max(death.StatusMs, x.TookMs) }
+	if err := o.until(ctx, peers, id, "led again", len(peers)*groups, longest, func(x groupsNews) int { return x.Led }); err != nil {
+		return mean, took, err
+	}
+	death.LedAgainS = time.Since(start).Seconds()
+	if err := o.until(ctx, peers, id, "asleep again", len(peers)*groups, longest, asleep); err != nil {
+		return mean, took, err
+	}
+	death.AsleepAgainS = time.Since(start).Seconds()
+	without, err := measured(peers)
+	death.CPUOneDead, death.MessagesDeadS, death.HeapDeadMB = 100*without.CPU, without.Messages, float64(without.Heap)/1e6
+	return mean, took, err
 }
 
 // GroupPeer is one peer of [Groups], in a process of its own. It returns when it is done, or ctx is, or there is no more input.
@@ -291,42 +375,49 @@ func groupPeer(ctx context.Context, in *json.Decoder, out *json.Encoder) (err er
 	if o.Disk {
 		store = onDisk
 	}
+	limits := lockservice.LimitsOf(g.TTLMax, int64(g.Drift))
 	locks := map[string]replicagroup.MachineFactory{lockservice.ServiceName: func(id order.GroupID) session.Machine {
-		return lockservice.NewMachine(lockservice.MachineConfig{Gen: id.Gen, TTLMax: g.TTLMax, Drift: g.Drift})
+		return lockservice.NewMachine(lockservice.MachineConfig{Gen: id.Gen, TTLMax: g.TTLMax, Drift: g.Drift, Sigma: min(lockservice.TTLDefault, g.TTLMax)})
 	}}
+	p.voters = lockservice.NewSigmaVoters(lockservice.SigmaVotersConfig{Limits: limits, Log: voterlog.NewMemory()})
 	up, cancel := context.WithTimeoutCause(ctx, asleepWait, fmt.Errorf("they do not all sleep after %v", asleepWait))
 	defer cancel()
 	if err := p.start(up, g, o.Peers, o.Dir, store, locks, func(self keyspace.NodeID) error { return found(g, self, p.store, o.Groups) }); err != nil {
 		return err
 	}
-	for all := false; !all; {
-		if err := wait(up, asleepPause); err != nil {
+	for {
+		var what groupsAsk
+		if err := in.Decode(&what); err == io.EOF {
+			return nil
+		} else if err != nil {
 			return err
 		}
-		asleep, err := p.asleep(up)
-		if err != nil {
+		var news groupsNews
+		if what.Measure {
+			if news.Idle, err = p.idle(ctx, o.Time); err != nil {
+				return err
+			}
+		} else if news, err = p.count(ctx, what.Dead); err != nil {
 			return err
 		}
-		if err := errors.Join(out.Encode(groupsNews{Asleep: asleep}), in.Decode(&all)); err != nil {
+		if err := out.Encode(news); err != nil {
 			return err
 		}
 	}
-	i := groupsIdle{StartCPU: rawbench.CPUTime().Seconds()}
+}
+
+// idle measures what the peer takes.
+func (p *trioPeer) idle(ctx context.Context, d time.Duration) (*groupsIdle, error) {
+	i := &groupsIdle{StartCPU: rawbench.CPUTime().Seconds()}
 	messages, start, cpu := p.overlay.Stats().MessagesSent, time.Now(), rawbench.CPUTime()
-	if err := wait(ctx, o.Time); err != nil {
-		return err
+	if err := wait(ctx, d); err != nil {
+		return nil, err
 	}
 	took := time.Since(start).Seconds()
 	i.CPU, i.Messages = (rawbench.CPUTime()-cpu).Seconds()/took, float64(p.overlay.Stats().MessagesSent-messages)/took
 	i.Heap = heap()
 	i.RSS = resident()
-	if err := out.Encode(groupsNews{Idle: &i}); err != nil {
-		return err
-	}
-	if err := in.Decode(new(any)); err != io.EOF { // the others may still measure
-		return err
-	}
-	return nil
+	return i, nil
 }
 
 // found writes n groups of the founders into a founder's store, as if they had been created.
@@ -351,12 +442,22 @@ func found(g placement.Genesis, self keyspace.NodeID, s replicagroup.Store, n in
 	return nil
 }
 
-// asleep returns how many replicas sleep that have a leader.
-func (p *trioPeer) asleep(ctx context.Context) (n int, err error) {
+// count counts what the replicas do.
+func (p *trioPeer) count(ctx context.Context, dead string) (n groupsNews, err error) {
+	start := time.Now()
 	all, err := p.groups.Status(ctx)
+	n.TookMs = time.Since(start).Seconds() * 1e3
 	for _, r := range all {
-		if r.Status.Quiesced && r.Status.Leader != 0 {
-			n++
+		leader, ok := r.Status.View.Member(r.Status.Leader)
+		switch {
+		case !ok:
+		case dead != "" && peer.ID(leader.PeerID).String() == dead:
+			n.Dead++
+		default:
+			n.Led++
+		}
+		if ok && r.Status.Quiesced {
+			n.Asleep++
 		}
 	}
 	return n, err

@@ -37,6 +37,7 @@ type trioPeer struct {
 	done    func() error // closes the store
 	overlay *dht.Overlay
 	groups  *replicagroup.Host
+	voters  replicagroup.VoterService // what runs beside the logs; nil: nothing does
 }
 
 const (
@@ -124,7 +125,7 @@ func (p *trioPeer) start(ctx context.Context, g placement.Genesis, peers []peer.
 	if p.overlay, err = dht.New(p.host, dht.WithOverlayID(g.ID()), dht.WithBootstrap(peers...)); err != nil {
 		return err
 	}
-	if p.groups, err = replicagroup.New(replicagroup.Config{Genesis: g, Overlay: p.overlay, Store: p.store, Services: services}); err != nil {
+	if p.groups, err = replicagroup.New(replicagroup.Config{Genesis: g, Overlay: p.overlay, Store: p.store, Services: services, Voters: p.voters}); err != nil {
 		return err
 	}
 	return errors.Join(p.groups.Start(ctx), p.overlay.Start(ctx))
