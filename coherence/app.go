@@ -103,7 +103,9 @@ type copyOf struct {
 	object    *access.Object
 	cached    *access.Cached
 	repeating atomic.Bool
-	recalling atomic.Bool // its value is on its way from the checkpoint
+	recalling atomic.Bool            // its value is on its way from the checkpoint
+	name      atomic.Pointer[string] // nil: only the key is known here
+	asked     atomic.Bool            // for the name
 }
 
 // Open takes part in an application, which is founded if nobody has it open. It blocks until the application's manager knows of this node; ctx
@@ -155,7 +157,7 @@ func (s *Service) Open(ctx context.Context, name string, opts ...Option) (*App, 
 
 // beginLocked makes this node's part in an execution.
 func (s *Service) beginLocked(name string, opts []Option) *App {
-	var c access.Config
+	c := access.Config{Counters: &s.counters}
 	for _, o := range opts {
 		o(&c)
 	}
@@ -314,6 +316,7 @@ func (a *App) end(next protocol.Epoch) {
 	}
 	a.exec.End()
 	a.cancel(ErrRestarted) // and with it its threads
+	a.s.restarts.Add(1)
 	a.s.remember(a.key, next)
 	close(a.over)
 	a.gone()
@@ -367,6 +370,9 @@ func (a *App) receive(m *protocol.Message) {
 		c, err := a.copy(m.Object, true)
 		if err != nil {
 			return
+		}
+		if m.Kind == protocol.BecomeOwner {
+			a.learnName(c, m.Requester)
 		}
 		if m.Kind == protocol.FirstTouch && !a.recall(c, m) {
 			return
@@ -543,8 +549,14 @@ func (a *App) Self() protocol.NodeRef { return a.self }
 // Epoch returns which execution of the application it is.
 func (a *App) Epoch() protocol.Epoch { return protocol.Epoch(a.epoch.Load()) }
 
+// Copies returns how many copies of the application's objects this node has, valid or not.
+func (a *App) Copies() int { return int(a.count.Load()) }
+
 // Restarted is closed when the execution is over.
 func (a *App) Restarted() <-chan struct{} { return a.over }
+
+// Closed is closed when this node has no part in the execution any more: the application was closed, or the execution is over.
+func (a *App) Closed() <-chan struct{} { return a.done }
 
 // Close ends this node's part in the application, in later executions too. Calls fail with [ErrClosed] from now on. Threads that are here
 // move to other nodes that have the application open and can run them, each at its next safe point; what this node owns is handed to others

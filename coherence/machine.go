@@ -342,9 +342,24 @@ type RunningThread struct {
 	Stopped   bool // for the checkpoint that is under way
 }
 
-// Query tells of an application, by its key. What follows the key is how the names of the threads begin that are listed.
+// ObjectInfo is what a group says of an object.
+type ObjectInfo struct {
+	Touched bool             // in this execution
+	Epoch   protocol.Epoch   // that the manager is of
+	State   string           // of the manager, as the paper spells it
+	Owner   protocol.NodeRef // zero: nobody
+	Copies  int              // nodes that may have a copy, beside the owner
+	Waiting int              // requests
+}
+
+// Query tells of an application, by its key. What follows the key is how the names of the threads begin that are listed. Or it tells of an object: the
+// application's key is followed by the object's then.
 func (m *Machine) Query(_ session.Context, data []byte) []byte {
 	var app keyspace.Key
+	if len(data) == 2*len(app) {
+		copy(app[:], data)
+		return m.queryObject(app, keyspace.Key(data[len(app):]))
+	}
 	info := Info{Epoch: m.epoch, Checkpoint: m.ids}
 	name := data[min(copy(app[:], data), len(data)):] // of a thread, or nothing
 	if m.apps[app] != nil && m.apps[app].manager != nil {
@@ -402,6 +417,31 @@ func decodeInfo(b []byte) (i Info, err error) {
 	}
 	if err := r.end(); err != nil {
 		return Info{}, err
+	}
+	return i, nil
+}
+
+func (m *Machine) queryObject(app, object keyspace.Key) []byte {
+	var i ObjectInfo
+	if a := m.apps[app]; a != nil && a.objects[object] != nil {
+		om := a.objects[object]
+		i = ObjectInfo{!om.Owner().IsZero(), om.Epoch(), om.State().String(), om.Owner(), om.Copies(), om.Pending()}
+	}
+	b := binary.AppendUvarint(protocol.AppendBools(nil, i.Touched), uint64(i.Epoch))
+	b = i.Owner.Append(appendString(b, i.State))
+	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(i.Copies)), uint64(i.Waiting))
+}
+
+func decodeObjectInfo(b []byte) (i ObjectInfo, err error) {
+	r := &reader{b: b}
+	i.Touched = r.byte() == 1
+	i.Epoch = protocol.Epoch(r.uint())
+	i.State = r.string()
+	i.Owner = r.node()
+	i.Copies = int(min(r.uint(), protocol.NodesMax))
+	i.Waiting = int(min(r.uint(), protocol.NodesMax))
+	if err := r.end(); err != nil {
+		return ObjectInfo{}, err
 	}
 	return i, nil
 }

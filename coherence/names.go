@@ -1,6 +1,7 @@
 package coherence
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -26,6 +27,11 @@ func checkName(what, name string) error {
 		return fmt.Errorf("%w: the name of %s, %.80q, is not UTF-8 or has control characters", ErrName, what, name)
 	}
 	return nil
+}
+
+// CheckNames says what is wrong with the names of an application and of an object ([ErrName]).
+func CheckNames(app, object string) error {
+	return cmp.Or(checkName("an application", app), checkName("an object", object))
 }
 
 // AppKey returns the key of an application, whose group keeps its manager.

@@ -3,7 +3,9 @@ package coherence
 import (
 	"context"
 	"errors"
+	"time"
 
+	"latchkey/coherence/access"
 	"latchkey/coherence/cachedcopy"
 )
 
@@ -28,7 +30,9 @@ func (a *App) Object(name string) *Object { return a.object(name, nil) }
 func (a *App) object(name string, t *Thread) *Object {
 	o := &Object{app: a, thread: t, name: name}
 	if o.err = checkName("an object", name); o.err == nil {
-		o.copy, o.err = a.copy(ObjectKey(a.name, name), t != nil)
+		if o.copy, o.err = a.copy(ObjectKey(a.name, name), t != nil); o.err == nil && o.copy.name.Load() == nil {
+			o.copy.name.Store(&name)
+		}
 	}
 	return o
 }
@@ -95,6 +99,41 @@ func (o *Object) Update(ctx context.Context, fn func(value []byte) ([]byte, erro
 		return err
 	}
 	return o.failure(o.copy.object.Update(ctx, fn))
+}
+
+// Hold waits for the right to write and keeps it, for d at most, for one write whose making must not be repeated and may take longer than an Update
+// does; see [access.Object.Hold].
+func (o *Object) Hold(ctx context.Context, d time.Duration) (*access.Held, error) {
+	if err := o.ready(); err != nil {
+		return nil, err
+	}
+	h, err := o.copy.object.Hold(ctx, d)
+	return h, o.failure(err)
+}
+
+// State returns what this node has of the object, as the paper spells it, and how many bytes its value has, 0 where there is no copy.
+func (o *Object) State() (state string, bytes int) {
+	if o.err != nil {
+		return "", 0
+	}
+	o.copy.cached.Inspect(func(k *cachedcopy.Copy) {
+		if state = k.State().String(); k.Value() != nil {
+			bytes = len(k.Value().Bytes)
+		}
+	})
+	return state, bytes
+}
+
+// Info asks the object's group what its manager knows of it. It blocks until the group answers or ctx ends.
+func (o *Object) Info(ctx context.Context) (ObjectInfo, error) {
+	if o.err != nil {
+		return ObjectInfo{}, o.err
+	}
+	b, err := o.app.s.client.Query(ctx, o.copy.key, ServiceName, append(append([]byte{}, o.app.key[:]...), o.copy.key[:]...))
+	if err != nil {
+		return ObjectInfo{}, err
+	}
+	return decodeObjectInfo(b)
 }
 
 // Watch calls fn with the value, and again each time it may have become another one, until ctx ends or fn returns an error, which it returns. Of

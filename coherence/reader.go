@@ -55,6 +55,8 @@ func (r *reader) uint() uint64 {
 	return v
 }
 
+func (r *reader) string() string { return string(r.take(r.uint())) }
+
 func (r *reader) key() (k keyspace.Key) {
 	copy(k[:], r.take(uint64(len(k))))
 	return k

@@ -3,12 +3,16 @@ package coherence
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	logging "github.com/ipfs/go-log/v2"
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"latchkey/coherence/access"
 	"latchkey/coherence/appmanager"
 	"latchkey/coherence/chunks"
 	"latchkey/coherence/manager"
@@ -97,6 +101,9 @@ type Service struct {
 	waiting int                             // how many functions seeking has
 	asking  int                             // questions to voters under way
 
+	counters access.Counters
+	restarts atomic.Uint64 // executions that ended under those who had them open here
+
 	detect sync.Mutex            // the failure detector's opinions; never held with mu
 	down   map[peer.ID]time.Time // who is suspected, and since when
 	watch  map[peer.ID]time.Time // who is watched, and when a manager last named it
@@ -122,6 +129,7 @@ func NewService(o Overlay, c *chunks.Service) *Service {
 	o.Handle(pb.Service, s.receive)
 	o.Handle(serviceWho, s.answerWho)
 	o.Handle(serviceHosts, s.answerHosts)
+	o.Handle(serviceNames, s.answerNames)
 	o.OnSuspect(s.suspect)
 	return s
 }
@@ -173,6 +181,13 @@ func (s *Service) Close() error {
 		errs = append(errs, s.client.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// Closed reports whether Close was called.
+func (s *Service) Closed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
 }
 
 // run sends what waits, and looks after those who are watched.
@@ -535,6 +550,40 @@ func (s *Service) unwatch() {
 			s.groups.Unwatch(p)
 		}
 	}
+}
+
+// Applications returns those that are open on this node, by name.
+func (s *Service) Applications() []*App {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*App
+	for _, a := range s.apps {
+		if a.epoch.Load() > 0 {
+			all = append(all, a)
+		}
+	}
+	slices.SortFunc(all, func(x, y *App) int { return strings.Compare(x.name, y.name) })
+	return all
+}
+
+// Stats tells what this node has done with objects since it was made.
+type Stats struct {
+	Applications  int    // that are open here
+	Copies        int    // of objects, of all of them
+	Hits          uint64 // accesses that found the right they needed here; an estimate, since one in 64 is counted
+	Misses        uint64 // that waited for other nodes
+	Invalidations uint64 // copies given up since others wrote, or wanted to
+	Restarts      uint64 // executions that ended under this node
+}
+
+// Stats returns what this node has done.
+func (s *Service) Stats() Stats {
+	st := Stats{Hits: s.counters.Hits(), Misses: s.counters.Misses.Load(), Invalidations: s.counters.Invalidations.Load(), Restarts: s.restarts.Load()}
+	for _, a := range s.Applications() {
+		st.Applications++
+		st.Copies += a.Copies()
+	}
+	return st
 }
 
 // Info tells of an application, whether this node has it open or not. It blocks until its group answers or ctx ends.

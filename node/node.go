@@ -538,15 +538,7 @@ func (n *Node) Key(ctx context.Context, name string) (api.KeyInfo, error) {
 		}
 		cancel()
 	}
-	info.Group = &api.GroupInfo{ID: d.Group.String(), Generation: d.Group.Gen, View: d.View.Num}
-	for _, p := range d.Peers {
-		info.Group.Members = append(info.Group.Members, peer.ID(p.ID).String())
-	}
-	ask, cancel := context.WithTimeout(ctx, keyTimeout)
-	defer cancel()
-	if leader, err := n.groups.LeaderOf(ask, d); err == nil {
-		info.Group.Leader = peer.ID(leader.ID).String()
-	} else if ctx.Err() != nil {
+	if info.Group = n.groupInfo(ctx, d); ctx.Err() != nil {
 		return api.KeyInfo{}, context.Cause(ctx)
 	}
 	return info, nil

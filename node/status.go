@@ -55,6 +55,8 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 	}
 	slices.SortStableFunc(s.Down, func(a, b api.HostedGroup) int { return a.Leaderless.Compare(b.Leaderless) })
 	s.Down = s.Down[:min(len(s.Down), api.DownMax)]
+	objects := n.objects.Stats()
+	s.Applications, s.ObjectCopies = objects.Applications, objects.Copies
 	for _, b := range n.overlay.Bootstrap() {
 		s.Bootstrap = append(s.Bootstrap, bootstrapStatus(b, n.host.Network().Connectedness(b.Info.ID) == network.Connected))
 	}

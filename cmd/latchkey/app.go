@@ -27,7 +27,7 @@ import (
 
 // verbs makes each verb of the command line. A new verb is a function here, in a file of its own.
 var verbs = []func(*app) *cobra.Command{
-	initVerb, inviteVerb, joinVerb, daemonVerb, configVerb, idVerb, peersVerb, statusVerb, keyVerb, groupVerb, lockVerb, electVerb, observeVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
+	initVerb, inviteVerb, joinVerb, daemonVerb, configVerb, idVerb, peersVerb, statusVerb, keyVerb, groupVerb, lockVerb, electVerb, observeVerb, objectVerb, appVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
 }
 
 // app is what every verb shares: the global flags and where output goes. Its fields are set before a verb's RunE runs.
@@ -91,13 +91,13 @@ var tokens = regexp.MustCompile(`(latchkey\d+\.)[-_A-Za-z0-9]{12,}`)
 func (a *app) root() *cobra.Command {
 	root := group(&cobra.Command{
 		Use:   "latchkey",
-		Short: "a peer-to-peer node with built-in locks",
+		Short: "a peer-to-peer node with built-in locks and shared objects",
 		Long: `latchkey runs one peer of an overlay that keeps locks: whoever holds a lock by its name holds it
-on every machine of the overlay, and no server is in charge.
+on every machine of the overlay, and no server is in charge. Peers also share objects, which all see alike.
 
 Exit codes: 0 ok, 1 error, also when the peers of an invitation refuse it, 2 wrong usage, 3 daemon not
 reachable, 4 not found, 75 lock not acquired in time, 76 lock lost while the command ran, 130/143
-interrupted; lock otherwise ends as its command did, and with 126 or 127 where that cannot run.`,
+interrupted; lock and object update otherwise end as their command did, and with 126 or 127 where that cannot run.`,
 		Example: `  latchkey init                            make a peer and a new overlay
   latchkey daemon                          run the peer
   latchkey invite                          print what another machine needs to join

@@ -15,10 +15,10 @@ type child struct {
 	ended chan struct{}
 }
 
-// startChild runs program as argv with our standard files.
-func startChild(program string, argv, env []string, _ func(string)) (*child, error) {
+// startChild runs program as argv with in and out as its input and output, and our standard error.
+func startChild(program string, argv, env []string, in, out *os.File, _ func(string)) (*child, error) {
 	c := &child{ended: make(chan struct{}), cmd: &exec.Cmd{
-		Path: program, Args: argv, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Path: program, Args: argv, Env: env, Stdin: in, Stdout: out, Stderr: os.Stderr,
 	}}
 	if err := c.cmd.Start(); err != nil {
 		return nil, err

@@ -24,12 +24,12 @@ type child struct {
 	status unix.WaitStatus
 }
 
-// startChild runs program as argv in a process group of its own, with our standard files. Where standard input is the
+// startChild runs program as argv in a process group of its own, with in and out as its input and output, and our standard error. Where standard input is the
 // terminal that we are in the foreground of, the group takes our place there. note tells the user something.
-func startChild(program string, argv, env []string, note func(string)) (*child, error) {
+func startChild(program string, argv, env []string, in, out *os.File, note func(string)) (*child, error) {
 	c := &child{note: note, ended: make(chan struct{})}
 	cmd := &exec.Cmd{
-		Path: program, Args: argv, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Path: program, Args: argv, Env: env, Stdin: in, Stdout: out, Stderr: os.Stderr,
 		SysProcAttr: dyingWithUs(&syscall.SysProcAttr{Setpgid: true}),
 	}
 	adoptOrphans()
@@ -72,7 +72,7 @@ func (c *child) wait() {
 			return
 		case ws.Stopped():
 			if c.tty.Load() && ws.StopSignal() == unix.SIGTSTP {
-				c.note("not suspended: the lock would be lost")
+				c.note("not suspended: what it holds would be lost")
 				unix.Kill(-c.pgid, unix.SIGCONT)
 			}
 		case pid == c.pgid:

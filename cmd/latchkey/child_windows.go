@@ -17,8 +17,8 @@ type child struct {
 	ended chan struct{}
 }
 
-// startChild runs program as argv with our standard files.
-func startChild(program string, argv, env []string, _ func(string)) (*child, error) {
+// startChild runs program as argv with in and out as its input and output, and our standard error.
+func startChild(program string, argv, env []string, in, out *os.File, _ func(string)) (*child, error) {
 	job, err := windows.CreateJobObject(nil, nil)
 	if err != nil {
 		return nil, fmt.Errorf("job object: %w", err)
@@ -32,7 +32,7 @@ func startChild(program string, argv, env []string, _ func(string)) (*child, err
 		return nil, fmt.Errorf("job object: %w", err)
 	}
 	c := &child{job: job, ended: make(chan struct{}), cmd: &exec.Cmd{
-		Path: program, Args: argv, Env: env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Path: program, Args: argv, Env: env, Stdin: in, Stdout: out, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP},
 	}}
 	if err := c.cmd.Start(); err != nil {

@@ -182,7 +182,7 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 		return err
 	}
 	server, err := api.NewServer(api.Config{
-		Node: n, Locks: n.NewLockBackend(), Version: buildVersion(),
+		Node: n, Locks: n.NewLockBackend(), Objects: n.NewAPIObjects(), Version: buildVersion(),
 		Shutdown: func() { stop(errShutdown) },
 	})
 	if err != nil {

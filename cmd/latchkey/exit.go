@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"latchkey/coherence"
+	"latchkey/coherence/access"
 	"latchkey/lockservice"
 	"latchkey/node/api"
 )
@@ -70,15 +72,15 @@ func exitCode(err error) int {
 	case errors.As(err, &interrupt):
 		return exitSignal + int(interrupt.sig)
 	case errors.Is(err, lockservice.ErrName), errors.Is(err, lockservice.ErrTTL), errors.Is(err, lockservice.ErrShape),
-		errors.Is(err, api.ErrAddr), errors.Is(err, api.ErrPrefix):
+		errors.Is(err, api.ErrAddr), errors.Is(err, api.ErrPrefix), errors.Is(err, coherence.ErrName), errors.Is(err, coherence.ErrTooLarge):
 		return exitUsage
-	case errors.Is(err, api.ErrNoGroup):
+	case errors.Is(err, api.ErrNoGroup), errors.Is(err, api.ErrNoApp):
 		return exitNotFound
 	case errors.Is(err, api.ErrUnreachable), errors.Is(err, lockservice.ErrClosed):
 		return exitUnreachable
-	case errors.Is(err, lockservice.ErrLocked), errors.Is(err, lockservice.ErrWait):
+	case errors.Is(err, lockservice.ErrLocked), errors.Is(err, lockservice.ErrWait), errors.Is(err, coherence.ErrBusy):
 		return exitNotAcquired
-	case errors.Is(err, lockservice.ErrLost):
+	case errors.Is(err, lockservice.ErrLost), errors.Is(err, access.ErrHold):
 		return exitLost
 	}
 	return exitFailure

@@ -227,7 +227,7 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 	if len(argv) == 0 {
 		work, err = a.announce(held)
 	} else {
-		work, err = startChild(program, argv, childEnv(held, daemon.Addr()), a.note)
+		work, err = startChild(program, argv, childEnv(held, daemon.Addr()), os.Stdin, os.Stdout, a.note)
 	}
 	if err != nil {
 		a.release(daemon, held)

@@ -69,6 +69,9 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 	if more := s.GroupsLeaderless - len(s.Down); more > 0 && len(s.Down) > 0 {
 		fmt.Fprintf(w, "down\tand %d more\n", more)
 	}
+	if s.Applications > 0 {
+		fmt.Fprintf(w, "objects\t%d copies here, of %d applications\n", s.ObjectCopies, s.Applications)
+	}
 	for _, b := range s.Bootstrap {
 		state := "not tried yet"
 		switch {

@@ -108,6 +108,9 @@ func (o *Object) SetRight(r cachedcopy.Right, c *protocol.Cell) {
 	if (r == cachedcopy.NoAccess) != (c == nil) {
 		panic(fmt.Sprintf("coherence: right %v with value %v", r, c))
 	}
+	if r == cachedcopy.NoAccess && o.right > r {
+		o.epoch.counters.Invalidations.Add(1)
+	}
 	o.right = r
 	if c == nil && o.mutant == Stale {
 		return
@@ -246,9 +249,13 @@ func (o *Object) wait(ctx context.Context, w *waiter) error {
 	o.serveLocked()
 	if w.done {
 		o.mu.Unlock()
+		o.epoch.counters.hit()
 		return nil
 	}
 	w.ready = make(chan struct{})
+	if o.right < w.need() { // else it waits for somebody on this node
+		o.epoch.counters.Misses.Add(1)
+	}
 	o.mu.Unlock()
 	if o.mutant != Keyless {
 		o.epoch.yield(o.key)
@@ -277,6 +284,7 @@ func (o *Object) find(ctx context.Context) (*protocol.Cell, error) {
 		return nil, ErrRestarted
 	}
 	if c := o.cell.Load(); c != nil {
+		o.epoch.counters.hit()
 		return c, nil
 	}
 	w := &waiter{do: read}

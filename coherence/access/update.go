@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"runtime/debug"
@@ -87,7 +88,7 @@ func (o *Object) holdLocked(h *hold) {
 	o.holder = h
 	o.copy.Hold()
 	o.epoch.add(h)
-	h.timer = time.AfterFunc(o.epoch.updateHold, func() { o.end(h, true) })
+	h.timer = time.AfterFunc(cmp.Or(h.lasts, o.epoch.updateHold), func() { o.end(h, true) })
 }
 
 // end ends h, if it has not ended yet. Whoever waits for this node's right is served first, then others take it away, and then
@@ -105,4 +106,7 @@ func (o *Object) end(h *hold, expired bool) {
 	o.passLocked(false)
 	o.copy.Release()
 	o.serveLocked()
+	if h.ended != nil {
+		close(h.ended)
+	}
 }

@@ -8,3 +8,9 @@ func (m *Manager) Blank() bool {
 
 // Waits reports whether a [Manager.Resend] would say something, so that a host calls it now and then.
 func (m *Manager) Waits() bool { return m.state != Idle || m.asked }
+
+// Copies returns how many nodes may have a copy beside the owner.
+func (m *Manager) Copies() int { return len(m.copySet) }
+
+// Pending returns how many requests wait until what is under way is done.
+func (m *Manager) Pending() int { return len(m.pending) }

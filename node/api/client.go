@@ -26,6 +26,7 @@ type Client struct {
 	addr      string
 	transport *http.Transport
 	node      latchkeyv1connect.NodeServiceClient
+	objects   latchkeyv1connect.ObjectServiceClient
 	backend   *backend
 	locks     *lockservice.Service
 }
@@ -49,6 +50,7 @@ func Dial(addr string) (*Client, error) {
 	const base = "http://latchkey"
 	httpClient, limit := &http.Client{Transport: t}, connect.WithReadMaxBytes(answerBytesMax)
 	c := &Client{addr: path, transport: t, node: latchkeyv1connect.NewNodeServiceClient(httpClient, base, limit)}
+	c.objects = latchkeyv1connect.NewObjectServiceClient(httpClient, base, connect.WithReadMaxBytes(ObjectBytesMax))
 	c.backend = &backend{addr: path, rpc: latchkeyv1connect.NewLockServiceClient(httpClient, base, limit)}
 	c.locks = lockservice.New(c.backend)
 	return c, nil

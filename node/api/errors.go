@@ -11,6 +11,8 @@ import (
 
 	"connectrpc.com/connect"
 
+	"latchkey/coherence"
+	"latchkey/coherence/access"
 	"latchkey/lockservice"
 	latchkeyv1 "latchkey/node/api/latchkey/v1"
 )
@@ -53,10 +55,18 @@ var reasons = []struct {
 	{latchkeyv1.Reason_REASON_PREFIX, connect.CodeInvalidArgument, ErrPrefix},
 	{latchkeyv1.Reason_REASON_RESEED, connect.CodeFailedPrecondition, ErrReseed},
 	{latchkeyv1.Reason_REASON_OWN, connect.CodeFailedPrecondition, ErrOwn},
+	{latchkeyv1.Reason_REASON_RESTARTED, connect.CodeAborted, coherence.ErrRestarted},
+	{latchkeyv1.Reason_REASON_BUSY, connect.CodeResourceExhausted, coherence.ErrBusy},
+	{latchkeyv1.Reason_REASON_TOO_LARGE, connect.CodeInvalidArgument, coherence.ErrTooLarge},
+	{latchkeyv1.Reason_REASON_OBJECT_NAME, connect.CodeInvalidArgument, coherence.ErrName},
+	{latchkeyv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted, coherence.ErrTooMany},
+	{latchkeyv1.Reason_REASON_NO_APP, connect.CodeNotFound, ErrNoApp},
+	{latchkeyv1.Reason_REASON_HOLD, connect.CodeFailedPrecondition, access.ErrHold},
 	{latchkeyv1.Reason_REASON_OUTCOME_UNKNOWN, connect.CodeUnknown, lockservice.ErrOutcomeUnknown},
 	{latchkeyv1.Reason_REASON_NO_QUORUM, connect.CodeUnavailable, lockservice.ErrNoQuorum},
 	{latchkeyv1.Reason_REASON_WAIT, connect.CodeDeadlineExceeded, lockservice.ErrWait},
 	{latchkeyv1.Reason_REASON_CLOSED, connect.CodeUnavailable, lockservice.ErrClosed},
+	{latchkeyv1.Reason_REASON_CLOSED, connect.CodeUnavailable, coherence.ErrClosed},
 }
 
 // deadlineSlack is how far apart both ends may see one deadline.

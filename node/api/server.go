@@ -24,7 +24,7 @@ var log = logging.Logger("latchkey/api")
 
 // Bounds of one server.
 const (
-	// RequestBytesMax bounds one request, unpacked. The longest honest one names a lock and carries a few numbers.
+	// RequestBytesMax bounds one request, unpacked, but for those about objects. The longest honest one names a lock and carries a few numbers.
 	RequestBytesMax = 64 << 10
 	// AcquiresMax bounds the Acquire calls under way, waiting ones included. One more is refused with
 	// [lockservice.ErrLimit].
@@ -110,10 +110,12 @@ type Status struct {
 	Groups           int             `json:"groups"`
 	GroupsLeaderless int             `json:"groups_leaderless"` // of those
 	Bootstrap        []BootstrapPeer `json:"bootstrap"`
-	Refused          []Refused       `json:"refused"`  // in the order of the reasons
-	Alarms           []Alarm         `json:"alarms"`   // the latest, the oldest first
-	Down             []HostedGroup   `json:"down"`     // of the leaderless groups those that have been so for longest, at most [DownMax]
-	Revision         string          `json:"revision"` // of the checkout that the daemon was built from; empty when unknown
+	Refused          []Refused       `json:"refused"`       // in the order of the reasons
+	Alarms           []Alarm         `json:"alarms"`        // the latest, the oldest first
+	Applications     int             `json:"applications"`  // with shared objects that are open on this peer
+	ObjectCopies     int             `json:"object_copies"` // copies of objects it has, of all of them
+	Down             []HostedGroup   `json:"down"`          // of the leaderless groups those that have been so for longest, at most [DownMax]
+	Revision         string          `json:"revision"`      // of the checkout that the daemon was built from; empty when unknown
 }
 
 // Alarm says that something exists twice that must exist once: a store, as a copied or set-back directory makes it, or an identity.
@@ -278,6 +280,8 @@ type Version struct {
 type Config struct {
 	Node  Node
 	Locks lockservice.Backend
+	// Objects are the shared objects that clients may use; nil: none.
+	Objects Objects
 	// Shutdown is called when a client asks the daemon to stop. It must not block. Without it such calls are refused.
 	Shutdown func()
 	Version  string // of the daemon's build
@@ -296,7 +300,26 @@ type Server struct {
 	lists     atomic.Int64 // of those, ListOverlay
 	ends      atomic.Int64 // of those, Ended
 	closeOnce sync.Once
+
+	objectCalls, objectHolds, objectWatches bounded
+	heldObjects                             sync.Map // of the id to *heldObject
 }
+
+// bounded counts what may happen so many times at once.
+type bounded struct {
+	most int64
+	now  atomic.Int64
+}
+
+func (b *bounded) enter() bool {
+	if b.now.Add(1) > b.most {
+		b.now.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (b *bounded) leave() { b.now.Add(-1) }
 
 // NewServer returns a server that listens nowhere yet.
 func NewServer(cfg Config) (*Server, error) {
@@ -304,6 +327,7 @@ func NewServer(cfg Config) (*Server, error) {
 		return nil, errors.New("api: new server: Node and Locks are needed")
 	}
 	s := &Server{cfg: cfg, grants: newGrants()}
+	s.objectCalls.most, s.objectHolds.most, s.objectWatches.most = ObjectCallsMax, ObjectHoldsMax, ObjectWatchesMax
 	s.draining, s.drain = context.WithCancelCause(context.Background())
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -321,18 +345,26 @@ func NewServer(cfg Config) (*Server, error) {
 
 // Handler returns the API as one handler, for a server of the caller's own.
 func (s *Server) Handler() http.Handler {
-	opts := []connect.HandlerOption{connect.WithReadMaxBytes(RequestBytesMax)}
+	var codecs []connect.HandlerOption
 	for _, c := range jsonCodecs {
-		opts = append(opts, connect.WithCodec(c))
+		codecs = append(codecs, connect.WithCodec(c))
+	}
+	options := func(most int) []connect.HandlerOption {
+		return append([]connect.HandlerOption{connect.WithReadMaxBytes(most)}, codecs...)
 	}
 	mux := http.NewServeMux()
-	mux.Handle(latchkeyv1connect.NewNodeServiceHandler(nodeHandler{s}, opts...))
-	mux.Handle(latchkeyv1connect.NewLockServiceHandler(lockHandler{s}, opts...))
+	// Twice the bound lets the protocol's own check answer, and keeps an endless body from being read to its end.
+	handle := func(most int, path string, h http.Handler) { mux.Handle(path, http.MaxBytesHandler(h, 2*int64(most))) }
+	path, h := latchkeyv1connect.NewNodeServiceHandler(nodeHandler{s}, options(RequestBytesMax)...)
+	handle(RequestBytesMax, path, h)
+	path, h = latchkeyv1connect.NewLockServiceHandler(lockHandler{s}, options(RequestBytesMax)...)
+	handle(RequestBytesMax, path, h)
+	path, h = latchkeyv1connect.NewObjectServiceHandler(objectHandler{s}, options(ObjectBytesMax)...)
+	handle(ObjectBytesMax, path, h)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "latchkey: no such procedure; they are named like /latchkey.v1.NodeService/Id", http.StatusNotFound)
 	})
-	// Twice the bound lets the protocol's own check answer, and keeps an endless body from being read to its end.
-	return http.MaxBytesHandler(mux, 2*RequestBytesMax)
+	return mux
 }
 
 // Serve answers on l until Close, which is when it returns nil. It owns l and closes it.

@@ -97,6 +97,12 @@ const (
 	Reason_REASON_MODE            Reason = 17 // the name is in use as something else                 failed_precondition
 	Reason_REASON_SHAPE           Reason = 18 // no lock is like that                                  invalid_argument
 	Reason_REASON_OWN             Reason = 19 // a key cannot be given a group of its own, or taken back  failed_precondition
+	Reason_REASON_RESTARTED       Reason = 20 // the application has begun anew                       aborted
+	Reason_REASON_BUSY            Reason = 21 // too many wait for the object, or for too long        resource_exhausted
+	Reason_REASON_TOO_LARGE       Reason = 22 // a value of more bytes than an object holds           invalid_argument
+	Reason_REASON_OBJECT_NAME     Reason = 23 // unusable name of an application or an object         invalid_argument
+	Reason_REASON_NO_APP          Reason = 24 // nobody has the application open                      not_found
+	Reason_REASON_HOLD            Reason = 25 // the object is held no longer, so nothing was written failed_precondition
 )
 
 // Enum value maps for Reason.
@@ -122,6 +128,12 @@ var (
 		17: "REASON_MODE",
 		18: "REASON_SHAPE",
 		19: "REASON_OWN",
+		20: "REASON_RESTARTED",
+		21: "REASON_BUSY",
+		22: "REASON_TOO_LARGE",
+		23: "REASON_OBJECT_NAME",
+		24: "REASON_NO_APP",
+		25: "REASON_HOLD",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -144,6 +156,12 @@ var (
 		"REASON_MODE":            17,
 		"REASON_SHAPE":           18,
 		"REASON_OWN":             19,
+		"REASON_RESTARTED":       20,
+		"REASON_BUSY":            21,
+		"REASON_TOO_LARGE":       22,
+		"REASON_OBJECT_NAME":     23,
+		"REASON_NO_APP":          24,
+		"REASON_HOLD":            25,
 	}
 )
 
@@ -2030,7 +2048,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePROTOCOL_SIGMA\x10\x01\x12\x12\n" +
-	"\x0ePROTOCOL_GROUP\x10\x02*\x91\x03\n" +
+	"\x0ePROTOCOL_GROUP\x10\x02*\x8a\x04\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -2054,7 +2072,13 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\vREASON_MODE\x10\x11\x12\x10\n" +
 	"\fREASON_SHAPE\x10\x12\x12\x0e\n" +
 	"\n" +
-	"REASON_OWN\x10\x132\xb4\x05\n" +
+	"REASON_OWN\x10\x13\x12\x14\n" +
+	"\x10REASON_RESTARTED\x10\x14\x12\x0f\n" +
+	"\vREASON_BUSY\x10\x15\x12\x14\n" +
+	"\x10REASON_TOO_LARGE\x10\x16\x12\x16\n" +
+	"\x12REASON_OBJECT_NAME\x10\x17\x12\x11\n" +
+	"\rREASON_NO_APP\x10\x18\x12\x0f\n" +
+	"\vREASON_HOLD\x10\x192\xb4\x05\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +

@@ -358,10 +358,12 @@ type StatusResponse struct {
 	Groups           uint32                 `protobuf:"varint,11,opt,name=groups,proto3" json:"groups,omitempty"`                                             // replica groups it takes part in
 	GroupsLeaderless uint32                 `protobuf:"varint,12,opt,name=groups_leaderless,json=groupsLeaderless,proto3" json:"groups_leaderless,omitempty"` // those of them that have no leader now, so they serve nobody
 	Bootstrap        []*BootstrapPeer       `protobuf:"bytes,13,rep,name=bootstrap,proto3" json:"bootstrap,omitempty"`
-	Refused          []*Refused             `protobuf:"bytes,14,rep,name=refused,proto3" json:"refused,omitempty"`   // by reason, in the order of the reasons
-	Alarms           []*Alarm               `protobuf:"bytes,15,rep,name=alarms,proto3" json:"alarms,omitempty"`     // the latest, the oldest first
-	Revision         string                 `protobuf:"bytes,16,opt,name=revision,proto3" json:"revision,omitempty"` // of the checkout that the daemon was built from; empty: unknown
-	Down             []*HostedGroup         `protobuf:"bytes,17,rep,name=down,proto3" json:"down,omitempty"`         // the leaderless groups, the longest first; at most 16
+	Refused          []*Refused             `protobuf:"bytes,14,rep,name=refused,proto3" json:"refused,omitempty"`                                // by reason, in the order of the reasons
+	Alarms           []*Alarm               `protobuf:"bytes,15,rep,name=alarms,proto3" json:"alarms,omitempty"`                                  // the latest, the oldest first
+	Revision         string                 `protobuf:"bytes,16,opt,name=revision,proto3" json:"revision,omitempty"`                              // of the checkout that the daemon was built from; empty: unknown
+	Applications     uint32                 `protobuf:"varint,18,opt,name=applications,proto3" json:"applications,omitempty"`                     // with shared objects that are open on this peer
+	ObjectCopies     uint32                 `protobuf:"varint,19,opt,name=object_copies,json=objectCopies,proto3" json:"object_copies,omitempty"` // copies of objects it has, of all of them
+	Down             []*HostedGroup         `protobuf:"bytes,17,rep,name=down,proto3" json:"down,omitempty"`                                      // the leaderless groups, the longest first; at most 16
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -506,6 +508,20 @@ func (x *StatusResponse) GetRevision() string {
 		return x.Revision
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetApplications() uint32 {
+	if x != nil {
+		return x.Applications
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetObjectCopies() uint32 {
+	if x != nil {
+		return x.ObjectCopies
+	}
+	return 0
 }
 
 func (x *StatusResponse) GetDown() []*HostedGroup {
@@ -2283,7 +2299,7 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\"8\n" +
 	"\rPeersResponse\x12'\n" +
 	"\x05peers\x18\x01 \x03(\v2\x11.latchkey.v1.PeerR\x05peers\"\x0f\n" +
-	"\rStatusRequest\"\xf2\x04\n" +
+	"\rStatusRequest\"\xbb\x05\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x18\n" +
 	"\aoverlay\x18\x02 \x01(\tR\aoverlay\x12!\n" +
@@ -2302,7 +2318,9 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\tbootstrap\x18\r \x03(\v2\x1a.latchkey.v1.BootstrapPeerR\tbootstrap\x12.\n" +
 	"\arefused\x18\x0e \x03(\v2\x14.latchkey.v1.RefusedR\arefused\x12*\n" +
 	"\x06alarms\x18\x0f \x03(\v2\x12.latchkey.v1.AlarmR\x06alarms\x12\x1a\n" +
-	"\brevision\x18\x10 \x01(\tR\brevision\x12,\n" +
+	"\brevision\x18\x10 \x01(\tR\brevision\x12\"\n" +
+	"\fapplications\x18\x12 \x01(\rR\fapplications\x12#\n" +
+	"\robject_copies\x18\x13 \x01(\rR\fobjectCopies\x12,\n" +
 	"\x04down\x18\x11 \x03(\v2\x18.latchkey.v1.HostedGroupR\x04down\"\xa1\x01\n" +
 	"\x05Alarm\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
