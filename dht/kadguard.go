@@ -34,6 +34,9 @@ type guardedHost struct {
 func (h guardedHost) SetStreamHandler(id protocol.ID, handler network.StreamHandler) {
 	guard := &kadGuard{o: h.o, peers: make(map[peer.ID]*kadAsker)}
 	h.Host.SetStreamHandler(id, func(s network.Stream) {
+		if h.o.turnAway(s) {
+			return
+		}
 		a := guard.enter(s.Conn().RemotePeer())
 		if a == nil {
 			h.o.count.reset(ReasonStreams)
@@ -43,6 +46,22 @@ func (h guardedHost) SetStreamHandler(id protocol.ID, handler network.StreamHand
 		defer guard.leave(a)
 		handler(&kadStream{Stream: s, guard: guard, asker: a})
 	})
+}
+
+// Connect dials a peer, unless it is not admitted.
+func (h guardedHost) Connect(ctx context.Context, p peer.AddrInfo) error {
+	if !h.o.admitted(p.ID) {
+		return errNotAdmitted
+	}
+	return h.Host.Connect(ctx, p)
+}
+
+// NewStream opens a stream, unless the peer is not admitted.
+func (h guardedHost) NewStream(ctx context.Context, p peer.ID, ids ...protocol.ID) (network.Stream, error) {
+	if !h.o.admitted(p) {
+		return nil, errNotAdmitted
+	}
+	return h.Host.NewStream(ctx, p, ids...)
 }
 
 // kadGuard knows who asks.

@@ -488,6 +488,9 @@ func (l *link) attach(s *stream) error {
 	case l.o.Refuses(l.peer, s.boot.Store): // found out since it was greeted
 		l.mu.Unlock()
 		return errTwin
+	case !l.o.admitted(l.peer): // dismissed since then
+		l.mu.Unlock()
+		return errNotAdmitted
 	}
 	var lost []*stream
 	var calls []*call

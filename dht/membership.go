@@ -137,7 +137,7 @@ func (o *Overlay) lost(p peer.ID) {
 // speaks takes note of the protocols of a connected peer.
 func (o *Overlay) speaks(p peer.ID, protocols []protocol.ID) {
 	may, certain := o.hosts(protocols)
-	if !may || p == o.self {
+	if !may || p == o.self || !o.admitted(p) {
 		return
 	}
 	m := member{p, o.nodes.add(p)}

@@ -37,6 +37,7 @@ type config struct {
 	kad        *kaddht.IpfsDHT
 	helloMake  func() []byte
 	helloCheck func(peer.ID, []byte) error
+	admits     func(peer.ID) bool
 	sawOverlay bool
 	own        Boot
 }

@@ -41,6 +41,10 @@ func (s *Stream) Read(b []byte) (int, error) {
 		s.s.net.ResetWithError(streamTwin)
 		return 0, errTwin
 	}
+	if !s.o.admitted(s.Peer()) {
+		s.s.net.ResetWithError(network.StreamGated)
+		return 0, errNotAdmitted
+	}
 	n, err := s.s.reader.Read(b)
 	s.o.count.rawReceived.Add(uint64(n))
 	return n, err
@@ -201,6 +205,9 @@ func (o *Overlay) acceptRaw(ns network.Stream, r *rawService) {
 		return
 	}
 	defer o.tasks.Done()
+	if o.turnAway(ns) {
+		return
+	}
 	p := ns.Conn().RemotePeer()
 	if !r.enter(p) {
 		o.count.reset(ReasonStreams)

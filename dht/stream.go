@@ -45,6 +45,9 @@ func (o *Overlay) accept(ns network.Stream, class Class) {
 		return
 	}
 	defer o.tasks.Done()
+	if o.turnAway(ns) {
+		return
+	}
 	l := o.link(ns.Conn().RemotePeer())
 	s := newStream(l, class, ns, false)
 	if l.greeted.Add(1) > greetedMax {
@@ -80,6 +83,9 @@ func (s *stream) greet() (err error) {
 	}
 	asked := automaton.Instant(0)
 	if s.mine {
+		if !o.admitted(s.link.peer) {
+			return errNotAdmitted
+		}
 		asked = o.beats.now()
 		if err := s.sendHello(); err != nil {
 			return err

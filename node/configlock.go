@@ -16,7 +16,11 @@ const configLockPoll = 5 * time.Millisecond
 // LockConfig keeps others who call it, in this process or another, from changing the configuration of a directory until unlock. It
 // waits for them until ctx ends: [ErrInUse]. The directory must exist.
 func LockConfig(ctx context.Context, dir string) (unlock func() error, err error) {
-	path := filepath.Join(dir, configLockFile)
+	return lockWait(ctx, filepath.Join(dir, configLockFile), "latchkey config set or edit")
+}
+
+// lockWait takes the lock of a file, and waits for another who has it until ctx ends.
+func lockWait(ctx context.Context, path, who string) (unlock func() error, err error) {
 	for {
 		unlock, err := lockPath(path)
 		if !errors.Is(err, ErrInUse) {
@@ -25,7 +29,7 @@ func LockConfig(ctx context.Context, dir string) (unlock func() error, err error
 		select {
 		case <-time.After(configLockPoll):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: another latchkey config set or edit holds %s and does not end: %w", ErrInUse, path, context.Cause(ctx))
+			return nil, fmt.Errorf("%w: another %s holds %s and does not end: %w", ErrInUse, who, path, context.Cause(ctx))
 		}
 	}
 }

@@ -74,16 +74,23 @@ const (
 //
 // A host that runs the overlay itself need not be in it yet; it then takes p's word, and exchanges no hello of its own.
 func Diagnose(ctx context.Context, h host.Host, g placement.Genesis, psk pnet.PSK, p peer.AddrInfo) error {
+	return diagnose(ctx, h, g, psk, p, true)
+}
+
+// diagnose does what Diagnose does. Without greets it takes the peer's word: h is one that is not to be greeted yet.
+func diagnose(ctx context.Context, h host.Host, g placement.Genesis, psk pnet.PSK, p peer.AddrInfo, greets bool) error {
 	if len(p.Addrs) == 0 {
 		return fmt.Errorf("%w: no address of %s is known", ErrUnreachable, p.ID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, diagnoseMax)
 	defer cancel()
-	d := diagnosis{host: h, overlay: g.ID(), psk: psk, peer: p}
+	d := diagnosis{host: h, overlay: g.ID(), psk: psk, peer: p, greets: greets}
 	// A third of the time is kept for a look at what answers.
 	end, _ := ctx.Deadline()
 	dial, stop := context.WithDeadline(ctx, end.Add(-time.Until(end)/3))
 	defer stop()
+	conns := watchConns(h, p.ID)
+	defer conns.stop()
 	for range meetingsMax {
 		if s, ok := h.Network().(*swarm.Swarm); ok {
 			s.Backoff().Clear(p.ID) // it would make us repeat the last failure without trying
@@ -92,6 +99,9 @@ func Diagnose(ctx context.Context, h host.Host, g placement.Genesis, psk pnet.PS
 			return verdict
 		}
 		protocols := d.announced(ctx)
+		if why, at, told := conns.toldWhy(ctx); told {
+			return fmt.Errorf("%w: %s at %s: %s", ErrRefused, p.ID, at, why)
+		}
 		if len(protocols) > 0 {
 			return d.met(ctx, protocols)
 		}
@@ -102,11 +112,53 @@ func Diagnose(ctx context.Context, h host.Host, g placement.Genesis, psk pnet.PS
 	return fmt.Errorf("%w: %s at %s hangs up before it says what it speaks", ErrUnreachable, p.ID, p.Addrs[0])
 }
 
+// watchedConns are the connections with a peer since somebody began to look.
+type watchedConns struct {
+	host   host.Host
+	peer   peer.ID
+	notify *network.NotifyBundle
+
+	mu    sync.Mutex
+	conns []network.Conn
+}
+
+func watchConns(h host.Host, p peer.ID) *watchedConns {
+	w := &watchedConns{host: h, peer: p}
+	w.notify = &network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
+		if c.RemotePeer() == p {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.conns = append(w.conns, c)
+		}
+	}}
+	h.Network().Notify(w.notify)
+	return w
+}
+
+func (w *watchedConns) stop() { w.host.Network().StopNotify(w.notify) }
+
+// toldWhy returns why the peer has ended one of the connections, if it said so and none goes on.
+func (w *watchedConns) toldWhy(ctx context.Context) (why string, at ma.Multiaddr, told bool) {
+	if w.host.Network().Connectedness(w.peer) == network.Connected {
+		return "", nil, false
+	}
+	w.mu.Lock()
+	conns := slices.Clone(w.conns)
+	w.mu.Unlock()
+	for _, c := range conns {
+		if why, told := toldWhy(ctx, c); told {
+			return why, c.RemoteMultiaddr(), true
+		}
+	}
+	return "", nil, false
+}
+
 type diagnosis struct {
 	host    host.Host
 	overlay order.OverlayID
 	psk     pnet.PSK
 	peer    peer.AddrInfo
+	greets  bool
 }
 
 // connect dials the peer until dial ends, and judges it if that fails.
@@ -164,7 +216,7 @@ func (d *diagnosis) met(ctx context.Context, speaks []protocol.ID) error {
 	if !slices.Contains(speaks, control) {
 		return d.stranger(at, speaks)
 	}
-	if slices.Contains(d.host.Mux().Protocols(), control) {
+	if !d.greets || slices.Contains(d.host.Mux().Protocols(), control) {
 		return nil
 	}
 	err := dht.Greet(ctx, d.host, d.overlay, d.peer.ID)
@@ -175,7 +227,7 @@ func (d *diagnosis) met(ctx context.Context, speaks []protocol.ID) error {
 	case !errors.As(err, &hello):
 		return fmt.Errorf("%w: %s at %s speaks latchkey and does not answer: %v", ErrUnreachable, d.peer.ID, at, err)
 	case hello.Reason == dht.ReasonRefused:
-		return fmt.Errorf("%w: %s at %s", ErrRefused, d.peer.ID, at)
+		return fmt.Errorf("%w: %s at %s: %s", ErrRefused, d.peer.ID, at, gated[gatedUnlisted])
 	case hello.Reason == dht.ReasonOverlay:
 		return fmt.Errorf("%w: %s at %s is in one whose id only begins like ours, %v", ErrOtherOverlay, d.peer.ID, at, d.overlay)
 	}

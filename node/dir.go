@@ -84,6 +84,7 @@ type Dir struct {
 	unlock func() error
 
 	refusals Refusals // of the host and the node made here
+	access   *Access  // nil before OpenDir
 }
 
 // OpenDir reads and locks a directory that InitDir or CreateDir made. Errors: [ErrNotInitialised], [ErrUnfinished],
@@ -96,7 +97,11 @@ func OpenDir(dir string) (*Dir, error) {
 	if d.unlock, err = lockPath(filepath.Join(dir, lockFile)); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{identityFile, swarmKeyFile, rootKeyFile} {
+	if d.access, err = openAccess(dir, d.info.Genesis); err != nil {
+		return nil, errors.Join(err, d.unlock())
+	}
+	d.access.counts(&d.refusals)
+	for _, name := range []string{identityFile, swarmKeyFile, rootKeyFile, adminKeyFile} {
 		warnIfShared(filepath.Join(dir, name))
 	}
 	if _, err := os.Stat(ConfigFile(dir)); errors.Is(err, fs.ErrNotExist) {
@@ -218,6 +223,8 @@ func (d *Dir) NewHost(c config.Config, extra ...libp2p.Option) (host.Host, error
 	if err != nil {
 		return nil, err
 	}
+	gate := d.access.Gater()
+	opts = append(opts, unless(func(c *libp2p.Config) bool { return c.ConnectionGater != nil }, libp2p.ConnectionGater(gate)))
 	h, err := libp2p.New(append(slices.Clone(extra), opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("node: cannot listen at %v: %w", c.Network.Listen, err)
@@ -240,6 +247,7 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 		return nil, err
 	}
 	opts = append([]Option{WithOverlay(d.info.Genesis), WithBootstrap(bootstrap...), WithRefusals(&d.refusals),
+		WithAccess(d.access), withEnrol(d.enrol),
 		withKnownPeers(filepath.Join(d.path, peersFile))}, opts...)
 	if c.Network.MDNS {
 		opts = append(opts, WithMDNS())

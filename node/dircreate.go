@@ -16,12 +16,13 @@ import (
 	"github.com/libp2p/go-libp2p/core/pnet"
 
 	"latchkey/internal/durablefile"
+	"latchkey/node/allowlist"
 	"latchkey/node/config"
 	"latchkey/replicagroup/placement"
 )
 
 // madeFiles are the files that init and join make: what must not be there before, and what goes when they start over.
-var madeFiles = []string{rootKeyFile, genesisFile, swarmKeyFile, configFile, storeDir, identityFile}
+var madeFiles = []string{rootKeyFile, genesisFile, swarmKeyFile, configFile, allowListFile, storeDir, identityFile}
 
 // InitOptions say what overlay is founded and by what kind of peer. The zero value founds a private overlay.
 type InitOptions struct {
@@ -103,6 +104,8 @@ type DirSpec struct {
 	Founds   bool               // the peer is a founder: its store is made too, with the beginning of the root group
 	SwarmKey pnet.PSK           // nil: a public overlay
 	Config   config.Config
+	// AllowList is the overlay's, where it has one.
+	AllowList []byte
 }
 
 // CreateDir writes a peer's directory, which must be empty or absent: init, join and testnets all come here. It never
@@ -279,6 +282,12 @@ func (s DirSpec) files() ([]newFile, error) {
 	}
 	if s.SwarmKey != nil {
 		files = append(files, newFile{swarmKeyFile, encodeSwarmKey(s.SwarmKey), 0o600})
+	}
+	if s.AllowList != nil {
+		if _, err := allowlist.Open(s.Genesis, s.AllowList); err != nil {
+			return nil, err
+		}
+		files = append(files, newFile{allowListFile, s.AllowList, 0o644})
 	}
 	return append(files, newFile{identityFile, identity, 0o600}), nil
 }

@@ -390,6 +390,9 @@ func TestSecretsAreTheirOwnersOnly(t *testing.T) {
 	}
 	for _, name := range madeFiles {
 		info, err := os.Stat(filepath.Join(dir, name))
+		if name == allowListFile && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,9 @@
 //	root.key      the overlay's root key; only where the overlay was founded
 //	store         a directory: the peer's replicas (package disk). Of a founder init makes it, of others the first start
 //	voters        what voters have promised of locks; who removes it has the locks of this peer's groups wait for old leases
+//	allow.list    the newest allow-list of the overlay that the peer knows; only where the overlay has one
+//	admin.key     the overlay's admin key, which signs that list; in one directory only
+//	joining.key   the key of a peer that join is making here, from the time when others are told its id
 //	peers.json    peers that were met, dialled when nobody else is known; may be removed at any time
 //	daemon.lock   locked while a daemon runs, or init or join is at work
 //	unfinished    there while init or join writes: first made, last removed
@@ -27,6 +30,12 @@
 //
 // A directory without config.yaml, as the time before there was one left it, runs with the defaults of profile test: on the
 // loopback only. One whose profile needs a swarm key and that has none does not run.
+//
+// # Who may be in the overlay
+//
+// An overlay may have an allow-list (package allowlist). A peer keeps the newest one it has heard of ([Access]), refuses everybody else
+// once it knows who they are and before any protocol is spoken, or, on a host that has a gater of its own, at the first stream, and tells
+// other peers of it. [InitAdmin] makes the first list, [EditAllowList] changes it, [Invite] and [JoinDir] enrol a peer by an invitation.
 //
 // # What outlives a process
 //

@@ -35,18 +35,25 @@ type FoundOptions struct {
 // root group, nobody else can have it, and the overlay ends with it. Peers that are given the document find the founder at
 // the addresses the host has now.
 func Found(h host.Host, o FoundOptions) (placement.Genesis, *replicagroup.MemoryStore, error) {
+	g, store, _, err := FoundWithRootKey(h, o)
+	return g, store, err
+}
+
+// FoundWithRootKey does what [Found] does and returns the overlay's root key too, a secret: it signs the admin keys of allow-lists
+// (package allowlist), and documents that give the overlay a new root.
+func FoundWithRootKey(h host.Host, o FoundOptions) (placement.Genesis, *replicagroup.MemoryStore, ed25519.PrivateKey, error) {
 	founder := placement.Peer{ID: string(h.ID())}
 	for _, a := range h.Addrs() {
 		if len(founder.Addrs) < placement.AddrsMax {
 			founder.Addrs = append(founder.Addrs, a.String())
 		}
 	}
-	g, _, err := drawGenesis(founder, o)
+	g, root, err := drawGenesis(founder, o)
 	if err != nil {
-		return placement.Genesis{}, nil, err
+		return placement.Genesis{}, nil, nil, err
 	}
 	store := replicagroup.NewMemoryStoreAs(g.Founders[0].Store)
-	return g, store, replicagroup.Found(store, g, founder.Node())
+	return g, store, root, replicagroup.Found(store, g, founder.Node())
 }
 
 // drawGenesis draws the document of a new overlay, and the private half of its root key.

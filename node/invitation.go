@@ -1,16 +1,22 @@
 package node
 
 import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
+	"latchkey/node/allowlist"
 	"latchkey/node/config"
 	"latchkey/node/invite"
 )
@@ -82,6 +88,50 @@ func Invitation(dir string, now []peer.AddrInfo) (invite.Invite, error) {
 		i.Bootstrap = append(i.Bootstrap, p)
 	}
 	return i, nil
+}
+
+// InvitationLife is how long an invitation to an overlay with an allow-list is good unless somebody says otherwise.
+const InvitationLife = 24 * time.Hour
+
+// InviteOptions limit an invitation, which needs an allow-list.
+type InviteOptions struct {
+	Life time.Duration // zero: [InvitationLife]
+	Once bool          // good for one peer
+	Peer peer.ID       // good for this peer only; empty: for whoever has the invitation
+	Note string        // of the admin, to be found in the list beside the new member
+}
+
+// Invite returns an invitation to an overlay with an allow-list, by which a peer can be enrolled: it puts the invitation on the list, with
+// the admin key of the directory, and has it expire. now is as for [Invitation]. Errors are those of [EditAllowList]; allowlist.ErrEntry
+// for a life out of range, or a peer that is a member already.
+func Invite(ctx context.Context, dir string, now []peer.AddrInfo, o InviteOptions) (invite.Invite, error) {
+	i, err := Invitation(dir, now)
+	if err != nil {
+		return invite.Invite{}, err
+	}
+	if o.Life == 0 {
+		o.Life = InvitationLife
+	}
+	i.Expires = time.Unix(time.Now().Add(o.Life).Unix(), 0)
+	i.Once, i.Peer = o.Once || o.Peer != "", o.Peer
+	entry := o.Peer
+	if entry == "" {
+		if _, i.Key, err = ed25519.GenerateKey(rand.Reader); err != nil {
+			return invite.Invite{}, fmt.Errorf("node: invite: %w", err)
+		}
+		key, err := crypto.UnmarshalEd25519PrivateKey(i.Key)
+		if err != nil {
+			return invite.Invite{}, fmt.Errorf("node: invite: %w", err)
+		}
+		if entry, err = peer.IDFromPrivateKey(key); err != nil {
+			return invite.Invite{}, fmt.Errorf("node: invite: %w", err)
+		}
+	}
+	if _, err := i.Token(); err != nil { // before it is on the list
+		return invite.Invite{}, err
+	}
+	_, err = EditAllowList(ctx, dir, func(l *allowlist.Draft) error { return l.Invite(entry, i.Expires, i.Once, o.Note) })
+	return i, err
 }
 
 // futureAddrs are the addresses that a daemon with this configuration will tell others.

@@ -38,7 +38,9 @@ type Joined struct {
 
 // JoinDir makes a peer of an existing overlay in an empty or absent directory, from an invitation. First it asks the peers that
 // the invitation names, for [JoinWait] at most. When one answers as a peer of the overlay, or none answers at all, it writes
-// the directory, as [CreateDir] does and with its errors. When all that answer refuse, it writes nothing and returns what
+// the directory, as [CreateDir] does and with its errors. In an overlay with an allow-list the peer is enrolled first, so that somebody
+// has to answer, and the peer's key is in the directory before: whoever is interrupted after that repeats the join with the same
+// invitation, and is enrolled already. When all that answer refuse, it writes nothing and returns what
 // tells most, a verdict of [Diagnose]. A profile that does not go with the overlay is config.ErrInvalid. When ctx ends
 // before anything is written, it returns context.Cause(ctx).
 func JoinDir(ctx context.Context, dir string, i invite.Invite, o JoinOptions) (Joined, error) {
@@ -48,6 +50,9 @@ func JoinDir(ctx context.Context, dir string, i invite.Invite, o JoinOptions) (J
 	c, err := joinerConfig(i, o)
 	if err != nil {
 		return Joined{}, err
+	}
+	if i.Listed() {
+		return joinListed(ctx, dir, i, c)
 	}
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 	if err != nil {
@@ -111,12 +116,7 @@ func joinerConfig(i invite.Invite, o JoinOptions) (config.Config, error) {
 // meet asks all peers that the invitation knows of at once, and returns the first that answers as one of the overlay, or the
 // verdict that tells most.
 func meet(ctx context.Context, key crypto.PrivKey, i invite.Invite) (peer.ID, error) {
-	peers := slices.Clone(i.Bootstrap)
-	for _, f := range founders(i.Genesis, "") {
-		if !slices.ContainsFunc(peers, func(p peer.AddrInfo) bool { return p.ID == f.ID }) {
-			peers = append(peers, f)
-		}
-	}
+	peers := named(i)
 	if len(peers) == 0 {
 		return "", fmt.Errorf("%w: the invitation names no address", ErrUnreachable)
 	}
@@ -128,6 +128,17 @@ func meet(ctx context.Context, key crypto.PrivKey, i invite.Invite) (peer.ID, er
 	ctx, cancel := context.WithTimeout(ctx, JoinWait)
 	defer cancel()
 	return meetOne(ctx, h, i.Genesis, i.SwarmKey, peers)
+}
+
+// named are the peers that an invitation says where to find.
+func named(i invite.Invite) []peer.AddrInfo {
+	peers := slices.Clone(i.Bootstrap)
+	for _, f := range founders(i.Genesis, "") {
+		if !slices.ContainsFunc(peers, func(p peer.AddrInfo) bool { return p.ID == f.ID }) {
+			peers = append(peers, f)
+		}
+	}
+	return peers
 }
 
 func meetOne(ctx context.Context, h host.Host, g placement.Genesis, psk pnet.PSK, peers []peer.AddrInfo) (peer.ID, error) {

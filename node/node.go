@@ -45,6 +45,7 @@ type Node struct {
 
 	refusals   *Refusals
 	strangers  *strangers
+	access     *accessPeers
 	neighbours *neighbours // nil without mDNS
 	started    time.Time
 	known      *knownPeers // nil: none are kept
@@ -90,6 +91,8 @@ type options struct {
 	reseed     []byte
 	rootState  []byte // with which the root of reseed begins here
 	onReseed   func(doc, state []byte) error
+	access     *Access
+	enrol      func(ctx context.Context, invitation, joiner peer.ID) ([]byte, error)
 }
 
 // Option configures [New].
@@ -141,6 +144,15 @@ func WithRefusals(r *Refusals) Option { return func(c *options) { c.refusals = r
 // Without it the node runs one of its own beside whatever the host has.
 func WithDHT(d *kaddht.IpfsDHT) Option { return func(c *options) { c.kad = d } }
 
+// WithAccess hands over what the peer knows of the overlay's allow-list, and remembers ([NewAccess]). Without it the node begins with no
+// list, keeps to one that other peers tell it of, and forgets it when the process ends.
+func WithAccess(a *Access) Option { return func(c *options) { c.access = a } }
+
+// withEnrol hands over what puts a peer on the list by an invitation.
+func withEnrol(enrol func(ctx context.Context, invitation, joiner peer.ID) ([]byte, error)) Option {
+	return func(c *options) { c.enrol = enrol }
+}
+
 // WithPlanTimes sets when the groups that this node leads take in new members and replace those that are away, for overlays on one
 // machine, say (placement.TestnetPlanTimes). Default: placement.DefaultPlanTimes.
 func WithPlanTimes(t placement.PlanTimes) Option { return func(c *options) { c.plan = t } }
@@ -166,7 +178,15 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		c.store = replicagroup.NewMemoryStore()
 	}
 	id := c.genesis.ID()
-	overlayOpts := []dht.Option{dht.WithOverlayID(id), dht.WithBootstrap(append(founders(c.genesis, h.ID()), c.bootstrap...)...)}
+	if c.access == nil {
+		var err error
+		if c.access, err = NewAccess(c.genesis, nil, nil); err != nil {
+			return nil, err
+		}
+	} else if c.access.genesis.ID() != id {
+		return nil, fmt.Errorf("node: WithAccess: it is of overlay %v, and the node of %v", c.access.genesis.ID(), id)
+	}
+	overlayOpts := []dht.Option{dht.WithOverlayID(id), dht.WithAdmission(c.access.Admits), dht.WithBootstrap(append(founders(c.genesis, h.ID()), c.bootstrap...)...)}
 	if c.clientOnly {
 		overlayOpts = append(overlayOpts, dht.WithClientMode())
 	}
@@ -190,9 +210,13 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	}
 	control := dht.ControlProtocol(id)
 	n.strangers = &strangers{
-		host: h, control: control, prefix: strings.TrimSuffix(string(control), "control/1.0.0"),
+		host: h, control: control, prefix: overlayPrefix(c.genesis),
 		refusals: n.refusals, close: c.refusals != nil,
 	}
+	n.access = newAccessPeers(h, overlay, c.genesis, c.access, n.refusals, c.refusals != nil)
+	n.access.enrol = c.enrol
+	c.access.counts(n.refusals)
+	n.introduced(c)
 	if c.mdns {
 		n.neighbours = &neighbours{host: h, name: mdnsName(id), found: overlay.Discovered}
 	}
@@ -250,6 +274,30 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	return n, nil
 }
 
+// overlayPrefix begins the ids of an overlay's protocols.
+func overlayPrefix(g placement.Genesis) string {
+	return strings.TrimSuffix(string(dht.ControlProtocol(g.ID())), "control/1.0.0")
+}
+
+// introduced sets whom the node dials though its allow-list, which may be old, does not name them: those that it was told of when it was
+// made. They are asked for their list, and for nothing else.
+func (n *Node) introduced(c options) {
+	known := make(map[peer.ID]bool)
+	for _, f := range c.genesis.Founders {
+		known[peer.ID(f.ID)] = true
+	}
+	for _, p := range c.bootstrap {
+		known[p.ID] = true
+	}
+	if n.known != nil {
+		for _, p := range n.known.infos() {
+			known[p.ID] = true
+		}
+	}
+	f := func(p peer.ID) bool { return known[p] }
+	c.access.introduces.Store(&f)
+}
+
 // founders are the peers that the genesis document says where to find.
 func founders(g placement.Genesis, self peer.ID) []peer.AddrInfo {
 	var infos []peer.AddrInfo
@@ -296,6 +344,9 @@ func (n *Node) Start(ctx context.Context) error {
 	if err := n.overlay.Start(ctx); err != nil {
 		return err
 	}
+	if err := n.access.start(); err != nil {
+		return err
+	}
 	n.known.start()
 	if n.neighbours != nil {
 		return n.neighbours.start()
@@ -320,6 +371,7 @@ func (n *Node) Close() error {
 	}
 	n.known.close() // while the overlay still knows its peers
 	n.strangers.stop()
+	n.access.stop()
 	errs := []error{n.objects.Close(), n.chunks.Close()}
 	for _, s := range sessions {
 		errs = append(errs, s.service.Close())

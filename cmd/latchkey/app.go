@@ -27,7 +27,7 @@ import (
 
 // verbs makes each verb of the command line. A new verb is a function here, in a file of its own.
 var verbs = []func(*app) *cobra.Command{
-	initVerb, inviteVerb, joinVerb, daemonVerb, configVerb, idVerb, peersVerb, statusVerb, keyVerb, groupVerb, lockVerb, electVerb, observeVerb, objectVerb, appVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
+	initVerb, inviteVerb, joinVerb, overlayVerb, daemonVerb, configVerb, idVerb, peersVerb, statusVerb, keyVerb, groupVerb, lockVerb, electVerb, observeVerb, objectVerb, appVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
 }
 
 // app is what every verb shares: the global flags and where output goes. Its fields are set before a verb's RunE runs.

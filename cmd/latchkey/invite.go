@@ -15,7 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"latchkey/node"
+	"latchkey/node/allowlist"
 	"latchkey/node/api"
+	"latchkey/node/invite"
 )
 
 // inviteWait is how long the daemon may take to say where it is; without it the configuration says so nearly as well.
@@ -30,38 +32,70 @@ has one, and the addresses of peers. Any peer of the overlay can invite. It work
 the addresses are those of the configuration, and of peers met before.
 
 An invitation to a private overlay is a secret: whoever reads it can join, as often as they like, until the overlay
-gets another key. It cannot expire or be bound to one peer yet: who holds the swarm key is not kept out by what an
-invitation says. That takes a list of who may join, which overlays of this version have not.`,
+gets another key. To let it expire, or be good once or for one peer, the overlay needs an allow-list ("latchkey overlay
+admin --help"): who holds the swarm key is not kept out by a date in an invitation.
+
+In an overlay with an allow-list an invitation enrols the peer that joins. It is made where the admin key is, whose
+daemon has to run when the peer joins. It expires after 24 hours unless --expires says otherwise. For --peer, the other
+machine tells its peer id before it joins: latchkey join --prepare.`,
 		Example: `  latchkey invite | ssh other-machine latchkey join -
-  (umask 077; latchkey invite > invitation)`,
+  (umask 077; latchkey invite > invitation)
+  latchkey invite --expires 1h --single-use --note build-7`,
 		Args: exactly(0),
 	}
-	// They exist to be refused.
-	c.Flags().Duration("expires", 0, "how long it is good for; needs an allow-list, which there is not yet")
-	c.Flags().Bool("single-use", false, "good for one machine only; needs an allow-list, which there is not yet")
-	c.Flags().String("peer", "", "good for this peer id only; needs an allow-list, which there is not yet")
+	var o node.InviteOptions
+	var peerText string
+	c.Flags().DurationVar(&o.Life, "expires", 0, "how long it is good for; needs an allow-list (default 24h in an overlay with one)")
+	c.Flags().BoolVar(&o.Once, "single-use", false, "good for one machine only; needs an allow-list")
+	c.Flags().StringVar(&peerText, "peer", "", "good for this peer id only; needs an allow-list")
+	c.Flags().StringVar(&o.Note, "note", "", "what the allow-list says of who joins by it; needs one")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		for _, name := range []string{"expires", "single-use", "peer"} {
-			if c.Flags().Changed(name) {
-				return usagef("invite: --%s: it needs an allow-list, and this overlay has none: who holds its swarm key cannot be kept out by what an invitation says", name)
+		var asked string // a flag that needs an allow-list
+		for _, name := range []string{"expires", "single-use", "peer", "note"} {
+			if c.Flags().Changed(name) && asked == "" {
+				asked = name
 			}
 		}
-		return a.invite(c.Context())
+		if c.Flags().Changed("expires") && (o.Life < time.Second || o.Life > allowlist.InvitationLifeMax) {
+			return usagef("invite: --expires %v: want 1s to %v", o.Life, allowlist.InvitationLifeMax)
+		}
+		if c.Flags().Changed("peer") {
+			var err error
+			if o.Peer, err = peerID("invite: --peer", peerText); err != nil {
+				return err
+			}
+		}
+		return a.invite(c.Context(), o, asked)
 	}
 	return c
 }
 
-func (a *app) invite(ctx context.Context) error {
+func (a *app) invite(ctx context.Context, o node.InviteOptions, asked string) error {
 	dir, err := a.peekDir()
 	if err != nil {
 		return err
+	}
+	_, err = node.ReadAllowList(a.path)
+	listed := err == nil
+	switch {
+	case err != nil && !errors.Is(err, node.ErrNoList):
+		return err
+	case !listed && asked != "":
+		return usagef("invite: --%s: it needs an allow-list, and this overlay has none: who holds its swarm key cannot be kept out by what an invitation says", asked)
 	}
 	now, err := a.whereabouts(ctx, dir.ID)
 	if err != nil {
 		return err
 	}
-	i, err := node.Invitation(a.path, now)
-	if err != nil {
+	var i invite.Invite
+	if listed {
+		i, err = node.Invite(ctx, a.path, now, o)
+	} else {
+		i, err = node.Invitation(a.path, now)
+	}
+	if errors.Is(err, node.ErrNoAdminKey) {
+		return fmt.Errorf("invite: this overlay has an allow-list, so who joins has to be put on it: %w", err)
+	} else if err != nil {
 		return err
 	}
 	token, err := i.Token()
@@ -75,7 +109,17 @@ func (a *app) invite(ctx context.Context) error {
 		Private bool     `json:"private"`
 		Daemon  bool     `json:"daemon"` // whether the addresses are a running daemon's
 		Addrs   []string `json:"addrs"`
-	}{token, i.Genesis.ID().Hex(), i.Genesis.Name, i.Private(), now != nil, []string{}}
+
+		Expires *time.Time `json:"expires,omitempty"` // only of an overlay with an allow-list, as the rest
+		Once    bool       `json:"single_use,omitempty"`
+		Peer    string     `json:"peer,omitempty"`
+	}{Token: token, Overlay: i.Genesis.ID().Hex(), Name: i.Genesis.Name, Private: i.Private(), Daemon: now != nil, Addrs: []string{}}
+	if i.Listed() {
+		v.Expires, v.Once = &i.Expires, i.Once
+		if i.Peer != "" {
+			v.Peer = i.Peer.String()
+		}
+	}
 	for _, p := range i.Bootstrap {
 		for _, addr := range p.Addrs {
 			v.Addrs = append(v.Addrs, addr.String()+"/p2p/"+p.ID.String())
@@ -88,7 +132,18 @@ func (a *app) invite(ctx context.Context) error {
 	if v.Private {
 		note("this line is a secret: it holds the key of the overlay")
 	}
-	if !v.Daemon {
+	switch {
+	case !i.Listed():
+	case i.Peer != "":
+		note("it is good for %s only, until %s", i.Peer, i.Expires.Format(time.RFC3339))
+	case i.Once:
+		note("it is good for one machine, until %s", i.Expires.Format(time.RFC3339))
+	default:
+		note("it is good until %s", i.Expires.Format(time.RFC3339))
+	}
+	if !v.Daemon && i.Listed() {
+		note("the daemon is not running, and has to run for others to join: latchkey daemon%s", a.pathFlag())
+	} else if !v.Daemon {
 		note("the daemon is not running; others can join now, and get in once it runs: latchkey daemon%s", a.pathFlag())
 	}
 	switch {

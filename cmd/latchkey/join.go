@@ -18,6 +18,7 @@ import (
 
 func joinVerb(a *app) *cobra.Command {
 	var o node.JoinOptions
+	var prepare bool
 	c := &cobra.Command{
 		Use:   "join TOKEN|-",
 		Short: "make a peer in --path that belongs to an overlay you were invited to",
@@ -29,17 +30,27 @@ First it asks the peers that the invitation names. If one answers, all is well. 
 of another swarm key or another overlay, say, it writes nothing and ends with 1. If nobody answers, it makes the
 peer all the same and says so: its daemon goes on trying. It never overwrites anything.
 
+In an overlay with an allow-list the peer that made the invitation enrols this one, and has to run for that. A join that was
+interrupted is repeated with the same invitation. For an invitation that is to be good for this machine only, --prepare
+prints the peer id it will have, to be told to whoever invites.
+
 Profiles are those of "latchkey init", and client and lowpower: peers that use the overlay and host nothing for it.`,
 		Example: `  latchkey invite | ssh other-machine latchkey join -
   latchkey join - --profile client < invitation
   latchkey join - --path /var/lib/latchkey --listen /ip4/0.0.0.0/tcp/4701`,
 		Args: func(c *cobra.Command, args []string) error {
-			if len(args) != 1 {
+			if prepare && len(args) > 0 {
+				return errors.New("join: --prepare: it takes no invitation: it prints the peer id to make one for")
+			}
+			if !prepare && len(args) != 1 {
 				return fmt.Errorf("join: got %d arguments; want an invitation, or - to read one from standard input", len(args))
 			}
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
+			if prepare {
+				return a.prepareJoin()
+			}
 			i, err := a.invitation(args[0])
 			if err != nil {
 				return err
@@ -47,6 +58,7 @@ Profiles are those of "latchkey init", and client and lowpower: peers that use t
 			return a.join(c.Context(), i, o)
 		},
 	}
+	c.Flags().BoolVar(&prepare, "prepare", false, "print the peer id that a later join in --path will have, and do nothing else")
 	profileFlag(c, &o.Profile, "private or public, as the overlay is")
 	listenFlag(c, &o.Listen, "the profile's, at a port that is drawn once")
 	return c
@@ -82,6 +94,18 @@ func noInvitation(err error) error {
 	return usagef("join: %s", strings.TrimPrefix(err.Error(), "invite: "))
 }
 
+// prepareJoin tells the peer id that a join will have.
+func (a *app) prepareJoin() error {
+	id, err := node.PrepareDir(a.path)
+	if err != nil {
+		return err
+	}
+	v := struct {
+		Peer string `json:"peer"`
+	}{id.String()}
+	return a.value(v, func(w io.Writer) { fmt.Fprintln(w, v.Peer) })
+}
+
 func (a *app) join(ctx context.Context, i invite.Invite, o node.JoinOptions) error {
 	ctx, release := interruptible(ctx)
 	defer release()
@@ -89,7 +113,7 @@ func (a *app) join(ctx context.Context, i invite.Invite, o node.JoinOptions) err
 		return err
 	}
 	j, err := node.JoinDir(ctx, a.path, i, o)
-	if errors.Is(err, config.ErrInvalid) {
+	if errors.Is(err, config.ErrInvalid) || errors.Is(err, node.ErrNotInvited) {
 		return usagef("join: %w", err)
 	} else if err != nil {
 		return err

@@ -81,6 +81,8 @@ var packages = map[string]int{
 	"node/api/latchkey/v1":                   tools,
 	"node/api/latchkey/v1/latchkeyv1connect": overlay, // above the messages it carries; beside our own overlay it imports nothing of it
 	"node/api":                               api,
+	"node/allowlist/pb":                      tools,
+	"node/allowlist":                         api,
 	"node/invite/pb":                         tools,
 	"node/invite":                            api,
 	"node":                                   peer,

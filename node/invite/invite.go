@@ -2,10 +2,12 @@ package invite
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
@@ -33,6 +35,8 @@ const (
 	prefix   = family + "1."
 	version  = 1
 	checksum = 4 // bytes
+
+	expiresMax = 1 << 40 // as Unix time
 )
 
 // Errors to match with errors.Is.
@@ -54,7 +58,16 @@ type Invite struct {
 	Genesis   placement.Genesis
 	SwarmKey  pnet.PSK        // SwarmKeyBytes of them; nil: the overlay is public
 	Bootstrap []peer.AddrInfo // peers that may answer; each once, each with an address
+
+	// Of an invitation to an overlay with an allow-list, which is to be enrolled with; else zero.
+	Expires time.Time          // to the second; the list says the same
+	Once    bool               // good for one peer
+	Peer    peer.ID            // good for this peer only; else empty, and
+	Key     ed25519.PrivateKey // of the peer id that may enrol the joiner and do nothing else
 }
+
+// Listed reports whether the overlay has an allow-list, so that the joiner has to be enrolled.
+func (i Invite) Listed() bool { return !i.Expires.IsZero() }
 
 // Private reports whether the overlay has a swarm key.
 func (i Invite) Private() bool { return i.SwarmKey != nil }
@@ -78,6 +91,21 @@ func (i Invite) check() error {
 	}
 	if n := len(i.SwarmKey); i.SwarmKey != nil && n != SwarmKeyBytes {
 		return bad("swarm key of %d bytes (%d)", n, SwarmKeyBytes)
+	}
+	switch {
+	case !i.Listed() && (i.Once || i.Peer != "" || i.Key != nil):
+		return bad("an enrolment that never expires")
+	case !i.Listed():
+	case i.Expires.Unix() <= 0 || i.Expires.Unix() > expiresMax:
+		return bad("it expires at no time")
+	case (i.Peer == "") == (i.Key == nil):
+		return bad("it is either for one peer or has a key")
+	case i.Key != nil && len(i.Key) != ed25519.PrivateKeySize:
+		return bad("key of %d bytes (%d)", len(i.Key), ed25519.PrivateKeySize)
+	case i.Peer != "":
+		if _, err := peer.IDFromBytes([]byte(i.Peer)); err != nil || len(i.Peer) > placement.PeerIDBytesMax {
+			return bad("bad peer id")
+		}
 	}
 	addrs := 0
 	for n, p := range i.Bootstrap {
@@ -121,6 +149,12 @@ func (i Invite) Token() (string, error) {
 			q.Addrs = append(q.Addrs, a.Bytes())
 		}
 		m.Bootstrap = append(m.Bootstrap, q)
+	}
+	if i.Listed() {
+		m.Expires, m.SingleUse, m.Peer = i.Expires.Unix(), i.Once, []byte(i.Peer)
+		if i.Key != nil {
+			m.InviteKey = i.Key.Seed()
+		}
 	}
 	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
@@ -169,6 +203,17 @@ func decode(b []byte) (Invite, error) {
 	i := Invite{Genesis: g}
 	if len(m.SwarmKey) > 0 {
 		i.SwarmKey = m.SwarmKey
+	}
+	i.Once, i.Peer = m.SingleUse, peer.ID(m.Peer)
+	if m.Expires != 0 {
+		i.Expires = time.Unix(m.Expires, 0)
+	}
+	switch len(m.InviteKey) {
+	case 0:
+	case ed25519.SeedSize:
+		i.Key = ed25519.NewKeyFromSeed(m.InviteKey)
+	default:
+		return Invite{}, fmt.Errorf("%w: key of %d bytes (%d)", ErrContents, len(m.InviteKey), ed25519.SeedSize)
 	}
 	addrs := 0
 	for n, p := range m.Bootstrap {

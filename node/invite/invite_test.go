@@ -156,7 +156,7 @@ func TestWhatIsWrongWithATokenIsSaidApart(t *testing.T) {
 	flip[60] ^= 1
 	founders := func(m *pb.Invite) { m.Genesis = m.Genesis[:len(m.Genesis)-1] }
 	depth := func(m *pb.Invite) { m.Genesis[1+1+len(good.Genesis.Name)] = placement.DepthMax + 1 }
-	extra := protowire.AppendVarint(protowire.AppendTag(nil, 4, protowire.VarintType), 1700000000)
+	extra := protowire.AppendVarint(protowire.AppendTag(nil, 8, protowire.VarintType), 1700000000)
 	many := func(m *pb.Invite) {
 		for len(m.Bootstrap[0].Addrs) <= AddrsMax {
 			m.Bootstrap[0].Addrs = append(m.Bootstrap[0].Addrs, m.Bootstrap[0].Addrs[0])

@@ -32,7 +32,12 @@ type Invite struct {
 	// swarm_key is the 32-byte key of a private overlay; absent for a public one.
 	SwarmKey []byte `protobuf:"bytes,2,opt,name=swarm_key,json=swarmKey,proto3" json:"swarm_key,omitempty"`
 	// bootstrap names peers that may answer the joiner.
-	Bootstrap     []*Peer `protobuf:"bytes,3,rep,name=bootstrap,proto3" json:"bootstrap,omitempty"`
+	Bootstrap []*Peer `protobuf:"bytes,3,rep,name=bootstrap,proto3" json:"bootstrap,omitempty"`
+	// Of an invitation to an overlay with an allow-list:
+	Expires       int64  `protobuf:"varint,4,opt,name=expires,proto3" json:"expires,omitempty"`                      // Unix time, seconds
+	SingleUse     bool   `protobuf:"varint,5,opt,name=single_use,json=singleUse,proto3" json:"single_use,omitempty"` // it is good for one peer
+	Peer          []byte `protobuf:"bytes,6,opt,name=peer,proto3" json:"peer,omitempty"`                             // it is good for this libp2p peer id only; then there is no invite_key
+	InviteKey     []byte `protobuf:"bytes,7,opt,name=invite_key,json=inviteKey,proto3" json:"invite_key,omitempty"`  // Ed25519 seed, 32 bytes, of the peer that may enrol the joiner and do nothing else
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -84,6 +89,34 @@ func (x *Invite) GetSwarmKey() []byte {
 func (x *Invite) GetBootstrap() []*Peer {
 	if x != nil {
 		return x.Bootstrap
+	}
+	return nil
+}
+
+func (x *Invite) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *Invite) GetSingleUse() bool {
+	if x != nil {
+		return x.SingleUse
+	}
+	return false
+}
+
+func (x *Invite) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Invite) GetInviteKey() []byte {
+	if x != nil {
+		return x.InviteKey
 	}
 	return nil
 }
@@ -145,13 +178,17 @@ var File_node_invite_pb_invite_proto protoreflect.FileDescriptor
 
 const file_node_invite_pb_invite_proto_rawDesc = "" +
 	"\n" +
-	"\x1bnode/invite/pb/invite.proto\x12\x0flatchkey.invite\"\xb3\x01\n" +
+	"\x1bnode/invite/pb/invite.proto\x12\x0flatchkey.invite\"\xe0\x01\n" +
 	"\x06Invite\x12\x18\n" +
 	"\agenesis\x18\x01 \x01(\fR\agenesis\x12\x1b\n" +
 	"\tswarm_key\x18\x02 \x01(\fR\bswarmKey\x123\n" +
-	"\tbootstrap\x18\x03 \x03(\v2\x15.latchkey.invite.PeerR\tbootstrapJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\a\x10\bR\aexpiresR\n" +
-	"single_useR\x04peerR\n" +
-	"invite_key\",\n" +
+	"\tbootstrap\x18\x03 \x03(\v2\x15.latchkey.invite.PeerR\tbootstrap\x12\x18\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\x12\x1d\n" +
+	"\n" +
+	"single_use\x18\x05 \x01(\bR\tsingleUse\x12\x12\n" +
+	"\x04peer\x18\x06 \x01(\fR\x04peer\x12\x1d\n" +
+	"\n" +
+	"invite_key\x18\a \x01(\fR\tinviteKey\",\n" +
 	"\x04Peer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05addrs\x18\x02 \x03(\fR\x05addrsB\x19Z\x17latchkey/node/invite/pbb\x06proto3"

@@ -1,0 +1,59 @@
+package dht
+
+import (
+	"errors"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// errNotAdmitted is why we open no stream to a peer.
+var errNotAdmitted = errors.New("dht: peer is not admitted to the overlay")
+
+// WithAdmission asks admits, which must not block, whether a peer may be in the overlay, for each stream that either side opens, those of
+// Kademlia included (but not those of a Kademlia handed over with [WithDHT]). Where it may not the stream is reset before any of its bytes
+// are read, and counted as [ReasonRefused]. Whoever changes what admits says calls [Overlay.Dismiss].
+func WithAdmission(admits func(peer.ID) bool) Option { return func(c *config) { c.admits = admits } }
+
+func (o *Overlay) admitted(p peer.ID) bool { return o.admits == nil || o.admits(p) }
+
+// turnAway resets a stream whose peer is not admitted, and reports whether it did.
+func (o *Overlay) turnAway(s network.Stream) bool {
+	p := s.Conn().RemotePeer()
+	if o.admitted(p) {
+		return false
+	}
+	o.count.reset(ReasonRefused)
+	log.Debugw("stream of a peer that is not admitted", "peer", p, "protocol", s.Protocol())
+	s.ResetWithError(network.StreamGated)
+	return true
+}
+
+// Dismiss ends the streams of a peer that is not admitted any more: its calls fail with [ErrLinkLost], and it leaves the routing table and
+// the replica sets. Connections stay open: they are the host's. For a peer that is admitted it does nothing.
+func (o *Overlay) Dismiss(p peer.ID) {
+	if o.admitted(p) || !o.up.Load() {
+		return
+	}
+	o.unreachable(p)
+	o.changed()
+	o.linksMu.RLock()
+	l := o.links[p]
+	o.linksMu.RUnlock()
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	var any *stream
+	for i := range l.lanes {
+		for _, s := range []*stream{l.lanes[i].opened, l.lanes[i].accepted} {
+			if s != nil {
+				any = s
+			}
+		}
+	}
+	l.mu.Unlock()
+	if any != nil {
+		any.close(&badFrame{ReasonRefused, "not admitted any more"})
+	}
+}
