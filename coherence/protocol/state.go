@@ -20,11 +20,14 @@ type StateReader struct {
 	err  error
 }
 
-// ReadState begins to read a snapshot: its version is the first thing.
-func ReadState(b []byte) *StateReader {
+// ReadState begins to read a manager's snapshot: its version is the first thing.
+func ReadState(b []byte) *StateReader { return ReadVersion(b, StateVersion) }
+
+// ReadVersion begins to read a state whose first byte is its version.
+func ReadVersion(b []byte, version byte) *StateReader {
 	r := &StateReader{rest: b}
-	if v := r.Byte(); r.err == nil && v != StateVersion {
-		r.Fail("of version %d, and this build reads version %d", v, StateVersion)
+	if v := r.Byte(); r.err == nil && v != version {
+		r.Fail("of version %d, and this build reads version %d", v, version)
 	}
 	return r
 }

@@ -57,6 +57,11 @@ var packages = map[string]int{
 	"dht/detector":           automata,
 	"dht/twins":              automata,
 
+	"coherence/durable":              automata,
+	"coherence/durable/store":        automata,
+	"coherence/durable/register":     automata,
+	"coherence/durable/cachedobject": automata,
+
 	"internal/driver":      tools,
 	"internal/durablefile": tools,
 	"internal/filelock":    tools,
@@ -107,6 +112,8 @@ var packages = map[string]int{
 	"coherence/coherencetest":      support,
 	"node/api/apitest":             support,
 	"dht/rawbench":                 support,
+
+	"coherence/durable/durabletest": support,
 }
 
 // families says how high each top directory is. A package imports its own family and lower ones: dht knows nothing of groups
@@ -125,6 +132,11 @@ var beside = map[string][]string{
 	"coherence/manager":      {"coherence/protocol"},
 	"coherence/cachedcopy":   {"coherence/protocol"},
 	"coherence/appmanager":   {"coherence/protocol"},
+
+	"coherence/durable":              {"coherence/protocol"}, // whose nodes and cells it shares
+	"coherence/durable/store":        {"coherence/protocol", "coherence/durable"},
+	"coherence/durable/register":     {"coherence/protocol", "coherence/durable", "coherence/durable/store"},
+	"coherence/durable/cachedobject": {"coherence/protocol", "coherence/durable"},
 }
 
 // foreign lists what an automaton may import from outside, by path prefix.
