@@ -94,7 +94,7 @@ const (
 	openTriesMax  = 3
 	crossPauseMax = 20 * time.Millisecond
 
-	// writeStallMax is how long one write may wait for a peer that does not read before the stream is given up.
+	// writeStallMax is how long one write may wait for a peer that does not read. The stream is given up before twice that time is over.
 	writeStallMax = 15 * time.Second
 	// silentFor is how long calls to a peer are refused after the end of a watch that suspected it.
 	silentFor = time.Second

@@ -208,13 +208,63 @@ func (s *stream) close(err error) {
 // on one processor, the writer runs between them, and as long as it finds one message at a time it would never yield to find more.
 func (l *link) crowdedLocked(messages int) bool { return messages > 1 || len(l.calls) > messages }
 
+// stallWatch notices a write that does not end. Its timer is set once in a while, and not for each write, which would cost a small write a
+// tenth of its time: so a write is found to be late after one to two times the limit.
+type stallWatch struct {
+	limit time.Duration
+	late  func()
+
+	writes atomic.Uint64 // begun and ended; odd while one is under way
+	set    atomic.Bool   // the timer is
+	timer  *time.Timer
+	seen   uint64 // writes, when the timer was set
+}
+
+func (w *stallWatch) begin() {
+	w.writes.Add(1)
+	w.arm()
+}
+
+func (w *stallWatch) end() { w.writes.Add(1) }
+
+// arm sets the timer unless it is set. Who writes and who finds that the timer has run out may both do it: each looks at what the other
+// has changed after it has changed its own, so that no write goes unwatched.
+func (w *stallWatch) arm() {
+	if w.set.Load() || !w.set.CompareAndSwap(false, true) {
+		return
+	}
+	if w.seen = w.writes.Load(); w.timer == nil {
+		w.timer = time.AfterFunc(w.limit, w.expired)
+	} else {
+		w.timer.Reset(w.limit)
+	}
+}
+
+func (w *stallWatch) expired() {
+	if now := w.writes.Load(); now%2 == 1 && now == w.seen {
+		w.late()
+		return
+	}
+	w.set.Store(false)
+	if w.writes.Load()%2 == 1 {
+		w.arm()
+	}
+}
+
+// stop ends the watch, after the last write.
+func (w *stallWatch) stop() {
+	w.writes.Store(0) // nothing is late any more
+	if w.set.Swap(true) {
+		w.timer.Stop()
+	}
+}
+
 // write is the write loop of the lane's writer. It takes all that waits as one batch and sleeps when nothing does.
 func (s *stream) write() {
 	l, o := s.link, s.link.o
 	ln := &l.lanes[s.class]
-	stall := time.AfterFunc(o.stall, func() { s.close(&badFrame{ReasonStalled, o.stall.String()}) })
-	stall.Stop()
-	defer stall.Stop()
+	stall := stallWatch{limit: o.stall, late: func() { s.close(&badFrame{ReasonStalled, o.stall.String()}) }}
+	defer stall.stop()
 	var batch []*frame
 	var messages, size int // of the batch, as the lane counts them
 	crowded := false       // several callers were at it when the last batch was taken
@@ -242,7 +292,7 @@ func (s *stream) write() {
 			}
 			continue
 		}
-		stall.Reset(o.stall)
+		stall.begin()
 		for i, f := range batch {
 			b := f.bytes()
 			if _, err := s.net.Write(b); err != nil {
@@ -255,7 +305,7 @@ func (s *stream) write() {
 			f.free()
 			batch[i] = nil
 		}
-		stall.Stop()
+		stall.end()
 	}
 }
 
