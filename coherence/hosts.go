@@ -11,7 +11,6 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"latchkey/coherence/appmanager"
 	"latchkey/coherence/protocol"
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
@@ -114,7 +113,7 @@ func decodeQuestion(b []byte) (q question, app keyspace.Key, err error) {
 		return q, app, fmt.Errorf("coherence: a question: %w", err)
 	}
 	ok := len(q.App) == len(app) && (len(q.Thread) == 0 || len(q.Thread) == len(protocol.ThreadID{})) && (len(q.Node) == 0 || len(q.Node) == len(keyspace.NodeID{})) &&
-		len(q.Reason) <= reasonBytesMax && len(q.Wanted) <= ThreadsShown && len(q.Hosts) <= ThreadsShown
+		(q.Do != askMove || len(q.Thread) > 0 && len(q.Node) > 0) && len(q.Reason) <= reasonBytesMax && len(q.Wanted) <= ThreadsShown && len(q.Hosts) <= ThreadsShown
 	for _, h := range q.Hosts {
 		ok = ok && len(h.ID) == len(keyspace.NodeID{})
 	}
@@ -439,5 +438,3 @@ func (s *Service) Migrate(ctx context.Context, app, thread string, to peer.ID) e
 		}
 	}
 }
-
-var _ = appmanager.Running

@@ -282,3 +282,158 @@ func TestThreadsMove(t *testing.T) {
 		t.Errorf("%d and %d steps, threads %v and %v, epoch %d", own, all, apps[0].Threads(), apps[2].Threads(), apps[0].Epoch())
 	}
 }
+
+// lingering is a kind of threads that come to no safe point before a channel is closed.
+func lingering(end <-chan struct{}) coherence.ThreadFunc {
+	return func(ctx context.Context, t *coherence.Thread) error {
+		select {
+		case <-end:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		for ctx.Err() == nil {
+			if err := t.SafePoint(ctx, nil); err != nil {
+				return err
+			}
+			if err := add(ctx, t.Object("n")); err != nil {
+				return err
+			}
+		}
+		return context.Cause(ctx)
+	}
+}
+
+func TestACheckpointSaysWhoDidNotStop(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 3)
+	a, b := open(t, ctx, net, 0, "app"), open(t, ctx, net, 1, "app")
+	end := make(chan struct{})
+	register(t, a, "slow", lingering(end))
+	always := make(chan struct{})
+	close(always)
+	register(t, b, "good", lingering(always))
+	for name, kind := range map[string]string{"sloth": "slow", "bee": "good"} {
+		if err := b.Go(ctx, name, kind, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	blames := func(err error) bool {
+		return errors.Is(err, coherence.ErrAborted) && strings.Contains(err.Error(), `"sloth"`) && !strings.Contains(err.Error(), `"bee"`)
+	}
+	if _, err := b.Checkpoint(ctx, coherence.GiveUpAfter(200*time.Millisecond)); !blames(err) {
+		t.Errorf("given up by who leads: %v", err)
+	}
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	if _, err := b.Checkpoint(short); !blames(err) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("given up by who asked: %v", err)
+	}
+	for n := get(t, ctx, b, "n"); get(t, ctx, b, "n") == n; { // the other one goes on
+	}
+	close(end)
+	if _, err := b.Checkpoint(ctx); err != nil {
+		t.Errorf("when all stop: %v", err)
+	}
+	if _, err := b.Checkpoint(ctx); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+	p, _ := net.Peer(2)
+	if _, err := p.Node().Objects().Checkpoint(ctx, "nobody's"); !errors.Is(err, coherence.ErrNotOpen) {
+		t.Errorf("of an application that nobody has open: %v", err)
+	}
+	if _, err := p.Node().Objects().Restart(ctx, "nobody's"); !errors.Is(err, coherence.ErrNotOpen) {
+		t.Errorf("a restart of one: %v", err)
+	}
+	if err := p.Node().Objects().Migrate(ctx, "app", "bee", p.Node().ID()); !errors.Is(err, coherence.ErrKind) {
+		t.Errorf("a move to who does not have it open: %v", err)
+	}
+	if err := p.Node().Objects().Migrate(ctx, "app", "nobody", p.Node().ID()); !errors.Is(err, coherence.ErrNoThread) {
+		t.Errorf("a move of nobody: %v", err)
+	}
+}
+
+// TestThreadsWaitForANode has all nodes leave while a thread has not ended.
+func TestThreadsWaitForANode(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 3)
+	a := open(t, ctx, net, 0, "app")
+	end := make(chan struct{})
+	close(end)
+	register(t, a, "k", lingering(end))
+	if err := a.Go(ctx, "t", "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	for get(t, ctx, a, "n") == 0 {
+	}
+	if _, err := a.Checkpoint(ctx); err != nil {
+		t.Fatal(err)
+	}
+	saved := get(t, ctx, a, "n")
+	if err := a.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := net.Peer(2)
+	objects := p.Node().Objects()
+	if st, err := objects.Status(ctx, "app"); err != nil || !st.Open || len(st.Running) != 1 || !st.Running[0].At.IsZero() || len(st.Nodes) != 0 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	b := open(t, ctx, net, 1, "app") // which cannot run it
+	if b.Epoch() <= a.Epoch() {
+		t.Errorf("epoch %d after %d", b.Epoch(), a.Epoch())
+	}
+	c := open(t, ctx, net, 2, "app")
+	register(t, c, "k", lingering(end))
+	for n := get(t, ctx, b, "n"); get(t, ctx, b, "n") <= max(n, 1); {
+	}
+	if saved == 0 || len(c.Threads()) != 1 || len(b.Threads()) != 0 {
+		t.Errorf("%d steps were saved; threads %v and %v", saved, b.Threads(), c.Threads())
+	}
+}
+
+// TestALostCheckpointIsNoStateAtAll takes chunks away that a checkpoint consists of.
+func TestALostCheckpointIsNoStateAtAll(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 3)
+	a, b := open(t, ctx, net, 0, "app"), open(t, ctx, net, 1, "app")
+	if err := a.Object("x").Set(ctx, []byte("saved")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Checkpoint(ctx); err != nil {
+		t.Fatal(err)
+	}
+	restart := func() *coherence.App {
+		t.Helper()
+		p, _ := net.Peer(2)
+		if _, err := p.Node().Objects().Restart(ctx, "app"); err != nil {
+			t.Fatal(err)
+		}
+		<-a.Restarted()
+		a = open(t, ctx, net, 0, "app")
+		return a
+	}
+	if v, err := restart().Object("x").Get(ctx); err != nil || string(v) != "saved" {
+		t.Fatalf("%q, %v", v, err)
+	}
+	if v, err := a.Object("y").Get(ctx); err != nil || len(v) != 0 {
+		t.Fatalf("an object that is not in it: %q, %v", v, err)
+	}
+	<-b.Restarted()
+	// Somebody has told the keepers that the application is over.
+	p, _ := net.Peer(2)
+	if err := p.Node().Chunks().Collect(ctx, coherence.AppKey("app"), 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		p, _ := net.Peer(i)
+		for n, _ := p.Node().Chunks().Usage(); n > 0; n, _ = p.Node().Chunks().Usage() {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	restart()
+	if v, err := a.Object("x").Get(ctx); !errors.Is(err, coherence.ErrLost) {
+		t.Errorf("%q, %v", v, err)
+	}
+	if err := a.Object("x").Set(ctx, nil); !errors.Is(err, coherence.ErrLost) {
+		t.Errorf("written: %v", err)
+	}
+}

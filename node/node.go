@@ -428,6 +428,9 @@ func (n *Node) Err() error {
 // Objects returns the node's part in shared objects: it opens applications.
 func (n *Node) Objects() *coherence.Service { return n.objects }
 
+// Chunks returns what keeps the checkpoints of applications, for this node and for others.
+func (n *Node) Chunks() *chunks.Service { return n.chunks }
+
 // Locks returns the node's own session of the lock service.
 func (n *Node) Locks() *lockservice.Service { return n.locks }
 
