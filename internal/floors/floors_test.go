@@ -61,6 +61,7 @@ var packages = map[string]int{
 	"coherence/durable/store":        automata,
 	"coherence/durable/register":     automata,
 	"coherence/durable/cachedobject": automata,
+	"coherence/durable/pb":           tools,
 
 	"internal/driver":      tools,
 	"internal/durablefile": tools,
