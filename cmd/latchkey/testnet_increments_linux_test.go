@@ -21,7 +21,10 @@ import (
 
 var increments = flag.Int("testnet.increments", 20, "how many commands increment a number under one lock, in each round")
 
-const incrementTTL = 2 * time.Second
+const (
+	incrementTTL = 2 * time.Second
+	plainTTL     = 10 * time.Second // what a testnet's locks have when nobody says
+)
 
 // counting is a number in a file that commands increment under a lock, each through one of the peers, and the tokens they had.
 type counting struct {
@@ -32,6 +35,16 @@ type counting struct {
 	sockets []string
 	done    int // commands that have ended well
 	unsure  atomic.Int64
+
+	exactly bool // each command as its users type it, once
+	avoid   int  // the peer that it does not go through; -1: none
+}
+
+// plainly counts in the words "latchkey lock NAME -- sh -c 'v=$(cat f); echo $((v+1)) > f'": no flag, no second try, no failure.
+func (n *liveNet) plainly(lock string) *counting {
+	c := n.counting(lock)
+	c.exactly, c.avoid = true, -1
+	return c
 }
 
 func (n *liveNet) counting(lock string, flags ...[]string) *counting {
@@ -63,6 +76,10 @@ func (c *counting) round(do func()) { rounds([]*counting{c}, do) }
 // start starts all commands at once. One whose peer fails it before it had the lock goes to another.
 func (c *counting) start(wg *sync.WaitGroup) {
 	c.done += *increments
+	if c.exactly {
+		c.startPlainly(wg)
+		return
+	}
 	for i := range *increments {
 		wg.Go(func() {
 			for peer := i; ; peer++ {
@@ -86,6 +103,22 @@ func (c *counting) start(wg *sync.WaitGroup) {
 	}
 }
 
+func (c *counting) startPlainly(wg *sync.WaitGroup) {
+	for i := range *increments {
+		peer := i % len(c.sockets)
+		if peer == c.avoid {
+			peer = (peer + 1) % len(c.sockets)
+		}
+		wg.Go(func() {
+			p := command(c.n.t, []string{"LATCHKEY_API=" + c.sockets[peer]}, "lock", c.lock, "--", "sh", "-c", `v=$(cat f); echo $((v+1)) > f`)
+			p.Dir = c.dir
+			if code := p.start().wait(); code != exitOK {
+				c.n.t.Errorf("peer %d: exit %d: %s", peer, code, p.err.String())
+			}
+		})
+	}
+}
+
 // check looks at the number: each command that ended well counts once, and one that was stopped may. No token is older than one before it.
 func (c *counting) check() {
 	c.n.t.Helper()
@@ -96,6 +129,9 @@ func (c *counting) check() {
 	v, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if unsure := int(c.unsure.Load()); err != nil || v < c.done || v > c.done+unsure {
 		c.n.t.Errorf("the number is %q after %d increments; %d were stopped", b, c.done, unsure)
+	}
+	if c.exactly {
+		return
 	}
 	if b, err = os.ReadFile(filepath.Join(c.dir, "fences")); err != nil {
 		c.n.t.Fatal(err)
@@ -117,22 +153,30 @@ func TestIncrementsUnderALockAreNeverLost(t *testing.T) {
 	const peers, asked = 5, 4
 	n := upLive(t, socketDir(t), "--mode", "process", "-n", fmt.Sprint(peers), "--depth", "1", "--sigma")
 	sigma, group := []string{"--protocol", "sigma"}, []string{"--protocol", "group"}
-	counts := []*counting{n.counting("by sigma", sigma), n.counting("by both", sigma, group)}
+	plain := n.plainly("n")
+	counts := []*counting{n.counting("by sigma", sigma), n.counting("of both", sigma, group), plain}
 	lock := counts[0].lock
 	rounds(counts, func() {})
 	for range *loadRounds {
 		leader := n.leaderOf(lock, asked)
+		plain.avoid = leader
 		rounds(counts, func() {
 			n.verb(exitOK, fmt.Sprint("kill ", leader))
 			n.verb(exitOK, fmt.Sprint("restart ", leader))
 		})
 		frozen := n.membersOf(lock, asked)[0]
+		plain.avoid = frozen
+		pause := incrementTTL * 3 / 2
+		if *increments >= 100 {
+			pause = plainTTL * 11 / 10
+		}
 		rounds(counts, func() {
 			n.verb(exitOK, fmt.Sprint("pause ", frozen))
-			time.Sleep(incrementTTL * 3 / 2) // what is tested is a pause longer than a lease
+			time.Sleep(pause) // what is tested is a pause longer than a lease
 			n.verb(exitOK, fmt.Sprint("resume ", frozen))
 		})
 		leaver := n.membersOf(lock, asked)[0]
+		plain.avoid = leaver
 		rounds(counts, func() {
 			n.verb(exitOK, fmt.Sprint("leave ", leaver))
 			n.verb(exitOK, fmt.Sprint("restart ", leaver))

@@ -50,8 +50,12 @@ type exploration struct {
 	log     []Entry
 	states  []LogState // after each
 	ticks   int
-	release bool // holders may give back, waiters cancel
-	deep    bool // depth first, which goes far; breadth first finds the shortest schedule
+	release bool   // holders may give back, waiters cancel
+	patient bool   // clients leave it to the voters to say only after a while that they wait
+	idle    bool   // nobody has anything yet: clients have just asked
+	alone   bool   // the holder is the only client
+	next    []byte // the voters of a view that follows; nil: none does
+	deep    bool   // depth first, which goes far; breadth first finds the shortest schedule
 	seen    map[uint64]bool
 	seed    maphash.Seed
 	todo    []*universe
@@ -251,14 +255,14 @@ func (x *exploration) run(from *universe) (states int, complete bool, err error)
 func (x *exploration) midState(m mutant) *universe {
 	log := LogState{Descriptor: Descriptor{View: ViewID{1, 1}, Members: ids(1, 2, 3)}, Base: 100, Ceil: 100 + Block, Cap: exploreTTL}
 	u := &universe{now: 1}
-	for b := byte(1); b < 4; b++ {
+	for b := byte(1); b <= slices.Max(append([]byte{3}, x.next...)); b++ {
 		u.reps = append(u.reps, &explored[Replica]{timer: automaton.Never, core: NewReplica(ReplicaConfig{
 			Self: id(b), Inc: 1, TTLMin: 1, TTLMax: 10 * exploreTTL, mutant: m,
 		}, log)})
 	}
 	for i := range 2 {
 		u.cls = append(u.cls, &explored[Client]{timer: automaton.Never, core: NewClient(ClientConfig{
-			Name: "n", Req: Req{Session{byte(10 + i)}, 1}, TTL: exploreTTL, View: log.Descriptor, mutant: m,
+			Name: "n", Req: Req{Session{byte(10 + i)}, 1}, TTL: exploreTTL, View: log.Descriptor, Patient: x.patient, mutant: m,
 		})})
 	}
 	play := func(from, to byte) { // delivers the first such message, and drops its like
@@ -271,7 +275,12 @@ func (x *exploration) midState(m mutant) *universe {
 		}
 	}
 	u = x.step(u, id(10), Event{Kind: Begin})
-	u = x.step(u, id(11), Event{Kind: Begin})
+	if !x.alone {
+		u = x.step(u, id(11), Event{Kind: Begin})
+	}
+	if x.idle {
+		return u
+	}
 	for _, l := range [][2]byte{{10, 1}, {1, 10}, {10, 3}, {3, 10}, {11, 2}, {2, 11}} {
 		play(l[0], l[1])
 	}
@@ -279,9 +288,9 @@ func (x *exploration) midState(m mutant) *universe {
 	return u
 }
 
-func explore(m mutant, next []byte, x *exploration) (int, bool, error) {
-	if next != nil {
-		x.log = []Entry{{Kind: EntryView, From: ViewID{1, 1}, Members: ids(next...)}}
+func explore(m mutant, x *exploration) (int, bool, error) {
+	if x.next != nil {
+		x.log = []Entry{{Kind: EntryView, From: ViewID{1, 1}, Members: ids(x.next...)}}
 	}
 	u := x.midState(m)
 	state := u.reps[0].core.log
@@ -302,20 +311,29 @@ func TestExploration(t *testing.T) {
 	}
 	for _, k := range []struct {
 		name string
-		next []byte
 		exploration
 	}{
-		{"one view, releases", nil, exploration{release: true}},
-		{"one view, two steps of time", nil, exploration{ticks: 2}},
-		{"view of 1", []byte{1}, exploration{}},
-		{"view of 1, releases", []byte{1}, exploration{release: true}},
-		{"view of 1, three steps of time", []byte{1}, exploration{ticks: 3}},
-		{"view of 1, three steps of time, depth first", []byte{1}, exploration{ticks: 3, deep: true}},
-		{"null change, three steps of time, depth first", []byte{1, 2, 3}, exploration{ticks: 3, deep: true}},
+		{"one view, from the start", exploration{idle: true}},
+		{"one view, from the start, patient", exploration{idle: true, patient: true}},
+		{"one view, releases", exploration{release: true}},
+		{"one view, two steps of time", exploration{ticks: 2}},
+		{"one view, two steps of time, patient", exploration{ticks: 2, patient: true}},
+		{"view of 1", exploration{next: []byte{1}}},
+		{"view of 1, patient", exploration{next: []byte{1}, patient: true}},
+		{"view of 1, from the start, patient", exploration{next: []byte{1}, idle: true, patient: true}},
+		{"view of 1, releases", exploration{next: []byte{1}, release: true}},
+		{"null change, one client", exploration{next: []byte{1, 2, 3}, alone: true}},
+		{"null change, one client, releases", exploration{next: []byte{1, 2, 3}, alone: true, release: true}},
+		{"a voter replaced, one client", exploration{next: []byte{1, 2, 4}, alone: true}},
+		{"null change", exploration{next: []byte{1, 2, 3}}},
+		{"view of 1, three steps of time", exploration{next: []byte{1}, ticks: 3}},
+		{"view of 1, three steps of time, depth first", exploration{next: []byte{1}, ticks: 3, deep: true}},
+		{"null change, three steps of time, depth first", exploration{next: []byte{1, 2, 3}, ticks: 3, deep: true}},
+		{"null change, three steps of time, depth first, patient", exploration{next: []byte{1, 2, 3}, ticks: 3, deep: true, patient: true}},
 	} {
 		x := k.exploration
 		x.max = limit
-		n, all, err := explore(mutantNone, k.next, &x)
+		n, all, err := explore(mutantNone, &x)
 		t.Logf("%s: %d states, complete %v", k.name, n, all)
 		if err != nil {
 			t.Errorf("%s: after %d states: %v", k.name, n, err)
@@ -327,9 +345,9 @@ func TestExploration(t *testing.T) {
 // caught by those of sigma_test.go.
 func TestTheExplorationCatchesMutants(t *testing.T) {
 	for m, x := range map[mutant]*exploration{
-		mutantNoCandidates: {ticks: 3, max: 5000}, mutantSmallBase: {ticks: 3, deep: true, max: 40_000},
+		mutantNoCandidates: {next: []byte{1}, ticks: 3, max: 5000}, mutantSmallBase: {next: []byte{1}, ticks: 3, deep: true, max: 40_000},
 	} {
-		n, _, err := explore(m, []byte{1}, x)
+		n, _, err := explore(m, x)
 		t.Logf("%v: %d states: %v", m, n, err)
 		if err == nil {
 			t.Errorf("%v: not caught in %d states", m, n)

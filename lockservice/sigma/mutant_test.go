@@ -15,7 +15,7 @@ func TestTheSimulationCatchesMutants(t *testing.T) {
 		mutantSmallBase: "9.2", mutantAnyView: "9.2", mutantFromArrival: "I7", mutantHalfLease: "I5", mutantNoEmbargo: "I5",
 		mutantCounterZero: "I6 duplicate", mutantOneNameReport: "I5", mutantPieceIsAll: "I5", mutantCountedTwice: "I5",
 		mutantGrantUnsaved: "I5", mutantFloorUnsaved: "I6 duplicate", mutantLeaseFromRecord: "I5",
-		mutantOldTable: "I6 duplicate",
+		mutantOldTable: "I6 duplicate", mutantInstallUnsaved: "I6 duplicate", mutantNoVoid: "I6 duplicate",
 	}
 	const seedsMax = 600 // half-lease shows in one of some hundred worlds
 	if testing.Short() {
@@ -30,7 +30,9 @@ func TestTheSimulationCatchesMutants(t *testing.T) {
 			t.Parallel()
 			for seed := uint64(1); seed <= seedsMax; seed++ {
 				c := drawHarsh(seed, m)
-				if m >= mutantGrantUnsaved {
+				if m == mutantInstallUnsaved || m == mutantNoVoid {
+					c = drawKept(seed, m)
+				} else if m >= mutantGrantUnsaved {
 					c.keep, c.faults.CrashEvery, c.faults.CrashFor = 10, 600*time.Millisecond, 20*time.Millisecond
 					c.think, c.piece, c.names = []time.Duration{5 * time.Millisecond, 300 * time.Millisecond}[seed%2], 1, 1+int(seed%3)
 				} else if m >= mutantOneNameReport { // reports of several pieces
