@@ -331,6 +331,14 @@ func (w *sigmaVoter) Receive(from keyspace.NodeID, msg any) {
 	}
 }
 
+// Lost implements [replicagroup.Voter].
+func (w *sigmaVoter) Lost(n keyspace.NodeID) {
+	if w.replica != nil {
+		w.step(sigma.Event{Kind: sigma.Gone, From: n})
+		w.anyChanged()
+	}
+}
+
 // Expire implements [replicagroup.Voter].
 func (w *sigmaVoter) Expire() {
 	if w.replica == nil {

@@ -702,3 +702,35 @@ func TestSigmaLocksOutliveAVoterThatCrashes(t *testing.T) {
 	l.leave(held)
 	mustRelease(t, held)
 }
+
+// TestADeadPeersWaitersAreNotWaitedFor: a peer dies whose clients wait for a lock. Its turn is nobody's, and costs no lease: voters hear that its
+// connections have gone.
+func TestADeadPeersWaitersAreNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	w := newHosts(t, 5, func(w *hosts) { w.fixed, w.genesis.TTLMax = true, 10*time.Minute })
+	_, other := w.among("n")
+	var dying *sigmaHost // beside the voters and the other
+	for _, p := range w.all {
+		if _, votes := p.replica("n"); !votes && p != other {
+			dying = p
+		}
+	}
+	held := other.lock("n")
+	ctx, cancel := context.WithCancel(w.ctx())
+	defer cancel()
+	for range 5 {
+		go dying.locks.Lock(ctx, "n", WithTTL(10*time.Minute))
+	}
+	waiting := func(n int) func() bool {
+		return func() bool {
+			i, err := other.locks.Info(w.ctx(), "n")
+			return err == nil && i.Waiting == n
+		}
+	}
+	w.until("its clients wait", waiting(5))
+	dying.kill()
+	dying.host.Close()
+	w.until("the voters let go of them", waiting(0))
+	mustRelease(t, held)
+	mustRelease(t, other.lock("n"))
+}

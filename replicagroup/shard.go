@@ -475,7 +475,19 @@ func (s *shard) addressee(e *engineEvent) *replica {
 	return nil
 }
 
+// lostPeer tells the voters of a peer that seems to have stopped.
+func (s *shard) lostPeer(n keyspace.NodeID) {
+	for _, r := range s.replicas {
+		if r.seat != nil && r.seat.voter != nil {
+			r.seat.voter.Lost(n)
+		}
+	}
+}
+
 func (e linkEvent) handle(s *shard) {
+	if !e.up {
+		s.lostPeer(e.peer)
+	}
 	before := len(s.drowsy)
 	for _, r := range s.replicas {
 		if r.resting {
@@ -504,6 +516,7 @@ func (e suspectEvent) handle(s *shard) {
 	if e.down {
 		if !s.suspects(e.peer) {
 			s.down[e.peer] = s.now
+			s.lostPeer(e.peer)
 		}
 	} else {
 		delete(s.down, e.peer)

@@ -55,6 +55,9 @@ type Voter interface {
 	Receive(from keyspace.NodeID, msg any)
 	// Expire tells that the time of [Seat.Arm] has come.
 	Expire()
+	// Lost tells that the last connection to a peer has gone, or that the peer is suspected of having stopped. Either may be wrong, and nobody
+	// says when it was.
+	Lost(n keyspace.NodeID)
 	// Vet reports, at the leader, whether a command of the group's own that a member's voter asks for is to be proposed.
 	Vet(author keyspace.NodeID, data []byte) bool
 	// Ready reports, at the leader, whether it is time for another change of the voters, as far as this voter knows. A while later it is

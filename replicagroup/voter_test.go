@@ -56,6 +56,7 @@ func (v *noting) Foresee()                         { v.note("foresee") }
 func (v *noting) CaughtUp()                        { v.note("caught up") }
 func (v *noting) Receive(keyspace.NodeID, any)     { v.note("receive") }
 func (v *noting) Expire()                          { v.note("expire") }
+func (v *noting) Lost(n keyspace.NodeID)           { v.note("lost") }
 func (v *noting) Ready() bool                      { return true }
 func (v *noting) Idle() bool                       { return v.idle }
 func (v *noting) Vet(keyspace.NodeID, []byte) bool { return true }

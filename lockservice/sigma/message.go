@@ -313,6 +313,8 @@ const (
 	Truncated
 	// Barrier: everything that was committed when this replica started has been applied. Of a replica.
 	Barrier
+	// Gone: From seems to have stopped, as its connections have. It may be wrong. Of a replica.
+	Gone
 	// Begin starts asking. It counts once. Of a client.
 	Begin
 	// Renew asks for a lease that counts from now, where the lock is held. [Renewed] says that there is one. Of a client.

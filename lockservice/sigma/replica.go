@@ -249,9 +249,29 @@ func (r *Replica) Step(ev Event, out []Action) []Action {
 			r.booting = false
 			out = r.restarted(out)
 		}
+	case Gone:
+		out = r.gone(ev.From, out)
 	}
 	out = r.save(r.elapse(out))
 	return r.arm(out)
+}
+
+// gone lets go of the waiters of a node that seems to have stopped, so that none of them is granted and then waited for. One that lives asks again, and
+// has its place by when its request was made. What the node owns, or claims, it may hold.
+func (r *Replica) gone(n keyspace.NodeID, out []Action) []Action {
+	if r.perPeer[n] == 0 {
+		return out
+	}
+	for _, name := range r.names() {
+		l := r.locks[name]
+		for i := len(l.queue) - 1; i >= 0; i-- {
+			if w := &l.queue[i]; w.node == n && w.tok == 0 {
+				r.dequeue(l, i)
+			}
+		}
+		out = r.rest(l, out)
+	}
+	return out
 }
 
 // resume lifts the suspension.

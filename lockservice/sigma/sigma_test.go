@@ -901,3 +901,42 @@ func TestIdleNamesMakeRoom(t *testing.T) {
 		t.Errorf("old %v, %d names, floor %d", r.locks["old"], len(r.locks), r.floor)
 	}
 }
+
+// TestWaitersOfADeadPeerAreNotGranted: a replica that hears that a peer has gone lets go of its waiters, and of nothing that it may hold. One that lives
+// has its place again when it asks.
+func TestWaitersOfADeadPeerAreNotGranted(t *testing.T) {
+	r := NewReplica(ReplicaConfig{Self: id(1), Inc: 1, TTLMin: 1, TTLMax: time.Minute}, LogState{
+		Descriptor: Descriptor{View: ViewID{1, 1}, Members: ids(1)}, Ceil: Block, Cap: CapFor(time.Minute),
+	})
+	ask := func(b byte, ts uint64) (to keyspace.NodeID, granted bool) {
+		for _, a := range r.Step(Event{Kind: Receive, Now: 1, From: id(b), Msg: &Message{Kind: Request, View: ViewID{1, 1}, Name: "n", Req: Req{Session{b}, 1}, ReqTS: ts, TTL: time.Minute}}, nil) {
+			if a.Kind == Send && (a.Msg.Kind == Grant || a.Msg.Kind == Inquire) {
+				to, granted = a.To, true
+			}
+		}
+		return to, granted
+	}
+	gone := func(b byte) { r.Step(Event{Kind: Gone, Now: 1, From: id(b)}, nil) }
+	for b := byte(10); b < 14; b++ {
+		ask(b, uint64(b))
+	}
+	for _, b := range []byte{10, 11, 12} {
+		gone(b)
+	}
+	if i := r.Info("n", 1); i.Owner.Session != (Session{10}) || len(i.Waiters) != 1 || i.Waiters[0].Session != (Session{13}) {
+		t.Fatalf("owner, first, second gone: %+v", i)
+	}
+	ask(12, 12) // it was none
+	var next keyspace.NodeID
+	for _, a := range r.Step(Event{Kind: Receive, Now: 1, From: id(10), Msg: &Message{Kind: Release, View: ViewID{1, 1}, Name: "n", Req: Req{Session{10}, 1}, Tok: 1}}, nil) {
+		if a.Kind == Send && a.Msg.Kind == Grant {
+			next = a.To
+		}
+	}
+	if next != id(12) {
+		t.Errorf("granted to %v, want 12, which asked before 13", next)
+	}
+	if err := r.Check(); err != nil {
+		t.Error(err)
+	}
+}

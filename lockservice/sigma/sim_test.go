@@ -76,8 +76,9 @@ type worldConfig struct {
 	hasty   bool // view changes do not wait for the former one to settle
 	cap     time.Duration
 	y1      bool
-	piece   int // names in a piece of a report
-	keep    int // of ten crashes of a replica, how many leave its host the records of its table
+	piece   int  // names in a piece of a report
+	doubts  bool // replicas take clients for dead that may not be
+	keep    int  // of ten crashes of a replica, how many leave its host the records of its table
 }
 
 func drawWorld(seed uint64, m mutant) worldConfig {
@@ -106,6 +107,7 @@ func drawWorld(seed uint64, m mutant) worldConfig {
 	if r.IntN(8) == 0 {
 		c.faults.Drift = 3 * c.drift // beyond the bound: exclusion may break, tokens are never repeated
 	}
+	c.doubts = r.IntN(3) == 0
 	return c
 }
 
@@ -113,7 +115,7 @@ func drawWorld(seed uint64, m mutant) worldConfig {
 func drawHarsh(seed uint64, m mutant) worldConfig {
 	c := drawWorld(seed, m)
 	r := rand.New(rand.NewPCG(seed, 0x4a5))
-	c.names, c.clients, c.y1, c.drift = 1, 4+r.IntN(2), false, 100_000
+	c.names, c.clients, c.y1, c.drift, c.doubts = 1, 4+r.IntN(2), false, 100_000, false
 	c.hold, c.think, c.delay = []time.Duration{100 * time.Millisecond, 1500 * time.Millisecond}[r.IntN(2)], 5*time.Millisecond, 0
 	c.sizes = [][]int{{3}, {1, 3}}[r.IntN(2)]
 	c.change = []time.Duration{0, 800 * time.Millisecond, 3 * time.Second}[r.IntN(3)]
@@ -372,6 +374,9 @@ func (w *world) boot(e *sim.Env) sim.Process {
 		p.core = NewReplica(p.config(d.inc > 1), w.states[0])
 	}
 	p.fetch()
+	if p.w.cfg.doubts {
+		p.doubt()
+	}
 	if born := e.Now(); d.inc > 1 {
 		e.After(p.draw(100*time.Millisecond), func() { // the barrier's read
 			p.barrier = w.commit
@@ -412,6 +417,16 @@ func (p *simReplica) begin(t *Table, born automaton.Instant) {
 	for i := p.applied; i < p.w.disks[p.env.ID()].appended; i++ {
 		p.step(Event{Kind: Appended, Entry: &p.w.log[i]})
 	}
+}
+
+// doubt takes some client for dead now and then, be it or not.
+func (p *simReplica) doubt() {
+	p.env.After(p.draw(4*time.Second), func() {
+		if p.w.sim.Now() < p.w.cfg.faults.Heal {
+			p.step(Event{Kind: Gone, From: simNode(sim.NodeID(p.w.cfg.pool + p.env.Rand().IntN(p.w.cfg.clients)))})
+			p.doubt()
+		}
+	})
 }
 
 type simReplica struct {
