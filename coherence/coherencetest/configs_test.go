@@ -77,7 +77,23 @@ var configurations = []configuration{
 	{"full, 2 nodes, 1 thread f2, 1 blank manager, 1 checkpoint", full(2, 1, 2, budget{blanks: 1, checkpoints: 1})},
 }
 
-// TestExploration visits every state of small worlds, as far as -explore goes, and prints how many they were.
+// TestExploration visits every state of small worlds, as far as -explore goes, and prints how many they were. These are all there are, each with every
+// invariant and L holding (section 10 of the design in brackets):
+//
+//	2 nodes f2 d0                           1,889  [2,804]    f3 d0    29,541  [23,922]   f3 d1   1,027,499  [788,006 with R1; 7.4 M with 1 silent]
+//	3 nodes f2 d0                         337,452  [305,620; 2.8 M with 1 silent]         f1, 2 losses     29,691  [67,417]
+//	2 nodes f2, 2 losses, 1 silent        181,873  [2.3 M with d1]
+//	2 objects, 2 nodes f2 d0               14,427             f2 d1   242,620  [589,865]
+//	2 nodes f2, held writes               122,129  [8,480]
+//	full, 2 nodes, 2 threads f2: 1 crash   68,407             1 wrong suspicion  33,270 [167,246 with d1]
+//	  2 migrations with injection, 1 thread f3  55,903 [106,518]     1 migration f3  13,353
+//	  1 checkpoint  11,432     1 checkpoint, 1 abort  68,394     1 checkpoint, held writes  101,152
+//	  1 wrong suspicion, held writes  617,096
+//
+// The numbers differ from the design's, whose checker had its own model. Here the shipped automata run to completion in one step, so there are fewer
+// states between; the node that begins is the first one, as nodes are alike, which halves the object layer; and timers fire only when nothing
+// travels. On the other hand what travels carries a kind and a value, TRANSFER_DONE, TOUCHED and its receipt travel too, and held writes are a step
+// of every write. A detector is heard only about nodes that a manager is concerned about, which makes worlds with crashes smaller.
 func TestExploration(t *testing.T) {
 	for i := range configurations {
 		c := &configurations[i]

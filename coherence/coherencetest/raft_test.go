@@ -1,6 +1,7 @@
 package coherencetest
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"testing"
@@ -19,8 +20,8 @@ import (
 )
 
 // A world whose managers are the machines of real replica groups: coherence.Machine behind a session table and the ordering engine, on simulated
-// disks. Leaders change, members are replaced, and up to f of a view are down at a time. All who use objects are guests, as the nodes are that
-// have an application open.
+// disks. Leaders change, members are replaced, and up to f of a view are down at a time. In half of the worlds all who use objects are guests, as the nodes
+// are that have an application open; in the others there are threads, which move, and checkpoints, of which only those are kept that count.
 
 const (
 	raftHeartbeat = 100 * time.Millisecond
@@ -39,6 +40,14 @@ type raftGroup struct {
 	states  map[uint64][32]byte
 	stores  byte
 	changes uint64 // questions for changes of the view
+	cuts    map[protocol.CheckpointID]bool
+}
+
+// posted is what coherence.Machine posts.
+type posted interface {
+	Messages() []protocol.Message
+	Concerns(f func(object keyspace.Key, n protocol.NodeRef, suspected bool))
+	Duty() (coherence.Duty, bool)
 }
 
 type raftDisk struct {
@@ -84,7 +93,7 @@ func raftPeer(host int) keyspace.NodeID { return nodeID(host + 1) }
 func (w *simulated) found() {
 	for at := range w.cfg.raft {
 		g := &raftGroup{w: w, at: at, home: map[order.ReplicaID]int{}, disks: map[order.ReplicaID]*raftDisk{},
-			running: map[order.ReplicaID]*raftReplica{}, states: map[uint64][32]byte{}}
+			running: map[order.ReplicaID]*raftReplica{}, states: map[uint64][32]byte{}, cuts: map[protocol.CheckpointID]bool{}}
 		g.view = order.View{Num: 1, Next: order.ReplicaID(2*w.cfg.f + 2)}
 		for i, host := range w.rand.Perm(w.cfg.hosts)[:2*w.cfg.f+1] {
 			m := order.Member{ID: order.ReplicaID(i + 1), Peer: raftPeer(host), Store: g.newStore(), Role: order.Voter}
@@ -284,6 +293,13 @@ func (r *raftReplica) apply(e order.Entry) {
 	r.table.Apply(e, &r.outputs)
 	r.applied = e.Index
 	r.g.w.report.entries++
+	for _, o := range r.outputs.List {
+		if p, ok := o.Posted.(posted); ok {
+			if d, ok := p.Duty(); ok {
+				r.g.cut(d)
+			}
+		}
+	}
 	if e.Index%raftDigest == 0 {
 		d := r.table.Digest()
 		if was, ok := r.g.states[e.Index]; !ok {
@@ -300,17 +316,81 @@ func (r *raftReplica) apply(e order.Entry) {
 // say performs what the machine has posted.
 func (r *raftReplica) say() {
 	for _, o := range slices.Clone(r.outputs.List) {
-		posted, ok := o.Posted.(interface {
-			Messages() []protocol.Message
-			Concerns(f func(object keyspace.Key, n protocol.NodeRef, suspected bool))
-		})
+		p, ok := o.Posted.(posted)
 		if !ok {
 			continue
 		}
-		for _, m := range posted.Messages() {
+		for _, m := range p.Messages() {
 			r.h.send(m)
 		}
-		posted.Concerns(r.concern)
+		p.Concerns(r.concern)
+		if d, ok := p.Duty(); ok {
+			r.do(d)
+		}
+	}
+}
+
+// do is what a leader's host does for the manager of an application.
+func (r *raftReplica) do(d coherence.Duty) {
+	w := r.g.w
+	if d.Checkpoint > 0 {
+		if _, ok := w.begun[d.Checkpoint]; !ok {
+			w.begun[d.Checkpoint] = w.sim.Now()
+		}
+		if w.sim.Now()-w.begun[d.Checkpoint] > 4*time.Second {
+			r.propose(-1, simInput{am: appmanager.Event{Kind: appmanager.Abort, Checkpoint: d.Checkpoint}})
+		}
+	}
+	if d.Save != nil {
+		name := protocol.Hash{2, byte(d.Checkpoint >> 8), byte(d.Checkpoint)}
+		w.saved[name] = *d.Save
+		r.h.env.After(r.h.draw(100*time.Millisecond), func() {
+			r.propose(-1, simInput{am: appmanager.Event{Kind: appmanager.Saved, Checkpoint: d.Checkpoint, Hash: name}})
+		})
+	}
+	if len(d.Unplaced) > 0 {
+		r.h.env.After(r.h.draw(50*time.Millisecond), func() {
+			var ps []appmanager.Placement
+			for _, t := range d.Unplaced {
+				if o := w.hosts[r.h.env.Rand().IntN(len(w.hosts))]; o != nil {
+					ps = append(ps, appmanager.Placement{Thread: t, Node: o.self})
+				}
+			}
+			r.propose(-1, simInput{am: appmanager.Event{Kind: appmanager.Place, Epoch: d.Epoch, Places: ps}})
+		})
+	}
+	if d.Saved > 0 {
+		for name := range w.saved {
+			if id := protocol.CheckpointID(name[1])<<8 | protocol.CheckpointID(name[2]); id <= d.Saved && !slices.Contains(d.Roots, name) {
+				delete(w.saved, name)
+			}
+		}
+	}
+}
+
+// cut checks a checkpoint at the instant in which the first replica makes it: it has the last write of every object, and no thread runs.
+func (g *raftGroup) cut(d coherence.Duty) {
+	if d.Save == nil || g.cuts[d.Checkpoint] {
+		return
+	}
+	g.cuts[d.Checkpoint] = true
+	g.w.report.checkpoints++
+	for o := range g.w.cfg.objects {
+		live, touched := g.w.last[epochObject{d.Epoch, o}]
+		h := d.Save.Objects[objectKey(o+1)]
+		if v := binary.BigEndian.Uint32(h[1:]); touched && v != live {
+			g.w.fail("C5: checkpoint %d has version %d of x%d, and the last write made %d", d.Checkpoint, v, o+1, live)
+		}
+	}
+	for _, h := range g.w.hosts {
+		if h == nil || h.node.Epoch() != d.Epoch {
+			continue
+		}
+		for t, s := range h.threads {
+			if s.runs && !s.guest {
+				g.w.fail("C3: %v runs at %v at the cut", t, h.self)
+			}
+		}
 	}
 }
 
@@ -369,6 +449,10 @@ func (r *raftReplica) resend() {
 	r.outputs.Reset()
 	r.table.Resend(&r.outputs)
 	r.say()
+	w := r.g.w
+	if r.g == w.raftOf(-1) && w.cfg.checkpoint > 0 && !w.healed && r.h.env.Rand().Int64N(int64(w.cfg.checkpoint)) < int64(simRepeat) {
+		r.propose(-1, simInput{am: appmanager.Event{Kind: appmanager.Begin}})
+	}
 }
 
 // store makes the oldest write durable.
@@ -520,7 +604,12 @@ func (h *host) inputRaft(m *protocol.Message) {
 func drawRaft(seed uint64) simConfig {
 	c := drawConfig(seed)
 	c.raft = 1 + int(seed/shapes)%2
-	c.guests, c.threads, c.idle, c.blanks, c.checkpoint, c.move, c.shuttle = c.hosts, 0, 0, false, 0, 0, false
+	c.blanks = false
+	if seed%2 == 0 {
+		c.guests, c.threads, c.idle, c.checkpoint, c.move, c.shuttle = c.hosts, 0, 0, 0, 0, false
+	} else {
+		c.checkpoint = 700 * time.Millisecond
+	}
 	if c.view > 0 {
 		c.view /= 5 // a change takes several steps
 	}
@@ -544,11 +633,14 @@ func TestSimulationWithRealGroups(t *testing.T) {
 		sum.accesses += r.accesses
 		sum.epochs += r.epochs
 		sum.views += r.views
+		sum.checkpoints += r.checkpoints
+		sum.migrations += r.migrations
 		sum.leaders += r.leaders
 		sum.entries += r.entries
 	}
-	t.Logf("%d worlds: %d accesses, %d restarts, %d views, %d times somebody led, %d entries applied", seeds, sum.accesses, sum.epochs, sum.views, sum.leaders, sum.entries)
-	if seeds >= 50 && (sum.accesses < 1000 || sum.views < 50 || sum.epochs < 50 || sum.leaders < 100) {
+	t.Logf("%d worlds: %d accesses, %d restarts, %d views, %d times somebody led, %d checkpoints, %d migrations, %d entries applied", seeds, sum.accesses, sum.epochs, sum.views,
+		sum.leaders, sum.checkpoints, sum.migrations, sum.entries)
+	if seeds >= 50 && (sum.accesses < 1000 || sum.views < 50 || sum.epochs < 50 || sum.leaders < 100 || sum.checkpoints < 10) {
 		t.Error("too little happens in these worlds")
 	}
 }

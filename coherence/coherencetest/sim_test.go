@@ -275,7 +275,7 @@ func (w *simulated) progressed() bool {
 
 // threads is how many there are that a restart creates again.
 func (w *simulated) threads() int {
-	if w.cfg.raft > 0 {
+	if w.cfg.threads == 0 {
 		return w.cfg.hosts // a guest on each
 	}
 	return (w.cfg.hosts - w.cfg.guests - w.cfg.idle) * w.cfg.threads
@@ -898,7 +898,7 @@ func (h *host) access(t protocol.ThreadID, s *simThread) {
 	h.w.report.accesses++
 	if h.w.healed && !s.guest {
 		h.w.done[t]++
-	} else if h.w.healed && h.w.cfg.raft > 0 {
+	} else if h.w.healed && h.w.cfg.threads == 0 {
 		h.w.done[threadID(h.at+1)]++
 	}
 	h.later(t, s)
@@ -918,7 +918,11 @@ func (h *host) copyStep(o int, ev cachedcopy.Event) {
 	c := h.copies[o]
 	if ev.Kind == cachedcopy.Receive && ev.Msg.Kind == protocol.FirstTouch {
 		m := *ev.Msg
-		hash := h.w.saved[h.node.Manifest()].Objects[objectKey(o+1)]
+		manifest, ok := h.w.saved[h.node.Manifest()]
+		if name := h.node.Manifest(); !ok && name != (protocol.Hash{}) && int(h.node.Epoch())-1 == h.w.report.epochs && h.w.cfg.raft > 0 {
+			h.w.fail("C5: %v begins from a checkpoint that was collected", h.self)
+		}
+		hash := manifest.Objects[objectKey(o+1)]
 		v := binary.BigEndian.Uint32(hash[1:])
 		m.Value = versionCell(v)
 		ev.Msg = &m
