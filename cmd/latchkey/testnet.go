@@ -83,15 +83,16 @@ func testnetDemoVerb(a *app) *cobra.Command {
 		Use:   "demo",
 		Short: "watch seven peers lose a leader, a lock holder and each other, and lose no increment",
 		Long: `demo starts seven peers. Eight clients increment one counter in an ordinary file, 50 times each, guarded by
-nothing but a lock of the overlay and its fencing token. Mid-way the leader of the lock's group is killed, then a peer
-that holds the lock; both come back. Then a peer joins and takes over a replica, the leader leaves and is replaced, and
+nothing but a lock of the overlay and its fencing token. Six peers read and update shared objects meanwhile. Mid-way the leader
+of the lock's group is killed, which keeps track of the objects too, then a peer that holds the lock and owns an object; both come back. Then a peer joins and takes over a replica, the leader leaves and is replaced, and
 all seven that are left are stopped at once and started again from their disks, while locks are held. At the end the file,
-the recorded history and those locks are judged. It takes some twenty seconds.
+the recorded histories of the lock and of the objects, and those locks are judged. It takes some twenty seconds.
 
 It exits 0 only if every check passed. It needs no daemon and no running testnet, and touches neither.`,
 		Example: `  latchkey testnet demo
   latchkey testnet demo -o json
-  latchkey testnet demo --sabotage no-lock     # must fail: a demo that cannot proves nothing`,
+  latchkey testnet demo --sabotage no-lock     # must fail: a demo that cannot proves nothing
+  latchkey testnet demo --sabotage stale-copy  # so must this`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if o.Sabotage != "" && !slices.Contains(demo.Sabotages, o.Sabotage) {
@@ -122,7 +123,7 @@ It exits 0 only if every check passed. It needs no daemon and no running testnet
 			return nil
 		},
 	}
-	c.Flags().StringVar(&o.Sabotage, "sabotage", "", "break the run on purpose: no-lock increments without taking the lock")
+	c.Flags().StringVar(&o.Sabotage, "sabotage", "", "break the run on purpose: no-lock increments without taking the lock, stale-copy reads copies of objects that others have overwritten")
 	c.Flags().Uint64Var(&o.Seed, "seed", testnet.SeedDefault, "what the peers' identities come from")
 	return c
 }

@@ -34,7 +34,7 @@ const (
 const SabotageNoLock = "no-lock"
 
 // Sabotages lists what [Options.Sabotage] can be.
-var Sabotages = []string{SabotageNoLock}
+var Sabotages = []string{SabotageNoLock, SabotageStaleCopy}
 
 // Options configures [Run]. The zero value stands for the defaults.
 type Options struct {
@@ -66,6 +66,8 @@ type demo struct {
 	gaps   []time.Duration // by kill: the longest time without a grant
 	took   time.Duration   // up to the end of the play
 	moves  moves
+	// sharing is set once the sharers have begun.
+	sharing *sharing
 
 	mu       sync.Mutex
 	grants   []time.Time     // when a client was granted the lock

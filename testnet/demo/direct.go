@@ -46,6 +46,11 @@ func (d *demo) direct(ctx context.Context) error {
 		return err
 	}
 	d.tell("the lock %q lives in the group of peers %s, led by peer %d; peers %s keep the root", d.lock, list(at.voters), at.leader, list(at.root))
+	d.sharing = d.share(ctx, at)
+	defer d.sharing.end()
+	if err := d.sharing.settled(ctx); err != nil {
+		return err
+	}
 	for id := range d.opts.Clients {
 		if err := d.begin(ctx, id, id%d.net.N()); err != nil {
 			return err
@@ -74,7 +79,11 @@ func (d *demo) strikeTwice(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	killed := time.Now()
 	if err := d.recover(ctx, stopped); err != nil {
+		return err
+	}
+	if err := d.sharing.leaderKilled(ctx, killed); err != nil {
 		return err
 	}
 
@@ -100,7 +109,11 @@ func (d *demo) strikeTwice(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	killed = time.Now()
 	if err := d.recovered(ctx); err != nil {
+		return err
+	}
+	if err := d.sharing.ownerKilled(ctx, second, killed); err != nil {
 		return err
 	}
 	if err := d.untilPart(ctx, restartAt); err != nil {
@@ -115,6 +128,8 @@ func (d *demo) strikeTwice(ctx context.Context) error {
 	}
 	return d.goOn(ctx, stopped, back)
 }
+
+func lockKey(name string) keyspace.Key { return keyspace.Preimage(name).Key() }
 
 // place asks the overlay where the lock lives and who leads there, until somebody does.
 func (d *demo) place(ctx context.Context) (placing, error) {

@@ -17,12 +17,15 @@ type Report struct {
 	Peers      int     `json:"peers"` // of the testnet, at its start
 	Increments int     `json:"increments"`
 	Kills      int     `json:"kills"`
-	LockP50us  int64   `json:"lock_p50_us"` // from asking for the contended lock to holding it
-	FailoverMS []int64 `json:"failover_ms"` // by kill: the longest time in which nobody was granted the lock
-	JoinMS     int64   `json:"join_ms"`     // until a peer that joined had taken over a replica
-	LeaveMS    int64   `json:"leave_ms"`    // until a peer was gone that left, and another had its place
-	RestartMS  int64   `json:"restart_ms"`  // from the end of all peers until the lock was granted again
-	Kept       int     `json:"kept"`        // locks held meanwhile that are held still, with their tokens
+	LockP50us  int64   `json:"lock_p50_us"`       // from asking for the contended lock to holding it
+	FailoverMS []int64 `json:"failover_ms"`       // by kill: the longest time in which nobody was granted the lock
+	JoinMS     int64   `json:"join_ms"`           // until a peer that joined had taken over a replica
+	LeaveMS    int64   `json:"leave_ms"`          // until a peer was gone that left, and another had its place
+	RestartMS  int64   `json:"restart_ms"`        // from the end of all peers until the lock was granted again
+	Kept       int     `json:"kept"`              // locks held meanwhile that are held still, with their tokens
+	ObjectOps  int     `json:"object_ops"`        // reads and updates of shared objects
+	LeaderMS   int64   `json:"object_leader_ms"`  // from the death of the leader of the objects' managers until every peer had had turns again
+	AnewMS     int64   `json:"object_restart_ms"` // from the death of an owner until every peer had had turns in the next execution
 	Checks     []Check `json:"checks"`
 
 	clients, each, restarts int
@@ -72,6 +75,12 @@ func (d *demo) judge(runErr error) (*Report, error) {
 	check("tokens of the writes strictly rising", checkTokens(c.Writes))
 	check("history of acquire and release linearizable", checkHistory(d.history, judgeMax))
 	check("faults by role, never more than f voters down", checkFaults(d.faults, d.net.F()))
+	if s := d.sharing; s != nil {
+		r.ObjectOps, r.LeaderMS, r.AnewMS = s.operations(), s.leaderless.Milliseconds(), s.restartTook.Milliseconds()
+	}
+	check("shared objects sequentially consistent", d.sharing.checkCoherent())
+	check("no update of an object lost or doubled", d.sharing.checkUpdates())
+	check("objects outlive a leader, and all hear of an owner's death", d.sharing.checkKills())
 	check("a peer that joined took over a replica", checkJoin(d.moves, d.net.F()))
 	check("a peer left and was replaced, with no pause over 2 s", checkLeave(d.moves, d.net.F()))
 	check("all peers restarted from disk, every lock and token intact", checkRestart(d.moves, testnet.PeersDefault))
@@ -95,6 +104,8 @@ func (r *Report) Table(out io.Writer) error {
 	fmt.Fprintf(w, "acquires\t%d\tp50 %s, p99 %s, longest %s (contended)\n", r.acquires,
 		short(time.Duration(r.LockP50us)*time.Microsecond), short(r.lockP99), short(r.lockMax))
 	fmt.Fprintf(w, "faults\t%d killed, %d restarted\t%s\n", r.Kills, r.restarts, r.gapsText())
+	fmt.Fprintf(w, "objects\t%d reads and updates\tall went on %s after the leader's death, and %s after an owner's, in a new execution\n",
+		r.ObjectOps, short(time.Duration(r.LeaderMS)*time.Millisecond), short(time.Duration(r.AnewMS)*time.Millisecond))
 	fmt.Fprintf(w, "moves\t1 joined, 1 left\ttook over a replica in %s; replaced in %s, longest time without a grant %s\n",
 		short(r.moves.joinTook), short(r.moves.leaveTook), short(r.moves.leaveGap))
 	fmt.Fprintf(w, "restart\t%d peers\tall at once, from disk: %s until the next grant; %d of %d locks kept their tokens\n",
