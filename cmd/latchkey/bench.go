@@ -17,7 +17,7 @@ import (
 func benchVerb(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "bench",
-		Short: "measure a fresh testnet on this machine: route, lock, order, groups, join",
+		Short: "measure a fresh testnet on this machine: route, lock, order, object, groups, join",
 		Long: `bench starts a testnet of its own, measures, and prints the figures beside those of what it is built on, taken in turns in the
 same run: of a raw libp2p round trip between the same two hosts, or of the raft library alone. It needs no daemon.
 
@@ -28,7 +28,7 @@ On a machine that does other things too, trust the ratio, the counts and the CPU
   latchkey bench groups
   latchkey bench join`,
 	})
-	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a), benchGroupsVerb(a), benchGroupPeerVerb(a), benchJoinVerb(a))
+	c.AddCommand(benchRouteVerb(a), benchLockVerb(a), benchOrderVerb(a), benchGroupsVerb(a), benchGroupPeerVerb(a), benchJoinVerb(a), benchObjectVerb(a))
 	return c
 }
 
@@ -113,6 +113,44 @@ group is killed.`,
 	}
 	benchFlags(c, &o)
 	c.Flags().StringVar(&protocol, "protocol", "sigma", "how the lock is kept: group or sigma")
+	return c
+}
+
+func benchObjectVerb(a *app) *cobra.Command {
+	var o bench.ObjectOptions
+	c := &cobra.Command{
+		Use:   "object",
+		Short: "hits and misses of shared objects, their memory, a hot one, a checkpoint",
+		Long: `object shares objects of one application between all peers of a testnet. It measures a read that finds a copy (beside a read lock that nobody
+else wants), a read of what another peer owns and a write of what another owns and 0, 1, 4 and 16 others have copies of (beside a raw round trip between
+the two peers, in turns), the messages these take, the memory of copies, one object that seven peers update as fast as they can, and a checkpoint (beside
+a plain copy of as many bytes over one stream). All peers are in this process, so rates of many at once are those of the whole machine.`,
+		Example: `  latchkey bench object -o json
+  latchkey bench object --objects 50000
+  latchkey bench object -n 7 --checkpoint 0`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			switch {
+			case o.N < 3:
+				return usagef("bench object: -n %d: at least 3", o.N)
+			case o.Objects < 1 || o.Objects > bench.ObjectsMax:
+				return usagef("bench object: --objects %d: between 1 and %d", o.Objects, bench.ObjectsMax)
+			case o.CheckpointMiB < 0 || o.CheckpointMiB > bench.CheckpointMiBMax:
+				return usagef("bench object: --checkpoint %d: between 0 and %d", o.CheckpointMiB, bench.CheckpointMiBMax)
+			}
+			if o.CheckpointMiB == 0 {
+				o.CheckpointMiB = -1
+			}
+			return a.bench(c, o.Options, func(ctx context.Context, basic bench.Options) (printed, error) {
+				o.Options = basic
+				return bench.Object(ctx, o)
+			})
+		},
+	}
+	c.Flags().IntVarP(&o.N, "nodes", "n", bench.ObjectPeersDefault, "how many peers; with fewer than 18 some writes are left out")
+	c.Flags().DurationVar(&o.Time, "for", bench.TimeDefault, "how long to measure hits, misses, writes and the hot object, together")
+	c.Flags().IntVar(&o.Objects, "objects", bench.ObjectsDefault, "how many objects one peer makes and another reads, 64 at a time")
+	c.Flags().IntVar(&o.CheckpointMiB, "checkpoint", bench.CheckpointMiBDefault, "MiB to save in a checkpoint; 0 is none")
 	return c
 }
 
