@@ -46,6 +46,7 @@ type Node struct {
 
 	objects map[string]*object
 	owned   map[string]struct{} // objects with the exclusive right
+	waiting map[string]struct{} // objects with a request under way
 	dropped []dropped
 	calls   int
 	doomed  []string // of a mutant
@@ -84,7 +85,7 @@ type object struct {
 func New(cfg Config) *Node {
 	return &Node{
 		cfg: cfg, seq: cfg.First, ssn: durable.Session{Inc: cfg.Self.Inc, N: 1},
-		objects: map[string]*object{}, owned: map[string]struct{}{},
+		objects: map[string]*object{}, owned: map[string]struct{}{}, waiting: map[string]struct{}{},
 	}
 }
 
@@ -254,6 +255,7 @@ func (n *Node) hit(name string, o *object) {
 // ask begins a request.
 func (n *Node) ask(name string, o *object, s State) {
 	o.state = s
+	n.waiting[name] = struct{}{}
 	n.number(o)
 	n.request(name, o)
 }
@@ -521,6 +523,7 @@ func (n *Node) evict(name string) {
 	}
 	n.publish(name, o, nil)
 	delete(n.objects, name)
+	delete(n.waiting, name)
 }
 
 // extend renews the lease on all copies.
@@ -539,11 +542,12 @@ func (n *Node) extend() {
 
 // repeat says again what is waited for.
 func (n *Node) repeat() {
-	for _, name := range slices.Sorted(maps.Keys(n.objects)) {
+	for _, name := range slices.Sorted(maps.Keys(n.waiting)) {
 		o := n.objects[name]
 		age := n.now.Sub(o.sentAt)
 		switch o.state {
 		case Idle:
+			delete(n.waiting, name)
 			continue
 		case WaitStore:
 			if age >= StoreHorizon {

@@ -17,6 +17,7 @@ import (
 func (n *Node) Clone() *Node {
 	k := *n
 	k.out = nil
+	k.waiting = maps.Clone(n.waiting)
 	k.owned, k.dropped, k.doomed = maps.Clone(n.owned), slices.Clone(n.dropped), slices.Clone(n.doomed)
 	k.objects = make(map[string]*object, len(n.objects))
 	for name, o := range n.objects {
@@ -102,7 +103,10 @@ func (n *Node) Check() error {
 			calls++
 		}
 		_, owned := n.owned[name]
+		_, waits := n.waiting[name]
 		switch {
+		case o.state != Idle && !waits:
+			return fmt.Errorf("cachedobject: nobody knows that %q waits", name)
 		case owned != (o.owned != 0):
 			return fmt.Errorf("cachedobject: %q owned %v by grant %d", name, owned, o.owned)
 		case o.state != WaitCopy && len(o.first) > 0:

@@ -31,11 +31,14 @@ type Register struct {
 	nextEnd  automaton.Instant // no session is over before
 	objects  map[string]*object
 	busy     map[string]struct{} // objects with an operation, or with requests that wait
-	expiries map[string]expiry
-	renewals map[keyspace.NodeID]durable.Message // that wait for a confirmed round
-	copies   int
-	queued   int
-	idle     bool // nothing was proposed since the last Repeat
+	// unsettled are the objects whose last write is committed, and not settled.
+	unsettled  map[string]struct{}
+	expiries   map[string]expiry
+	nextExpiry automaton.Instant                   // none is due before
+	renewals   map[keyspace.NodeID]durable.Message // that wait for a confirmed round
+	copies     int
+	queued     int
+	idle       bool // nothing was proposed since the last Repeat
 
 	out   []Action
 	dirty []string // objects that something may go on with
@@ -47,6 +50,7 @@ type session struct {
 	base        automaton.Instant // the anchor of the newest grant
 	outstanding int               // invalidations that it has not acknowledged
 	copies      map[string]struct{}
+	owned       map[string]struct{} // objects that it has the exclusive right to write; nil until there is one
 }
 
 type object struct {
@@ -54,6 +58,7 @@ type object struct {
 	op     *op
 	reads  []durable.Message // READs that wait, one of each node
 	queue  []durable.Message // STOREs and WRITEs that wait, the first first
+	behind []string          // of a listing: objects to be created or deleted once its operation is settled
 	owner  owner
 }
 
@@ -135,8 +140,8 @@ func (r *Register) Step(ev Event, out []Action) []Action {
 func (r *Register) lead(ev Event) {
 	*r = Register{
 		cfg: r.cfg, store: r.store, mutant: r.mutant, out: r.out, leads: true, tenure: ev.Tenure, now: ev.Now, nextEnd: automaton.Never,
-		sessions: map[keyspace.NodeID]*session{}, objects: map[string]*object{}, busy: map[string]struct{}{},
-		expiries: map[string]expiry{}, renewals: map[keyspace.NodeID]durable.Message{},
+		sessions: map[keyspace.NodeID]*session{}, objects: map[string]*object{}, busy: map[string]struct{}{}, unsettled: map[string]struct{}{},
+		nextExpiry: automaton.Never, expiries: map[string]expiry{}, renewals: map[keyspace.NodeID]durable.Message{},
 	}
 	// Every lease of a former leader ends within d of its last confirmed round, which was before this leader was elected (section 5).
 	r.waitUntil = ev.At.Add(r.cfg.Arbiter())
@@ -268,7 +273,12 @@ func (r *Register) proceed() {
 		}
 		r.serveReads(name, o)
 		r.serveQueue(name, o)
-		if o.op != nil || len(o.reads)+len(o.queue) > 0 {
+		if o.op == nil && len(o.behind) > 0 { // the first of them, and if it does not need the listing after all, the next
+			r.touch(o.behind[0])
+			r.touch(name)
+			o.behind = slices.Delete(o.behind, 0, 1)
+		}
+		if o.op != nil || len(o.reads)+len(o.queue)+len(o.behind) > 0 {
 			r.busy[name] = struct{}{}
 		} else if delete(r.busy, name); len(o.copies) == 0 && o.owner.seq == 0 {
 			delete(r.objects, name)
@@ -316,6 +326,9 @@ func (r *Register) receive(m durable.Message) {
 		// D11: of this grant, and no other.
 		if o := r.objects[m.Object]; o != nil && o.owner.seq != 0 && o.owner.node == m.Node &&
 			(o.owner.ssn == m.Session && o.owner.seq == m.Seq && m.Tenure == r.tenure || r.mutant == durable.ReleaseAny) {
+			if s := r.sessions[m.Node]; s != nil {
+				delete(s.owned, m.Object)
+			}
 			o.owner = owner{}
 			r.touch(m.Object)
 		}
@@ -483,11 +496,9 @@ func (r *Register) forget(n keyspace.NodeID) {
 	if r.mutant == durable.OwnerWithoutLease {
 		return
 	}
-	for _, name := range slices.Sorted(maps.Keys(r.objects)) {
-		if o := r.objects[name]; o.owner.seq != 0 && o.owner.node == n {
-			o.owner = owner{}
-			r.touch(name)
-		}
+	for _, name := range slices.Sorted(maps.Keys(s.owned)) {
+		r.objects[name].owner = owner{}
+		r.touch(name)
 	}
 }
 
@@ -551,6 +562,9 @@ func (r *Register) write(name string, o *object, m *durable.Message) bool {
 		return true
 	}
 	if d := r.objects[durable.Directory(name)]; d != nil && d.op != nil && r.store.Lists(&cmd) {
+		if !slices.Contains(d.behind, name) {
+			d.behind = append(d.behind, name)
+		}
 		return false
 	}
 	r.begin(name, o, &op{msg: *m, cmd: cmd}, r.store.Meets(name, m.Expect, m.Wanted))
@@ -632,6 +646,9 @@ func (r *Register) committed(c *store.Command, res store.Result) {
 	p := o.op
 	if res.Outcome == store.Applied {
 		p.committed = true
+		for _, q := range p.parts {
+			r.unsettled[q.name] = struct{}{}
+		}
 		r.touch(c.Object)
 		return
 	}
@@ -660,14 +677,8 @@ func (r *Register) end(p *op) {
 			}
 		}
 		o.op = nil
+		delete(r.unsettled, q.name)
 		r.touch(q.name)
-		if durable.IsListing(q.name) { // creating and deleting others waits for it
-			for _, name := range slices.Sorted(maps.Keys(r.busy)) {
-				if durable.Directory(name) == q.name {
-					r.touch(name)
-				}
-			}
-		}
 	}
 }
 
@@ -711,6 +722,10 @@ func (r *Register) right(name string, o *object, m *durable.Message) bool {
 		return r.copies >= CopiesMax // the right ends with the session, so it needs one that can be ended
 	}
 	o.owner = owner{m.Node, m.Session, m.Seq}
+	if s.owned == nil {
+		s.owned = map[string]struct{}{}
+	}
+	s.owned[name] = struct{}{}
 	r.tell(durable.Copy, m, r.store.Lookup(name), l, true)
 	return true
 }
@@ -764,10 +779,8 @@ func (r *Register) mark() store.Mark {
 		index uint64
 	}
 	var unsettled []open
-	for name := range r.busy {
-		if o := r.objects[name]; o != nil && o.op != nil && o.op.committed && o.op.part(name).next > 0 {
-			unsettled = append(unsettled, open{name, r.store.Lookup(name).Index})
-		}
+	for name := range r.unsettled {
+		unsettled = append(unsettled, open{name, r.store.Lookup(name).Index})
 	}
 	slices.SortFunc(unsettled, func(a, b open) int { return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(a.name, b.name)) })
 	m := store.Mark{Index: r.store.Index()}
@@ -798,20 +811,28 @@ func (r *Register) expires(name string, o store.Object) {
 		return
 	}
 	// The whole TTL by this leader's clock, from the commit or from its election: never too early by any clock.
-	r.expiries[name] = expiry{o.Version, r.now.Add(r.cfg.Drift.Stretch(o.TTL))}
+	e := expiry{o.Version, r.now.Add(r.cfg.Drift.Stretch(o.TTL))}
+	r.expiries[name] = e
+	r.nextExpiry = min(r.nextExpiry, e.at)
 }
 
 // due deletes what has outlived its TTL.
 func (r *Register) due() {
+	if r.now < r.nextExpiry {
+		return
+	}
+	r.nextExpiry = automaton.Never
 	for _, name := range slices.Sorted(maps.Keys(r.expiries)) {
 		e := r.expiries[name]
 		if r.now < e.at {
+			r.nextExpiry = min(r.nextExpiry, e.at)
 			continue
 		}
 		o := r.at(name)
 		r.touch(name)
 		cmd := store.Command{Object: name, Wanted: e.version, Delete: true}
 		if d := r.objects[durable.Directory(name)]; o.op != nil || d != nil && d.op != nil {
+			r.nextExpiry = r.now // after that
 			continue
 		}
 		delete(r.expiries, name)

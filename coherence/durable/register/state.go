@@ -19,18 +19,19 @@ import (
 func (r *Register) Clone(s *store.Store) *Register {
 	k := *r
 	k.store, k.dirty, k.out = s, nil, nil
+	k.unsettled = maps.Clone(r.unsettled)
 	k.busy, k.expiries, k.renewals = maps.Clone(r.busy), maps.Clone(r.expiries), maps.Clone(r.renewals)
 	k.sessions = make(map[keyspace.NodeID]*session, len(r.sessions))
 	for n, s := range r.sessions {
 		c := *s
-		c.copies = maps.Clone(s.copies)
+		c.copies, c.owned = maps.Clone(s.copies), maps.Clone(s.owned)
 		k.sessions[n] = &c
 	}
 	ops := make(map[*op]*op)
 	k.objects = make(map[string]*object, len(r.objects))
 	for name, o := range r.objects {
 		c := *o
-		c.reads, c.queue = slices.Clone(o.reads), slices.Clone(o.queue)
+		c.reads, c.queue, c.behind = slices.Clone(o.reads), slices.Clone(o.queue), slices.Clone(o.behind)
 		c.copies = make(map[keyspace.NodeID]*copied, len(o.copies))
 		for n, p := range o.copies {
 			q := *p
@@ -86,6 +87,9 @@ func (r *Register) Append(b []byte) []byte {
 		}
 		for i := range o.queue {
 			b = o.queue[i].Append(b)
+		}
+		for _, n := range o.behind {
+			b = append(append(b, 8), n...)
 		}
 		if p := o.op; p != nil && p.cmd.Object == name {
 			b = p.msg.Append(protocol.AppendBools(append(b, 5), p.proposed, p.committed))
@@ -158,7 +162,18 @@ func (r *Register) Check() error {
 		if o.op != nil && awaited[o.op] == 0 {
 			awaited[o.op] = 0
 		}
-		if _, busy := r.busy[name]; !busy && (o.op != nil || len(o.reads)+len(o.queue) > 0) {
+		if _, un := r.unsettled[name]; un != (o.op != nil && o.op.committed) {
+			return fmt.Errorf("register: %q counts as unsettled: %v", name, un)
+		}
+		if s := r.sessions[o.owner.node]; o.owner.seq != 0 && r.mutant == durable.NoMutant {
+			if s == nil || s.ssn != o.owner.ssn {
+				return fmt.Errorf("register: the owner of %q has no session", name)
+			}
+			if _, has := s.owned[name]; !has {
+				return fmt.Errorf("register: the owner of %q does not have it", name)
+			}
+		}
+		if _, busy := r.busy[name]; !busy && (o.op != nil || len(o.reads)+len(o.queue)+len(o.behind) > 0) {
 			return fmt.Errorf("register: %q is busy, and nobody knows", name)
 		}
 	}
