@@ -44,8 +44,45 @@ func (s sample) worth(before sample) bool {
 	return s.collections-before.collections <= collectionsMax && spare > max(least, s.live/4)
 }
 
-// Keep gives memory back until ctx ends. One in a process is enough.
+// What stays is scattered among what was garbage when it was made, and nothing moves it: of a heap that has been twice its size on the way a
+// third stays unused. So while a process starts, and what it keeps grows, it collects early.
+const (
+	startEvery = time.Second
+	startOver  = 10              // so many looks without growth: it has started
+	startMax   = 5 * time.Minute // or this long
+	thrift     = 25              // percent of garbage that may gather meanwhile
+)
+
+// start collects early until the process has started.
+func start(ctx context.Context) {
+	t := time.NewTicker(startEvery)
+	defer t.Stop()
+	usual := debug.SetGCPercent(-1) // there is no other way to ask
+	debug.SetGCPercent(usual)
+	defer func() { debug.SetGCPercent(usual) }()
+	still, before := 0, look()
+	for began := time.Now(); still < startOver && time.Since(began) < startMax; {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		now := look()
+		if still++; now.grown(before) {
+			if still = 0; usual > thrift {
+				debug.SetGCPercent(thrift)
+			}
+		}
+		before = now
+	}
+}
+
+// grown reports whether what is needed has grown enough since the last look to have more of it come.
+func (s sample) grown(before sample) bool { return s.live > max(least, before.live+before.live/50) }
+
+// Keep gives memory back until ctx ends, and begins when the process does. One in a process is enough.
 func Keep(ctx context.Context) {
+	start(ctx)
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for before := look(); ; {

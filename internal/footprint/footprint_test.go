@@ -3,6 +3,7 @@ package footprint
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +34,7 @@ var ballast []byte
 // What a process no longer needs is given back, though nothing makes it collect.
 func TestMemoryIsGivenBack(t *testing.T) {
 	runtime.GC()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // one that runs when the ballast is made would take it for needed
 	if s := look(); s.objects == 0 || s.live == 0 || s.collections == 0 {
 		t.Fatalf("the runtime does not tell: %+v", s)
 	}
@@ -51,5 +53,39 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		if now := look(); now.objects+now.free+2*least > before.objects+before.free {
 			t.Errorf("%+v, was %+v", now, before)
 		}
+	})
+}
+
+var kept [][]byte
+
+// While what a process keeps grows it collects early, and afterwards as it always did.
+func TestAProcessThatStartsCollectsEarly(t *testing.T) {
+	const usual = 100
+	defer debug.SetGCPercent(debug.SetGCPercent(usual))
+	percent := func() int {
+		p := debug.SetGCPercent(usual)
+		debug.SetGCPercent(p)
+		return p
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { Keep(ctx); close(done) }()
+		time.Sleep(startEvery / 2)
+		for range 3 {
+			kept = append(kept, make([]byte, least))
+			runtime.GC()
+			time.Sleep(startEvery)
+		}
+		if p := percent(); p != thrift {
+			t.Errorf("%d %% of garbage may gather while it starts, want %d", p, thrift)
+		}
+		kept = nil
+		time.Sleep((startOver + 1) * startEvery)
+		if p := percent(); p != usual {
+			t.Errorf("%d %% of garbage may gather when it has started, want %d", p, usual)
+		}
+		cancel()
+		<-done
 	})
 }

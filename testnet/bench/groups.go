@@ -20,6 +20,7 @@ import (
 
 	"latchkey/dht/keyspace"
 	"latchkey/dht/rawbench"
+	"latchkey/internal/footprint"
 	"latchkey/lockservice"
 	"latchkey/lockservice/voterlog"
 	"latchkey/replicagroup"
@@ -354,6 +355,9 @@ func GroupPeer(ctx context.Context, in io.Reader, out io.Writer) error {
 }
 
 func groupPeer(ctx context.Context, in *json.Decoder, out *json.Encoder) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go footprint.Keep(ctx) // as a daemon does
 	p := new(trioPeer)
 	defer func() { err = errors.Join(err, p.close()) }()
 	self, err := p.listen()
@@ -380,9 +384,7 @@ func groupPeer(ctx context.Context, in *json.Decoder, out *json.Encoder) (err er
 		return lockservice.NewMachine(lockservice.MachineConfig{Gen: id.Gen, TTLMax: g.TTLMax, Drift: g.Drift, Sigma: min(lockservice.TTLDefault, g.TTLMax)})
 	}}
 	p.voters = lockservice.NewSigmaVoters(lockservice.SigmaVotersConfig{Limits: limits, Log: voterlog.NewMemory()})
-	up, cancel := context.WithTimeoutCause(ctx, asleepWait, fmt.Errorf("they do not all sleep after %v", asleepWait))
-	defer cancel()
-	if err := p.start(up, g, o.Peers, o.Dir, store, locks, func(self keyspace.NodeID) error { return found(g, self, p.store, o.Groups) }); err != nil {
+	if err := p.start(ctx, g, o.Peers, o.Dir, store, locks, func(self keyspace.NodeID) error { return found(g, self, p.store, o.Groups) }); err != nil {
 		return err
 	}
 	for {
