@@ -346,4 +346,16 @@ func TestAQuestionForTheRootIsShort(t *testing.T) {
 	if rootStateBytesMax < raft.SnapshotBytesMax {
 		t.Error("a root has more in its snapshot than it may tell")
 	}
+	// An answer goes whole, up to the most that a snapshot may hold.
+	answer := func(size int) []byte { return marshal(&pb.RootStateReply{Present: true, Index: 9, Directory: make([]byte, size)}) }
+	full := answer(rootStateBytesMax)
+	if m, err := decodeRootState(full); err != nil || len(m.Directory) != rootStateBytesMax {
+		t.Errorf("an answer with all that there may be: %v", err)
+	}
+	if _, err := decodeRootState(answer(rootStateBytesMax + 1)); !errors.Is(err, errMalformed) {
+		t.Errorf("a larger one: %v", err)
+	}
+	if len(full) > dht.MessageBytesMax {
+		t.Errorf("%d bytes do not go as one message of the overlay", len(full))
+	}
 }

@@ -42,6 +42,7 @@ type transfers struct {
 	acked func(k transfer.Key, acked int)            // nil, but for tests: called by the sender's goroutine
 	keep  bool                                       // for tests: what nobody needs is sent too
 	spoil func(k transfer.Key, at int, chunk []byte) // likewise by the sender's, with a copy of what it is about to send
+	mute  func(k transfer.Key) bool                  // likewise by the receiver's: its last word is lost
 
 	mu    sync.Mutex
 	jobs  map[transfer.Key]*job // every transfer of queue
@@ -585,10 +586,13 @@ func (t *transfers) take(v *visit, in *transfer.Incoming, buf *[]byte) (done boo
 			}
 			t.count(func(st *TransferStats) { st.Received++; st.BytesResumed += uint64(resumed) })
 			err := t.write(s, transfer.AppendFrame(nil, transfer.Frame{Kind: transfer.KindDone}))
-			if err == nil {
-				s.Close()
+			if t.mute != nil && t.mute(v.offer.Key) {
+				s.Reset()
 			}
-			return true, err
+			if err == nil {
+				err = t.heard(s)
+			}
+			return err == nil, err
 		}
 		if r.Over {
 			var refused *transfer.RefusedError
@@ -600,6 +604,20 @@ func (t *transfers) take(v *visit, in *transfer.Incoming, buf *[]byte) (done boo
 			return false, r.Err
 		}
 	}
+}
+
+// heard waits until the sender of a snapshot that has come has closed the stream. If it does not, it may offer the same again, and what has
+// come is kept for that.
+func (t *transfers) heard(s *dht.Stream) error {
+	s.SetReadDeadline(time.Now().Add(t.stall))
+	switch _, err := s.Read(make([]byte, 1)); {
+	case err == io.EOF:
+		s.Close()
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("%w: more after the end", transfer.ErrMalformed)
 }
 
 // deliver hands the message to its replica, and waits until it has taken it: until then the transfer keeps its place, and so memory

@@ -335,6 +335,30 @@ func TestASpoiltChunkIsSentAgain(t *testing.T) {
 	}
 }
 
+// A sender that does not hear that everything has come offers it again. It is not sent again: the receiver still has it.
+func TestATransferWhoseLastWordIsLostIsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	const size = 3 << 20
+	ctx := deadline(t, waitMax)
+	l := newLaggard(t, ctx, newWorld(t, 3, 1), size)
+	var lost atomic.Int32
+	for _, p := range []*testPeer{l.leader, l.other} {
+		p.set(func(tr *transfers) { tr.keep = true }) // the sender's engine knows that it has come, and nobody would offer it again
+	}
+	l.far.prepare = func(h *Host) {
+		h.transfers.mute = func(transfer.Key) bool { return lost.Add(1) == 1 }
+	}
+	l.back(t)
+	l.caughtUp(t, ctx, l.leader)
+	got := awaitStats(t, ctx, "it was received twice", l.far, func(st TransferStats) bool { return st.Received == 2 })
+	if got.BytesReceived > size+1<<20 || got.BytesResumed < size {
+		t.Errorf("it was sent twice: %+v", got)
+	}
+	awaitStats(t, ctx, "the sender has heard", l.leader, func(st TransferStats) bool { return st.Sent == 1 && st.Sending == 0 })
+	awaitStats(t, ctx, "nothing is kept", l.far, func(st TransferStats) bool { return st.Unstreamed == 0 && st.Receiving == 0 })
+	l.caughtUp(t, ctx, l.leader)
+}
+
 // A peer that takes a stream and then does nothing costs its sender a while, and the engine learns that nothing came.
 func TestAStalledReceiverIsGivenUp(t *testing.T) {
 	t.Parallel()
@@ -558,6 +582,7 @@ func TestASnapshotSurvivesAPartition(t *testing.T) {
 	case <-ctx.Done():
 		t.Fatal("the transfer never got there")
 	}
+	before := stats(t, l.far).Stalled // where the machine is busy, a stream may have been silent for that long by itself
 	// Everybody on one side, the laggard on the other.
 	addrs := func(p *testPeer) (all []string) {
 		for _, a := range p.host.Addrs() {
@@ -580,7 +605,7 @@ func TestASnapshotSurvivesAPartition(t *testing.T) {
 	}
 	close(parted)
 	kept := awaitStats(t, ctx, "what came is kept", l.far, func(st TransferStats) bool { return st.Unstreamed == 1 && st.Receiving == 0 })
-	if kept.Stalled != 1 || kept.BytesReceived < 2<<20 {
+	if kept.Stalled <= before || kept.BytesReceived < 2<<20 {
 		t.Errorf("the stream did not end by silence: %+v", kept)
 	}
 	awaitStats(t, ctx, "the sender has noticed", sender, func(st TransferStats) bool { return st.Stalled > 0 })
@@ -591,7 +616,7 @@ func TestASnapshotSurvivesAPartition(t *testing.T) {
 	}
 	l.caughtUp(t, ctx, sender)
 	got := awaitStats(t, ctx, "it was received", l.far, func(st TransferStats) bool { return st.Received == 1 })
-	if got.BytesResumed != kept.BytesReceived || got.BytesReceived > size+1<<20 {
+	if got.BytesResumed < kept.BytesReceived || got.BytesReceived > size+1<<20 {
 		t.Errorf("%d bytes were kept: %+v", kept.BytesReceived, got)
 	}
 }

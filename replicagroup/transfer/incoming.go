@@ -32,6 +32,8 @@ type Incoming struct {
 	repeats  int  // since the body grew
 	complete bool
 	over     bool
+
+	given bool // [Incoming.Message] was called: buf is somebody else's, too
 }
 
 // NewIncoming begins with nothing.
@@ -41,7 +43,7 @@ func NewIncoming(content Sum, size int) *Incoming {
 	return in
 }
 
-func (in *Incoming) clear() { in.buf, in.hash = nil, sha256.New() }
+func (in *Incoming) clear() { in.buf, in.hash, in.given = nil, sha256.New(), false }
 
 // Has returns how many bytes of the body are here.
 func (in *Incoming) Has() int { return max(len(in.buf)-HeadBytesMax, 0) }
@@ -137,12 +139,15 @@ func (in *Incoming) end(err error) Receipt {
 	return Receipt{Over: true, Err: err}
 }
 
-// Message returns the message that has come, with its head. It is built in place: the transfer is done with afterwards.
+// Message returns the message that has come, with its head. It is built in place, and nobody may change it: the body stays here, in case the
+// sender does not hear that it has come, and offers it again.
 func (in *Incoming) Message(head []byte) []byte {
 	invariant.Check(in.Has() == in.size && len(head) <= HeadBytesMax, "a message is complete", len(head))
+	if in.given {
+		in.buf = slices.Clone(in.buf)
+	}
+	in.given = true
 	from := HeadBytesMax - len(head)
 	copy(in.buf[from:], head)
-	msg := slices.Clip(in.buf[from:])
-	in.clear()
-	return msg
+	return slices.Clip(in.buf[from:])
 }
