@@ -48,7 +48,7 @@ func (s sample) worth(before sample) bool {
 // third stays unused. So while a process starts, and what it keeps grows, it collects early.
 const (
 	startEvery = time.Second
-	startOver  = 10              // so many looks without growth: it has started
+	startOver  = 30              // so many looks without growth: it has started
 	startMax   = 5 * time.Minute // or this long
 	thrift     = 25              // percent of garbage that may gather meanwhile
 )
@@ -69,15 +69,14 @@ func start(ctx context.Context) {
 		}
 		now := look()
 		if still++; now.grown(before) {
-			if still = 0; usual > thrift {
+			if still, before = 0, now; usual > thrift {
 				debug.SetGCPercent(thrift)
 			}
 		}
-		before = now
 	}
 }
 
-// grown reports whether what is needed has grown enough since the last look to have more of it come.
+// grown reports whether what is needed has grown enough since a look to have more of it come.
 func (s sample) grown(before sample) bool { return s.live > max(least, before.live+before.live/50) }
 
 // Keep gives memory back until ctx ends, and begins when the process does. One in a process is enough.
