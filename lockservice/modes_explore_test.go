@@ -84,6 +84,7 @@ const (
 
 // modeExploration is one search.
 type modeExploration struct {
+	size    int // how many states there are, where that is known; those are visited whole from a limit of wholeFrom on
 	ticks   int
 	next    []sim.NodeID // the voters of the next view, when there is one
 	null    bool         // the next view has the same voters
@@ -634,8 +635,16 @@ func (x *modeExploration) whole() *modeState {
 
 // idle is a world whose log had the name, and whose voter 3 has not heard of it: nobody wants it there any more, the next view gives it back.
 // Clients 10 and 11 ask the voters.
-func (x *modeExploration) idle() *modeState {
-	u := x.start(2, 0)
+func (x *modeExploration) idle() *modeState { return x.idleFor(2) }
+
+// idleAlone is the same with client 10 only.
+func (x *modeExploration) idleAlone() *modeState { return x.idleFor(1) }
+
+// free is a world in which nobody holds, and client 11 asks the table.
+func (x *modeExploration) free() *modeState { return x.start(0, 1) }
+
+func (x *modeExploration) idleFor(clients int) *modeState {
+	u := x.start(clients, 0)
 	stranger := handEntry{kind: "cmd", author: modeNode(8), client: order.ClientID{99}}
 	for _, k := range []sigma.CommandKind{sigma.CommandAcquire, sigma.CommandRenew, sigma.CommandRelease} {
 		stranger.data = encodeOrder(k, table.Acquire{Name: "n", Req: 1, TTL: modeTTL})
@@ -664,13 +673,20 @@ func TestExplorationOfModes(t *testing.T) {
 	for _, k := range modeWorlds() {
 		x := k.modeExploration
 		x.max = limit
+		small := k.size > 0 && (k.size <= max(limit, 4000) || limit >= wholeFrom)
+		if small {
+			x.max = 0
+		}
 		n, all, err := x.run(k.start(&x))
 		t.Logf("%s: %d states, complete %v", k.name, n, all)
-		if err != nil {
-			t.Errorf("%s: after %d states: %v", k.name, n, err)
+		if err != nil || small && (!all || n != k.size) {
+			t.Errorf("%s: after %d states, complete %v of %d: %v", k.name, n, all, k.size, err)
 		}
 	}
 }
+
+// wholeFrom is the limit from which worlds that can be visited whole are, though they have more states.
+const wholeFrom = 100_000
 
 type modeWorld struct {
 	name  string
@@ -680,6 +696,8 @@ type modeWorld struct {
 
 func modeWorlds() []modeWorld {
 	return []modeWorld{
+		{"to group, nobody holds", (*modeExploration).free, modeExploration{size: 3_175}},
+		{"back, null change, one client", (*modeExploration).idleAlone, modeExploration{null: true}},
 		{"to group, one holds", (*modeExploration).whole, modeExploration{}},
 		{"to group, one holds, releases", (*modeExploration).whole, modeExploration{release: true}},
 		{"to group, one holds, a rival", (*modeExploration).held, modeExploration{}},

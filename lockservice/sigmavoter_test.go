@@ -672,7 +672,7 @@ func TestSigmaLocksOutliveAVoterThatCrashes(t *testing.T) {
 	t.Parallel()
 	w := newHosts(t, 4, func(w *hosts) {
 		w.plan = placement.TestnetPlanTimes()
-		w.plan.Every, w.plan.Fail, w.plan.Damp = 250*time.Millisecond, time.Second, 250*time.Millisecond
+		w.plan.Every, w.plan.Fail, w.plan.Damp = 250*time.Millisecond, 2*time.Second, 250*time.Millisecond // on a busy machine a peer that lives is silent for a second
 	})
 	voters, other := w.among("n")
 	l := newLedger(t)

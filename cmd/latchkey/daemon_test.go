@@ -209,7 +209,7 @@ func TestStoppingDaemonTellsItsWaiters(t *testing.T) {
 		t.Fatal(p.err.String())
 	}
 	d, _ := startDaemon(t, dir, nil)
-	holder := command(t, nil, "--path", dir, "lock", "n", "--ttl", "4s")
+	holder := command(t, nil, "--path", dir, "lock", "n", "--ttl", "10s")
 	holder.Stdout = nil
 	out, err := holder.StdoutPipe()
 	if err != nil {
