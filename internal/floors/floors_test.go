@@ -62,6 +62,7 @@ var packages = map[string]int{
 	"coherence/durable/register":     automata,
 	"coherence/durable/cachedobject": automata,
 	"coherence/durable/pb":           tools,
+	"coherence/durable/hit":          overlay, // above internal/driver, whose clock it goes by; it imports nothing of the overlay
 
 	"internal/driver":      tools,
 	"internal/durablefile": tools,
