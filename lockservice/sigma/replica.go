@@ -611,7 +611,7 @@ func (r *Replica) over(from keyspace.NodeID, m *Message, out []Action) []Action 
 		l.freed = r.now
 		r.disown(l)
 	}
-	r.sweep(l) // S5(ii) among others
+	r.sweepOf(l, m.Req.Session) // S5(ii) among others
 	out = r.grant(l, out)
 	return r.rest(l, out)
 }

@@ -940,3 +940,30 @@ func TestWaitersOfADeadPeerAreNotGranted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// BenchmarkHandOver is one hand-over of a lock for which many wait, who ask again at once, at one replica. Its time must not grow with
+// the square of their number.
+func BenchmarkHandOver(b *testing.B) {
+	for _, clients := range []int{2, 32, 256} {
+		b.Run(fmt.Sprint(clients), func(b *testing.B) {
+			d := newDesk(b, 1, 2, 3)
+			r := d.reps[id(1)]
+			var out []Action
+			receive := func(kind Kind, client int, seq uint64) {
+				d.now++
+				out = r.Step(Event{Kind: Receive, Now: d.now, From: id(byte(10 + client%7)), Msg: &Message{
+					Kind: kind, View: d.log.View, Name: "n", Req: Req{Session{1, byte(client), byte(client >> 8)}, seq}, ReqTS: uint64(d.now), TTL: deskTTL, Tok: 0,
+				}}, out[:0])
+			}
+			for i := range clients {
+				receive(Request, i, 1)
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				client, seq := i%clients, uint64(i/clients)+1
+				receive(Release, client, seq)
+				receive(Request, client, seq+1)
+			}
+		})
+	}
+}

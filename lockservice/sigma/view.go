@@ -520,20 +520,33 @@ func (r *Replica) merge(from keyspace.NodeID, e reported) *lock {
 
 // sweep drops what is now known to be over: a RELEASE is final wherever it was heard. What an owner was offered counts as used,
 // since the report does not say.
-func (r *Replica) sweep(l *lock) {
-	if l.owned && l.over(l.owner.req) {
+func (r *Replica) sweep(l *lock) { r.dropOver(l, func(Req) bool { return true }) }
+
+// sweepOf is sweep after the end of a request of one session, by which no other session's can be over. With many waiters, to look for all
+// of them among all that have ended took longer than the rest of a hand-over.
+func (r *Replica) sweepOf(l *lock, s Session) {
+	if !r.known(l) { // I9 does not hold yet
+		r.sweep(l)
+		return
+	}
+	r.dropOver(l, func(q Req) bool { return q.Session == s })
+}
+
+// dropOver drops those requests that are known to be over, of those that may be.
+func (r *Replica) dropOver(l *lock, may func(Req) bool) {
+	if l.owned && may(l.owner.req) && l.over(l.owner.req) {
 		r.consume(l)
 		r.disown(l)
 	}
 	for i := 0; i < len(l.candidates); {
-		if l.over(l.candidates[i].req) {
+		if q := l.candidates[i].req; may(q) && l.over(q) {
 			r.dropCandidate(l, i)
 			continue
 		}
 		i++
 	}
 	for i := 0; i < len(l.queue); {
-		if l.over(l.queue[i].req) {
+		if q := l.queue[i].req; may(q) && l.over(q) {
 			r.dequeue(l, i)
 			continue
 		}
