@@ -30,6 +30,10 @@ const (
 	requestBytes = 96
 	sigmaNames   = 16
 	pacedLocks   = 200 // a second, beside a leader that is killed
+
+	// contendEach is for how long clients contend at least, for each of them: with two or three holds each, one more or less would look
+	// unfair.
+	contendEach = 2 * time.Millisecond
 )
 
 // sigmaClients are how many clients contend for one name.
@@ -44,6 +48,9 @@ type Contended struct {
 	// P50RoundTrips is the median time from the call that releases the lock to the return of the call that waits for it.
 	P50RoundTrips float64 `json:"handover_p50_round_trips"`
 	Jain          float64 `json:"jain"` // 1: all had it equally often
+	// Messages and CPUus are those of all peers together for one hold, from the first to the last.
+	Messages float64 `json:"messages_per_handover"`
+	CPUus    float64 `json:"cpu_us_per_handover"`
 }
 
 // Failover is what becomes of locks, some hundred a second of different names, while the leader of their group is killed.
@@ -74,7 +81,8 @@ func (r *SigmaResult) Text(w io.Writer) {
 	fmt.Fprintf(w, "one round trip\t%.1f %% of locks\n", 100*r.OneRTT)
 	fmt.Fprintf(w, "%d names\t%.0f pairs a second, %.1f us of CPU each\n", sigmaNames, r.PairsS, r.PairCPUus)
 	for _, c := range r.Contended {
-		fmt.Fprintf(w, "%d clients\t%.0f hand-overs a second, one in %.2f raw round trips; from release to hold %.2f; Jain %.3f\n", c.Clients, c.HandoversS, c.RoundTrips, c.P50RoundTrips, c.Jain)
+		fmt.Fprintf(w, "%d clients\t%.0f hand-overs a second, one in %.2f raw round trips; from release to hold %.2f; %.1f messages, %.0f us of CPU; Jain %.3f\n",
+			c.Clients, c.HandoversS, c.RoundTrips, c.P50RoundTrips, c.Messages, c.CPUus, c.Jain)
 	}
 	fmt.Fprintf(w, "least of these\t%.2f of the hand-overs of 2 clients\n", r.Least)
 	f := r.Failover
@@ -146,7 +154,7 @@ func LockSigma(ctx context.Context, o Options) (_ *SigmaResult, err error) {
 	}
 	r.PairsS, r.PairCPUus = many.OpsPerSecond(), micros(many.CPUPerOp())
 	for _, k := range sigmaClients {
-		c, err := contend(ctx, whole/16, clients[:k], r.RawP50us, ttl)
+		c, err := contend(ctx, n, max(whole/16, time.Duration(k)*contendEach), clients[:k], r.RawP50us, ttl)
 		if err != nil {
 			return nil, err
 		}
@@ -209,9 +217,10 @@ func (r *SigmaResult) uncontended(ctx context.Context, n *testnet.Network, d tim
 }
 
 // contend has clients take one lock in turns for d.
-func contend(ctx context.Context, d time.Duration, clients []*lockservice.Service, rawUS float64, o lockservice.Option) (Contended, error) {
+func contend(ctx context.Context, n *testnet.Network, d time.Duration, clients []*lockservice.Service, rawUS float64, o lockservice.Option) (Contended, error) {
 	counts, waits := make([]atomic.Int64, len(clients)), make([]rawbench.Result, len(clients))
-	base := time.Now()
+	base, messages, cpu := time.Now(), count(n).messages, rawbench.CPUTime()
+	var holds atomic.Int64
 	var released atomic.Int64 // when it was last, since base
 	turn := func(i int, c *lockservice.Service) error {
 		asked := time.Since(base)
@@ -223,11 +232,16 @@ func contend(ctx context.Context, d time.Duration, clients []*lockservice.Servic
 			waits[i].Samples = append(waits[i].Samples, time.Since(base)-at)
 		}
 		released.Store(int64(time.Since(base)))
+		holds.Add(1)
 		return h.Release(ctx)
 	}
 	var over atomic.Bool
+	var ended atomic.Int64 // when it was over, since base; those who wait then have their turn yet, which is not counted
 	var first atomic.Int64 // holds before the clock started
-	end := time.AfterFunc(time.Hour, func() { over.Store(true) })
+	end := time.AfterFunc(time.Hour, func() {
+		ended.Store(int64(time.Since(base)))
+		over.Store(true)
+	})
 	defer end.Stop()
 	var wg sync.WaitGroup
 	errs := make([]error, len(clients))
@@ -261,14 +275,17 @@ func contend(ctx context.Context, d time.Duration, clients []*lockservice.Servic
 	if err := errors.Join(append(errs, context.Cause(ctx))...); err != nil {
 		return Contended{}, err
 	}
-	took := time.Since(begun)
+	took := base.Add(time.Duration(ended.Load())).Sub(begun)
 	sum, squares := 0.0, 0.0
 	for i := range counts {
 		x := float64(counts[i].Load())
 		sum += x
 		squares += x * x
 	}
-	c := Contended{Clients: len(clients), Handovers: int(sum), HandoversS: sum / took.Seconds()}
+	c := Contended{
+		Clients: len(clients), Handovers: int(sum), HandoversS: sum / took.Seconds(),
+		Messages: float64(count(n).messages-messages) / float64(holds.Load()), CPUus: micros(rawbench.CPUTime()-cpu) / float64(holds.Load()),
+	}
 	var all rawbench.Result
 	for i := range waits {
 		all.Add(waits[i])

@@ -22,7 +22,7 @@ func TestLockSigmaFillsInEveryFigure(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	for i, c := range r.Contended {
-		if c.Clients != sigmaClients[i] || c.Handovers == 0 || c.HandoversS <= 0 || c.RoundTrips <= 0 || c.P50RoundTrips <= 0 || c.Jain <= 0 || c.Jain > 1.0001 {
+		if c.Clients != sigmaClients[i] || c.Handovers == 0 || c.HandoversS <= 0 || c.RoundTrips <= 0 || c.P50RoundTrips <= 0 || c.Messages < 6 || c.CPUus <= 0 || c.Jain <= 0 || c.Jain > 1.0001 {
 			t.Errorf("%+v", c)
 		}
 	}
