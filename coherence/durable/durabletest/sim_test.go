@@ -39,10 +39,17 @@ type simulated struct {
 	leader  int // -1: none
 	healed  bool
 	report  simReport
-	objects []string
+	objects []string                 // the last is the listing of the others, if it is one
+	listed  map[seen]durable.Version // of the listing, by the version of the object that was created or deleted
+	ends    map[seen]time.Duration   // before which no clock within the drift has counted the TTL
 }
 
-type simReport struct{ reads, hits, writes, conflicts, unknown, locks, elections, crashes int }
+type seen struct {
+	object  string
+	version durable.Version
+}
+
+type simReport struct{ reads, hits, writes, conflicts, unknown, locks, elections, crashes, expiries int }
 
 type simHost struct {
 	w       *simulated
@@ -74,7 +81,10 @@ type simCall struct {
 func runSim(seed uint64, m durable.Mutant) (w *simulated, err error) {
 	r := rand.New(rand.NewPCG(seed, 0x51))
 	pick := func(ds ...time.Duration) time.Duration { return ds[r.IntN(len(ds))] }
-	w = &simulated{rand: r, leader: -1, objects: names[:1+r.IntN(len(names))]}
+	w = &simulated{rand: r, leader: -1, objects: names[:1+r.IntN(len(names))], listed: map[seen]durable.Version{}, ends: map[seen]time.Duration{}}
+	if r.IntN(3) == 0 {
+		w.objects = []string{"d/x", "d/y", "d/"}
+	}
 	rho := automaton.Drift([]int{10_000, 50_000, 200_000}[r.IntN(3)])
 	w.params = durable.Params{Lease: pick(time.Second, 2*time.Second, 5*time.Second), Drift: rho}
 	w.checks = world{
@@ -268,7 +278,21 @@ func (w *simulated) commit(term uint64, c store.Command) {
 	had := w.checks.oracle.Lookup(c.Object)
 	w.checks.log = append(w.checks.log, logged{term, c})
 	res := w.checks.oracle.Apply(uint64(len(w.checks.log)), w.sim.Now(), c)
-	if res.Outcome != store.Applied || c.By.IsZero() {
+	if res.Outcome != store.Applied {
+		return
+	}
+	if res.Listing {
+		w.listed[seen{c.Object, res.Version}] = w.checks.oracle.Lookup("d/").Version
+	}
+	if c.TTL > 0 {
+		rho := float64(w.params.Drift) / 1e6
+		w.ends[seen{c.Object, res.Version}] = w.sim.Now() + time.Duration(float64(c.TTL)/(1-rho)) - time.Microsecond
+	}
+	if c.By.IsZero() {
+		w.report.expiries++
+		if end := w.ends[seen{c.Object, c.Wanted}]; w.sim.Now() < end {
+			w.checks.fail("TTL: %s is deleted %v too early", c.Object, end-w.sim.Now())
+		}
 		return
 	}
 	_, twice := w.checks.made[k]
@@ -283,6 +307,14 @@ func (w *simulated) commit(term uint64, c store.Command) {
 	w.checks.made[k] = res.Version
 }
 
+// raise notes that a version was seen. Who has seen that an object was created or deleted finds it so in the listing.
+func (w *simulated) raise(o int, v durable.Version) {
+	w.checks.raise(o, v)
+	if l, ok := w.listed[seen{w.objects[o], v}]; ok {
+		w.checks.raise(len(w.objects)-1, l)
+	}
+}
+
 // look lets every copy be hit that can be, whoever is paused.
 func (w *simulated) look() error {
 	for range 2 {
@@ -295,7 +327,7 @@ func (w *simulated) look() error {
 					if c.Version < w.checks.done[o] {
 						w.checks.fail("stale: n%d has version %d of %s, and %d was seen", n.at+1, c.Version, name, w.checks.done[o])
 					}
-					w.checks.raise(o, c.Version)
+					w.raise(o, c.Version)
 				}
 			}
 		}
@@ -349,7 +381,7 @@ func (n *simNode) complete(a cachedobject.Action) {
 		if a.Version < c.since {
 			w.checks.fail("stale: n%d reads version %d of %s, and %d was there when it began", n.at+1, a.Version, w.objects[c.object], c.since)
 		}
-		w.checks.raise(c.object, a.Version)
+		w.raise(c.object, a.Version)
 		w.report.reads++
 		if _, made := w.checks.made[k]; a.Outcome == cachedobject.Mismatch {
 			if made {
@@ -362,7 +394,7 @@ func (n *simNode) complete(a cachedobject.Action) {
 		if w.checks.made[k] != a.Version {
 			w.checks.fail("acknowledged: n%d is told that it made version %d, and the log has %d", n.at+1, a.Version, w.checks.made[k])
 		}
-		w.checks.raise(c.object, a.Version)
+		w.raise(c.object, a.Version)
 		w.report.writes++
 	case cachedobject.Unknown:
 		w.report.unknown++
@@ -405,6 +437,7 @@ func (n *simNode) think() {
 			n.hit = true
 			n.w.report.hits++
 		}
+		listing := durable.IsListing(name)
 		if len(n.calls) >= 4 {
 			if r.IntN(40) == 0 {
 				id := slices.Max(slices.Collect(maps.Keys(n.calls)))
@@ -413,10 +446,12 @@ func (n *simNode) think() {
 			return
 		}
 		switch x := r.IntN(20); {
-		case x < 12:
+		case x < 12 || listing && x < 19:
 			n.call(o, cachedobject.Call{Kind: cachedobject.Get})
-		case x < 15:
+		case x < 14:
 			n.call(o, cachedobject.Call{Kind: cachedobject.Put, Value: n.value()})
+		case x == 14:
+			n.call(o, cachedobject.Call{Kind: cachedobject.Put, Value: n.value(), TTL: store.TTLMin + time.Duration(r.Int64N(int64(3*time.Second)))})
 		case x == 15:
 			n.call(o, cachedobject.Call{Kind: cachedobject.Put, Expect: durable.Absent, Value: n.value()})
 		case x == 16:
@@ -454,9 +489,10 @@ func TestSimulation(t *testing.T) {
 		r := w.report
 		sum.reads, sum.hits, sum.writes, sum.conflicts = sum.reads+r.reads, sum.hits+r.hits, sum.writes+r.writes, sum.conflicts+r.conflicts
 		sum.unknown, sum.locks, sum.elections, sum.crashes = sum.unknown+r.unknown, sum.locks+r.locks, sum.elections+r.elections, sum.crashes+r.crashes
+		sum.expiries += r.expiries
 	}
 	t.Logf("%d worlds: %+v", worlds, sum)
-	if *seedFlag == 0 && (sum.hits == 0 || sum.writes == 0 || sum.conflicts == 0 || sum.locks == 0 || sum.elections == 0 || sum.crashes == 0) {
+	if *seedFlag == 0 && (sum.hits == 0 || sum.writes == 0 || sum.conflicts == 0 || sum.locks == 0 || sum.elections == 0 || sum.crashes == 0 || sum.expiries == 0) {
 		t.Error("something never happens")
 	}
 }

@@ -74,7 +74,7 @@ type world struct {
 	nodes   []*node
 	net     []*post
 	budget  budget
-	done    [2]durable.Version      // of each object, what was completed
+	done    [3]durable.Version      // of each object, what was completed
 	made    map[key]durable.Version // by each write
 	refused map[key]bool            // writes that were told to have failed
 	broken  error
@@ -390,7 +390,7 @@ func (w *world) complete(n *node, i int, a cachedobject.Action) {
 	}
 }
 
-// raise notes that a version was seen. Who sees an object also could see its directory.
+// raise notes that a version was seen.
 func (w *world) raise(o int, v durable.Version) {
 	w.done[o] = max(w.done[o], v)
 }
