@@ -27,16 +27,17 @@ import (
 
 // verbs makes each verb of the command line. A new verb is a function here, in a file of its own.
 var verbs = []func(*app) *cobra.Command{
-	initVerb, inviteVerb, joinVerb, overlayVerb, daemonVerb, configVerb, idVerb, peersVerb, statusVerb, keyVerb, groupVerb, lockVerb, electVerb, observeVerb, objectVerb, appVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
+	initVerb, inviteVerb, joinVerb, overlayVerb, tokenVerb, daemonVerb, configVerb, idVerb, peersVerb, statusVerb, keyVerb, groupVerb, lockVerb, electVerb, observeVerb, objectVerb, appVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
 }
 
 // app is what every verb shares: the global flags and where output goes. Its fields are set before a verb's RunE runs.
 type app struct {
 	printer
-	path     string        // directory of the peer
-	apiAddr  string        // address of the daemon's API; empty: the socket in path
-	timeout  time.Duration // of one call to the daemon
-	logLevel string
+	path             string        // directory of the peer
+	apiAddr          string        // address of the daemon's API; empty: the socket in path
+	tokenFile, apiCA string        // for an address of HTTP: what holds the token, and who is trusted to vouch for the daemon
+	timeout          time.Duration // of one call to the daemon
+	logLevel         string
 
 	timeoutSet bool // somebody asked for this timeout
 	// parsed tells that flags and arguments were in order, so that whatever fails now is not wrong usage.
@@ -115,7 +116,9 @@ interrupted; lock and object update otherwise end as their command did, and with
 
 	f := root.PersistentFlags()
 	f.StringVar(&a.path, "path", defaultPath(), "directory of the peer (LATCHKEY_PATH)")
-	f.StringVar(&a.apiAddr, "api", os.Getenv("LATCHKEY_API"), "unix socket of the daemon (LATCHKEY_API; default api.sock in --path)")
+	f.StringVar(&a.apiAddr, "api", os.Getenv("LATCHKEY_API"), "unix socket of the daemon, or http(s)://HOST:PORT (LATCHKEY_API; default api.sock in --path)")
+	f.StringVar(&a.tokenFile, "api-token-file", os.Getenv("LATCHKEY_API_TOKEN_FILE"), "file with the token for http(s) (LATCHKEY_API_TOKEN_FILE; else the token in LATCHKEY_API_TOKEN)")
+	f.StringVar(&a.apiCA, "api-ca", os.Getenv("LATCHKEY_API_CA"), "file with the certificate authority to trust for https, in PEM (LATCHKEY_API_CA; default the system's)")
 	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long one call to the daemon may take, when a lock's group is asked 5s by default; 0 is no limit")
 	f.StringVarP(&a.format, "output", "o", formatText, "text, json or jsonl")
 	f.StringVar(&a.logLevel, "log-level", "warn", "debug, info, warn or error; of libraries: GOLOG_LOG_LEVEL")
@@ -248,7 +251,7 @@ func (a *app) socket() string {
 
 // call runs fn with a client of the daemon and a context that --timeout ends.
 func (a *app) call(c *cobra.Command, fn func(ctx context.Context, daemon *api.Client) error) error {
-	daemon, err := api.Dial(a.socket())
+	daemon, err := a.dial()
 	if err != nil {
 		return err
 	}
@@ -282,6 +285,9 @@ func (a *app) explain(err error) error {
 	}
 	if info, statErr := os.Stat(a.apiAddr); a.apiAddr != "" && statErr == nil && info.IsDir() {
 		return usagef("--api %s: it is a directory; name the daemon's socket, like %s", a.apiAddr, filepath.Join(a.apiAddr, "api.sock"))
+	}
+	if api.IsHTTP(a.socket()) {
+		return fmt.Errorf("%w; a daemon answers there that was started with --api-listen, or has api.listen in its configuration", err)
 	}
 	if advice := a.denied(); advice != "" { // one may well run there
 		return fmt.Errorf("%w; %s", err, advice)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -70,6 +71,9 @@ Locks taken through it are never released by its end: their leases run out.`,
 			if c.Flags().Changed("volatile") {
 				o.flags["store.volatile"] = o.volatile
 			}
+			if c.Flags().Changed("api-listen") {
+				o.flags["api.listen"] = o.apiListen
+			}
 			if c.Flags().Changed("metrics") {
 				o.flags["metrics.listen"] = o.metrics
 			}
@@ -82,6 +86,7 @@ Locks taken through it are never released by its end: their leases run out.`,
 	c.Flags().StringVar((*string)(&o.profile), "init-profile", "", "profile for --init (default private)")
 	c.Flags().BoolVar(&o.volatile, "volatile", false, "keep replicas in memory (store.volatile)")
 	c.Flags().StringVar(&o.metrics, "metrics", "", "HOST:PORT at which to answer Prometheus, at /metrics; without HOST on the loopback (metrics.listen; default none: nowhere)")
+	c.Flags().StringVar(&o.apiListen, "api-listen", "", "HOST:PORT at which to answer clients that have a token, beside the unix socket; without HOST on the loopback (api.listen; default none)")
 	c.Flags().BoolVar(&o.restored, "restored", false, "the store is a copy whose original never runs again: give it a new id")
 	c.Flags().BoolVar(&o.moved, "moved", false, "the store was moved here, and its original has not run since and never will")
 	o.wireSocket = wireFlag(c)
@@ -95,6 +100,7 @@ type daemonOptions struct {
 	profile           config.Profile
 	volatile          bool
 	metrics           string
+	apiListen         string
 	restored, moved   bool
 	flags             map[string]any // configuration fields that other flags set
 	wireSocket        *string        // empty but in testnets ([onWire])
@@ -158,6 +164,13 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 		return err
 	}
 	defer socket.Close()
+	tcp, guard, err := a.listenTCP(conf.API)
+	if err != nil {
+		return err
+	}
+	if tcp != nil {
+		defer tcp.Close()
+	}
 	if o.restored {
 		if err := a.restore(dir); err != nil {
 			return err
@@ -189,8 +202,13 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 		return errors.Join(err, n.Close(), host.Close())
 	}
 	go footprint.Keep(ctx)
-	served := make(chan error, 1)
+	served := make(chan error, 2)
 	go func() { served <- server.Serve(socket) }()
+	apiTCP := ""
+	if tcp != nil {
+		apiTCP = tcp.Addr().String()
+		go func() { served <- server.ServeTCP(tcp, guard) }()
+	}
 	metrics, noMetrics := "", func() error { return nil }
 	if conf.Metrics.Listen != config.NoMetrics {
 		m, listenErr := n.ServeMetrics(conf.Metrics.Listen)
@@ -205,7 +223,7 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 		explaining.Go(func() { n.ExplainSolitude(ctx, dir.SwarmKey()) })
 	}
 	leaves := false
-	if err = a.ready(n.Info(), absolute(socket.Addr().String()), metrics); err == nil {
+	if err = a.ready(n.Info(), absolute(socket.Addr().String()), metrics, apiTCP); err == nil {
 		select {
 		case <-ctx.Done():
 			leaves = true
@@ -227,6 +245,33 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	return errors.Join(err, noMetrics(), n.Close(), host.Close(), dir.Close(), server.Close())
 }
 
+// listenTCP listens for clients that have a token, where the configuration says so.
+func (a *app) listenTCP(c config.API) (net.Listener, api.GuardConfig, error) {
+	guard := api.GuardConfig{Tokens: a.tokensFile(), Hosts: c.Hosts}
+	if c.Listen == config.NoAPI {
+		return nil, guard, nil
+	}
+	if c.TLSCert != config.NoAPI {
+		cert, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+		if err != nil {
+			return nil, guard, fmt.Errorf("daemon: api.tls_cert, api.tls_key: %w", err)
+		}
+		guard.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	if _, err := api.ReadTokens(guard.Tokens); err != nil {
+		return nil, guard, err
+	}
+	addr := c.Listen
+	if strings.HasPrefix(addr, ":") {
+		addr = "127.0.0.1" + addr
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, guard, fmt.Errorf("daemon: api.listen: %w", err)
+	}
+	return l, guard, nil
+}
+
 // restore gives the store of a directory that was copied a new id, and says so.
 func (a *app) restore(dir *node.Dir) error {
 	id, err := dir.Reidentify()
@@ -242,17 +287,21 @@ func (a *app) restore(dir *node.Dir) error {
 var errShutdown = errors.New("shutdown")
 
 // ready tells those who wait for it that the daemon serves.
-func (a *app) ready(i api.Info, socket, metrics string) error {
+func (a *app) ready(i api.Info, socket, metrics, apiTCP string) error {
 	v := struct {
 		Ready   bool     `json:"ready"`
 		Peer    string   `json:"peer"`
 		API     string   `json:"api"`
 		Addrs   []string `json:"addrs"`
 		Metrics string   `json:"metrics,omitempty"` // HOST:PORT
-	}{true, i.Peer, socket, i.Addrs, metrics}
+		APITCP  string   `json:"api_tcp,omitempty"` // HOST:PORT
+	}{true, i.Peer, socket, i.Addrs, metrics, apiTCP}
 	line := fmt.Sprintf("READY peer=%s api=%s listen=%s", v.Peer, v.API, strings.Join(v.Addrs, ","))
 	if metrics != "" {
 		line += " metrics=" + metrics
+	}
+	if apiTCP != "" {
+		line += " api-tcp=" + apiTCP
 	}
 	// A running daemon's one document is this line, in json as in jsonl.
 	p := a.printer

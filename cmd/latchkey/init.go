@@ -134,7 +134,7 @@ func (v made) write(w io.Writer) {
 }
 
 func (a *app) init(o node.InitOptions) error {
-	if _, err := api.ParseAddr(a.socket()); err != nil { // no daemon could run there
+	if _, err := api.ParseAddr(a.socket()); err != nil && !api.IsHTTP(a.socket()) { // no daemon could run there
 		return err
 	}
 	g, id, err := node.InitDir(a.path, o)

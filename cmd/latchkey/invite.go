@@ -170,7 +170,7 @@ func (a *app) peekDir() (*node.DirInfo, error) {
 
 // whereabouts asks the daemon where it and its peers are; nil when none answers.
 func (a *app) whereabouts(ctx context.Context, self peer.ID) ([]peer.AddrInfo, error) {
-	daemon, err := api.Dial(a.socket())
+	daemon, err := a.dial()
 	if err != nil {
 		return nil, err
 	}

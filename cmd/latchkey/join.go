@@ -109,7 +109,7 @@ func (a *app) prepareJoin() error {
 func (a *app) join(ctx context.Context, i invite.Invite, o node.JoinOptions) error {
 	ctx, release := interruptible(ctx)
 	defer release()
-	if _, err := api.ParseAddr(a.socket()); err != nil {
+	if _, err := api.ParseAddr(a.socket()); err != nil && !api.IsHTTP(a.socket()) {
 		return err
 	}
 	j, err := node.JoinDir(ctx, a.path, i, o)

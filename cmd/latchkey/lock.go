@@ -208,7 +208,7 @@ func (a *app) lock(ctx context.Context, name string, argv []string, f lockFlags)
 			return commandError(err)
 		}
 	}
-	daemon, err := api.Dial(a.socket())
+	daemon, err := a.dial()
 	if err != nil {
 		return err
 	}

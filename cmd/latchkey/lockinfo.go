@@ -85,7 +85,7 @@ there were others.`,
 
 // follow runs what goes on until it is interrupted. A daemon that is not there is said at once.
 func (a *app) follow(parent context.Context, fn func(ctx context.Context, daemon *api.Client) error) error {
-	daemon, err := api.Dial(a.socket())
+	daemon, err := a.dial()
 	if err != nil {
 		return err
 	}

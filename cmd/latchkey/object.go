@@ -92,7 +92,7 @@ func verbOf(c *cobra.Command) string {
 
 // callObject runs fn, which needs other peers, through the daemon, in the time that --timeout gives.
 func (a *app) callObject(c *cobra.Command, what string, fn func(ctx context.Context, daemon *api.Client) error) error {
-	daemon, err := api.Dial(a.socket())
+	daemon, err := a.dial()
 	if err != nil {
 		return err
 	}
@@ -492,7 +492,7 @@ func (a *app) updateObject(parent context.Context, at api.Target, argv []string,
 	if err != nil {
 		return updateCommandError(err)
 	}
-	daemon, err := api.Dial(a.socket())
+	daemon, err := a.dial()
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ func (a *app) daemonSilent(d time.Duration) error { return &daemonSilentError{a.
 
 // callGroup runs fn, which asks the group of the lock named name through the daemon.
 func (a *app) callGroup(c *cobra.Command, name string, fn func(ctx context.Context, daemon *api.Client) error) error {
-	daemon, err := api.Dial(a.socket())
+	daemon, err := a.dial()
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -33,7 +34,7 @@ func ParseAddr(addr string) (path string, err error) {
 		}
 		path = rest
 	case strings.Contains(addr, "://"):
-		return "", fmt.Errorf("%w: %q: only unix sockets are spoken to; use a path or unix:///path", ErrAddr, addr)
+		return "", fmt.Errorf("%w: %q: it names no unix socket; use a path or unix:///path, or, for a daemon that listens there, http://HOST:PORT or https://HOST:PORT", ErrAddr, addr)
 	default:
 		path = addr
 	}
@@ -43,4 +44,21 @@ func ParseAddr(addr string) (path string, err error) {
 			ErrAddr, path, len(path), socketPathMax)
 	}
 	return path, nil
+}
+
+// IsHTTP reports whether an address is one of a daemon that answers on TCP: it begins with http:// or https://.
+func IsHTTP(addr string) bool {
+	return strings.HasPrefix(addr, "http://") || strings.HasPrefix(addr, "https://")
+}
+
+// parseHTTP returns the URL that every procedure's begins with. The errors match [ErrAddr].
+func parseHTTP(addr string) (string, error) {
+	if len(addr) > addrBytesMax {
+		return "", fmt.Errorf("%w: it has %d bytes; want http://HOST:PORT or https://HOST:PORT", ErrAddr, len(addr))
+	}
+	u, err := url.Parse(addr)
+	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
+		return "", fmt.Errorf("%w: %.200q: want http://HOST:PORT or https://HOST:PORT and nothing else", ErrAddr, addr)
+	}
+	return u.Scheme + "://" + u.Host, nil
 }

@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -31,9 +33,30 @@ type Client struct {
 	locks     *lockservice.Service
 }
 
-// Dial returns a client of the daemon at addr ([ParseAddr]). Nothing is sent yet, so an absent daemon is found out by the
-// first call. The errors match [ErrAddr].
-func Dial(addr string) (*Client, error) {
+// DialOption sets one property of a client.
+type DialOption func(*dialOptions)
+
+type dialOptions struct {
+	token string
+	roots *x509.CertPool
+}
+
+// WithToken sends a token with every call; a daemon wants one at an address of HTTP.
+func WithToken(token string) DialOption { return func(o *dialOptions) { o.token = token } }
+
+// WithRoots trusts these certificates of authorities, and not the system's, at an address of https.
+func WithRoots(roots *x509.CertPool) DialOption { return func(o *dialOptions) { o.roots = roots } }
+
+// Dial returns a client of the daemon at addr: a unix socket ([ParseAddr]), or http://HOST:PORT or https://HOST:PORT ([IsHTTP]). Nothing is
+// sent yet, so an absent daemon is found out by the first call. The errors match [ErrAddr].
+func Dial(addr string, opts ...DialOption) (*Client, error) {
+	var o dialOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if IsHTTP(addr) {
+		return dialHTTP(addr, o)
+	}
 	path, err := ParseAddr(addr)
 	if err != nil {
 		return nil, err
@@ -47,13 +70,43 @@ func Dial(addr string) (*Client, error) {
 		Protocols:   &protocols,
 	}
 	// The name goes into the Host header, where nobody reads it.
-	const base = "http://latchkey"
-	httpClient, limit := &http.Client{Transport: t}, connect.WithReadMaxBytes(answerBytesMax)
-	c := &Client{addr: path, transport: t, node: latchkeyv1connect.NewNodeServiceClient(httpClient, base, limit)}
+	return newClient(path, "http://latchkey", t, t), nil
+}
+
+// dialHTTP returns a client of a daemon that answers on TCP.
+func dialHTTP(addr string, o dialOptions) (*Client, error) {
+	base, err := parseHTTP(addr)
+	if err != nil {
+		return nil, err
+	}
+	var protocols http.Protocols
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	t := &http.Transport{Protocols: &protocols, TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS12}}
+	return newClient(base, base, t, bearer{t, o.token}), nil
+}
+
+// bearer sends a token with every call.
+type bearer struct {
+	next  http.RoundTripper
+	token string
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	if b.token != "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer "+b.token)
+	}
+	return b.next.RoundTrip(r)
+}
+
+func newClient(addr, base string, t *http.Transport, by http.RoundTripper) *Client {
+	httpClient, limit := &http.Client{Transport: by}, connect.WithReadMaxBytes(answerBytesMax)
+	c := &Client{addr: addr, transport: t, node: latchkeyv1connect.NewNodeServiceClient(httpClient, base, limit)}
 	c.objects = latchkeyv1connect.NewObjectServiceClient(httpClient, base, connect.WithReadMaxBytes(ObjectBytesMax))
-	c.backend = &backend{addr: path, rpc: latchkeyv1connect.NewLockServiceClient(httpClient, base, limit)}
+	c.backend = &backend{addr: addr, rpc: latchkeyv1connect.NewLockServiceClient(httpClient, base, limit)}
 	c.locks = lockservice.New(c.backend)
-	return c, nil
+	return c
 }
 
 // Locks takes locks through the daemon. Leases are renewed by this process and counted on its clock, so they end with it.
@@ -62,7 +115,7 @@ func (c *Client) Locks() *lockservice.Service { return c.locks }
 // LockBackend is what Locks is built on.
 func (c *Client) LockBackend() lockservice.Backend { return c.backend }
 
-// Addr returns the path of the socket.
+// Addr returns the path of the socket, or the URL.
 func (c *Client) Addr() string { return c.addr }
 
 // Gone reports whether nobody listened at the address ([ErrGone]) when a lock was last renewed through Locks. It does not block.

@@ -144,6 +144,8 @@ func decodeError(ctx context.Context, addr string, err error, unsure bool) error
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case connect.IsWireError(err) && (ce.Code() == connect.CodeUnauthenticated || ce.Code() == connect.CodePermissionDenied):
+		return &remoteError{sentinel: ErrToken, wire: ce}
 	case connect.IsWireError(err):
 		return &remoteError{wire: ce}
 	case unsure && !neverSent(err):

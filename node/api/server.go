@@ -301,6 +301,10 @@ type Server struct {
 	ends      atomic.Int64 // of those, Ended
 	closeOnce sync.Once
 
+	mu     sync.Mutex
+	closed bool
+	others []*http.Server // beside http: those of ServeTCP
+
 	objectCalls, objectHolds, objectWatches bounded
 	heldObjects                             sync.Map // of the id to *heldObject
 }
@@ -329,18 +333,24 @@ func NewServer(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, grants: newGrants()}
 	s.objectCalls.most, s.objectHolds.most, s.objectWatches.most = ObjectCallsMax, ObjectHoldsMax, ObjectWatchesMax
 	s.draining, s.drain = context.WithCancelCause(context.Background())
+	s.http = s.newHTTP(s.Handler())
+	return s, nil
+}
+
+// newHTTP returns a server for one listener.
+func (s *Server) newHTTP(h http.Handler) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
-	s.http = &http.Server{
-		Handler:           s.counted(s.Handler()),
+	return &http.Server{
+		Handler:           s.counted(h),
 		Protocols:         &protocols,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: streamsMax},
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
 	}
-	return s, nil
 }
 
 // Handler returns the API as one handler, for a server of the caller's own.
@@ -390,8 +400,14 @@ func (s *Server) Close() error {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 		defer cancel()
-		if s.http.Shutdown(ctx) != nil {
-			s.http.Close()
+		s.mu.Lock()
+		s.closed = true
+		all := append([]*http.Server{s.http}, s.others...)
+		s.mu.Unlock()
+		for _, h := range all {
+			if h.Shutdown(ctx) != nil {
+				h.Close()
+			}
 		}
 		s.grants.wait()
 	})

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -82,6 +83,41 @@ func checkHostPort(v any) error {
 		return errors.New("want HOST:PORT like 127.0.0.1:9464, with an IP address for a host, or " + NoMetrics)
 	}
 	return nil
+}
+
+// checkFile wants what may be a file's name, or [NoAPI].
+func checkFile(v any) error {
+	if s := v.(string); s == "" || len(s) > 4096 || strings.ContainsRune(s, 0) {
+		return errors.New("want the path of a file, or " + NoAPI)
+	}
+	return nil
+}
+
+// checkHosts wants names of hosts.
+func checkHosts(v any) error {
+	list := v.([]string)
+	if len(list) > HostsMax {
+		return fmt.Errorf("%d names; want at most %d", len(list), HostsMax)
+	}
+	for _, s := range list {
+		if len(s) > addrBytesMax || s == "" || strings.ContainsAny(s, "/: \t*") {
+			return fmt.Errorf("%s: want a host name without scheme, port or stars", excerpt(s))
+		}
+	}
+	return nil
+}
+
+// onLoopback reports whether HOST:PORT is an address of the loopback.
+func onLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	if host == "" || host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
 }
 
 // checkListen wants an address of this machine: an IP address and a port.
@@ -167,6 +203,10 @@ func (c Config) contradiction(private bool) *problem {
 		return &problem{"profile", string(c.Profile), errors.New("it is for overlays without a swarm key, and here is a swarm.key")}
 	case !private && c.Profile != Public && c.Profile != Test:
 		return &problem{"profile", string(c.Profile), errors.New("it is for overlays with a swarm key, and here is no swarm.key; restore it from a copy or from another peer")}
+	case (c.API.TLSCert == NoAPI) != (c.API.TLSKey == NoAPI):
+		return &problem{"api.tls_cert", c.API.TLSCert, errors.New("it goes together with api.tls_key; set both or none")}
+	case c.API.Listen != NoAPI && c.API.TLSCert == NoAPI && !onLoopback(c.API.Listen):
+		return &problem{"api.listen", c.API.Listen, errors.New("beyond the loopback a token would travel in the clear; set api.tls_cert and api.tls_key, or listen at 127.0.0.1")}
 	case n.ConnsLow > n.ConnsHigh:
 		return &problem{"network.conns_low", text(n.ConnsLow), fmt.Errorf("above network.conns_high, which is %d", n.ConnsHigh)}
 	case n.Mode == ModeAuto && !n.NAT:

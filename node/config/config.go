@@ -51,7 +51,19 @@ type Config struct {
 	Network Network `koanf:"network"`
 	Store   Store   `koanf:"store"`
 	Metrics Metrics `koanf:"metrics"`
+	API     API     `koanf:"api"`
 }
+
+// API says whether the peer answers clients on TCP too, which need a token there.
+type API struct {
+	Listen  string   `koanf:"listen"`   // HOST:PORT, on the loopback where HOST is empty; or [NoAPI]
+	TLSCert string   `koanf:"tls_cert"` // file of the certificate chain; [NoAPI]: no TLS, on the loopback only
+	TLSKey  string   `koanf:"tls_key"`  // and of its private key
+	Hosts   []string `koanf:"hosts"`    // names it may be asked by, beside localhost and IP addresses
+}
+
+// NoAPI in place of an address says that the peer answers on its unix socket only, and in place of a file that there is none.
+const NoAPI = "none"
 
 // Metrics says whether the peer tells monitoring how it is doing.
 type Metrics struct {
@@ -83,6 +95,7 @@ const (
 	AddrsMax     = 16  // listen and announce addresses
 	BootstrapMax = 64  // bootstrap peers' addresses
 	ConnsMax     = 1e5 // either water mark
+	HostsMax     = 16  // names in api.hosts
 
 	addrBytesMax = 256
 )
@@ -100,7 +113,7 @@ func Default(p Profile) (Config, error) {
 	c := Config{Profile: p, Network: Network{
 		Listen: []string{"/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0"}, Announce: []string{}, Bootstrap: []string{},
 		MDNS: true, Mode: ModeServer, ConnsLow: 96, ConnsHigh: 192,
-	}, Metrics: Metrics{Listen: NoMetrics}}
+	}, Metrics: Metrics{Listen: NoMetrics}, API: API{Listen: NoAPI, TLSCert: NoAPI, TLSKey: NoAPI, Hosts: []string{}}}
 	n := &c.Network
 	switch p {
 	case Private:
@@ -125,5 +138,6 @@ func Default(p Profile) (Config, error) {
 func (c Config) Clone() Config {
 	n := &c.Network
 	n.Listen, n.Announce, n.Bootstrap = slices.Clone(n.Listen), slices.Clone(n.Announce), slices.Clone(n.Bootstrap)
+	c.API.Hosts = slices.Clone(c.API.Hosts)
 	return c
 }

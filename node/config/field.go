@@ -75,6 +75,26 @@ var fields = []Field{
 		at:    func(c *Config) any { return &c.Metrics.Listen },
 		check: checkHostPort,
 	},
+	{
+		Name: "api.listen", Doc: "where to answer clients on TCP, which need a token; without a host it is the loopback", Want: "HOST:PORT, or " + NoAPI,
+		at:    func(c *Config) any { return &c.API.Listen },
+		check: checkHostPort,
+	},
+	{
+		Name: "api.tls_cert", Doc: "file of the certificate chain for that, in PEM; needed where it is not on the loopback", Want: "a file, or " + NoAPI,
+		at:    func(c *Config) any { return &c.API.TLSCert },
+		check: checkFile,
+	},
+	{
+		Name: "api.tls_key", Doc: "file of the certificate's private key", Want: "a file, or " + NoAPI,
+		at:    func(c *Config) any { return &c.API.TLSKey },
+		check: checkFile,
+	},
+	{
+		Name: "api.hosts", Doc: "names by which it may be asked, beside localhost and IP addresses", Want: fmt.Sprintf("up to %d host names", HostsMax),
+		at:    func(c *Config) any { return &c.API.Hosts },
+		check: checkHosts,
+	},
 }
 
 // isSection tells whether fields are nested under a name.
