@@ -37,6 +37,7 @@ type setup struct {
 	reads, writes, locks  int // of each node
 	budget                budget
 	listing               bool // objects stand in a directory, which is read too
+	apart                 bool // node 1 writes, and the others read
 	cas                   bool // writes expect the version that the node has seen last
 	absent                bool // node 1 writes if there is nothing, and others write or delete
 	anchors               bool // a leader may hear late that its round was confirmed
@@ -145,6 +146,11 @@ func newWorld(s *setup) *world {
 	for i := range s.nodes {
 		w.nodes = append(w.nodes, w.newNode(i, 1, s.rate(i, slow)))
 		w.nodes[i].reads, w.nodes[i].writes, w.nodes[i].locks = int8(s.reads), int8(s.writes), int8(s.locks)
+		if s.apart && i > 0 {
+			w.nodes[i].writes = 0
+		} else if s.apart {
+			w.nodes[i].reads = 0
+		}
 		w.nodes[i].seal(i)
 	}
 	w.elect()
