@@ -347,7 +347,9 @@ func TestAQuestionForTheRootIsShort(t *testing.T) {
 		t.Error("a root has more in its snapshot than it may tell")
 	}
 	// An answer goes whole, up to the most that a snapshot may hold.
-	answer := func(size int) []byte { return marshal(&pb.RootStateReply{Present: true, Index: 9, Directory: make([]byte, size)}) }
+	answer := func(size int) []byte {
+		return marshal(&pb.RootStateReply{Present: true, Index: 9, Directory: make([]byte, size)})
+	}
 	full := answer(rootStateBytesMax)
 	if m, err := decodeRootState(full); err != nil || len(m.Directory) != rootStateBytesMax {
 		t.Errorf("an answer with all that there may be: %v", err)

@@ -29,7 +29,8 @@ func (h *Host) closely() []peer.ID {
 }
 
 // Test 16 of replica-groups.md section 8, in small: groups that nobody asks anything send nothing and look at nobody closely.
-// When a peer is gone, all its groups answer within three seconds.
+// When a peer is gone, all its groups answer. How soon, ordertest/16 says in virtual time, and [TestThousandsOfGroupsHaveTheirTurnSoon] where
+// there are many.
 func TestGroupsSleepAndOutliveAPeer(t *testing.T) {
 	t.Parallel()
 	const groups = 24
@@ -138,9 +139,6 @@ func TestGroupsSleepAndOutliveAPeer(t *testing.T) {
 	t.Logf("%d of %d groups lost their leader, all answer after %v; %v where nobody is gone", leads[victim.overlay.Self()], groups, longest, usual)
 	if leads[victim.overlay.Self()] == 0 {
 		t.Error("nobody lost its leader")
-	}
-	if longest > 3*time.Second+10*usual {
-		t.Errorf("a group answers %v after a peer is gone, at most 3s; all answer within %v, also from sleep, where none is", longest, usual)
 	}
 }
 
@@ -482,6 +480,36 @@ func TestMachinesArePutAwayInSleep(t *testing.T) {
 	if nap(); r.table == nil {
 		t.Errorf("%d bytes were put away, more than %d", len(r.parked), parkedBytesMax)
 	}
+}
+
+// Where elections take no time, the line of a shard moves by rousesMax every rouseEvery, however long it is. A peer of two processors
+// that keeps ten thousand groups with two others has 1,700 in each line when one of them dies.
+func TestThousandsOfGroupsHaveTheirTurnSoon(t *testing.T) {
+	const n = 1700
+	s, all := newSleepers(n, false)
+	suspectEvent{peer: keyspace.NodeID{2}, down: true}.handle(s)
+	took := time.Duration(0)
+	for len(s.drowsy) > 0 {
+		if at := s.timers.Next(); at == automaton.Never || at > s.now.Add(rouseEvery) {
+			t.Fatalf("%d wait after %v, until %v", len(s.drowsy), took, at)
+		}
+		took += rouseEvery
+		s.now = s.now.Add(rouseEvery)
+		for key, ok := s.timers.Expired(s.now); ok; key, ok = s.timers.Expired(s.now) {
+			if key.kind == timerRouse {
+				s.rouse()
+			}
+		}
+	}
+	for _, r := range all {
+		if !slices.ContainsFunc(r.engine.(*sleeper).heard, func(ev order.Event) bool { _, ok := ev.(order.Suspect); return ok }) {
+			t.Fatal("one never has its turn")
+		}
+	}
+	if limit := (n + rousesMax - 1) / rousesMax * rouseEvery; took > limit {
+		t.Errorf("the last of %d has its turn after %v, want %v", n, took, limit)
+	}
+	t.Logf("the last of %d has its turn after %v", n, took)
 }
 
 // One that is back wakes groups that lack nothing no more than others: who leads them is told in the same line.

@@ -9,6 +9,7 @@ import (
 	"context"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,21 +46,24 @@ func (s sample) worth(before sample) bool {
 }
 
 // What stays is scattered among what was garbage when it was made, and nothing moves it: of a heap that has been twice its size on the way a
-// third stays unused. So while a process starts, and what it keeps grows, it collects early.
+// third stays unused. So while a process starts, and what it keeps grows, it should collect early: [Starting].
 const (
 	startEvery = time.Second
 	startOver  = 30              // so many looks without growth: it has started
 	startMax   = 5 * time.Minute // or this long
-	thrift     = 25              // percent of garbage that may gather meanwhile
 )
 
-// start collects early until the process has started.
+var starting atomic.Bool
+
+// Starting reports whether what the process keeps is growing, since it starts, and is more than a little. Whoever sets how much garbage may
+// gather ought to let less of it do so meanwhile.
+func Starting() bool { return starting.Load() }
+
+// start follows the start of the process.
 func start(ctx context.Context) {
 	t := time.NewTicker(startEvery)
 	defer t.Stop()
-	usual := debug.SetGCPercent(-1) // there is no other way to ask
-	debug.SetGCPercent(usual)
-	defer func() { debug.SetGCPercent(usual) }()
+	defer starting.Store(false)
 	still, before := 0, look()
 	for began := time.Now(); still < startOver && time.Since(began) < startMax; {
 		select {
@@ -69,9 +73,8 @@ func start(ctx context.Context) {
 		}
 		now := look()
 		if still++; now.grown(before) {
-			if still, before = 0, now; usual > thrift {
-				debug.SetGCPercent(thrift)
-			}
+			still, before = 0, now
+			starting.Store(true)
 		}
 	}
 }
