@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -180,7 +181,8 @@ type MetricsServer struct {
 }
 
 // ServeMetrics answers Prometheus at addr, HOST:PORT, with metrics of the node, of Go and of the process. Without a host that is the
-// loopback; whoever reaches the address may ask, so another one is for networks in which everybody may know how the peer is doing. The
+// loopback. At /healthz it says whether the node runs, and at /readyz whether all groups that it hosts serve: 200, or 503 with a line that
+// says why not. Whoever reaches the address may ask, so another one is for networks in which everybody may know how the peer is doing. The
 // caller closes the server, before the node.
 func (n *Node) ServeMetrics(addr string) (*MetricsServer, error) {
 	host, port, err := net.SplitHostPort(addr)
@@ -200,11 +202,60 @@ func (n *Node) ServeMetrics(addr string) (*MetricsServer, error) {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		MaxRequestsInFlight: scrapesMax, Timeout: scrapeTimeout, ErrorHandling: promhttp.ContinueOnError,
 	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { n.tellHealth(w, n.healthy()) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), scrapeTimeout/2)
+		defer cancel()
+		n.tellHealth(w, n.readied(ctx))
+	})
 	m := &MetricsServer{listener: l, served: make(chan error, 1), server: &http.Server{
 		Handler: mux, ReadTimeout: scrapeTimeout, WriteTimeout: 2 * scrapeTimeout, MaxHeaderBytes: scrapeHeaderMax,
 	}}
 	go func() { m.served <- m.server.Serve(l) }()
 	return m, nil
+}
+
+// healthy returns why the node has stopped by itself, which only a new start mends; nil: it runs.
+func (n *Node) healthy() error {
+	if err := n.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-n.Done():
+		return errors.New("the node has stopped")
+	default:
+		return nil
+	}
+}
+
+// readied returns why the node cannot serve all that it hosts just now: it has stopped, its replicas do not answer, or a group has no leader.
+func (n *Node) readied(ctx context.Context) error {
+	if err := n.healthy(); err != nil {
+		return err
+	}
+	groups, err := n.groups.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("the replicas do not answer: %w", err)
+	}
+	down := 0
+	for _, g := range groups {
+		if metricState(g) == metricLeaderless {
+			down++
+		}
+	}
+	if down > 0 {
+		return fmt.Errorf("%d of %d groups have no leader", down, len(groups))
+	}
+	return nil
+}
+
+// tellHealth answers 200 when err is nil, and else 503 with a line that says why.
+func (n *Node) tellHealth(w http.ResponseWriter, err error) {
+	if err != nil {
+		http.Error(w, strings.Join(strings.Fields(err.Error()), " "), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
 }
 
 // Addr returns where it answers.

@@ -85,7 +85,7 @@ Locks taken through it are never released by its end: their leases run out.`,
 	c.Flags().BoolVar(&o.init, "init", false, "if there is no peer in --path yet, make one and a new overlay first, with --listen in its configuration")
 	c.Flags().StringVar((*string)(&o.profile), "init-profile", "", "profile for --init (default private)")
 	c.Flags().BoolVar(&o.volatile, "volatile", false, "keep replicas in memory (store.volatile)")
-	c.Flags().StringVar(&o.metrics, "metrics", "", "HOST:PORT at which to answer Prometheus, at /metrics; without HOST on the loopback (metrics.listen; default none: nowhere)")
+	c.Flags().StringVar(&o.metrics, "metrics", "", "HOST:PORT at which to answer Prometheus, at /metrics, and supervisors, at /healthz and /readyz; without HOST on the loopback (metrics.listen; default none: nowhere)")
 	c.Flags().StringVar(&o.apiListen, "api-listen", "", "HOST:PORT at which to answer clients that have a token, beside the unix socket; without HOST on the loopback (api.listen; default none)")
 	c.Flags().BoolVar(&o.restored, "restored", false, "the store is a copy whose original never runs again: give it a new id")
 	c.Flags().BoolVar(&o.moved, "moved", false, "the store was moved here, and its original has not run since and never will")

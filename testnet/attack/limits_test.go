@@ -22,7 +22,7 @@ import (
 var directories = map[string]string{
 	"node": "node", "dht": "dht", "twins": "dht/twins", "replicagroup": "replicagroup", "placement": "replicagroup/placement", "raft": "replicagroup/raft",
 	"order": "replicagroup/order", "session": "replicagroup/session", "transfer": "replicagroup/transfer", "table": "lockservice/table",
-	"lockservice": "lockservice", "sigma": "lockservice/sigma", "sigmapb": "lockservice/sigma/pb", "voterlog": "lockservice/voterlog", "testnet": "testnet", "access": "coherence/access", "allowlist": "node/allowlist", "httpguard": "lockservice/httpguard",
+	"lockservice": "lockservice", "sigma": "lockservice/sigma", "sigmapb": "lockservice/sigma/pb", "voterlog": "lockservice/voterlog", "testnet": "testnet", "access": "coherence/access", "allowlist": "node/allowlist", "api": "node/api", "httpguard": "lockservice/httpguard",
 	"protocol": "coherence/protocol", "appmanager": "coherence/appmanager", "cachedcopy": "coherence/cachedcopy", "manager": "coherence/manager",
 	"coherencepb": "coherence/pb", "coherence": "coherence", "chunks": "coherence/chunks", "disk": "replicagroup/disk",
 	"durable": "coherence/durable", "store": "coherence/durable/store", "register": "coherence/durable/register", "cachedobject": "coherence/durable/cachedobject",
