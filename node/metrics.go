@@ -44,6 +44,7 @@ type groupMetrics struct {
 	node *Node
 
 	groups, led, peers, retired                              *prometheus.Desc
+	apps, copies, hits, misses, invalidations, restarts      *prometheus.Desc
 	views, commands, snapshots, buried, twins, stray, refuse *prometheus.Desc
 
 	held, waiting, acquires, oneRound, acquireTime, lost, refused *prometheus.Desc // locks
@@ -70,13 +71,20 @@ func (n *Node) Collector() prometheus.Collector {
 		stray:     desc("group_stray_messages_total", "Messages dropped that were for no replica of this peer, or from nobody who may send them."),
 		refuse:    desc("group_busy_total", "Requests refused for want of room."),
 
-		held:        desc("lock_held", "Locks and permits held through this peer."),
-		waiting:     desc("lock_waiting", "Calls through this peer that have asked for a lock and wait for it."),
-		acquires:    desc("lock_acquires_total", "Locks granted to callers of this peer, by the protocol that they were asked for by.", "protocol"),
-		oneRound:    desc("lock_one_round_total", "Locks held as soon as a majority of voters had answered the first question (protocol sigma)."),
-		acquireTime: desc("lock_acquire_seconds", "How long callers of this peer waited for the locks that they were granted."),
-		lost:        desc("lock_lost_total", "Holds through this peer that their group has ended, or that were neither renewed nor given back in time."),
-		refused:     desc("lock_refused_total", "Calls through this peer that got no lock, by reason.", "reason"),
+		held:          desc("lock_held", "Locks and permits held through this peer."),
+		waiting:       desc("lock_waiting", "Calls through this peer that have asked for a lock and wait for it."),
+		acquires:      desc("lock_acquires_total", "Locks granted to callers of this peer, by the protocol that they were asked for by.", "protocol"),
+		oneRound:      desc("lock_one_round_total", "Locks held as soon as a majority of voters had answered the first question (protocol sigma)."),
+		acquireTime:   desc("lock_acquire_seconds", "How long callers of this peer waited for the locks that they were granted."),
+		lost:          desc("lock_lost_total", "Holds through this peer that their group has ended, or that were neither renewed nor given back in time."),
+		apps:          desc("object_applications", "Applications with shared objects that are open on this peer."),
+		copies:        desc("object_copies", "Copies of shared objects that this peer has, valid or not."),
+		hits:          desc("object_hits_total", "Accesses to shared objects that found the right they needed on this peer; an estimate, since one in 64 is counted."),
+		misses:        desc("object_misses_total", "Accesses to shared objects that waited for other peers."),
+		invalidations: desc("object_invalidations_total", "Copies of shared objects that this peer gave up, since others wrote."),
+		restarts:      desc("object_restarts_total", "Executions of applications that ended while this peer had them open."),
+
+		refused: desc("lock_refused_total", "Calls through this peer that got no lock, by reason.", "reason"),
 	}
 }
 
@@ -85,6 +93,7 @@ func (m *groupMetrics) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		m.groups, m.led, m.retired, m.peers, m.views, m.commands, m.snapshots, m.buried, m.twins, m.stray, m.refuse,
 		m.held, m.waiting, m.acquires, m.oneRound, m.acquireTime, m.lost, m.refused,
+		m.apps, m.copies, m.hits, m.misses, m.invalidations, m.restarts,
 	} {
 		to <- d
 	}
@@ -136,6 +145,14 @@ func (m *groupMetrics) Collect(to chan<- prometheus.Metric) {
 	counter(m.twins, m.node.Refused()[RefusedTwin])
 	counter(m.stray, c.StrayMessages)
 	counter(m.refuse, c.Busy)
+
+	o := m.node.objects.Stats()
+	gauge(m.apps, o.Applications)
+	gauge(m.copies, o.Copies)
+	counter(m.hits, o.Hits)
+	counter(m.misses, o.Misses)
+	counter(m.invalidations, o.Invalidations)
+	counter(m.restarts, o.Restarts)
 
 	l := m.node.meter.Counts()
 	gauge(m.held, l.Held)

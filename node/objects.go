@@ -296,7 +296,7 @@ func (o *APIObjects) App(ctx context.Context, name string) (api.AppInfo, error) 
 	if err != nil {
 		return api.AppInfo{}, err
 	}
-	info := api.AppInfo{App: name, Open: i.Open, Epoch: uint64(i.Epoch), Threads: i.Threads, Peers: []string{}}
+	info := api.AppInfo{App: name, Open: i.Open, Epoch: uint64(i.Epoch), Threads: i.Threads, Peers: []string{}, Saved: uint64(i.Saved), SavedObjs: i.Objects, State: i.State.String()}
 	for _, n := range i.Nodes {
 		info.Peers = append(info.Peers, o.n.peerOf(n.ID))
 	}
@@ -343,6 +343,24 @@ func (o *APIObjects) CloseApp(ctx context.Context, name string) error {
 		}
 	}
 	return noAppError(fmt.Sprintf("application %q is not open on this peer", name))
+}
+
+// Checkpoint implements [api.Objects].
+func (o *APIObjects) Checkpoint(ctx context.Context, name string) (uint64, error) {
+	id, err := o.n.objects.Checkpoint(ctx, name)
+	if errors.Is(err, coherence.ErrNotOpen) {
+		return 0, noApp(name)
+	}
+	return uint64(id), err
+}
+
+// RestartApp implements [api.Objects].
+func (o *APIObjects) RestartApp(ctx context.Context, name string) (uint64, error) {
+	epoch, err := o.n.objects.Restart(ctx, name)
+	if errors.Is(err, coherence.ErrNotOpen) {
+		return 0, noApp(name)
+	}
+	return uint64(epoch), err
 }
 
 // groupInfo tells of a group, its leader included if that can be found.

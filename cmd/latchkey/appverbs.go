@@ -15,14 +15,16 @@ import (
 func appVerb(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "app",
-		Short: "applications that share objects: who has them open, and ending this peer's part in one",
+		Short: "applications that share objects: who has them open, checkpoints, restarts",
 		Long: `An application is what shared objects belong to. It begins when the first peer opens it, and ends with the last that has it open. If one of
-them fails it begins anew, in its next execution, whose number is the epoch; see "latchkey object --help".`,
+them fails it begins anew, in its next execution, whose number is the epoch, from its last checkpoint or with empty objects; see
+"latchkey object --help". Threads are of Go programs (package coherence); the command line runs none.`,
 		Example: `  latchkey app ls
   latchkey app info demo
+  latchkey app checkpoint demo
   latchkey app close demo`,
 	})
-	c.AddCommand(appLsVerb(a), appInfoVerb(a), appCloseVerb(a))
+	c.AddCommand(appLsVerb(a), appInfoVerb(a), appCheckpointVerb(a), appRestartVerb(a), appCloseVerb(a))
 	return c
 }
 
@@ -94,8 +96,66 @@ func appInfoVerb(a *app) *cobra.Command {
 						here = "it has begun anew since it was opened here, and the next command through this daemon says so"
 					}
 					fmt.Fprintf(w, "application\t%s\nexecution\t%d\nthreads\t%d, with those who have it open\nhere\t%s\n", inLine(i.App), i.Epoch, i.Threads, here)
+					saved := "none"
+					if i.Saved > 0 {
+						saved = fmt.Sprintf("%d, of %d objects", i.Saved, i.SavedObjs)
+					}
+					fmt.Fprintf(w, "manager\t%s\ncheckpoint\t%s\n", i.State, saved)
 					fmt.Fprintf(w, "open at\t%s\n", strings.Join(i.Peers, ", "))
 				})
+			})
+		},
+	}
+}
+
+func appCheckpointVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "checkpoint APP",
+		Short: "save an application as it is at one instant",
+		Long: `checkpoint saves the values of all objects, and the states of all threads, as they are at one instant, at the 2f+1 peers closest to each piece.
+Reads go on meanwhile, and writes wait. When the application begins anew it does so from its last checkpoint. One that takes longer than thirty seconds is
+given up, with the threads named that came to no safe point; the one before stays in force. Checkpoints end with the application.`,
+		Example: `  latchkey app checkpoint demo`,
+		Args:    exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := coherence.CheckNames(args[0], "any"); err != nil {
+				return err
+			}
+			return a.callObject(c, "application "+args[0], func(ctx context.Context, daemon *api.Client) error {
+				id, err := daemon.Checkpoint(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.value(struct {
+					App        string `json:"app"`
+					Checkpoint uint64 `json:"checkpoint,string"`
+				}{args[0], id}, func(w io.Writer) { fmt.Fprintf(w, "application %q saved, checkpoint %d\n", args[0], id) })
+			})
+		},
+	}
+}
+
+func appRestartVerb(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "restart APP",
+		Short: "have an application begin anew, from its last checkpoint",
+		Long: `restart ends this execution of an application, as a failure would, and has the next one begin from the last checkpoint, or with empty objects if there
+is none. Everybody who has it open is told. It ends with 4 where nobody has the application open.`,
+		Example: `  latchkey app restart demo`,
+		Args:    exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := coherence.CheckNames(args[0], "any"); err != nil {
+				return err
+			}
+			return a.callObject(c, "application "+args[0], func(ctx context.Context, daemon *api.Client) error {
+				epoch, err := daemon.RestartApp(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.value(struct {
+					App   string `json:"app"`
+					Epoch uint64 `json:"epoch,string"`
+				}{args[0], epoch}, func(w io.Writer) { fmt.Fprintf(w, "application %q begins anew, in execution %d\n", args[0], epoch) })
 			})
 		},
 	}

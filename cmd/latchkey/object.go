@@ -39,7 +39,7 @@ An object holds up to %d bytes, and is named APP/NAME: what stands before the fi
 
 Objects are volatile so far, and --volatile says that this is meant: what they hold is in the memory of the peers that have the application
 open, and is kept while at least one has it open and none of them fails. If one fails, or is silent for three seconds, the application begins
-anew with empty objects, in its next epoch. The next command through each daemon then fails and says so, once; commands after that are of
+anew from its last checkpoint ("latchkey app checkpoint"), or with empty objects, in its next epoch. The next command through each daemon then fails and says so, once; commands after that are of
 the new execution. A script that must notice in every case names the --epoch it is in, which -o json and "app info" tell.
 Objects that survive failures are not there yet. They will be what a command without --volatile means.
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"latchkey/coherence/protocol"
 	"latchkey/testnet"
@@ -21,6 +22,16 @@ func objectAt(t *testing.T, dir string, i int, stdin string, args ...string) *pr
 	p.Stdin = strings.NewReader(stdin)
 	p.start().wait()
 	return p
+}
+
+// comesTrue waits for a condition.
+func comesTrue(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(waitMax); !ok(); {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
 }
 
 func TestObjectsFromTheCommandLine(t *testing.T) {
@@ -68,10 +79,25 @@ func TestObjectsFromTheCommandLine(t *testing.T) {
 		{2, "", []string{"app", "ls"}, exitOK, "demo", ""},
 		{0, "", []string{"app", "info", "demo"}, exitOK, "3, with those who have it open", ""},
 		{0, "", []string{"status"}, exitOK, "of 1 applications", ""},
+		{0, "", []string{"object", "set", v, "demo/kept", "saved"}, exitOK, "", ""},
+		{2, "", []string{"app", "checkpoint", "demo"}, exitOK, "checkpoint", ""},
+		{2, "", []string{"app", "checkpoint", "nosuch"}, exitNotFound, "", `nobody has application "nosuch" open`},
+		{2, "", []string{"app", "restart", "nosuch"}, exitNotFound, "", `nobody has application "nosuch" open`},
+		{0, "", []string{"object", "set", v, "demo/kept", "changed"}, exitOK, "", ""},
+		{2, "", []string{"app", "restart", "demo"}, exitOK, "begins anew", ""},
 	} {
 		p := objectAt(t, dir, c.peer, c.stdin, c.args...)
 		if p.code != c.code || !strings.Contains(p.out.String(), c.out) || !strings.Contains(p.oneLine(), c.says) || c.says == "" && p.err.Len() > 0 {
 			t.Errorf("peer %d, %v: %d, %q, %q", c.peer, c.args, p.code, p.out.String(), p.err.String())
+		}
+	}
+	// What was saved is there again, once each daemon has told that the application has begun anew.
+	for i := range 3 {
+		comesTrue(t, fmt.Sprintf("peer %d hears of the restart", i), func() bool {
+			return strings.Contains(objectAt(t, dir, i, "", "object", "get", v, "demo/kept").err.String(), "has begun anew")
+		})
+		if p := objectAt(t, dir, i, "", "object", "get", v, "demo/kept"); p.code != exitOK || p.out.String() != "saved" {
+			t.Errorf("peer %d after a restart: %d, %q, %q", i, p.code, p.out.String(), p.err.String())
 		}
 	}
 	p := objectAt(t, dir, 0, "", "object", "get", v, "demo/long", "-o", "json")
@@ -104,7 +130,6 @@ func TestObjectsFromTheCommandLine(t *testing.T) {
 		says       string
 		args       []string
 	}{
-		{0, exitNotFound, "nobody has application", []string{"object", "get", v, "demo/long"}},
 		{0, exitOK, "", []string{"object", "set", v, "demo/long", "short"}},
 		{2, exitFailure, "has begun anew", []string{"object", "get", v, "demo/long"}},
 		{2, exitOK, "", []string{"object", "get", v, "demo/long"}},

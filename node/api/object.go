@@ -63,6 +63,10 @@ type Objects interface {
 	Apps(ctx context.Context) ([]AppInfo, error)
 	App(ctx context.Context, name string) (AppInfo, error)
 	CloseApp(ctx context.Context, name string) error
+	// Checkpoint saves an application and returns the checkpoint's number.
+	Checkpoint(ctx context.Context, name string) (uint64, error)
+	// RestartApp has it begin anew, from its last checkpoint, and returns the new epoch.
+	RestartApp(ctx context.Context, name string) (uint64, error)
 }
 
 // ObjectHold is an object that is kept from all others. It is to be released.
@@ -116,6 +120,9 @@ type AppInfo struct {
 	Peers     []string `json:"peers"`
 	Copies    int      `json:"copies"`
 	Restarted bool     `json:"restarted"`
+	Saved     uint64   `json:"saved,string"`
+	SavedObjs int      `json:"saved_objects"`
+	State     string   `json:"state"`
 }
 
 // objectHandler serves objects. Every call is counted, and ends when the server drains.
@@ -253,15 +260,31 @@ func (h objectHandler) Close(ctx context.Context, r *latchkeyv1.CloseAppRequest)
 	})
 }
 
+func (h objectHandler) Checkpoint(ctx context.Context, r *latchkeyv1.CheckpointRequest) (*latchkeyv1.CheckpointResponse, error) {
+	return served(h, ctx, func(ctx context.Context) (*latchkeyv1.CheckpointResponse, error) {
+		id, err := h.s.cfg.Objects.Checkpoint(ctx, r.App)
+		return &latchkeyv1.CheckpointResponse{Checkpoint: id}, err
+	})
+}
+
+func (h objectHandler) Restart(ctx context.Context, r *latchkeyv1.RestartRequest) (*latchkeyv1.RestartResponse, error) {
+	return served(h, ctx, func(ctx context.Context) (*latchkeyv1.RestartResponse, error) {
+		epoch, err := h.s.cfg.Objects.RestartApp(ctx, r.App)
+		return &latchkeyv1.RestartResponse{Epoch: epoch}, err
+	})
+}
+
 func encodeApp(a AppInfo) *latchkeyv1.AppInfo {
 	return &latchkeyv1.AppInfo{
 		App: a.App, Open: a.Open, Here: a.Here, Epoch: a.Epoch, Threads: uint32(a.Threads), Peers: a.Peers, Copies: uint32(a.Copies), Restarted: a.Restarted,
+		Saved: a.Saved, SavedObjects: uint32(a.SavedObjs), State: a.State,
 	}
 }
 
 func decodeApp(a *latchkeyv1.AppInfo) AppInfo {
 	return AppInfo{
 		App: a.App, Open: a.Open, Here: a.Here, Epoch: a.Epoch, Threads: int(a.Threads), Peers: list(a.Peers), Copies: int(a.Copies), Restarted: a.Restarted,
+		Saved: a.Saved, SavedObjs: int(a.SavedObjects), State: a.State,
 	}
 }
 
@@ -451,6 +474,24 @@ func (c *Client) CloseApp(ctx context.Context, name string) error {
 		return decodeError(ctx, c.addr, err, true)
 	}
 	return nil
+}
+
+// Checkpoint implements [Objects].
+func (c *Client) Checkpoint(ctx context.Context, name string) (uint64, error) {
+	r, err := c.objects.Checkpoint(ctx, &latchkeyv1.CheckpointRequest{App: name})
+	if err != nil {
+		return 0, decodeError(ctx, c.addr, err, true)
+	}
+	return r.Checkpoint, nil
+}
+
+// RestartApp implements [Objects].
+func (c *Client) RestartApp(ctx context.Context, name string) (uint64, error) {
+	r, err := c.objects.Restart(ctx, &latchkeyv1.RestartRequest{App: name})
+	if err != nil {
+		return 0, decodeError(ctx, c.addr, err, true)
+	}
+	return r.Epoch, nil
 }
 
 // ClientHold is an object that a daemon holds for a client.

@@ -1070,13 +1070,16 @@ func (x *AppRequest) GetApp() string {
 type AppInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
-	Open          bool                   `protobuf:"varint,2,opt,name=open,proto3" json:"open,omitempty"`           // somewhere
-	Here          bool                   `protobuf:"varint,3,opt,name=here,proto3" json:"here,omitempty"`           // on this peer
-	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`         // of this execution; of the next one where nobody has it open
-	Threads       uint32                 `protobuf:"varint,5,opt,name=threads,proto3" json:"threads,omitempty"`     // with those who have it open
-	Peers         []string               `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`          // ids of those who have it open; not known to Apps
-	Copies        uint32                 `protobuf:"varint,7,opt,name=copies,proto3" json:"copies,omitempty"`       // on this peer
-	Restarted     bool                   `protobuf:"varint,8,opt,name=restarted,proto3" json:"restarted,omitempty"` // it has begun anew, and the next call through this peer says so
+	Open          bool                   `protobuf:"varint,2,opt,name=open,proto3" json:"open,omitempty"`                                      // somewhere
+	Here          bool                   `protobuf:"varint,3,opt,name=here,proto3" json:"here,omitempty"`                                      // on this peer
+	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`                                    // of this execution; of the next one where nobody has it open
+	Threads       uint32                 `protobuf:"varint,5,opt,name=threads,proto3" json:"threads,omitempty"`                                // with those who have it open
+	Peers         []string               `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`                                     // ids of those who have it open; not known to Apps
+	Copies        uint32                 `protobuf:"varint,7,opt,name=copies,proto3" json:"copies,omitempty"`                                  // on this peer
+	Restarted     bool                   `protobuf:"varint,8,opt,name=restarted,proto3" json:"restarted,omitempty"`                            // it has begun anew, and the next call through this peer says so
+	Saved         uint64                 `protobuf:"varint,9,opt,name=saved,proto3" json:"saved,omitempty"`                                    // number of the last checkpoint that is complete; 0: none. Not known to Apps
+	SavedObjects  uint32                 `protobuf:"varint,10,opt,name=saved_objects,json=savedObjects,proto3" json:"saved_objects,omitempty"` // that it has
+	State         string                 `protobuf:"bytes,11,opt,name=state,proto3" json:"state,omitempty"`                                    // of the manager, as RR-5059 has them; not known to Apps
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1167,6 +1170,27 @@ func (x *AppInfo) GetRestarted() bool {
 	return false
 }
 
+func (x *AppInfo) GetSaved() uint64 {
+	if x != nil {
+		return x.Saved
+	}
+	return 0
+}
+
+func (x *AppInfo) GetSavedObjects() uint32 {
+	if x != nil {
+		return x.SavedObjects
+	}
+	return 0
+}
+
+func (x *AppInfo) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
 type CloseAppRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
@@ -1247,6 +1271,182 @@ func (*CloseAppResponse) Descriptor() ([]byte, []int) {
 	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{21}
 }
 
+type CheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointRequest) Reset() {
+	*x = CheckpointRequest{}
+	mi := &file_latchkey_v1_object_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointRequest) ProtoMessage() {}
+
+func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_object_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CheckpointRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+type CheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    uint64                 `protobuf:"varint,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointResponse) Reset() {
+	*x = CheckpointResponse{}
+	mi := &file_latchkey_v1_object_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointResponse) ProtoMessage() {}
+
+func (x *CheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_object_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointResponse.ProtoReflect.Descriptor instead.
+func (*CheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CheckpointResponse) GetCheckpoint() uint64 {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return 0
+}
+
+type RestartRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartRequest) Reset() {
+	*x = RestartRequest{}
+	mi := &file_latchkey_v1_object_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartRequest) ProtoMessage() {}
+
+func (x *RestartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_object_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
+func (*RestartRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RestartRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+type RestartResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartResponse) Reset() {
+	*x = RestartResponse{}
+	mi := &file_latchkey_v1_object_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartResponse) ProtoMessage() {}
+
+func (x *RestartResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_object_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
+func (*RestartResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RestartResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 var File_latchkey_v1_object_proto protoreflect.FileDescriptor
 
 const file_latchkey_v1_object_proto_rawDesc = "" +
@@ -1317,7 +1517,7 @@ const file_latchkey_v1_object_proto_rawDesc = "" +
 	"\x04apps\x18\x01 \x03(\v2\x14.latchkey.v1.AppInfoR\x04apps\"\x1e\n" +
 	"\n" +
 	"AppRequest\x12\x10\n" +
-	"\x03app\x18\x01 \x01(\tR\x03app\"\xbf\x01\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\"\x90\x02\n" +
 	"\aAppInfo\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x12\n" +
 	"\x04open\x18\x02 \x01(\bR\x04open\x12\x12\n" +
@@ -1326,10 +1526,24 @@ const file_latchkey_v1_object_proto_rawDesc = "" +
 	"\athreads\x18\x05 \x01(\rR\athreads\x12\x14\n" +
 	"\x05peers\x18\x06 \x03(\tR\x05peers\x12\x16\n" +
 	"\x06copies\x18\a \x01(\rR\x06copies\x12\x1c\n" +
-	"\trestarted\x18\b \x01(\bR\trestarted\"#\n" +
+	"\trestarted\x18\b \x01(\bR\trestarted\x12\x14\n" +
+	"\x05saved\x18\t \x01(\x04R\x05saved\x12#\n" +
+	"\rsaved_objects\x18\n" +
+	" \x01(\rR\fsavedObjects\x12\x14\n" +
+	"\x05state\x18\v \x01(\tR\x05state\"#\n" +
 	"\x0fCloseAppRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\"\x12\n" +
-	"\x10CloseAppResponse2\x88\x06\n" +
+	"\x10CloseAppResponse\"%\n" +
+	"\x11CheckpointRequest\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\"4\n" +
+	"\x12CheckpointResponse\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\x04R\n" +
+	"checkpoint\"\"\n" +
+	"\x0eRestartRequest\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\"'\n" +
+	"\x0fRestartResponse\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch2\x9d\a\n" +
 	"\rObjectService\x12>\n" +
 	"\x03Get\x12\x1d.latchkey.v1.GetObjectRequest\x1a\x18.latchkey.v1.ObjectValue\x12D\n" +
 	"\x03Set\x12\x1d.latchkey.v1.SetObjectRequest\x1a\x1e.latchkey.v1.SetObjectResponse\x12M\n" +
@@ -1341,7 +1555,10 @@ const file_latchkey_v1_object_proto_rawDesc = "" +
 	"\x06Object\x12\x1a.latchkey.v1.ObjectRequest\x1a\x1b.latchkey.v1.ObjectResponse\x12;\n" +
 	"\x04Apps\x12\x18.latchkey.v1.AppsRequest\x1a\x19.latchkey.v1.AppsResponse\x124\n" +
 	"\x03App\x12\x17.latchkey.v1.AppRequest\x1a\x14.latchkey.v1.AppInfo\x12D\n" +
-	"\x05Close\x12\x1c.latchkey.v1.CloseAppRequest\x1a\x1d.latchkey.v1.CloseAppResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
+	"\x05Close\x12\x1c.latchkey.v1.CloseAppRequest\x1a\x1d.latchkey.v1.CloseAppResponse\x12M\n" +
+	"\n" +
+	"Checkpoint\x12\x1e.latchkey.v1.CheckpointRequest\x1a\x1f.latchkey.v1.CheckpointResponse\x12D\n" +
+	"\aRestart\x12\x1b.latchkey.v1.RestartRequest\x1a\x1c.latchkey.v1.RestartResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
 var (
 	file_latchkey_v1_object_proto_rawDescOnce sync.Once
@@ -1355,7 +1572,7 @@ func file_latchkey_v1_object_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_object_proto_rawDescData
 }
 
-var file_latchkey_v1_object_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_latchkey_v1_object_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_latchkey_v1_object_proto_goTypes = []any{
 	(*Target)(nil),               // 0: latchkey.v1.Target
 	(*GetObjectRequest)(nil),     // 1: latchkey.v1.GetObjectRequest
@@ -1379,20 +1596,24 @@ var file_latchkey_v1_object_proto_goTypes = []any{
 	(*AppInfo)(nil),              // 19: latchkey.v1.AppInfo
 	(*CloseAppRequest)(nil),      // 20: latchkey.v1.CloseAppRequest
 	(*CloseAppResponse)(nil),     // 21: latchkey.v1.CloseAppResponse
-	(*durationpb.Duration)(nil),  // 22: google.protobuf.Duration
-	(*Group)(nil),                // 23: latchkey.v1.Group
+	(*CheckpointRequest)(nil),    // 22: latchkey.v1.CheckpointRequest
+	(*CheckpointResponse)(nil),   // 23: latchkey.v1.CheckpointResponse
+	(*RestartRequest)(nil),       // 24: latchkey.v1.RestartRequest
+	(*RestartResponse)(nil),      // 25: latchkey.v1.RestartResponse
+	(*durationpb.Duration)(nil),  // 26: google.protobuf.Duration
+	(*Group)(nil),                // 27: latchkey.v1.Group
 }
 var file_latchkey_v1_object_proto_depIdxs = []int32{
 	0,  // 0: latchkey.v1.GetObjectRequest.target:type_name -> latchkey.v1.Target
 	0,  // 1: latchkey.v1.SetObjectRequest.target:type_name -> latchkey.v1.Target
 	0,  // 2: latchkey.v1.RemoveObjectRequest.target:type_name -> latchkey.v1.Target
 	0,  // 3: latchkey.v1.HoldObjectRequest.target:type_name -> latchkey.v1.Target
-	22, // 4: latchkey.v1.HoldObjectRequest.hold:type_name -> google.protobuf.Duration
-	22, // 5: latchkey.v1.HoldObjectResponse.left:type_name -> google.protobuf.Duration
+	26, // 4: latchkey.v1.HoldObjectRequest.hold:type_name -> google.protobuf.Duration
+	26, // 5: latchkey.v1.HoldObjectResponse.left:type_name -> google.protobuf.Duration
 	0,  // 6: latchkey.v1.WatchObjectRequest.target:type_name -> latchkey.v1.Target
 	13, // 7: latchkey.v1.ListObjectsResponse.objects:type_name -> latchkey.v1.ListedObject
 	0,  // 8: latchkey.v1.ObjectRequest.target:type_name -> latchkey.v1.Target
-	23, // 9: latchkey.v1.ObjectResponse.group:type_name -> latchkey.v1.Group
+	27, // 9: latchkey.v1.ObjectResponse.group:type_name -> latchkey.v1.Group
 	19, // 10: latchkey.v1.AppsResponse.apps:type_name -> latchkey.v1.AppInfo
 	1,  // 11: latchkey.v1.ObjectService.Get:input_type -> latchkey.v1.GetObjectRequest
 	3,  // 12: latchkey.v1.ObjectService.Set:input_type -> latchkey.v1.SetObjectRequest
@@ -1405,19 +1626,23 @@ var file_latchkey_v1_object_proto_depIdxs = []int32{
 	16, // 19: latchkey.v1.ObjectService.Apps:input_type -> latchkey.v1.AppsRequest
 	18, // 20: latchkey.v1.ObjectService.App:input_type -> latchkey.v1.AppRequest
 	20, // 21: latchkey.v1.ObjectService.Close:input_type -> latchkey.v1.CloseAppRequest
-	2,  // 22: latchkey.v1.ObjectService.Get:output_type -> latchkey.v1.ObjectValue
-	4,  // 23: latchkey.v1.ObjectService.Set:output_type -> latchkey.v1.SetObjectResponse
-	6,  // 24: latchkey.v1.ObjectService.Remove:output_type -> latchkey.v1.RemoveObjectResponse
-	8,  // 25: latchkey.v1.ObjectService.Hold:output_type -> latchkey.v1.HoldObjectResponse
-	4,  // 26: latchkey.v1.ObjectService.Commit:output_type -> latchkey.v1.SetObjectResponse
-	2,  // 27: latchkey.v1.ObjectService.Watch:output_type -> latchkey.v1.ObjectValue
-	12, // 28: latchkey.v1.ObjectService.List:output_type -> latchkey.v1.ListObjectsResponse
-	15, // 29: latchkey.v1.ObjectService.Object:output_type -> latchkey.v1.ObjectResponse
-	17, // 30: latchkey.v1.ObjectService.Apps:output_type -> latchkey.v1.AppsResponse
-	19, // 31: latchkey.v1.ObjectService.App:output_type -> latchkey.v1.AppInfo
-	21, // 32: latchkey.v1.ObjectService.Close:output_type -> latchkey.v1.CloseAppResponse
-	22, // [22:33] is the sub-list for method output_type
-	11, // [11:22] is the sub-list for method input_type
+	22, // 22: latchkey.v1.ObjectService.Checkpoint:input_type -> latchkey.v1.CheckpointRequest
+	24, // 23: latchkey.v1.ObjectService.Restart:input_type -> latchkey.v1.RestartRequest
+	2,  // 24: latchkey.v1.ObjectService.Get:output_type -> latchkey.v1.ObjectValue
+	4,  // 25: latchkey.v1.ObjectService.Set:output_type -> latchkey.v1.SetObjectResponse
+	6,  // 26: latchkey.v1.ObjectService.Remove:output_type -> latchkey.v1.RemoveObjectResponse
+	8,  // 27: latchkey.v1.ObjectService.Hold:output_type -> latchkey.v1.HoldObjectResponse
+	4,  // 28: latchkey.v1.ObjectService.Commit:output_type -> latchkey.v1.SetObjectResponse
+	2,  // 29: latchkey.v1.ObjectService.Watch:output_type -> latchkey.v1.ObjectValue
+	12, // 30: latchkey.v1.ObjectService.List:output_type -> latchkey.v1.ListObjectsResponse
+	15, // 31: latchkey.v1.ObjectService.Object:output_type -> latchkey.v1.ObjectResponse
+	17, // 32: latchkey.v1.ObjectService.Apps:output_type -> latchkey.v1.AppsResponse
+	19, // 33: latchkey.v1.ObjectService.App:output_type -> latchkey.v1.AppInfo
+	21, // 34: latchkey.v1.ObjectService.Close:output_type -> latchkey.v1.CloseAppResponse
+	23, // 35: latchkey.v1.ObjectService.Checkpoint:output_type -> latchkey.v1.CheckpointResponse
+	25, // 36: latchkey.v1.ObjectService.Restart:output_type -> latchkey.v1.RestartResponse
+	24, // [24:37] is the sub-list for method output_type
+	11, // [11:24] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name
@@ -1435,7 +1660,7 @@ func file_latchkey_v1_object_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_object_proto_rawDesc), len(file_latchkey_v1_object_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

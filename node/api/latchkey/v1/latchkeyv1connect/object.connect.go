@@ -55,6 +55,11 @@ const (
 	ObjectServiceAppProcedure = "/latchkey.v1.ObjectService/App"
 	// ObjectServiceCloseProcedure is the fully-qualified name of the ObjectService's Close RPC.
 	ObjectServiceCloseProcedure = "/latchkey.v1.ObjectService/Close"
+	// ObjectServiceCheckpointProcedure is the fully-qualified name of the ObjectService's Checkpoint
+	// RPC.
+	ObjectServiceCheckpointProcedure = "/latchkey.v1.ObjectService/Checkpoint"
+	// ObjectServiceRestartProcedure is the fully-qualified name of the ObjectService's Restart RPC.
+	ObjectServiceRestartProcedure = "/latchkey.v1.ObjectService/Restart"
 )
 
 // ObjectServiceClient is a client for the latchkey.v1.ObjectService service.
@@ -83,6 +88,10 @@ type ObjectServiceClient interface {
 	App(context.Context, *v1.AppRequest) (*v1.AppInfo, error)
 	// Close ends this peer's part in an application. It returns when others have what this peer owned.
 	Close(context.Context, *v1.CloseAppRequest) (*v1.CloseAppResponse, error)
+	// Checkpoint saves an application, objects and threads, as it is at one instant. A restart begins from it.
+	Checkpoint(context.Context, *v1.CheckpointRequest) (*v1.CheckpointResponse, error)
+	// Restart has an application begin anew, from its last checkpoint or with nothing, as after a failure.
+	Restart(context.Context, *v1.RestartRequest) (*v1.RestartResponse, error)
 }
 
 // NewObjectServiceClient constructs a client for the latchkey.v1.ObjectService service. By default,
@@ -162,22 +171,36 @@ func NewObjectServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(objectServiceMethods.ByName("Close")),
 			connect.WithClientOptions(opts...),
 		),
+		checkpoint: connect.NewClient[v1.CheckpointRequest, v1.CheckpointResponse](
+			httpClient,
+			baseURL+ObjectServiceCheckpointProcedure,
+			connect.WithSchema(objectServiceMethods.ByName("Checkpoint")),
+			connect.WithClientOptions(opts...),
+		),
+		restart: connect.NewClient[v1.RestartRequest, v1.RestartResponse](
+			httpClient,
+			baseURL+ObjectServiceRestartProcedure,
+			connect.WithSchema(objectServiceMethods.ByName("Restart")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // objectServiceClient implements ObjectServiceClient.
 type objectServiceClient struct {
-	get    *connect.Client[v1.GetObjectRequest, v1.ObjectValue]
-	set    *connect.Client[v1.SetObjectRequest, v1.SetObjectResponse]
-	remove *connect.Client[v1.RemoveObjectRequest, v1.RemoveObjectResponse]
-	hold   *connect.Client[v1.HoldObjectRequest, v1.HoldObjectResponse]
-	commit *connect.Client[v1.CommitObjectRequest, v1.SetObjectResponse]
-	watch  *connect.Client[v1.WatchObjectRequest, v1.ObjectValue]
-	list   *connect.Client[v1.ListObjectsRequest, v1.ListObjectsResponse]
-	object *connect.Client[v1.ObjectRequest, v1.ObjectResponse]
-	apps   *connect.Client[v1.AppsRequest, v1.AppsResponse]
-	app    *connect.Client[v1.AppRequest, v1.AppInfo]
-	close  *connect.Client[v1.CloseAppRequest, v1.CloseAppResponse]
+	get        *connect.Client[v1.GetObjectRequest, v1.ObjectValue]
+	set        *connect.Client[v1.SetObjectRequest, v1.SetObjectResponse]
+	remove     *connect.Client[v1.RemoveObjectRequest, v1.RemoveObjectResponse]
+	hold       *connect.Client[v1.HoldObjectRequest, v1.HoldObjectResponse]
+	commit     *connect.Client[v1.CommitObjectRequest, v1.SetObjectResponse]
+	watch      *connect.Client[v1.WatchObjectRequest, v1.ObjectValue]
+	list       *connect.Client[v1.ListObjectsRequest, v1.ListObjectsResponse]
+	object     *connect.Client[v1.ObjectRequest, v1.ObjectResponse]
+	apps       *connect.Client[v1.AppsRequest, v1.AppsResponse]
+	app        *connect.Client[v1.AppRequest, v1.AppInfo]
+	close      *connect.Client[v1.CloseAppRequest, v1.CloseAppResponse]
+	checkpoint *connect.Client[v1.CheckpointRequest, v1.CheckpointResponse]
+	restart    *connect.Client[v1.RestartRequest, v1.RestartResponse]
 }
 
 // Get calls latchkey.v1.ObjectService.Get.
@@ -271,6 +294,24 @@ func (c *objectServiceClient) Close(ctx context.Context, req *v1.CloseAppRequest
 	return nil, err
 }
 
+// Checkpoint calls latchkey.v1.ObjectService.Checkpoint.
+func (c *objectServiceClient) Checkpoint(ctx context.Context, req *v1.CheckpointRequest) (*v1.CheckpointResponse, error) {
+	response, err := c.checkpoint.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Restart calls latchkey.v1.ObjectService.Restart.
+func (c *objectServiceClient) Restart(ctx context.Context, req *v1.RestartRequest) (*v1.RestartResponse, error) {
+	response, err := c.restart.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ObjectServiceHandler is an implementation of the latchkey.v1.ObjectService service.
 type ObjectServiceHandler interface {
 	// Get returns the value.
@@ -297,6 +338,10 @@ type ObjectServiceHandler interface {
 	App(context.Context, *v1.AppRequest) (*v1.AppInfo, error)
 	// Close ends this peer's part in an application. It returns when others have what this peer owned.
 	Close(context.Context, *v1.CloseAppRequest) (*v1.CloseAppResponse, error)
+	// Checkpoint saves an application, objects and threads, as it is at one instant. A restart begins from it.
+	Checkpoint(context.Context, *v1.CheckpointRequest) (*v1.CheckpointResponse, error)
+	// Restart has an application begin anew, from its last checkpoint or with nothing, as after a failure.
+	Restart(context.Context, *v1.RestartRequest) (*v1.RestartResponse, error)
 }
 
 // NewObjectServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -372,6 +417,18 @@ func NewObjectServiceHandler(svc ObjectServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(objectServiceMethods.ByName("Close")),
 		connect.WithHandlerOptions(opts...),
 	)
+	objectServiceCheckpointHandler := connect.NewUnaryHandlerSimple(
+		ObjectServiceCheckpointProcedure,
+		svc.Checkpoint,
+		connect.WithSchema(objectServiceMethods.ByName("Checkpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
+	objectServiceRestartHandler := connect.NewUnaryHandlerSimple(
+		ObjectServiceRestartProcedure,
+		svc.Restart,
+		connect.WithSchema(objectServiceMethods.ByName("Restart")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/latchkey.v1.ObjectService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ObjectServiceGetProcedure:
@@ -396,6 +453,10 @@ func NewObjectServiceHandler(svc ObjectServiceHandler, opts ...connect.HandlerOp
 			objectServiceAppHandler.ServeHTTP(w, r)
 		case ObjectServiceCloseProcedure:
 			objectServiceCloseHandler.ServeHTTP(w, r)
+		case ObjectServiceCheckpointProcedure:
+			objectServiceCheckpointHandler.ServeHTTP(w, r)
+		case ObjectServiceRestartProcedure:
+			objectServiceRestartHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -447,4 +508,12 @@ func (UnimplementedObjectServiceHandler) App(context.Context, *v1.AppRequest) (*
 
 func (UnimplementedObjectServiceHandler) Close(context.Context, *v1.CloseAppRequest) (*v1.CloseAppResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.ObjectService.Close is not implemented"))
+}
+
+func (UnimplementedObjectServiceHandler) Checkpoint(context.Context, *v1.CheckpointRequest) (*v1.CheckpointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.ObjectService.Checkpoint is not implemented"))
+}
+
+func (UnimplementedObjectServiceHandler) Restart(context.Context, *v1.RestartRequest) (*v1.RestartResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.ObjectService.Restart is not implemented"))
 }
