@@ -698,7 +698,7 @@ func modeWorlds() []modeWorld {
 	return []modeWorld{
 		{"to group, nobody holds", (*modeExploration).free, modeExploration{size: 3_175}},
 		{"back, null change, one client", (*modeExploration).idleAlone, modeExploration{null: true}},
-		{"to group, one holds", (*modeExploration).whole, modeExploration{}},
+		{"to group, one holds", (*modeExploration).whole, modeExploration{size: 146_952}},
 		{"to group, one holds, releases", (*modeExploration).whole, modeExploration{release: true}},
 		{"to group, one holds, a rival", (*modeExploration).held, modeExploration{}},
 		{"to group, a rival, three steps of time", (*modeExploration).held, modeExploration{ticks: 3, deep: true}},

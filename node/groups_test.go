@@ -1,11 +1,13 @@
 package node
 
 import (
+	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,10 +23,11 @@ import (
 
 // seven is an overlay of seven peers, the first three of which keep the root. Leases last a second at most, so that the wait of a
 // revived group does not take long.
-func seven(t *testing.T) (nodes []*Node, hosts []host.Host, stores []*replicagroup.MemoryStore) {
+func seven(t *testing.T, sigma bool) (nodes []*Node, hosts []host.Host, stores []*replicagroup.MemoryStore) {
 	t.Helper()
 	g := placement.Defaults()
 	g.Name, g.F, g.TTLMax, g.RootKey, g.Nonce = "revival", 1, time.Second, make(ed25519.PublicKey, ed25519.PublicKeySize), [16]byte{1}
+	g.Sigma = sigma
 	for i := range 7 {
 		hosts, stores = append(hosts, newHost(t)), append(stores, replicagroup.NewMemoryStore())
 		if i < 3 {
@@ -56,10 +59,49 @@ func seven(t *testing.T) (nodes []*Node, hosts []host.Host, stores []*replicagro
 }
 
 // A group loses two of three members with a lock held: it stays down and says so, is revived, and grants that lock again, with a
-// larger token, once every lease of the old generation is over.
+// larger token, once every lease of the old generation is over. Whoever waited for one that its table keeps gets it, one after the other.
 func TestARevivedGroupGrantsAfterTheOldLeasesWithLargerTokens(t *testing.T) {
 	t.Parallel()
-	nodes, hosts, stores := seven(t)
+	for _, sigma := range []bool{false, true} {
+		t.Run(fmt.Sprint("sigma ", sigma), func(t *testing.T) {
+			t.Parallel()
+			aRevivedGroupGrants(t, sigma)
+		})
+	}
+}
+
+// tabled is a lock that the group's table keeps, with a holder and others that wait for it, by either protocol.
+type tabled struct {
+	t    *testing.T
+	done sync.WaitGroup
+
+	mu    sync.Mutex
+	last  *lockservice.Handle
+	holds int
+}
+
+func (x *tabled) wait(ctx context.Context, n *Node, name string, p lockservice.Protocol) {
+	x.done.Go(func() {
+		h, err := n.Locks().Lock(ctx, name, lockservice.WithTTL(time.Second), lockservice.WithProtocol(p))
+		if err != nil {
+			x.t.Errorf("a waiter: %v", err)
+			return
+		}
+		x.mu.Lock()
+		if x.last.Context().Err() == nil || h.Token() <= x.last.Token() {
+			x.t.Errorf("granted with token %x while %x holds, %v", uint64(h.Token()), uint64(x.last.Token()), x.last.Context().Err())
+		}
+		x.last = h
+		x.holds++
+		x.mu.Unlock()
+		if err := h.Release(ctx); err != nil {
+			x.t.Errorf("a waiter gives the lock back: %v", err)
+		}
+	})
+}
+
+func aRevivedGroupGrants(t *testing.T, sigma bool) {
+	nodes, hosts, stores := seven(t, sigma)
 	ctx := within(t, 60*time.Second)
 	var name, prefix string
 	var doomed, others []int // members that are not of the root; peers that are no members
@@ -91,6 +133,24 @@ func TestARevivedGroupGrantsAfterTheOldLeasesWithLargerTokens(t *testing.T) {
 	if _, err := user.ReviveGroup(ctx, prefix, 0, false); !errors.Is(err, api.ErrAlive) {
 		t.Errorf("revive of a healthy group: %v", err)
 	}
+
+	kept := name
+	for i := 0; kept == name; i++ {
+		if of := fmt.Sprint("kept ", i); user.Genesis().PrefixOf(keyspace.Preimage(of).Key()).String() == prefix {
+			kept = of
+		}
+	}
+	x := &tabled{t: t}
+	if x.last, err = user.Locks().Lock(ctx, kept, lockservice.WithTTL(time.Second), lockservice.WithProtocol(lockservice.ProtocolGroup)); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range []lockservice.Protocol{lockservice.ProtocolAuto, lockservice.ProtocolAuto, lockservice.ProtocolGroup} {
+		x.wait(ctx, nodes[others[i]], kept, p)
+	}
+	eventually(t, "three wait", func() bool {
+		i, err := user.Locks().Info(ctx, kept)
+		return err == nil && i.Waiting == 3 && i.Protocol == lockservice.ProtocolGroup
+	})
 
 	for _, j := range doomed {
 		stores[j].Detach()
@@ -143,6 +203,9 @@ func TestARevivedGroupGrantsAfterTheOldLeasesWithLargerTokens(t *testing.T) {
 		t.Error("the old holder holds still")
 	}
 	t.Logf("granted %v after the revival began", waited)
+	if x.done.Wait(); x.holds != 3 || uint64(x.last.Token())>>46 != 1 {
+		t.Errorf("%d of three waiters got the lock, the last with token %x", x.holds, uint64(x.last.Token()))
+	}
 	if g, err := user.GroupStanding(ctx, name); err != nil || g.State != api.GroupServing || g.Generation != 1 || g.Former != 0 {
 		t.Errorf("revived: %+v, %v", g, err)
 	}
