@@ -75,13 +75,14 @@ type App struct {
 	done     chan struct{} // closed when the node has no part in it any more
 	doneOnce sync.Once
 	closing  atomic.Bool
-	heard    atomic.Int64 // when the last message came, in Unix nanoseconds
+	heard    atomic.Int64  // when the last message came, in Unix nanoseconds
+	rumour   chan struct{} // somebody says that there is a later execution
 
 	objects sync.Map // of keyspace.Key to *copyOf
 	count   atomic.Int64
 
 	manifests sync.Mutex
-	known     *appmanager.Manifest // what the execution began from, once it was asked for
+	contents  *appmanager.Manifest // what the execution began from, once it was asked for
 
 	pending  sync.Mutex // after those of objects
 	keeps    map[keeping]struct{}
@@ -163,7 +164,7 @@ func (s *Service) beginLocked(name string, opts []Option) *App {
 	}
 	a := &App{
 		s: s, name: name, key: AppKey(name), options: opts, opened: make(chan struct{}), over: make(chan struct{}), done: make(chan struct{}),
-		restless: make(map[keyspace.Key]restless), keeps: make(map[keeping]struct{}), progress: make(chan struct{}, 1), exec: access.NewEpoch(c),
+		restless: make(map[keyspace.Key]restless), keeps: make(map[keeping]struct{}), progress: make(chan struct{}, 1), rumour: make(chan struct{}, 1), exec: access.NewEpoch(c),
 		threads: make(map[protocol.ThreadID]*Thread), creates: make(map[protocol.ThreadID]creation),
 		loaded: make(map[protocol.ThreadID]*saved), loading: make(map[protocol.ThreadID]struct{}),
 	}
@@ -346,6 +347,13 @@ func (a *App) receive(m *protocol.Message) {
 	a.heard.Store(time.Now().UnixNano())
 	epoch := protocol.Epoch(a.epoch.Load())
 	object := m.Object != (keyspace.Key{}) && m.Kind != protocol.Destroy
+	if m.Epoch > protocol.Epoch(a.known()) { // Nobody is believed but the group that keeps the epoch: a liar would end executions, for good
+		select {
+		case a.rumour <- struct{}{}:
+		default:
+		}
+		return
+	}
 	switch {
 	case a.isOver.Load():
 	case epoch == 0 || !object:
@@ -361,8 +369,10 @@ func (a *App) receive(m *protocol.Message) {
 		a.step(appmanager.NodeEvent{Kind: appmanager.NodeReceive, Msg: m})
 		a.mu.Unlock()
 		a.settled()
-	case m.Epoch > epoch:
-		a.end(m.Epoch)
+	case m.Epoch == epoch && m.Kind == protocol.NoCopy:
+		if c, ok := a.objects.Load(m.Object); ok {
+			c.(*copyOf).object.Fail(fmt.Errorf("%w: the application has %d, in use or in its checkpoint, which is the most", ErrTooMany, protocol.ObjectsMax))
+		}
 	case m.Epoch == epoch:
 		if _, ok := a.objects.Load(m.Object); !ok && m.From.Party == protocol.Node {
 			return // a value that this node never asked for
@@ -514,6 +524,7 @@ func (a *App) listen() {
 	for {
 		select {
 		case <-tick.C:
+		case <-a.rumour:
 		case <-a.over:
 			return
 		case <-a.done:
@@ -524,9 +535,36 @@ func (a *App) listen() {
 		ctx, cancel := context.WithTimeout(a.s.ctx, listenEvery)
 		i, err := a.s.ask(ctx, a.key)
 		cancel()
-		if epoch := protocol.Epoch(a.epoch.Load()); err == nil && epoch > 0 && i.Epoch > epoch {
-			a.end(i.Epoch)
+		if err == nil {
+			a.learn(i.Epoch)
 		}
+	}
+}
+
+// known returns the epoch that the node is in, or about to enter.
+func (a *App) known() protocol.Epoch {
+	if e := protocol.Epoch(a.epoch.Load()); e > 0 {
+		return e
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.node.Epoch()
+}
+
+// learn hears from the group that keeps it which epoch it is.
+func (a *App) learn(e protocol.Epoch) {
+	if e <= a.known() {
+		return
+	}
+	if a.epoch.Load() > 0 {
+		a.end(e)
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if e > a.node.Epoch() {
+		a.step(appmanager.NodeEvent{Kind: appmanager.NodeReceive, Msg: &protocol.Message{
+			Kind: protocol.Destroy, From: protocol.Address{Party: protocol.AppManager}, To: protocol.At(a.self), Epoch: e}})
 	}
 }
 

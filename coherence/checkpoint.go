@@ -246,8 +246,8 @@ func (a *App) valueOf(root protocol.Hash, object keyspace.Key) ([]byte, error) {
 func (a *App) manifest(root protocol.Hash) (*appmanager.Manifest, error) {
 	a.manifests.Lock()
 	defer a.manifests.Unlock()
-	if a.known != nil {
-		return a.known, nil
+	if a.contents != nil {
+		return a.contents, nil
 	}
 	m, err := a.s.chunks.Load(a.ctx, a.key, root)
 	if errors.Is(err, chunks.ErrMissing) { // the checkpoint may have been followed by others, and collected
@@ -259,8 +259,8 @@ func (a *App) manifest(root protocol.Hash) (*appmanager.Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.known = &m
-	return a.known, nil
+	a.contents = &m
+	return a.contents, nil
 }
 
 // moveThreads has threads go elsewhere when the node leaves, and reports whether some are still here that can. Those that cannot are left behind:

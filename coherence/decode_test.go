@@ -6,8 +6,12 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	"latchkey/coherence/appmanager"
+	"latchkey/coherence/chunks"
+	"latchkey/coherence/manager"
+	"latchkey/coherence/pb"
 	"latchkey/coherence/protocol"
 	"latchkey/dht/keyspace"
 )
@@ -137,4 +141,68 @@ func TestPoliciesChooseAmongThoseThatCan(t *testing.T) {
 			t.Errorf("%d: %d, want %d", i, got, c.want)
 		}
 	}
+}
+
+// TestIncarnationsRiseThoughTheClockIsSetBack begins a process whose store knows of later incarnations than its clock would draw (R6).
+func TestIncarnationsRiseThoughTheClockIsSetBack(t *testing.T) {
+	store := new(chunks.MemoryStore)
+	late := uint64(time.Now().Add(24 * time.Hour).UnixNano())
+	former := &Service{inc: late}
+	if err := former.Remember(store); err != nil {
+		t.Fatal(err)
+	}
+	last := former.draw()
+	if next := former.draw(); next <= last || last <= late {
+		t.Errorf("%d after %d", next, last)
+	}
+	last = former.draw()
+	s := new(Service)
+	if err := s.Remember(store); err != nil {
+		t.Fatal(err)
+	}
+	if first := s.draw(); first <= last {
+		t.Errorf("%d after %d of the process before", first, last)
+	}
+	if _, err := chunks.NewKeeper(store); err != nil {
+		t.Errorf("a keeper of the same store: %v", err)
+	}
+}
+
+// TestWhatIsOfAnEarlierEpochIsForgotten loses every REINIT: one message about another object is enough (R7).
+func TestWhatIsOfAnEarlierEpochIsForgotten(t *testing.T) {
+	r := opened(t)
+	if r.m.objects != 1 {
+		t.Fatalf("%d managers", r.m.objects)
+	}
+	expect(t, r.object(protocol.Read, nodeB, "z", 7, 1)) // it waits for the application's manager, which knows of no such epoch
+	if a := r.m.apps[testApp]; r.m.objects != 1 || len(a.objects) != 1 || a.objects[ObjectKey("app", "x")] != nil {
+		t.Errorf("%d managers are left", r.m.objects)
+	}
+	expect(t, r.object(protocol.Read, nodeA, "x", 1, 2), protocol.Destroy)
+	other := newRig(t, 0)
+	if err := other.m.Restore(r.m.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, other.object(protocol.Read, nodeA, "x", 1, 2), protocol.Destroy)
+}
+
+// TestWhereThereIsNoRoomSomebodySaysSo has an application manager without room for another object.
+func TestWhereThereIsNoRoomSomebodySaysSo(t *testing.T) {
+	om := manager.New(manager.Config{App: testApp, Object: keyspace.Key{1}, Epoch: 1, Life: 1})
+	am, node := protocol.Address{Party: protocol.AppManager}, protocol.At(nodeA)
+	out := om.Step(manager.Event{Kind: manager.Receive, Msg: &protocol.Message{Kind: protocol.Read, From: node, Epoch: 1, Object: keyspace.Key{1}, Requester: nodeA, Seq: 3}}, nil)
+	expect(t, out, protocol.Touched)
+	refused := out[0]
+	refused.From, refused.To, refused.Flag = am, protocol.Address{Party: protocol.ObjectManager}, true
+	out = om.Step(manager.Event{Kind: manager.Receive, Msg: &refused}, nil)
+	expect(t, out, protocol.NoCopy)
+	if out[0].To != node || !out[0].Flag || out[0].Seq != 3 {
+		t.Errorf("says %v to %v", &out[0], out[0].To)
+	}
+	if _, err := pb.EncodeFrame(nil, testApp, &out[0]); err != nil {
+		t.Error(err)
+	}
+	expect(t, om.Resend(nil), protocol.Touched) // it goes on asking
+	refused.Flag = false
+	expect(t, om.Step(manager.Event{Kind: manager.Receive, Msg: &refused}, nil), protocol.FirstTouch)
 }

@@ -46,6 +46,7 @@ type Machine struct {
 
 // application is what a group knows of one.
 type application struct {
+	epoch   protocol.Epoch      // the last that a message about an object was of: what is of an earlier one is gone
 	manager *appmanager.Manager // nil: it is another group's, or nobody has the application open
 	objects map[keyspace.Key]*manager.Manager
 	busy    map[keyspace.Key]struct{} // those of objects that wait for somebody
@@ -164,9 +165,28 @@ func (m *Machine) stepObject(s *said, object keyspace.Key, ev manager.Event) {
 		return
 	}
 	defer m.tidy(s.app)
+	if ev.Kind == manager.Receive {
+		switch {
+		case ev.Msg.Epoch < a.epoch:
+			if ev.Msg.From.Party == protocol.Node { // rule E; a survivor is told
+				s.messages = append(s.messages, protocol.Message{Kind: protocol.Destroy, From: protocol.Address{Party: protocol.ObjectManager},
+					To: protocol.At(ev.Msg.From.Node), Epoch: a.epoch, Object: object})
+			}
+			return
+		case ev.Msg.Epoch > a.epoch: // REINIT may have been lost, and what nobody uses any more would hear of nothing else
+			a.epoch = ev.Msg.Epoch
+			for key, om := range a.objects {
+				if om.Epoch() < a.epoch {
+					delete(a.objects, key)
+					delete(a.busy, key)
+					m.objects--
+				}
+			}
+		}
+	}
 	om := a.objects[object]
 	if om == nil {
-		if ev.Kind != manager.Receive || m.objects >= GroupObjectsMax {
+		if ev.Kind != manager.Receive || ev.Msg.Kind == protocol.Reinit || m.objects >= GroupObjectsMax {
 			return
 		}
 		om = manager.New(manager.Config{App: s.app, Object: object, Epoch: ev.Msg.Epoch, Life: m.life})
@@ -477,7 +497,7 @@ const snapshotVersion = 2
 // Snapshot returns the whole state; nothing where nobody has used the group.
 //
 //	version, epoch, number of the last checkpoint, number of applications; for each:
-//	key, length of the manager's state (0: none), state, number of objects; for each: key, length, state
+//	key, epoch of its objects, length of the manager's state (0: none), state, number of objects; for each: key, length, state
 func (m *Machine) Snapshot() []byte {
 	if len(m.apps) == 0 && m.epoch == m.first() && m.ids == 0 {
 		return nil
@@ -486,7 +506,7 @@ func (m *Machine) Snapshot() []byte {
 	b = binary.AppendUvarint(b, uint64(len(m.apps)))
 	for _, app := range slices.SortedFunc(maps.Keys(m.apps), compareKeys) {
 		a := m.apps[app]
-		b = append(b, app[:]...)
+		b = binary.AppendUvarint(append(b, app[:]...), uint64(a.epoch))
 		var state []byte
 		if a.manager != nil {
 			state = a.manager.Snapshot()
@@ -533,12 +553,14 @@ func (m *Machine) decode(b []byte) error {
 			r.fail("applications out of order")
 		}
 		lastApp = app
+		epoch := protocol.Epoch(r.uint())
 		state := r.take(r.uint())
 		objects := r.count(GroupObjectsMax - m.objects)
 		if r.err != nil {
 			return r.err
 		}
 		a := m.of(app)
+		a.epoch = epoch
 		if len(state) > 0 {
 			am, err := appmanager.Restore(appmanager.Config{App: app}, state)
 			if err != nil {

@@ -2,7 +2,9 @@ package coherence
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -88,18 +90,23 @@ type Service struct {
 	wg   sync.WaitGroup
 	beat *time.Ticker
 
-	mu      sync.Mutex
-	closed  bool
-	inc     uint64 // the last incarnation that was drawn
-	apps    map[keyspace.Key]*App
-	parts   map[keyspace.Key]*part          // what stays of those that go on by themselves
-	leads   map[keyspace.Key]*leading       // of applications whose groups are led here
-	epochs  map[keyspace.Key]protocol.Epoch // the last ones heard of, of applications that were open here
-	leaders map[keyspace.Prefix]peer.ID     // who spoke last for the managers of a prefix
-	seeking map[keyspace.Prefix][]func()    // what waits for a group that is being looked for
-	sought  map[keyspace.Prefix]time.Time   // when it was last
-	waiting int                             // how many functions seeking has
-	asking  int                             // questions to voters under way
+	mu     sync.Mutex
+	closed bool
+	inc    uint64 // the last incarnation that was drawn
+	// reserved is the highest incarnation that store knows of: no later process draws one up to it.
+	reserved uint64
+	store    chunks.Store // nil: the clock has to do
+	apps     map[keyspace.Key]*App
+	parts    map[keyspace.Key]*part          // what stays of those that go on by themselves
+	leads    map[keyspace.Key]*leading       // of applications whose groups are led here
+	epochs   map[keyspace.Key]protocol.Epoch // the last ones heard of, of applications that were open here
+	come     map[keyspace.Key]protocol.Epoch // what the groups of applications have said of their epochs
+	asks     map[keyspace.Key][]func()       // what waits for them to say it
+	leaders  map[keyspace.Prefix]peer.ID     // who spoke last for the managers of a prefix
+	seeking  map[keyspace.Prefix][]func()    // what waits for a group that is being looked for
+	sought   map[keyspace.Prefix]time.Time   // when it was last
+	waiting  int                             // how many functions seeking and asks have
+	asking   int                             // questions to voters under way
 
 	counters access.Counters
 	restarts atomic.Uint64 // executions that ended under those who had them open here
@@ -120,7 +127,7 @@ type outgoing struct {
 // the overlay is started. It does nothing before [Service.Start].
 func NewService(o Overlay, c *chunks.Service) *Service {
 	s := &Service{
-		overlay: o, chunks: c, parts: make(map[keyspace.Key]*part), leads: make(map[keyspace.Key]*leading), out: driver.NewMailbox[outgoing](outboxMax),
+		overlay: o, chunks: c, parts: make(map[keyspace.Key]*part), leads: make(map[keyspace.Key]*leading), come: make(map[keyspace.Key]protocol.Epoch), asks: make(map[keyspace.Key][]func()), out: driver.NewMailbox[outgoing](outboxMax),
 		apps: make(map[keyspace.Key]*App), epochs: make(map[keyspace.Key]protocol.Epoch),
 		leaders: make(map[keyspace.Prefix]peer.ID), seeking: make(map[keyspace.Prefix][]func()), sought: make(map[keyspace.Prefix]time.Time),
 		down: make(map[peer.ID]time.Time), watch: make(map[peer.ID]time.Time),
@@ -460,7 +467,25 @@ func (s *Service) refuse(app keyspace.Key, a *App, m *protocol.Message) {
 	s.route(app, &refused, false)
 }
 
-// draw returns an incarnation that is above all that this node had. It counts on a clock that no restart of the process finds set back.
+// reserveFor is how far ahead of the clock incarnations are reserved in the store.
+const reserveFor = time.Hour
+
+// Remember has the service keep in a store which incarnations this node has had, so that a process that begins with a clock set back draws later
+// ones (R6). It is called before [Service.Start]; without it that rests on the clock.
+func (s *Service) Remember(store chunks.Store) error {
+	b, err := store.Blob(chunks.Reserved, [32]byte{})
+	if err != nil {
+		return fmt.Errorf("coherence: what incarnations this node had: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.store = store; len(b) == 8 {
+		s.inc = max(s.inc, binary.BigEndian.Uint64(b))
+	}
+	return nil
+}
+
+// draw returns an incarnation that is above all that this node had.
 func (s *Service) draw() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -469,11 +494,81 @@ func (s *Service) draw() uint64 {
 
 func (s *Service) drawLocked() uint64 {
 	s.inc = max(s.inc+1, uint64(time.Now().UnixNano()))
+	if s.store != nil && s.inc > s.reserved { // seldom
+		next := s.inc + uint64(reserveFor)
+		err := s.store.PutBlob(chunks.Reserved, [32]byte{}, []byte{0, 8}, binary.BigEndian.AppendUint64(nil, next))
+		if err = errors.Join(err, s.store.SyncBlobs()); err != nil {
+			log.Errorw("incarnations are not kept", "err", err) // the store stops the node by itself
+		} else {
+			s.reserved = next
+		}
+	}
 	return s.inc
+}
+
+// hasCome reports whether an application has come to an epoch, as far as its own group has said. An epoch that a liar named would end the present
+// one for good: an object's manager takes any later one for the next (R7).
+func (s *Service) hasCome(app keyspace.Key, e protocol.Epoch) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.come[app] >= e
+}
+
+// believe asks an application's group for its epoch, and calls then when it has answered, on another goroutine.
+func (s *Service) believe(app keyspace.Key, then func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil || s.waiting >= waitingMax {
+		return // it is repeated
+	}
+	waits, under := s.asks[app]
+	s.asks[app] = append(waits, then)
+	s.waiting++
+	if !under {
+		s.wg.Go(func() { s.confirm(app) })
+	}
+}
+
+// confirm asks an application's group for its epoch.
+func (s *Service) confirm(app keyspace.Key) {
+	ctx, cancel := context.WithTimeout(s.ctx, relocateEvery)
+	defer cancel()
+	i, err := s.ask(ctx, app)
+	s.mu.Lock()
+	if err == nil {
+		if len(s.come) >= GroupAppsMax {
+			clear(s.come)
+		}
+		s.come[app] = max(s.come[app], i.Epoch)
+	}
+	waits := s.asks[app]
+	delete(s.asks, app)
+	s.waiting -= len(waits)
+	s.mu.Unlock()
+	if err != nil {
+		log.Debugw("it is not known which execution it is", "app", app, "err", err)
+		return
+	}
+	for _, f := range waits {
+		f()
+	}
 }
 
 // input has the group that keeps a manager order a message for it, if the group is led here.
 func (s *Service) input(from peer.ID, app keyspace.Key, m *protocol.Message) {
+	if m.To.Party == protocol.AppManager || s.hasCome(app, m.Epoch) {
+		s.order(from, app, m)
+		return
+	}
+	msg := *m
+	s.believe(app, func() {
+		if s.hasCome(app, msg.Epoch) {
+			s.order(from, app, &msg)
+		}
+	})
+}
+
+func (s *Service) order(from peer.ID, app keyspace.Key, m *protocol.Message) {
 	var event []byte
 	var err error
 	object := m.Object

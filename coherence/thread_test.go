@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"latchkey/coherence"
+	"latchkey/coherence/pb"
 	"latchkey/coherence/protocol"
+	"latchkey/dht/keyspace"
 	"latchkey/testnet"
 )
 
@@ -435,5 +437,48 @@ func TestALostCheckpointIsNoStateAtAll(t *testing.T) {
 	}
 	if err := a.Object("x").Set(ctx, nil); !errors.Is(err, coherence.ErrLost) {
 		t.Errorf("written: %v", err)
+	}
+}
+
+// TestNobodyRaisesEpochs has a member of all groups say that there is a later execution, to a node and to managers of objects.
+func TestNobodyRaisesEpochs(t *testing.T) {
+	t.Parallel()
+	net, ctx := up(t, 3)
+	app, object := coherence.AppKey("app"), coherence.ObjectKey("app", "x")
+	first := open(t, ctx, net, 0, "app")
+	if err := first.Object("x").Set(ctx, []byte("mine")); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := net.Peer(2)
+	liar := p.Node()
+	self := protocol.NodeRef{ID: liar.Overlay().Node(), Inc: 1}
+	for i := range 2 {
+		to, _ := net.Peer(i)
+		for _, m := range []protocol.Message{
+			{Kind: protocol.Destroy, From: protocol.Address{Party: protocol.AppManager}, To: protocol.At(first.Self()), Epoch: 99},
+			{Kind: protocol.Destroy, From: protocol.Address{Party: protocol.ObjectManager}, To: protocol.At(first.Self()), Epoch: 99, Object: object},
+			{Kind: protocol.Copy, From: protocol.At(self), To: protocol.At(first.Self()), Epoch: 99, Object: object, Seq: 1, Value: new(protocol.Cell)},
+			{Kind: protocol.Read, From: protocol.At(self), To: protocol.Address{Party: protocol.ObjectManager}, Epoch: 99, Object: object, Requester: self, Seq: 1},
+			{Kind: protocol.Reinit, From: protocol.Address{Party: protocol.AppManager}, To: protocol.Address{Party: protocol.ObjectManager}, Epoch: 99, Object: object},
+		} {
+			frame, err := pb.EncodeFrame(nil, app, &m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := liar.Overlay().Send(to.Node().ID(), keyspace.Key{}, pb.Service, frame); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id := first.Self().ID // behind them on the same stream, and so after them
+		if _, err := liar.Overlay().Call(ctx, to.Node().ID(), keyspace.Key{}, "coherence/who", id[:]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second := open(t, ctx, net, 1, "app")
+	if b, err := second.Object("x").Get(ctx); err != nil || string(b) != "mine" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := errors.Join(second.Object("x").Set(ctx, []byte("ours")), first.Object("x").Set(ctx, []byte("still"))); err != nil || first.Epoch() != second.Epoch() {
+		t.Errorf("epochs %d and %d, %v", first.Epoch(), second.Epoch(), err)
 	}
 }

@@ -236,6 +236,11 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	}
 	n.chunks = chunks.New(overlay, c.genesis.F, keeper)
 	n.objects = coherence.NewService(overlay, n.chunks)
+	if b, ok := c.store.(chunks.Store); ok {
+		if err := n.objects.Remember(b); err != nil {
+			return nil, errors.Join(err, n.chunks.Close(), overlay.Close())
+		}
+	}
 	var voters replicagroup.VoterService
 	if c.genesis.Sigma {
 		n.sigma = n.newSigma(c.voterLog)

@@ -600,8 +600,10 @@ func (m *Manager) touch(in *protocol.Message, out []Action) []Action {
 	_, saved := m.manifest.Objects[in.Object]
 	fresh := !known && !saved
 	switch {
-	case known && in.Life < life, m.state == Restarting, fresh && len(m.manifest.Objects)+m.fresh >= protocol.ObjectsMax:
+	case known && in.Life < life, m.state == Restarting:
 		return out
+	case fresh && len(m.manifest.Objects)+m.fresh >= protocol.ObjectsMax:
+		return m.object(out, protocol.Message{Kind: protocol.Touched, Object: in.Object, Life: in.Life, Seq: in.Seq, Flag: true})
 	case known && in.Life > life:
 		return m.restart(out) // its group has lost its state, and with it who the owner is
 	case m.state == Reading && m.mutant != protocol.StaleNone:

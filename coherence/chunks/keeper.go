@@ -25,6 +25,9 @@ var (
 	ErrTooLarge = errors.New("chunks: chunk too large")
 )
 
+// Reserved is the space of a [Store] that is no application's: others keep a little there.
+var Reserved = [32]byte(Name([]byte("latchkey: not an application")))
+
 // Store is where a [Keeper] has its chunks: blobs in the space of an application, each with a note. *disk.Store is one. What was written may be lost
 // with the process until SyncBlobs has returned.
 type Store interface {
@@ -73,6 +76,9 @@ func NewKeeper(store Store) (*Keeper, error) {
 	k := &Keeper{store: store, apps: make(map[keyspace.Key]map[protocol.Hash]kept), countMax: KeptMax, bytesMax: KeptBytesMax}
 	var bad error
 	err := store.Blobs(func(space, name [32]byte, note []byte) {
+		if space == Reserved {
+			return
+		}
 		c, ok := readNote(note)
 		if !ok {
 			bad = fmt.Errorf("the store has a note %x", note)

@@ -281,7 +281,15 @@ func (m *Manager) receive(in *protocol.Message, out []protocol.Message) []protoc
 			out = m.send(out, n, protocol.Message{Kind: protocol.TransferDone, LastInv: in.LastInv})
 		}
 	case protocol.Touched: // R16: the receipt
-		if in.From.Party == protocol.AppManager && m.asked && in.Seq == m.reports && in.Life == m.cfg.Life {
+		switch {
+		case in.From.Party != protocol.AppManager || !m.asked || in.Seq != m.reports || in.Life != m.cfg.Life:
+		case in.Flag: // there is no room. It is asked again, since an execution that begins anew may have some
+			for _, r := range m.pending {
+				if !m.checkpoint(r.Requester) {
+					out = m.send(out, r.Requester, protocol.Message{Kind: protocol.NoCopy, Requester: r.Requester, Seq: r.Seq, Flag: true})
+				}
+			}
+		default:
 			m.asked, m.touched = false, true
 		}
 	case protocol.NotSuspect: // R12

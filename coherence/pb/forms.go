@@ -62,9 +62,10 @@ var forms = map[shape]form{
 	{protocol.Refused, protocol.Node, protocol.ObjectManager}:             {must: object | requester},
 	{protocol.Refused, protocol.Node, protocol.AppManager}:                {must: requester, may: object},
 	{protocol.NoCopy, protocol.ObjectManager, protocol.AppManager}:        {must: object | requester | seq, may: life, reader: true},
+	{protocol.NoCopy, protocol.ObjectManager, protocol.Node}:              {must: object | requester | seq | flag},
 
 	{protocol.Touched, protocol.ObjectManager, protocol.AppManager}:    {must: object | seq, may: life},
-	{protocol.Touched, protocol.AppManager, protocol.ObjectManager}:    {must: object | seq, may: life},
+	{protocol.Touched, protocol.AppManager, protocol.ObjectManager}:    {must: object | seq, may: life | flag},
 	{protocol.Query, protocol.ObjectManager, protocol.AppManager}:      {must: object | requester | ack, may: seq | lastInv},
 	{protocol.RestartReq, protocol.ObjectManager, protocol.AppManager}: {must: object | requester, may: flag},
 	{protocol.NotSuspect, protocol.AppManager, protocol.ObjectManager}: {must: object | requester},

@@ -142,7 +142,7 @@ const (
 	ForwardedRead                   // FORWARDED_READ: R5; the paper sends READ itself to the owner
 	TransferDone                    // TRANSFER_DONE: the retained master may be freed (R4). From a node: may it be?
 	Refused                         // REFUSED: addressed to an earlier incarnation of the sender (R6)
-	NoCopy                          // NONE: nobody has touched it (C4), to the application manager as a reader
+	NoCopy                          // NONE: nobody has touched it (C4), to the application manager as a reader. To a node: there is no room for it
 
 	// Between object managers and the application manager.
 	Touched    // TOUCHED: an object is about to be touched for the first time. Back: noted (R16)
@@ -221,7 +221,7 @@ type Message struct {
 	Hash       Hash         // Copy to the application manager: of the value's chunk. Create, Start, Transfer, Stopped: of the thread's state
 	Manifest   Hash         // Start, Created, Transfer: of the checkpoint that holds the values of objects not touched in this epoch
 	Parent     ThreadID     // Create: of the thread that creates, zero for somebody outside. Created: refused, since that one has the name
-	Flag       bool         // Create: a guest. Started, Start: frozen. Created: refused. RestartReq: Requester has been started anew
+	Flag       bool         // Create: a guest. Started, Start: frozen. Created: refused. RestartReq: Requester has been started anew. Touched, NoCopy: there is no room
 }
 
 // String prints the message as traces do: kind, and the fields its kind has.
