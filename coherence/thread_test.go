@@ -445,14 +445,16 @@ func TestNobodyRaisesEpochs(t *testing.T) {
 	t.Parallel()
 	net, ctx := up(t, 3)
 	app, object := coherence.AppKey("app"), coherence.ObjectKey("app", "x")
-	first := open(t, ctx, net, 0, "app")
+	lead := leader(t, ctx, net, object)
+	other := (lead + 1) % 3
+	first := open(t, ctx, net, lead, "app")
 	if err := first.Object("x").Set(ctx, []byte("mine")); err != nil {
 		t.Fatal(err)
 	}
-	p, _ := net.Peer(2)
+	p, _ := net.Peer((lead + 2) % 3)
 	liar := p.Node()
 	self := protocol.NodeRef{ID: liar.Overlay().Node(), Inc: 1}
-	for i := range 2 {
+	for _, i := range []int{lead, other} {
 		to, _ := net.Peer(i)
 		for _, m := range []protocol.Message{
 			{Kind: protocol.Destroy, From: protocol.Address{Party: protocol.AppManager}, To: protocol.At(first.Self()), Epoch: 99},
@@ -474,7 +476,7 @@ func TestNobodyRaisesEpochs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	second := open(t, ctx, net, 1, "app")
+	second := open(t, ctx, net, other, "app")
 	if b, err := second.Object("x").Get(ctx); err != nil || string(b) != "mine" {
 		t.Errorf("%q, %v", b, err)
 	}
