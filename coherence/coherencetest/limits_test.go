@@ -151,13 +151,23 @@ func TestTooManyThreadsAreRefused(t *testing.T) {
 	}
 }
 
-// TestTooManyObjectsAreNotTouched: the one beyond ObjectsMax gets no receipt, so its first touch is not granted.
+// receipts counts the TOUCHED that were answered and not refused.
+func receipts(m *appmanager.Manager, touched protocol.Message) (n int) {
+	for _, a := range feed(m, touched) {
+		if a.Kind == appmanager.Send && a.Msg.Kind == protocol.Touched && !a.Msg.Flag {
+			n++
+		}
+	}
+	return n
+}
+
+// TestTooManyObjectsAreNotTouched: the one beyond ObjectsMax gets no receipt, so its first touch is not granted. It is told.
 func TestTooManyObjectsAreNotTouched(t *testing.T) {
 	m := appmanager.New(appmanager.Config{App: appKey})
 	touch := func(i int) int {
 		var k keyspace.Key
 		binary.BigEndian.PutUint32(k[:], uint32(i+1))
-		return len(feed(m, protocol.Message{Kind: protocol.Touched, Object: k, Life: 1, Seq: 1}))
+		return receipts(m, protocol.Message{Kind: protocol.Touched, Object: k, Life: 1, Seq: 1})
 	}
 	for i := range protocol.ObjectsMax {
 		if touch(i) != 1 {
@@ -166,6 +176,9 @@ func TestTooManyObjectsAreNotTouched(t *testing.T) {
 	}
 	if touch(protocol.ObjectsMax) != 0 {
 		t.Error("one too many gets a receipt")
+	}
+	if out := feed(m, protocol.Message{Kind: protocol.Touched, Object: keyspace.Key{1, 1, 1, 1}, Life: 1, Seq: 1}); len(out) != 1 || !out[0].Msg.Flag {
+		t.Errorf("one too many is answered with %v", out)
 	}
 	if touch(0) != 1 {
 		t.Error("a known one gets none")
@@ -179,7 +192,7 @@ func TestTooManyObjectsAreNotTouched(t *testing.T) {
 func TestAManifestIsBounded(t *testing.T) {
 	m := appmanager.New(appmanager.Config{App: appKey})
 	touch := func(o keyspace.Key) int {
-		return len(feed(m, protocol.Message{Kind: protocol.Touched, Object: o, Life: 1, Seq: 1}))
+		return receipts(m, protocol.Message{Kind: protocol.Touched, Object: o, Life: 1, Seq: 1})
 	}
 	key := func(i int) (k keyspace.Key) {
 		binary.BigEndian.PutUint32(k[:], uint32(i+1))
