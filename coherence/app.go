@@ -369,6 +369,9 @@ func (a *App) receive(m *protocol.Message) {
 		a.step(appmanager.NodeEvent{Kind: appmanager.NodeReceive, Msg: m})
 		a.mu.Unlock()
 		a.settled()
+	case m.Epoch < epoch && m.From.Party == protocol.ObjectManager: // it has missed that its epoch is over, and would ask for ever
+		a.s.route(a.key, &protocol.Message{
+			Kind: protocol.Refused, From: protocol.At(a.self), To: m.From, Requester: a.self, Epoch: epoch, Object: m.Object}, false)
 	case m.Epoch == epoch && m.Kind == protocol.NoCopy:
 		if c, ok := a.objects.Load(m.Object); ok {
 			c.(*copyOf).object.Fail(fmt.Errorf("%w: the application has %d, in use or in its checkpoint, which is the most", ErrTooMany, protocol.ObjectsMax))

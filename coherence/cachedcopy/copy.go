@@ -365,7 +365,12 @@ func (c *Copy) writeFault(out []Action) []Action {
 
 func (c *Copy) receive(m *protocol.Message, out []Action) []Action {
 	if m.Epoch < c.epoch && c.mutant != protocol.WithoutEpoch {
-		return out // rule E
+		// Rule E. A manager that has missed its REINIT would go on asking for ever; any message of the newer epoch reinitialises it
+		// (testdata/r07_lost_reinit.txt).
+		if m.From.Party == protocol.ObjectManager && c.mutant != protocol.LostReinit {
+			out = c.tell(out, protocol.Message{Kind: protocol.Refused})
+		}
+		return out
 	}
 	if m.Epoch > c.epoch {
 		out = c.destroy(m.Epoch, out)

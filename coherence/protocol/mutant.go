@@ -35,6 +35,7 @@ const (
 	WithoutGuests           // callers without a thread are not known to the application manager
 	Disbelief               // R8 as first written: who is suspected is not served before a detector takes that back
 	Unwatched               // the application manager is not concerned about those that it suspects
+	LostReinit              // a manager of an older epoch is not told of the newer one by those it asks
 	Mutants
 )
 
@@ -42,5 +43,5 @@ const (
 func (m Mutant) String() string {
 	return [...]string{"none", "R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "bound", "R9", "R10", "R11", "R12", "R13", "R14", "R15", "R16", "R17",
 		"epoch", "late-touch", "withhold", "stop", "any-stopped", "carry-over", "stale-none", "blank-none", "guests",
-		"disbelief", "unwatched"}[m]
+		"disbelief", "unwatched", "lost-reinit"}[m]
 }
