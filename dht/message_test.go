@@ -704,7 +704,7 @@ func TestAMessageKnowsWhetherItCameAlone(t *testing.T) {
 		t.Error("the only message is said to have come with others")
 	}
 	write(t, s, framed(frameOf(note, note)))
-	if <-alone || <-alone {
+	if first, second := <-alone, <-alone; first || second {
 		t.Error("one of two messages in a frame is said to have come alone")
 	}
 }
