@@ -18,13 +18,15 @@ func appVerb(a *app) *cobra.Command {
 		Short: "applications that share objects: who has them open, checkpoints, restarts",
 		Long: `An application is what shared objects belong to. It begins when the first peer opens it, and ends with the last that has it open. If one of
 them fails it begins anew, in its next execution, whose number is the epoch, from its last checkpoint or with empty objects; see
-"latchkey object --help". Threads are of Go programs (package coherence); the command line runs none.`,
+"latchkey object --help". Threads are of Go programs (package coherence). The command line runs only
+those of the applications that come with it ("latchkey app run --help"), on peers of their own.`,
 		Example: `  latchkey app ls
   latchkey app info demo
   latchkey app checkpoint demo
-  latchkey app close demo`,
+  latchkey app close demo
+  latchkey app run sor --kill --join`,
 	})
-	c.AddCommand(appLsVerb(a), appInfoVerb(a), appCheckpointVerb(a), appRestartVerb(a), appCloseVerb(a))
+	c.AddCommand(appLsVerb(a), appInfoVerb(a), appCheckpointVerb(a), appRestartVerb(a), appCloseVerb(a), appRunVerb(a))
 	return c
 }
 

@@ -99,6 +99,8 @@ var packages = map[string]int{
 	"testnet":                                nets,
 	"testnet/demo":                           show,
 	"testnet/memory":                         show,
+	"testnet/apps":                           show,
+	"testnet/apps/sor":                       nets, // of ours it imports coherence only
 	"testnet/bench":                          show,
 	"testnet/curves":                         show,
 	"testnet/attack":                         show,

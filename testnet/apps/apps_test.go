@@ -1,0 +1,84 @@
+package apps
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"latchkey/testnet/apps/sor"
+)
+
+func bounded(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// TestSorSurvives kills a peer after a checkpoint, and has one join: the result is that of one process, to the last bit.
+func TestSorSurvives(t *testing.T) {
+	t.Parallel()
+	job := &sor.Job{Problem: sor.Problem{Rows: 20, Cols: 16, Steps: 24, Workers: 3}}
+	r, err := Run(bounded(t), job, Options{Name: "sor", N: 3, Workers: 3, Kill: true, Join: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Equal || r.Of != 20*16 || r.Restarts != 1 || r.Checkpoints != 1 || len(r.Events) != 2 {
+		t.Errorf("%+v", r)
+	}
+	var text strings.Builder
+	r.Text(&text)
+	t.Log("\n" + text.String())
+	if !strings.Contains(text.String(), "peer 2 killed at") || !strings.Contains(text.String(), "peer 3 joined") || !strings.Contains(text.String(), "320 cells") {
+		t.Error("the report does not say what happened")
+	}
+}
+
+// wrong is a job whose peers solve a problem that is not quite the one that is solved alone.
+type wrong struct{ *sor.Job }
+
+func (w wrong) Alone() {
+	w.Steps--
+	w.Job.Alone()
+	w.Steps++
+}
+
+func TestADifferentResultIsFoundOut(t *testing.T) {
+	t.Parallel()
+	r, err := Run(bounded(t), wrong{&sor.Job{Problem: sor.Problem{Rows: 6, Cols: 6, Steps: 2, Workers: 3}}}, Options{Name: "sor", Workers: 3})
+	if !errors.Is(err, ErrDiffers) || r == nil || r.Equal || r.Differ != 16 || r.Of != 36 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestAThreadThatFailsEndsTheRun(t *testing.T) {
+	t.Parallel()
+	job := &sor.Job{Problem: sor.Problem{Rows: 6, Cols: 6, Steps: 0, Workers: 3}} // which no worker accepts
+	if r, err := Run(bounded(t), stubborn{job}, Options{Name: "sor", Workers: 3}); err == nil || r != nil || !strings.Contains(err.Error(), "steps") {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// stubborn is a job that is not over when it should be.
+type stubborn struct{ *sor.Job }
+
+func (stubborn) Total() int { return 1 }
+
+func TestOptionsHaveLimits(t *testing.T) {
+	for _, o := range []Options{{N: PeersMin - 1}, {N: PeersMax + 1}, {N: 3, Leave: true}, {N: 4, Leave: true, Kill: true}, {N: -1}} {
+		if _, err := Run(t.Context(), &sor.Job{}, o); !errors.Is(err, ErrOptions) {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+	little := &sor.Job{Problem: sor.Problem{Rows: 6, Cols: 6, Steps: EventTotalMin - 1, Workers: 3}}
+	if _, err := Run(t.Context(), little, Options{Kill: true}); !errors.Is(err, ErrOptions) {
+		t.Errorf("%v", err)
+	}
+	for _, o := range []Options{{N: 4, Leave: true}, {N: 4, Leave: true, Join: true, Kill: true}, {N: PeersMax, Kill: true}} {
+		if err := o.Validate(); err != nil {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+}
