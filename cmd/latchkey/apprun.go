@@ -7,6 +7,7 @@ import (
 
 	"latchkey/testnet/apps"
 	"latchkey/testnet/apps/sor"
+	"latchkey/testnet/apps/tsp"
 )
 
 // appRunLong is what the verbs that run an application have in common.
@@ -24,9 +25,10 @@ func appRunVerb(a *app) *cobra.Command {
 		Short: "run an application of several peers, and compare with one process",
 		Long: `run runs one of the applications that come with latchkey, which are written with package coherence alone, on peers that it starts itself.
 ` + appRunLong,
-		Example: `  latchkey app run sor --kill --join`,
+		Example: `  latchkey app run sor --kill --join
+  latchkey app run tsp --cities 14`,
 	})
-	c.AddCommand(appRunSorVerb(a))
+	c.AddCommand(appRunSorVerb(a), appRunTspVerb(a))
 	return c
 }
 
@@ -59,6 +61,39 @@ halves of a step the workers meet at a barrier, which is made of objects too.
 	c.Flags().IntVar(&p.Rows, "rows", 60, "rows of the grid, its border among them")
 	c.Flags().IntVar(&p.Cols, "cols", 60, "columns of the grid, its border among them")
 	c.Flags().IntVar(&p.Steps, "steps", 40, "steps, of two halves each")
+	a.jobFlags(c, &o)
+	return c
+}
+
+func appRunTspVerb(a *app) *cobra.Command {
+	p, o := tsp.Problem{}, apps.Options{Name: "tsp"}
+	c := &cobra.Command{
+		Use:   "tsp",
+		Short: "find the shortest round trip: a queue and a bound of objects, workers are threads",
+		Long: `tsp finds the shortest round trip through cities by branch and bound. What is to be searched is in a queue of objects, from which threads take
+it, and the best trip so far is an object that all of them read. Of trips of the same length the one whose cities come first in order is the
+best, so there is one result.
+` + appRunLong,
+		Example: `  latchkey app run tsp
+  latchkey app run tsp --peers 5 --cities 15 --seed 7
+  latchkey app run tsp --peers 4 --kill --join --leave -o json`,
+		Args: exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := o.Validate(); err != nil {
+				return usagef("app run tsp: %w", err)
+			}
+			if p.Workers = o.Workers; !c.Flags().Changed("workers") {
+				p.Workers = o.N
+			}
+			if err := p.Validate(); err != nil {
+				return usagef("app run tsp: %w", err)
+			}
+			o.Workers = p.Workers
+			return a.runJob(c, &tsp.Job{Problem: p}, o)
+		},
+	}
+	c.Flags().IntVar(&p.Cities, "cities", 12, "how many cities; the time grows much faster than they do")
+	c.Flags().Uint64Var(&p.Seed, "seed", 1, "what the map is drawn from")
 	a.jobFlags(c, &o)
 	return c
 }

@@ -101,6 +101,7 @@ var packages = map[string]int{
 	"testnet/memory":                         show,
 	"testnet/apps":                           show,
 	"testnet/apps/sor":                       nets, // of ours it imports coherence only
+	"testnet/apps/tsp":                       nets, // the same
 	"testnet/bench":                          show,
 	"testnet/curves":                         show,
 	"testnet/attack":                         show,

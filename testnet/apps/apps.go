@@ -237,6 +237,12 @@ func (u *run) run(ctx context.Context) error {
 	}
 	u.r.Shared = time.Since(begun).Seconds()
 	u.r.Speedup = u.r.Alone / u.r.Shared
+	for i := range u.Workers { // each sees for itself that all is done
+		err := u.call(ctx, func() error { return u.app.Wait(ctx, u.job.Name(i)) })
+		if err != nil && !errors.Is(err, coherence.ErrNoThread) {
+			return err
+		}
+	}
 	return u.call(ctx, func() (err error) {
 		u.r.Differ, u.r.Of, err = u.job.Compare(ctx, u.app)
 		u.r.Equal = err == nil && u.r.Differ == 0 && u.r.Of > 0

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"latchkey/testnet/apps/sor"
+	"latchkey/testnet/apps/tsp"
 )
 
 func bounded(t *testing.T) context.Context {
@@ -32,6 +33,25 @@ func TestSorSurvives(t *testing.T) {
 	r.Text(&text)
 	t.Log("\n" + text.String())
 	if !strings.Contains(text.String(), "peer 2 killed at") || !strings.Contains(text.String(), "peer 3 joined") || !strings.Contains(text.String(), "320 cells") {
+		t.Error("the report does not say what happened")
+	}
+}
+
+// TestTspSurvives kills a peer after a checkpoint, while trips are searched, and has another one leave.
+func TestTspSurvives(t *testing.T) {
+	t.Parallel()
+	job := &tsp.Job{Problem: tsp.Problem{Cities: 8, Seed: 3, Workers: 5}}
+	r, err := Run(bounded(t), job, Options{Name: "tsp", N: 5, Workers: 5, Kill: true, Leave: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Equal || r.Of != 9 || r.Restarts != 1 || r.Checkpoints != 1 || len(r.Events) != 2 {
+		t.Errorf("%+v", r)
+	}
+	var text strings.Builder
+	r.Text(&text)
+	t.Log("\n" + text.String())
+	if !strings.Contains(text.String(), "peer 4 killed at") || !strings.Contains(text.String(), "peer 1 left at") || !strings.Contains(text.String(), "9 numbers") {
 		t.Error("the report does not say what happened")
 	}
 }

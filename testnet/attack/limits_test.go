@@ -26,7 +26,7 @@ var directories = map[string]string{
 	"protocol": "coherence/protocol", "appmanager": "coherence/appmanager", "cachedcopy": "coherence/cachedcopy", "manager": "coherence/manager",
 	"coherencepb": "coherence/pb", "coherence": "coherence", "chunks": "coherence/chunks", "disk": "replicagroup/disk",
 	"durable": "coherence/durable", "store": "coherence/durable/store", "register": "coherence/durable/register", "cachedobject": "coherence/durable/cachedobject",
-	"durablepb": "coherence/durable/pb", "apps": "testnet/apps", "sor": "testnet/apps/sor",
+	"durablepb": "coherence/durable/pb", "apps": "testnet/apps", "sor": "testnet/apps/sor", "tsp": "testnet/apps/tsp",
 }
 
 // row is a line of a table that names a limit and its value.
