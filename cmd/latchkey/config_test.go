@@ -204,11 +204,30 @@ func TestMisspeltVariablesAreNamed(t *testing.T) {
 		"LATCHKEY_COLOUR=red":          "latchkey: LATCHKEY_COLOUR is set in the environment, and means nothing; latchkey config --help lists the fields",
 		"LATCHKEY_PAHT=":               "",
 		"LATCHKEY_FENCE=7":             "",
+		"LATCHKEY_OBJECT=demo/n":       "",
+		"LATCHKEY_EPOCH=7":             "",
+		"LATCHKEY_API_TOKEN=secret":    "",
 	} {
 		p := ok(t, inEnv(t, dir, []string{variable}, "config", "get", "profile"))
 		if said := p.err.String(); !strings.Contains(said, says) || says == "" && said != "" {
 			t.Errorf("%s: %q", variable, said)
 		}
+	}
+}
+
+func TestMisspeltVariablesOfClientsAreNamed(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	if notes := strangeVariables([]string{"LATCHKEY_API_TOKEN_FIEL=x", "LATCHKEY_NETWORK_X=1"}); len(notes) != 1 || !strings.Contains(notes[0], "did you mean LATCHKEY_API_TOKEN_FILE?") {
+		t.Errorf("%q", notes)
+	}
+	initTest(t, dir)
+	p := inEnv(t, dir, []string{"LATCHKEY_API_LISTN=:1"}, "config", "get", "profile")
+	if said := p.err.String(); p.code != exitFailure || !strings.Contains(said, "did you mean LATCHKEY_API_LISTEN?") || !strings.Contains(said, "no such field") {
+		t.Errorf("exit %d, %q", p.code, said)
+	}
+	if got := strings.TrimSpace(ok(t, inEnv(t, dir, []string{"LATCHKEY_API_LISTEN=127.0.0.1:4780"}, "config", "get", "api.listen")).out.String()); got != "127.0.0.1:4780" {
+		t.Errorf("api.listen by its variable is %q", got)
 	}
 }
 

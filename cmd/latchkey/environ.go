@@ -11,9 +11,10 @@ import (
 // environPrefix begins the names of all variables that are ours.
 const environPrefix = "LATCHKEY_"
 
-// environNames are the variables that mean something: to us, or to commands that run under a lock.
+// environNames are the variables that mean something: to us, or to commands that run under a lock or on an object.
 func environNames() []string {
-	names := []string{"LATCHKEY_PATH", "LATCHKEY_API", "LATCHKEY_LOCK", "LATCHKEY_FENCE", "LATCHKEY_HOLDER"}
+	names := []string{"LATCHKEY_PATH", "LATCHKEY_API", "LATCHKEY_LOCK", "LATCHKEY_FENCE", "LATCHKEY_HOLDER", "LATCHKEY_OBJECT", "LATCHKEY_EPOCH"}
+	names = append(names, config.ClientVariables...)
 	for _, f := range config.Fields() {
 		names = append(names, f.Env())
 	}
@@ -41,11 +42,12 @@ func strangeVariables(environ []string) (notes []string) {
 	return slices.Compact(notes)
 }
 
-// ofSection reports whether a variable is one of a section of the configuration, whose reader refuses those that are of no field.
+// ofSection reports whether a variable is one of a section of the configuration, whose reader refuses those that are of no field. Section
+// api is left out: its variables look like those of clients, who read no configuration.
 func ofSection(name string) bool {
 	return slices.ContainsFunc(config.Fields(), func(f config.Field) bool {
 		section, _, ok := strings.Cut(f.Name, ".")
-		return ok && strings.HasPrefix(name, environPrefix+strings.ToUpper(section)+"_")
+		return ok && section != "api" && strings.HasPrefix(name, environPrefix+strings.ToUpper(section)+"_")
 	})
 }
 

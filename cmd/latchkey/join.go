@@ -27,7 +27,7 @@ it reads the invitation from standard input, whatever stands around it; as an ar
 processes, and an invitation to a private overlay is a secret.
 
 First it asks the peers that the invitation names. If one answers, all is well. If those that answer refuse, because
-of another swarm key or another overlay, say, it writes nothing and ends with 1. If nobody answers, it makes the
+of another swarm key or another overlay, say, it makes no peer and ends with 1 (by an allow-list: the key that it asked with stays in --path, for the next try). If nobody answers, it makes the
 peer all the same and says so: its daemon goes on trying. It never overwrites anything.
 
 In an overlay with an allow-list the peer that made the invitation enrols this one, and has to run for that. A join that was

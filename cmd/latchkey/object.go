@@ -434,8 +434,9 @@ func objectUpdateVerb(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "update --volatile APP/NAME -- CMD [ARG...]",
 		Short: "replace the value of an object by what a command makes of it",
-		Long: fmt.Sprintf(`update gives CMD the value as its standard input and writes what it prints as the new value, with no access of anybody in between: from before CMD starts
-until after the write this peer is the only one that may read or write the object, so CMD runs exactly once. Others wait meanwhile.
+		Long: fmt.Sprintf(`update gives CMD the value as its standard input and writes what it prints as the new value, with no write of anybody in between: from before CMD starts
+until after the write this peer is the only one that has the object, so CMD runs exactly once. Other peers that read or write it wait meanwhile, and so
+do writers at this peer; who reads it through this peer, CMD included, gets the value from before at once.
 
 CMD runs without a shell, as "latchkey lock" runs one: in a process group of its own, with our standard error, and with LATCHKEY_OBJECT (APP/NAME),
 LATCHKEY_EPOCH and LATCHKEY_API in its environment; INT, TERM, HUP and QUIT are passed on. If it fails, or prints more than %d bytes, the value

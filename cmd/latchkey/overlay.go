@@ -32,7 +32,8 @@ signed by an admin key, and from then on whoever is not on the list is refused b
 
 The admin key is the file admin.key in --path, made and needed on one machine only: allow, revoke and invite work there. Their change
 is in effect there at once when the daemon runs, and the daemon tells the other peers; those that are away hear of it when they
-come back. No peer ever goes back to an older list. Copying admin.key into another peer's directory hands on the right, but two
+come back. No peer ever goes back to a list older than its file allow.list; if somebody puts an older file there, or removes it, the
+peer is without the newer list until it meets a peer that has it. Copying admin.key into another peer's directory hands on the right, but two
 that change the list at the same moment make one of the changes be lost.
 
 A peer that is revoked is disconnected by everybody, its groups replace it as one that is down (after half a minute), and the locks

@@ -46,8 +46,8 @@ func newLayer(values map[string]any, sources map[string]string) (layer, error) {
 }
 
 // Load merges, each over the one before, the defaults of the profile, a file, the environment and the command line.
-// Of the environment, given as [os.Environ] returns it, it reads LATCHKEY_PROFILE, LATCHKEY_NETWORK_*, LATCHKEY_STORE_* and LATCHKEY_METRICS_*, lists
-// separated by commas; an empty variable counts as not set. flags holds values by field name, of the field's type or as [Set]
+// Of the environment, given as [os.Environ] returns it, it reads LATCHKEY_PROFILE, LATCHKEY_NETWORK_*, LATCHKEY_STORE_*, LATCHKEY_METRICS_* and LATCHKEY_API_*
+// (but [ClientVariables]), lists separated by commas; an empty variable counts as not set. flags holds values by field name, of the field's type or as [Set]
 // reads them.
 //
 // A file that does not exist counts as one that says no more than "profile: test": a peer that was told nothing listens on
@@ -138,10 +138,14 @@ const (
 	envNetwork = envPrefix + "NETWORK_"
 	envStore   = envPrefix + "STORE_"
 	envMetrics = envPrefix + "METRICS_"
+	envAPI     = envPrefix + "API_"
 )
 
 // Env returns the name of the environment variable that sets the field.
 func (f Field) Env() string { return envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, ".", "_")) }
+
+// ClientVariables look like those of section api, and are none: they tell clients how to ask a daemon on TCP.
+var ClientVariables = []string{envAPI + "TOKEN", envAPI + "TOKEN_FILE", envAPI + "CA"}
 
 // envLayer reads the environment. Of a variable that is there more than once, the last one counts, as everywhere.
 func envLayer(environ []string) (layer, error) {
@@ -149,7 +153,7 @@ func envLayer(environ []string) (layer, error) {
 	for _, entry := range environ {
 		name, value, ok := strings.Cut(entry, "=")
 		if !ok || value == "" || name != envProfile && !strings.HasPrefix(name, envNetwork) && !strings.HasPrefix(name, envStore) &&
-			!strings.HasPrefix(name, envMetrics) {
+			!strings.HasPrefix(name, envMetrics) && !strings.HasPrefix(name, envAPI) || slices.Contains(ClientVariables, name) {
 			continue
 		}
 		i := slices.IndexFunc(fields, func(f Field) bool { return f.Env() == name })
