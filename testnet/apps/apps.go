@@ -55,7 +55,7 @@ type Job interface {
 	Total() int
 	Done(ctx context.Context, app *coherence.App) (int, error)
 	// Alone does all of it in this process, without peers.
-	Alone()
+	Alone(ctx context.Context) error
 	// Compare compares what the objects hold with what Alone found, and returns how many of how many parts differ. Unit says parts of what.
 	Compare(ctx context.Context, app *coherence.App) (differ, of int, err error)
 	Unit() string
@@ -159,7 +159,9 @@ func Run(ctx context.Context, job Job, o Options) (*Report, error) {
 		return nil, fmt.Errorf("%w: nothing can happen meanwhile where there is so little to do: %d, at least %d", ErrOptions, job.Total(), EventTotalMin)
 	}
 	begun := time.Now()
-	job.Alone()
+	if err := job.Alone(ctx); err != nil {
+		return nil, err
+	}
 	u.r.Alone = time.Since(begun).Seconds()
 
 	net, err := testnet.Up(ctx, testnet.Options{N: o.N, Depth: 4, Progress: o.Progress})
@@ -314,12 +316,18 @@ func (u *run) gate(ctx context.Context, upTo int) error {
 	return u.call(ctx, func() error { return u.job.Gate(ctx, u.app, upTo) })
 }
 
+// done returns how much is done.
+func (u *run) done(ctx context.Context) (n int, err error) {
+	err = u.call(ctx, func() (err error) { n, err = u.job.Done(ctx, u.app); return err })
+	return n, err
+}
+
 // reach waits until so much is done. After a restart the gate may be one of before, so it is set again.
 func (u *run) reach(ctx context.Context, from, gate int) error {
 	total, epoch := u.job.Total(), u.app.Epoch()
 	for {
-		done := 0
-		if err := u.call(ctx, func() (err error) { done, err = u.job.Done(ctx, u.app); return err }); err != nil {
+		done, err := u.done(ctx)
+		if err != nil {
 			return cmp.Or(context.Cause(ctx), err)
 		}
 		u.Progress(testnet.Progress{Stage: u.Name, Done: done, Total: total})
@@ -357,7 +365,7 @@ func (u *run) event(format string, args ...any) {
 // kill saves the application, lets the threads go on, and kills the last peer. What they have done since the checkpoint is done again.
 func (u *run) kill(ctx context.Context) error {
 	total := u.job.Total()
-	before, err := u.job.Done(ctx, u.app)
+	before, err := u.done(ctx)
 	if err != nil {
 		return err
 	}
@@ -367,17 +375,17 @@ func (u *run) kill(ctx context.Context) error {
 		return err
 	}
 	u.r.Checkpoints++
-	after, err := u.job.Done(ctx, u.app)
+	after, err := u.done(ctx)
 	if err != nil {
 		return err
 	}
 	if err := u.gate(ctx, 3*total/4); err != nil { // not further before it is killed
 		return err
 	}
-	if err := u.reach(ctx, after+total/8, 3*total/4); err != nil {
+	if err := u.reach(ctx, min(after+total/8, 3*total/4), 3*total/4); err != nil {
 		return err
 	}
-	lost, err := u.job.Done(ctx, u.app)
+	lost, err := u.done(ctx)
 	if err != nil {
 		return err
 	}
@@ -395,7 +403,7 @@ func (u *run) kill(ctx context.Context) error {
 	}
 	begun := time.Now()
 	for u.app.Epoch() == epoch {
-		if err := u.call(ctx, func() error { _, err := u.job.Done(ctx, u.app); return err }); err != nil {
+		if _, err := u.done(ctx); err != nil {
 			return err
 		}
 		if err := wait(ctx); err != nil {
@@ -420,17 +428,17 @@ func (u *run) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.Node().Objects().Migrate(ctx, u.Name, u.job.Name(0), u.net.ID(i)); err != nil {
+	if err := u.call(ctx, func() error { return p.Node().Objects().Migrate(ctx, u.Name, u.job.Name(0), u.net.ID(i)) }); err != nil {
 		return err
 	}
-	done, err := u.job.Done(ctx, u.app)
+	done, err := u.done(ctx)
 	u.event("peer %d joined, and took over thread %s, at %d of %d", i, u.job.Name(0), done, u.job.Total())
 	return err
 }
 
 // leave has peer 1 leave.
 func (u *run) leave(ctx context.Context) error {
-	done, err := u.job.Done(ctx, u.app)
+	done, err := u.done(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package sor
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -91,19 +92,22 @@ func relax(above, cells, below []float64, row, colour int) {
 	}
 }
 
-// Solve does all of it alone, and returns the rows.
-func (p Problem) Solve() [][]float64 {
+// Solve does all of it alone, and returns the rows. It fails with the cause of ctx.
+func (p Problem) Solve(ctx context.Context) ([][]float64, error) {
 	grid := make([][]float64, p.Rows)
 	for row := range grid {
 		grid[row] = make([]float64, p.Cols)
 		p.first(row, grid[row])
 	}
 	for half := range 2 * p.Steps {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		for row := 1; row < p.Rows-1; row++ {
 			relax(grid[row-1], grid[row], grid[row+1], row, half%2)
 		}
 	}
-	return grid
+	return grid, nil
 }
 
 // encode appends cells to b, 8 bytes each.

@@ -53,7 +53,11 @@ func TestHalvesAreIndependent(t *testing.T) {
 			}
 		}
 	}
-	for row, want := range p.Solve() {
+	grid, err := p.Solve(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for row, want := range grid {
 		for col := range want {
 			if math.Float64bits(up[row][col]) != math.Float64bits(want[col]) || math.Float64bits(down[row][col]) != math.Float64bits(want[col]) {
 				t.Errorf("row %d, column %d: %v from above, %v from below, %v", row, col, down[row][col], up[row][col], want[col])
@@ -64,7 +68,10 @@ func TestHalvesAreIndependent(t *testing.T) {
 
 // TestSolutionIsHarmonic: after many steps each cell is the mean of those around it.
 func TestSolutionIsHarmonic(t *testing.T) {
-	g := Problem{Rows: 10, Cols: 10, Steps: 300, Workers: 1}.Solve()
+	g, err := Problem{Rows: 10, Cols: 10, Steps: 300, Workers: 1}.Solve(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for row := 1; row < 9; row++ {
 		for col := 1; col < 9; col++ {
 			mean := (g[row-1][col] + g[row+1][col] + g[row][col-1] + g[row][col+1]) / 4

@@ -213,7 +213,10 @@ func (j *Job) Done(ctx context.Context, app *coherence.App) (int, error) {
 }
 
 // Alone solves the problem in this process, to compare.
-func (j *Job) Alone() { j.alone = j.Solve() }
+func (j *Job) Alone(ctx context.Context) (err error) {
+	j.alone, err = j.Solve(ctx)
+	return err
+}
 
 // Compare compares the objects with what Alone found, bit by bit: how many of how many cells differ.
 func (j *Job) Compare(ctx context.Context, app *coherence.App) (differ, of int, err error) {

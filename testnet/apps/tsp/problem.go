@@ -2,6 +2,7 @@ package tsp
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -162,17 +163,25 @@ func (s *search) from(length uint64) error {
 	return nil
 }
 
-// Solve does all of it alone.
-func (p Problem) Solve() Trip {
+// Solve does all of it alone. It fails with the cause of ctx.
+func (p Problem) Solve(ctx context.Context) (Trip, error) {
 	best, s := none, p.search()
-	s.bound = func() (uint64, error) { return best.Length, nil }
+	cities := 0
+	s.bound = func() (uint64, error) {
+		if cities++; cities%4096 == 0 && ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return best.Length, nil
+	}
 	s.found = func(t Trip) error {
 		if t.better(best) {
 			best = Trip{t.Length, slices.Clone(t.Cities)}
 		}
 		return nil
 	}
-	length, _ := s.begin([]byte{0})
-	_ = s.from(length) // nothing in it fails
-	return best
+	length, err := s.begin([]byte{0})
+	if err == nil {
+		err = s.from(length)
+	}
+	return best, err
 }

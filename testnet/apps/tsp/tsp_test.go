@@ -1,6 +1,7 @@
 package tsp
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
@@ -30,7 +31,7 @@ func TestSolveFindsTheBestTrip(t *testing.T) {
 			}
 		}
 		all([]byte{0})
-		if got := p.Solve(); got.Length != best.Length || !slices.Equal(got.Cities, best.Cities) {
+		if got, err := p.Solve(t.Context()); err != nil || got.Length != best.Length || !slices.Equal(got.Cities, best.Cities) {
 			t.Errorf("seed %d: %v, and the best is %v", seed, got, best)
 		}
 		back := slices.Clone(best.Cities)
@@ -38,6 +39,14 @@ func TestSolveFindsTheBestTrip(t *testing.T) {
 		if u := (Trip{best.Length, back}); u.better(best) || !best.better(u) {
 			t.Errorf("seed %d: there and back are both the best", seed)
 		}
+	}
+}
+
+func TestSolveIsInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := (Problem{Cities: CitiesMax, Seed: 1}).Solve(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 

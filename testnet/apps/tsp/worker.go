@@ -275,7 +275,10 @@ func (j *Job) Done(ctx context.Context, app *coherence.App) (int, error) {
 }
 
 // Alone solves the problem in this process, to compare.
-func (j *Job) Alone() { j.alone = j.Solve() }
+func (j *Job) Alone(ctx context.Context) (err error) {
+	j.alone, err = j.Solve(ctx)
+	return err
+}
 
 // Compare compares the best trip with that of Alone: its length, and city by city.
 func (j *Job) Compare(ctx context.Context, app *coherence.App) (differ, of int, err error) {
