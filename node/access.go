@@ -207,13 +207,20 @@ func closeWith(c network.Conn, code network.ConnErrorCode) {
 
 // toldWhy returns what the other side said when it ended a connection because of the allow-list. A connection that goes on says nothing.
 func toldWhy(ctx context.Context, c network.Conn) (why string, told bool) {
+	code, told := toldCode(ctx, c)
+	return gated[code], told
+}
+
+// toldCode is toldWhy with the code.
+func toldCode(ctx context.Context, c network.Conn) (code network.ConnErrorCode, told bool) {
 	if !c.IsClosed() {
-		return "", false
+		return 0, false
 	}
 	_, err := c.NewStream(ctx)
 	var end *network.ConnError
-	if errors.As(err, &end) && end.Remote {
-		why, told = gated[end.ErrorCode]
+	if !errors.As(err, &end) || !end.Remote {
+		return 0, false
 	}
-	return why, told
+	_, told = gated[end.ErrorCode]
+	return end.ErrorCode, told
 }

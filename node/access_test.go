@@ -117,6 +117,75 @@ func TestWhoIsNotOnTheListIsKeptOut(t *testing.T) {
 	if n.Refused()[RefusedRevoked] == 0 {
 		t.Error("the revoked peer was not counted")
 	}
+	// It says so itself, though nobody gives it the list, until it is let in again.
+	out := func() string {
+		s, err := second.Status(within(t, waitMax))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.ShutOut
+	}
+	eventually(t, "the revoked peer says so", func() bool { return strings.HasPrefix(out(), gated[gatedRevoked]+" (so says "+n.ID().String()) })
+	change(t, dir, func(l *allowlist.Draft) error { return l.Allow(j2.ID, "") })
+	if _, err := n.Status(within(t, waitMax)); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.host.Connect(within(t, waitMax), info(second.host)); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "it is let in again", func() bool { return out() == "" })
+}
+
+// What is written into the directory of a running peer is in effect when the peer has said which list it has, and an invitation when it
+// has been written: nobody has to wait a moment.
+func TestAListAndAnInvitationAreInEffectAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "admin")
+	if _, _, err := InitDir(dir, InitOptions{Profile: config.Test, FoundOptions: FoundOptions{Name: t.Name()}}); err != nil {
+		t.Fatal(err)
+	}
+	n := runDir(t, dir)
+	root, err := ReadRootKey(RootKeyFile(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := InitAdmin(t.Context(), dir, root, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	joinDir(t, invited(t, dir, n, InviteOptions{Once: true}), config.Test) // before the daemon has looked by itself
+	for want := uint64(4); want < 8; want++ {                              // the list, the invitation, its use
+		key := hostOf(t, profile(t, config.Test, anyTCP), nil, nil).ID()
+		change(t, dir, func(l *allowlist.Draft) error { return l.Allow(key, "") })
+		if s, err := n.Status(t.Context()); err != nil || s.AllowList == nil || s.AllowList.Number != want || s.ShutOut != "" {
+			t.Fatalf("the list is number %d, and status says %+v, %v", want, s.AllowList, err)
+		}
+	}
+}
+
+// A peer that knows nothing of an invitation says so plainly.
+func TestAnInvitationThatAPeerDoesNotKnow(t *testing.T) {
+	t.Parallel()
+	dir := adminDir(t)
+	i, err := Invite(t.Context(), dir, nil, InviteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := filepath.Join(t.TempDir(), "open") // of the same overlay, and never told that it has a list
+	key, _, err := crypto.GenerateEd25519Key(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Default(config.Test)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := CreateDir(open, DirSpec{Key: key, Genesis: i.Genesis, SwarmKey: i.SwarmKey, Config: c}); err != nil {
+		t.Fatal(err)
+	}
+	i.Bootstrap = now(runDir(t, open))
+	if says := refusedJoin(t, i, ErrRefused); !strings.Contains(says, "does not know of the invitation; if the peer that made it runs, run join again") {
+		t.Error(says)
+	}
 }
 
 // An invitation may speak the join protocol alone.

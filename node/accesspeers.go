@@ -62,6 +62,7 @@ type accessPeers struct {
 	closing          sync.Mutex     // guards closed and ending
 	closed           bool
 	ending           map[string]bool // connections that are being closed, by their ids
+	told             tellers         // who says that this peer is not let in
 	watcher
 }
 
@@ -123,15 +124,22 @@ func (x *accessPeers) start() error {
 		x.served(s, &x.exchanges, x.access.Admits, x.answer)
 	})
 	x.host.SetStreamHandler(joinProtocol(x.genesis), func(s network.Stream) {
-		invited := func(p peer.ID) bool { return x.access.Judge(p) == allowlist.Invited }
+		invited := func(p peer.ID) bool {
+			if x.access.Judge(p) != allowlist.Invited { // it may have been invited a moment ago
+				x.newest()
+			}
+			return x.access.Judge(p) == allowlist.Invited
+		}
 		x.served(s, &x.joins, invited, x.join)
 	})
+	x.host.Network().Notify(x.told.watch(x))
 	return x.watcher.start(x.host, "latchkey/access", []any{new(event.EvtPeerIdentificationCompleted)}, x.run)
 }
 
 func (x *accessPeers) stop() {
 	x.host.RemoveStreamHandler(accessProtocol(x.genesis))
 	x.host.RemoveStreamHandler(joinProtocol(x.genesis))
+	x.told.unwatch(x)
 	x.cancel()
 	x.closing.Lock()
 	x.closed = true
@@ -232,10 +240,11 @@ func (x *accessPeers) run(events <-chan any) {
 	x.tell()
 	for {
 		select {
-		case _, ok := <-events:
+		case e, ok := <-events:
 			if !ok {
 				return
 			}
+			x.told.met(e.(event.EvtPeerIdentificationCompleted).Peer)
 			spread()
 		case <-x.kick:
 			x.tell()
@@ -248,12 +257,18 @@ func (x *accessPeers) run(events <-chan any) {
 				spread()
 			}
 		case <-tick.C:
-			if x.access.reload != nil {
-				x.access.reload()
-			}
+			x.newest()
 			spread()
 		}
 	}
+}
+
+// newest takes in what has changed in the directory, and returns the list that counts now.
+func (x *accessPeers) newest() *allowlist.List {
+	if x.access.reload != nil {
+		x.access.reload()
+	}
+	return x.access.List()
 }
 
 // tell says what an operator must know of a list: that this peer is not on it.

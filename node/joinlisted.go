@@ -12,6 +12,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/internal/durablefile"
@@ -152,7 +153,13 @@ func fromPeers(ctx context.Context, i invite.Invite, as crypto.PrivKey, joiner p
 		}()
 		var doc []byte
 		if found == nil {
-			if doc, found = get(ctx, h, p.ID); found != nil && !errors.Is(found, ErrRefused) {
+			doc, found = get(ctx, h, p.ID)
+			var reset *network.StreamError
+			switch {
+			case found == nil, errors.Is(found, ErrRefused):
+			case errors.As(found, &reset) && reset.Remote && reset.ErrorCode == network.StreamGated:
+				found = fmt.Errorf("%w: %s does not know of the invitation; if the peer that made it runs, run join again in a moment", ErrRefused, p.ID)
+			default:
 				found = fmt.Errorf("%w: %s: %w", ErrUnreachable, p.ID, found)
 			}
 		}

@@ -28,14 +28,19 @@ func (n *Node) Refused() map[Refusal]uint64 {
 	return counts
 }
 
-// Status implements [api.Node]: how this peer is doing. It asks its replicas, which answer at once unless they are overloaded; ctx ends
-// the wait.
+// Status implements [api.Node]: how this peer is doing. It takes in first what has changed about the allow-list in the peer's directory,
+// so that whoever has changed it knows that it is in effect. It asks its replicas, which answer at once unless they are overloaded; ctx
+// ends the wait.
 func (n *Node) Status(ctx context.Context) (api.Status, error) {
 	s := api.Status{
 		Peer: n.host.ID().String(), Overlay: n.genesis.ID().Hex(), OverlayName: n.genesis.Name, Version: Version(), Started: n.started,
 		Mode: string(n.mode()), Hosting: n.overlay.Hosting(), Reachability: strings.ToLower(n.overlay.Reachability().String()),
 		Bootstrap: []api.BootstrapPeer{}, Refused: []api.Refused{}, Alarms: []api.Alarm{}, Down: []api.HostedGroup{}, Revision: Revision(),
 	}
+	if l := n.access.newest(); l != nil {
+		s.AllowList = &api.AllowList{AdminKey: l.Admin(), Number: l.Number()}
+	}
+	s.ShutOut = n.access.shutOut()
 	for _, p := range n.overlay.Peers() {
 		s.PeersKnown++
 		if p.Connected {

@@ -89,7 +89,11 @@ func (a *app) invite(ctx context.Context, o node.InviteOptions, asked string) er
 	}
 	var i invite.Invite
 	if listed {
-		i, err = node.Invite(ctx, a.path, now, o)
+		if i, err = node.Invite(ctx, a.path, now, o); err == nil && now != nil {
+			if l, err := node.ReadAllowList(a.path); err == nil {
+				a.tellDaemon(ctx, dir.ID, l)
+			}
+		}
 	} else {
 		i, err = node.Invitation(a.path, now)
 	}

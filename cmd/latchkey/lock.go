@@ -82,8 +82,8 @@ A lock that is called like a verb below (info), or starts with a dash, is named 
 
 Exit code 75 (or -E) says that the lock was not free all the time: somebody else held it, or it was granted to nobody, as
 after a restart or revival of its group, while leases or lock delays from before may last; then the error of --wait says
-so. A group that cannot answer, since too many of its members are down or cut off, is an error: 1, whatever -E says; so is
-2 for wrong usage, and 3 when the daemon cannot be reached or goes away while lock waits.`,
+so. A group that cannot answer, since too many of its members are down or cut off, is an error: 1, whatever -E says, and
+so is a peer that was revoked; so is 2 for wrong usage, and 3 when the daemon cannot be reached or goes away while lock waits.`,
 		Example: `  latchkey lock nightly -- ./build.sh          # one at a time, on every machine
   latchkey lock nightly --try -E 0 -- ./build.sh   # or not at all, which is fine
   latchkey lock nightly --wait 30s -- ./build.sh   # exit 75 when not ours by then
@@ -336,7 +336,8 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 		if f.wait > 0 {
 			opts = append(opts, lockservice.WithWait(f.wait))
 		}
-		queued := a.noteSilence(about, acquired)
+		queued := a.noteSilence(about, acquired, cancel)
+		go a.endShutOut(ctx, daemon, acquired, cancel)
 		go a.noteDelay(ctx, daemon, name, acquired)
 		show := a.format == formatText && isTerminal(os.Stderr)
 		opts = append(opts, lockservice.WithQueued(func(position int) {
@@ -353,7 +354,7 @@ func (a *app) acquire(ctx context.Context, daemon *api.Client, name string, f lo
 	switch code := exitCode(err); {
 	case errors.Is(err, lockservice.ErrWait) && !errors.Is(err, lockservice.ErrLocked), ctx.Err() == nil && groupSilent(err, start, limit):
 		return nil, about.silence(limit)
-	case errors.As(context.Cause(ctx), new(*daemonSilentError)):
+	case errors.As(context.Cause(ctx), new(*daemonSilentError)), errors.As(context.Cause(ctx), new(*shutOutError)):
 		if err == nil {
 			a.release(daemon, held)
 		}

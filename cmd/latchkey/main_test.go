@@ -98,7 +98,7 @@ func newDaemon(t testing.TB, hook func(*apitest.Backend)) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.server, err = api.NewServer(api.Config{Node: apitest.Node{}, Locks: d.Backend, Shutdown: func() { d.stops <- struct{}{} }})
+	d.server, err = api.NewServer(api.Config{Node: apitest.Node{ShutOut: d.Backend.ShutOut}, Locks: d.Backend, Shutdown: func() { d.stops <- struct{}{} }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -709,6 +709,38 @@ func TestWaitingForASilentGroupIsTold(t *testing.T) {
 	p.Stderr = shown
 	p.start()
 	d.until("it says that the group gives no answer", func() bool { return strings.Contains(shown.String(), "gave no answer within 5s; it keeps prefix f0/8") })
+}
+
+// A peer that was revoked is not told to mend the network, and does not wait for what cannot come: be it silence, or a queue it was in.
+func TestARevokedPeerIsToldSoAndWaitsForNothing(t *testing.T) {
+	t.Parallel()
+	const why = "our peer id was revoked; whoever holds the overlay's admin key can allow it again"
+	for _, args := range [][]string{
+		{"lock", "n", "--", "true"}, {"lock", "n", "--wait", "1s", "-E", "0"}, {"--timeout", "1s", "lock", "n", "--try"}, {"--timeout", "1s", "lock", "info", "n"},
+		{"lock", "held"},
+	} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			t.Parallel()
+			d := newDaemon(t, func(b *apitest.Backend) {
+				b.ShutOut = why
+				b.OnAcquire = func(ctx context.Context, r lockservice.Request) error {
+					if r.Name == "held" {
+						return nil
+					}
+					<-ctx.Done()
+					return context.Cause(ctx)
+				}
+				b.OnInfo = func(ctx context.Context, _ string) error { <-ctx.Done(); return context.Cause(ctx) }
+			})
+			if args[1] == "held" {
+				d.hold("held")
+			}
+			p := d.run(args...)
+			if says := p.oneLine(); p.code != exitFailure || says != "latchkey: the daemon is shut out of the overlay: "+why {
+				t.Errorf("exit %d, %s", p.code, says)
+			}
+		})
+	}
 }
 
 // Where no daemon could open its socket, no peer is made.

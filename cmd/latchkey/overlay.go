@@ -14,6 +14,7 @@ import (
 
 	"latchkey/node"
 	"latchkey/node/allowlist"
+	"latchkey/node/api"
 )
 
 func overlayVerb(a *app) *cobra.Command {
@@ -112,6 +113,7 @@ func (a *app) adminInit(ctx context.Context, rootKey string, peers []string, alo
 	if err != nil {
 		return err
 	}
+	a.tellDaemon(ctx, dir.ID, l)
 	if unknown {
 		fmt.Fprintln(a.err, "latchkey: note: the daemon is not running, so nobody else is on the list; peers that are in the overlay already are let in again by: latchkey overlay admin allow")
 	}
@@ -216,7 +218,29 @@ func (a *app) editList(ctx context.Context, args []string, change func(*allowlis
 	case err != nil:
 		return err
 	}
+	a.tellDaemon(ctx, dir.ID, l)
 	return a.printList(l)
+}
+
+// takeInMax bounds the wait until the daemon has taken in a list: it reads one file.
+const takeInMax = 5 * time.Second
+
+// tellDaemon has the daemon of a changed directory take in the list, and returns when it has, or when there is none.
+func (a *app) tellDaemon(ctx context.Context, self peer.ID, l *allowlist.List) {
+	daemon, err := a.dial()
+	if err != nil {
+		return
+	}
+	defer daemon.Close()
+	ctx, cancel := context.WithTimeout(ctx, takeInMax)
+	defer cancel()
+	s, err := daemon.Status(ctx) // which makes it look
+	if errors.Is(err, api.ErrUnreachable) || err == nil && s.Peer != self.String() {
+		return
+	}
+	if has := s.AllowList; err != nil || has == nil || has.AdminKey < l.Admin() || has.AdminKey == l.Admin() && has.Number < l.Number() {
+		a.note(fmt.Sprintf("note: the daemon at %s has not taken in the new list yet; latchkey status tells when it has", a.socket()))
+	}
 }
 
 // listEntry is one line of a list.

@@ -42,6 +42,28 @@ func TestWithoutAnAllowListNobodyIsRevokedOrLimited(t *testing.T) {
 	}
 }
 
+// What the verbs write is in effect when they return: nobody joins by an open invitation after init, nor by one that was revoked.
+func TestAnAllowListIsInEffectWhenInitReturns(t *testing.T) {
+	a := filepath.Join(shortDir(t), "a")
+	initTest(t, a)
+	startDaemon(t, a, nil)
+	before, _ := invited(t, a)
+	ok(t, at(t, a, "overlay", "admin", "init"))
+	if p := fed(t, filepath.Join(shortDir(t), "b"), before, "join", "-", "--profile", "test"); p.code != exitFailure || !strings.Contains(p.oneLine(), "not on the overlay's allow-list") {
+		t.Errorf("by an open invitation: exit %d, %s", p.code, p.oneLine())
+	}
+	token := ok(t, at(t, a, "invite", "--single-use")).out.String()
+	list := ok(t, at(t, a, "overlay", "admin", "ls")).out.String()
+	_, id, found := strings.Cut(list, "invitation")
+	if !found {
+		t.Fatal(list)
+	}
+	ok(t, at(t, a, "overlay", "admin", "revoke", strings.Fields(id)[0]))
+	if p := fed(t, filepath.Join(shortDir(t), "c"), token, "join", "-", "--profile", "test"); p.code != exitFailure || !strings.Contains(p.oneLine(), "was revoked") {
+		t.Errorf("by a revoked invitation: exit %d, %s", p.code, p.oneLine())
+	}
+}
+
 // Three machines by init, invite and join alone, in an overlay with an allow-list; and everybody who is to stay outside does, is told why on
 // one line, and is counted.
 func TestThreeGetInAndTheOthersAreToldWhyNot(t *testing.T) {
@@ -110,6 +132,14 @@ func TestThreeGetInAndTheOthersAreToldWhyNot(t *testing.T) {
 	}
 
 	ok(t, at(t, a, "overlay", "admin", "revoke", bound))
+	// The revoked is told so, and not to mend the network; that it turns others away is by its old list.
+	eventually(t, "the revoked says so", func() bool {
+		says := ok(t, at(t, c, "status")).out.String()
+		return strings.Contains(says, "our peer id was revoked; whoever holds") && strings.Contains(says, "there may be a newer one")
+	})
+	if p := at(t, c, "lock", "never locked before", "--wait", "2s", "--", "true"); p.code != exitFailure || !strings.Contains(p.oneLine(), "shut out of the overlay: our peer id was revoked") {
+		t.Errorf("lock by the revoked: exit %d, %s", p.code, p.oneLine())
+	}
 	for _, dir := range []string{a, b} {
 		eventually(t, dir+" counts the revoked", func() bool { return strings.Contains(turnedAway(t, dir), "revoked") })
 	}

@@ -149,9 +149,37 @@ func (q *inquiry) silence(d time.Duration) error {
 		"founders above all, or mend the network between them; latchkey peers tells whom this daemon reaches. A root that was brought back a moment ago makes no groups for some minutes", q.name, within)
 }
 
-// noteSilence tells the person who waits for a lock when nothing has been heard of its group for long. heard says that something
-// was; acquired is closed when the wait is over.
-func (a *app) noteSilence(about *inquiry, acquired <-chan struct{}) (heard func()) {
+// shutOutError is what ends a wait for a lock that cannot come: the daemon's peer may not be in the overlay.
+type shutOutError struct{ why string }
+
+func (e *shutOutError) Error() string { return "the daemon is shut out of the overlay: " + e.why }
+
+// shutOutLook is how often somebody who waits for a lock looks whether the daemon's peer may still be in the overlay.
+const shutOutLook = 10 * time.Second
+
+// endShutOut ends a wait when the daemon's peer may not be in the overlay any more. acquired is closed when the wait is over.
+func (a *app) endShutOut(ctx context.Context, daemon *api.Client, acquired <-chan struct{}, end context.CancelCauseFunc) {
+	look := time.NewTicker(shutOutLook)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+		case <-acquired:
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, shutOutLook)
+		s, err := daemon.Status(ctx)
+		cancel()
+		if err == nil && s.ShutOut != "" {
+			end(&shutOutError{s.ShutOut})
+			return
+		}
+	}
+}
+
+// noteSilence tells the person who waits for a lock when nothing has been heard of its group for long, and ends the wait when that is
+// because the daemon's peer may not be in the overlay. heard says that something was; acquired is closed when the wait is over.
+func (a *app) noteSilence(about *inquiry, acquired <-chan struct{}, end context.CancelCauseFunc) (heard func()) {
 	sign, once := make(chan struct{}), sync.Once{}
 	go func() {
 		long := time.NewTimer(groupTimeoutDefault)
@@ -163,12 +191,16 @@ func (a *app) noteSilence(about *inquiry, acquired <-chan struct{}) (heard func(
 		case <-acquired:
 			return
 		}
-		text := oneLine(about.silence(groupTimeoutDefault))
+		silence := about.silence(groupTimeoutDefault)
 		select {
 		case <-sign:
 		case <-acquired:
 		default:
-			a.note(text + " (waiting on)")
+			if out := new(shutOutError); errors.As(silence, &out) {
+				end(out)
+				return
+			}
+			a.note(oneLine(silence) + " (waiting on)")
 		}
 	}()
 	return func() { once.Do(func() { close(sign) }) }
@@ -259,8 +291,11 @@ func delayText(i lockservice.Info) string {
 }
 
 // aboutGroup tells what the daemon knows of the group of a lock that does not answer, and what to do. An error is a daemon that
-// does not answer either.
+// does not answer either, or whose peer may not be in the overlay.
 func aboutGroup(ctx context.Context, daemon *api.Client, name string) (string, error) {
+	if s, err := daemon.Status(ctx); err == nil && s.ShutOut != "" {
+		return "", &shutOutError{s.ShutOut}
+	}
 	id, err := daemon.ID(ctx)
 	if err != nil {
 		return "", err

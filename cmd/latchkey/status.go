@@ -27,6 +27,9 @@ key or because it was given up, as when two peers dial each other at the same mo
 overlay" and "other version" are peers that speak another one's protocols; "hello refused" those whose greeting was not
 accepted; "store in two places" a peer that an ALARM line names.
 
+SHUT OUT: this peer itself may not be in the overlay, by its own allow-list or as those say that it was in the overlay with.
+Nobody tells a peer that was revoked of later lists, so those that it turns away itself may be let in by all others.
+
 ALARM: a peer's store, or its identity, is in use twice, as when its directory was copied, or was put back from a backup.
 While a store runs twice, nothing of it counts here. The line says what to do.`,
 		Example: `  latchkey status
@@ -58,6 +61,16 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 	}
 	fmt.Fprintf(w, "peer\t%s\noverlay\t%s %s\nup\t%s, version %s\n", s.Peer, s.Overlay, s.OverlayName, ago(now, s.Started), version)
 	fmt.Fprintf(w, "mode\t%s\nreachability\t%s\npeers\t%d connected, %d known\n", mode, s.Reachability, s.PeersConnected, s.PeersKnown)
+	if s.ShutOut != "" {
+		fmt.Fprintf(w, "SHUT OUT\t%s\n", s.ShutOut)
+	}
+	if l := s.AllowList; l != nil {
+		old := ""
+		if s.ShutOut != "" {
+			old = "; there may be a newer one, of which this peer is not told"
+		}
+		fmt.Fprintf(w, "allow-list\tnumber %d of admin key %d%s\n", l.Number, l.AdminKey, old)
+	}
 	groups := fmt.Sprintf("%d hosted", s.Groups)
 	if s.GroupsLeaderless > 0 {
 		groups += fmt.Sprintf(", %d of them without a leader", s.GroupsLeaderless)
@@ -91,6 +104,9 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 			parts = append(parts, fmt.Sprintf("%d %s", r.Count, r.Reason))
 		}
 		refused = strings.Join(parts, ", ")
+		if s.ShutOut != "" && s.AllowList != nil {
+			refused += fmt.Sprintf(" (by list number %d)", s.AllowList.Number)
+		}
 	}
 	fmt.Fprintf(w, "turned away\t%s\n", refused)
 	for _, a := range s.Alarms {

@@ -46,7 +46,7 @@ type world struct {
 func newWorld(t testing.TB, hook func(*apitest.Backend, *api.Config)) *world {
 	t.Helper()
 	w := &world{Backend: apitest.NewBackend(), t: t, socket: filepath.Join(t.TempDir(), "api.sock")}
-	cfg := api.Config{Node: apitest.Node{}, Locks: w.Backend, Version: "v1.2.3"}
+	cfg := api.Config{Node: apitest.Node{ShutOut: "fake is revoked"}, Locks: w.Backend, Version: "v1.2.3"}
 	if hook != nil {
 		hook(w.Backend, &cfg)
 	}
@@ -421,7 +421,7 @@ func TestNodeCalls(t *testing.T) {
 	var stops atomic.Int32
 	w := newWorld(t, func(_ *apitest.Backend, c *api.Config) { c.Shutdown = func() { stops.Add(1) } })
 	ctx := t.Context()
-	want := apitest.Node{}
+	want := apitest.Node{ShutOut: "fake is revoked"}
 	if got, err := w.client.ID(ctx); err != nil || fmt.Sprint(got) != fmt.Sprint(want.Info()) {
 		t.Errorf("id %+v, %v", got, err)
 	}

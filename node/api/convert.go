@@ -118,7 +118,10 @@ func encodeStatus(s Status) *latchkeyv1.StatusResponse {
 		Mode: s.Mode, Hosting: s.Hosting, Reachability: s.Reachability,
 		PeersConnected: uint32(s.PeersConnected), PeersKnown: uint32(s.PeersKnown),
 		Groups: uint32(s.Groups), GroupsLeaderless: uint32(s.GroupsLeaderless), Revision: s.Revision,
-		Applications: uint32(s.Applications), ObjectCopies: uint32(s.ObjectCopies),
+		Applications: uint32(s.Applications), ObjectCopies: uint32(s.ObjectCopies), ShutOut: s.ShutOut,
+	}
+	if l := s.AllowList; l != nil {
+		res.AllowList = &latchkeyv1.AllowList{AdminKey: l.AdminKey, Number: l.Number}
 	}
 	for _, b := range s.Bootstrap {
 		res.Bootstrap = append(res.Bootstrap, &latchkeyv1.BootstrapPeer{
@@ -207,7 +210,10 @@ func decodeStatus(r *latchkeyv1.StatusResponse) Status {
 		Groups: int(r.Groups), GroupsLeaderless: int(r.GroupsLeaderless),
 		Bootstrap: make([]BootstrapPeer, len(r.Bootstrap)), Refused: make([]Refused, len(r.Refused)), // empty, not null, in JSON
 		Alarms: make([]Alarm, len(r.Alarms)), Revision: r.Revision,
-		Applications: int(r.Applications), ObjectCopies: int(r.ObjectCopies),
+		Applications: int(r.Applications), ObjectCopies: int(r.ObjectCopies), ShutOut: r.ShutOut,
+	}
+	if l := r.AllowList; l != nil {
+		s.AllowList = &AllowList{AdminKey: l.AdminKey, Number: l.Number}
 	}
 	for i, b := range r.Bootstrap {
 		s.Bootstrap[i] = BootstrapPeer{Peer: b.Peer, Addrs: list(b.Addrs), Connected: b.Connected, Tried: decodeTime(b.Tried), Error: b.Error}

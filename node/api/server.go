@@ -116,6 +116,14 @@ type Status struct {
 	ObjectCopies     int             `json:"object_copies"` // copies of objects it has, of all of them
 	Down             []HostedGroup   `json:"down"`          // of the leaderless groups those that have been so for longest, at most [DownMax]
 	Revision         string          `json:"revision"`      // of the checkout that the daemon was built from; empty when unknown
+	AllowList        *AllowList      `json:"allow_list"`    // the newest that this peer knows; nil: it knows none
+	ShutOut          string          `json:"shut_out"`      // why this peer itself may not be in the overlay, with what to do; empty: nothing says so
+}
+
+// AllowList names a list of who may be in the overlay. One of a later admin key counts more, then one with a higher number.
+type AllowList struct {
+	AdminKey uint64 `json:"admin_key,string"` // the number of the admin key that signed it
+	Number   uint64 `json:"number,string"`
 }
 
 // Alarm says that something exists twice that must exist once: a store, as a copied or set-back directory makes it, or an identity.

@@ -37,6 +37,9 @@ type Backend struct {
 	OnUnsure  func() bool                     // whether that group has forgotten locks; nil: it has not
 	OnRoot    func(ctx context.Context) error // what a list of groups ends with; nil: it does not
 
+	// ShutOut, set before first use, is why the node beside may not be in the overlay; empty: it may.
+	ShutOut string
+
 	// Delay, set before first use, is until when locks are granted to nobody.
 	Delay time.Time
 
@@ -321,7 +324,10 @@ func (b *Backend) Until(ctx context.Context, ok func() bool) bool {
 }
 
 // Node is a peer that knows two others.
-type Node struct{ KeyErr error }
+type Node struct {
+	KeyErr  error
+	ShutOut string // of [Node.Status]
+}
 
 // Info implements [api.Node].
 func (Node) Info() api.Info {
@@ -340,7 +346,7 @@ func (Node) Peers() []api.Peer {
 }
 
 // Status implements [api.Node].
-func (Node) Status(context.Context) (api.Status, error) {
+func (n Node) Status(context.Context) (api.Status, error) {
 	at := time.Date(2001, 2, 3, 4, 5, 6, 789, time.UTC)
 	return api.Status{
 		Peer: "12D3KooWfake", Overlay: "0badcafe", OverlayName: "fake", Version: "v0", Started: at,
@@ -354,8 +360,8 @@ func (Node) Status(context.Context) (api.Status, error) {
 			{Peer: "12D3KooWone", Store: "aa01", At: at.Add(time.Hour), Refused: true, Text: "one runs twice: stop it"},
 			{Peer: "12D3KooWone", Other: "12D3KooWtwo", Store: "aa02", At: at, Text: "one and two have one store"},
 		},
-		Revision: "abcdef012345+dirty",
-		Down:     []api.HostedGroup{{Prefix: "a3/8", Generation: 2, Role: "voter", Voters: []string{"12D3KooWfake"}, Leaderless: at}},
+		Revision: "abcdef012345+dirty", AllowList: &api.AllowList{AdminKey: 1, Number: 1 << 60}, ShutOut: n.ShutOut,
+		Down: []api.HostedGroup{{Prefix: "a3/8", Generation: 2, Role: "voter", Voters: []string{"12D3KooWfake"}, Leaderless: at}},
 	}, nil
 }
 

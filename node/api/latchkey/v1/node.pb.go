@@ -364,6 +364,8 @@ type StatusResponse struct {
 	Applications     uint32                 `protobuf:"varint,18,opt,name=applications,proto3" json:"applications,omitempty"`                     // with shared objects that are open on this peer
 	ObjectCopies     uint32                 `protobuf:"varint,19,opt,name=object_copies,json=objectCopies,proto3" json:"object_copies,omitempty"` // copies of objects it has, of all of them
 	Down             []*HostedGroup         `protobuf:"bytes,17,rep,name=down,proto3" json:"down,omitempty"`                                      // the leaderless groups, the longest first; at most 16
+	AllowList        *AllowList             `protobuf:"bytes,20,opt,name=allow_list,json=allowList,proto3" json:"allow_list,omitempty"`           // the newest that this peer knows; absent: it knows none
+	ShutOut          string                 `protobuf:"bytes,21,opt,name=shut_out,json=shutOut,proto3" json:"shut_out,omitempty"`                 // why this peer itself may not be in the overlay, with what to do; empty: nothing says so
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -531,6 +533,73 @@ func (x *StatusResponse) GetDown() []*HostedGroup {
 	return nil
 }
 
+func (x *StatusResponse) GetAllowList() *AllowList {
+	if x != nil {
+		return x.AllowList
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetShutOut() string {
+	if x != nil {
+		return x.ShutOut
+	}
+	return ""
+}
+
+// AllowList names a list of who may be in the overlay. One of a later admin key counts more, then one with a higher number.
+type AllowList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AdminKey      uint64                 `protobuf:"varint,1,opt,name=admin_key,json=adminKey,proto3" json:"admin_key,omitempty"` // the number of the admin key that signed it
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowList) Reset() {
+	*x = AllowList{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowList) ProtoMessage() {}
+
+func (x *AllowList) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowList.ProtoReflect.Descriptor instead.
+func (*AllowList) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AllowList) GetAdminKey() uint64 {
+	if x != nil {
+		return x.AdminKey
+	}
+	return 0
+}
+
+func (x *AllowList) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 // Alarm says that something exists twice that must exist once: a store, as a copied or set-back directory makes it, or an identity.
 type Alarm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -546,7 +615,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	mi := &file_latchkey_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +627,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[7]
+	mi := &file_latchkey_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +640,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Alarm) GetPeer() string {
@@ -631,7 +700,7 @@ type BootstrapPeer struct {
 
 func (x *BootstrapPeer) Reset() {
 	*x = BootstrapPeer{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[8]
+	mi := &file_latchkey_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +712,7 @@ func (x *BootstrapPeer) String() string {
 func (*BootstrapPeer) ProtoMessage() {}
 
 func (x *BootstrapPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[8]
+	mi := &file_latchkey_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +725,7 @@ func (x *BootstrapPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BootstrapPeer.ProtoReflect.Descriptor instead.
 func (*BootstrapPeer) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BootstrapPeer) GetPeer() string {
@@ -704,7 +773,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[9]
+	mi := &file_latchkey_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +785,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[9]
+	mi := &file_latchkey_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +798,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Refused) GetReason() string {
@@ -755,7 +824,7 @@ type KeyRequest struct {
 
 func (x *KeyRequest) Reset() {
 	*x = KeyRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[10]
+	mi := &file_latchkey_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +836,7 @@ func (x *KeyRequest) String() string {
 func (*KeyRequest) ProtoMessage() {}
 
 func (x *KeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[10]
+	mi := &file_latchkey_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +849,7 @@ func (x *KeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRequest.ProtoReflect.Descriptor instead.
 func (*KeyRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *KeyRequest) GetName() string {
@@ -802,7 +871,7 @@ type KeyResponse struct {
 
 func (x *KeyResponse) Reset() {
 	*x = KeyResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[11]
+	mi := &file_latchkey_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +883,7 @@ func (x *KeyResponse) String() string {
 func (*KeyResponse) ProtoMessage() {}
 
 func (x *KeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[11]
+	mi := &file_latchkey_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +896,7 @@ func (x *KeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyResponse.ProtoReflect.Descriptor instead.
 func (*KeyResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KeyResponse) GetName() string {
@@ -871,7 +940,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[12]
+	mi := &file_latchkey_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +952,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[12]
+	mi := &file_latchkey_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +965,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Group) GetId() string {
@@ -942,7 +1011,7 @@ type GroupsRequest struct {
 
 func (x *GroupsRequest) Reset() {
 	*x = GroupsRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[13]
+	mi := &file_latchkey_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1023,7 @@ func (x *GroupsRequest) String() string {
 func (*GroupsRequest) ProtoMessage() {}
 
 func (x *GroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[13]
+	mi := &file_latchkey_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1036,7 @@ func (x *GroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupsRequest.ProtoReflect.Descriptor instead.
 func (*GroupsRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 type GroupsResponse struct {
@@ -979,7 +1048,7 @@ type GroupsResponse struct {
 
 func (x *GroupsResponse) Reset() {
 	*x = GroupsResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[14]
+	mi := &file_latchkey_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1060,7 @@ func (x *GroupsResponse) String() string {
 func (*GroupsResponse) ProtoMessage() {}
 
 func (x *GroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[14]
+	mi := &file_latchkey_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1073,7 @@ func (x *GroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupsResponse.ProtoReflect.Descriptor instead.
 func (*GroupsResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GroupsResponse) GetGroups() []*HostedGroup {
@@ -1035,7 +1104,7 @@ type HostedGroup struct {
 
 func (x *HostedGroup) Reset() {
 	*x = HostedGroup{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[15]
+	mi := &file_latchkey_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1116,7 @@ func (x *HostedGroup) String() string {
 func (*HostedGroup) ProtoMessage() {}
 
 func (x *HostedGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[15]
+	mi := &file_latchkey_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1129,7 @@ func (x *HostedGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostedGroup.ProtoReflect.Descriptor instead.
 func (*HostedGroup) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HostedGroup) GetPrefix() string {
@@ -1156,7 +1225,7 @@ type GroupRequest struct {
 
 func (x *GroupRequest) Reset() {
 	*x = GroupRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[16]
+	mi := &file_latchkey_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1237,7 @@ func (x *GroupRequest) String() string {
 func (*GroupRequest) ProtoMessage() {}
 
 func (x *GroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[16]
+	mi := &file_latchkey_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1250,7 @@ func (x *GroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupRequest.ProtoReflect.Descriptor instead.
 func (*GroupRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GroupRequest) GetOf() string {
@@ -1210,7 +1279,7 @@ type GroupResponse struct {
 
 func (x *GroupResponse) Reset() {
 	*x = GroupResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[17]
+	mi := &file_latchkey_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1291,7 @@ func (x *GroupResponse) String() string {
 func (*GroupResponse) ProtoMessage() {}
 
 func (x *GroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[17]
+	mi := &file_latchkey_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1304,7 @@ func (x *GroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupResponse.ProtoReflect.Descriptor instead.
 func (*GroupResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GroupResponse) GetPrefix() string {
@@ -1327,7 +1396,7 @@ type GroupMember struct {
 
 func (x *GroupMember) Reset() {
 	*x = GroupMember{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[18]
+	mi := &file_latchkey_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1408,7 @@ func (x *GroupMember) String() string {
 func (*GroupMember) ProtoMessage() {}
 
 func (x *GroupMember) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[18]
+	mi := &file_latchkey_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1421,7 @@ func (x *GroupMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupMember.ProtoReflect.Descriptor instead.
 func (*GroupMember) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GroupMember) GetPeer() string {
@@ -1394,7 +1463,7 @@ type ReviveRequest struct {
 
 func (x *ReviveRequest) Reset() {
 	*x = ReviveRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[19]
+	mi := &file_latchkey_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1475,7 @@ func (x *ReviveRequest) String() string {
 func (*ReviveRequest) ProtoMessage() {}
 
 func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[19]
+	mi := &file_latchkey_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1488,7 @@ func (x *ReviveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviveRequest.ProtoReflect.Descriptor instead.
 func (*ReviveRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReviveRequest) GetPrefix() string {
@@ -1455,7 +1524,7 @@ type ReviveResponse struct {
 
 func (x *ReviveResponse) Reset() {
 	*x = ReviveResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[20]
+	mi := &file_latchkey_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1536,7 @@ func (x *ReviveResponse) String() string {
 func (*ReviveResponse) ProtoMessage() {}
 
 func (x *ReviveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[20]
+	mi := &file_latchkey_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1549,7 @@ func (x *ReviveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviveResponse.ProtoReflect.Descriptor instead.
 func (*ReviveResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReviveResponse) GetPrefix() string {
@@ -1521,7 +1590,7 @@ type OwnRequest struct {
 
 func (x *OwnRequest) Reset() {
 	*x = OwnRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	mi := &file_latchkey_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1602,7 @@ func (x *OwnRequest) String() string {
 func (*OwnRequest) ProtoMessage() {}
 
 func (x *OwnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[21]
+	mi := &file_latchkey_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1615,7 @@ func (x *OwnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnRequest.ProtoReflect.Descriptor instead.
 func (*OwnRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *OwnRequest) GetName() string {
@@ -1574,7 +1643,7 @@ type OwnResponse struct {
 
 func (x *OwnResponse) Reset() {
 	*x = OwnResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	mi := &file_latchkey_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1655,7 @@ func (x *OwnResponse) String() string {
 func (*OwnResponse) ProtoMessage() {}
 
 func (x *OwnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[22]
+	mi := &file_latchkey_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1668,7 @@ func (x *OwnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnResponse.ProtoReflect.Descriptor instead.
 func (*OwnResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OwnResponse) GetPrefix() string {
@@ -1631,7 +1700,7 @@ type ProposeRootRequest struct {
 
 func (x *ProposeRootRequest) Reset() {
 	*x = ProposeRootRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[23]
+	mi := &file_latchkey_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1712,7 @@ func (x *ProposeRootRequest) String() string {
 func (*ProposeRootRequest) ProtoMessage() {}
 
 func (x *ProposeRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[23]
+	mi := &file_latchkey_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1725,7 @@ func (x *ProposeRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRootRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRootRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 type ProposeRootResponse struct {
@@ -1672,7 +1741,7 @@ type ProposeRootResponse struct {
 
 func (x *ProposeRootResponse) Reset() {
 	*x = ProposeRootResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[24]
+	mi := &file_latchkey_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1753,7 @@ func (x *ProposeRootResponse) String() string {
 func (*ProposeRootResponse) ProtoMessage() {}
 
 func (x *ProposeRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[24]
+	mi := &file_latchkey_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1766,7 @@ func (x *ProposeRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRootResponse.ProtoReflect.Descriptor instead.
 func (*ProposeRootResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProposeRootResponse) GetDocument() []byte {
@@ -1745,7 +1814,7 @@ type ReseedRequest struct {
 
 func (x *ReseedRequest) Reset() {
 	*x = ReseedRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[25]
+	mi := &file_latchkey_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1826,7 @@ func (x *ReseedRequest) String() string {
 func (*ReseedRequest) ProtoMessage() {}
 
 func (x *ReseedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[25]
+	mi := &file_latchkey_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1839,7 @@ func (x *ReseedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReseedRequest.ProtoReflect.Descriptor instead.
 func (*ReseedRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReseedRequest) GetDocument() []byte {
@@ -1798,7 +1867,7 @@ type ReseedResponse struct {
 
 func (x *ReseedResponse) Reset() {
 	*x = ReseedResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[26]
+	mi := &file_latchkey_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1879,7 @@ func (x *ReseedResponse) String() string {
 func (*ReseedResponse) ProtoMessage() {}
 
 func (x *ReseedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[26]
+	mi := &file_latchkey_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1892,7 @@ func (x *ReseedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReseedResponse.ProtoReflect.Descriptor instead.
 func (*ReseedResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReseedResponse) GetGeneration() uint32 {
@@ -1855,7 +1924,7 @@ type GravesRequest struct {
 
 func (x *GravesRequest) Reset() {
 	*x = GravesRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[27]
+	mi := &file_latchkey_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +1936,7 @@ func (x *GravesRequest) String() string {
 func (*GravesRequest) ProtoMessage() {}
 
 func (x *GravesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[27]
+	mi := &file_latchkey_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +1949,7 @@ func (x *GravesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GravesRequest.ProtoReflect.Descriptor instead.
 func (*GravesRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 type GravesResponse struct {
@@ -1893,7 +1962,7 @@ type GravesResponse struct {
 
 func (x *GravesResponse) Reset() {
 	*x = GravesResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[28]
+	mi := &file_latchkey_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +1974,7 @@ func (x *GravesResponse) String() string {
 func (*GravesResponse) ProtoMessage() {}
 
 func (x *GravesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[28]
+	mi := &file_latchkey_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +1987,7 @@ func (x *GravesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GravesResponse.ProtoReflect.Descriptor instead.
 func (*GravesResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GravesResponse) GetGraves() []*Grave {
@@ -1949,7 +2018,7 @@ type Grave struct {
 
 func (x *Grave) Reset() {
 	*x = Grave{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[29]
+	mi := &file_latchkey_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2030,7 @@ func (x *Grave) String() string {
 func (*Grave) ProtoMessage() {}
 
 func (x *Grave) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[29]
+	mi := &file_latchkey_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2043,7 @@ func (x *Grave) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grave.ProtoReflect.Descriptor instead.
 func (*Grave) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Grave) GetPrefix() string {
@@ -2022,7 +2091,7 @@ type DeleteGraveRequest struct {
 
 func (x *DeleteGraveRequest) Reset() {
 	*x = DeleteGraveRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[30]
+	mi := &file_latchkey_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2103,7 @@ func (x *DeleteGraveRequest) String() string {
 func (*DeleteGraveRequest) ProtoMessage() {}
 
 func (x *DeleteGraveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[30]
+	mi := &file_latchkey_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2116,7 @@ func (x *DeleteGraveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGraveRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGraveRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteGraveRequest) GetPrefix() string {
@@ -2073,7 +2142,7 @@ type DeleteGraveResponse struct {
 
 func (x *DeleteGraveResponse) Reset() {
 	*x = DeleteGraveResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[31]
+	mi := &file_latchkey_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2154,7 @@ func (x *DeleteGraveResponse) String() string {
 func (*DeleteGraveResponse) ProtoMessage() {}
 
 func (x *DeleteGraveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[31]
+	mi := &file_latchkey_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2167,7 @@ func (x *DeleteGraveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGraveResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGraveResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteGraveResponse) GetDeleted() []*Grave {
@@ -2116,7 +2185,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[32]
+	mi := &file_latchkey_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2128,7 +2197,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[32]
+	mi := &file_latchkey_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2210,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 type ShutdownResponse struct {
@@ -2152,7 +2221,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[33]
+	mi := &file_latchkey_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2233,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[33]
+	mi := &file_latchkey_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2246,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 type VersionRequest struct {
@@ -2188,7 +2257,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[34]
+	mi := &file_latchkey_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2269,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[34]
+	mi := &file_latchkey_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2282,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{34}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 type VersionResponse struct {
@@ -2227,7 +2296,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[35]
+	mi := &file_latchkey_v1_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2308,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[35]
+	mi := &file_latchkey_v1_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2321,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{35}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -2299,7 +2368,7 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\"8\n" +
 	"\rPeersResponse\x12'\n" +
 	"\x05peers\x18\x01 \x03(\v2\x11.latchkey.v1.PeerR\x05peers\"\x0f\n" +
-	"\rStatusRequest\"\xbb\x05\n" +
+	"\rStatusRequest\"\x8d\x06\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x18\n" +
 	"\aoverlay\x18\x02 \x01(\tR\aoverlay\x12!\n" +
@@ -2321,7 +2390,13 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\brevision\x18\x10 \x01(\tR\brevision\x12\"\n" +
 	"\fapplications\x18\x12 \x01(\rR\fapplications\x12#\n" +
 	"\robject_copies\x18\x13 \x01(\rR\fobjectCopies\x12,\n" +
-	"\x04down\x18\x11 \x03(\v2\x18.latchkey.v1.HostedGroupR\x04down\"\xa1\x01\n" +
+	"\x04down\x18\x11 \x03(\v2\x18.latchkey.v1.HostedGroupR\x04down\x125\n" +
+	"\n" +
+	"allow_list\x18\x14 \x01(\v2\x16.latchkey.v1.AllowListR\tallowList\x12\x19\n" +
+	"\bshut_out\x18\x15 \x01(\tR\ashutOut\"@\n" +
+	"\tAllowList\x12\x1b\n" +
+	"\tadmin_key\x18\x01 \x01(\x04R\badminKey\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\"\xa1\x01\n" +
 	"\x05Alarm\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x14\n" +
 	"\x05other\x18\x02 \x01(\tR\x05other\x12\x14\n" +
@@ -2494,7 +2569,7 @@ func file_latchkey_v1_node_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_node_proto_rawDescData
 }
 
-var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_latchkey_v1_node_proto_goTypes = []any{
 	(*IdRequest)(nil),             // 0: latchkey.v1.IdRequest
 	(*IdResponse)(nil),            // 1: latchkey.v1.IdResponse
@@ -2503,89 +2578,91 @@ var file_latchkey_v1_node_proto_goTypes = []any{
 	(*PeersResponse)(nil),         // 4: latchkey.v1.PeersResponse
 	(*StatusRequest)(nil),         // 5: latchkey.v1.StatusRequest
 	(*StatusResponse)(nil),        // 6: latchkey.v1.StatusResponse
-	(*Alarm)(nil),                 // 7: latchkey.v1.Alarm
-	(*BootstrapPeer)(nil),         // 8: latchkey.v1.BootstrapPeer
-	(*Refused)(nil),               // 9: latchkey.v1.Refused
-	(*KeyRequest)(nil),            // 10: latchkey.v1.KeyRequest
-	(*KeyResponse)(nil),           // 11: latchkey.v1.KeyResponse
-	(*Group)(nil),                 // 12: latchkey.v1.Group
-	(*GroupsRequest)(nil),         // 13: latchkey.v1.GroupsRequest
-	(*GroupsResponse)(nil),        // 14: latchkey.v1.GroupsResponse
-	(*HostedGroup)(nil),           // 15: latchkey.v1.HostedGroup
-	(*GroupRequest)(nil),          // 16: latchkey.v1.GroupRequest
-	(*GroupResponse)(nil),         // 17: latchkey.v1.GroupResponse
-	(*GroupMember)(nil),           // 18: latchkey.v1.GroupMember
-	(*ReviveRequest)(nil),         // 19: latchkey.v1.ReviveRequest
-	(*ReviveResponse)(nil),        // 20: latchkey.v1.ReviveResponse
-	(*OwnRequest)(nil),            // 21: latchkey.v1.OwnRequest
-	(*OwnResponse)(nil),           // 22: latchkey.v1.OwnResponse
-	(*ProposeRootRequest)(nil),    // 23: latchkey.v1.ProposeRootRequest
-	(*ProposeRootResponse)(nil),   // 24: latchkey.v1.ProposeRootResponse
-	(*ReseedRequest)(nil),         // 25: latchkey.v1.ReseedRequest
-	(*ReseedResponse)(nil),        // 26: latchkey.v1.ReseedResponse
-	(*GravesRequest)(nil),         // 27: latchkey.v1.GravesRequest
-	(*GravesResponse)(nil),        // 28: latchkey.v1.GravesResponse
-	(*Grave)(nil),                 // 29: latchkey.v1.Grave
-	(*DeleteGraveRequest)(nil),    // 30: latchkey.v1.DeleteGraveRequest
-	(*DeleteGraveResponse)(nil),   // 31: latchkey.v1.DeleteGraveResponse
-	(*ShutdownRequest)(nil),       // 32: latchkey.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 33: latchkey.v1.ShutdownResponse
-	(*VersionRequest)(nil),        // 34: latchkey.v1.VersionRequest
-	(*VersionResponse)(nil),       // 35: latchkey.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
+	(*AllowList)(nil),             // 7: latchkey.v1.AllowList
+	(*Alarm)(nil),                 // 8: latchkey.v1.Alarm
+	(*BootstrapPeer)(nil),         // 9: latchkey.v1.BootstrapPeer
+	(*Refused)(nil),               // 10: latchkey.v1.Refused
+	(*KeyRequest)(nil),            // 11: latchkey.v1.KeyRequest
+	(*KeyResponse)(nil),           // 12: latchkey.v1.KeyResponse
+	(*Group)(nil),                 // 13: latchkey.v1.Group
+	(*GroupsRequest)(nil),         // 14: latchkey.v1.GroupsRequest
+	(*GroupsResponse)(nil),        // 15: latchkey.v1.GroupsResponse
+	(*HostedGroup)(nil),           // 16: latchkey.v1.HostedGroup
+	(*GroupRequest)(nil),          // 17: latchkey.v1.GroupRequest
+	(*GroupResponse)(nil),         // 18: latchkey.v1.GroupResponse
+	(*GroupMember)(nil),           // 19: latchkey.v1.GroupMember
+	(*ReviveRequest)(nil),         // 20: latchkey.v1.ReviveRequest
+	(*ReviveResponse)(nil),        // 21: latchkey.v1.ReviveResponse
+	(*OwnRequest)(nil),            // 22: latchkey.v1.OwnRequest
+	(*OwnResponse)(nil),           // 23: latchkey.v1.OwnResponse
+	(*ProposeRootRequest)(nil),    // 24: latchkey.v1.ProposeRootRequest
+	(*ProposeRootResponse)(nil),   // 25: latchkey.v1.ProposeRootResponse
+	(*ReseedRequest)(nil),         // 26: latchkey.v1.ReseedRequest
+	(*ReseedResponse)(nil),        // 27: latchkey.v1.ReseedResponse
+	(*GravesRequest)(nil),         // 28: latchkey.v1.GravesRequest
+	(*GravesResponse)(nil),        // 29: latchkey.v1.GravesResponse
+	(*Grave)(nil),                 // 30: latchkey.v1.Grave
+	(*DeleteGraveRequest)(nil),    // 31: latchkey.v1.DeleteGraveRequest
+	(*DeleteGraveResponse)(nil),   // 32: latchkey.v1.DeleteGraveResponse
+	(*ShutdownRequest)(nil),       // 33: latchkey.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 34: latchkey.v1.ShutdownResponse
+	(*VersionRequest)(nil),        // 35: latchkey.v1.VersionRequest
+	(*VersionResponse)(nil),       // 36: latchkey.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
 }
 var file_latchkey_v1_node_proto_depIdxs = []int32{
 	3,  // 0: latchkey.v1.PeersResponse.peers:type_name -> latchkey.v1.Peer
-	36, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	8,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
-	9,  // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
-	7,  // 4: latchkey.v1.StatusResponse.alarms:type_name -> latchkey.v1.Alarm
-	15, // 5: latchkey.v1.StatusResponse.down:type_name -> latchkey.v1.HostedGroup
-	36, // 6: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
-	36, // 7: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
-	12, // 8: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
-	15, // 9: latchkey.v1.GroupsResponse.groups:type_name -> latchkey.v1.HostedGroup
-	36, // 10: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
-	18, // 11: latchkey.v1.GroupResponse.members:type_name -> latchkey.v1.GroupMember
-	37, // 12: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
-	37, // 13: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
-	29, // 14: latchkey.v1.GravesResponse.graves:type_name -> latchkey.v1.Grave
-	36, // 15: latchkey.v1.Grave.buried:type_name -> google.protobuf.Timestamp
-	29, // 16: latchkey.v1.DeleteGraveResponse.deleted:type_name -> latchkey.v1.Grave
-	0,  // 17: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
-	2,  // 18: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
-	5,  // 19: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
-	10, // 20: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
-	13, // 21: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
-	16, // 22: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
-	19, // 23: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
-	21, // 24: latchkey.v1.NodeService.Own:input_type -> latchkey.v1.OwnRequest
-	23, // 25: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
-	25, // 26: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
-	27, // 27: latchkey.v1.NodeService.Graves:input_type -> latchkey.v1.GravesRequest
-	30, // 28: latchkey.v1.NodeService.DeleteGrave:input_type -> latchkey.v1.DeleteGraveRequest
-	32, // 29: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
-	34, // 30: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
-	1,  // 31: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
-	4,  // 32: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
-	6,  // 33: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
-	11, // 34: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
-	14, // 35: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
-	17, // 36: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
-	20, // 37: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
-	22, // 38: latchkey.v1.NodeService.Own:output_type -> latchkey.v1.OwnResponse
-	24, // 39: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
-	26, // 40: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
-	28, // 41: latchkey.v1.NodeService.Graves:output_type -> latchkey.v1.GravesResponse
-	31, // 42: latchkey.v1.NodeService.DeleteGrave:output_type -> latchkey.v1.DeleteGraveResponse
-	33, // 43: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
-	35, // 44: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
-	31, // [31:45] is the sub-list for method output_type
-	17, // [17:31] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	37, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	9,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
+	10, // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
+	8,  // 4: latchkey.v1.StatusResponse.alarms:type_name -> latchkey.v1.Alarm
+	16, // 5: latchkey.v1.StatusResponse.down:type_name -> latchkey.v1.HostedGroup
+	7,  // 6: latchkey.v1.StatusResponse.allow_list:type_name -> latchkey.v1.AllowList
+	37, // 7: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
+	37, // 8: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
+	13, // 9: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
+	16, // 10: latchkey.v1.GroupsResponse.groups:type_name -> latchkey.v1.HostedGroup
+	37, // 11: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
+	19, // 12: latchkey.v1.GroupResponse.members:type_name -> latchkey.v1.GroupMember
+	38, // 13: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
+	38, // 14: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
+	30, // 15: latchkey.v1.GravesResponse.graves:type_name -> latchkey.v1.Grave
+	37, // 16: latchkey.v1.Grave.buried:type_name -> google.protobuf.Timestamp
+	30, // 17: latchkey.v1.DeleteGraveResponse.deleted:type_name -> latchkey.v1.Grave
+	0,  // 18: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
+	2,  // 19: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
+	5,  // 20: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
+	11, // 21: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
+	14, // 22: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
+	17, // 23: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
+	20, // 24: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
+	22, // 25: latchkey.v1.NodeService.Own:input_type -> latchkey.v1.OwnRequest
+	24, // 26: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
+	26, // 27: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
+	28, // 28: latchkey.v1.NodeService.Graves:input_type -> latchkey.v1.GravesRequest
+	31, // 29: latchkey.v1.NodeService.DeleteGrave:input_type -> latchkey.v1.DeleteGraveRequest
+	33, // 30: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
+	35, // 31: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
+	1,  // 32: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
+	4,  // 33: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
+	6,  // 34: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
+	12, // 35: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
+	15, // 36: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
+	18, // 37: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
+	21, // 38: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
+	23, // 39: latchkey.v1.NodeService.Own:output_type -> latchkey.v1.OwnResponse
+	25, // 40: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
+	27, // 41: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
+	29, // 42: latchkey.v1.NodeService.Graves:output_type -> latchkey.v1.GravesResponse
+	32, // 43: latchkey.v1.NodeService.DeleteGrave:output_type -> latchkey.v1.DeleteGraveResponse
+	34, // 44: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
+	36, // 45: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
+	32, // [32:46] is the sub-list for method output_type
+	18, // [18:32] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_node_proto_init() }
@@ -2599,7 +2676,7 @@ func file_latchkey_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_node_proto_rawDesc), len(file_latchkey_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
