@@ -133,7 +133,10 @@ func TestWhoIsNotOnTheListIsKeptOut(t *testing.T) {
 	if err := n.host.Connect(within(t, waitMax), info(second.host)); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "it is let in again", func() bool { return out() == "" })
+	eventually(t, "it is let in again", func() bool {
+		tell, _, _ := second.access.told.all()
+		return tell == 0 && out() == ""
+	})
 }
 
 // What is written into the directory of a running peer is in effect when the peer has said which list it has, and an invitation when it
