@@ -103,6 +103,8 @@ func pick(ctx context.Context, r *testnet.Remote, list []int) ([]testnet.PeerSta
 			return nil, exitf(exitUnreachable, "testnet: peer %d is paused; let it go on with: latchkey testnet resume %d", p.N, p.N)
 		case !p.Up && p.PID != 0:
 			return nil, exitf(exitUnreachable, "testnet: peer %d is still starting", p.N)
+		case p.Left:
+			return nil, exitf(exitUnreachable, "testnet: peer %d has left; let it come again with: latchkey testnet restart %d", p.N, p.N)
 		case !p.Up:
 			return nil, exitf(exitUnreachable, "testnet: peer %d is down; bring it back with: latchkey testnet restart %d", p.N, p.N)
 		default:

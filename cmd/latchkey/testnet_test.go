@@ -248,6 +248,19 @@ func TestATestnetIsUsedKilledAndRestartedFromTheCommandLine(t *testing.T) {
 	if out, errs, code := typed("testnet", "kill", "1", "--dir", dir, "-o", "json"); code != exitOK || !strings.HasPrefix(out, "{\n  \"peers\": [") {
 		t.Errorf("kill of one that was spared: exit %d: %q, %s", code, out, errs)
 	}
+	if _, errs, code := typed("testnet", "restart", "1,2", "--dir", dir); code != exitOK {
+		t.Errorf("restart: exit %d, %s", code, errs)
+	}
+	if _, errs, code := typed("testnet", "leave", "2", "--dir", dir); code != exitOK {
+		t.Errorf("leave: exit %d, %s", code, errs)
+	}
+	if _, errs, code := typed("testnet", "env", "2", "--dir", dir); code != exitUnreachable ||
+		!strings.Contains(errs, "peer 2 has left; let it come again with: latchkey testnet restart 2") {
+		t.Errorf("env of a peer that has left: exit %d, %s", code, errs)
+	}
+	if _, errs, code := typed("testnet", "restart", "2", "--dir", dir); code != exitOK {
+		t.Errorf("restart of a peer that has left: exit %d, %s", code, errs)
+	}
 	// A peer that shares its process has no directory to invite or configure by.
 	for _, verb := range [][]string{{"invite"}, {"config", "show"}} {
 		if _, errs, code := typed(append([]string{"--path", filepath.Join(dir, "0")}, verb...)...); code != exitFailure ||
@@ -459,5 +472,18 @@ func TestProgressOfALongSimulationIsToldByTheLine(t *testing.T) {
 	often(3, 3)
 	if got := b.String(); got != "worlds 1/3\nworlds 3/3\n" {
 		t.Errorf("%q", got)
+	}
+}
+
+// Where a state is taken up in which some peers are down, only those that are up are counted.
+func TestPeersThatAreDownAreNotCountedAsUp(t *testing.T) {
+	up, left := testnet.PeerStatus{Up: true}, testnet.PeerStatus{Left: true}
+	for want, peers := range map[string][]testnet.PeerStatus{
+		"2 peers are up and see each other":      {up, up},
+		"2 of 3 peers are up and see each other": {up, left, up},
+	} {
+		if got := upText(testnet.Status{Peers: peers}); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

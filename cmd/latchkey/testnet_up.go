@@ -138,7 +138,7 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 	}{t.Status(), time.Since(start).Milliseconds(), testnetCPU(t).Milliseconds()}
 	if err := a.value(v, func(w io.Writer) {
 		writePeers(w, v.Status)
-		fmt.Fprintf(w, "\n%d peers are up and see each other after %.2fs", len(v.Peers), float64(v.WallMS)/1000)
+		fmt.Fprintf(w, "\n%s after %.2fs", upText(v.Status), float64(v.WallMS)/1000)
 		if v.CPUMS > 0 {
 			fmt.Fprintf(w, " and %.2fs of CPU time", float64(v.CPUMS)/1000)
 		}
@@ -152,6 +152,20 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 		fmt.Fprintln(a.err, "\ntaking the testnet down")
 	}
 	return nil
+}
+
+// upText says how many peers are up, which need not be all where a file of "testnet state dump" was taken up.
+func upText(st testnet.Status) string {
+	up := 0
+	for _, p := range st.Peers {
+		if p.Up {
+			up++
+		}
+	}
+	if up < len(st.Peers) {
+		return fmt.Sprintf("%d of %d peers are up and see each other", up, len(st.Peers))
+	}
+	return fmt.Sprintf("%d peers are up and see each other", up)
 }
 
 // bringUp starts a testnet. args are global flags for peers that are processes.
