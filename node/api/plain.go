@@ -21,6 +21,6 @@ func Plain(text string) string {
 // packages matches text in quotes, and names of packages at the beginning of a text or of a part of it. Those that are also words of the
 // command line (config, testnet, bench) are none here.
 var packages = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|: |; |\n)(?:(?:` +
-	`access|allowlist|api|appmanager|automaton|cachedcopy|cachedobject|chunk|chunks|coherence|detector|dht|disk|driver|` +
+	`access|allowlist|api|appmanager|apps|automaton|cachedcopy|cachedobject|chunk|chunks|coherence|detector|dht|disk|driver|` +
 	`durablefile|filelock|hold|httpguard|invariant|keyspace|lockservice|manager|node|order|` +
-	`placement|protocol|protofield|quorum|raft|register|replicagroup|session|sigma|sim|simworld|sqlguard|store|table|transfer|twins|voterlog|wire): )+`)
+	`placement|protocol|protofield|quorum|raft|register|replicagroup|session|sigma|sim|simworld|sor|sqlguard|store|table|transfer|tsp|twins|voterlog|wire): )+`)
