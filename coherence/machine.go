@@ -68,6 +68,9 @@ type said struct {
 	messages []protocol.Message
 	concerns []concern
 	duty     *duty // nil: none
+	// anew is the execution that has just begun, since why; empty where none has.
+	anew protocol.Epoch
+	why  string
 }
 
 // duty is what an application's manager has its leader's host do: choosing, storing and counting time are no business of a replica.
@@ -91,7 +94,9 @@ type unplaced struct {
 }
 
 // empty reports whether there is nothing to post.
-func (s *said) empty() bool { return len(s.messages)+len(s.concerns) == 0 && s.duty == nil }
+func (s *said) empty() bool {
+	return len(s.messages)+len(s.concerns) == 0 && s.duty == nil && s.why == ""
+}
 
 // concern is a node whose failure would hold a manager up.
 type concern struct {
@@ -221,6 +226,9 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 	before, last := a.manager.Epoch(), a.manager.SavedID()
 	_, root := a.manager.Saved()
 	m.perform(s, a.manager, a.manager.Step(ev, nil))
+	if a.manager.Epoch() != before {
+		s.anew, s.why = a.manager.Epoch(), whyAnew(ev)
+	}
 	if a.manager.Epoch() == before && a.manager.SavedID() != last {
 		_, next := a.manager.Saved()
 		d := s.dutyOf(a.manager)
@@ -251,6 +259,22 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 func restartOf(e protocol.Epoch) *protocol.Message {
 	return &protocol.Message{Kind: protocol.RestartReq, From: protocol.Address{Party: protocol.ObjectManager}, To: protocol.Address{Party: protocol.AppManager},
 		Epoch: e, Flag: true, Object: keyspace.Key{1}, Requester: protocol.NodeRef{Inc: 1}}
+}
+
+// whyAnew says why an event has an application begin anew.
+func whyAnew(ev appmanager.Event) string {
+	if ev.Kind != appmanager.Receive {
+		return fmt.Sprintf("node %v, which has it open, does not answer", ev.Node)
+	}
+	switch in := ev.Msg; {
+	case in.From.Party == protocol.Node:
+		return fmt.Sprintf("node %v is a later start of one that had it open", in.From.Node)
+	case in.Kind == protocol.RestartReq && in.Requester == restartOf(in.Epoch).Requester:
+		return "somebody restarted it"
+	case in.Kind == protocol.RestartReq:
+		return fmt.Sprintf("node %v, which object %s needs, is lost", in.Requester, protocol.Name(in.Object))
+	}
+	return fmt.Sprintf("the group of object %s has lost its state", protocol.Name(ev.Msg.Object))
 }
 
 // perform posts what a manager says, and what it has its host do.

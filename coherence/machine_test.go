@@ -2,6 +2,7 @@ package coherence
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 
 	"latchkey/coherence/appmanager"
@@ -169,14 +170,18 @@ func TestTheFailureOfWhoHasItOpenEndsAnExecution(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := 0
+	told, why := 0, ""
 	r.m.ApplyOwn(session.Context{Post: func(v any) {
+		why = v.(said).why
 		for _, m := range v.(said).messages {
 			if m.Kind == protocol.Destroy && m.Epoch == 2 {
 				told++
 			}
 		}
 	}}, inputOf(testApp, keyspace.Key{}, event))
+	if want := fmt.Sprintf("node %v, which has it open, does not answer", nodeA); why != want {
+		t.Errorf("it begins anew since %q, want %q", why, want)
+	}
 	if told != 2 || r.m.apps[testApp].manager != nil {
 		t.Errorf("%d nodes are told", told)
 	}

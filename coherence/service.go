@@ -38,6 +38,7 @@ type Overlay interface {
 	Handle(service string, h dht.Handler)
 	Send(to peer.ID, key keyspace.Key, service string, msg []byte) error
 	OnSuspect(func(p peer.ID, suspected bool))
+	OnUnwatch(func(p peer.ID))
 	PeerOf(keyspace.NodeID) (peer.ID, bool)
 	Call(ctx context.Context, to peer.ID, key keyspace.Key, service string, msg []byte) ([]byte, error)
 	Go(to peer.ID, key keyspace.Key, service string, msg []byte, timeout time.Duration, done func(reply []byte, err error))
@@ -138,6 +139,7 @@ func NewService(o Overlay, c *chunks.Service) *Service {
 	o.Handle(serviceHosts, s.answerHosts)
 	o.Handle(serviceNames, s.answerNames)
 	o.OnSuspect(s.suspect)
+	o.OnUnwatch(func(p peer.ID) { s.suspect(p, false) })
 	return s
 }
 
@@ -220,6 +222,9 @@ func (s *Service) run() {
 				}
 				for _, c := range p.concerns {
 					s.concern(p.app, c)
+				}
+				if p.why != "" {
+					log.Infow("an application begins anew", "app", p.app, "epoch", p.anew, "why", p.why)
 				}
 				if p.duty != nil {
 					s.do(p.app, p.duty)
@@ -624,7 +629,9 @@ func (s *Service) concern(app keyspace.Key, c concern) {
 	}
 }
 
-// suspect takes an opinion of the failure detector.
+// suspect takes an opinion of the failure detector, which holds as long as anybody here watches the peer, be it another part of this node: a
+// detector that begins to watch it anew knows nothing of what it said before, and would never take that back. An application would begin anew for a
+// failure that was over minutes ago.
 func (s *Service) suspect(p peer.ID, suspected bool) {
 	s.detect.Lock()
 	defer s.detect.Unlock()

@@ -28,8 +28,8 @@ func (o *Overlay) Watch(p peer.ID, active bool) {
 	}
 }
 
-// Unwatch ends a watch. Whether the peer was suspected is forgotten, and nobody is told; calls to one that was are refused for a second
-// more, unless something comes from it. It does not block.
+// Unwatch ends a watch. Whether the peer was suspected is forgotten: the functions of [Overlay.OnSuspect] are not told, and those of
+// [Overlay.OnUnwatch] are. Calls to one that was are refused for a second more, unless something comes from it. It does not block.
 func (o *Overlay) Unwatch(p peer.ID) { o.beats.box.Put(detector.Unwatch{Peer: detector.Peer(p)}) }
 
 // OnSuspect registers a function that is told when a watched peer is suspected of having stopped, and when it is trusted again. A
@@ -46,6 +46,18 @@ func (o *Overlay) OnSuspect(f func(p peer.ID, suspected bool)) {
 		panic("dht: OnSuspect after Start")
 	}
 	o.onSuspect = append(o.onSuspect, f)
+}
+
+// OnUnwatch registers a function that is told when the watch of a peer has ended: a suspicion of it counts for nothing from then on, will never be
+// taken back, and a later watch begins without it. It is called like those of [Overlay.OnSuspect], in order with them. Call it before
+// [Overlay.Start].
+func (o *Overlay) OnUnwatch(f func(p peer.ID)) {
+	o.life.Lock()
+	defer o.life.Unlock()
+	if o.started {
+		panic("dht: OnUnwatch after Start")
+	}
+	o.onUnwatch = append(o.onUnwatch, f)
 }
 
 // heartbeats drives the failure detector. Its goroutine owns core and watched; everybody else puts events.
@@ -73,7 +85,7 @@ func newHeartbeats(o *Overlay) *heartbeats {
 	}
 	return &heartbeats{
 		now: clock.Now, nonce: nonce, boot: o.own,
-		send: o.sendHeartbeat, heard: o.heard, change: o.suspect, alarm: func(p peer.ID) { o.alarm(Alarm{Peer: p}) }, ended: o.unsuspect,
+		send: o.sendHeartbeat, heard: o.heard, change: o.suspect, alarm: func(p peer.ID) { o.alarm(Alarm{Peer: p}) }, ended: o.unwatched,
 		box: driver.NewMailbox[detector.Event](heartbeatsMax), watched: make(map[peer.ID]struct{}),
 	}
 }
@@ -193,6 +205,14 @@ func (o *Overlay) suspect(p peer.ID, suspected bool, silence time.Duration) {
 	case silence > 0: // with a lost connection its calls have failed, and a new one may be had
 		l.giveUp()
 	}
+}
+
+// unwatched tells everybody that a watch has ended.
+func (o *Overlay) unwatched(p peer.ID) {
+	for _, f := range o.onUnwatch {
+		f(p)
+	}
+	o.unsuspect(p)
 }
 
 // unsuspect has calls go to a peer again before long that is not watched any more: nobody asks whether it is back, and it may have nothing

@@ -287,11 +287,12 @@ func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T)
 	ha, wa := wiredHost(t, 1)
 	hb, wb := wiredHost(t, 2)
 	hosts, wires := [2]host.Host{ha, hb}, [2]*wire.Wire{wa, wb}
-	changes := make(chan told, 64)
+	changes, ends := make(chan told, 64), make(chan peer.ID, 64)
 	setUp := func(o *Overlay) {
 		o.Handle("hold", func(*Request) {})
 		if o.Self() == ha.ID() {
 			o.OnSuspect(func(p peer.ID, suspected bool) { changes <- told{p: p, suspected: suspected} })
+			o.OnUnwatch(func(p peer.ID) { ends <- p })
 		}
 	}
 	a, b := newOverlay(t, ha, setUp), newOverlay(t, hb, setUp)
@@ -357,7 +358,18 @@ func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T)
 	if took > 10*time.Second {
 		t.Error("too late")
 	}
+	if len(ends) > 0 {
+		t.Error("told of the end of a watch that goes on")
+	}
 	a.Unwatch(b.Self())
+	select {
+	case p := <-ends: // or the suspicion would be believed for ever
+		if p != b.Self() {
+			t.Errorf("told of the watch of %v", p)
+		}
+	case <-ctx.Done():
+		t.Error("never told that the watch has ended")
+	}
 }
 
 // A suspicion that nobody takes back keeps calls from a peer for a moment, and not for ever: not when a frame comes between the detector's

@@ -88,6 +88,7 @@ type Overlay struct {
 	onLink    []func(peer.ID, bool)
 	onMode    []func(hosting bool)
 	onSuspect []func(p peer.ID, suspected bool)
+	onUnwatch []func(p peer.ID)
 	onAlarm   []func(Alarm)
 	spared    func(peer.ID) bool // see [Overlay.Spare]; nil: nobody is
 	onAccused []func(by peer.ID)
