@@ -132,19 +132,18 @@ func (x *accessPeers) start() error {
 		}
 		x.served(s, &x.joins, invited, x.join)
 	})
-	x.host.Network().Notify(x.told.watch(x))
 	return x.watcher.start(x.host, "latchkey/access", []any{new(event.EvtPeerIdentificationCompleted)}, x.run)
 }
 
 func (x *accessPeers) stop() {
 	x.host.RemoveStreamHandler(accessProtocol(x.genesis))
 	x.host.RemoveStreamHandler(joinProtocol(x.genesis))
-	x.told.unwatch(x)
 	x.cancel()
 	x.closing.Lock()
 	x.closed = true
 	x.closing.Unlock()
 	x.watcher.stop()
+	x.told.unwatch(x)
 	x.busy.Wait()
 }
 
@@ -181,6 +180,7 @@ func (x *accessPeers) served(s network.Stream, in *entrants, may func(peer.ID) b
 
 // run follows peers that come, lists that change, and time.
 func (x *accessPeers) run(events <-chan any) {
+	x.host.Network().Notify(x.told.watch(x)) // not in start, which may be called by who is told of a connection: that would wait for itself
 	said := make(map[peer.ID]string) // the list that a peer and we had in common last
 	under := make(map[peer.ID]bool)
 	type outcome struct {
