@@ -257,12 +257,15 @@ func accessReloader(dir string, a *Access) func() {
 			return
 		}
 		l, err := readAllowList(dir, a.genesis)
-		if err == nil && l != nil {
-			_, err = a.Take(l.Document())
-		}
 		var k *allowlist.Key
 		if err == nil {
 			k, err = readAdminKey(dir, a.genesis)
+		}
+		if err == nil && l != nil {
+			if k != nil && k.Signs(l) { // before the list counts: whoever comes by an invitation of it would be sent elsewhere
+				a.enrols.Store(true)
+			}
+			_, err = a.Take(l.Document())
 		}
 		if err != nil {
 			log.Errorw("what changed in the directory about the allow-list does not count here", "err", err)
