@@ -181,7 +181,7 @@ func (x *accessPeers) served(s network.Stream, in *entrants, may func(peer.ID) b
 // run follows peers that come, lists that change, and time.
 func (x *accessPeers) run(events <-chan any) {
 	x.host.Network().Notify(x.told.watch(x)) // not in start, which may be called by who is told of a connection: that would wait for itself
-	said := make(map[peer.ID]string) // the list that a peer and we had in common last
+	said := make(map[peer.ID]string)         // the list that a peer and we had in common last
 	under := make(map[peer.ID]bool)
 	type outcome struct {
 		peer peer.ID
