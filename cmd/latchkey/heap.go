@@ -5,17 +5,12 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
-
-	"latchkey/internal/footprint"
 )
 
 // heapRoom is how much the heap may grow from one garbage collection to the next, however little of it is in use. A peer keeps about
 // ten MiB and turns over several hundred KiB in a millisecond of work: with Go's default, which is as much room as is in use, a tenth of
 // what it does would be to look through the same ten MiB again. With this much it is a fourth of that, for as much more memory.
 const heapRoom = 24 << 20
-
-// heapStart is how much garbage may gather, in percent of what is in use, while a peer starts and what it keeps grows (internal/footprint).
-const heapStart = 25
 
 // heapPercent returns the setting of the garbage collector that leaves heapRoom where live bytes are in use, or as much as is in use where
 // that is more. It is bounded since the runtime multiplies it by four MiB for the least heap that it collects at all.
@@ -36,11 +31,7 @@ func afterGC(percent int) {
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(live)
 	// A change stops the world for a moment, so small ones are left out.
-	want := heapPercent(live[0].Value.Uint64())
-	if footprint.Starting() {
-		want = heapStart
-	}
-	if want > percent+percent/8 || want < percent-percent/8 {
+	if want := heapPercent(live[0].Value.Uint64()); want > percent+percent/8 || want < percent-percent/8 {
 		debug.SetGCPercent(want)
 		percent = want
 	}

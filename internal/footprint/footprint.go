@@ -9,7 +9,6 @@ import (
 	"context"
 	"runtime/debug"
 	"runtime/metrics"
-	"sync/atomic"
 	"time"
 )
 
@@ -45,46 +44,8 @@ func (s sample) worth(before sample) bool {
 	return s.collections-before.collections <= collectionsMax && spare > max(least, s.live/4)
 }
 
-// What stays is scattered among what was garbage when it was made, and nothing moves it: of a heap that has been twice its size on the way a
-// third stays unused. So while a process starts, and what it keeps grows, it should collect early: [Starting].
-const (
-	startEvery = time.Second
-	startOver  = 30              // so many looks without growth: it has started
-	startMax   = 5 * time.Minute // or this long
-)
-
-var starting atomic.Bool
-
-// Starting reports whether what the process keeps is growing, since it starts, and is more than a little. Whoever sets how much garbage may
-// gather ought to let less of it do so meanwhile.
-func Starting() bool { return starting.Load() }
-
-// start follows the start of the process.
-func start(ctx context.Context) {
-	t := time.NewTicker(startEvery)
-	defer t.Stop()
-	defer starting.Store(false)
-	still, before := 0, look()
-	for began := time.Now(); still < startOver && time.Since(began) < startMax; {
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return
-		}
-		now := look()
-		if still++; now.grown(before) {
-			still, before = 0, now
-			starting.Store(true)
-		}
-	}
-}
-
-// grown reports whether what is needed has grown enough since a look to have more of it come.
-func (s sample) grown(before sample) bool { return s.live > max(least, before.live+before.live/50) }
-
-// Keep gives memory back until ctx ends, and begins when the process does. One in a process is enough.
+// Keep gives memory back until ctx ends. One in a process is enough.
 func Keep(ctx context.Context) {
-	start(ctx)
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for before := look(); ; {

@@ -3,7 +3,6 @@ package footprint
 import (
 	"context"
 	"runtime"
-	"runtime/debug"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,7 +33,6 @@ var ballast []byte
 // What a process no longer needs is given back, though nothing makes it collect.
 func TestMemoryIsGivenBack(t *testing.T) {
 	runtime.GC()
-	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // one that runs when the ballast is made would take it for needed
 	if s := look(); s.objects == 0 || s.live == 0 || s.collections == 0 {
 		t.Fatalf("the runtime does not tell: %+v", s)
 	}
@@ -53,35 +51,5 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		if now := look(); now.objects+now.free+2*least > before.objects+before.free {
 			t.Errorf("%+v, was %+v", now, before)
 		}
-	})
-}
-
-var kept [][]byte
-
-// A process starts while what it keeps grows, and has started when it does not any more.
-func TestAProcessThatStartsSaysSo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { Keep(ctx); close(done) }()
-		time.Sleep(startEvery / 2)
-		if Starting() {
-			t.Error("it starts though it keeps nothing")
-		}
-		for range 3 {
-			kept = append(kept, make([]byte, least))
-			runtime.GC()
-			time.Sleep(startEvery)
-		}
-		if !Starting() {
-			t.Error("it has started though what it keeps grows")
-		}
-		kept = nil
-		time.Sleep((startOver + 1) * startEvery)
-		if Starting() {
-			t.Error("it starts though nothing grows")
-		}
-		cancel()
-		<-done
 	})
 }
