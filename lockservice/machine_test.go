@@ -389,6 +389,8 @@ func FuzzDecodeCommand(f *testing.F) {
 	f.Add(encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Second, Wish: sigma.Req{Session: sigma.Session{1}, Seq: 2}, Held: 3}))
 	f.Add(mustMarshal(&pb.Command{Op: &pb.Command_Renew{Renew: &pb.Renew{Name: "lock 2", Req: 3, Token: 4, TtlNs: -1}}}))
 	f.Add([]byte("\x0a\x03\x0a\x01\xff"))
+	f.Add(mustMarshal(&pb.Query{List: &pb.List{}}))
+	f.Add(mustMarshal(&pb.Query{List: &pb.List{From: "lock 2"}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		x, y := busy(t), busy(t)
 		call(t, x, 7*time.Second, 1, b)
@@ -399,7 +401,11 @@ func FuzzDecodeCommand(f *testing.F) {
 		if err := y.Restore(x.Snapshot()); err != nil {
 			t.Errorf("%x leads to a state that cannot be restored: %v", b, err)
 		}
-		query(t, x, b)
+		if _, list, _ := decodeQuery(b); list == nil {
+			query(t, x, b)
+		} else if _, err := decodeListing(x.Query(session.Context{}, b)); err != nil {
+			t.Errorf("%x is answered by a list nobody takes: %v", b, err)
+		}
 	})
 }
 
