@@ -2,6 +2,7 @@ package durable
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -72,6 +73,9 @@ const (
 	LeaseDefault = 2 * time.Second
 )
 
+// ParamsOf returns those of every group of an overlay with such clocks.
+func ParamsOf(drift automaton.Drift) Params { return Params{Lease: LeaseDefault, Drift: drift} }
+
 // Holder is d(1-ρ), rounded down: for how long a lease lasts by the clock of whoever uses it.
 func (p Params) Holder() time.Duration { return p.Lease - p.slack() }
 
@@ -92,6 +96,9 @@ func Directory(object string) string { return object[:strings.LastIndexByte(obje
 
 // IsListing reports whether a name is that of a directory's listing. It is read like an object, and written by creating and deleting others.
 func IsListing(object string) bool { return strings.HasSuffix(object, "/") }
+
+// KeyOf returns the key whose group has an object: that of its directory, so that a directory's members and its listing are in one group.
+func KeyOf(object string) keyspace.Key { return sha256.Sum256([]byte("durable/" + Directory(object))) }
 
 // Expect is the condition of a write.
 type Expect uint8

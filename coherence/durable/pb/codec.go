@@ -104,14 +104,22 @@ func flaw(m *durable.Message) string {
 
 // EncodeMessage appends the bytes of a message to b, but for its node. A message that the automata do not send matches [ErrMalformed].
 func EncodeMessage(b []byte, m *durable.Message) ([]byte, error) {
-	if f := flaw(m); f != "" {
-		return b, fmt.Errorf("%w: %v is never sent: %s", ErrMalformed, m.Kind, f)
+	p, err := messageToPB(m)
+	if err != nil {
+		return b, err
 	}
-	return encode(b, &Message{
+	return encode(b, p)
+}
+
+func messageToPB(m *durable.Message) (*Message, error) {
+	if f := flaw(m); f != "" {
+		return nil, fmt.Errorf("%w: %v is never sent: %s", ErrMalformed, m.Kind, f)
+	}
+	return &Message{
 		Kind: Kind(m.Kind), Incarnation: m.Session.Inc, Session: m.Session.N, Generation: m.Tenure.Gen, Term: m.Tenure.Term, Seq: uint64(m.Seq),
 		Object: m.Object, Version: uint64(m.Version), Content: uint32(m.Content), Value: valueOf(m.Value), LeaseNs: uint64(m.Lease),
 		Exclusive: m.Exclusive, Expect: uint32(m.Expect), Wanted: uint64(m.Wanted), Delete: m.Delete, TtlNs: uint64(m.TTL), Reason: uint32(m.Reason),
-	})
+	}, nil
 }
 
 // DecodeMessage reads a message of a node's stream. A value aliases nothing of b. Fields it does not know are ignored, for messages of later
@@ -121,6 +129,10 @@ func DecodeMessage(b []byte, node keyspace.NodeID) (durable.Message, error) {
 	if err := decode(b, MessageBytesMax, &p); err != nil {
 		return durable.Message{}, err
 	}
+	return messageOf(&p, node)
+}
+
+func messageOf(p *Message, node keyspace.NodeID) (durable.Message, error) {
 	m := durable.Message{
 		Kind: durable.Kind(small(uint64(max(0, p.Kind)))), Node: node, Session: durable.Session{Inc: p.Incarnation, N: p.Session},
 		Tenure: durable.Tenure{Gen: p.Generation, Term: p.Term}, Seq: durable.Seq(p.Seq), Object: p.Object, Version: durable.Version(p.Version),

@@ -406,6 +406,136 @@ func (x *Command) GetExcept() []string {
 	return nil
 }
 
+// Frame is what travels between a node and a voter of a group, one way.
+type Frame struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        []byte                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // of the group: its length in bits, and the bytes that have them
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Messages      []*Message             `protobuf:"bytes,3,rep,name=messages,proto3" json:"messages,omitempty"`
+	Where         *Where                 `protobuf:"bytes,4,opt,name=where,proto3" json:"where,omitempty"` // of voters
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Frame) Reset() {
+	*x = Frame{}
+	mi := &file_coherence_durable_pb_durable_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Frame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Frame) ProtoMessage() {}
+
+func (x *Frame) ProtoReflect() protoreflect.Message {
+	mi := &file_coherence_durable_pb_durable_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Frame.ProtoReflect.Descriptor instead.
+func (*Frame) Descriptor() ([]byte, []int) {
+	return file_coherence_durable_pb_durable_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Frame) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+func (x *Frame) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Frame) GetMessages() []*Message {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *Frame) GetWhere() *Where {
+	if x != nil {
+		return x.Where
+	}
+	return nil
+}
+
+// Where says why a voter has not taken a frame, and who may.
+type Where struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	Leader        []byte                 `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`         // 32 bytes, or none where it does not know
+	Descriptor_   []byte                 `protobuf:"bytes,3,opt,name=descriptor,proto3" json:"descriptor,omitempty"` // of the group, or none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Where) Reset() {
+	*x = Where{}
+	mi := &file_coherence_durable_pb_durable_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Where) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Where) ProtoMessage() {}
+
+func (x *Where) ProtoReflect() protoreflect.Message {
+	mi := &file_coherence_durable_pb_durable_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Where.ProtoReflect.Descriptor instead.
+func (*Where) Descriptor() ([]byte, []int) {
+	return file_coherence_durable_pb_durable_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Where) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Where) GetLeader() []byte {
+	if x != nil {
+		return x.Leader
+	}
+	return nil
+}
+
+func (x *Where) GetDescriptor_() []byte {
+	if x != nil {
+		return x.Descriptor_
+	}
+	return nil
+}
+
 var File_coherence_durable_pb_durable_proto protoreflect.FileDescriptor
 
 const file_coherence_durable_pb_durable_proto_rawDesc = "" +
@@ -446,7 +576,20 @@ const file_coherence_durable_pb_durable_proto_rawDesc = "" +
 	"\x04mark\x18\n" +
 	" \x01(\x04R\x04mark\x12\x16\n" +
 	"\x06except\x18\v \x03(\tR\x06exceptB\b\n" +
-	"\x06_value*\x93\x02\n" +
+	"\x06_value\"\xbf\x01\n" +
+	"\x05Frame\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12B\n" +
+	"\bmessages\x18\x03 \x03(\v2&.latchkey.coherence.durable.v1.MessageR\bmessages\x12:\n" +
+	"\x05where\x18\x04 \x01(\v2$.latchkey.coherence.durable.v1.WhereR\x05where\"W\n" +
+	"\x05Where\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\rR\x06status\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\fR\x06leader\x12\x1e\n" +
+	"\n" +
+	"descriptor\x18\x03 \x01(\fR\n" +
+	"descriptor*\x93\x02\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tKIND_READ\x10\x01\x12\x0e\n" +
@@ -482,19 +625,23 @@ func file_coherence_durable_pb_durable_proto_rawDescGZIP() []byte {
 }
 
 var file_coherence_durable_pb_durable_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_coherence_durable_pb_durable_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_coherence_durable_pb_durable_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_coherence_durable_pb_durable_proto_goTypes = []any{
 	(Kind)(0),       // 0: latchkey.coherence.durable.v1.Kind
 	(*Message)(nil), // 1: latchkey.coherence.durable.v1.Message
 	(*Command)(nil), // 2: latchkey.coherence.durable.v1.Command
+	(*Frame)(nil),   // 3: latchkey.coherence.durable.v1.Frame
+	(*Where)(nil),   // 4: latchkey.coherence.durable.v1.Where
 }
 var file_coherence_durable_pb_durable_proto_depIdxs = []int32{
 	0, // 0: latchkey.coherence.durable.v1.Message.kind:type_name -> latchkey.coherence.durable.v1.Kind
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1, // 1: latchkey.coherence.durable.v1.Frame.messages:type_name -> latchkey.coherence.durable.v1.Message
+	4, // 2: latchkey.coherence.durable.v1.Frame.where:type_name -> latchkey.coherence.durable.v1.Where
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_coherence_durable_pb_durable_proto_init() }
@@ -510,7 +657,7 @@ func file_coherence_durable_pb_durable_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_coherence_durable_pb_durable_proto_rawDesc), len(file_coherence_durable_pb_durable_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   2,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
