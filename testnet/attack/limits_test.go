@@ -25,7 +25,7 @@ var directories = map[string]string{
 	"lockservice": "lockservice", "sigma": "lockservice/sigma", "sigmapb": "lockservice/sigma/pb", "voterlog": "lockservice/voterlog", "testnet": "testnet", "access": "coherence/access", "allowlist": "node/allowlist", "api": "node/api", "httpguard": "lockservice/httpguard",
 	"protocol": "coherence/protocol", "appmanager": "coherence/appmanager", "cachedcopy": "coherence/cachedcopy", "manager": "coherence/manager",
 	"coherencepb": "coherence/pb", "coherence": "coherence", "chunks": "coherence/chunks", "disk": "replicagroup/disk",
-	"durable": "coherence/durable", "store": "coherence/durable/store", "register": "coherence/durable/register", "cachedobject": "coherence/durable/cachedobject",
+	"durable": "coherence/durable", "store": "coherence/durable/store", "register": "coherence/durable/register", "cachedobject": "coherence/durable/cachedobject", "copies": "coherence/durable/copies",
 	"durablepb": "coherence/durable/pb", "apps": "testnet/apps", "sor": "testnet/apps/sor", "tsp": "testnet/apps/tsp",
 }
 

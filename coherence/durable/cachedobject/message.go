@@ -82,6 +82,7 @@ type Event struct {
 	Object string
 	Call   Call
 	Msg    *durable.Message
+	Since  automaton.Instant // of Repeat: what was sent later need not be said again
 }
 
 // Outcome says how a call ended.

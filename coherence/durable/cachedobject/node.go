@@ -70,6 +70,7 @@ type object struct {
 	seq    durable.Seq
 	sentAt automaton.Instant // when the request was first sent
 	sent   int               // how often
+	lastAt automaton.Instant // and when last
 	floor  durable.Version   // what is older must not be cached
 	first  []uint64          // Gets that were there then
 	call   Call              // of WaitStore and WaitExclusive
@@ -100,6 +101,9 @@ func (n *Node) Seq() durable.Seq { return n.seq }
 
 // Waits reports whether a request is under way: then it needs [Repeat].
 func (n *Node) Waits() bool { return n.calls > 0 }
+
+// Knows reports whether anything is kept of an object: it is, until an [Evict] that finds nothing under way.
+func (n *Node) Knows(name string) bool { return n.objects[name] != nil }
 
 // Stale returns the last value that was seen of an object, and when it was known to be the present one.
 func (n *Node) Stale(name string) (c *Cell, seenAt automaton.Instant) {
@@ -136,7 +140,7 @@ func (n *Node) Step(ev Event, out []Action) []Action {
 	case Extend:
 		n.extend()
 	case Repeat:
-		n.repeat()
+		n.repeat(ev.Since)
 	case Evict:
 		n.evict(ev.Object)
 	}
@@ -214,6 +218,17 @@ func (n *Node) proceed(name string, o *object) {
 	if n.readable(o) && o.state != WaitStore {
 		n.hit(name, o)
 	}
+	// Who waits for a turn, which may take long, keeps nobody here from reading: the READ goes first, and the next WRITE takes the place of this one at
+	// the leader. A grant that comes meanwhile is given back (D12).
+	if i := slices.IndexFunc(o.queue, func(c Call) bool { return c.Kind == Get }); i >= 0 && o.state == WaitExclusive {
+		o.state = Idle
+		if !o.given {
+			o.queue = slices.Insert(o.queue, i+1, o.call)
+		}
+		first := o.queue[i]
+		copy(o.queue[1:i+1], o.queue[:i])
+		o.queue[0] = first
+	}
 	for o.state == Idle {
 		i := slices.IndexFunc(o.queue, func(c Call) bool { return c.Kind == Get || c.Kind == Holder || !o.locked })
 		if i < 0 {
@@ -276,6 +291,7 @@ func (n *Node) number(o *object) {
 
 func (n *Node) request(name string, o *object) {
 	o.sent++
+	o.lastAt = n.now
 	m := durable.Message{Session: n.ssn, Seq: o.seq, Object: name}
 	switch o.state {
 	case WaitStore:
@@ -540,8 +556,8 @@ func (n *Node) extend() {
 	n.dropped = nil
 }
 
-// repeat says again what is waited for.
-func (n *Node) repeat() {
+// repeat says again what is waited for, unless it was said after since.
+func (n *Node) repeat(since automaton.Instant) {
 	for _, name := range slices.Sorted(maps.Keys(n.waiting)) {
 		o := n.objects[name]
 		age := n.now.Sub(o.sentAt)
@@ -549,6 +565,11 @@ func (n *Node) repeat() {
 		case Idle:
 			delete(n.waiting, name)
 			continue
+		}
+		if since != 0 && o.lastAt > since {
+			continue
+		}
+		switch o.state {
 		case WaitStore:
 			if age >= StoreHorizon {
 				n.giveUp(name, o.call.ID)

@@ -97,3 +97,6 @@ func (c *Copy) Load() (*cachedobject.Cell, bool) {
 	}
 	return nil, false
 }
+
+// Has reports whether there is a copy, that may be read or not.
+func (c *Copy) Has() bool { return c.cell.Load() != nil }

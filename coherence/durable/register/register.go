@@ -745,7 +745,7 @@ func (r *Register) renew(m *durable.Message) {
 	switch {
 	case s == nil || s.ssn != m.Session || m.Tenure != r.tenure:
 		return
-	case !r.serves():
+	case !r.serves() || r.now > r.anchor.Add(r.cfg.Holder()/2): // an answer that lasts is worth a round: else the node asks again soon
 		r.renewals[m.Node] = *m
 		r.confirm()
 		return
@@ -753,9 +753,6 @@ func (r *Register) renew(m *durable.Message) {
 	var l time.Duration
 	if s.outstanding == 0 || r.mutant == durable.RenewDuringInvalidation {
 		s.base, l = r.anchor, r.lease()
-		if r.now > r.anchor.Add(r.cfg.Holder()/2) {
-			r.confirm()
-		}
 	}
 	r.reply(durable.Lease, m, durable.Message{Lease: l})
 	for _, name := range slices.Sorted(maps.Keys(s.copies)) {
