@@ -389,7 +389,9 @@ type Outcome struct {
 	Err   error
 }
 
-// ReadPoint answers a [Read]: serve it once the machine has applied Index.
+// ReadPoint answers a [Read]: serve it once the machine has applied Index. No other member had been elected leader when the engine was asked, by
+// a round of messages or on a lease, whoever may have been since: what ends a while after the asking ends a while after the last moment
+// before any later election.
 type ReadPoint struct {
 	Ref   uint64
 	Index uint64

@@ -115,19 +115,20 @@ type cluster struct {
 	slowest         sim.Time // the longest that a client waited for an answer
 	gap, answeredAt sim.Time // the longest time without an answer to any client, and when the last came
 
-	written  map[uint64]uint64          // by key, the newest value whose write was answered
-	leaders  map[uint64]order.ReplicaID // by term
-	topTerm  uint64
-	acked    uint64 // the highest index behind an answer given to a client
-	points   int
-	carrying int                 // snapshots that were sent apart
-	carried  int                 // snapshots that came through
-	hushed   bool                // clients begin nothing
-	sent     int                 // messages of engines
-	doubted  map[sim.NodeID]bool // by detectors
-	refused  int                 // engines that their factory refused
-	trail    []uint64            // digests, with trace
-	answers  func(m *member, cl *client) error
+	written   map[uint64]uint64          // by key, the newest value whose write was answered
+	leaders   map[uint64]order.ReplicaID // by term
+	topTerm   uint64
+	elections []election // by rising time
+	acked     uint64     // the highest index behind an answer given to a client
+	points    int
+	carrying  int                 // snapshots that were sent apart
+	carried   int                 // snapshots that came through
+	hushed    bool                // clients begin nothing
+	sent      int                 // messages of engines
+	doubted   map[sim.NodeID]bool // by detectors
+	refused   int                 // engines that their factory refused
+	trail     []uint64            // digests, with trace
+	answers   func(m *member, cl *client) error
 }
 
 type commandID struct {
@@ -364,11 +365,30 @@ func digestCommand(cmd order.Command) uint64 {
 // answered notes that an answer for the entry at index leaves for a client.
 func (c *cluster) answered(index uint64) { c.acked = max(c.acked, index) }
 
+// election is when somebody knew first who leads in a term.
+type election struct {
+	term uint64
+	at   sim.Time
+}
+
+// confirms checks what a leader's read point says of the moment when it was asked for: I16.
+func (c *cluster) confirms(m *member, asked sim.Time) {
+	term := m.engine.Status().Term
+	for _, e := range c.elections {
+		if e.term > term && e.at < asked {
+			c.fail("I16: replica %d gives a read point in term %d to a read of %v, and term %d had a leader at %v", m.id, term, asked, e.term, e.at)
+		}
+	}
+}
+
 // leads checks a member that has begun to lead: I6, and I5 once it says that it is up to date.
 func (c *cluster) leads(m *member, ready bool) {
 	st := m.engine.Status()
 	if other, ok := c.leaders[st.Term]; ok && other != m.id {
 		c.fail("I6: replicas %d and %d both lead in term %d", other, m.id, st.Term)
+	}
+	if _, ok := c.leaders[st.Term]; !ok {
+		c.elections = append(c.elections, election{st.Term, c.world.Now()})
 	}
 	c.leaders[st.Term] = m.id
 	c.topTerm = max(c.topTerm, st.Term)

@@ -9,7 +9,8 @@
 //
 // The invariants of section 7 are checked at every step that could break them: I1 and I2 and I3 at each delivery, I4 at
 // each execution, I5 and I6 whenever a member begins to lead, I11 and I12 at each message that leaves, I9 on the recorded
-// history at the end of a run; I10, I11 and I13 at each view that a member tells of, and that at the end all are in the newest. What is
+// history at the end of a run; I10, I11 and I13 at each view that a member tells of, and that at the end all are in the newest; and at each read point, I16: no other member had
+// been elected when it was asked for ([order.ReadPoint]). What is
 // delivered must have been told of before, where package order says so ([order.Prospect]).
 // Peers beside the founders may become members; whoever a view names first gets an empty replica on its peer.
 //

@@ -36,6 +36,7 @@ type waiter struct {
 	from sim.NodeID
 	ask
 	late bool // asked of a replica that was removed
+	at   sim.Time
 }
 
 // later is something to do once the machine has executed index.
@@ -193,12 +194,12 @@ func (m *member) ask(from sim.NodeID, a ask) {
 			m.answer(from, reply{number: a.number, answer: m.machine.read(a.key)}, m.machine.index)
 			return
 		}
-		m.reading[m.nextRef] = waiter{from, a, m.gone()}
+		m.reading[m.nextRef] = waiter{from, a, m.gone(), m.c.world.Now()}
 		m.step(order.Read{Ref: m.nextRef, Now: m.now()})
 		return
 	}
 	a.cmd.Author = peerOf(from)
-	m.proposed[m.nextRef] = waiter{from, a, m.gone()}
+	m.proposed[m.nextRef] = waiter{from, a, m.gone(), m.c.world.Now()}
 	if m.c.mistakes.answerEarly && m.ready {
 		m.answer(from, reply{number: a.number}, 0)
 	}
@@ -619,6 +620,7 @@ func (m *member) readOK(r order.ReadPoint) {
 		return
 	}
 	delete(m.reading, r.Ref)
+	m.c.confirms(m, w.at)
 	if w.late {
 		m.c.fail("I7: replica %d answers a read, though view %d has removed it", m.id, m.view.Num)
 	}

@@ -139,7 +139,7 @@ var mutants = []struct {
 				return ev
 			}}
 		})},
-	{name: "engine gives read points at once", test: staleReads, effort: 1, finds: "I9",
+	{name: "engine gives read points at once", test: staleReads, effort: 1, finds: "I16",
 		factory: bend(func(_ Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, answers: func(ev order.Event, a *order.Actions) bool {
 				r, ok := ev.(order.Read)
@@ -414,12 +414,12 @@ var mutants = []struct {
 		})},
 
 	// Reads on a lease.
-	{name: "lease that does not allow for drift", test: leaseReads, effort: 4, finds: "I9",
+	{name: "lease that does not allow for drift", test: leaseReads, effort: 4, finds: "I16",
 		factory: func(c Config, img order.Image) (order.Orderer, error) {
 			c.Drift = 0
 			return raftFactory(c, img)
 		}},
-	{name: "a clock is slower than the bound", test: leaseReads, effort: 4, finds: "I9",
+	{name: "a clock is slower than the bound", test: leaseReads, effort: 4, finds: "I16",
 		factory: bend(func(c Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
 				if c.Self == 1 {
@@ -428,7 +428,7 @@ var mutants = []struct {
 				return ev
 			}}
 		})},
-	{name: "a suspicion ends a promise", test: leaseReads, effort: 4, finds: "I9",
+	{name: "a suspicion ends a promise", test: leaseReads, effort: 4, finds: "I16",
 		factory: bend(func(_ Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
 				if _, ok := ev.(order.Suspect); ok {
@@ -437,7 +437,7 @@ var mutants = []struct {
 				return ev
 			}}
 		})},
-	{name: "a restart ends a promise", test: leaseReads, effort: 4, finds: "I9",
+	{name: "a restart ends a promise", test: leaseReads, effort: 4, finds: "I16",
 		factory: bend(func(_ Config, e order.Orderer) *bent {
 			return &bent{Orderer: e, event: func(ev order.Event) order.Event {
 				if r, ok := ev.(order.Rand); ok {
