@@ -63,6 +63,7 @@ type Config struct {
 	Services map[string]MachineFactory // of every group but the root, by name
 	Outlets  map[string]Outlet         // of services that post, by name
 	Voters   VoterService              // what runs beside the log in every group but the root; nil: nothing does
+	Leaders  LeaderService             // what leaders of every group but the root do for a service; nil: nothing
 	Declines bool                      // start as after SetHosting(false)
 	// Rejoins says that others may have the overlay's root: its only founder, if that is this peer and its store is gone, joins like
 	// any other peer. Without it such a start fails with [ErrRootLost].
@@ -98,9 +99,10 @@ type Host struct {
 	clock     *driver.Clock
 	services  map[string]MachineFactory
 	outlets   map[string]Outlet
-	voters    VoterService // nil: there are none
-	start     uint64       // [Seat.Start]
-	declines  bool         // at the start
+	voters    VoterService  // nil: there are none
+	leaders   LeaderService // nil: there are none
+	start     uint64        // [Seat.Start]
+	declines  bool          // at the start
 	rejoins   bool
 	decode    decoder
 	shards    []*shard
@@ -110,10 +112,11 @@ type Host struct {
 	counters  counters
 	transfers *transfers
 
-	voterLoads voterLoads
-	internal   *Client // of the host itself, for placement
-	kin        kin
-	leases     *leases // nil under policy manual
+	voterLoads  voterLoads
+	leaderLoads voterLoads // messages to leaders
+	internal    *Client    // of the host itself, for placement
+	kin         kin
+	leases      *leases // nil under policy manual
 
 	plan       placement.PlanTimes
 	neighbours *neighbours // nil: no plan is made
@@ -163,6 +166,7 @@ type counters struct {
 	buried        atomic.Uint64 // replicas
 	parked        atomic.Uint64 // machines that sleep
 	voterDropped  atomic.Uint64 // messages to voters for which there was no room
+	ledDeclined   atomic.Uint64 // messages to leaders that were not taken
 }
 
 // Counters are what a host has refused and done since it started.
@@ -176,6 +180,8 @@ type Counters struct {
 
 	Parked uint64 // how often the machines of a replica that sleeps were put away
 
+	LedDeclined uint64 // messages to leaders ([LeaderService]) that nobody here took, and whose peers were told so
+
 	VoterDropped uint64 // messages to voters ([VoterService]) of peers that had too many waiting
 }
 
@@ -186,7 +192,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(),
-		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, outlets: cfg.Outlets, voters: cfg.Voters, declines: cfg.Declines, rejoins: cfg.Rejoins,
+		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, outlets: cfg.Outlets, voters: cfg.Voters, leaders: cfg.Leaders, declines: cfg.Declines, rejoins: cfg.Rejoins,
 		distrusts: cfg.Distrusts, distrust: cfg.Distrust,
 		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]addressee),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
@@ -257,6 +263,9 @@ func New(cfg Config) (*Host, error) {
 		h.overlay.Handle(h.voters.Overlay(), h.counted(h.handleVoter))
 		h.overlay.Handle(servicePropose, h.counted(h.handlePropose))
 		h.overlay.Handle(serviceVoterLease, h.counted(h.handleVoterLease))
+	}
+	if h.leaders != nil {
+		h.overlay.Handle(h.leaders.Asks(), h.counted(h.handleLead))
 	}
 	h.overlay.OnLink(h.link)
 	h.overlay.OnSuspect(h.suspect)
@@ -734,7 +743,7 @@ func (h *Host) Counters() Counters {
 		StrayMessages: h.counters.strayMessages.Load(), StrayOutputs: h.counters.strayOutputs.Load(),
 		Malformed: h.counters.refused.Load(), Busy: h.counters.busy.Load(),
 		Views: h.counters.views.Load(), Commands: h.counters.commands.Load(), Snapshots: h.counters.snapshots.Load(), Buried: h.counters.buried.Load(),
-		VoterDropped: h.counters.voterDropped.Load(), Parked: h.counters.parked.Load(),
+		VoterDropped: h.counters.voterDropped.Load(), LedDeclined: h.counters.ledDeclined.Load(), Parked: h.counters.parked.Load(),
 	}
 }
 

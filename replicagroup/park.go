@@ -26,11 +26,17 @@ func (r *replica) state() *session.Table {
 	return r.table
 }
 
-// park puts the machines away, unless a voter that has something, the keys' keeper or the grantor of leases looks at one of them: what they
+// park puts the machines away, unless a voter or a leader that has something, the keys' keeper or the grantor of leases looks at one of them: what they
 // look at would not be the replica's any more when it is awake again.
 func (r *replica) park() {
 	if !r.parks || r.table == nil || r.seat != nil && !r.seat.voter.Idle() || r.ring != nil || r.granting != nil {
 		return
+	}
+	if d := r.desk; d != nil {
+		if d.leader == nil || !d.leader.Idle() || d.proposed > 0 {
+			return
+		}
+		r.unlead()
 	}
 	if b := r.table.Snapshot(); len(b) <= parkedBytesMax {
 		r.parked, r.table = bytes.Clone(b), nil

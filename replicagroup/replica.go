@@ -26,11 +26,12 @@ const (
 	timerRouse                                  // of the shard, not of a replica: further replicas hear of a suspicion
 	timerBegin                                  // likewise: the engines of further replicas begin
 	timerVoter                                  // of the voter
+	timerDesk                                   // of the leader of a service
 	timerSpare                                  // of the shard: spare messages have waited long enough
 )
 
 // hostTimers are those that run beside the engine's.
-var hostTimers = []order.TimerKind{timerDeadline, timerResend, timerNews, timerParting, timerPlan, timerLease, timerVoter}
+var hostTimers = []order.TimerKind{timerDeadline, timerResend, timerNews, timerParting, timerPlan, timerLease, timerVoter, timerDesk}
 
 // replica is one group's replica on this host: an engine that orders and a table of sessions and machines that executes.
 // It belongs to its shard's goroutine.
@@ -75,8 +76,10 @@ type replica struct {
 	lease    *leaseCell // nil: it needs none to answer
 	granting *granting  // nil but at the root's replicas under policy lease
 	seat     *Seat      // of the voter; nil: there is none
+	desk     *Desk      // of the leader; nil: there is none, or nothing to do for it
 
 	leaderless automaton.Instant // unless led: since when
+	ledSince   automaton.Instant // when it knew that it leads, if it does
 
 	// Flags stand together, for there may be ten thousand replicas.
 	stepping, leading bool
@@ -314,6 +317,9 @@ func (r *replica) deliver(entries []order.Entry) {
 				r.ownChanged()
 			}
 		}
+		if leading && s.host.leaders != nil && len(s.outputs.List) > 0 {
+			r.executed(&s.outputs)
+		}
 		if leading && len(s.outputs.List) > 0 {
 			if r.leased() {
 				s.host.push(r.group, &s.outputs)
@@ -335,6 +341,9 @@ func (r *replica) deliver(entries []order.Entry) {
 		s.host.counters.commands.Add(commands)
 	}
 	r.serveBlocked()
+	if r.desk != nil {
+		r.desk.open()
+	}
 	r.step(order.Applied{Index: r.applied})
 }
 
@@ -373,6 +382,10 @@ func (r *replica) done(d order.Outcome) {
 		r.over(q.from)
 		return
 	}
+	if r.desk != nil && r.desk.ref == d.Ref {
+		r.desk.failed()
+		return
+	}
 	key, ok := r.proposals[d.Ref]
 	if !ok && r.planDone(d) {
 		return
@@ -383,6 +396,10 @@ func (r *replica) done(d order.Outcome) {
 	}
 	delete(r.proposals, d.Ref)
 	switch own := key.seq == 0 && key.client == (order.ClientID{}); {
+	case key.session == ledCommand && key.client == (order.ClientID{}):
+		if r.desk != nil {
+			r.desk.done(key.seq, d.Err)
+		}
 	case own && key.session == ownCommand:
 		r.seat.own--
 	case own && key.session == inputCommand:
@@ -483,6 +500,9 @@ func (r *replica) read(e *queryEvent) bool {
 
 func (r *replica) readOK(p order.ReadPoint) {
 	q, ok := r.reads[p.Ref]
+	if !ok && r.desk != nil && r.desk.ref == p.Ref {
+		r.desk.readOK(p)
+	}
 	if !ok {
 		return
 	}
@@ -535,6 +555,13 @@ func (r *replica) expired(kind order.TimerKind) {
 		r.planExpired()
 	case timerLease:
 		r.granting.step(placement.Wake{})
+	case timerDesk:
+		if r.desk != nil {
+			r.desk.expired()
+		}
+		if !r.awake {
+			r.park()
+		}
 	case timerVoter:
 		if r.seat.voter.Expire(); !r.awake {
 			r.park()
@@ -570,6 +597,10 @@ func (r *replica) afterStep() {
 		}
 		r.ringLeads(leading)
 		if leading {
+			r.ledSince = r.shard.host.clock.Now()
+			if l := r.shard.host.leaders; l != nil && r.group.Prefix.Len > 0 && (r.table != nil || len(r.parked) > 0) && l.Used(r.state().Machine(l.Service())) {
+				r.lead()
+			}
 			log.Debugw("leading", "group", r.group, "view", r.view.Num, "applied", r.applied)
 			// The first stamp of a new leader adds nothing to log time; what comes after it does.
 			r.tick()
@@ -578,6 +609,7 @@ func (r *replica) afterStep() {
 				r.shard.host.auditDue() // the new root may not know of this group
 			}
 		} else {
+			r.unlead()
 			r.shard.timers.Stop(timerKey{r, timerDeadline})
 			r.shard.timers.Stop(timerKey{r, timerResend})
 			r.resending = false
@@ -653,6 +685,7 @@ func (r *replica) halt(reason string) {
 		r.granting.lead(false)
 	}
 	r.ringLeads(false)
+	r.unlead()
 	if reason == order.Removed {
 		r.shard.parting = append(r.shard.parting, r)
 	} else {

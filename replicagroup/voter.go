@@ -391,7 +391,7 @@ func (s *Seat) foresee(all []order.Prospect) {
 	}
 }
 
-// voterLoads counts, per peer, the messages to voters that wait for their shards.
+// voterLoads counts, per peer, the messages to voters, or to leaders, that wait for their shards.
 type voterLoads struct {
 	mu    sync.Mutex
 	peers map[peer.ID]voterLoad
@@ -400,10 +400,14 @@ type voterLoads struct {
 type voterLoad struct{ messages, bytes int }
 
 func (l *voterLoads) take(p peer.ID, bytes int) bool {
+	return l.takeAtMost(p, bytes, voterMessagesMax, voterBytesMax)
+}
+
+func (l *voterLoads) takeAtMost(p peer.ID, bytes, messagesMax, bytesMax int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	load := l.peers[p]
-	if load.messages >= voterMessagesMax || load.messages > 0 && load.bytes+bytes > voterBytesMax {
+	if load.messages >= messagesMax || load.messages > 0 && load.bytes+bytes > bytesMax {
 		return false
 	}
 	if l.peers == nil {
