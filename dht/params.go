@@ -94,6 +94,11 @@ const (
 	openTriesMax  = 3
 	crossPauseMax = 20 * time.Millisecond
 
+	// promptMax is how long whoever posts a message may have to write it; held up for longer, though never for twice that time, it leaves
+	// the rest to the writer. A peer whose messages come one at a time is sent lullMax so for each: an answer, and what follows from it.
+	promptMax = 5 * time.Millisecond
+	lullMax   = 2
+
 	// writeStallMax is how long one write may wait for a peer that does not read. The stream is given up before twice that time is over.
 	writeStallMax = 15 * time.Second
 	// silentFor is how long calls to a peer are refused after the end of a watch that suspected it.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -28,14 +29,21 @@ type stream struct {
 	reader   *bufio.Reader
 	wake     chan struct{} // to the sleeping writer, when there is something to write or it is detached
 	detached atomic.Bool   // set under the link's mu
-	idle     bool          // the writer sleeps; guarded by the link's mu
+	idle     bool          // the writer sleeps, and nobody writes in its place; guarded by the link's mu
+
+	// Of whoever writes in the place of the sleeping writer. The flags are guarded by the link's mu.
+	prompt   bool // somebody does
+	hurried  bool // and was told to let go
+	patience stallWatch
 
 	ours, theirs uint64 // sessions, of the hellos
 	boot         Boot   // of the peer's hello
 }
 
 func newStream(l *link, class Class, ns network.Stream, mine bool) *stream {
-	return &stream{link: l, class: class, mine: mine, net: ns, reader: bufio.NewReader(ns), wake: make(chan struct{}, 1)}
+	s := &stream{link: l, class: class, mine: mine, net: ns, reader: bufio.NewReader(ns), wake: make(chan struct{}, 1)}
+	s.patience = stallWatch{limit: promptMax, late: s.hurry}
+	return s
 }
 
 // accept runs on the host's goroutine for a stream that a peer opened.
@@ -208,6 +216,18 @@ func (s *stream) close(err error) {
 // on one processor, the writer runs between them, and as long as it finds one message at a time it would never yield to find more.
 func (l *link) crowdedLocked(messages int) bool { return messages > 1 || len(l.calls) > messages }
 
+// mayPrompt takes note of a frame of the peer. When it brings one message, the peers talk by turns, and what we say next goes out at
+// once; when it brings more, others are about to speak, whose messages the writer gathers.
+func (l *link) mayPrompt(alone bool) {
+	next := int32(0)
+	if alone {
+		next = lullMax
+	}
+	if l.lull.Load() != next {
+		l.lull.Store(next)
+	}
+}
+
 // stallWatch notices a write that does not end. Its timer is set once in a while, and not for each write, which would cost a small write a
 // tenth of its time: so a write is found to be late after one to two times the limit.
 type stallWatch struct {
@@ -251,6 +271,9 @@ func (w *stallWatch) expired() {
 	}
 }
 
+// again has it watch the writes to come, after it has found one late.
+func (w *stallWatch) again() { w.set.Store(false) }
+
 // stop ends the watch, after the last write.
 func (w *stallWatch) stop() {
 	w.writes.Store(0) // nothing is late any more
@@ -259,12 +282,72 @@ func (w *stallWatch) stop() {
 	}
 }
 
+// promptLocked writes the frame that is queued, in place of the writer, which sleeps and has been taken out of idle. It lets go of the
+// link's mu meanwhile. A peer that does not read holds it up for twice [promptMax] at most: what is left then, or what fails, is the
+// writer's, as is all that was queued in the meantime.
+func (s *stream) promptLocked() {
+	l, ln := s.link, &s.link.lanes[s.class]
+	messages, size, f := ln.messages, ln.bytes, ln.frames[0]
+	clear(ln.frames)
+	ln.frames, s.prompt = ln.frames[:0], true
+	l.mu.Unlock()
+	s.patience.begin()
+	n, err := s.net.Write(f.bytes())
+	s.patience.end()
+	l.mu.Lock()
+	s.prompt = false
+	if s.hurried {
+		s.hurried = false
+		s.patience.again()
+		_ = s.net.SetWriteDeadline(time.Time{}) // if that fails, so will the write
+	}
+	if err == nil {
+		s.wrote(f)
+	}
+	switch {
+	case ln.writer != s: // lost meanwhile, and with it what was queued; the writer finds it out
+	case err != nil:
+		f.sent = n
+		ln.frames = slices.Insert(ln.frames, 0, f)
+	default:
+		ln.messages -= messages
+		ln.bytes -= size
+	}
+	if ln.writer != s || len(ln.frames) > 0 {
+		s.wake <- struct{}{} // has room: the writer sleeps
+	} else {
+		s.idle = true
+	}
+}
+
+// hurry has whoever writes in the writer's place give it up.
+func (s *stream) hurry() {
+	s.link.mu.Lock()
+	defer s.link.mu.Unlock()
+	if !s.prompt { // it has just ended
+		s.patience.again()
+		return
+	}
+	s.hurried = true
+	_ = s.net.SetWriteDeadline(time.Unix(1, 0))
+}
+
+// wrote counts a frame that is written, and gives its storage back.
+func (s *stream) wrote(f *frame) {
+	o := s.link.o
+	o.count.framesSent.Add(1)
+	o.count.messagesSent.Add(uint64(f.items))
+	o.count.bytesSent.Add(uint64(len(f.b) - frameRoom))
+	f.free()
+}
+
 // write is the write loop of the lane's writer. It takes all that waits as one batch and sleeps when nothing does.
 func (s *stream) write() {
 	l, o := s.link, s.link.o
 	ln := &l.lanes[s.class]
 	stall := stallWatch{limit: o.stall, late: func() { s.close(&badFrame{ReasonStalled, o.stall.String()}) }}
 	defer stall.stop()
+	defer s.patience.stop()
 	var batch []*frame
 	var messages, size int // of the batch, as the lane counts them
 	crowded := false       // several callers were at it when the last batch was taken
@@ -294,15 +377,11 @@ func (s *stream) write() {
 		}
 		stall.begin()
 		for i, f := range batch {
-			b := f.bytes()
-			if _, err := s.net.Write(b); err != nil {
+			if _, err := s.net.Write(f.bytes()[f.sent:]); err != nil {
 				s.close(err)
 				return
 			}
-			o.count.framesSent.Add(1)
-			o.count.messagesSent.Add(uint64(f.items))
-			o.count.bytesSent.Add(uint64(len(f.b) - frameRoom))
-			f.free()
+			s.wrote(f)
 			batch[i] = nil
 		}
 		stall.end()
@@ -338,6 +417,10 @@ func (s *stream) readAll() error {
 		}
 		o.count.framesReceived.Add(1)
 		o.count.bytesReceived.Add(uint64(len(buf)))
+		alone := len(items) == 1 && s.reader.Buffered() == 0
+		if s.class == Control {
+			s.link.mayPrompt(alone)
+		}
 		for i := range items {
 			it := &items[i]
 			under := joined.begun.kind != 0
@@ -350,7 +433,7 @@ func (s *stream) readAll() error {
 			}
 			if whole {
 				o.count.messagesReceived.Add(1)
-				s.dispatch(it, len(items) == 1 && s.reader.Buffered() == 0)
+				s.dispatch(it, alone)
 			}
 			if s.detached.Load() {
 				return net.ErrClosed
