@@ -14,6 +14,7 @@ import (
 	"latchkey/coherence/access"
 	"latchkey/coherence/appmanager"
 	"latchkey/coherence/cachedcopy"
+	"latchkey/coherence/durable/copies"
 	"latchkey/coherence/protocol"
 	"latchkey/dht/keyspace"
 )
@@ -23,7 +24,7 @@ var (
 	// ErrOpen matches the error of opening an application that this node has open.
 	ErrOpen = errors.New("coherence: application already open on this node")
 	// ErrClosed matches the error of every call after Close.
-	ErrClosed = errors.New("coherence: closed")
+	ErrClosed = copies.ErrClosed
 	// ErrTooMany matches the error about more objects than an application, or a node, can have.
 	ErrTooMany = errors.New("coherence: too many objects")
 )

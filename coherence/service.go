@@ -17,6 +17,8 @@ import (
 	"latchkey/coherence/access"
 	"latchkey/coherence/appmanager"
 	"latchkey/coherence/chunks"
+	"latchkey/coherence/durable/copies"
+	durablepb "latchkey/coherence/durable/pb"
 	"latchkey/coherence/manager"
 	"latchkey/coherence/pb"
 	"latchkey/coherence/protocol"
@@ -109,6 +111,8 @@ type Service struct {
 	waiting  int                             // how many functions seeking and asks have
 	asking   int                             // questions to voters under way
 
+	durable *copies.Service // from Start on
+
 	counters access.Counters
 	restarts atomic.Uint64 // executions that ended under those who had them open here
 
@@ -135,6 +139,7 @@ func NewService(o Overlay, c *chunks.Service) *Service {
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
 	o.Handle(pb.Service, s.receive)
+	o.Handle(durablepb.ServiceNode, s.receiveDurable)
 	o.Handle(serviceWho, s.answerWho)
 	o.Handle(serviceHosts, s.answerHosts)
 	o.Handle(serviceNames, s.answerNames)
@@ -156,6 +161,7 @@ func (s *Service) Outlet(_ order.GroupID, posted any) {
 // Start begins to serve. It is called once.
 func (s *Service) Start(groups *replicagroup.Host, g placement.Genesis) {
 	s.groups, s.genesis, s.client = groups, g, groups.NewClient()
+	s.startDurable()
 	s.beat = time.NewTicker(watchFor / 4)
 	s.wg.Go(s.run)
 }
@@ -186,6 +192,9 @@ func (s *Service) Close() error {
 	s.mu.Unlock()
 	s.out.Close()
 	s.wg.Wait()
+	if s.durable != nil {
+		s.durable.Close()
+	}
 	if s.client != nil {
 		errs = append(errs, s.client.Close())
 	}

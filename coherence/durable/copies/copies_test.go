@@ -25,12 +25,12 @@ func TestAWriteIsSeenByAllAndHitsAskNobody(t *testing.T) {
 		if f := w.get(y, "1"); f.Version != v {
 			t.Errorf("version %v, written as %v", f.Version, v)
 		}
-		reads := w.count(durable.Read)
+		reads := w.Sent(durable.Read)
 		for range 100 {
 			w.get(y, "1")
 			w.get(x, "1") // its own write left it a copy
 		}
-		if n := w.count(durable.Read); n != reads {
+		if n := w.Sent(durable.Read); n != reads {
 			t.Errorf("%d reads asked the group", n-reads)
 		}
 		if v2 := w.set(x, "2"); v2 != v+1 {
@@ -85,23 +85,23 @@ func TestHitsLastAsLongAsTheyAreHit(t *testing.T) {
 		for _, o := range all { // some leases were too short to use
 			w.get(o, "v")
 		}
-		reads := w.count(durable.Read)
+		reads := w.Sent(durable.Read)
 		for range 200 {
 			time.Sleep(100 * time.Millisecond)
 			for _, o := range all {
 				w.get(o, "v")
 			}
 		}
-		if n := w.count(durable.Read); n != reads {
+		if n := w.Sent(durable.Read); n != reads {
 			t.Errorf("%d reads asked the group", n-reads)
 		}
-		if n := w.count(durable.Renew); n == 0 || n > 20 { // 20 s, of which each half lease may have one
+		if n := w.Sent(durable.Renew); n == 0 || n > 20 { // 20 s, of which each half lease may have one
 			t.Errorf("%d renewals within 20 s", n)
 		}
 		time.Sleep(5 * time.Second)
-		before := w.count(durable.Renew)
+		before := w.Sent(durable.Renew)
 		time.Sleep(time.Minute)
-		if n := w.count(durable.Renew) - before; n != 0 {
+		if n := w.Sent(durable.Renew) - before; n != 0 {
 			t.Errorf("%d renewals for copies that nobody reads", n)
 		}
 		if _, ok := all[0].Load(); ok {
@@ -118,7 +118,7 @@ func TestHitsLastAsLongAsTheyAreHit(t *testing.T) {
 func TestIncrementsSurviveLeadersAndLoss(t *testing.T) {
 	play(t, func(w *world) {
 		const nodes, each = 4, 60
-		w.with(func() { w.loss = 0.05 })
+		w.Lose(0.05)
 		over := make(chan struct{})
 		go func() {
 			for {
@@ -126,7 +126,7 @@ func TestIncrementsSurviveLeadersAndLoss(t *testing.T) {
 				case <-over:
 					return
 				case <-time.After(3 * time.Second):
-					w.elect()
+					w.Elect()
 				}
 			}
 		}()
@@ -164,7 +164,7 @@ func TestIncrementsSurviveLeadersAndLoss(t *testing.T) {
 		}
 		wg.Wait()
 		close(over)
-		w.with(func() { w.loss = 0 })
+		w.Lose(0)
 		f, err := w.node(9).Object(prefix, "app/n").Get(soon(10 * time.Second))
 		if err != nil || numberOf(f.Value) != nodes*each {
 			t.Errorf("%d, %v; want %d", numberOf(f.Value), err, nodes*each)
@@ -179,7 +179,7 @@ func TestWhoIsCutOffKnowsIt(t *testing.T) {
 		x := a.Object(prefix, "app/x")
 		v := w.set(x, "1")
 		w.get(x, "1")
-		w.with(func() { w.cut[a.cfg.Self.ID] = true })
+		w.Cut(a.cfg.Self.ID, true)
 		w.get(x, "1") // as long as the lease lasts
 		began := time.Now()
 		if w.set(b.Object(prefix, "app/x"), "2") == 0 || time.Since(began) > params.Arbiter()+time.Second {
@@ -200,12 +200,11 @@ func TestWhoIsCutOffKnowsIt(t *testing.T) {
 		if _, err := x.Lock(soon(time.Second)); !errors.Is(err, ErrNoQuorum) {
 			t.Errorf("a write that was not: %v", err)
 		}
-		var all, sought int
-		w.with(func() { all, sought = w.all, w.sought })
+		all, sought := w.Sought()
 		if all == 0 || sought == 0 || sought > 8 {
 			t.Errorf("%d times all voters were asked, %d times a leader was looked for", all, sought)
 		}
-		w.with(func() { clear(w.cut) })
+		w.Cut(a.cfg.Self.ID, false)
 		w.get(x, "2")
 	})
 }
@@ -284,7 +283,7 @@ func TestCloseEndsCalls(t *testing.T) {
 	play(t, func(w *world) {
 		a := w.node(1)
 		x := a.Object(prefix, "app/x")
-		w.with(func() { w.dead = true })
+		w.Kill()
 		got := make(chan error, 2)
 		go func() { _, err := x.Get(context.Background()); got <- err }()
 		go func() {
@@ -315,11 +314,11 @@ func TestAHintIsFollowedAtOnce(t *testing.T) {
 	play(t, func(w *world) {
 		a := w.node(1)
 		x := a.Object(prefix, "app/x")
-		w.with(func() { w.dead = true })
+		w.Kill()
 		got := make(chan error, 1)
 		go func() { _, err := x.Get(context.Background()); got <- err }()
 		synctest.Wait()
-		w.elect()
+		w.Elect()
 		for range 100 {
 			a.Again(prefix)
 		}
@@ -327,7 +326,7 @@ func TestAHintIsFollowedAtOnce(t *testing.T) {
 		if err := <-got; err != nil || time.Since(began) > repeatFirst/2 {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
-		if n := w.count(durable.Read); n > 2 {
+		if n := w.Sent(durable.Read); n > 2 {
 			t.Errorf("%d reads", n)
 		}
 	})

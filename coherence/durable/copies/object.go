@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"latchkey/coherence/access"
 	"latchkey/coherence/durable"
 	"latchkey/coherence/durable/cachedobject"
 	"latchkey/coherence/protocol"
@@ -24,7 +25,7 @@ var (
 	// ErrOutcomeUnknown matches the error of a write that was sent, and of which nobody knows whether it has taken place, or will yet.
 	ErrOutcomeUnknown = errors.New("coherence: outcome unknown")
 	// ErrBusy matches the error of a call that was not made, since too many wait, or have written the object in the last minutes.
-	ErrBusy = errors.New("coherence: object busy")
+	ErrBusy = access.ErrBusy
 	// ErrFull matches the error of a write for which its group has no room. It was not made.
 	ErrFull = errors.New("coherence: group full")
 	// ErrRefused matches the error of a write that cannot be, as the group sees it. It was not made.
@@ -141,6 +142,9 @@ func (o *Object) pin(n int) {
 	defer o.group.mu.Unlock()
 	o.group.pins += n
 }
+
+// Lease returns how long a lease on the object lasts at most.
+func (o *Object) Lease() time.Duration { return o.group.s.cfg.Params.Holder() }
 
 // Changed returns a channel that is closed when the copy that is here now goes or comes, or its lease may be over, that is at any time.
 func (o *Object) Changed() <-chan struct{} {
