@@ -39,12 +39,19 @@ const (
 
 var metricStates = []string{metricServing, metricAsleep, metricLeaderless, metricUnleased, metricLeaving, metricHalted}
 
+// durableMetrics are those of durable objects.
+type durableMetrics struct {
+	objects, bytes, waiting                                                   *prometheus.Desc
+	hits, misses, refused, invalidations, stores, renewals, leases, evictions *prometheus.Desc
+}
+
 // groupMetrics tells Prometheus of a node's groups and locks: everything is read when it is asked for, so that nothing is kept between.
 type groupMetrics struct {
 	node *Node
 
 	groups, led, peers, retired                              *prometheus.Desc
 	apps, copies, hits, misses, invalidations, restarts      *prometheus.Desc
+	durables                                                 durableMetrics
 	views, commands, snapshots, buried, twins, stray, refuse *prometheus.Desc
 
 	held, waiting, acquires, oneRound, acquireTime, lost, refused *prometheus.Desc // locks
@@ -82,7 +89,20 @@ func (n *Node) Collector() prometheus.Collector {
 		hits:          desc("object_hits_total", "Accesses to shared objects that found the right they needed on this peer; an estimate, since one in 64 is counted."),
 		misses:        desc("object_misses_total", "Accesses to shared objects that waited for other peers."),
 		invalidations: desc("object_invalidations_total", "Copies of shared objects that this peer gave up, since others wrote."),
-		restarts:      desc("object_restarts_total", "Executions of applications that ended while this peer had them open."),
+		durables: durableMetrics{
+			objects:       desc("durable_objects", "Durable objects that this peer has copies of, present ones or not."),
+			bytes:         desc("durable_bytes", "Bytes of the durable objects that this peer has copies of, names and all."),
+			waiting:       desc("durable_waiting", "Calls on durable objects that wait on this peer now."),
+			hits:          desc("durable_hits_total", "Reads of durable objects that asked nobody; an estimate, since one in 64 is counted."),
+			misses:        desc("durable_misses_total", "Reads of durable objects that asked their group."),
+			refused:       desc("durable_refused_hits_total", "Reads that found a copy and were not given it, since its lease was over, or might be."),
+			invalidations: desc("durable_invalidations_total", "Copies of durable objects that this peer gave up, since somebody writes."),
+			stores:        desc("durable_writes_total", "Writes of durable objects that callers of this peer have made."),
+			renewals:      desc("durable_renewals_total", "Renewals of its leases that this peer has asked for."),
+			leases:        desc("durable_leases_total", "Answers to this peer that came with a lease."),
+			evictions:     desc("durable_evictions_total", "Durable objects that this peer forgot for want of room."),
+		},
+		restarts: desc("object_restarts_total", "Executions of applications that ended while this peer had them open."),
 
 		refused: desc("lock_refused_total", "Calls through this peer that got no lock, by reason.", "reason"),
 	}
@@ -94,6 +114,8 @@ func (m *groupMetrics) Describe(to chan<- *prometheus.Desc) {
 		m.groups, m.led, m.retired, m.peers, m.views, m.commands, m.snapshots, m.buried, m.twins, m.stray, m.refuse,
 		m.held, m.waiting, m.acquires, m.oneRound, m.acquireTime, m.lost, m.refused,
 		m.apps, m.copies, m.hits, m.misses, m.invalidations, m.restarts,
+		m.durables.objects, m.durables.bytes, m.durables.waiting, m.durables.hits, m.durables.misses, m.durables.refused, m.durables.invalidations,
+		m.durables.stores, m.durables.renewals, m.durables.leases, m.durables.evictions,
 	} {
 		to <- d
 	}
@@ -153,6 +175,19 @@ func (m *groupMetrics) Collect(to chan<- prometheus.Metric) {
 	counter(m.misses, o.Misses)
 	counter(m.invalidations, o.Invalidations)
 	counter(m.restarts, o.Restarts)
+
+	d := m.node.objects.DurableStats()
+	gauge(m.durables.objects, d.Objects)
+	gauge(m.durables.bytes, int(d.Bytes))
+	gauge(m.durables.waiting, d.Waiting)
+	counter(m.durables.hits, d.Hits)
+	counter(m.durables.misses, d.Misses)
+	counter(m.durables.refused, d.Refused)
+	counter(m.durables.invalidations, d.Invalidations)
+	counter(m.durables.stores, d.Stores)
+	counter(m.durables.renewals, d.Renewals)
+	counter(m.durables.leases, d.Leases)
+	counter(m.durables.evictions, d.Evictions)
 
 	l := m.node.meter.Counts()
 	gauge(m.held, l.Held)
