@@ -204,8 +204,10 @@ func (k *checker) command(index uint64, n note) {
 			}
 			k.granted(index, c.Name, who, n.ans.Token)
 		case table.Queued:
-			k.asked[who] = asked{n.at, c.TTL, k.suspect(who)}
-			if !slices.Contains(k.queues[c.Name], who) {
+			waits := slices.Contains(k.queues[c.Name], who)
+			// One that was silent may have been passed over meanwhile, and then it has begun anew behind all others.
+			k.asked[who] = asked{n.at, c.TTL, k.suspect(who) || waits && k.silent(who, n.at)}
+			if !waits {
 				k.queues[c.Name] = append(k.queues[c.Name], who)
 			}
 		}
@@ -244,7 +246,8 @@ func (k *checker) silent(w waiting, at time.Duration) bool {
 	return at-a.at > a.ttl/2+2*time.Second
 }
 
-// suspect reports whether a waiter may have to wait behind others: its client may have let a grant lapse, and not asked for this one since.
+// suspect reports whether a waiter may have to wait behind others: its client may have let a grant lapse, and not asked for this one since;
+// or it was silent itself, and has asked anew.
 func (k *checker) suspect(w waiting) bool {
 	granted, ok := k.offered[w.client]
 	a, waits := k.asked[w]

@@ -171,20 +171,25 @@ func Run(c Config) (Report, error) {
 const (
 	// calm is how long clients go on wishing after the faults are over.
 	calm = 2 * time.Second
-	// patience is how long they may take to be served then: a few leases and sessions of those that died.
-	patience = 60 * time.Second
+	// patienceMin is how long they may take to be served then: a few leases and sessions of those that died.
+	patienceMin = 60 * time.Second
 )
+
+// patience is patienceMin on the slowest clock that there may be.
+func (w *World) patience() time.Duration {
+	return patienceMin * 1_000_000 / time.Duration(1_000_000-w.cfg.Faults.Drift)
+}
 
 func (w *World) run() error {
 	if err := w.sim.Run(w.cfg.Faults.Heal + calm); err != nil {
 		return err
 	}
 	w.closing = true
-	if err := w.sim.RunUntil(w.cfg.Faults.Heal+calm+patience, w.idle); err != nil {
+	if err := w.sim.RunUntil(w.cfg.Faults.Heal+calm+w.patience(), w.idle); err != nil {
 		return err
 	}
 	if !w.idle() {
-		return fmt.Errorf("no progress: %v after the faults were over not everybody was served: %v (%v)", calm+patience, w.clients, w.sim)
+		return fmt.Errorf("no progress: %v after the faults were over not everybody was served: %v (%v)", calm+w.patience(), w.clients, w.sim)
 	}
 	return nil
 }
