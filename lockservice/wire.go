@@ -32,7 +32,7 @@ const (
 	// bytes each, and the names of 65,536 locks.
 	snapshotBytesMax = 512 << 20
 	// snapshotVersion is the version that is written. One of snapshotVersionMin is read too: what it lacks is absent.
-	snapshotVersion    = 3
+	snapshotVersion    = 4
 	snapshotVersionMin = 1
 )
 
@@ -169,7 +169,7 @@ func partyOf(c table.Client, peer keyspace.NodeID) *pb.Party {
 func encodeSnapshot(s table.State, sig *sigmaState) []byte {
 	m := &pb.Snapshot{Version: snapshotVersion, NowNs: int64(s.Now), Counter: s.Counter}
 	for _, l := range s.Locks {
-		lock := &pb.Lock{Name: l.Name, Permits: uint64(l.Permits), UntilNs: int64(l.Until), Away: l.Away}
+		lock := &pb.Lock{Name: l.Name, Permits: uint64(l.Permits), UntilNs: int64(l.Until), Away: l.Away, TurnsUntilNs: int64(l.TurnsUntil)}
 		if h := l.Hand; h != nil {
 			lock.Hand = &pb.Handover{Pending: h.Pending, Reporters: bytesOf(h.Reporters)}
 			for _, c := range h.Candidates {
@@ -180,6 +180,9 @@ func encodeSnapshot(s table.State, sig *sigmaState) []byte {
 			for _, q := range h.Said {
 				lock.Hand.Said = append(lock.Hand.Said, wishOf(q))
 			}
+		}
+		for _, n := range l.Turns {
+			lock.Turns = append(lock.Turns, &pb.Turn{Wish: wishOf(n.Wish), Peer: n.Peer[:], ReqTs: n.ReqTS, Come: n.Come})
 		}
 		for _, o := range l.Owners {
 			lock.Owners = append(lock.Owners, &pb.Owner{
@@ -235,6 +238,9 @@ func tableOf(m *pb.Snapshot) (s table.State, err error) {
 		}
 		lock := table.LockState{Name: l.Name, Permits: permitsOf(l.Permits), Until: time.Duration(l.UntilNs), Away: l.Away}
 		if lock.Hand, err = decodeHand(l.Hand); err != nil {
+			return s, err
+		}
+		if lock.TurnsUntil, lock.Turns, err = decodeTurns(l); err != nil {
 			return s, err
 		}
 		for _, x := range l.Owners {
@@ -325,6 +331,21 @@ func decodeHand(h *pb.Handover) (*table.HandoverState, error) {
 		out.Said = append(out.Said, q)
 	}
 	return out, nil
+}
+
+func decodeTurns(l *pb.Lock) (until time.Duration, turns []table.Turn, err error) {
+	for _, x := range l.Turns {
+		peer, err := nodesOf([][]byte{x.Peer})
+		if err != nil {
+			return 0, nil, err
+		}
+		n := table.Turn{Peer: peer[0], ReqTS: x.ReqTs, Come: x.Come}
+		if n.Wish, err = decodeWish(x.Wish); err != nil {
+			return 0, nil, err
+		}
+		turns = append(turns, n)
+	}
+	return time.Duration(l.TurnsUntilNs), turns, nil
 }
 
 func decodeParty(p *pb.Party, c *table.Client, peer *keyspace.NodeID) error {

@@ -1914,7 +1914,9 @@ type Lock struct {
 	Permits       uint64                 `protobuf:"varint,4,opt,name=permits,proto3" json:"permits,omitempty"`                // of a semaphore
 	UntilNs       int64                  `protobuf:"varint,5,opt,name=until_ns,json=untilNs,proto3" json:"until_ns,omitempty"` // granted to nobody before
 	Hand          *Handover              `protobuf:"bytes,6,opt,name=hand,proto3" json:"hand,omitempty"`
-	Away          bool                   `protobuf:"varint,7,opt,name=away,proto3" json:"away,omitempty"` // another group has it
+	Away          bool                   `protobuf:"varint,7,opt,name=away,proto3" json:"away,omitempty"`                                       // another group has it
+	Turns         []*Turn                `protobuf:"bytes,8,rep,name=turns,proto3" json:"turns,omitempty"`                                      // of those who waited at the voters, in their order
+	TurnsUntilNs  int64                  `protobuf:"varint,9,opt,name=turns_until_ns,json=turnsUntilNs,proto3" json:"turns_until_ns,omitempty"` // 0: more voters are to say who waits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1998,6 +2000,89 @@ func (x *Lock) GetAway() bool {
 	return false
 }
 
+func (x *Lock) GetTurns() []*Turn {
+	if x != nil {
+		return x.Turns
+	}
+	return nil
+}
+
+func (x *Lock) GetTurnsUntilNs() int64 {
+	if x != nil {
+		return x.TurnsUntilNs
+	}
+	return 0
+}
+
+// Turn is the place of one that waited at the voters when the log took the name over.
+type Turn struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Wish          *Wish                  `protobuf:"bytes,1,opt,name=wish,proto3" json:"wish,omitempty"`
+	Peer          []byte                 `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"` // 32 bytes
+	ReqTs         uint64                 `protobuf:"varint,3,opt,name=req_ts,json=reqTs,proto3" json:"req_ts,omitempty"`
+	Come          bool                   `protobuf:"varint,4,opt,name=come,proto3" json:"come,omitempty"` // it has asked the log
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Turn) Reset() {
+	*x = Turn{}
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Turn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Turn) ProtoMessage() {}
+
+func (x *Turn) ProtoReflect() protoreflect.Message {
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Turn.ProtoReflect.Descriptor instead.
+func (*Turn) Descriptor() ([]byte, []int) {
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Turn) GetWish() *Wish {
+	if x != nil {
+		return x.Wish
+	}
+	return nil
+}
+
+func (x *Turn) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Turn) GetReqTs() uint64 {
+	if x != nil {
+		return x.ReqTs
+	}
+	return 0
+}
+
+func (x *Turn) GetCome() bool {
+	if x != nil {
+		return x.Come
+	}
+	return false
+}
+
 // Handover is what is known of those who may hold a lock by protocol sigma.
 type Handover struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2011,7 +2096,7 @@ type Handover struct {
 
 func (x *Handover) Reset() {
 	*x = Handover{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2023,7 +2108,7 @@ func (x *Handover) String() string {
 func (*Handover) ProtoMessage() {}
 
 func (x *Handover) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[23]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2036,7 +2121,7 @@ func (x *Handover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handover.ProtoReflect.Descriptor instead.
 func (*Handover) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{23}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Handover) GetPending() bool {
@@ -2085,7 +2170,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2182,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[24]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2195,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{24}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Owner) GetParty() *Party {
@@ -2202,7 +2287,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[25]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2299,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_lockservice_pb_lockservice_proto_msgTypes[25]
+	mi := &file_lockservice_pb_lockservice_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2312,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{25}
+	return file_lockservice_pb_lockservice_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Queued) GetParty() *Party {
@@ -2449,7 +2534,7 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x04base\x18\x04 \x01(\x04R\x04base\x12\x15\n" +
 	"\x06cap_ns\x18\x05 \x01(\x03R\x05capNs\x12\x16\n" +
 	"\x06voters\x18\x06 \x03(\fR\x06voters\x12\x10\n" +
-	"\x03ids\x18\a \x03(\x04R\x03ids\"\x89\x02\n" +
+	"\x03ids\x18\a \x03(\x04R\x03ids\"\xe4\x02\n" +
 	"\x04Lock\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x126\n" +
 	"\x06owners\x18\x02 \x03(\v2\x1e.latchkey.lockservice.v1.OwnerR\x06owners\x125\n" +
@@ -2457,7 +2542,14 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\apermits\x18\x04 \x01(\x04R\apermits\x12\x19\n" +
 	"\buntil_ns\x18\x05 \x01(\x03R\auntilNs\x125\n" +
 	"\x04hand\x18\x06 \x01(\v2!.latchkey.lockservice.v1.HandoverR\x04hand\x12\x12\n" +
-	"\x04away\x18\a \x01(\bR\x04away\"\xb9\x01\n" +
+	"\x04away\x18\a \x01(\bR\x04away\x123\n" +
+	"\x05turns\x18\b \x03(\v2\x1d.latchkey.lockservice.v1.TurnR\x05turns\x12$\n" +
+	"\x0eturns_until_ns\x18\t \x01(\x03R\fturnsUntilNs\"x\n" +
+	"\x04Turn\x121\n" +
+	"\x04wish\x18\x01 \x01(\v2\x1d.latchkey.lockservice.v1.WishR\x04wish\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\fR\x04peer\x12\x15\n" +
+	"\x06req_ts\x18\x03 \x01(\x04R\x05reqTs\x12\x12\n" +
+	"\x04come\x18\x04 \x01(\bR\x04come\"\xb9\x01\n" +
 	"\bHandover\x12\x18\n" +
 	"\apending\x18\x01 \x01(\bR\apending\x12\x1c\n" +
 	"\treporters\x18\x02 \x03(\fR\treporters\x12B\n" +
@@ -2526,7 +2618,7 @@ func file_lockservice_pb_lockservice_proto_rawDescGZIP() []byte {
 }
 
 var file_lockservice_pb_lockservice_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_lockservice_pb_lockservice_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(Status)(0),       // 0: latchkey.lockservice.v1.Status
 	(Mode)(0),         // 1: latchkey.lockservice.v1.Mode
@@ -2553,9 +2645,10 @@ var file_lockservice_pb_lockservice_proto_goTypes = []any{
 	(*Snapshot)(nil),  // 22: latchkey.lockservice.v1.Snapshot
 	(*Sigma)(nil),     // 23: latchkey.lockservice.v1.Sigma
 	(*Lock)(nil),      // 24: latchkey.lockservice.v1.Lock
-	(*Handover)(nil),  // 25: latchkey.lockservice.v1.Handover
-	(*Owner)(nil),     // 26: latchkey.lockservice.v1.Owner
-	(*Queued)(nil),    // 27: latchkey.lockservice.v1.Queued
+	(*Turn)(nil),      // 25: latchkey.lockservice.v1.Turn
+	(*Handover)(nil),  // 26: latchkey.lockservice.v1.Handover
+	(*Owner)(nil),     // 27: latchkey.lockservice.v1.Owner
+	(*Queued)(nil),    // 28: latchkey.lockservice.v1.Queued
 }
 var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	3,  // 0: latchkey.lockservice.v1.Command.acquire:type_name -> latchkey.lockservice.v1.Acquire
@@ -2586,19 +2679,21 @@ var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	24, // 25: latchkey.lockservice.v1.Snapshot.locks:type_name -> latchkey.lockservice.v1.Lock
 	17, // 26: latchkey.lockservice.v1.Snapshot.breaks:type_name -> latchkey.lockservice.v1.Broken
 	23, // 27: latchkey.lockservice.v1.Snapshot.sigma:type_name -> latchkey.lockservice.v1.Sigma
-	26, // 28: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
-	27, // 29: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
-	25, // 30: latchkey.lockservice.v1.Lock.hand:type_name -> latchkey.lockservice.v1.Handover
-	15, // 31: latchkey.lockservice.v1.Handover.candidates:type_name -> latchkey.lockservice.v1.Candidate
-	4,  // 32: latchkey.lockservice.v1.Handover.said:type_name -> latchkey.lockservice.v1.Wish
-	9,  // 33: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
-	9,  // 34: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
-	4,  // 35: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	27, // 28: latchkey.lockservice.v1.Lock.owners:type_name -> latchkey.lockservice.v1.Owner
+	28, // 29: latchkey.lockservice.v1.Lock.queue:type_name -> latchkey.lockservice.v1.Queued
+	26, // 30: latchkey.lockservice.v1.Lock.hand:type_name -> latchkey.lockservice.v1.Handover
+	25, // 31: latchkey.lockservice.v1.Lock.turns:type_name -> latchkey.lockservice.v1.Turn
+	4,  // 32: latchkey.lockservice.v1.Turn.wish:type_name -> latchkey.lockservice.v1.Wish
+	15, // 33: latchkey.lockservice.v1.Handover.candidates:type_name -> latchkey.lockservice.v1.Candidate
+	4,  // 34: latchkey.lockservice.v1.Handover.said:type_name -> latchkey.lockservice.v1.Wish
+	9,  // 35: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
+	9,  // 36: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
+	4,  // 37: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_lockservice_pb_lockservice_proto_init() }
@@ -2622,7 +2717,7 @@ func file_lockservice_pb_lockservice_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockservice_pb_lockservice_proto_rawDesc), len(file_lockservice_pb_lockservice_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -18,7 +18,7 @@ func (r *Replica) List(from string, most int) (entries []ReportEntry, more bool,
 		}
 	}, from, most)
 	for _, name := range names {
-		entries = append(entries, r.entry(name, r.locks[name]))
+		entries = append(entries, r.entry(name, r.locks[name], ReportQueueMax))
 	}
 	switch {
 	case !r.settled:

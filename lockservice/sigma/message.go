@@ -204,7 +204,7 @@ type Report struct {
 type ReportEntry struct {
 	Name      string
 	Parties   []ReportParty // the owner, or the candidates that are not resolved; at most [CandidatesMax]
-	Queue     []ReportParty // the first [ReportQueueMax]
+	Queue     []ReportParty // the first [ReportQueueMax], in a report to the log [HandOverQueueMax]
 	Ended     []Req         // at most [ReportEndedMax]
 	DelayLeft time.Duration // of a lock-delay that runs
 }

@@ -146,7 +146,7 @@ func (r *Replica) reportModes(out []Action) []Action {
 		h := r.modes[name]
 		if h.next <= r.now {
 			h.next = r.now.Add(proposeEvery)
-			out = append(out, Action{Kind: Propose, Entry: Entry{Kind: EntryReport, From: r.log.View, Node: r.cfg.Self, Report: r.entry(name, h.lock)}})
+			out = append(out, Action{Kind: Propose, Entry: Entry{Kind: EntryReport, From: r.log.View, Node: r.cfg.Self, Report: r.entry(name, h.lock, HandOverQueueMax)}})
 		}
 		r.reportAt = min(r.reportAt, h.next)
 	}
@@ -181,7 +181,7 @@ func (r *Replica) inspect(from keyspace.NodeID, m *Message, out []Action) []Acti
 		return r.moved(from, m.Name, m.Req, out)
 	}
 	l := r.locks[m.Name]
-	answer := Message{Kind: Inspected, Name: m.Name, Req: m.Req, Report: &Report{Inc: r.cfg.Inc, Chunks: 1, Entries: []ReportEntry{r.entry(m.Name, l)}}}
+	answer := Message{Kind: Inspected, Name: m.Name, Req: m.Req, Report: &Report{Inc: r.cfg.Inc, Chunks: 1, Entries: []ReportEntry{r.entry(m.Name, l, ReportQueueMax)}}}
 	if l != nil {
 		answer.Position = len(l.queue)
 		for i := ReportQueueMax; i < min(len(l.queue), InspectQueueMax); i += ReportQueueMax {

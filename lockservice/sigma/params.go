@@ -19,6 +19,7 @@ const (
 	MembersMax       = 32                                                     // of a view
 	ReportEntriesMax = 64                                                     // names in one piece of a report, so that a piece fits a frame
 	ReportQueueMax   = 8                                                      // waiters of one name in a report; the others ask by themselves
+	HandOverQueueMax = 64                                                     // waiters of the one name in a report to the group's log, which keeps their order; the others come after them
 	InspectQueueMax  = 128                                                    // waiters of one name that an INSPECTED lists, beside their number
 	ReportEndedMax   = 16                                                     // finished requests of one name in a report; a forgotten one costs a grant that its client gives back
 	CandidatesMax    = 30                                                     // of one name in a report

@@ -118,9 +118,14 @@ type wish struct {
 	owed  automaton.Instant // when it is to be told that it is queued; 0: it has been
 }
 
+// CompareOrder compares two requests, made at Lamport times, by the order in which they are served: (reqTS, session, seq).
+func CompareOrder(ts uint64, q Req, otherTS uint64, other Req) int {
+	return cmp.Or(cmp.Compare(ts, otherTS), bytes.Compare(q.Session[:], other.Session[:]), cmp.Compare(q.Seq, other.Seq))
+}
+
 // before orders a queue: (reqTS, session, seq).
 func (w *wish) compare(v *wish) int {
-	return cmp.Or(cmp.Compare(w.reqTS, v.reqTS), bytes.Compare(w.req.Session[:], v.req.Session[:]), cmp.Compare(w.req.Seq, v.req.Seq))
+	return CompareOrder(w.reqTS, w.req, v.reqTS, v.req)
 }
 
 type candidate struct {

@@ -884,6 +884,27 @@ func TestLimitsAtTheirEdge(t *testing.T) {
 	}
 }
 
+// TestAHandoverNamesTheFirstOfTheQueue: what a voter reports to the log has the order of those who wait (M2).
+func TestAHandoverNamesTheFirstOfTheQueue(t *testing.T) {
+	for _, n := range []int{HandOverQueueMax - 1, HandOverQueueMax, HandOverQueueMax + 1} {
+		d := newDesk(t, 1, 2, 3)
+		d.client(10, ClientConfig{})
+		d.begin(10)
+		d.deliver()
+		for i := range n {
+			d.step(id(1), Event{Kind: Receive, From: id(11), Msg: &Message{
+				Kind: Request, View: d.log.View, Name: "n", ReqTS: uint64(2*n - i), Req: Req{Session{11, byte(i)}, 1}, TTL: deskTTL,
+			}})
+		}
+		state := d.log
+		d.step(id(1), Event{Kind: Applied, State: &state, Modes: []NameMode{{"n", ModePending}}})
+		q := d.saw(1, Propose).Entry.Report.Queue
+		if first := (Req{Session{11, byte(n - 1)}, 1}); len(q) != min(n, HandOverQueueMax) || q[0].Req != first || q[0].ReqTS != uint64(n+1) {
+			t.Errorf("%d wait: %d are reported, the first is %+v", n, len(q), q[0])
+		}
+	}
+}
+
 // TestIdleNamesMakeRoom: the longest idle name goes, and its number into the floor of all, so that its next token is higher.
 func TestIdleNamesMakeRoom(t *testing.T) {
 	d := newDesk(t, 1)

@@ -201,13 +201,13 @@ func (r *Replica) piece(i int) Report {
 	rep := Report{Inc: r.cfg.Inc, Chunk: i, Chunks: r.chunks()}
 	from := min(i*r.cfg.piece, len(r.frozen.names))
 	for _, name := range r.frozen.names[from:min(from+r.cfg.piece, len(r.frozen.names))] {
-		rep.Entries = append(rep.Entries, r.entry(name, r.frozen.locks[name]))
+		rep.Entries = append(rep.Entries, r.entry(name, r.frozen.locks[name], ReportQueueMax))
 	}
 	return rep
 }
 
-// entry says of a name who may hold it and who waits, as of now. Leases that are over are left out.
-func (r *Replica) entry(name string, l *lock) ReportEntry {
+// entry says of a name who may hold it and who waits, so many at most, as of now. Leases that are over are left out.
+func (r *Replica) entry(name string, l *lock, waiters int) ReportEntry {
 	e := ReportEntry{Name: name}
 	if l == nil {
 		return e
@@ -223,7 +223,7 @@ func (r *Replica) entry(name string, l *lock) ReportEntry {
 			e.Parties = append(e.Parties, r.party(&c.wish, c.until, max(c.tok, c.offered)))
 		}
 	}
-	for j := range l.queue[:min(len(l.queue), ReportQueueMax)] {
+	for j := range l.queue[:min(len(l.queue), waiters)] {
 		e.Queue = append(e.Queue, r.party(&l.queue[j], 0, 0))
 	}
 	for _, q := range l.ended[max(0, len(l.ended)-ReportEndedMax):] {
@@ -258,7 +258,7 @@ func (r *Replica) receivePull(from keyspace.NodeID, m *Message, out []Action) []
 	case m.Name == "":
 		return r.pushReport(from, m.Chunk, out)
 	}
-	rep := Report{Inc: r.cfg.Inc, Chunks: 1, Entries: []ReportEntry{r.entry(m.Name, r.frozen.locks[m.Name])}}
+	rep := Report{Inc: r.cfg.Inc, Chunks: 1, Entries: []ReportEntry{r.entry(m.Name, r.frozen.locks[m.Name], ReportQueueMax)}}
 	return append(out, Action{Kind: Send, To: from, Msg: Message{Kind: Reported, View: r.frozen.view, Name: m.Name, TS: r.clock, Report: &rep}})
 }
 

@@ -26,6 +26,7 @@ func (t *Table) Carve(name string) State {
 		l = t.insert(name, 0)
 	}
 	s.Locks = []LockState{l.stored()}
+	s.Locks[0].Turns, s.Locks[0].TurnsUntil = nil, 0 // those who have not come find the other table by themselves
 	for len(l.owners) > 0 {
 		t.free(l, l.owners[0])
 	}

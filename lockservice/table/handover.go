@@ -130,6 +130,7 @@ func (t *Table) View(now time.Duration, need int, out []Grant) []Grant {
 				h.Reporters, h.Candidates = l.hand.Reporters, l.hand.Candidates
 			}
 			l.setHand(t, h)
+			t.endTurns(l)
 			t.watch(l)
 		}
 	}
@@ -172,6 +173,7 @@ func (t *Table) Report(now time.Duration, voter keyspace.NodeID, e sigma.ReportE
 	h.Reporters = append(h.Reporters, voter)
 	for _, q := range e.Ended {
 		h.over(q)
+		t.turnEnded(l, q)
 	}
 	if e.DelayLeft > 0 {
 		t.delay(l, t.cfg.Drift.Stretch(min(e.DelayLeft, DelayMax)))
@@ -180,7 +182,12 @@ func (t *Table) Report(now time.Duration, voter keyspace.NodeID, e sigma.ReportE
 		if t.mutant != MutantNoCandidates {
 			t.named(l, p)
 		}
+		t.noteTurn(l, p)
 	}
+	for _, p := range e.Queue {
+		t.noteTurn(l, p)
+	}
+	l.inTurn()
 	need := t.need
 	if t.mutant == MutantOneModeReport {
 		need = 1
@@ -192,6 +199,7 @@ func (t *Table) Report(now time.Duration, voter keyspace.NodeID, e sigma.ReportE
 			}
 		}
 		t.note(l.name)
+		t.turnsKnown(l)
 	}
 	t.watch(l)
 	return t.resolve(l, out)
@@ -251,6 +259,7 @@ func (t *Table) outlived(l *lock, out []Grant) []Grant {
 			return false
 		}
 		delay = max(delay, c.Delay)
+		t.turnOver(l, c.Wish, c.Peer)
 		return true
 	})
 	t.delay(l, delay)
@@ -298,21 +307,29 @@ func (t *Table) counterOf(tok Token) uint64 {
 
 // disclaim notes that a request that is refused here has dropped its grants.
 func (t *Table) disclaim(l *lock, by Caller, q sigma.Req, out []Grant) []Grant {
-	if l.hand == nil || q == (sigma.Req{}) {
+	if q == (sigma.Req{}) {
 		return out
 	}
-	l.hand.says(q, by.Peer)
-	return t.resolve(l, out)
+	return t.overAt(l, q, by.Peer, out)
 }
 
 // Over tells that a request is over for good: its client told a voter so that had sealed the name.
 func (t *Table) Over(now time.Duration, name string, q sigma.Req, peer keyspace.NodeID, out []Grant) []Grant {
 	out = t.Tick(now, out)
-	l := t.locks[name]
-	if l == nil || l.hand == nil {
+	if l := t.locks[name]; l != nil {
+		out = t.overAt(l, q, peer, out)
+	}
+	return out
+}
+
+func (t *Table) overAt(l *lock, q sigma.Req, peer keyspace.NodeID, out []Grant) []Grant {
+	if l.hand == nil && len(l.turns) == 0 {
 		return out
 	}
-	l.hand.says(q, peer)
+	t.turnOver(l, q, peer)
+	if l.hand != nil {
+		l.hand.says(q, peer)
+	}
 	return t.resolve(l, out)
 }
 
@@ -385,6 +402,7 @@ func (t *Table) breakCandidate(l *lock, by Caller, b Break, out []Grant) (Answer
 	holder := Holder{Client: Client(c.Wish.Session), Peer: c.Peer, Token: b.Token, Left: c.Until - t.now}
 	t.noteBreak(BreakState{Name: b.Name, Token: b.Token, Holder: Caller{holder.Client, c.Peer}, Holders: 1, By: by, Now: t.now, At: b.At})
 	h.Candidates = slices.Delete(h.Candidates, i, i+1)
+	t.turnOver(l, c.Wish, c.Peer)
 	t.watch(l)
 	t.delay(l, c.Delay)
 	return Answer{Kind: Broken, Token: b.Token, Holder: holder}, t.resolve(l, out)

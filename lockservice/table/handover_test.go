@@ -124,7 +124,7 @@ func TestHandoverWaitsForCandidates(t *testing.T) {
 		h.want("X renews", h.step('X', Renew{Name: "n", Req: 1, Token: 7, TTL: 2 * time.Second}).Token, Token(7))
 		h.step('X', Release{Name: "n", Req: 1, Token: 7})
 		info := h.table.Info(h.now, "n")
-		h.want("next", info.Holder.Client, by('G').Client)
+		h.want("next", info.Holder.Client, by('Y').Client) // who was at the voters before
 		return info.Holder.Token <= Token(sigma.Block)
 	}
 	if run(t, MutantNone) {
@@ -201,7 +201,11 @@ func TestWhoeverSpeaksUpIsNoCandidate(t *testing.T) {
 			} else if what == "outlived its lease" {
 				continue
 			}
-			h.want(what+": granted", h.has('G'), true)
+			next := byte('G')
+			if what == "waits" { // it did so before
+				next = 'X'
+			}
+			h.want(what+": granted", h.has(next), true)
 		}
 	}
 }
@@ -347,4 +351,132 @@ func TestAnotherPeerDoesNotSpeakForACandidate(t *testing.T) {
 	}
 	h.out = h.table.Over(h.now, "n", sigma.Req{Session: wish('X').Session, Seq: 2}, by('X').Peer, h.out)
 	h.want("granted", h.has('G'), true)
+}
+
+// waits says that a request waits at a voter, made at a Lamport time.
+func waits(c byte, at uint64) sigma.ReportParty {
+	return sigma.ReportParty{Req: wish(c), Node: by(c).Peer, ReqTS: at}
+}
+
+func (h *handing) reportQueue(voter byte, owner sigma.ReportParty, queue ...sigma.ReportParty) {
+	h.out = h.table.Report(h.now, keyspace.NodeID{voter}, sigma.ReportEntry{Name: "n", Parties: []sigma.ReportParty{owner}, Queue: queue}, h.out)
+	h.done()
+}
+
+// queue says who waits, in order.
+func (h *handing) queue() (s string) {
+	for _, w := range h.table.Info(h.now, "n").Waiters {
+		s += string(w.Client[:1])
+	}
+	return s
+}
+
+// TestWaitersKeepTheirOrderWhenTheTableTakesANameOver: those who waited at the voters come first, as they waited there, however late they are heard
+// here; what falls free meanwhile is kept for them, for a moment.
+func TestWaitersKeepTheirOrderWhenTheTableTakesANameOver(t *testing.T) {
+	ask := func(c byte) Acquire {
+		return Acquire{Name: "n", Req: 1, TTL: 2 * time.Second, Wish: wish(c)}
+	}
+	began := func(m Mutant) *handing {
+		h := newHanding(t, m)
+		h.step('G', exclusive)
+		h.step('C', ask('C')) // told before the voters have reported
+		holder := party('X', 5*time.Second, 7)
+		h.reportQueue(1, holder, waits('A', 1), waits('B', 2), waits('C', 3))
+		h.want("while voters are to report", h.queue(), "CG")
+		h.reportQueue(2, holder, waits('D', 2), waits('A', 1)) // B is before D by its session
+		return h
+	}
+	h := began(MutantNone)
+	h.step('D', ask('D'))
+	h.step('B', ask('B'))
+	h.want("who has asked", h.queue(), "BDCG")
+	h.want("the holder claims", h.step('X', claim('X', 7)).Kind, Granted)
+	h.step('X', Release{Name: "n", Req: 1, Token: 7})
+	h.want("granted before A has asked", h.has('B'), false)
+	h.want("one that comes last", h.step('H', exclusive).Kind, Queued)
+	h.want("another's turn", h.step('E', ask('A')).Kind, Queued)
+	h.want("A at once", h.step('A', ask('A')).Kind, Granted)
+	h.want("the others", h.queue(), "BDCGHE")
+
+	h = began(MutantNone) // A never comes
+	h.step('B', ask('B'))
+	h.step('X', Release{Name: "n", Req: 1, Token: 7})
+	h.out = h.table.Over(h.now, "n", wish('X'), by('X').Peer, h.out)
+	h.want("granted at once", h.has('B'), false)
+	h.pass(turnsFor)
+	h.want("granted in the end", h.has('B'), true)
+	h.step('A', ask('A'))
+	h.want("A comes last", h.queue(), "CGA")
+
+	h = began(MutantNone) // A is known to want nothing any more
+	h.step('B', ask('B'))
+	h.out = h.table.Over(h.now, "n", wish('X'), by('X').Peer, h.out)
+	h.out = h.table.Over(h.now, "n", wish('A'), by('B').Peer, h.out)
+	h.want("on the word of another", h.has('B'), false)
+	h.out = h.table.Over(h.now, "n", wish('A'), by('A').Peer, h.out)
+	h.want("on its own word", h.has('B'), true)
+
+	h = began(MutantNone) // the view ends: what its voters say counts
+	h.view()
+	h.step('B', ask('B'))
+	h.want("a new view", h.queue(), "BCG")
+	h = newHanding(t, MutantNone)
+	h.step('G', exclusive)
+	h.step('B', ask('B'))
+	h.reportQueue(1, party('X', time.Second, 7), waits('A', 1), waits('B', 2))
+	h.view()
+	h.want("cancelled", len(h.table.State().Locks[0].Turns), 0)
+
+	if h = began(MutantImpatientTurns); true {
+		h.step('B', ask('B'))
+		h.out = h.table.Over(h.now, "n", wish('X'), by('X').Peer, h.out)
+		h.want("the mistake", h.has('B'), true)
+	}
+}
+
+func TestTurnsAreBounded(t *testing.T) {
+	many := func(n int) (q []sigma.ReportParty) {
+		for i := range n {
+			p := waits('A', uint64(n-i))
+			p.Req.Session[1], p.Req.Session[2] = byte(i), byte(i>>8)
+			q = append(q, p)
+		}
+		return q
+	}
+	for _, n := range []int{TurnsMax - 1, TurnsMax, TurnsMax + 1} {
+		h := newHanding(t, MutantNone)
+		h.step('G', exclusive)
+		h.reportQueue(1, sigma.ReportParty{}, many(n)...)
+		turns := h.table.State().Locks[0].Turns
+		h.want("turns", len(turns), min(n, TurnsMax))
+		h.want("the first", turns[0].ReqTS, uint64(1))
+	}
+	h := newHanding(t, MutantNone)
+	h.step('G', exclusive)
+	h.table.turns = TurnsTotalMax - 1
+	h.out = h.table.Report(h.now, keyspace.NodeID{1}, sigma.ReportEntry{Name: "n", Queue: many(3)}, h.out)
+	h.want("turns of all", h.table.turns, TurnsTotalMax)
+}
+
+func TestTurnsThatCannotBeAreRefused(t *testing.T) {
+	h := newHanding(t, MutantNone)
+	h.step('G', exclusive)
+	h.reportQueue(1, party('X', 5*time.Second, 7), waits('A', 1), waits('B', 2))
+	h.report(2)
+	for what, change := range map[string]func(l *LockState){
+		"for ever":     func(l *LockState) { l.TurnsUntil = 0 },
+		"for too long": func(l *LockState) { l.TurnsUntil += time.Hour },
+		"over":         func(l *LockState) { l.TurnsUntil = h.now },
+		"out of order": func(l *LockState) { l.Turns[0].ReqTS, l.Turns[1].ReqTS = 5, 4 },
+		"twice":        func(l *LockState) { l.Turns[1] = l.Turns[0] },
+		"nobody's":     func(l *LockState) { l.Turns[0].Wish = sigma.Req{} },
+		"too many":     func(l *LockState) { l.Turns = make([]Turn, TurnsMax+1) },
+	} {
+		s := h.table.State()
+		change(&s.Locks[0])
+		if _, err := Restore(h.table.cfg, s); !errors.Is(err, ErrState) {
+			t.Errorf("turns %s: %v", what, err)
+		}
+	}
 }

@@ -1,10 +1,13 @@
 package table
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // check tests every invariant of the table's state. It walks the whole state: tests call it after every step.
 func (t *Table) check() error {
-	owners, waiters, wakes, values := 0, 0, 0, 0
+	owners, waiters, wakes, values, turns := 0, 0, 0, 0, 0
 	for name, l := range t.locks {
 		if l.name != name || len(l.owners) == 0 && len(l.queue) == 0 && l.wake == nil && l.hand == nil && !l.away && t.need == 0 {
 			return fmt.Errorf("lock %q is kept for nobody", name)
@@ -30,6 +33,15 @@ func (t *Table) check() error {
 			}
 			if h.due != nil {
 				wakes++
+			}
+		}
+		turns += len(l.turns)
+		if (l.turnsDue != nil) != (len(l.turns) > 0 && (l.hand == nil || !l.hand.Pending)) || len(l.turns) > TurnsMax || !slices.IsSortedFunc(l.turns, compareTurns) {
+			return fmt.Errorf("lock %q: %d turns, to be forgotten: %v", name, len(l.turns), l.turnsDue != nil)
+		}
+		if l.turnsDue != nil {
+			if wakes++; l.turnsDue.when <= t.now {
+				return fmt.Errorf("lock %q: turns until %v, now %v", name, l.turnsDue.when, t.now)
 			}
 		}
 		seen := make(map[request]bool)
@@ -78,6 +90,9 @@ func (t *Table) check() error {
 	indexed := 0
 	for _, rs := range t.requests {
 		indexed += len(rs)
+	}
+	if turns != t.turns || turns > TurnsTotalMax {
+		return fmt.Errorf("%d turns, counted %d", t.turns, turns)
 	}
 	if owners != t.owners || waiters != t.waiting || indexed != owners+waiters || len(t.due) != owners+wakes || values != t.values {
 		return fmt.Errorf("%d owners, counted %d; %d waiters, counted %d; %d requests; %d due, %d to be settled; %d bytes of values, counted %d",

@@ -221,7 +221,10 @@ type LockState struct {
 	Queue   []WaiterState
 	Until   time.Duration // log time before which nobody is granted it: a new generation, or a lock delay. 0: none
 	Hand    *HandoverState
-	Away    bool // another group's table has it
+	Turns   []Turn // of those who waited at the voters, in their order; at most [TurnsMax]
+	// TurnsUntil is the log time until which Turns count. 0: without any, or while more voters are to say who waits.
+	TurnsUntil time.Duration
+	Away       bool // another group's table has it
 }
 
 // HandoverState is what is known of those who may hold a lock by protocol sigma (M2, M3).

@@ -22,6 +22,7 @@ const (
 	MutantClaimOverrules // a claim is granted beside a silent rival
 	MutantKeptReports    // a view change leaves reports standing (M5)
 	MutantModeReset      // a view change makes every name one of protocol sigma
+	MutantImpatientTurns // what falls free is kept for nobody
 	MutantBackAtOnce     // a name goes back inside the view, as soon as it is free
 )
 

@@ -84,6 +84,7 @@ type Table struct {
 	// need is how many voters of the view have to say who may hold a name before the table locks it (M3). 0: there is no view, and no
 	// other protocol.
 	need    int
+	turns   int  // of all locks
 	noted   bool // changed is kept
 	changed map[string]struct{}
 
@@ -106,6 +107,9 @@ type lock struct {
 	// hand is what is known of those who may hold it by protocol sigma; nil once nobody may. As long as there is one nobody else is
 	// granted it.
 	hand *handover
+	// turns has the order of those who waited at the voters; turnsDue is when it is forgotten, nil while more voters are to report.
+	turns    []Turn
+	turnsDue *due
 	// away: another group's table has it, and voters keep their hands off it.
 	away bool
 	// wake is when the lock is to be settled; until then nobody is granted it. Nil: it is settled. It stands at [unsettled] when
@@ -153,6 +157,8 @@ func (t *Table) Tick(now time.Duration, out []Grant) []Grant {
 			out = t.expire(d.lock, d.owner, out)
 		case d.hand:
 			out = t.outlived(d.lock, out)
+		case d.turns:
+			out = t.turnsOver(d.lock, out)
 		default:
 			out = t.woken(d.lock, out)
 		}
@@ -247,6 +253,7 @@ func (t *Table) acquire(by Caller, a Acquire, out []Grant) (Answer, []Grant) {
 	}
 	l.queue = append(l.queue, w)
 	t.waiting++
+	l.come()
 	if a.Wish != (sigma.Req{}) {
 		out = t.resolve(l, out)
 	}
@@ -265,7 +272,7 @@ func (t *Table) roomForName(name string) bool {
 func (t *Table) admits(l *lock, w WaiterState) bool {
 	n := len(l.owners)
 	switch {
-	case l.wake != nil, l.hand != nil, l.away:
+	case l.wake != nil, l.hand != nil, l.away, l.awaited(&w) && t.mutant != MutantImpatientTurns:
 		return false
 	case l.permits > 0:
 		return n < l.permits || t.mutant == MutantExtraPermit && n == l.permits
@@ -559,6 +566,7 @@ func (t *Table) drop(l *lock) {
 		heap.Remove(&t.due, l.wake.at)
 	}
 	l.setHand(t, nil)
+	t.endTurns(l)
 	delete(t.locks, l.name)
 	t.bytes -= len(l.name)
 }
@@ -728,7 +736,10 @@ func (t *Table) State() State {
 
 // stored returns a lock as a [State] has it.
 func (l *lock) stored() LockState {
-	ls := LockState{Name: l.name, Permits: l.permits, Queue: slices.Clone(l.queue), Away: l.away}
+	ls := LockState{Name: l.name, Permits: l.permits, Queue: slices.Clone(l.queue), Away: l.away, Turns: slices.Clone(l.turns)}
+	if l.turnsDue != nil {
+		ls.TurnsUntil = l.turnsDue.when
+	}
 	if l.hand != nil {
 		h := l.hand.HandoverState.clone()
 		ls.Hand = &h
@@ -789,6 +800,9 @@ func (t *Table) restoreLock(ls LockState) error {
 	if err := t.restoreHand(l, ls); err != nil {
 		return err
 	}
+	if err := t.restoreTurns(l, ls); err != nil {
+		return err
+	}
 	add := func(by Caller, req uint64, value string) error {
 		_, twice := t.requests[by.Client][request{ls.Name, req}]
 		if twice || len(t.requests[by.Client]) >= RequestsPerSessionMax || t.perPeer[by.Peer] >= RequestsPerPeerMax {
@@ -841,6 +855,7 @@ type due struct {
 	lock  *lock
 	owner *owner
 	hand  bool // the end of a candidate's lease
+	turns bool // turns are forgotten
 	at    int  // place in the heap
 }
 
@@ -868,6 +883,8 @@ func (d *due) rank() int {
 		return 2
 	case d.hand:
 		return 1
+	case d.turns:
+		return 3
 	}
 	return 0
 }

@@ -796,6 +796,8 @@ func TestRestoreRefusesImpossibleStates(t *testing.T) {
 		"a break of no token":       func(s *State) { s.Breaks = []BreakState{{Name: "a", Holders: 1}} },
 		"a break of the future":     func(s *State) { s.Breaks = []BreakState{{Name: "a", Token: 1, Holders: 1, Now: s.Now + 1}} },
 		"too many breaks":           func(s *State) { s.Breaks = make([]BreakState, BreaksMax+1) },
+		"turns of no voters":        func(s *State) { s.Locks[0].Turns, s.Locks[0].TurnsUntil = []Turn{{Wish: wish('a')}}, s.Now+1 },
+		"no turns for a while":      func(s *State) { s.Locks[0].TurnsUntil = s.Now + 1 },
 		"token above the counter":   func(s *State) { s.Locks[0].Owners[0].Counter = s.Counter + 1 },
 		"no token":                  func(s *State) { s.Locks[0].Owners[0].Counter = 0 },
 		"lease over already":        func(s *State) { s.Locks[0].Owners[0].Ends = s.Now },

@@ -329,15 +329,15 @@ func (d *decoder) report(r *Report) *sigma.Report {
 		return out
 	}
 	for _, e := range r.Entries {
-		out.Entries = append(out.Entries, d.entry(e))
+		out.Entries = append(out.Entries, d.entry(e, sigma.ReportQueueMax))
 	}
 	return out
 }
 
-func (d *decoder) entry(e *Entry) sigma.ReportEntry {
+func (d *decoder) entry(e *Entry, waiters int) sigma.ReportEntry {
 	x := sigma.ReportEntry{
 		Name: d.name(e.Name, false), DelayLeft: d.span(e.DelayLeftNs),
-		Parties: d.parties(e.Parties, sigma.CandidatesMax), Queue: d.parties(e.Queue, sigma.ReportQueueMax),
+		Parties: d.parties(e.Parties, sigma.CandidatesMax), Queue: d.parties(e.Queue, waiters),
 	}
 	if len(e.Ended) > sigma.ReportEndedMax {
 		d.fail("%d finished requests", len(e.Ended))
@@ -410,7 +410,7 @@ func DecodeEntry(b []byte) (e sigma.Entry, err error) {
 	case report != (p.Report != nil), over != (p.Req != nil):
 		d.fail("%v with report %v and request %v", p.Kind, p.Report != nil, p.Req != nil)
 	case report:
-		e.Report = d.entry(p.Report)
+		e.Report = d.entry(p.Report, sigma.HandOverQueueMax)
 	}
 	if d.err != nil {
 		return sigma.Entry{}, d.err

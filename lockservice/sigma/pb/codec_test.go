@@ -82,7 +82,7 @@ func TestTheLongestReportFitsAnEntry(t *testing.T) {
 	for range sigma.CandidatesMax {
 		e.Report.Parties = append(e.Report.Parties, party)
 	}
-	for range sigma.ReportQueueMax {
+	for range sigma.HandOverQueueMax {
 		e.Report.Queue = append(e.Report.Queue, party)
 	}
 	for range sigma.ReportEndedMax {
@@ -94,6 +94,13 @@ func TestTheLongestReportFitsAnEntry(t *testing.T) {
 	}
 	if _, err := DecodeEntry(b); err != nil {
 		t.Error(err)
+	}
+	e.Report.Name, e.Report.Queue = "n", append(e.Report.Queue, party)
+	if b, err = EncodeEntry(&e); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DecodeEntry(b); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a waiter too many: %v", err)
 	}
 }
 
