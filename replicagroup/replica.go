@@ -52,6 +52,7 @@ type replica struct {
 	events   []order.Event // to be stepped; see step
 	epochs   []epoch       // of the engine's timers
 	held     []order.Send  // wait for their persist, by rising After
+	lagging  []order.Entry // delivered and not yet executed; see lags
 	storedTo uint64        // every persist up to here is stored
 
 	applied       uint64
@@ -189,6 +190,11 @@ func (r *replica) step(ev order.Event) {
 		return
 	}
 	r.stepping = true
+	if len(r.lagging) > 0 {
+		r.deliver(r.lagging)
+		clear(r.lagging)
+		r.lagging = r.lagging[:0]
+	}
 	for i := 0; i < len(r.events) && !r.halted; i++ {
 		a := &r.shard.actions
 		a.Reset()
@@ -243,7 +249,11 @@ func (r *replica) perform(a *order.Actions) {
 		r.install(in, first)
 	}
 	if len(a.Deliver) > 0 {
-		r.deliver(a.Deliver)
+		if r.lags(a) {
+			r.lagging = append(r.lagging, a.Deliver...)
+		} else {
+			r.deliver(a.Deliver)
+		}
 	}
 	for _, d := range a.Done {
 		r.done(d)
@@ -256,8 +266,15 @@ func (r *replica) perform(a *order.Actions) {
 	}
 }
 
-// stored reports a persist to the engine and lets go of the messages that waited for it.
-func (r *replica) stored(seq uint64) {
+// lags reports whether entries are executed only when what came with them is stored and acknowledged, which is what a leader waits for: as
+// a rule an append brings the news that the entry before it is committed. Who follows need not execute it first. It does so in
+// the same turn, before the engine learns that the write is done.
+func (r *replica) lags(a *order.Actions) bool {
+	return r.shard.prompt && !r.leading && len(a.Persist) > 0 && len(a.Views)+len(a.Install)+len(a.Done)+len(a.ReadOK) == 0 && a.Halt == nil
+}
+
+// release lets go of the messages that waited for a persist, which is stored.
+func (r *replica) release(seq uint64) {
 	invariant.Check(seq > r.storedTo, "persists are stored in order", seq)
 	r.storedTo = seq
 	n := 0
@@ -266,7 +283,6 @@ func (r *replica) stored(seq uint64) {
 		n++
 	}
 	r.held = append(r.held[:0], r.held[n:]...)
-	r.step(order.Stored{Seq: seq})
 }
 
 func (r *replica) send(m order.Send) {

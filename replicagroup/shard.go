@@ -48,6 +48,7 @@ type shard struct {
 	spare     []order.Propose // storage of what the next one gathers
 	persists  []persist
 	storing   []persist // storage of those that are being stored
+	prompt    bool      // somebody waits for what this turn sends, and for nothing else it does: see [replica.lags]
 	writes    []Write
 	out       map[peer.ID]*outgoing
 	outOrder  []peer.ID         // peers of out that have messages, in the order of their first one
@@ -220,9 +221,11 @@ func (s *shard) handleNow(e nowEvent) bool {
 		return false
 	}
 	s.now = s.host.clock.Now()
+	s.prompt = s.host.volatile
 	e.handle(s)
 	if s.host.volatile {
 		s.broken = s.settle()
+		s.prompt = false
 	} else {
 		s.propose()
 		s.flush()
@@ -375,7 +378,11 @@ func (s *shard) store() error {
 		return err
 	}
 	for _, p := range stored {
-		p.replica.stored(p.seq)
+		p.replica.release(p.seq)
+	}
+	s.flush() // others wait for what was released
+	for _, p := range stored {
+		p.replica.step(order.Stored{Seq: p.seq})
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package replicagroup
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"testing"
@@ -332,5 +333,77 @@ func TestMessagesOfManyAreHandledTogether(t *testing.T) {
 	}
 	if r.proposals[2] = (commandKey{}); acks.lone(s) {
 		t.Error("an acknowledgement is handled by itself while several are awaited")
+	}
+}
+
+// followingEngine gets an append that brings entry 2 and the news that entry 1 is committed.
+type followingEngine struct {
+	busyEngine
+	note func(what string)
+}
+
+func (e *followingEngine) Leader() (order.ReplicaID, bool) { return 2, false }
+
+func (e *followingEngine) Step(ev order.Event, out *order.Actions) {
+	switch ev := ev.(type) {
+	case order.Recv:
+		out.Persist = append(out.Persist, order.Persist{Seq: 1, Records: []order.Record{{Kind: order.RecordState}}, Sync: true})
+		out.Send = append(out.Send, order.Send{To: 2, Msg: order.Message("ack"), After: 1})
+		out.Deliver = append(out.Deliver, order.Entry{Index: 1, Kind: order.Noop})
+	case order.Stored:
+		e.note("stored")
+	case order.Applied:
+		e.note(fmt.Sprint("told of ", ev.Index))
+	}
+}
+
+type notingStore struct {
+	*MemoryStore
+	note func(what string)
+}
+
+func (s notingStore) Write([]Write, bool) error {
+	s.note("write")
+	return nil
+}
+
+type notingOverlay struct {
+	watcher
+	note func(what string)
+}
+
+func (o *notingOverlay) Send(peer.ID, keyspace.Key, string, []byte) error {
+	o.note("acknowledge")
+	return nil
+}
+
+// stepNow steps a replica's engine.
+type stepNow struct{ r *replica }
+
+func (e stepNow) handle(*shard)    { e.r.step(order.Recv{}) }
+func (e stepNow) lone(*shard) bool { return true }
+
+// A leader waits for a follower's acknowledgement, and for nothing else that the follower does: what the append tells to be committed is
+// executed after that, and still within the turn. Nothing is acknowledged that is not stored.
+func TestAFollowerAcknowledgesBeforeItExecutes(t *testing.T) {
+	var r *replica
+	var notes []string
+	note := func(what string) { notes = append(notes, fmt.Sprint(what, ", executed ", r.applied)) }
+	h := &Host{clock: driver.NewClock(), store: notingStore{NewMemoryStore(), note}, overlay: &notingOverlay{note: note}, volatile: true}
+	s := newShard(h)
+	d := testDescriptor()
+	d.View.Members = []order.Member{testMember(1), testMember(2)}
+	r = newReplica(1, &d, &followingEngine{note: note}, nil, 1)
+	r.shard = s
+	s.turns.Unlock()
+	if !s.handleNow(stepNow{r}) {
+		t.Fatal("an idle shard does not handle it at once")
+	}
+	want := []string{"write, executed 0", "acknowledge, executed 0", "stored, executed 1", "told of 1, executed 1"}
+	if !slices.Equal(notes, want) {
+		t.Errorf("%q, want %q", notes, want)
+	}
+	if len(r.lagging) > 0 || s.prompt {
+		t.Errorf("%d entries are left to be executed", len(r.lagging))
 	}
 }
