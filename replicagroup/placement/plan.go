@@ -51,7 +51,7 @@ func DefaultPlanTimes() PlanTimes {
 		Damp:    20 * time.Second,
 		Idle:    60 * time.Second, // a joiner has to be up for Stable anyway
 		Answer:  2 * time.Second,
-		Settle:  2 * time.Second,
+		Settle:  500 * time.Millisecond, // who are stopped together are told so within that, and a shutdown waits for it
 		Hand:    3 * time.Second,
 		Lag:     2 * time.Second,
 		Soon:    time.Second,
@@ -74,7 +74,7 @@ func TestnetPlanTimes() PlanTimes {
 		Damp:    2 * time.Second,
 		Idle:    5 * time.Second,
 		Answer:  time.Second,
-		Settle:  time.Second,
+		Settle:  500 * time.Millisecond,
 		Hand:    2 * time.Second, // an election takes one when it must
 		Lag:     time.Second,
 		Soon:    250 * time.Millisecond,
