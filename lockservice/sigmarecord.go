@@ -14,8 +14,21 @@ type recorder struct {
 	log   *voterlog.Log
 	key   string
 	none  sigma.ViewID // of which it is recorded that there is nothing
+	space *recording   // nil while there is nothing to record
+}
+
+// recording is the storage of what is being recorded.
+type recording struct {
 	batch voterlog.Batch
 	bytes []byte
+}
+
+// open returns it.
+func (r *recorder) open() *recording {
+	if r.space == nil {
+		r.space = new(recording)
+	}
+	return r.space
 }
 
 // begin prepares r for the voter of a seat. A replica that joins anew has another key.
@@ -64,44 +77,46 @@ func (r *recorder) nothing(h sigma.Head) error {
 		return nil
 	}
 	r.none = h.View
-	r.batch.Void()
-	r.bytes = sigmapb.AppendHead(r.bytes[:0], &h)
-	r.batch.Head(r.bytes)
-	err := r.log.Write(r.key, &r.batch)
+	s := r.open()
+	s.batch.Void()
+	s.bytes = sigmapb.AppendHead(s.bytes[:0], &h)
+	s.batch.Head(s.bytes)
+	err := r.log.Write(r.key, &s.batch)
 	r.rest()
 	return err
 }
 
 // rest lets go of memory: there may be ten thousand voters, most of them without a replica.
-func (r *recorder) rest() { r.batch, r.bytes = voterlog.Batch{}, nil }
+func (r *recorder) rest() { r.space = nil }
 
 // record carries out what a replica's step has recorded. The messages of the step must not leave where it fails.
 func (r *recorder) record(replica *sigma.Replica, out []sigma.Action) error {
 	if r.log == nil {
 		return nil
 	}
-	r.batch.Reset()
+	space := r.open()
+	space.batch.Reset()
 	for i := range out {
 		switch a := &out[i]; a.Kind {
 		case sigma.Void:
-			r.batch.Void()
+			space.batch.Void()
 		case sigma.SaveHead:
 			h := replica.Head()
 			r.none = h.View
-			r.bytes = sigmapb.AppendHead(r.bytes[:0], &h)
-			r.batch.Head(r.bytes)
+			space.bytes = sigmapb.AppendHead(space.bytes[:0], &h)
+			space.batch.Head(space.bytes)
 		case sigma.Save:
 			s, ok := replica.Saved(a.Msg.Name)
 			if !ok {
-				r.batch.Delete(a.Msg.Name)
+				space.batch.Delete(a.Msg.Name)
 				continue
 			}
-			r.bytes = sigmapb.AppendSaved(r.bytes[:0], &s)
-			r.batch.Save(a.Msg.Name, r.bytes)
+			space.bytes = sigmapb.AppendSaved(space.bytes[:0], &s)
+			space.batch.Save(a.Msg.Name, space.bytes)
 		}
 	}
-	if r.batch.Empty() {
+	if space.batch.Empty() {
 		return nil
 	}
-	return r.log.Write(r.key, &r.batch)
+	return r.log.Write(r.key, &space.batch)
 }

@@ -110,7 +110,7 @@ type sigmaVoter struct {
 	caught    bool              // all is applied that was committed at some time in this life
 	restarted bool              // a replica has to find out first what is going on (S8)
 	rest      sigma.Rest        // of the last replica
-	proposed  [3]proposedEntry  // Vet
+	proposed  *[3]proposedEntry // Vet; nil before
 	looked    automaton.Instant // giveBack
 	listed    automaton.Instant // list
 	watchers  watchers
@@ -363,6 +363,9 @@ func (w *sigmaVoter) Vet(_ keyspace.NodeID, data []byte) bool {
 	}
 	if e.Kind > sigma.EntryRaiseTTL {
 		return true // about one name, and from each voter another
+	}
+	if w.proposed == nil {
+		w.proposed = new([3]proposedEntry)
 	}
 	now, last := w.seat.Now(), &w.proposed[e.Kind-sigma.EntryView]
 	if e.From != w.view || last.from == w.view && last.at != 0 && now.Sub(last.at) < proposePause {

@@ -116,7 +116,8 @@ type Host struct {
 	leaderLoads voterLoads // messages to leaders
 	internal    *Client    // of the host itself, for placement
 	kin         kin
-	leases      *leases // nil under policy manual
+	like        atomic.Pointer[raft.Settings] // of the engine that was made last
+	leases      *leases                       // nil under policy manual
 
 	plan       placement.PlanTimes
 	neighbours *neighbours // nil: no plan is made
@@ -512,11 +513,12 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	d = h.kin.share(d)
 	engine, err := raft.New(raft.Config{
 		Group: d.Group, Self: self, Store: h.storeID, View: d.View, Join: join,
-		LeaseReads: h.genesis.LeaseReads, PromisesOnly: !h.clock.SuspendAware(), Drift: h.genesis.Drift,
+		LeaseReads: h.genesis.LeaseReads, PromisesOnly: !h.clock.SuspendAware(), Drift: h.genesis.Drift, Like: h.like.Load(),
 	}, image)
 	if err != nil {
 		return fmt.Errorf("replicagroup: group %v: %w", d.Group, err)
 	}
+	h.like.Store(engine.Settings())
 	h.mu.Lock()
 	h.hosted[d.Group] = true
 	h.mu.Unlock()

@@ -210,10 +210,7 @@ func (r *replica) unlead() {
 
 // elsewhere says of a group who leads it.
 func (r *replica) elsewhere(why Why) Elsewhere {
-	if r.encoded == nil {
-		r.encoded = encodeDescriptor(*r.descriptor)
-	}
-	e := Elsewhere{Why: why, Descriptor: r.encoded}
+	e := Elsewhere{Why: why, Descriptor: r.encoded()}
 	leader, _ := r.engine.Leader()
 	if m, ok := r.view.Member(leader); ok && leader != r.self {
 		e.Leader = m.Peer

@@ -11,6 +11,8 @@ import (
 // more room than what they hold. So a replica puts them away as a snapshot when it falls asleep, and makes them again from it when it is
 // to execute something or to answer: what a restart does, in microseconds and without the disk. Whoever wants them calls state.
 
+// Groups that nobody has ever asked for anything have equal states: what several put away one after the other is kept once.
+
 // parkedBytesMax bounds what is put away: a larger state is used by somebody, and would take its time.
 const parkedBytesMax = 1024
 
@@ -39,7 +41,11 @@ func (r *replica) park() {
 		r.unlead()
 	}
 	if b := r.table.Snapshot(); len(b) <= parkedBytesMax {
-		r.parked, r.table = bytes.Clone(b), nil
+		s := r.shard
+		if !bytes.Equal(b, s.parked) {
+			s.parked = bytes.Clone(b)
+		}
+		r.parked, r.table = s.parked, nil
 		r.shard.host.counters.parked.Add(1)
 	}
 }

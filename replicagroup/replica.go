@@ -41,10 +41,8 @@ type replica struct {
 	self       order.ReplicaID
 	view       order.View            // as of what was delivered; joint for the time a change takes
 	descriptor *placement.Descriptor // of the last settled view; others keep it, too, and nobody changes it
-	encoded    []byte                // of descriptor, once somebody needed it
 	later      *placement.Descriptor // the newest that others told of; nil, or of a later view when it was told
 	fellows    []peer.ID             // the peers of view and later
-	links      []order.Link          // of members, that came or went while it hesitates and that it has not heard of
 	engine     order.Orderer
 	table      *session.Table // nil while it is put away; see state
 	parked     []byte         // instead of table
@@ -56,23 +54,23 @@ type replica struct {
 	storedTo uint64        // every persist up to here is stored
 
 	applied       uint64
-	gathered      int // entries since the last snapshot
-	gatheredBytes int // and the bytes of their data
+	gatheredBytes int   // of the data of entries since the last snapshot
+	gathered      int32 // and how many they are
+	asked         int32 // how often in a row the members were asked for news
 
 	nextRef uint64
-	inputs  int // proposals of inputs under way
+	inputs  int32 // proposals of inputs under way
+	waiters int32 // callers in waiting, reads, blocked and lines
 	// These maps are nil in a replica that has slept since they were used.
 	waiting     map[commandKey][]caller // commands proposed here, by what names them
-	waiters     int                     // callers in waiting, reads, blocked and lines
 	proposals   map[uint64]commandKey   // by Ref
 	proposing   []order.Propose         // gathered in this turn; empty unless shard.proposers has the replica
 	reads       map[uint64]*queryEvent  // by Ref: wait for their read point
 	blocked     []blockedRead           // have their read point and wait for it to be applied
-	asked       int                     // how often in a row the members were asked for news
-	partings    []chan<- error
-	plan        *plan    // of view changes, while this replica leads
-	ring        *keyring // of the keys that have own groups, while this replica of a prefix's group leads; nil until it is needed
-	*contention          // nil before it is asked for something
+	rare        *rare                   // nil while there is nothing in it
+	plan        *plan                   // of view changes, while this replica leads
+	ring        *keyring                // of the keys that have own groups, while this replica of a prefix's group leads; nil until it is needed
+	*contention                         // nil before it is asked for something
 
 	lease    *leaseCell // nil: it needs none to answer
 	granting *granting  // nil but at the root's replicas under policy lease
@@ -96,6 +94,21 @@ type replica struct {
 	hesitates         bool // it is one of shard.drowsy, or was until a moment ago
 	trusts            bool // and has not heard that a member is not suspected any more
 	resting           bool // its engine has not begun: it is one of shard.resting, or was until a moment ago
+}
+
+// rare is what few replicas have at a time.
+type rare struct {
+	encoded  []byte       // replica.descriptor
+	links    []order.Link // of members, that came or went while it hesitates and that it has not heard of
+	partings []chan<- error
+}
+
+// rarely returns where that is kept.
+func (r *replica) rarely() *rare {
+	if r.rare == nil {
+		r.rare = new(rare)
+	}
+	return r.rare
 }
 
 // epoch is the newest epoch of a kind of timer.
@@ -158,6 +171,9 @@ func (r *replica) start(s *shard, inTurn bool) {
 	}
 	r.meet()
 	if r.seat != nil {
+		if r.lease != nil {
+			r.seat.lease = new(voterLease)
+		}
 		r.seat.voter = s.host.voters.New(r.seat)
 	}
 	r.led = true // as if it were known, so that not knowing one is a change
@@ -382,7 +398,7 @@ func (r *replica) answer(key commandKey, reply []byte) {
 		return
 	}
 	delete(r.waiting, key)
-	r.waiters -= len(calls)
+	r.waiters -= int32(len(calls))
 	r.took(key)
 	for _, c := range calls {
 		c.Reply(reply)

@@ -54,6 +54,7 @@ type shard struct {
 	outOrder  []peer.ID         // peers of out that have messages, in the order of their first one
 	spareAt   automaton.Instant // when timerSpare runs out; Never when it is not set
 	reply     []byte            // storage of one reply
+	parked    []byte            // what a replica has put away last; never changed
 }
 
 // outgoing gathers one turn's engine messages to one peer, behind spare ones of former turns: a pb.EngineBatch under way.

@@ -53,6 +53,9 @@ func (r *replica) lighten() {
 	if len(r.held) == 0 {
 		r.held = nil
 	}
+	if r.rare != nil && len(r.rare.links)+len(r.rare.partings) == 0 {
+		r.rare = nil
+	}
 	if len(r.blocked) == 0 {
 		r.blocked = nil
 	}
@@ -148,12 +151,13 @@ func (s *shard) lineUp(before int) {
 // unheard keeps what has become of a link for a replica that hesitates. Of each member that is the last loss and what came after it:
 // who hears of both knows all that matters.
 func (r *replica) unheard(l order.Link) {
+	rare := r.rarely()
 	if !l.Up {
-		r.links = slices.DeleteFunc(r.links, func(o order.Link) bool { return o.To == l.To })
-	} else if slices.Contains(r.links, l) {
+		rare.links = slices.DeleteFunc(rare.links, func(o order.Link) bool { return o.To == l.To })
+	} else if slices.Contains(rare.links, l) {
 		return
 	}
-	r.links = append(r.links, l)
+	rare.links = append(rare.links, l)
 }
 
 // decide has a replica that rests begin, and tells one that hesitates who is suspected by now and who is not, and which links came and went.
@@ -166,8 +170,10 @@ func (r *replica) decide() {
 		return
 	}
 	r.hesitates = false
-	links := r.links
-	r.links = nil
+	var links []order.Link
+	if r.rare != nil {
+		links, r.rare.links = r.rare.links, nil
+	}
 	r.doubt()
 	if r.trusts {
 		r.trusts = false

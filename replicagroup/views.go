@@ -30,7 +30,9 @@ func (r *replica) setView(n order.ViewNote) {
 		return // who asks is told of the view before; a replica that catches up knows of a later one
 	}
 	if d, ok := r.describe(n.View); ok {
-		r.descriptor, r.encoded = d, nil
+		if r.descriptor = d; r.rare != nil {
+			r.rare.encoded = nil
+		}
 		r.shard.host.locator.keep(d)
 	}
 	if r.leading {
@@ -167,10 +169,16 @@ func (r *replica) inform(view uint64, call caller) caller {
 	if view >= r.descriptor.View.Num {
 		return call
 	}
-	if r.encoded == nil {
-		r.encoded = encodeDescriptor(*r.descriptor)
+	return informing{call, r.encoded()}
+}
+
+// encoded returns the descriptor as it is sent. It is not to be changed.
+func (r *replica) encoded() []byte {
+	rare := r.rarely()
+	if rare.encoded == nil {
+		rare.encoded = encodeDescriptor(*r.descriptor)
 	}
-	return informing{call, r.encoded}
+	return rare.encoded
 }
 
 // newsEvent is a descriptor of a group that a member of it, or its parent, has vouched for.
@@ -353,7 +361,8 @@ func (e retireEvent) handle(s *shard) {
 		e.done <- nil
 		return
 	}
-	r.partings = append(r.partings, e.done)
+	rare := r.rarely()
+	rare.partings = append(rare.partings, e.done)
 	r.aside = r.aside || e.aside
 	r.part()
 }
@@ -411,7 +420,7 @@ func (s *shard) bury() error {
 		if err == nil {
 			s.host.left(r.group, r.self, r.aside)
 		}
-		for _, done := range r.partings {
+		for _, done := range r.rarely().partings {
 			done <- err
 		}
 		if err != nil {

@@ -83,7 +83,7 @@ const voterWaitingMax = 256
 
 // leased reports whether what this voter says may leave.
 func (s *Seat) leased() bool {
-	r, l := s.r, &s.lease
+	r, l := s.r, s.lease
 	switch {
 	case r.lease == nil:
 		return true
@@ -111,7 +111,7 @@ func (s *Seat) receive(e *voterEvent) {
 
 // askLease asks the leader how long the group's lease lasts.
 func (s *Seat) askLease() {
-	r, l := s.r, &s.lease
+	r, l := s.r, s.lease
 	now, h := s.Now(), s.r.shard.host
 	leader, _ := r.engine.Leader()
 	m, ok := r.member(leader)
@@ -141,10 +141,10 @@ type voterLeaseEvent struct {
 
 func (e voterLeaseEvent) handle(s *shard) {
 	r, ok := s.replicas[e.group]
-	if !ok || r.seat == nil || r.halted {
+	if !ok || r.seat == nil || r.seat.lease == nil || r.halted {
 		return
 	}
-	l := &r.seat.lease
+	l := r.seat.lease
 	l.until, l.jumps = e.until, e.jumps
 	waiting := l.waiting
 	l.waiting = nil
@@ -209,7 +209,7 @@ type Seat struct {
 	catchUp   uint64 // the index that it has to apply; 0: none, or not known yet
 	own       int    // proposals under way here
 	prospects []Prospect
-	lease     voterLease
+	lease     *voterLease // nil where it needs none
 }
 
 // Prospect is an [order.Prospect] that stands.

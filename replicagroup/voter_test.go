@@ -176,7 +176,7 @@ func TestAMessageToAVoterIsHandledAtOnceWhereTheShardRests(t *testing.T) {
 func TestMessagesThatWaitForALeaseAreBounded(t *testing.T) {
 	s, r, _, _ := newAsked(t)
 	v := new(noting)
-	r.seat = &Seat{r: r, service: "count", voter: v}
+	r.seat = &Seat{r: r, service: "count", voter: v, lease: new(voterLease)}
 	r.leading, r.lease = false, new(leaseCell)
 	r.seat.lease.asked = s.now // the leader's answer is on its way
 	for range voterWaitingMax {

@@ -265,7 +265,7 @@ func (l *Log) take(frame []byte) error {
 	}
 	v := l.voters[string(key)]
 	if v == nil {
-		v = &voter{names: make(map[string][]byte)}
+		v = new(voter) // without names, as most are
 		l.voters[string(key)] = v
 		l.live += int64(len(key))
 	}
@@ -295,6 +295,9 @@ func (l *Log) take(frame []byte) error {
 				break
 			}
 			was, had := v.names[string(name)]
+			if v.names == nil {
+				v.names = make(map[string][]byte)
+			}
 			if !had {
 				l.live += int64(len(name))
 			}

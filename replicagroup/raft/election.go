@@ -47,7 +47,7 @@ func (c *electionClock) next() uint64 {
 // repetition comes soon: a campaign fails mostly because two met or because a voter had not lost patience yet, and both are
 // over within a heartbeat or two. Later ones are slow again, since where messages take long a repetition disturbs the
 // campaign it repeats.
-func (c *electionClock) draw(cfg Config) {
+func (c *electionClock) draw(cfg config) {
 	t := cfg.ElectionTicks
 	if c.tries == 1 {
 		c.limit = 2 + int32(c.next()%uint64(max(t/3, 1)))
@@ -58,7 +58,7 @@ func (c *electionClock) draw(cfg Config) {
 }
 
 // rest starts a new wait: a leader was heard, or a vote given.
-func (c *electionClock) rest(cfg Config) {
+func (c *electionClock) rest(cfg config) {
 	c.elapsed = 0
 	if c.tries > 0 {
 		c.tries = 0

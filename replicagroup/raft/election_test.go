@@ -232,7 +232,7 @@ func TestLimitsAreDrawnFromTheWholeRange(t *testing.T) {
 	cfg := Config{Heartbeat: HeartbeatDefault, ElectionTicks: ElectionTicksDefault}
 	seen := map[int]int{}
 	for range 10_000 {
-		c.draw(cfg)
+		c.draw(cfg.keep())
 		seen[int(c.limit)]++
 		if c.tail <= 0 || c.tail > cfg.Heartbeat {
 			t.Fatalf("tail %v", c.tail)

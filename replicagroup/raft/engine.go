@@ -44,6 +44,8 @@ type Config struct {
 	// PromisesOnly has this replica keep what LeaseReads has all of them promise, and ask the members for each read all the same: for
 	// a replica whose clock may stand still while time passes. As a follower's, such a clock makes promises last longer, which is safe.
 	PromisesOnly bool
+	// Like is what [Engine.Settings] of another engine has returned, or nil: settings that both have are kept once.
+	Like *Settings
 	// Heartbeat is the time between a leader's heartbeats; 0 stands for [HeartbeatDefault].
 	Heartbeat time.Duration
 	// ElectionTicks is the election time-out T in heartbeats, at least 2; 0 stands for [ElectionTicksDefault]. A follower that
@@ -68,7 +70,7 @@ func (c *Config) validate() error {
 	switch {
 	case c.Self == 0 || etcd.IsLocalMsgTarget(uint64(c.Self)):
 		return fmt.Errorf("%w: replica %d, an id that nobody has", ErrConfig, c.Self)
-	case c.Drift < 0 || c.LeaseReads && c.Drift.Shrink(c.patience()) <= 0:
+	case c.Drift < 0 || c.LeaseReads && c.Drift.Shrink(time.Duration(c.ElectionTicks)*c.Heartbeat) <= 0:
 		return fmt.Errorf("%w: drift of %d ppm", ErrConfig, c.Drift)
 	case c.Heartbeat < 0:
 		return fmt.Errorf("%w: heartbeat %v", ErrConfig, c.Heartbeat)
@@ -80,8 +82,33 @@ func (c *Config) validate() error {
 	return nil
 }
 
+// config is a Config as an engine keeps it: there may be ten thousand engines, and most of it is the same for all of them.
+type config struct {
+	Group order.GroupID
+	Self  order.ReplicaID
+	Store order.StoreID
+	*Settings
+}
+
+// Settings are those of a [Config] that the engines of one peer are likely to have in common. They are never changed.
+type Settings struct {
+	LeaseReads, PromisesOnly bool
+	Heartbeat                time.Duration
+	ElectionTicks            int
+	Drift                    automaton.Drift
+	Quiesce                  time.Duration
+}
+
+func (c *Config) keep() config {
+	s := &Settings{c.LeaseReads, c.PromisesOnly, c.Heartbeat, c.ElectionTicks, c.Drift, c.Quiesce}
+	if c.Like != nil && *c.Like == *s {
+		s = c.Like
+	}
+	return config{c.Group, c.Self, c.Store, s}
+}
+
 // patience is the election time-out T.
-func (c *Config) patience() time.Duration { return time.Duration(c.ElectionTicks) * c.Heartbeat }
+func (s *Settings) patience() time.Duration { return time.Duration(s.ElectionTicks) * s.Heartbeat }
 
 // checkView tests the facts that a view must fulfil on its own.
 func checkView(v order.View) error {
@@ -121,7 +148,7 @@ func checkView(v order.View) error {
 
 // Engine orders a group's commands with Raft. It is an [order.Orderer]; not safe for concurrent use.
 type Engine struct {
-	cfg    Config
+	cfg    config
 	view   order.View        // as of what was delivered
 	voters []order.ReplicaID // its Voters
 	views  []viewAt          // the one at the snapshot and all that came after it; view is the last
@@ -202,6 +229,9 @@ type peer struct {
 	suspected bool   // by the driver's detector; the only field that is not for leaders
 }
 
+// Settings returns what engines have in common, for [Config.Like].
+func (e *Engine) Settings() *Settings { return e.cfg.Settings }
+
 // New returns a replica that starts from img. An empty image starts the group's first configuration, which the first step
 // asks to be made durable. Errors match [ErrConfig], [ErrWrongStore] or, about the image, [ErrMalformed].
 func New(cfg Config, img order.Image) (*Engine, error) {
@@ -220,7 +250,7 @@ func New(cfg Config, img order.Image) (*Engine, error) {
 	}
 	begin := log.initial.state
 	e := &Engine{
-		cfg: cfg, log: log, role: etcd.StateFollower, state: begin, saved: begin,
+		cfg: cfg.keep(), log: log, role: etcd.StateFollower, state: begin, saved: begin,
 		delivered: log.base, applied: log.base, views: []viewAt{{log.base, view}},
 	}
 	e.setView(view)
@@ -245,7 +275,7 @@ func Beginning(g order.GroupID, first order.View, machine []byte) order.Image {
 }
 
 // newNode starts the library from a log of which everything up to applied has been applied; 0 stands for where the log begins.
-func newNode(cfg *Config, log *memLog, applied uint64) (*etcd.RawNode, error) {
+func newNode(cfg *config, log *memLog, applied uint64) (*etcd.RawNode, error) {
 	rn, err := etcd.NewRawNode(&etcd.Config{
 		ID:                        uint64(cfg.Self),
 		ElectionTick:              cfg.ElectionTicks,
