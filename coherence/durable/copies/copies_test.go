@@ -11,6 +11,10 @@ import (
 	"time"
 
 	"latchkey/coherence/durable"
+	"latchkey/coherence/durable/durabletest"
+	"latchkey/coherence/protocol"
+	"latchkey/dht/keyspace"
+	"latchkey/internal/driver"
 )
 
 // TestAWriteIsSeenByAllAndHitsAskNobody: a value is read where it is, until somebody writes.
@@ -349,6 +353,34 @@ func TestAHitAllocatesNothing(t *testing.T) {
 		}
 		if x.group.last != before {
 			t.Error("hits were calls of the automaton")
+		}
+	})
+}
+
+// BenchmarkGet is a hit, beside the one look at the clock that it cannot do without.
+func BenchmarkGet(b *testing.B) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	leader := durabletest.NewLeader(ctx, params, func(err error) { b.Error(err) })
+	self := protocol.NodeRef{ID: keyspace.NodeID{1}, Inc: 1}
+	var s *Service
+	s = New(Config{Self: self, Clock: driver.NewClock(), Params: params, Router: leader.Link(self.ID, func(g keyspace.Prefix, m []durable.Message) { s.Receive(g, m) })})
+	defer s.Close()
+	x := s.Object(prefix, "app/x")
+	if _, _, err := x.Write(ctx, Write{Value: value("1")}); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("hit", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := x.Get(ctx); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("clock", func(b *testing.B) {
+		for b.Loop() {
+			_ = time.Now()
 		}
 	})
 }
