@@ -247,7 +247,7 @@ func (d *Dir) NewNode(h host.Host, c config.Config, opts ...Option) (*Node, erro
 		return nil, err
 	}
 	opts = append([]Option{WithOverlay(d.info.Genesis), WithBootstrap(bootstrap...), WithRefusals(&d.refusals),
-		WithAccess(d.access), withEnrol(d.enrol),
+		WithAccess(d.access), withEnrol(d.enrol), withSwarmKey(d.info.SwarmKey),
 		withKnownPeers(filepath.Join(d.path, peersFile))}, opts...)
 	if c.Network.MDNS {
 		opts = append(opts, WithMDNS())

@@ -13,6 +13,7 @@ import (
 	kaddht "github.com/libp2p/go-libp2p-kad-dht"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/pnet"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"latchkey/coherence"
@@ -43,6 +44,7 @@ type Node struct {
 	sigma   *sigmaParts // nil: the overlay does not run the protocol
 	meter   lockservice.Meter
 
+	psk        pnet.PSK // of the host, as far as we were told
 	refusals   *Refusals
 	strangers  *strangers
 	access     *accessPeers
@@ -92,6 +94,7 @@ type options struct {
 	rootState  []byte // with which the root of reseed begins here
 	onReseed   func(doc, state []byte) error
 	access     *Access
+	psk        pnet.PSK
 	enrol      func(ctx context.Context, invitation, joiner peer.ID) ([]byte, error)
 }
 
@@ -153,6 +156,9 @@ func withEnrol(enrol func(ctx context.Context, invitation, joiner peer.ID) ([]by
 	return func(c *options) { c.enrol = enrol }
 }
 
+// withSwarmKey says which key the host was made with, so that the node can tell why it does not get on with another.
+func withSwarmKey(psk pnet.PSK) Option { return func(c *options) { c.psk = psk } }
+
 // WithPlanTimes sets when the groups that this node leads take in new members and replace those that are away, for overlays on one
 // machine, say (placement.TestnetPlanTimes). Default: placement.DefaultPlanTimes.
 func WithPlanTimes(t placement.PlanTimes) Option { return func(c *options) { c.plan = t } }
@@ -205,6 +211,7 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{host: h, genesis: c.genesis, overlay: overlay, store: c.store, clock: driver.NewClock(), started: time.Now()}
+	n.psk = c.psk
 	if n.refusals = c.refusals; n.refusals == nil {
 		n.refusals = new(Refusals)
 	}

@@ -21,13 +21,14 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"latchkey/internal/loglevels"
 	"latchkey/lockservice"
 	"latchkey/node/api"
 )
 
 // verbs makes each verb of the command line. A new verb is a function here, in a file of its own.
 var verbs = []func(*app) *cobra.Command{
-	initVerb, inviteVerb, joinVerb, overlayVerb, tokenVerb, daemonVerb, configVerb, idVerb, peersVerb, statusVerb, keyVerb, groupVerb, lockVerb, electVerb, observeVerb, objectVerb, appVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
+	initVerb, inviteVerb, joinVerb, overlayVerb, tokenVerb, daemonVerb, configVerb, idVerb, peersVerb, pingVerb, statusVerb, keyVerb, groupVerb, lockVerb, electVerb, observeVerb, objectVerb, appVerb, logVerb, shutdownVerb, testnetVerb, benchVerb, versionVerb, completionVerb,
 }
 
 // app is what every verb shares: the global flags and where output goes. Its fields are set before a verb's RunE runs.
@@ -191,6 +192,16 @@ func exactly(n int) cobra.PositionalArgs {
 	}
 }
 
+// atMost says that a verb takes up to n arguments.
+func atMost(n int) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) > n {
+			return exactly(n)(c, args)
+		}
+		return nil
+	}
+}
+
 // prepare checks the global flags and applies them.
 func (a *app) prepare() error {
 	if !slices.Contains([]string{formatText, formatJSON, formatJSONL}, a.format) {
@@ -202,10 +213,7 @@ func (a *app) prepare() error {
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, a.logLevel) {
 		return fmt.Errorf("--log-level %s: use debug, info, warn or error", a.logLevel)
 	}
-	// The libraries below us log errors only, unless GOLOG_LOG_LEVEL says otherwise.
-	if os.Getenv("GOLOG_LOG_LEVEL") == "" {
-		gologshim.SetDefaultHandler(startSilently{slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})})
-	}
+	libraryLogs()
 	if err := logging.SetLogLevelRegex("^latchkey/", a.logLevel); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
@@ -214,6 +222,24 @@ func (a *app) prepare() error {
 	}
 	a.parsed = true
 	return nil
+}
+
+// libraryLogs has libp2p log through us, so that its levels can be changed while a daemon runs (latchkey log level). The libraries below us
+// log errors only, unless GOLOG_LOG_LEVEL says otherwise.
+func libraryLogs() {
+	first := func(string) slog.Level { return slog.LevelError }
+	if os.Getenv("GOLOG_LOG_LEVEL") != "" {
+		first = gologshim.ConfigFromEnv().LevelForSystem
+	}
+	everything := &slog.HandlerOptions{Level: slog.LevelDebug}
+	var h slog.Handler = slog.NewTextHandler(os.Stderr, everything)
+	if os.Getenv("GOLOG_LOG_FORMAT") == "json" || os.Getenv("GOLOG_LOG_FMT") == "json" {
+		h = slog.NewJSONHandler(os.Stderr, everything)
+	}
+	if h = loglevels.Handler(h, first); os.Getenv("GOLOG_LOG_LEVEL") == "" {
+		h = startSilently{h}
+	}
+	gologshim.SetDefaultHandler(h)
 }
 
 // startSilently drops what libp2p logs about a host that did not start: it comes back as an error too, which we print.

@@ -48,6 +48,7 @@ Locks taken through it are never released by its end: their leases run out.`,
 		Example: `  latchkey daemon
   latchkey daemon --listen /ip4/0.0.0.0/tcp/4701
   latchkey daemon --metrics :9464 # then curl http://127.0.0.1:9464/metrics
+  latchkey daemon --pprof         # then curl --unix-socket ~/.latchkey/api.sock http://latchkey/debug/pprof/heap >heap
   latchkey daemon --init --init-profile server`,
 		Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -74,6 +75,9 @@ Locks taken through it are never released by its end: their leases run out.`,
 			if c.Flags().Changed("api-listen") {
 				o.flags["api.listen"] = o.apiListen
 			}
+			if c.Flags().Changed("pprof") {
+				o.flags["api.pprof"] = o.pprof
+			}
 			if c.Flags().Changed("metrics") {
 				o.flags["metrics.listen"] = o.metrics
 			}
@@ -87,6 +91,7 @@ Locks taken through it are never released by its end: their leases run out.`,
 	c.Flags().BoolVar(&o.volatile, "volatile", false, "keep replicas in memory (store.volatile)")
 	c.Flags().StringVar(&o.metrics, "metrics", "", "HOST:PORT at which to answer Prometheus, at /metrics, and supervisors, at /healthz and /readyz; without HOST on the loopback (metrics.listen; default none: nowhere)")
 	c.Flags().StringVar(&o.apiListen, "api-listen", "", "HOST:PORT at which to answer clients that have a token, beside the unix socket; without HOST on the loopback (api.listen; default none)")
+	c.Flags().BoolVar(&o.pprof, "pprof", false, "answer net/http/pprof under /debug/pprof/, on the unix socket and to tokens for admin (api.pprof)")
 	c.Flags().BoolVar(&o.restored, "restored", false, "the store is a copy whose original never runs again: give it a new id")
 	c.Flags().BoolVar(&o.moved, "moved", false, "the store was moved here, and its original has not run since and never will")
 	o.wireSocket = wireFlag(c)
@@ -100,6 +105,7 @@ type daemonOptions struct {
 	profile           config.Profile
 	volatile          bool
 	metrics           string
+	pprof             bool
 	apiListen         string
 	restored, moved   bool
 	flags             map[string]any // configuration fields that other flags set
@@ -196,7 +202,7 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 	}
 	server, err := api.NewServer(api.Config{
 		Node: n, Locks: n.NewLockBackend(), Objects: n.NewAPIObjects(), Version: buildVersion(),
-		Shutdown: func() { stop(errShutdown) },
+		Shutdown: func() { stop(errShutdown) }, Pprof: conf.API.Pprof,
 	})
 	if err != nil {
 		return errors.Join(err, n.Close(), host.Close())

@@ -12,6 +12,7 @@ import (
 
 	"latchkey/coherence"
 	"latchkey/coherence/access"
+	"latchkey/internal/loglevels"
 	"latchkey/lockservice"
 	"latchkey/node/api"
 )
@@ -72,9 +73,9 @@ func exitCode(err error) int {
 	case errors.As(err, &interrupt):
 		return exitSignal + int(interrupt.sig)
 	case errors.Is(err, lockservice.ErrName), errors.Is(err, lockservice.ErrTTL), errors.Is(err, lockservice.ErrShape),
-		errors.Is(err, api.ErrAddr), errors.Is(err, api.ErrPrefix), errors.Is(err, coherence.ErrName), errors.Is(err, coherence.ErrTooLarge):
+		errors.Is(err, api.ErrAddr), errors.Is(err, api.ErrPrefix), errors.Is(err, api.ErrPeer), errors.Is(err, loglevels.ErrLevel), errors.Is(err, coherence.ErrName), errors.Is(err, coherence.ErrTooLarge):
 		return exitUsage
-	case errors.Is(err, api.ErrNoGroup), errors.Is(err, api.ErrNoApp):
+	case errors.Is(err, api.ErrNoGroup), errors.Is(err, api.ErrNoApp), errors.Is(err, loglevels.ErrSubsystem):
 		return exitNotFound
 	case errors.Is(err, api.ErrUnreachable), errors.Is(err, lockservice.ErrClosed):
 		return exitUnreachable

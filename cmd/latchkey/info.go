@@ -40,35 +40,6 @@ func idVerb(a *app) *cobra.Command {
 	}
 }
 
-func peersVerb(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:     "peers",
-		Short:   "list the peers this one knows",
-		Example: `  latchkey peers`,
-		Args:    exactly(0),
-		RunE: func(c *cobra.Command, _ []string) error {
-			return a.call(c, func(ctx context.Context, daemon *api.Client) error {
-				peers, err := daemon.Peers(ctx)
-				if err != nil {
-					return err
-				}
-				return a.list("peers", anys(peers), func(w io.Writer) {
-					if len(peers) == 0 {
-						fmt.Fprintln(w, "no other peers")
-					}
-					for _, p := range peers {
-						state := "away"
-						if p.Connected {
-							state = "connected"
-						}
-						fmt.Fprintf(w, "%s\t%s\t%s\n", p.Peer, state, strings.Join(p.Addrs, " "))
-					}
-				})
-			})
-		},
-	}
-}
-
 func keyVerb(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "key NAME",

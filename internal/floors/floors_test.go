@@ -70,6 +70,7 @@ var packages = map[string]int{
 	"internal/durablefile": tools,
 	"internal/filelock":    tools,
 	"internal/footprint":   tools,
+	"internal/loglevels":   tools,
 	"internal/protofield":  tools,
 	"dht/pb":               tools,
 	"replicagroup/pb":      tools,

@@ -18,7 +18,7 @@ import (
 	logging "github.com/ipfs/go-log/v2"
 )
 
-var log = logging.Logger("voterlog")
+var log = logging.Logger("latchkey/voterlog")
 
 const (
 	// LiveBytesMax bounds what is recorded of all voters together. Beyond it nothing is recorded any more.

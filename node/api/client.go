@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"latchkey/internal/loglevels"
 	"latchkey/lockservice"
 	latchkeyv1 "latchkey/node/api/latchkey/v1"
 	"latchkey/node/api/latchkey/v1/latchkeyv1connect"
@@ -156,6 +157,58 @@ func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
 		peers[i] = Peer{Peer: p.Peer, Node: p.Node, Addrs: list(p.Addrs), Connected: p.Connected}
 	}
 	return peers, nil
+}
+
+// Connect connects the daemon's peer to another, by a multiaddr with its id, or by its id alone. Errors: [ErrPeer], [ErrConnect].
+func (c *Client) Connect(ctx context.Context, to string) (Connection, error) {
+	r, err := c.node.Connect(ctx, &latchkeyv1.ConnectRequest{To: to})
+	if err != nil {
+		return Connection{}, decodeError(ctx, c.addr, err, false)
+	}
+	return Connection{Peer: r.Peer, Addr: r.Addr, Already: r.Already}, nil
+}
+
+// Disconnect ends the connections of the daemon's peer with another, and returns how many there were. Errors: [ErrPeer].
+func (c *Client) Disconnect(ctx context.Context, peer string) (int, error) {
+	r, err := c.node.Disconnect(ctx, &latchkeyv1.DisconnectRequest{Peer: peer})
+	if err != nil {
+		return 0, decodeError(ctx, c.addr, err, false)
+	}
+	return int(r.Connections), nil
+}
+
+// Ping measures one round trip from the daemon's peer to another. Errors: [ErrPeer], [ErrConnect].
+func (c *Client) Ping(ctx context.Context, peer string) (Pong, error) {
+	r, err := c.node.Ping(ctx, &latchkeyv1.PingRequest{Peer: peer})
+	if err != nil {
+		return Pong{}, decodeError(ctx, c.addr, err, false)
+	}
+	p := Pong{Peer: r.Peer, Addr: r.Addr, RoundTrip: r.RoundTrip.AsDuration()}
+	p.RoundTripUS = p.RoundTrip.Microseconds()
+	return p, nil
+}
+
+// LogLevels lists from which level on parts of the daemon log ([loglevels.List]). Errors: loglevels.ErrSubsystem.
+func (c *Client) LogLevels(ctx context.Context, subsystem string) ([]loglevels.Level, error) {
+	r, err := c.node.LogLevels(ctx, &latchkeyv1.LogLevelsRequest{Subsystem: subsystem})
+	return decodeLevels(ctx, c.addr, r, err)
+}
+
+// SetLogLevel changes that until the daemon ends, and returns what it has set. Errors: loglevels.ErrLevel, loglevels.ErrSubsystem.
+func (c *Client) SetLogLevel(ctx context.Context, subsystem, level string) ([]loglevels.Level, error) {
+	r, err := c.node.SetLogLevel(ctx, &latchkeyv1.SetLogLevelRequest{Subsystem: subsystem, Level: level})
+	return decodeLevels(ctx, c.addr, r, err)
+}
+
+func decodeLevels(ctx context.Context, addr string, r *latchkeyv1.LogLevelsResponse, err error) ([]loglevels.Level, error) {
+	if err != nil {
+		return nil, decodeError(ctx, addr, err, false)
+	}
+	levels := make([]loglevels.Level, len(r.Levels))
+	for i, l := range r.Levels {
+		levels[i] = loglevels.Level{Subsystem: l.Subsystem, Level: l.Level}
+	}
+	return levels, nil
 }
 
 // Status tells how the daemon's peer is doing.
@@ -480,5 +533,10 @@ func list(s []string) []string {
 // neverSent reports whether a call failed before anything left this process.
 func neverSent(err error) bool {
 	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial"
+	return errors.As(err, &op) && op.Op == "dial" || notTLS(err)
+}
+
+// notTLS reports whether no connection came about since the other side does not speak TLS, or nobody we trust vouches for it.
+func notTLS(err error) bool {
+	return errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(tls.RecordHeaderError))
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 
 	"latchkey/coherence"
 	"latchkey/coherence/access"
+	"latchkey/internal/loglevels"
 	"latchkey/lockservice"
 	latchkeyv1 "latchkey/node/api/latchkey/v1"
 )
@@ -31,6 +33,14 @@ var (
 	ErrPrefix  = errors.New("api: not a prefix of this overlay")
 	ErrReseed  = errors.New("api: reseed document refused")
 	ErrOwn     = errors.New("api: the group of the lock is as it was")
+)
+
+// Errors about peers.
+var (
+	// ErrPeer: it is no peer that we could speak to: no id, none whose address is known, or this peer itself.
+	ErrPeer = errors.New("api: no such peer")
+	// ErrConnect: the peer cannot be reached, or is none of the overlay's, or does not let us in.
+	ErrConnect = errors.New("api: not connected")
 )
 
 // reasons is how each sentinel travels, in the order in which an error is held against them. An error matching several
@@ -55,6 +65,10 @@ var reasons = []struct {
 	{latchkeyv1.Reason_REASON_PREFIX, connect.CodeInvalidArgument, ErrPrefix},
 	{latchkeyv1.Reason_REASON_RESEED, connect.CodeFailedPrecondition, ErrReseed},
 	{latchkeyv1.Reason_REASON_OWN, connect.CodeFailedPrecondition, ErrOwn},
+	{latchkeyv1.Reason_REASON_PEER, connect.CodeInvalidArgument, ErrPeer},
+	{latchkeyv1.Reason_REASON_CONNECT, connect.CodeUnavailable, ErrConnect},
+	{latchkeyv1.Reason_REASON_LOG_LEVEL, connect.CodeInvalidArgument, loglevels.ErrLevel},
+	{latchkeyv1.Reason_REASON_SUBSYSTEM, connect.CodeNotFound, loglevels.ErrSubsystem},
 	{latchkeyv1.Reason_REASON_RESTARTED, connect.CodeAborted, coherence.ErrRestarted},
 	{latchkeyv1.Reason_REASON_BUSY, connect.CodeResourceExhausted, coherence.ErrBusy},
 	{latchkeyv1.Reason_REASON_TOO_LARGE, connect.CodeInvalidArgument, coherence.ErrTooLarge},
@@ -151,7 +165,12 @@ func decodeError(ctx context.Context, addr string, err error, unsure bool) error
 	case unsure && !neverSent(err):
 		return fmt.Errorf("%w at %s: %w: it went away during the call", ErrUnreachable, addr, lockservice.ErrOutcomeUnknown)
 	case neverSent(err):
-		err := fmt.Errorf("%w at %s: %v", ErrUnreachable, addr, reason(ce.Unwrap()))
+		why := reason(ce.Unwrap())
+		var cert *tls.CertificateVerificationError
+		if errors.As(err, &cert) {
+			why = fmt.Errorf("%w; where its authority is one of your own, name it by --api-ca", cert.Err)
+		}
+		err := fmt.Errorf("%w at %s: %v", ErrUnreachable, addr, why)
 		if nobodyListens(ce) {
 			return &goneError{err}
 		}

@@ -134,7 +134,7 @@ func checkHost(r *http.Request, names []string) error {
 var readOnly = []string{
 	latchkeyv1connect.NodeServiceIdProcedure, latchkeyv1connect.NodeServicePeersProcedure, latchkeyv1connect.NodeServiceStatusProcedure,
 	latchkeyv1connect.NodeServiceKeyProcedure, latchkeyv1connect.NodeServiceGroupsProcedure, latchkeyv1connect.NodeServiceGroupProcedure,
-	latchkeyv1connect.NodeServiceGravesProcedure,
+	latchkeyv1connect.NodeServiceGravesProcedure, latchkeyv1connect.NodeServiceLogLevelsProcedure,
 	latchkeyv1connect.LockServiceInfoProcedure, latchkeyv1connect.LockServiceListProcedure, latchkeyv1connect.LockServiceListOverlayProcedure,
 	latchkeyv1connect.LockServiceChangesProcedure, latchkeyv1connect.LockServiceEndedProcedure,
 }

@@ -22,5 +22,5 @@ func Plain(text string) string {
 // command line (config, testnet, bench) are none here.
 var packages = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|(?:^|: |; |\n)(?:(?:` +
 	`access|allowlist|api|appmanager|apps|automaton|cachedcopy|cachedobject|chunk|chunks|coherence|detector|dht|disk|driver|` +
-	`durablefile|filelock|hold|httpguard|invariant|keyspace|lockservice|manager|node|order|` +
+	`durablefile|filelock|hold|httpguard|invariant|keyspace|lockservice|loglevels|manager|node|order|` +
 	`placement|protocol|protofield|quorum|raft|register|replicagroup|session|sigma|sim|simworld|sor|sqlguard|store|table|transfer|tsp|twins|voterlog|wire): )+`)

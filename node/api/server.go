@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"net"
 	"net/http"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +17,7 @@ import (
 	logging "github.com/ipfs/go-log/v2"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"latchkey/internal/loglevels"
 	"latchkey/lockservice"
 	latchkeyv1 "latchkey/node/api/latchkey/v1"
 	"latchkey/node/api/latchkey/v1/latchkeyv1connect"
@@ -70,6 +73,13 @@ type Node interface {
 	ProposeRoot(ctx context.Context) (RootProposal, error)
 	// Reseed takes over such a document with its signature. Errors: [ErrAlive], [ErrReseed].
 	Reseed(ctx context.Context, doc []byte, force bool) (Reseeded, error)
+	// Connect connects to a peer, by a multiaddr with its id, or by its id alone where addresses of it are known. Errors: [ErrPeer],
+	// [ErrConnect], with the reason.
+	Connect(ctx context.Context, to string) (Connection, error)
+	// Disconnect ends the connections with a peer, and returns how many there were. Errors: [ErrPeer].
+	Disconnect(ctx context.Context, peer string) (int, error)
+	// Ping measures one round trip to a peer, which it connects to first if need be. Errors: [ErrPeer], [ErrConnect].
+	Ping(ctx context.Context, peer string) (Pong, error)
 	// Graves lists what the peer has put aside of generations that are over, by prefix and generation.
 	Graves(ctx context.Context) (Graveyard, error)
 	// DeleteGrave deletes what was put aside of one generation of a group, and returns it. Errors: [ErrPrefix], [ErrNoGroup].
@@ -93,6 +103,21 @@ type Peer struct {
 	Node      string   `json:"node"`
 	Addrs     []string `json:"addrs"`
 	Connected bool     `json:"connected"`
+}
+
+// Connection is one with a peer.
+type Connection struct {
+	Peer    string `json:"peer"`
+	Addr    string `json:"addr"`
+	Already bool   `json:"already"` // it was connected before
+}
+
+// Pong is a peer's answer.
+type Pong struct {
+	Peer        string        `json:"peer"`
+	Addr        string        `json:"addr"`
+	RoundTrip   time.Duration `json:"-"`
+	RoundTripUS int64         `json:"round_trip_us"`
 }
 
 // Status tells how a peer is doing.
@@ -290,6 +315,8 @@ type Config struct {
 	Locks lockservice.Backend
 	// Objects are the shared objects that clients may use; nil: none.
 	Objects Objects
+	// Pprof has the server answer net/http/pprof under /debug/pprof/, to whoever may do everything.
+	Pprof bool
 	// Shutdown is called when a client asks the daemon to stop. It must not block. Without it such calls are refused.
 	Shutdown func()
 	Version  string // of the daemon's build
@@ -358,7 +385,16 @@ func (s *Server) newHTTP(h http.Handler) *http.Server {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          stdlog.New(serverLog{}, "", 0),
 	}
+}
+
+// serverLog is what net/http says of connections that come to nothing: clients can make it say anything, and much.
+type serverLog struct{}
+
+func (serverLog) Write(line []byte) (int, error) {
+	log.Debugw("http", "says", strings.TrimSpace(string(line)))
+	return len(line), nil
 }
 
 // Handler returns the API as one handler, for a server of the caller's own.
@@ -379,6 +415,9 @@ func (s *Server) Handler() http.Handler {
 	handle(RequestBytesMax, path, h)
 	path, h = latchkeyv1connect.NewObjectServiceHandler(objectHandler{s}, options(ObjectBytesMax)...)
 	handle(ObjectBytesMax, path, h)
+	if s.cfg.Pprof {
+		mux.Handle("/debug/pprof/", http.MaxBytesHandler(profiles(), RequestBytesMax))
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "latchkey: no such procedure; they are named like /latchkey.v1.NodeService/Id", http.StatusNotFound)
 	})
@@ -501,6 +540,52 @@ func (h nodeHandler) Own(ctx context.Context, r *latchkeyv1.OwnRequest) (*latchk
 		return nil, encodeError(err)
 	}
 	return &latchkeyv1.OwnResponse{Prefix: v.Prefix, Generation: v.Generation, Members: v.Members}, nil
+}
+
+func (h nodeHandler) Connect(ctx context.Context, r *latchkeyv1.ConnectRequest) (*latchkeyv1.ConnectResponse, error) {
+	c, err := h.s.cfg.Node.Connect(ctx, r.To)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.ConnectResponse{Peer: c.Peer, Addr: c.Addr, Already: c.Already}, nil
+}
+
+func (h nodeHandler) Disconnect(ctx context.Context, r *latchkeyv1.DisconnectRequest) (*latchkeyv1.DisconnectResponse, error) {
+	n, err := h.s.cfg.Node.Disconnect(ctx, r.Peer)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.DisconnectResponse{Connections: uint32(n)}, nil
+}
+
+func (h nodeHandler) Ping(ctx context.Context, r *latchkeyv1.PingRequest) (*latchkeyv1.PingResponse, error) {
+	p, err := h.s.cfg.Node.Ping(ctx, r.Peer)
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	return &latchkeyv1.PingResponse{Peer: p.Peer, Addr: p.Addr, RoundTrip: durationpb.New(p.RoundTrip)}, nil
+}
+
+func (h nodeHandler) LogLevels(_ context.Context, r *latchkeyv1.LogLevelsRequest) (*latchkeyv1.LogLevelsResponse, error) {
+	return encodeLevels(loglevels.List(r.Subsystem))
+}
+
+func (h nodeHandler) SetLogLevel(_ context.Context, r *latchkeyv1.SetLogLevelRequest) (*latchkeyv1.LogLevelsResponse, error) {
+	if r.Subsystem == "" {
+		return nil, encodeError(fmt.Errorf("%w: none is named; all is for all of them", loglevels.ErrSubsystem))
+	}
+	return encodeLevels(loglevels.Set(r.Subsystem, r.Level))
+}
+
+func encodeLevels(levels []loglevels.Level, err error) (*latchkeyv1.LogLevelsResponse, error) {
+	if err != nil {
+		return nil, encodeError(err)
+	}
+	res := &latchkeyv1.LogLevelsResponse{}
+	for _, l := range levels {
+		res.Levels = append(res.Levels, &latchkeyv1.LogLevel{Subsystem: l.Subsystem, Level: l.Level})
+	}
+	return res, nil
 }
 
 func (h nodeHandler) ProposeRoot(ctx context.Context, _ *latchkeyv1.ProposeRootRequest) (*latchkeyv1.ProposeRootResponse, error) {

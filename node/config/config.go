@@ -59,6 +59,7 @@ type API struct {
 	Listen  string   `koanf:"listen"`   // HOST:PORT, on the loopback where HOST is empty; or [NoAPI]
 	TLSCert string   `koanf:"tls_cert"` // file of the certificate chain; [NoAPI]: no TLS, on the loopback only
 	TLSKey  string   `koanf:"tls_key"`  // and of its private key
+	Pprof   bool     `koanf:"pprof"`    // answer net/http/pprof too
 	Hosts   []string `koanf:"hosts"`    // names it may be asked by, beside localhost and IP addresses
 }
 

@@ -233,7 +233,7 @@ func changed(t testing.TB, p Profile) Config {
 		"network.bootstrap": "/ip4/192.0.2.1/tcp/8" + somePeer, "network.mode": map[Mode]string{ModeServer: "client", ModeClient: "server", ModeAuto: "server"}[c.Network.Mode],
 		"network.mdns": fmt.Sprint(!c.Network.MDNS), "network.nat": fmt.Sprint(!c.Network.NAT), "network.conns_low": "1", "network.conns_high": "2",
 		"store.volatile": "true", "metrics.listen": "127.0.0.1:9464",
-		"api.listen": "192.0.2.1:4780", "api.tls_cert": "cert.pem", "api.tls_key": "key.pem", "api.hosts": "latchkey.example,other.example",
+		"api.listen": "192.0.2.1:4780", "api.tls_cert": "cert.pem", "api.tls_key": "key.pem", "api.pprof": "true", "api.hosts": "latchkey.example,other.example",
 	} {
 		var err error
 		if c, err = Set(c, name, value); err != nil {

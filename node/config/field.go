@@ -91,6 +91,10 @@ var fields = []Field{
 		check: checkFile,
 	},
 	{
+		Name: "api.pprof", Doc: "answer net/http/pprof under /debug/pprof/, on the unix socket and to tokens for admin", Want: "true or false",
+		at: func(c *Config) any { return &c.API.Pprof },
+	},
+	{
 		Name: "api.hosts", Doc: "names by which it may be asked, beside localhost and IP addresses", Want: fmt.Sprintf("up to %d host names", HostsMax),
 		at:    func(c *Config) any { return &c.API.Hosts },
 		check: checkHosts,

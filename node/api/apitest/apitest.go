@@ -436,6 +436,38 @@ func (Node) OwnGroup(_ context.Context, name string, remove bool) (api.Served, e
 	return api.Served{Name: name, Prefix: "a3ff/256", Generation: 1, Members: []string{"12D3KooWfake"}}, nil
 }
 
+// Connect implements [api.Node]. It knows the peers of Peers.
+func (n Node) Connect(_ context.Context, to string) (api.Connection, error) {
+	for _, p := range n.Peers() {
+		if strings.HasSuffix(to, p.Peer) {
+			return api.Connection{Peer: p.Peer, Addr: "/ip4/127.0.0.1/tcp/2", Already: p.Connected}, nil
+		}
+	}
+	if strings.HasSuffix(to, "12D3KooWaway") {
+		return api.Connection{}, fmt.Errorf("%w: nobody answers at %s", api.ErrConnect, to)
+	}
+	return api.Connection{}, fmt.Errorf("%w: %q", api.ErrPeer, to)
+}
+
+// Disconnect implements [api.Node].
+func (n Node) Disconnect(_ context.Context, who string) (int, error) {
+	for _, p := range n.Peers() {
+		if who == p.Peer && p.Connected {
+			return 2, nil
+		}
+	}
+	return 0, fmt.Errorf("%w: %q", api.ErrPeer, who)
+}
+
+// Ping implements [api.Node].
+func (n Node) Ping(ctx context.Context, who string) (api.Pong, error) {
+	c, err := n.Connect(ctx, who)
+	if err != nil {
+		return api.Pong{}, err
+	}
+	return api.Pong{Peer: c.Peer, Addr: c.Addr, RoundTrip: 1500 * time.Microsecond, RoundTripUS: 1500}, nil
+}
+
 // Graves implements [api.Node].
 func (Node) Graves(context.Context) (api.Graveyard, error) {
 	return api.Graveyard{Most: 256, Graves: []api.Grave{

@@ -103,6 +103,10 @@ const (
 	Reason_REASON_OBJECT_NAME     Reason = 23 // unusable name of an application or an object         invalid_argument
 	Reason_REASON_NO_APP          Reason = 24 // nobody has the application open                      not_found
 	Reason_REASON_HOLD            Reason = 25 // the object is held no longer, so nothing was written failed_precondition
+	Reason_REASON_PEER            Reason = 26 // not a peer, or not one whose address is known        invalid_argument
+	Reason_REASON_CONNECT         Reason = 27 // the peer cannot be reached, or does not let us in    unavailable
+	Reason_REASON_LOG_LEVEL       Reason = 28 // no such level                                        invalid_argument
+	Reason_REASON_SUBSYSTEM       Reason = 29 // nothing that logs has the name                       not_found
 )
 
 // Enum value maps for Reason.
@@ -134,6 +138,10 @@ var (
 		23: "REASON_OBJECT_NAME",
 		24: "REASON_NO_APP",
 		25: "REASON_HOLD",
+		26: "REASON_PEER",
+		27: "REASON_CONNECT",
+		28: "REASON_LOG_LEVEL",
+		29: "REASON_SUBSYSTEM",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -162,6 +170,10 @@ var (
 		"REASON_OBJECT_NAME":     23,
 		"REASON_NO_APP":          24,
 		"REASON_HOLD":            25,
+		"REASON_PEER":            26,
+		"REASON_CONNECT":         27,
+		"REASON_LOG_LEVEL":       28,
+		"REASON_SUBSYSTEM":       29,
 	}
 )
 
@@ -2048,7 +2060,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePROTOCOL_SIGMA\x10\x01\x12\x12\n" +
-	"\x0ePROTOCOL_GROUP\x10\x02*\x8a\x04\n" +
+	"\x0ePROTOCOL_GROUP\x10\x02*\xdb\x04\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -2078,7 +2090,11 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x10REASON_TOO_LARGE\x10\x16\x12\x16\n" +
 	"\x12REASON_OBJECT_NAME\x10\x17\x12\x11\n" +
 	"\rREASON_NO_APP\x10\x18\x12\x0f\n" +
-	"\vREASON_HOLD\x10\x192\xb4\x05\n" +
+	"\vREASON_HOLD\x10\x19\x12\x0f\n" +
+	"\vREASON_PEER\x10\x1a\x12\x12\n" +
+	"\x0eREASON_CONNECT\x10\x1b\x12\x14\n" +
+	"\x10REASON_LOG_LEVEL\x10\x1c\x12\x14\n" +
+	"\x10REASON_SUBSYSTEM\x10\x1d2\xb4\x05\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +

@@ -2177,6 +2177,494 @@ func (x *DeleteGraveResponse) GetDeleted() []*Grave {
 	return nil
 }
 
+type ConnectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // a multiaddr that ends in /p2p/ and a peer id, or the id alone of a peer that is known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectRequest) Reset() {
+	*x = ConnectRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectRequest) ProtoMessage() {}
+
+func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
+func (*ConnectRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ConnectRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type ConnectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`        // at which it is connected
+	Already       bool                   `protobuf:"varint,3,opt,name=already,proto3" json:"already,omitempty"` // it was so before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectResponse) Reset() {
+	*x = ConnectResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectResponse) ProtoMessage() {}
+
+func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
+func (*ConnectResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ConnectResponse) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *ConnectResponse) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *ConnectResponse) GetAlready() bool {
+	if x != nil {
+		return x.Already
+	}
+	return false
+}
+
+type DisconnectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisconnectRequest) Reset() {
+	*x = DisconnectRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisconnectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisconnectRequest) ProtoMessage() {}
+
+func (x *DisconnectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisconnectRequest.ProtoReflect.Descriptor instead.
+func (*DisconnectRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DisconnectRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+type DisconnectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connections   uint32                 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"` // that have ended
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisconnectResponse) Reset() {
+	*x = DisconnectResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisconnectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisconnectResponse) ProtoMessage() {}
+
+func (x *DisconnectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisconnectResponse.ProtoReflect.Descriptor instead.
+func (*DisconnectResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *DisconnectResponse) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+type PingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"` // as in ConnectRequest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingRequest) Reset() {
+	*x = PingRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingRequest) ProtoMessage() {}
+
+func (x *PingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
+func (*PingRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *PingRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+type PingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
+	RoundTrip     *durationpb.Duration   `protobuf:"bytes,3,opt,name=round_trip,json=roundTrip,proto3" json:"round_trip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PingResponse) Reset() {
+	*x = PingResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PingResponse) ProtoMessage() {}
+
+func (x *PingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
+func (*PingResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PingResponse) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *PingResponse) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *PingResponse) GetRoundTrip() *durationpb.Duration {
+	if x != nil {
+		return x.RoundTrip
+	}
+	return nil
+}
+
+type LogLevelsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subsystem     string                 `protobuf:"bytes,1,opt,name=subsystem,proto3" json:"subsystem,omitempty"` // its name, the beginning of several names and *, or empty for all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLevelsRequest) Reset() {
+	*x = LogLevelsRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLevelsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLevelsRequest) ProtoMessage() {}
+
+func (x *LogLevelsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLevelsRequest.ProtoReflect.Descriptor instead.
+func (*LogLevelsRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *LogLevelsRequest) GetSubsystem() string {
+	if x != nil {
+		return x.Subsystem
+	}
+	return ""
+}
+
+type SetLogLevelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subsystem     string                 `protobuf:"bytes,1,opt,name=subsystem,proto3" json:"subsystem,omitempty"` // the same, with "all" for all
+	Level         string                 `protobuf:"bytes,2,opt,name=level,proto3" json:"level,omitempty"`         // debug, info, warn or error
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLogLevelRequest) Reset() {
+	*x = SetLogLevelRequest{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLogLevelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLogLevelRequest) ProtoMessage() {}
+
+func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLogLevelRequest.ProtoReflect.Descriptor instead.
+func (*SetLogLevelRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *SetLogLevelRequest) GetSubsystem() string {
+	if x != nil {
+		return x.Subsystem
+	}
+	return ""
+}
+
+func (x *SetLogLevelRequest) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+type LogLevelsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Levels        []*LogLevel            `protobuf:"bytes,1,rep,name=levels,proto3" json:"levels,omitempty"` // by name; of SetLogLevel those that were set
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLevelsResponse) Reset() {
+	*x = LogLevelsResponse{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLevelsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLevelsResponse) ProtoMessage() {}
+
+func (x *LogLevelsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLevelsResponse.ProtoReflect.Descriptor instead.
+func (*LogLevelsResponse) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *LogLevelsResponse) GetLevels() []*LogLevel {
+	if x != nil {
+		return x.Levels
+	}
+	return nil
+}
+
+type LogLevel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subsystem     string                 `protobuf:"bytes,1,opt,name=subsystem,proto3" json:"subsystem,omitempty"`
+	Level         string                 `protobuf:"bytes,2,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLevel) Reset() {
+	*x = LogLevel{}
+	mi := &file_latchkey_v1_node_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLevel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLevel) ProtoMessage() {}
+
+func (x *LogLevel) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_node_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLevel.ProtoReflect.Descriptor instead.
+func (*LogLevel) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *LogLevel) GetSubsystem() string {
+	if x != nil {
+		return x.Subsystem
+	}
+	return ""
+}
+
+func (x *LogLevel) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
 type ShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2185,7 +2673,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[33]
+	mi := &file_latchkey_v1_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2197,7 +2685,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[33]
+	mi := &file_latchkey_v1_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2210,7 +2698,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{43}
 }
 
 type ShutdownResponse struct {
@@ -2221,7 +2709,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[34]
+	mi := &file_latchkey_v1_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2721,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[34]
+	mi := &file_latchkey_v1_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2734,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{34}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{44}
 }
 
 type VersionRequest struct {
@@ -2257,7 +2745,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[35]
+	mi := &file_latchkey_v1_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2269,7 +2757,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[35]
+	mi := &file_latchkey_v1_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2282,7 +2770,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{35}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{45}
 }
 
 type VersionResponse struct {
@@ -2296,7 +2784,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_latchkey_v1_node_proto_msgTypes[36]
+	mi := &file_latchkey_v1_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2796,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_node_proto_msgTypes[36]
+	mi := &file_latchkey_v1_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2809,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{36}
+	return file_latchkey_v1_node_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -2533,14 +3021,42 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\"C\n" +
 	"\x13DeleteGraveResponse\x12,\n" +
-	"\adeleted\x18\x01 \x03(\v2\x12.latchkey.v1.GraveR\adeleted\"\x11\n" +
+	"\adeleted\x18\x01 \x03(\v2\x12.latchkey.v1.GraveR\adeleted\" \n" +
+	"\x0eConnectRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\"S\n" +
+	"\x0fConnectResponse\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x18\n" +
+	"\aalready\x18\x03 \x01(\bR\aalready\"'\n" +
+	"\x11DisconnectRequest\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\"6\n" +
+	"\x12DisconnectResponse\x12 \n" +
+	"\vconnections\x18\x01 \x01(\rR\vconnections\"!\n" +
+	"\vPingRequest\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\"p\n" +
+	"\fPingResponse\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x128\n" +
+	"\n" +
+	"round_trip\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\troundTrip\"0\n" +
+	"\x10LogLevelsRequest\x12\x1c\n" +
+	"\tsubsystem\x18\x01 \x01(\tR\tsubsystem\"H\n" +
+	"\x12SetLogLevelRequest\x12\x1c\n" +
+	"\tsubsystem\x18\x01 \x01(\tR\tsubsystem\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\tR\x05level\"B\n" +
+	"\x11LogLevelsResponse\x12-\n" +
+	"\x06levels\x18\x01 \x03(\v2\x15.latchkey.v1.LogLevelR\x06levels\">\n" +
+	"\bLogLevel\x12\x1c\n" +
+	"\tsubsystem\x18\x01 \x01(\tR\tsubsystem\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\tR\x05level\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
 	"\x10ShutdownResponse\"\x10\n" +
 	"\x0eVersionRequest\"W\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x0e\n" +
 	"\x02go\x18\x02 \x01(\tR\x02go\x12\x1a\n" +
-	"\bplatform\x18\x03 \x01(\tR\bplatform2\xba\a\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform2\xa8\n" +
+	"\n" +
 	"\vNodeService\x125\n" +
 	"\x02Id\x12\x16.latchkey.v1.IdRequest\x1a\x17.latchkey.v1.IdResponse\x12>\n" +
 	"\x05Peers\x12\x19.latchkey.v1.PeersRequest\x1a\x1a.latchkey.v1.PeersResponse\x12A\n" +
@@ -2553,7 +3069,13 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\vProposeRoot\x12\x1f.latchkey.v1.ProposeRootRequest\x1a .latchkey.v1.ProposeRootResponse\x12A\n" +
 	"\x06Reseed\x12\x1a.latchkey.v1.ReseedRequest\x1a\x1b.latchkey.v1.ReseedResponse\x12A\n" +
 	"\x06Graves\x12\x1a.latchkey.v1.GravesRequest\x1a\x1b.latchkey.v1.GravesResponse\x12P\n" +
-	"\vDeleteGrave\x12\x1f.latchkey.v1.DeleteGraveRequest\x1a .latchkey.v1.DeleteGraveResponse\x12G\n" +
+	"\vDeleteGrave\x12\x1f.latchkey.v1.DeleteGraveRequest\x1a .latchkey.v1.DeleteGraveResponse\x12D\n" +
+	"\aConnect\x12\x1b.latchkey.v1.ConnectRequest\x1a\x1c.latchkey.v1.ConnectResponse\x12M\n" +
+	"\n" +
+	"Disconnect\x12\x1e.latchkey.v1.DisconnectRequest\x1a\x1f.latchkey.v1.DisconnectResponse\x12;\n" +
+	"\x04Ping\x12\x18.latchkey.v1.PingRequest\x1a\x19.latchkey.v1.PingResponse\x12J\n" +
+	"\tLogLevels\x12\x1d.latchkey.v1.LogLevelsRequest\x1a\x1e.latchkey.v1.LogLevelsResponse\x12N\n" +
+	"\vSetLogLevel\x12\x1f.latchkey.v1.SetLogLevelRequest\x1a\x1e.latchkey.v1.LogLevelsResponse\x12G\n" +
 	"\bShutdown\x12\x1c.latchkey.v1.ShutdownRequest\x1a\x1d.latchkey.v1.ShutdownResponse\x12D\n" +
 	"\aVersion\x12\x1b.latchkey.v1.VersionRequest\x1a\x1c.latchkey.v1.VersionResponseB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
@@ -2569,7 +3091,7 @@ func file_latchkey_v1_node_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_node_proto_rawDescData
 }
 
-var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_latchkey_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_latchkey_v1_node_proto_goTypes = []any{
 	(*IdRequest)(nil),             // 0: latchkey.v1.IdRequest
 	(*IdResponse)(nil),            // 1: latchkey.v1.IdResponse
@@ -2604,65 +3126,87 @@ var file_latchkey_v1_node_proto_goTypes = []any{
 	(*Grave)(nil),                 // 30: latchkey.v1.Grave
 	(*DeleteGraveRequest)(nil),    // 31: latchkey.v1.DeleteGraveRequest
 	(*DeleteGraveResponse)(nil),   // 32: latchkey.v1.DeleteGraveResponse
-	(*ShutdownRequest)(nil),       // 33: latchkey.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 34: latchkey.v1.ShutdownResponse
-	(*VersionRequest)(nil),        // 35: latchkey.v1.VersionRequest
-	(*VersionResponse)(nil),       // 36: latchkey.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
+	(*ConnectRequest)(nil),        // 33: latchkey.v1.ConnectRequest
+	(*ConnectResponse)(nil),       // 34: latchkey.v1.ConnectResponse
+	(*DisconnectRequest)(nil),     // 35: latchkey.v1.DisconnectRequest
+	(*DisconnectResponse)(nil),    // 36: latchkey.v1.DisconnectResponse
+	(*PingRequest)(nil),           // 37: latchkey.v1.PingRequest
+	(*PingResponse)(nil),          // 38: latchkey.v1.PingResponse
+	(*LogLevelsRequest)(nil),      // 39: latchkey.v1.LogLevelsRequest
+	(*SetLogLevelRequest)(nil),    // 40: latchkey.v1.SetLogLevelRequest
+	(*LogLevelsResponse)(nil),     // 41: latchkey.v1.LogLevelsResponse
+	(*LogLevel)(nil),              // 42: latchkey.v1.LogLevel
+	(*ShutdownRequest)(nil),       // 43: latchkey.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 44: latchkey.v1.ShutdownResponse
+	(*VersionRequest)(nil),        // 45: latchkey.v1.VersionRequest
+	(*VersionResponse)(nil),       // 46: latchkey.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 48: google.protobuf.Duration
 }
 var file_latchkey_v1_node_proto_depIdxs = []int32{
 	3,  // 0: latchkey.v1.PeersResponse.peers:type_name -> latchkey.v1.Peer
-	37, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	47, // 1: latchkey.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	9,  // 2: latchkey.v1.StatusResponse.bootstrap:type_name -> latchkey.v1.BootstrapPeer
 	10, // 3: latchkey.v1.StatusResponse.refused:type_name -> latchkey.v1.Refused
 	8,  // 4: latchkey.v1.StatusResponse.alarms:type_name -> latchkey.v1.Alarm
 	16, // 5: latchkey.v1.StatusResponse.down:type_name -> latchkey.v1.HostedGroup
 	7,  // 6: latchkey.v1.StatusResponse.allow_list:type_name -> latchkey.v1.AllowList
-	37, // 7: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
-	37, // 8: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
+	47, // 7: latchkey.v1.Alarm.at:type_name -> google.protobuf.Timestamp
+	47, // 8: latchkey.v1.BootstrapPeer.tried:type_name -> google.protobuf.Timestamp
 	13, // 9: latchkey.v1.KeyResponse.group:type_name -> latchkey.v1.Group
 	16, // 10: latchkey.v1.GroupsResponse.groups:type_name -> latchkey.v1.HostedGroup
-	37, // 11: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
+	47, // 11: latchkey.v1.HostedGroup.leaderless:type_name -> google.protobuf.Timestamp
 	19, // 12: latchkey.v1.GroupResponse.members:type_name -> latchkey.v1.GroupMember
-	38, // 13: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
-	38, // 14: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
+	48, // 13: latchkey.v1.ReviveResponse.embargo:type_name -> google.protobuf.Duration
+	48, // 14: latchkey.v1.ReseedResponse.quarantine:type_name -> google.protobuf.Duration
 	30, // 15: latchkey.v1.GravesResponse.graves:type_name -> latchkey.v1.Grave
-	37, // 16: latchkey.v1.Grave.buried:type_name -> google.protobuf.Timestamp
+	47, // 16: latchkey.v1.Grave.buried:type_name -> google.protobuf.Timestamp
 	30, // 17: latchkey.v1.DeleteGraveResponse.deleted:type_name -> latchkey.v1.Grave
-	0,  // 18: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
-	2,  // 19: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
-	5,  // 20: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
-	11, // 21: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
-	14, // 22: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
-	17, // 23: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
-	20, // 24: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
-	22, // 25: latchkey.v1.NodeService.Own:input_type -> latchkey.v1.OwnRequest
-	24, // 26: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
-	26, // 27: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
-	28, // 28: latchkey.v1.NodeService.Graves:input_type -> latchkey.v1.GravesRequest
-	31, // 29: latchkey.v1.NodeService.DeleteGrave:input_type -> latchkey.v1.DeleteGraveRequest
-	33, // 30: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
-	35, // 31: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
-	1,  // 32: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
-	4,  // 33: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
-	6,  // 34: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
-	12, // 35: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
-	15, // 36: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
-	18, // 37: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
-	21, // 38: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
-	23, // 39: latchkey.v1.NodeService.Own:output_type -> latchkey.v1.OwnResponse
-	25, // 40: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
-	27, // 41: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
-	29, // 42: latchkey.v1.NodeService.Graves:output_type -> latchkey.v1.GravesResponse
-	32, // 43: latchkey.v1.NodeService.DeleteGrave:output_type -> latchkey.v1.DeleteGraveResponse
-	34, // 44: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
-	36, // 45: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
-	32, // [32:46] is the sub-list for method output_type
-	18, // [18:32] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	48, // 18: latchkey.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
+	42, // 19: latchkey.v1.LogLevelsResponse.levels:type_name -> latchkey.v1.LogLevel
+	0,  // 20: latchkey.v1.NodeService.Id:input_type -> latchkey.v1.IdRequest
+	2,  // 21: latchkey.v1.NodeService.Peers:input_type -> latchkey.v1.PeersRequest
+	5,  // 22: latchkey.v1.NodeService.Status:input_type -> latchkey.v1.StatusRequest
+	11, // 23: latchkey.v1.NodeService.Key:input_type -> latchkey.v1.KeyRequest
+	14, // 24: latchkey.v1.NodeService.Groups:input_type -> latchkey.v1.GroupsRequest
+	17, // 25: latchkey.v1.NodeService.Group:input_type -> latchkey.v1.GroupRequest
+	20, // 26: latchkey.v1.NodeService.Revive:input_type -> latchkey.v1.ReviveRequest
+	22, // 27: latchkey.v1.NodeService.Own:input_type -> latchkey.v1.OwnRequest
+	24, // 28: latchkey.v1.NodeService.ProposeRoot:input_type -> latchkey.v1.ProposeRootRequest
+	26, // 29: latchkey.v1.NodeService.Reseed:input_type -> latchkey.v1.ReseedRequest
+	28, // 30: latchkey.v1.NodeService.Graves:input_type -> latchkey.v1.GravesRequest
+	31, // 31: latchkey.v1.NodeService.DeleteGrave:input_type -> latchkey.v1.DeleteGraveRequest
+	33, // 32: latchkey.v1.NodeService.Connect:input_type -> latchkey.v1.ConnectRequest
+	35, // 33: latchkey.v1.NodeService.Disconnect:input_type -> latchkey.v1.DisconnectRequest
+	37, // 34: latchkey.v1.NodeService.Ping:input_type -> latchkey.v1.PingRequest
+	39, // 35: latchkey.v1.NodeService.LogLevels:input_type -> latchkey.v1.LogLevelsRequest
+	40, // 36: latchkey.v1.NodeService.SetLogLevel:input_type -> latchkey.v1.SetLogLevelRequest
+	43, // 37: latchkey.v1.NodeService.Shutdown:input_type -> latchkey.v1.ShutdownRequest
+	45, // 38: latchkey.v1.NodeService.Version:input_type -> latchkey.v1.VersionRequest
+	1,  // 39: latchkey.v1.NodeService.Id:output_type -> latchkey.v1.IdResponse
+	4,  // 40: latchkey.v1.NodeService.Peers:output_type -> latchkey.v1.PeersResponse
+	6,  // 41: latchkey.v1.NodeService.Status:output_type -> latchkey.v1.StatusResponse
+	12, // 42: latchkey.v1.NodeService.Key:output_type -> latchkey.v1.KeyResponse
+	15, // 43: latchkey.v1.NodeService.Groups:output_type -> latchkey.v1.GroupsResponse
+	18, // 44: latchkey.v1.NodeService.Group:output_type -> latchkey.v1.GroupResponse
+	21, // 45: latchkey.v1.NodeService.Revive:output_type -> latchkey.v1.ReviveResponse
+	23, // 46: latchkey.v1.NodeService.Own:output_type -> latchkey.v1.OwnResponse
+	25, // 47: latchkey.v1.NodeService.ProposeRoot:output_type -> latchkey.v1.ProposeRootResponse
+	27, // 48: latchkey.v1.NodeService.Reseed:output_type -> latchkey.v1.ReseedResponse
+	29, // 49: latchkey.v1.NodeService.Graves:output_type -> latchkey.v1.GravesResponse
+	32, // 50: latchkey.v1.NodeService.DeleteGrave:output_type -> latchkey.v1.DeleteGraveResponse
+	34, // 51: latchkey.v1.NodeService.Connect:output_type -> latchkey.v1.ConnectResponse
+	36, // 52: latchkey.v1.NodeService.Disconnect:output_type -> latchkey.v1.DisconnectResponse
+	38, // 53: latchkey.v1.NodeService.Ping:output_type -> latchkey.v1.PingResponse
+	41, // 54: latchkey.v1.NodeService.LogLevels:output_type -> latchkey.v1.LogLevelsResponse
+	41, // 55: latchkey.v1.NodeService.SetLogLevel:output_type -> latchkey.v1.LogLevelsResponse
+	44, // 56: latchkey.v1.NodeService.Shutdown:output_type -> latchkey.v1.ShutdownResponse
+	46, // 57: latchkey.v1.NodeService.Version:output_type -> latchkey.v1.VersionResponse
+	39, // [39:58] is the sub-list for method output_type
+	20, // [20:39] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_node_proto_init() }
@@ -2676,7 +3220,7 @@ func file_latchkey_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_node_proto_rawDesc), len(file_latchkey_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

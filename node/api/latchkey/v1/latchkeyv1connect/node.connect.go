@@ -64,6 +64,16 @@ const (
 	NodeServiceGravesProcedure = "/latchkey.v1.NodeService/Graves"
 	// NodeServiceDeleteGraveProcedure is the fully-qualified name of the NodeService's DeleteGrave RPC.
 	NodeServiceDeleteGraveProcedure = "/latchkey.v1.NodeService/DeleteGrave"
+	// NodeServiceConnectProcedure is the fully-qualified name of the NodeService's Connect RPC.
+	NodeServiceConnectProcedure = "/latchkey.v1.NodeService/Connect"
+	// NodeServiceDisconnectProcedure is the fully-qualified name of the NodeService's Disconnect RPC.
+	NodeServiceDisconnectProcedure = "/latchkey.v1.NodeService/Disconnect"
+	// NodeServicePingProcedure is the fully-qualified name of the NodeService's Ping RPC.
+	NodeServicePingProcedure = "/latchkey.v1.NodeService/Ping"
+	// NodeServiceLogLevelsProcedure is the fully-qualified name of the NodeService's LogLevels RPC.
+	NodeServiceLogLevelsProcedure = "/latchkey.v1.NodeService/LogLevels"
+	// NodeServiceSetLogLevelProcedure is the fully-qualified name of the NodeService's SetLogLevel RPC.
+	NodeServiceSetLogLevelProcedure = "/latchkey.v1.NodeService/SetLogLevel"
 	// NodeServiceShutdownProcedure is the fully-qualified name of the NodeService's Shutdown RPC.
 	NodeServiceShutdownProcedure = "/latchkey.v1.NodeService/Shutdown"
 	// NodeServiceVersionProcedure is the fully-qualified name of the NodeService's Version RPC.
@@ -99,6 +109,16 @@ type NodeServiceClient interface {
 	Graves(context.Context, *v1.GravesRequest) (*v1.GravesResponse, error)
 	// DeleteGrave deletes what was put aside of one generation of a group.
 	DeleteGrave(context.Context, *v1.DeleteGraveRequest) (*v1.DeleteGraveResponse, error)
+	// Connect connects to a peer, at the address given or those that are known of it, and tells why not where it cannot.
+	Connect(context.Context, *v1.ConnectRequest) (*v1.ConnectResponse, error)
+	// Disconnect ends the connections with a peer. Either side may connect again at once: to keep a peer out is what allow-lists are for.
+	Disconnect(context.Context, *v1.DisconnectRequest) (*v1.DisconnectResponse, error)
+	// Ping measures one round trip to a peer, and connects to it first where that is needed.
+	Ping(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
+	// LogLevels lists the parts of the daemon that log, and from which level on each does.
+	LogLevels(context.Context, *v1.LogLevelsRequest) (*v1.LogLevelsResponse, error)
+	// SetLogLevel changes that until the daemon ends.
+	SetLogLevel(context.Context, *v1.SetLogLevelRequest) (*v1.LogLevelsResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
 	// finished.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
@@ -189,6 +209,36 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("DeleteGrave")),
 			connect.WithClientOptions(opts...),
 		),
+		connect: connect.NewClient[v1.ConnectRequest, v1.ConnectResponse](
+			httpClient,
+			baseURL+NodeServiceConnectProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Connect")),
+			connect.WithClientOptions(opts...),
+		),
+		disconnect: connect.NewClient[v1.DisconnectRequest, v1.DisconnectResponse](
+			httpClient,
+			baseURL+NodeServiceDisconnectProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Disconnect")),
+			connect.WithClientOptions(opts...),
+		),
+		ping: connect.NewClient[v1.PingRequest, v1.PingResponse](
+			httpClient,
+			baseURL+NodeServicePingProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Ping")),
+			connect.WithClientOptions(opts...),
+		),
+		logLevels: connect.NewClient[v1.LogLevelsRequest, v1.LogLevelsResponse](
+			httpClient,
+			baseURL+NodeServiceLogLevelsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("LogLevels")),
+			connect.WithClientOptions(opts...),
+		),
+		setLogLevel: connect.NewClient[v1.SetLogLevelRequest, v1.LogLevelsResponse](
+			httpClient,
+			baseURL+NodeServiceSetLogLevelProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("SetLogLevel")),
+			connect.WithClientOptions(opts...),
+		),
 		shutdown: connect.NewClient[v1.ShutdownRequest, v1.ShutdownResponse](
 			httpClient,
 			baseURL+NodeServiceShutdownProcedure,
@@ -218,6 +268,11 @@ type nodeServiceClient struct {
 	reseed      *connect.Client[v1.ReseedRequest, v1.ReseedResponse]
 	graves      *connect.Client[v1.GravesRequest, v1.GravesResponse]
 	deleteGrave *connect.Client[v1.DeleteGraveRequest, v1.DeleteGraveResponse]
+	connect     *connect.Client[v1.ConnectRequest, v1.ConnectResponse]
+	disconnect  *connect.Client[v1.DisconnectRequest, v1.DisconnectResponse]
+	ping        *connect.Client[v1.PingRequest, v1.PingResponse]
+	logLevels   *connect.Client[v1.LogLevelsRequest, v1.LogLevelsResponse]
+	setLogLevel *connect.Client[v1.SetLogLevelRequest, v1.LogLevelsResponse]
 	shutdown    *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
 	version     *connect.Client[v1.VersionRequest, v1.VersionResponse]
 }
@@ -330,6 +385,51 @@ func (c *nodeServiceClient) DeleteGrave(ctx context.Context, req *v1.DeleteGrave
 	return nil, err
 }
 
+// Connect calls latchkey.v1.NodeService.Connect.
+func (c *nodeServiceClient) Connect(ctx context.Context, req *v1.ConnectRequest) (*v1.ConnectResponse, error) {
+	response, err := c.connect.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Disconnect calls latchkey.v1.NodeService.Disconnect.
+func (c *nodeServiceClient) Disconnect(ctx context.Context, req *v1.DisconnectRequest) (*v1.DisconnectResponse, error) {
+	response, err := c.disconnect.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Ping calls latchkey.v1.NodeService.Ping.
+func (c *nodeServiceClient) Ping(ctx context.Context, req *v1.PingRequest) (*v1.PingResponse, error) {
+	response, err := c.ping.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// LogLevels calls latchkey.v1.NodeService.LogLevels.
+func (c *nodeServiceClient) LogLevels(ctx context.Context, req *v1.LogLevelsRequest) (*v1.LogLevelsResponse, error) {
+	response, err := c.logLevels.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetLogLevel calls latchkey.v1.NodeService.SetLogLevel.
+func (c *nodeServiceClient) SetLogLevel(ctx context.Context, req *v1.SetLogLevelRequest) (*v1.LogLevelsResponse, error) {
+	response, err := c.setLogLevel.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Shutdown calls latchkey.v1.NodeService.Shutdown.
 func (c *nodeServiceClient) Shutdown(ctx context.Context, req *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {
 	response, err := c.shutdown.CallUnary(ctx, connect.NewRequest(req))
@@ -377,6 +477,16 @@ type NodeServiceHandler interface {
 	Graves(context.Context, *v1.GravesRequest) (*v1.GravesResponse, error)
 	// DeleteGrave deletes what was put aside of one generation of a group.
 	DeleteGrave(context.Context, *v1.DeleteGraveRequest) (*v1.DeleteGraveResponse, error)
+	// Connect connects to a peer, at the address given or those that are known of it, and tells why not where it cannot.
+	Connect(context.Context, *v1.ConnectRequest) (*v1.ConnectResponse, error)
+	// Disconnect ends the connections with a peer. Either side may connect again at once: to keep a peer out is what allow-lists are for.
+	Disconnect(context.Context, *v1.DisconnectRequest) (*v1.DisconnectResponse, error)
+	// Ping measures one round trip to a peer, and connects to it first where that is needed.
+	Ping(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
+	// LogLevels lists the parts of the daemon that log, and from which level on each does.
+	LogLevels(context.Context, *v1.LogLevelsRequest) (*v1.LogLevelsResponse, error)
+	// SetLogLevel changes that until the daemon ends.
+	SetLogLevel(context.Context, *v1.SetLogLevelRequest) (*v1.LogLevelsResponse, error)
 	// Shutdown has the daemon stop gracefully. It is answered before the daemon begins; the socket is gone when it has
 	// finished.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
@@ -463,6 +573,36 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("DeleteGrave")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceConnectHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceConnectProcedure,
+		svc.Connect,
+		connect.WithSchema(nodeServiceMethods.ByName("Connect")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceDisconnectHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceDisconnectProcedure,
+		svc.Disconnect,
+		connect.WithSchema(nodeServiceMethods.ByName("Disconnect")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServicePingHandler := connect.NewUnaryHandlerSimple(
+		NodeServicePingProcedure,
+		svc.Ping,
+		connect.WithSchema(nodeServiceMethods.ByName("Ping")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceLogLevelsHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceLogLevelsProcedure,
+		svc.LogLevels,
+		connect.WithSchema(nodeServiceMethods.ByName("LogLevels")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceSetLogLevelHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceSetLogLevelProcedure,
+		svc.SetLogLevel,
+		connect.WithSchema(nodeServiceMethods.ByName("SetLogLevel")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceShutdownHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceShutdownProcedure,
 		svc.Shutdown,
@@ -501,6 +641,16 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceGravesHandler.ServeHTTP(w, r)
 		case NodeServiceDeleteGraveProcedure:
 			nodeServiceDeleteGraveHandler.ServeHTTP(w, r)
+		case NodeServiceConnectProcedure:
+			nodeServiceConnectHandler.ServeHTTP(w, r)
+		case NodeServiceDisconnectProcedure:
+			nodeServiceDisconnectHandler.ServeHTTP(w, r)
+		case NodeServicePingProcedure:
+			nodeServicePingHandler.ServeHTTP(w, r)
+		case NodeServiceLogLevelsProcedure:
+			nodeServiceLogLevelsHandler.ServeHTTP(w, r)
+		case NodeServiceSetLogLevelProcedure:
+			nodeServiceSetLogLevelHandler.ServeHTTP(w, r)
 		case NodeServiceShutdownProcedure:
 			nodeServiceShutdownHandler.ServeHTTP(w, r)
 		case NodeServiceVersionProcedure:
@@ -560,6 +710,26 @@ func (UnimplementedNodeServiceHandler) Graves(context.Context, *v1.GravesRequest
 
 func (UnimplementedNodeServiceHandler) DeleteGrave(context.Context, *v1.DeleteGraveRequest) (*v1.DeleteGraveResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.DeleteGrave is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Connect(context.Context, *v1.ConnectRequest) (*v1.ConnectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Connect is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Disconnect(context.Context, *v1.DisconnectRequest) (*v1.DisconnectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Disconnect is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Ping(context.Context, *v1.PingRequest) (*v1.PingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.Ping is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) LogLevels(context.Context, *v1.LogLevelsRequest) (*v1.LogLevelsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.LogLevels is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) SetLogLevel(context.Context, *v1.SetLogLevelRequest) (*v1.LogLevelsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.NodeService.SetLogLevel is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {
