@@ -10,7 +10,13 @@ import (
 const (
 	CopiesMax   = 1 << 20 // copies that are registered; beyond it answers may be used once
 	SessionsMax = 1 << 14 // nodes that have copies; beyond it answers may be used once
-	QueuedMax   = 4096    // requests that wait; more are dropped, and repeated by who made them
+	QueuedMax   = 4096    // requests that wait, or are under way; more are dropped, and repeated by who made them
+
+	// QueuedPerNode, QueuedBytesMax and QueuedBytesPerNode bound them further: those of one node, and the values of all and of one. One
+	// request may have any value where nothing else waits.
+	QueuedPerNode      = 1024
+	QueuedBytesMax     = 64 << 20
+	QueuedBytesPerNode = 16 << 20
 )
 
 // EventKind says what has happened.

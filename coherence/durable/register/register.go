@@ -37,8 +37,10 @@ type Register struct {
 	nextExpiry automaton.Instant                   // none is due before
 	renewals   map[keyspace.NodeID]durable.Message // that wait for a confirmed round
 	copies     int
-	queued     int
-	idle       bool // nothing was proposed since the last Repeat
+	queued     int                      // requests that wait, and operations of nodes
+	held       int                      // bytes of their values
+	loads      map[keyspace.NodeID]load // of each node that has some
+	idle       bool                     // nothing was proposed since the last Repeat
 
 	out   []Action
 	dirty []string // objects that something may go on with
@@ -119,6 +121,23 @@ func (r *Register) Waits() bool {
 	return r.leads && (len(r.busy) > 0 || len(r.renewals) > 0 || len(r.sessions) > 0 || len(r.expiries) > 0 || r.unmarked())
 }
 
+// Next returns when a [Tick] has something to do at last; [automaton.Never] where it has nothing.
+func (r *Register) Next() automaton.Instant {
+	if !r.leads {
+		return automaton.Never
+	}
+	next := min(r.nextEnd, r.nextExpiry)
+	if r.now < r.waitUntil && len(r.busy) > 0 {
+		next = min(next, r.waitUntil)
+	}
+	return next
+}
+
+// Sessions returns the nodes that have one, rising.
+func (r *Register) Sessions() []keyspace.NodeID {
+	return slices.SortedFunc(maps.Keys(r.sessions), compareNodes)
+}
+
 // Step takes an event and appends what has to be done to out. A message that no rule takes is late or a duplicate, and is dropped.
 func (r *Register) Step(ev Event, out []Action) []Action {
 	r.out = out
@@ -141,7 +160,7 @@ func (r *Register) lead(ev Event) {
 	*r = Register{
 		cfg: r.cfg, store: r.store, mutant: r.mutant, out: r.out, leads: true, tenure: ev.Tenure, now: ev.Now, nextEnd: automaton.Never,
 		sessions: map[keyspace.NodeID]*session{}, objects: map[string]*object{}, busy: map[string]struct{}{}, unsettled: map[string]struct{}{},
-		nextExpiry: automaton.Never, expiries: map[string]expiry{}, renewals: map[keyspace.NodeID]durable.Message{},
+		loads: map[keyspace.NodeID]load{}, nextExpiry: automaton.Never, expiries: map[string]expiry{}, renewals: map[keyspace.NodeID]durable.Message{},
 	}
 	// Every lease of a former leader ends within d of its last confirmed round, which was before this leader was elected (section 5).
 	r.waitUntil = ev.At.Add(r.cfg.Arbiter())
@@ -287,6 +306,42 @@ func (r *Register) proceed() {
 	r.dirty = nil
 }
 
+// load is what one node has that waits or is under way.
+type load struct{ requests, bytes int }
+
+func weight(m *durable.Message) int {
+	if m.Value == nil {
+		return 0
+	}
+	return len(m.Value.Bytes)
+}
+
+// full reports whether there is no room for a request.
+func (r *Register) full(m *durable.Message) bool {
+	l, n := r.loads[m.Node], weight(m)
+	return r.queued >= QueuedMax || l.requests >= QueuedPerNode || r.queued > 0 && r.held+n > QueuedBytesMax ||
+		l.requests > 0 && l.bytes+n > QueuedBytesPerNode
+}
+
+// hold counts a request that begins to wait or to be under way; release that it has ended.
+func (r *Register) hold(m *durable.Message) {
+	l, n := r.loads[m.Node], weight(m)
+	r.loads[m.Node] = load{l.requests + 1, l.bytes + n}
+	r.queued++
+	r.held += n
+}
+
+func (r *Register) release(m *durable.Message) {
+	l, n := r.loads[m.Node], weight(m)
+	if l = (load{l.requests - 1, l.bytes - n}); l.requests == 0 {
+		delete(r.loads, m.Node)
+	} else {
+		r.loads[m.Node] = l
+	}
+	r.queued--
+	r.held -= n
+}
+
 func (r *Register) serveReads(name string, o *object) {
 	waiting := o.reads
 	o.reads = nil
@@ -294,7 +349,7 @@ func (r *Register) serveReads(name string, o *object) {
 		if !r.read(name, o, &waiting[i]) {
 			o.reads = append(o.reads, waiting[i])
 		} else {
-			r.queued--
+			r.release(&waiting[i])
 		}
 	}
 }
@@ -311,7 +366,7 @@ func (r *Register) serveQueue(name string, o *object) {
 			return
 		}
 		o.queue = slices.Delete(o.queue, 0, 1)
-		r.queued--
+		r.release(&m)
 	}
 }
 
@@ -356,7 +411,7 @@ func (r *Register) ask(m durable.Message) {
 	if m.Kind == durable.Read {
 		if i := slices.IndexFunc(o.reads, same); i >= 0 {
 			if q := &o.reads[i]; m.Session.After(q.Session) || m.Session == q.Session && m.Seq >= q.Seq {
-				*q = m
+				*q = m // both weigh nothing
 			}
 			return
 		}
@@ -364,6 +419,8 @@ func (r *Register) ask(m durable.Message) {
 		return same(q) && (m.Kind == durable.Write || q.Writer() == m.Writer() && q.Seq == m.Seq)
 	}); i >= 0 {
 		if q := &o.queue[i]; m.Session.After(q.Session) || m.Session == q.Session && m.Seq >= q.Seq {
+			r.release(q)
+			r.hold(&m)
 			*q = m // with the session that it has now
 		}
 		return
@@ -374,10 +431,10 @@ func (r *Register) ask(m durable.Message) {
 		}
 		return
 	}
-	if r.queued >= QueuedMax {
+	if r.full(&m) {
 		return
 	}
-	r.queued++
+	r.hold(&m)
 	switch {
 	case m.Kind == durable.Read:
 		o.reads = append(o.reads, m)
@@ -576,6 +633,7 @@ func (r *Register) begin(name string, o *object, p *op, applies bool) {
 	writer := r.sessions[p.msg.Node]
 	if p.msg.Kind != 0 {
 		writer = r.session(p.msg.Node, p.msg.Session) // nil of an earlier one: it is executed all the same (D5)
+		r.hold(&p.msg)
 	}
 	names := []string{name}
 	if applies && r.store.Lists(&p.cmd) {
@@ -662,12 +720,15 @@ func (r *Register) committed(c *store.Command, res store.Result) {
 		r.reply(durable.Refused, &p.msg, durable.Message{Reason: res.Reason})
 	default: // it is answered as a repeat of itself
 		o.queue = slices.Insert(o.queue, 0, p.msg)
-		r.queued++
+		r.hold(&p.msg)
 	}
 }
 
 // end takes an operation away. What it waits for is waited for no longer.
 func (r *Register) end(p *op) {
+	if p.msg.Kind != 0 {
+		r.release(&p.msg)
+	}
 	for _, q := range p.parts {
 		o := r.objects[q.name]
 		for n, c := range o.copies {

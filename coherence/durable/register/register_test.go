@@ -361,12 +361,47 @@ func TestLimitsOfARegister(t *testing.T) {
 
 	f = newFixture(t)
 	f.receive(put(1, "x", 1, "v")) // is not committed
-	for i := range QueuedMax + 10 {
-		m := put(2, "x", durable.Seq(i+1), "v")
+	put1 := func(n int, seq durable.Seq, bytes int) {
+		m := put(n, "x", seq, "v")
+		m.Value = &protocol.Cell{Bytes: make([]byte, bytes)}
 		f.reg.Step(Event{Kind: Receive, Now: f.now, Msg: &m}, nil)
+	}
+	for i := range QueuedPerNode + 10 {
+		put1(2, durable.Seq(i+1), 1)
+	}
+	if f.reg.queued != 1+QueuedPerNode {
+		t.Errorf("%d requests wait", f.reg.queued)
+	}
+	for i := range QueuedMax + 10 {
+		put1(3+i/10, durable.Seq(i+1), 1)
 	}
 	if f.reg.queued != QueuedMax {
 		t.Errorf("%d requests wait", f.reg.queued)
+	}
+	if err := f.reg.Check(); err != nil {
+		t.Error(err)
+	}
+
+	f = newFixture(t)
+	f.receive(put(1, "x", 1, "v"))
+	for i := range QueuedBytesMax/(1<<20) + 20 {
+		put1(2+i/20, durable.Seq(i+1), 1<<20)
+	}
+	// One of each node may have any size where nothing of it waits: 16 of each of the first nodes, and no more.
+	if f.reg.queued != QueuedBytesMax/(1<<20) || f.reg.loads[put(2, "", 0, "").Node].requests != QueuedBytesPerNode/(1<<20) {
+		t.Errorf("%d requests wait, with %d bytes: %v", f.reg.queued, f.reg.held, f.reg.loads)
+	}
+	f.commit() // what could not be taken was dropped, and what is done makes room
+	f.confirm()
+	for f.reg.queued > 0 {
+		before := f.reg.queued
+		f.pass(params.Arbiter()) // the last writer's copy is over
+		if f.commit(); f.reg.queued == before {
+			break
+		}
+	}
+	if f.reg.queued != 0 || f.reg.held != 0 || len(f.reg.loads) != 0 {
+		t.Errorf("%d requests with %d bytes are left", f.reg.queued, f.reg.held)
 	}
 
 	f = newFixture(t)

@@ -21,6 +21,7 @@ func (r *Register) Clone(s *store.Store) *Register {
 	k.store, k.dirty, k.out = s, nil, nil
 	k.unsettled = maps.Clone(r.unsettled)
 	k.busy, k.expiries, k.renewals = maps.Clone(r.busy), maps.Clone(r.expiries), maps.Clone(r.renewals)
+	k.loads = maps.Clone(r.loads)
 	k.sessions = make(map[keyspace.NodeID]*session, len(r.sessions))
 	for n, s := range r.sessions {
 		c := *s
@@ -137,12 +138,26 @@ func (r *Register) Owner(name string) (n keyspace.NodeID, has bool) {
 
 // Check tests what the fields' comments promise. Tests call it after every step.
 func (r *Register) Check() error {
-	copies, queued := 0, 0
+	copies, queued, held := 0, 0, 0
+	loads := map[keyspace.NodeID]load{}
+	count := func(m *durable.Message) {
+		l := loads[m.Node]
+		loads[m.Node] = load{l.requests + 1, l.bytes + weight(m)}
+		queued, held = queued+1, held+weight(m)
+	}
 	outstanding := map[keyspace.NodeID]int{}
 	awaited := map[*op]int{}
 	for name, o := range r.objects {
 		copies += len(o.copies)
-		queued += len(o.reads) + len(o.queue)
+		for i := range o.reads {
+			count(&o.reads[i])
+		}
+		for i := range o.queue {
+			count(&o.queue[i])
+		}
+		if p := o.op; p != nil && p.cmd.Object == name && p.msg.Kind != 0 {
+			count(&p.msg)
+		}
 		for n, c := range o.copies {
 			s := r.sessions[n]
 			if s == nil {
@@ -177,8 +192,8 @@ func (r *Register) Check() error {
 			return fmt.Errorf("register: %q is busy, and nobody knows", name)
 		}
 	}
-	if copies != r.copies || queued != r.queued {
-		return fmt.Errorf("register: %d copies and %d requests counted as %d and %d", copies, queued, r.copies, r.queued)
+	if copies != r.copies || queued != r.queued || held != r.held || !maps.Equal(loads, r.loads) {
+		return fmt.Errorf("register: %d copies, %d requests and %d bytes counted as %d, %d and %d", copies, queued, held, r.copies, r.queued, r.held)
 	}
 	for n, s := range r.sessions {
 		if s.outstanding != outstanding[n] {

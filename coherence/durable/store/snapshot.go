@@ -164,7 +164,7 @@ func (s *Store) indexDirectories() {
 	for _, name := range slices.Sorted(maps.Keys(s.objects)) { // so that members rise
 		d := durable.Directory(name)
 		if l := s.objects[d]; l != nil && s.objects[name].value != nil {
-			l.members = append(l.members, name[len(d):])
+			l.members, l.listed = append(l.members, name[len(d):]), l.listed+len(name)-len(d)+1
 		}
 	}
 }
@@ -194,10 +194,15 @@ func (s *Store) Check() error {
 				return fmt.Errorf("store: %q remembers %v badly", name, w.node)
 			}
 		}
+		listed := 0
 		for _, m := range o.members {
+			listed += len(m) + 1
 			if e := s.objects[name+m]; e == nil || e.value == nil {
 				return fmt.Errorf("store: %q lists %q, which is not there", name, m)
 			}
+		}
+		if listed != o.listed || listed > protocol.ValueMax {
+			return fmt.Errorf("store: listing %q has %d bytes, counted as %d", name, listed, o.listed)
 		}
 	}
 	if bytes != s.bytes || names != s.names || writers != s.writers {

@@ -14,7 +14,7 @@ import (
 const (
 	ObjectsMax         = 1 << 16  // objects and tombstones, listings included; Full
 	ValueBytesTotalMax = 24 << 20 // of all values; Full
-	NameBytesTotalMax  = 6 << 20  // of all names; Full
+	NameBytesTotalMax  = 6 << 20  // of all names; Full. Those of one directory make a value, which is at most [protocol.ValueMax]
 	WritersMax         = 1 << 16  // remembered, of all objects; Full
 	WritersPerObject   = 64       // within WriterLife; Busy
 	ExceptionsMax      = 16       // of a mark
@@ -96,6 +96,8 @@ type object struct {
 	writers []writer // by rising node
 	// members are the names of what stands in a listing, without the directory's, rising. Nil of other objects.
 	members []string
+	// listed is how many bytes they make as a listing's value.
+	listed int
 	// listing is the value they make, once somebody has asked for it.
 	listing *protocol.Cell
 }
@@ -199,8 +201,14 @@ func (s *Store) refuses(o *object, c *Command) durable.Reason {
 	case s.Next(c.Object).Generation() != s.cfg.Base:
 		return durable.Exhausted
 	}
-	if d := durable.Directory(c.Object); d != "" && s.Next(d).Generation() != s.cfg.Base {
-		return durable.Exhausted
+	if d := durable.Directory(c.Object); d != "" {
+		if s.Next(d).Generation() != s.cfg.Base {
+			return durable.Exhausted
+		}
+		// A listing is read like any other value.
+		if l := s.objects[d]; l != nil && old == nil && !c.Delete && l.listed+len(c.Object)-len(d)+1 > protocol.ValueMax {
+			return durable.Full
+		}
 	}
 	return 0
 }
@@ -235,9 +243,9 @@ func (s *Store) list(index uint64, name string, is bool) bool {
 	i, found := slices.BinarySearch(o.members, base)
 	switch {
 	case is && !found:
-		o.members = slices.Insert(o.members, i, base)
+		o.members, o.listed = slices.Insert(o.members, i, base), o.listed+len(base)+1
 	case !is && found:
-		o.members = slices.Delete(o.members, i, i+1)
+		o.members, o.listed = slices.Delete(o.members, i, i+1), o.listed-len(base)-1
 	}
 	o.listing, o.version, o.index, o.since = nil, version, index, s.now
 	return true

@@ -440,3 +440,45 @@ func FuzzRestore(f *testing.F) {
 		}
 	})
 }
+
+// A listing is a value: what would make it longer than one can be is refused, and room comes back.
+func TestADirectoryIsNoLongerThanAValue(t *testing.T) {
+	s := New(Config{})
+	index, by := uint64(1), protocol.NodeRef{ID: keyspace.NodeID{1}, Inc: 1}
+	write := func(name string, remove bool) Result {
+		index++
+		c := Command{Object: name, By: by, Seq: durable.Seq(index), Delete: remove, Value: &protocol.Cell{}}
+		if remove {
+			c.Value = nil
+		}
+		return s.Apply(index, 0, c)
+	}
+	long := strings.Repeat("x", 1<<10-5) // with four digits and the end of the line: 1 KiB
+	for i := range protocol.ValueMax >> 10 {
+		if r := write(fmt.Sprintf("a/%04d%s", i, long), false); r.Outcome != Applied {
+			t.Fatalf("%d: %+v", i, r)
+		}
+	}
+	if n := len(s.Lookup("a/").Value.Bytes); n != protocol.ValueMax {
+		t.Fatalf("%d bytes", n)
+	}
+	if r := write("a/x", false); r.Outcome != Refused || r.Reason != durable.Full {
+		t.Errorf("%+v", r)
+	}
+	if r := write("b/x", false); r.Outcome != Applied {
+		t.Errorf("another directory: %+v", r)
+	}
+	if r := write("a/0001"+long, false); r.Outcome != Applied {
+		t.Errorf("one that is there: %+v", r)
+	}
+	if r := write("a/0000"+long, true); r.Outcome != Applied {
+		t.Errorf("%+v", r)
+	}
+	if r := write("a/x", false); r.Outcome != Applied {
+		t.Errorf("there is room again: %+v", r)
+	}
+	k, err := Restore(Config{}, s.Snapshot())
+	if err != nil || k.Check() != nil || s.Check() != nil {
+		t.Error(err, k.Check(), s.Check())
+	}
+}
