@@ -18,6 +18,7 @@ import (
 
 	"latchkey/coherence"
 	"latchkey/coherence/chunks"
+	durablehost "latchkey/coherence/durable/host"
 	"latchkey/dht"
 	"latchkey/dht/keyspace"
 	"latchkey/internal/driver"
@@ -40,6 +41,7 @@ type Node struct {
 	clock   *driver.Clock
 	locks   *lockservice.Service
 	objects *coherence.Service
+	durable *durablehost.Service // of groups that are led here
 	chunks  *chunks.Service
 	sigma   *sigmaParts // nil: the overlay does not run the protocol
 	meter   lockservice.Meter
@@ -253,10 +255,11 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 		n.sigma = n.newSigma(c.voterLog)
 		voters = n.sigma.voters
 	}
+	n.durable = durablehost.New(c.genesis.Drift)
 	n.groups, err = replicagroup.New(replicagroup.Config{
 		Genesis: c.genesis, Reseed: c.reseed, ReseedState: c.rootState, OnReseed: c.onReseed, Overlay: overlay, Store: c.store, Clock: n.clock,
-		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine, coherence.ServiceName: n.objects.Machine},
-		Outlets:  map[string]replicagroup.Outlet{coherence.ServiceName: n.objects.Outlet}, Voters: voters,
+		Services: map[string]replicagroup.MachineFactory{lockservice.ServiceName: n.lockMachine, coherence.ServiceName: n.objects.Machine, durablehost.ServiceName: n.durable.Machine},
+		Outlets:  map[string]replicagroup.Outlet{coherence.ServiceName: n.objects.Outlet}, Voters: voters, Leaders: n.durable,
 		Declines: !overlay.Hosting(),
 		Rejoins:  len(c.bootstrap) > 0 || n.known != nil && len(n.known.peers) > 0,
 

@@ -12,5 +12,5 @@
 // never compared. Messages may be lost, doubled, delayed and reordered.
 //
 // Rules are D1 to D18 of the design, named at the lines that are them. Each can be taken away by a [Mutant], so that tests can show what it is
-// for. docs/deviations.md lists what is different here. Nothing hosts the automata yet.
+// for. docs/deviations.md lists what is different here. Package host has the first two run in replica groups, and package copies the third on nodes.
 package durable

@@ -64,6 +64,7 @@ var packages = map[string]int{
 	"coherence/durable/pb":           tools,
 	"coherence/durable/hit":          overlay, // above internal/driver, whose clock it goes by; it imports nothing of the overlay
 
+	"coherence/durable/host":   services,
 	"coherence/durable/copies": groups, // above hit; it imports nothing of the overlay, nor of groups
 
 	"internal/driver":      tools,
