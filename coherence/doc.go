@@ -45,7 +45,7 @@
 //
 // # What becomes of the objects
 //
-// They are volatile. What an object holds is in the memory of the nodes that have copies, and lives as long as the application is open somewhere. A node
+// Those of an [App] are volatile. What an object holds is in the memory of the nodes that have copies, and lives as long as the application is open somewhere. A node
 // that leaves ([App.Close]) hands over what it owns. If one fails that has the application open, or is silent for three seconds, the application
 // begins anew, in the next epoch, from its last checkpoint, or with empty objects and its first threads if it has none: every call of the former execution
 // fails with [ErrRestarted] from when its node hears of it. Threads need not care: their functions are called again, with what they saved for that
@@ -70,5 +70,22 @@
 //
 // A node that is cut off hears nothing, and goes on reading the copies it has until it does.
 //
-// Directories, and objects that survive their owners without a restart, are not there yet.
+// # Durable objects
+//
+// What must not be lost is kept by the groups themselves (package durable):
+//
+//	app, err := node.Objects().Durable("shop") // nobody has it open: it is there
+//	tea := app.Object("prices/tea")
+//	v, err := tea.Write(ctx, price, coherence.IfAbsent())
+//	v, err = tea.CompareAndSwap(ctx, v, other) // versions rise for ever
+//	err = tea.Update(ctx, func(b []byte) ([]byte, error) { … })
+//	err = tea.Watch(ctx, 0, func(c coherence.Change) error { … })
+//	names, err := app.Directory("prices").List(ctx, "", 100)
+//
+// A write returns when the object's group has it in its log, and no copy of what was there before can be read any more. So f failures of the group's
+// 2f+1 peers lose nothing, that of a peer which uses the object loses nothing, and nothing begins anew. Reads are served by copies at the speed
+// of memory, which a lease of two seconds protects: who is cut off, or was stopped, reads nothing stale, and a writer waits for such a reader for
+// one lease at most. When the group's leader fails, reads of what is settled go on with the next one, and writes return one lease later.
+//
+// The volatile application and the durable one of one name have nothing to do with each other.
 package coherence

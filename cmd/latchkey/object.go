@@ -41,7 +41,7 @@ Objects are volatile so far, and --volatile says that this is meant: what they h
 open, and is kept while at least one has it open and none of them fails. If one fails, or is silent for three seconds, the application begins
 anew from its last checkpoint ("latchkey app checkpoint"), or with empty objects, in its next epoch. The next command through each daemon then fails and says so, once; commands after that are of
 the new execution. A script that must notice in every case names the --epoch it is in, which -o json and "app info" tell.
-Objects that survive failures are not there yet. They will be what a command without --volatile means.
+Durable objects, which survive failures, are for Go programs so far. They will be what a command without --volatile means.
 
 A daemon opens an application when a command first needs it, and keeps it open until "latchkey app close APP", or until it stops; then it hands
 over what it owns to others that have it open. A laptop that only looked should close it before it goes to sleep. Only set and update found an
@@ -79,7 +79,7 @@ func (f *objectFlags) of(c *cobra.Command, arg string) (api.Target, error) {
 
 func (f *objectFlags) check(c *cobra.Command) error {
 	if !f.volatile {
-		return usagef("%s: objects that survive the failure of peers are not there yet; say %s --volatile for objects in the memory of those who have "+
+		return usagef("%s: objects that survive the failure of peers are for Go programs so far; say %s --volatile for objects in the memory of those who have "+
 			"the application open (latchkey object --help)", verbOf(c), verbOf(c))
 	}
 	return nil
