@@ -287,7 +287,9 @@ func (p *Planner) peerState(ev PeerState, now automaton.Instant) {
 		if _, was := p.down[ev.Peer]; !was {
 			put(&p.down, ev.Peer, now)
 		}
-		delete(p.wishes, ev.Peer) // it has left, or has other troubles now
+		if w := p.wishes[ev.Peer]; w != nil && !w.answered {
+			delete(p.wishes, ev.Peer) // it has other troubles now; who was told that it may go has left, and the next one that leaves is not alone
+		}
 	}
 }
 
