@@ -21,22 +21,6 @@ func script(dir, text string) ProcessOptions {
 	return ProcessOptions{Options: Options{N: 3, Dir: dir}, Program: "/bin/sh", Args: []string{"-c", text}}
 }
 
-// tree returns what is below dir, as paths from there.
-func tree(t testing.TB, dir string) (paths []string) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if path != dir {
-			rel, _ := filepath.Rel(dir, path)
-			paths = append(paths, rel)
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	return paths
-}
-
 func TestAPeerThatDoesNotComeUpIsToldByItsLastLineAndNothingStays(t *testing.T) {
 	dir := shortDir(t)
 	claim(t, dir)

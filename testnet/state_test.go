@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -438,4 +439,20 @@ func TestAStateBeyondItsBoundsIsNotWritten(t *testing.T) {
 	if _, err := newStateWriter(t.Context(), io.Discard, m); !errors.Is(err, ErrState) {
 		t.Errorf("a manifest of more than %d bytes: %v", stateManifestMax, err)
 	}
+}
+
+// tree returns what is below dir, as paths from there.
+func tree(t testing.TB, dir string) (paths []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if path != dir {
+			rel, _ := filepath.Rel(dir, path)
+			paths = append(paths, rel)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return paths
 }

@@ -44,15 +44,6 @@ func alarmsAt(t *testing.T, dir string) []api.Alarm {
 	return s.Alarms
 }
 
-func peerOf(t *testing.T, dir string) string {
-	t.Helper()
-	var i api.Info
-	if err := json.Unmarshal(ok(t, at(t, dir, "id", "-o", "json")).out.Bytes(), &i); err != nil {
-		t.Fatal(err)
-	}
-	return i.Peer
-}
-
 // accused expects that a daemon stops by itself, since others have heard its store twice, and says so in one line.
 func accused(t *testing.T, d *process) {
 	t.Helper()

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"encoding/json"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"latchkey/node/api"
 	"latchkey/node/invite"
 )
 
@@ -147,4 +149,13 @@ func TestThreeGetInAndTheOthersAreToldWhyNot(t *testing.T) {
 		t.Errorf("revoking oneself: exit %d, %s", p.code, p.oneLine())
 	}
 	lockFrom(t, a, b)
+}
+
+func peerOf(t *testing.T, dir string) string {
+	t.Helper()
+	var i api.Info
+	if err := json.Unmarshal(ok(t, at(t, dir, "id", "-o", "json")).out.Bytes(), &i); err != nil {
+		t.Fatal(err)
+	}
+	return i.Peer
 }
