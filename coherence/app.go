@@ -79,6 +79,7 @@ type App struct {
 	heard    atomic.Int64  // when the last message came, in Unix nanoseconds
 	rumour   chan struct{} // somebody says that there is a later execution
 
+	guess   guess
 	objects sync.Map // of keyspace.Key to *copyOf
 	count   atomic.Int64
 
@@ -373,13 +374,17 @@ func (a *App) receive(m *protocol.Message) {
 	case m.Epoch < epoch && m.From.Party == protocol.ObjectManager: // it has missed that its epoch is over, and would ask for ever
 		a.s.route(a.key, &protocol.Message{
 			Kind: protocol.Refused, From: protocol.At(a.self), To: m.From, Requester: a.self, Epoch: epoch, Object: m.Object}, false)
-	case m.Epoch == epoch && m.Kind == protocol.NoCopy:
+	case m.Epoch == epoch && m.Kind == protocol.NoCopy && m.From.Party == protocol.ObjectManager:
 		if c, ok := a.objects.Load(m.Object); ok {
 			c.(*copyOf).object.Fail(fmt.Errorf("%w: the application has %d, in use or in its checkpoint, which is the most", ErrTooMany, protocol.ObjectsMax))
 		}
 	case m.Epoch == epoch:
 		if _, ok := a.objects.Load(m.Object); !ok && m.From.Party == protocol.Node {
-			return // a value that this node never asked for
+			if m.Kind == protocol.Read {
+				a.s.post(a.key, &protocol.Message{Kind: protocol.NoCopy, From: protocol.At(a.self), To: m.From, Epoch: epoch, Object: m.Object,
+					Requester: m.Requester, Seq: m.Seq})
+			}
+			return // of an object that this node never asked for
 		}
 		c, err := a.copy(m.Object, true)
 		if err != nil {
@@ -391,6 +396,7 @@ func (a *App) receive(m *protocol.Message) {
 		if m.Kind == protocol.FirstTouch && !a.recall(c, m) {
 			return
 		}
+		a.guess.learn(m)
 		c.cached.Step(cachedcopy.Event{Kind: cachedcopy.Receive, Msg: m})
 		a.settled()
 	}
@@ -416,9 +422,10 @@ func (a *App) copy(key keyspace.Key, asked bool) (*copyOf, error) {
 	}
 	c := &copyOf{key: key}
 	automaton := cachedcopy.New(cachedcopy.Config{
-		Self: a.self, App: a.key, Object: key, Epoch: protocol.Epoch(a.epoch.Load()), Threads: !a.left,
+		Self: a.self, App: a.key, Object: key, Epoch: protocol.Epoch(a.epoch.Load()), Threads: !a.left, Direct: true,
 	})
 	c.object, c.cached = access.NewCached(a.exec, key, automaton, func(m protocol.Message) { a.say(c, m) })
+	c.cached.Guess(func() protocol.NodeRef { return a.guess.take(a.self) })
 	a.objects.Store(key, c)
 	a.count.Add(1)
 	return c, nil

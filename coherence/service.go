@@ -16,6 +16,7 @@ import (
 
 	"latchkey/coherence/access"
 	"latchkey/coherence/appmanager"
+	"latchkey/coherence/cachedcopy"
 	"latchkey/coherence/chunks"
 	"latchkey/coherence/durable/copies"
 	durablepb "latchkey/coherence/durable/pb"
@@ -451,32 +452,39 @@ func (s *Service) deliver(app keyspace.Key, m *protocol.Message) {
 	}
 	s.mu.Lock()
 	a := s.apps[app]
-	s.mu.Unlock()
 	if a != nil && a.self == m.To.Node {
+		s.mu.Unlock()
 		a.receive(m)
 		return
 	}
-	s.refuse(app, a, m)
-}
-
-// refuse tells a manager that what it counts on is gone (R6): the application was closed here, or the process has been started anew.
-func (s *Service) refuse(app keyspace.Key, a *App, m *protocol.Message) {
-	if m.Kind == protocol.Destroy || m.From.Party == protocol.Node && m.Kind != protocol.Copy {
-		return
-	}
+	// What is refused is so in the name of a later incarnation. It is drawn before the next Open can be: that one is not over.
 	now := protocol.NodeRef{ID: s.overlay.Node()}
 	if a != nil {
 		now = a.self
 	} else {
-		now.Inc = s.draw()
+		now.Inc = s.drawLocked()
 	}
-	if !now.Succeeds(m.To.Node) {
+	s.mu.Unlock()
+	s.refuse(app, now, m)
+}
+
+// refuse tells whoever counts on an earlier incarnation of this node, which is now another one, that it is gone (R6): the application was closed here,
+// or the process has been started anew.
+func (s *Service) refuse(app keyspace.Key, now protocol.NodeRef, m *protocol.Message) {
+	toNode := cachedcopy.ForNode(m)
+	if m.Kind == protocol.Destroy || m.From.Party == protocol.Node && m.Kind != protocol.Copy && !toNode || !now.Succeeds(m.To.Node) {
 		return
 	}
 	refused := protocol.Message{Kind: protocol.Refused, From: protocol.At(now), Requester: now, Epoch: m.Epoch, Object: m.Object}
-	refused.To.Party = protocol.ObjectManager
-	if m.From.Party == protocol.AppManager {
+	switch {
+	case toNode:
+		refused.To = m.From
+		s.post(app, &refused)
+		return
+	case m.From.Party == protocol.AppManager:
 		refused.To.Party = protocol.AppManager
+	default:
+		refused.To.Party = protocol.ObjectManager
 	}
 	s.route(app, &refused, false)
 }

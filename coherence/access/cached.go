@@ -12,6 +12,7 @@ type Cached struct {
 	object *Object
 	copy   *cachedcopy.Copy
 	send   func(protocol.Message)
+	guess  func() protocol.NodeRef
 	out    []cachedcopy.Action
 }
 
@@ -25,6 +26,10 @@ func NewCached(e *Epoch, key keyspace.Key, c *cachedcopy.Copy, send func(protoco
 	k.object = New(e, key, func(*Object) Copy { return k })
 	return k.object, k
 }
+
+// Guess has f say, when a thread is about to read what the copy knows nothing of, who may have the master: nobody, if it has no idea. It is called
+// under the object's mutex, which is not in use yet.
+func (k *Cached) Guess(f func() protocol.NodeRef) { k.guess = f }
 
 // Step has the copy take an event.
 func (k *Cached) Step(ev cachedcopy.Event) { k.object.Apply(func() { k.step(ev) }) }
@@ -53,7 +58,13 @@ func (k *Cached) step(ev cachedcopy.Event) {
 }
 
 // ReadFault asks for the right to read.
-func (k *Cached) ReadFault() { k.step(cachedcopy.Event{Kind: cachedcopy.ReadFault}) }
+func (k *Cached) ReadFault() {
+	ev := cachedcopy.Event{Kind: cachedcopy.ReadFault}
+	if k.guess != nil && k.copy.State() == cachedcopy.Invalid && k.copy.Likely().IsZero() {
+		ev.Node = k.guess()
+	}
+	k.step(ev)
+}
 
 // WriteFault asks for the right to write.
 func (k *Cached) WriteFault() { k.step(cachedcopy.Event{Kind: cachedcopy.WriteFault}) }

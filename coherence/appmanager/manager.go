@@ -2,6 +2,7 @@ package appmanager
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -92,6 +93,7 @@ func (t *thread) executesAt(n protocol.NodeRef) bool { return t.at == n || t.to 
 type query struct {
 	object keyspace.Key
 	node   protocol.NodeRef
+	asker  protocol.NodeRef // an owner, of a reader of its own; nobody: the object's manager
 	ack    protocol.Kind
 	seq    protocol.ReqSeq
 	inv    protocol.InvSeq
@@ -371,11 +373,11 @@ func (m *Manager) receive(in *protocol.Message, out []Action) []Action {
 		}
 		return m.stopped(out)
 	case protocol.Query:
-		q := query{in.Object, in.Requester, in.Ack, in.Seq, in.LastInv}
+		q := query{in.Object, in.Requester, in.From.Node, in.Ack, in.Seq, in.LastInv}
 		if !m.Executes(in.Requester) {
 			return m.answer(q, out)
 		}
-		m.queries = slices.DeleteFunc(m.queries, func(o query) bool { return o.object == q.object && o.node == q.node })
+		m.queries = slices.DeleteFunc(m.queries, func(o query) bool { return q.compare(o) == 0 })
 		if len(m.queries) < QueriesMax {
 			i, _ := slices.BinarySearchFunc(m.queries, q, query.compare)
 			m.queries = slices.Insert(m.queries, i, q)
@@ -408,7 +410,7 @@ func (q query) compare(o query) int {
 	if c := compareKeys(q.object, o.object); c != 0 {
 		return c
 	}
-	return q.node.Compare(o.node)
+	return cmp.Or(q.node.Compare(o.node), q.asker.Compare(o.asker))
 }
 
 func (m *Manager) create(in *protocol.Message, out []Action) []Action {
@@ -557,7 +559,11 @@ func (m *Manager) examine(out []Action) []Action {
 
 // answer acknowledges for a node that executes no thread: it has invalidated its copies (R10). It does so in the manager's own name.
 func (m *Manager) answer(q query, out []Action) []Action {
-	return m.object(out, protocol.Message{Kind: q.ack, Object: q.object, Requester: q.node, Seq: q.seq, LastInv: q.inv})
+	msg := protocol.Message{Kind: q.ack, Object: q.object, Requester: q.node, Seq: q.seq, LastInv: q.inv}
+	if !q.asker.IsZero() {
+		return m.tell(out, q.asker, msg)
+	}
+	return m.object(out, msg)
 }
 
 // inject finds a new owner: the hint if it will do, or else the next node after the owner that executes a thread.
@@ -769,7 +775,7 @@ func (m *Manager) Append(b []byte) []byte {
 		b = n.Append(b)
 	}
 	for _, q := range m.queries {
-		b = q.node.Append(append(b, q.object[:]...))
+		b = q.asker.Append(q.node.Append(append(b, q.object[:]...)))
 		num(uint64(q.ack), uint64(q.seq), uint64(q.inv))
 	}
 	num(uint64(len(m.touched)))

@@ -45,7 +45,7 @@ func Restore(cfg Config, snapshot []byte) (*Manager, error) {
 	for i := range r.Entries(queries, QueriesMax) {
 		var q query
 		r.Fill(q.object[:])
-		q.node, q.ack, q.seq, q.inv = r.Node(), protocol.Kind(r.Uint()), protocol.ReqSeq(r.Uint()), protocol.InvSeq(r.Uint())
+		q.node, q.asker, q.ack, q.seq, q.inv = r.Node(), r.Node(), protocol.Kind(r.Uint()), protocol.ReqSeq(r.Uint()), protocol.InvSeq(r.Uint())
 		if m.queries = append(m.queries, q); i > 0 && m.queries[i-1].compare(q) >= 0 || q.ack != protocol.ReadAck && q.ack != protocol.InvalidateAck {
 			r.Fail("queries out of order, or for %v", q.ack)
 		}

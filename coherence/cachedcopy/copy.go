@@ -54,6 +54,7 @@ type Config struct {
 	Object  keyspace.Key
 	Epoch   protocol.Epoch
 	Threads bool // the node executes a thread
+	Direct  bool // it asks for a readable copy where the master is likely to be, before it asks the manager
 }
 
 // Copy is one node's copy of one object. Not safe for concurrent use: see the package comment for whose it is. The zero value is not usable;
@@ -74,7 +75,13 @@ type Copy struct {
 	// bound: has sent WRITE_CONFIRM for lastReq, so the manager counts on it. Only in WAIT_COPY_WRITE and WAIT_WRITE.
 	bound bool
 	// out is the master that was handed over last, until that is known to be done (R4).
-	out      retained
+	out retained
+	// likely is who is thought to have the master, nobody where nothing is known.
+	likely protocol.NodeRef
+	// direct is who was asked for a readable copy without the manager, in request lastReq or the last one before it.
+	direct protocol.NodeRef
+	// serving is nil unless the copy is a MASTER that has readers of its own.
+	serving  *serving
 	threads  bool             // the node executes a thread
 	hint     protocol.NodeRef // where the last thread went
 	held     bool
@@ -90,6 +97,12 @@ type retained struct {
 	value     *protocol.Cell
 }
 
+// serving is what a master knows of those who have a readable copy of it without the manager's knowing.
+type serving struct {
+	readers  []protocol.NodeRef // in order, not empty
+	revoking retained           // a FORWARDED_WRITE that waits until they have none any more
+}
+
 // New makes a copy in INVALID.
 func New(cfg Config) *Copy { return &Copy{cfg: cfg, epoch: cfg.Epoch, threads: cfg.Threads} }
 
@@ -99,7 +112,7 @@ type EventKind uint8
 // The events.
 const (
 	Receive     EventKind = iota + 1 // Msg
-	ReadFault                        // a thread reads without the right
+	ReadFault                        // a thread reads without the right; Node may have the master, where the copy knows nothing better
 	WriteFault                       // a thread writes without the right
 	Hold                             // nothing takes a right away until Release
 	Release                          // ends a Hold
@@ -159,11 +172,25 @@ func rightIn(s State) Right {
 
 // Waits reports whether a [Repeat] would say something.
 func (c *Copy) Waits() bool {
-	return c.state == WaitCopyRead || c.state == WaitCopyWrite || c.state == WaitWrite || c.state.Master() && !c.threads || c.out != retained{}
+	return c.state == WaitCopyRead || c.state == WaitCopyWrite || c.state == WaitWrite || c.state.Master() && !c.threads || c.out != retained{} || c.recalls()
 }
 
 // Leavable reports whether the node may go without harm to the others (section 6.2). What is retained may be needed for a moment still.
 func (c *Copy) Leavable() bool { return !c.state.Master() && !c.bound && c.out == retained{} }
+
+// Serves reports whether n is among those that have a readable copy of this master without the manager.
+func (c *Copy) Serves(n protocol.NodeRef) bool {
+	return c.serving != nil && slices.Contains(c.serving.readers, n)
+}
+
+// recalls reports whether the copy waits for its own readers.
+func (c *Copy) recalls() bool { return c.serving != nil && c.serving.revoking != retained{} }
+
+// Likely returns who is thought to have the master, nobody where nothing is known.
+func (c *Copy) Likely() protocol.NodeRef { return c.likely }
+
+// Direct returns whom the copy asked for a readable copy without the manager.
+func (c *Copy) Direct() protocol.NodeRef { return c.direct }
 
 // Broken returns how many messages came that a correct protocol does not send.
 func (c *Copy) Broken() int { return c.broken }
@@ -199,6 +226,11 @@ func (c *Copy) Wants(in *protocol.Message) bool {
 	case protocol.FirstTouch:
 		return c.state == WaitCopyRead && in.Seq == c.lastReq || c.state == WaitCopyWrite && c.base <= in.Seq && in.Seq <= c.lastReq
 	case protocol.Copy:
+		if in.Flag && (in.From.Node != c.direct || in.LastInv < c.lki && c.mutant != protocol.DirectStale) {
+			// One that the manager knows nothing of, of a master that is about to be handed over or has been: who sent it has counted this node
+			// among its readers, and has heard from it that it has no copy of that master any more (testdata/direct_stale.txt).
+			return false
+		}
 		return in.Seq == c.lastReq && (c.state == WaitCopyRead && c.kind(in, protocol.ReadCopy) || c.state == WaitCopyWrite && c.kind(in, protocol.MasterCopy))
 	}
 	return false
@@ -225,7 +257,7 @@ func (c *Copy) Step(ev Event, out []Action) []Action {
 	case Receive:
 		out = c.receive(ev.Msg, out)
 	case ReadFault:
-		out = c.readFault(out)
+		out = c.readFault(ev.Node, out)
 	case WriteFault:
 		out = c.writeFault(out)
 	case Hold:
@@ -270,6 +302,10 @@ func (c *Copy) takes(ev Event) bool {
 		return false
 	}
 	switch m.Kind {
+	case protocol.Read:
+		return c.state == OwnerExclusive
+	case protocol.InvalidateAck, protocol.Refused:
+		return c.recalls() && c.serving.revoking.requester != c.cfg.Self
 	case protocol.ForwardedRead:
 		return c.state == OwnerExclusive && (m.LastInv >= c.lki || c.mutant == protocol.WithoutR5)
 	case protocol.ForwardedWrite:
@@ -316,19 +352,28 @@ func (c *Copy) tell(out []Action, m protocol.Message) []Action {
 // ask numbers a new request.
 func (c *Copy) ask(kind protocol.Kind, first bool, out []Action) []Action {
 	c.lastReq++
-	c.bound = false
+	c.bound, c.direct = false, protocol.NodeRef{}
 	if first {
 		c.base = c.lastReq
 	}
 	return c.tell(out, protocol.Message{Kind: kind, Seq: c.lastReq})
 }
 
-func (c *Copy) readFault(out []Action) []Action {
+func (c *Copy) readFault(guess protocol.NodeRef, out []Action) []Action {
 	switch c.state {
 	case Invalid:
 		c.fire("6")
 		c.state = WaitCopyRead
-		return c.ask(protocol.Read, true, out)
+		whom := c.likely
+		if whom.IsZero() {
+			whom = guess
+		}
+		if whom.IsZero() || whom == c.cfg.Self || !c.cfg.Direct {
+			return c.ask(protocol.Read, true, out)
+		}
+		c.lastReq++
+		c.base, c.bound, c.direct = c.lastReq, false, whom
+		return c.put(out, protocol.Message{Kind: protocol.Read, To: protocol.At(c.direct), Requester: c.cfg.Self, Seq: c.lastReq})
 	case WaitCopyRead:
 		c.fire("22")
 	case WaitCopyWrite:
@@ -380,14 +425,36 @@ func (c *Copy) receive(m *protocol.Message, out []Action) []Action {
 		// (testdata/r06_return.txt).
 		if c.cfg.Self.Succeeds(m.To.Node) {
 			refused := protocol.Message{Kind: protocol.Refused, Requester: c.cfg.Self, To: protocol.Address{Party: protocol.ObjectManager}}
-			if m.From.Party == protocol.AppManager {
+			switch {
+			case m.From.Party == protocol.AppManager:
 				refused.To.Party = protocol.AppManager
+			case ForNode(m):
+				refused.To = m.From
 			}
 			out = c.put(out, refused)
 		}
 		return out
 	}
 	switch m.Kind {
+	case protocol.Read:
+		return c.directRead(m, out)
+	case protocol.NoCopy:
+		if m.From.Party == protocol.Node && m.From.Node == c.direct && m.Seq == c.lastReq {
+			return c.askManager(out)
+		}
+	case protocol.InvalidateAck:
+		n := m.From.Node
+		if m.From.Party == protocol.AppManager { // for one that executes no thread
+			n = m.Requester
+		}
+		if c.recalls() && m.LastInv == c.serving.revoking.lastInv {
+			return c.forget(func(r protocol.NodeRef) bool { return r == n }, out)
+		}
+	case protocol.Refused:
+		if m.From.Node.Succeeds(c.direct) {
+			out = c.askManager(out)
+		}
+		return c.forget(m.From.Node.Succeeds, out) // R15
 	case protocol.FirstTouch:
 		return c.firstTouch(m, out)
 	case protocol.Copy:
@@ -448,8 +515,11 @@ func (c *Copy) copy(m *protocol.Message, out []Action) []Action {
 	switch wanted := c.Wants(m); {
 	case wanted && c.state == WaitCopyRead:
 		c.fire("8")
-		c.lki = m.LastInv
+		c.lki, c.likely = m.LastInv, m.From.Node
 		out = c.set(Shared, m.Value, out)
+		if m.Flag {
+			return out
+		}
 		return c.tell(out, protocol.Message{Kind: protocol.ReadAck, Seq: m.Seq})
 	case wanted:
 		c.fire("5")
@@ -460,6 +530,10 @@ func (c *Copy) copy(m *protocol.Message, out []Action) []Action {
 	}
 	c.fire("24")
 	switch {
+	case m.Flag: // it may be late
+		if m.From.Node == c.direct && m.Seq == c.lastReq {
+			return c.askManager(out)
+		}
 	case m.Copy == protocol.ReadCopy || c.mutant == protocol.WithoutR14:
 		return c.tell(out, protocol.Message{Kind: protocol.ReadAck, Seq: m.Seq})
 	case c.state.Master() && c.lki == m.LastInv && c.mutant != protocol.WithoutR4: // R14, R4: the WRITE_ACK may have been lost
@@ -493,12 +567,18 @@ func (c *Copy) forwardedWrite(m *protocol.Message, out []Action) []Action {
 				c.broken++
 				return out
 			}
+			if c.revoke(m, &out) {
+				return out
+			}
 			c.fire("12")
 			c.lki, c.bound, c.out = m.LastInv, false, retained{}
 			out = c.set(OwnerExclusive, c.value, out)
 			return c.tell(out, protocol.Message{Kind: protocol.WriteAck, LastInv: m.LastInv})
 		}
-		c.lki = m.LastInv
+		if c.revoke(m, &out) {
+			return out
+		}
+		c.lki, c.likely = m.LastInv, m.Requester
 		handed := retained{m.Requester, m.Seq, m.LastInv, c.value}
 		if c.mutant != protocol.WithoutR4 {
 			c.out = handed
@@ -527,12 +607,99 @@ func (c *Copy) forwardedWrite(m *protocol.Message, out []Action) []Action {
 	return out
 }
 
+// directRead serves a reader of whom the manager does not know. It is this copy that takes the right away again, before it lets anybody write.
+func (c *Copy) directRead(m *protocol.Message, out []Action) []Action {
+	n := m.From.Node
+	if n != m.Requester || n == c.cfg.Self {
+		return out // nobody speaks for another
+	}
+	out = c.forget(n.Succeeds, out) // R15
+	var readers []protocol.NodeRef
+	if c.serving != nil {
+		readers = c.serving.readers
+	}
+	at, has := slices.BinarySearchFunc(readers, n, protocol.NodeRef.Compare)
+	late := c.recalls()
+	if !c.state.Master() || late && c.mutant != protocol.DirectLate || !has && len(readers) >= protocol.NodesMax {
+		return c.put(out, protocol.Message{Kind: protocol.NoCopy, To: m.From, Requester: n, Seq: m.Seq})
+	}
+	if c.state == OwnerExclusive {
+		c.fire("3")
+		out = c.set(OwnerShared, c.value, out)
+	}
+	if !has && !late {
+		if c.serving == nil {
+			c.serving = new(serving)
+		}
+		c.serving.readers = slices.Insert(readers, at, n)
+	}
+	return c.put(out, protocol.Message{Kind: protocol.Copy, To: m.From, Seq: m.Seq, LastInv: c.lki, Value: c.value, Flag: true})
+}
+
+// revoke takes the copies of its own readers back before a FORWARDED_WRITE is obeyed, and reports whether there are any. Who writes next reads nothing
+// meanwhile: it has confirmed.
+func (c *Copy) revoke(m *protocol.Message, out *[]Action) bool {
+	s := c.serving
+	if s == nil {
+		return false
+	}
+	s.readers = slices.DeleteFunc(s.readers, func(n protocol.NodeRef) bool { return n == m.Requester })
+	if len(s.readers) == 0 || c.mutant == protocol.DirectKept {
+		c.serving = nil
+		return false
+	}
+	if s.revoking.lastInv != m.LastInv {
+		s.revoking = retained{requester: m.Requester, seq: m.Seq, lastInv: m.LastInv}
+		*out = c.recall(*out)
+	}
+	return true
+}
+
+func (c *Copy) recall(out []Action) []Action {
+	for _, n := range c.serving.readers {
+		out = c.put(out, protocol.Message{Kind: protocol.Invalidate, To: protocol.At(n), Requester: c.serving.revoking.requester, LastInv: c.serving.revoking.lastInv})
+	}
+	return out
+}
+
+// forget: those readers have no copy any more. What waited for the last of them goes on.
+func (c *Copy) forget(gone func(protocol.NodeRef) bool, out []Action) []Action {
+	s := c.serving
+	if s == nil {
+		return out
+	}
+	if s.readers = slices.DeleteFunc(s.readers, gone); len(s.readers) > 0 {
+		return out
+	}
+	c.serving = nil
+	if r := s.revoking; r != (retained{}) {
+		return c.forwardedWrite(&protocol.Message{Kind: protocol.ForwardedWrite, Requester: r.requester, Seq: r.seq, LastInv: r.lastInv}, out)
+	}
+	return out
+}
+
+// askManager: whoever was asked for a copy directly has none. The manager knows.
+func (c *Copy) askManager(out []Action) []Action {
+	if c.state != WaitCopyRead {
+		return out
+	}
+	c.likely, c.direct = protocol.NodeRef{}, protocol.NodeRef{}
+	return c.tell(out, protocol.Message{Kind: protocol.Read, Seq: c.lastReq})
+}
+
+// ForNode reports whether it is a node that has to hear that a message came too late for an incarnation, and not a manager.
+func ForNode(m *protocol.Message) bool {
+	return m.From.Party == protocol.Node && (m.Kind == protocol.Read || m.Kind == protocol.Invalidate || m.Kind == protocol.Copy && m.Flag)
+}
+
 func (c *Copy) hand(r retained, out []Action) []Action {
 	return c.put(out, protocol.Message{Kind: protocol.Copy, To: protocol.At(r.requester), Copy: protocol.MasterCopy, Seq: r.seq, LastInv: r.lastInv, Value: r.value})
 }
 
 func (c *Copy) invalidate(m *protocol.Message, out []Action) []Action {
+	direct := m.From.Party == protocol.Node
 	switch {
+	case direct && m.From.Node != c.direct: // Nothing of it is here, and nothing that travels would be taken. Nobody takes away what others gave
 	case m.LastInv <= c.lki:
 		if c.mutant == protocol.WithoutR4 {
 			return out
@@ -550,8 +717,22 @@ func (c *Copy) invalidate(m *protocol.Message, out []Action) []Action {
 	case c.state == Invalid:
 		c.fire("25")
 	default: // a MASTER: cannot happen (I7)
+		if direct {
+			return out
+		}
 		c.broken++
 		return out
+	}
+	if !m.Requester.IsZero() && m.Requester != c.cfg.Self && m.LastInv >= c.lki {
+		c.likely = m.Requester
+	}
+	if direct {
+		if c.state == WaitCopyRead && m.From.Node == c.direct && c.mutant != protocol.DirectStale { // it serves no reader any more
+			likely := c.likely
+			out = c.askManager(out)
+			c.likely = likely
+		}
+		return c.put(out, protocol.Message{Kind: protocol.InvalidateAck, To: m.From, Requester: c.cfg.Self, LastInv: m.LastInv})
 	}
 	return c.tell(out, protocol.Message{Kind: protocol.InvalidateAck, LastInv: m.LastInv})
 }
@@ -596,6 +777,13 @@ func (c *Copy) repeat(out []Action) []Action {
 	case WaitCopyWrite, WaitWrite:
 		out = c.tell(out, protocol.Message{Kind: protocol.Write, Seq: c.lastReq})
 	}
+	if c.recalls() {
+		out = c.recall(out)
+		for _, n := range c.serving.readers { // they may be gone
+			out = c.put(out, protocol.Message{Kind: protocol.Query, To: protocol.Address{Party: protocol.AppManager}, Requester: n,
+				Ack: protocol.InvalidateAck, LastInv: c.serving.revoking.lastInv})
+		}
+	}
 	if !c.threads {
 		out = c.inject(out)
 	}
@@ -617,6 +805,9 @@ func (c *Copy) destroy(epoch protocol.Epoch, out []Action) []Action {
 func (c *Copy) Clone() *Copy {
 	k := *c
 	k.deferred = slices.Clone(c.deferred)
+	if c.serving != nil {
+		k.serving = &serving{slices.Clone(c.serving.readers), c.serving.revoking}
+	}
 	return &k
 }
 
@@ -629,6 +820,18 @@ func (c *Copy) Append(b []byte) []byte {
 	b = c.out.value.Append(c.value.Append(b))
 	b = c.hint.Append(c.out.requester.Append(b))
 	b = protocol.AppendBools(b, c.bound, c.threads, c.held)
+	if c.cfg.Direct { // else nothing comes of them
+		b = c.direct.Append(c.likely.Append(b))
+	}
+	if s := c.serving; s != nil {
+		b = s.revoking.requester.Append(b)
+		for _, v := range [...]uint64{uint64(s.revoking.seq), uint64(s.revoking.lastInv), uint64(len(s.readers))} {
+			b = binary.AppendUvarint(b, v)
+		}
+		for _, n := range s.readers {
+			b = n.Append(b)
+		}
+	}
 	for _, ev := range c.deferred {
 		b = append(b, byte(ev.Kind))
 		if ev.Msg != nil {
@@ -647,6 +850,8 @@ func (c *Copy) Check() error {
 		return fmt.Errorf("copy: bound in %v", c.state)
 	case c.base > c.lastReq:
 		return fmt.Errorf("copy: base %d after request %d", c.base, c.lastReq)
+	case c.serving != nil && (len(c.serving.readers) == 0 || c.state != OwnerShared && c.state != WaitWrite):
+		return fmt.Errorf("copy: %v has readers of its own: %v", c.state, c.serving.readers)
 	case len(c.deferred) > 0 && !c.held:
 		return fmt.Errorf("copy: %d events deferred, and not held", len(c.deferred))
 	case c.broken > 0:
@@ -669,6 +874,12 @@ func (c *Copy) String() string {
 	}
 	if c.out != (retained{}) {
 		s += fmt.Sprintf(" out=%d", c.out.lastInv)
+	}
+	if c.serving != nil {
+		s += fmt.Sprintf(" readers=%v", c.serving.readers)
+	}
+	if c.recalls() {
+		s += fmt.Sprintf(" revoking=%d", c.serving.revoking.lastInv)
 	}
 	if c.epoch > 1 {
 		s += fmt.Sprintf(" epoch=%d", c.epoch)

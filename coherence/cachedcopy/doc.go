@@ -35,6 +35,11 @@
 //     a guest (package appmanager). A node that wants to leave waits until [Copy.Leavable].
 //   - [Repeat] says again what the copy waits for; the driver steps it now and then while [Copy.Waits].
 //
+// # Readers that the manager does not know of
+//
+// A copy that knows, or guesses, where the master is asks there first (Config.Direct). The master serves such a reader at once, keeps it in a list of its
+// own, and takes its copy back before it obeys a FORWARDED_WRITE. Whoever is not the master says NONE, and the reader asks the manager, as the paper has it.
+//
 // # Departures from the paper
 //
 // R3, R4, R5, R6, R8 (the bound flag), R11, R14 and R17, at the lines that are them, and in docs/deviations.md. A REFUSED for a COPY goes to

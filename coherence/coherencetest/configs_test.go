@@ -21,6 +21,12 @@ func layer(nodes, faults int, b budget) setup {
 	return setup{nodes: nodes, objects: 1, faults: faults, budget: b}
 }
 
+// direct is the same world, whose nodes ask whoever is likely to have the master first.
+func direct(s setup) setup {
+	s.direct = true
+	return s
+}
+
 func full(nodes, threads, faults int, b budget) setup {
 	return setup{nodes: nodes, objects: 1, threads: threads, faults: faults, budget: b, full: true}
 }
@@ -37,6 +43,22 @@ var configurations = []configuration{
 	{"3 nodes f1 d1", layer(3, 1, budget{dups: 1})},
 	{"3 nodes f1, 2 losses", layer(3, 1, budget{losses: 2})},
 	{"3 nodes f2 d0", layer(3, 2, budget{})},
+	{"direct, 2 nodes f2 d0", direct(layer(2, 2, budget{}))},
+	{"direct, 2 nodes f3 d0", direct(layer(2, 3, budget{}))},
+	{"direct, 2 nodes f2 d1", direct(layer(2, 2, budget{dups: 1}))},
+	{"direct, 2 nodes f3 d1", direct(layer(2, 3, budget{dups: 1}))},
+	{"direct, 2 nodes f3, 1 loss, 1 silent", direct(layer(2, 3, budget{losses: 1, silents: 1}))},
+	{"direct, 3 nodes f2, 1 silent, guesses", setup{nodes: 3, objects: 1, faults: 2, budget: budget{silents: 1}, direct: true, guess: true}},
+	{"direct, 3 nodes f2 d0", direct(layer(3, 2, budget{}))},
+	{"direct, 3 nodes f1, 2 losses", direct(layer(3, 1, budget{losses: 2}))},
+	{"direct, 2 nodes f3, held writes", setup{nodes: 2, objects: 1, faults: 3, twoStep: true, direct: true}},
+	{"direct, full, 2 nodes, 2 threads f3", direct(full(2, 2, 3, budget{}))},
+	{"direct, full, 3 nodes, 3 threads f3", direct(full(3, 3, 3, budget{}))},
+	{"direct, full, 2 nodes, 2 threads f3, 1 crash and return", direct(full(2, 2, 3, budget{crashes: 1, returns: 1}))},
+	{"direct, full, 2 nodes, 2 threads f3, 1 wrong suspicion", direct(full(2, 2, 3, budget{suspicions: 1}))},
+	{"direct, full, 2 nodes, 2 threads f3, 1 migration", direct(full(2, 2, 3, budget{migrations: 1}))},
+	{"direct, full, 2 nodes, 2 threads f3, 1 checkpoint", direct(full(2, 2, 3, budget{checkpoints: 1}))},
+	{"direct, full, 2 nodes, 1 thread f3, 1 migration, 1 loss", direct(full(2, 1, 3, budget{migrations: 1, losses: 1}))},
 	{"2 objects, 2 nodes f2 d0", setup{nodes: 2, objects: 2, faults: 2}},
 	{"2 objects, 2 nodes f2 d1", setup{nodes: 2, objects: 2, faults: 2, budget: budget{dups: 1}}},
 	{"2 nodes f2, held writes", setup{nodes: 2, objects: 1, faults: 2, twoStep: true}},
@@ -89,6 +111,8 @@ var configurations = []configuration{
 //	  2 migrations with injection, 1 thread f3  55,903 [106,518]     1 migration f3  13,353
 //	  1 checkpoint  11,432     1 checkpoint, 1 abort  68,394     1 checkpoint, held writes  101,152
 //	  1 wrong suspicion, held writes  617,096
+//	direct: 2 nodes f3 d0  72,889    f2 d1  48,543    f3 d1  2,833,713    f3, 1 loss, 1 silent  2,915,773    3 nodes f2 d0  630,104
+//	  3 nodes f1, 2 losses  30,019    full, 2 nodes, 2 threads f3, 1 migration  14,275    1 thread f3, 1 migration, 1 loss  17,367
 //
 // The numbers differ from the design's, whose checker had its own model. Here the shipped automata run to completion in one step, so there are fewer
 // states between; the node that begins is the first one, as nodes are alike, which halves the object layer; and timers fire only when nothing

@@ -77,6 +77,9 @@ func (w *world) apply(m move) *world {
 		v.faults[v.faultsOf(m.node)]--
 		p := v.edit(m.node)
 		ev := cachedcopy.Event{Kind: cachedcopy.ReadFault}
+		if w.guess {
+			ev.Node = w.ref((m.node + 1) % w.nodes)
+		}
 		p.wants[m.arg] = max(p.wants[m.arg], cachedcopy.ReadOnly)
 		if m.op == opWrite {
 			ev.Kind, p.wants[m.arg] = cachedcopy.WriteFault, cachedcopy.ReadWrite

@@ -22,6 +22,8 @@ var caught = map[protocol.Mutant]struct {
 	protocol.WithoutBound: {layer(2, 2, budget{silents: 1}), "L"},
 	protocol.WithoutR16:   {full(2, 2, 2, budget{blanks: 1}), "I"},
 	protocol.LateTouch:    {full(2, 2, 2, budget{checkpoints: 1}), "C5"},
+	protocol.DirectKept:   {direct(layer(2, 3, budget{})), "I"},
+	protocol.DirectStale:  {direct(layer(2, 3, budget{})), "I4"},
 	protocol.WithoutR17:   {setup{nodes: 2, objects: 1, faults: 2, twoStep: true}, "R17"},
 }
 

@@ -46,6 +46,7 @@ type simReport struct{ accesses, epochs, checkpoints, views, blanks, migrations,
 
 type simConfig struct {
 	seed                   uint64
+	direct                 bool // nodes ask whoever is likely to have the master first
 	hosts, objects, guests int
 	raft                   int // how many real replica groups keep the managers; 0: abstract ones, one for each
 	f                      int
@@ -90,7 +91,7 @@ func drawShaped(seed uint64, shape shape) simConfig {
 	r := rand.New(rand.NewPCG(seed, 0xe1))
 	pick := func(d ...time.Duration) time.Duration { return d[r.IntN(len(d))] }
 	c := simConfig{
-		seed: seed, hosts: 4 + r.IntN(4), objects: 1 + r.IntN(3), guests: r.IntN(2), f: 1,
+		seed: seed, direct: seed%2 == 1, hosts: 4 + r.IntN(4), objects: 1 + r.IntN(3), guests: r.IntN(2), f: 1,
 		crash: pick(0, 2*time.Second, 5*time.Second), down: pick(300*time.Millisecond, 3*time.Second),
 		view: pick(0, time.Second, 4*time.Second), checkpoint: pick(0, 500*time.Millisecond, 3*time.Second),
 		doubt: []float64{0, 0, 0.02, 0.1}[r.IntN(4)], lag: 5 * time.Millisecond, lagMax: pick(5*time.Millisecond, 300*time.Millisecond),
@@ -370,7 +371,7 @@ func (w *simulated) boot(e *sim.Env) sim.Process {
 	h.node = appmanager.NewNode(appmanager.NodeConfig{Self: h.self, App: appKey})
 	h.node.Sabotage(w.cfg.mutant)
 	for o := range w.cfg.objects {
-		c := cachedcopy.New(cachedcopy.Config{Self: h.self, App: appKey, Object: objectKey(o + 1), Epoch: 1})
+		c := cachedcopy.New(cachedcopy.Config{Self: h.self, App: appKey, Object: objectKey(o + 1), Epoch: 1, Direct: w.cfg.direct})
 		c.Sabotage(w.cfg.mutant)
 		h.copies = append(h.copies, c)
 	}

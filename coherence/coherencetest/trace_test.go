@@ -159,6 +159,8 @@ func (r *traceRun) command(line string) (string, error) {
 				s.threads, s.full = n, true
 			case a == "held":
 				s.twoStep = true
+			case a == "direct":
+				s.direct = true
 			default:
 				return "", fmt.Errorf("no such property: %s", a)
 			}

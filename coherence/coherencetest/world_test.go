@@ -42,6 +42,8 @@ type setup struct {
 	nodes, objects, threads int
 	mutant                  protocol.Mutant
 	full                    bool // with an application manager and threads that live somewhere
+	direct                  bool // nodes ask whoever is likely to have the master first
+	guess                   bool // and the next node about an object that they know nothing of
 	twoStep                 bool // a write hit checks the right first and stores then (R17)
 	faults                  int  // of each node, or of all together in a full world
 	budget                  budget
@@ -152,7 +154,7 @@ func (w *world) newPeer(i int, inc uint64) *peer {
 	p := &peer{up: true, inc: inc}
 	self := protocol.NodeRef{ID: nodeID(i + 1), Inc: inc}
 	for o := range w.objects {
-		c := cachedcopy.New(cachedcopy.Config{Self: self, App: appKey, Object: objectKey(o + 1), Epoch: 1, Threads: !w.full})
+		c := cachedcopy.New(cachedcopy.Config{Self: self, App: appKey, Object: objectKey(o + 1), Epoch: 1, Threads: !w.full, Direct: w.direct})
 		c.Sabotage(w.mutant)
 		if w.observe != nil {
 			c.Observe(func(t string) { w.observe("node", t) })
@@ -559,6 +561,7 @@ func (w *world) checkEpoch(o int, e protocol.Epoch) error {
 	om := w.oms[o].core
 	knows := om.Epoch() == e && w.oms[o].lost != e
 	masters, exclusive, readable := 0, -1, 0
+	var orphan error // a copy of a master that nobody can tell of any more
 	for i, p := range w.peers {
 		if !p.up || p.copies[o].Epoch() != e {
 			continue
@@ -576,8 +579,12 @@ func (w *world) checkEpoch(o int, e protocol.Epoch) error {
 		if c.State() == cachedcopy.OwnerExclusive {
 			exclusive = i
 		}
-		if knows && c.Right() > cachedcopy.NoAccess && !c.State().Master() && !om.HasCopy(w.ref(i)) {
-			return fmt.Errorf("I5 (lemma 3): n%d has a copy of x%d and is not in the copy set", i+1, o+1)
+		if knows && c.Right() > cachedcopy.NoAccess && !c.State().Master() && !om.HasCopy(w.ref(i)) && !w.serves(o, e, c.Direct(), w.ref(i)) {
+			err := fmt.Errorf("I5 (lemma 3): n%d has a copy of x%d and is not in the copy set, nor is it a reader of the master's own", i+1, o+1)
+			if w.lives(c.Direct()) {
+				return err
+			}
+			orphan = err
 		}
 	}
 	valid := 0
@@ -593,6 +600,12 @@ func (w *world) checkEpoch(o int, e protocol.Epoch) error {
 				receives[i] = true
 				masters++
 			}
+			if m.Flag {
+				if !w.serves(o, e, m.From.Node, m.To.Node) && w.lives(m.From.Node) {
+					return fmt.Errorf("I4 (lemma 2): a valid COPY travels from n%d to n%d, which does not count as a reader", nodeOf(m.From.Node)+1, i+1)
+				}
+				continue
+			}
 			if s := om.State(); knows && s != manager.WaitReadAck && s != manager.WaitWriteAck {
 				return fmt.Errorf("I4 (lemma 2): a valid COPY travels to n%d in %v", i+1, s)
 			}
@@ -603,6 +616,8 @@ func (w *world) checkEpoch(o int, e protocol.Epoch) error {
 		return fmt.Errorf("I1 (lemma 4): n%d is OWNER_EXCLUSIVE of x%d, and %d copies are readable", exclusive+1, o+1, readable)
 	case exclusive >= 0 && valid > 0:
 		return fmt.Errorf("I1 (lemma 4): n%d is OWNER_EXCLUSIVE of x%d while a valid COPY travels", exclusive+1, o+1)
+	case orphan != nil && masters > 0:
+		return orphan
 	case masters > 1:
 		return fmt.Errorf("I2 (lemma 5): %d masters of x%d", masters, o+1)
 	}
@@ -613,4 +628,18 @@ func (w *world) checkEpoch(o int, e protocol.Epoch) error {
 		}
 	}
 	return nil
+}
+
+// lives reports whether that incarnation of a node is up.
+func (w *world) lives(n protocol.NodeRef) bool {
+	return !n.IsZero() && w.peers[nodeOf(n)].up && w.peers[nodeOf(n)].inc == n.Inc
+}
+
+// serves reports whether the master at owner counts n among the readers that the manager does not know of.
+func (w *world) serves(o int, e protocol.Epoch, owner, n protocol.NodeRef) bool {
+	if !w.lives(owner) {
+		return false
+	}
+	c := w.peers[nodeOf(owner)].copies[o]
+	return c.Epoch() == e && c.State().Master() && c.Serves(n)
 }

@@ -422,7 +422,11 @@ func (m *Manager) forward(out []protocol.Message) []protocol.Message {
 func (m *Manager) invalidate(out []protocol.Message) []protocol.Message {
 	for _, n := range m.copySet {
 		if n != m.newOwner {
-			out = m.send(out, n, protocol.Message{Kind: protocol.Invalidate, LastInv: m.lastInv})
+			msg := protocol.Message{Kind: protocol.Invalidate, LastInv: m.lastInv}
+			if !m.checkpoint(n) {
+				msg.Requester = m.newOwner // whom to ask next
+			}
+			out = m.send(out, n, msg)
 		}
 	}
 	return out

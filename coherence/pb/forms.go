@@ -48,13 +48,13 @@ var forms = map[shape]form{
 	{protocol.WriteAck, protocol.Node, protocol.ObjectManager}:        {must: object | requester, may: lastInv},
 	{protocol.ReadAck, protocol.Node, protocol.ObjectManager}:         {must: object | requester | seq},
 	{protocol.ReadAck, protocol.AppManager, protocol.ObjectManager}:   {must: object | requester | seq},
-	{protocol.Invalidate, protocol.ObjectManager, protocol.Node}:      {must: object | lastInv},
+	{protocol.Invalidate, protocol.ObjectManager, protocol.Node}:      {must: object | lastInv, may: requester},
 
 	{protocol.Invalidate, protocol.ObjectManager, protocol.AppManager}:    {must: object | lastInv, reader: true},
 	{protocol.InvalidateAck, protocol.Node, protocol.ObjectManager}:       {must: object | requester | lastInv},
 	{protocol.InvalidateAck, protocol.AppManager, protocol.ObjectManager}: {must: object | requester | lastInv},
 	{protocol.FirstTouch, protocol.ObjectManager, protocol.Node}:          {must: object | seq},
-	{protocol.Copy, protocol.Node, protocol.Node}:                         {must: object | seq | value, may: lastInv | copied},
+	{protocol.Copy, protocol.Node, protocol.Node}:                         {must: object | seq | value, may: lastInv | copied | flag},
 	{protocol.Copy, protocol.Node, protocol.AppManager}:                   {must: object | seq | hash, may: lastInv, reader: true},
 	{protocol.ForwardedRead, protocol.ObjectManager, protocol.Node}:       {must: object | requester | seq, may: lastInv},
 	{protocol.TransferDone, protocol.ObjectManager, protocol.Node}:        {must: object | lastInv},
@@ -63,6 +63,15 @@ var forms = map[shape]form{
 	{protocol.Refused, protocol.Node, protocol.AppManager}:                {must: requester, may: object},
 	{protocol.NoCopy, protocol.ObjectManager, protocol.AppManager}:        {must: object | requester | seq, may: life, reader: true},
 	{protocol.NoCopy, protocol.ObjectManager, protocol.Node}:              {must: object | requester | seq | flag},
+
+	// Between nodes, of readers that the manager does not know of.
+	{protocol.Read, protocol.Node, protocol.Node}:                {must: object | requester | seq},
+	{protocol.NoCopy, protocol.Node, protocol.Node}:              {must: object | requester | seq},
+	{protocol.Invalidate, protocol.Node, protocol.Node}:          {must: object | requester | lastInv},
+	{protocol.InvalidateAck, protocol.Node, protocol.Node}:       {must: object | requester | lastInv},
+	{protocol.InvalidateAck, protocol.AppManager, protocol.Node}: {must: object | requester | lastInv},
+	{protocol.Refused, protocol.Node, protocol.Node}:             {must: object | requester},
+	{protocol.Query, protocol.Node, protocol.AppManager}:         {must: object | requester | ack | lastInv},
 
 	{protocol.Touched, protocol.ObjectManager, protocol.AppManager}:    {must: object | seq, may: life},
 	{protocol.Touched, protocol.AppManager, protocol.ObjectManager}:    {must: object | seq, may: life | flag},

@@ -36,6 +36,9 @@ const (
 	Disbelief               // R8 as first written: who is suspected is not served before a detector takes that back
 	Unwatched               // the application manager is not concerned about those that it suspects
 	LostReinit              // a manager of an older epoch is not told of the newer one by those it asks
+	DirectKept              // an owner hands over before its own readers have no copy any more
+	DirectLate              // it serves another one meanwhile
+	DirectStale             // a reader takes a copy of a master that it has acknowledged the end of
 	Mutants
 )
 
@@ -43,5 +46,5 @@ const (
 func (m Mutant) String() string {
 	return [...]string{"none", "R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "bound", "R9", "R10", "R11", "R12", "R13", "R14", "R15", "R16", "R17",
 		"epoch", "late-touch", "withhold", "stop", "any-stopped", "carry-over", "stale-none", "blank-none", "guests",
-		"disbelief", "unwatched", "lost-reinit"}[m]
+		"disbelief", "unwatched", "lost-reinit", "direct-kept", "direct-late", "direct-stale"}[m]
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // StateVersion is the first byte of every snapshot of a manager. Another one is refused: states are not converted.
-const StateVersion = 2
+const StateVersion = 3
 
 // ErrState is matched by every error about a snapshot that no manager can have written.
 var ErrState = errors.New("coherence: malformed state")
