@@ -52,6 +52,7 @@ type link struct {
 	theirs  uint64      // of the attached streams
 	timer   *time.Timer // ends calls of Go whose time is up; nil until the first one
 	wakes   time.Time   // when it runs out; zero when it is not set
+	heldUp  time.Time   // when it held up who posted a message the last time; zero: it never did, or long ago
 }
 
 // lane is one class of a link.
@@ -231,7 +232,7 @@ func (l *link) post(it *item, c *call) error {
 	}
 	if w := ln.writer; w != nil && w.idle {
 		w.idle = false
-		if class == Control && len(l.calls) <= 1 && l.lull.Load() > 0 {
+		if class == Control && len(l.calls) <= 1 && l.lull.Load() > 0 && !l.sluggishLocked() {
 			l.lull.Add(-1)
 			w.promptLocked()
 		} else {
@@ -239,6 +240,18 @@ func (l *link) post(it *item, c *call) error {
 		}
 	}
 	return nil
+}
+
+// sluggishLocked reports whether the peer has held somebody up who posted a message, a short while ago.
+func (l *link) sluggishLocked() bool {
+	if l.heldUp.IsZero() {
+		return false
+	}
+	if time.Since(l.heldUp) < promptPause {
+		return true
+	}
+	l.heldUp = time.Time{}
+	return false
 }
 
 // admitLocked reports why it cannot be queued.
@@ -269,13 +282,13 @@ func (l *link) refuses() bool {
 	return until != 0 && l.o.beats.now() < automaton.Instant(until)
 }
 
-// append adds it to the last control frame, or to a new one if it does not fit.
+// append adds it to the last control frame, or to a new one if it does not fit, or if that one is written in part, with its length.
 func (ln *lane) append(it *item) {
 	var f *frame
 	if n := len(ln.frames); n > 0 {
 		f = ln.frames[n-1]
 	}
-	if f == nil || f.items == itemsPerFrameMax || len(f.b)-frameRoom+len(it.payload)+itemOverheadMax > controlFrameBytesMax {
+	if f == nil || f.sent > 0 || f.items == itemsPerFrameMax || len(f.b)-frameRoom+len(it.payload)+itemOverheadMax > controlFrameBytesMax {
 		f = newFrame()
 		ln.frames = append(ln.frames, f)
 	}

@@ -69,8 +69,8 @@ func (r *Request) OneWay() bool { return r.id == 0 }
 // that come together, those who can do better handle several at once.
 func (r *Request) Alone() bool { return r.alone }
 
-// Reply answers with data, which it copies. It may be called from any goroutine, later; it does not block. A second answer is
-// ignored. The answer is lost if the peer's stream is gone or its outbox is full; its caller then fails or times out.
+// Reply answers with data, which it copies. It may be called from any goroutine, later; a peer that does not read holds it up for ten
+// milliseconds at most, and hardly ever. A second answer is ignored. The answer is lost if the peer's stream is gone or its outbox is full; its caller then fails or times out.
 func (r *Request) Reply(data []byte) {
 	if len(data) > MessageBytesMax {
 		r.Fail(fmt.Errorf("reply: %w", ErrTooLarge))
@@ -153,7 +153,7 @@ func (c *call) end(data []byte, err error) {
 var callPool = sync.Pool{New: func() any { return &call{answer: make(chan answer, 1)} }}
 
 // Send sends a one-way message to the entity key of a service at a peer: the paper's send(n, k, s, m). It copies msg, queues
-// it and returns. A nil error means that the message was queued; it may still be lost with the link. Errors: [ErrOutboxFull],
+// it and returns, where the peers talk by turns after it has tried for ten milliseconds at most to write it. A nil error means that the message was queued; it may still be lost with the link. Errors: [ErrOutboxFull],
 // [ErrUnreachable] (an attempt to reach the peer failed a moment ago), [ErrTooLarge], [ErrService], [ErrClosed].
 func (o *Overlay) Send(to peer.ID, key keyspace.Key, service string, msg []byte) error {
 	return o.submit(to, &item{kind: pb.Kind_KIND_ONE_WAY, key: key, payload: msg}, service, nil)

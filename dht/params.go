@@ -96,8 +96,11 @@ const (
 
 	// promptMax is how long whoever posts a message may have to write it; held up for longer, though never for twice that time, it leaves
 	// the rest to the writer. A peer whose messages come one at a time is sent lullMax so for each: an answer, and what follows from it.
-	promptMax = 5 * time.Millisecond
-	lullMax   = 2
+	// For promptPause after it has held somebody up nobody writes to it in the writer's place, so that one that reads just enough to end each
+	// write costs the others, who may wait for who posts, next to nothing.
+	promptMax   = 5 * time.Millisecond
+	promptPause = 10 * time.Second
+	lullMax     = 2
 
 	// writeStallMax is how long one write may wait for a peer that does not read. The stream is given up before twice that time is over.
 	writeStallMax = 15 * time.Second

@@ -4,17 +4,25 @@ import (
 	"bufio"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"testing"
 
 	"latchkey/dht/keyspace"
 )
 
-// A peer that stops reading holds nobody up who posts messages, and when it reads on it gets them all, whole and in order.
+// A peer that stops reading holds nobody up who posts messages, and when it reads on it gets them all, whole and in order: also those
+// that are small enough to be gathered, which must not get into a frame that is written in part.
 func TestWhoPostsDoesNotWaitForAPeerThatDoesNotRead(t *testing.T) {
+	for _, size := range []int{100 << 10, 5000} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) { postUnread(t, size) })
+	}
+}
+
+func postUnread(t *testing.T, size int) {
 	o, h := newOverlay(t, newHost(t, 1), nil), newHost(t, 2)
 	s := stranger(t, h, o, Control, true)
 	eventually(t, "attached", func() bool { return o.Stats().StreamsAccepted == 1 })
-	n, msg := uint64(0), make([]byte, 100<<10)
+	n, msg := uint64(0), make([]byte, size)
 	for {
 		o.link(h.ID()).lull.Store(lullMax) // as if it were answering
 		err := o.Send(h.ID(), keyspace.Key{}, "note", binary.BigEndian.AppendUint64(msg[:0], n)[:cap(msg)])
@@ -51,6 +59,29 @@ func TestWhoPostsDoesNotWaitForAPeerThatDoesNotRead(t *testing.T) {
 		ln := &l.lanes[Control]
 		return ln.messages == 0 && ln.bytes == 0 && ln.writer.idle && !ln.writer.hurried
 	})
+	l, written := o.link(h.ID()), int32(lullMax)
+	post := func(want string) {
+		t.Helper()
+		l.lull.Store(lullMax)
+		if err := o.Send(h.ID(), keyspace.Key{}, "note", nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := l.lull.Load(); got != written {
+			t.Errorf("%s, %d messages may be written at once, not %d", want, got, written)
+		}
+		eventually(t, "written", func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return l.lanes[Control].writer.idle
+		})
+		n++
+	}
+	post("after it has held somebody up")
+	l.mu.Lock()
+	l.heldUp = l.heldUp.Add(-promptPause)
+	l.mu.Unlock()
+	written--
+	post("a while later")
 	if got := o.Stats().MessagesSent; got != n {
 		t.Errorf("%d messages were counted of %d", got, n)
 	}

@@ -284,7 +284,7 @@ func (w *stallWatch) stop() {
 
 // promptLocked writes the frame that is queued, in place of the writer, which sleeps and has been taken out of idle. It lets go of the
 // link's mu meanwhile. A peer that does not read holds it up for twice [promptMax] at most: what is left then, or what fails, is the
-// writer's, as is all that was queued in the meantime.
+// writer's, as is all that was queued in the meantime, and for [promptPause] all that comes.
 func (s *stream) promptLocked() {
 	l, ln := s.link, &s.link.lanes[s.class]
 	messages, size, f := ln.messages, ln.bytes, ln.frames[0]
@@ -297,7 +297,7 @@ func (s *stream) promptLocked() {
 	l.mu.Lock()
 	s.prompt = false
 	if s.hurried {
-		s.hurried = false
+		s.hurried, l.heldUp = false, time.Now()
 		s.patience.again()
 		_ = s.net.SetWriteDeadline(time.Time{}) // if that fails, so will the write
 	}
