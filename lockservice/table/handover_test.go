@@ -409,6 +409,15 @@ func TestWaitersKeepTheirOrderWhenTheTableTakesANameOver(t *testing.T) {
 	h.step('A', ask('A'))
 	h.want("A comes last", h.queue(), "CGA")
 
+	h = began(MutantNone) // A comes when nobody waits, and is done before its turn is forgotten
+	h.step('C', Release{Name: "n", Req: 1})
+	h.step('G', Release{Name: "n", Req: 1})
+	h.out = h.table.Over(h.now, "n", wish('X'), by('X').Peer, h.out)
+	h.want("A alone", h.step('A', ask('A')).Kind, Granted)
+	h.want("B beside it", h.step('B', ask('B')).Kind, Queued)
+	h.step('A', Release{Name: "n", Req: 1})
+	h.want("when A is done", h.has('B'), true)
+
 	h = began(MutantNone) // A is known to want nothing any more
 	h.step('B', ask('B'))
 	h.out = h.table.Over(h.now, "n", wish('X'), by('X').Peer, h.out)

@@ -247,13 +247,16 @@ func (t *Table) acquire(by Caller, a Acquire, out []Grant) (Answer, []Grant) {
 		}
 	}
 	t.remember(by, request{a.Name, a.Req}, a.Value)
+	turn := l.come(&w)
 	if free {
 		o := t.grant(l, w, false)
 		return Answer{Kind: Granted, Token: t.token(o.Counter)}, out
 	}
 	l.queue = append(l.queue, w)
 	t.waiting++
-	l.come()
+	if turn {
+		l.inTurn()
+	}
 	if a.Wish != (sigma.Req{}) {
 		out = t.resolve(l, out)
 	}

@@ -96,13 +96,13 @@ func (t *Table) turnEnded(l *lock, q sigma.Req) {
 	}
 }
 
-// come takes a waiter, the last in the queue, to its turn, if it has one.
-func (l *lock) come() {
-	w := &l.queue[len(l.queue)-1]
-	if i := slices.IndexFunc(l.turns, func(n Turn) bool { return n.is(w) }); i >= 0 {
+// come notes that one that may have a turn has asked here, so that nothing is kept for it any more, and reports whether it has one.
+func (l *lock) come(w *WaiterState) bool {
+	i := slices.IndexFunc(l.turns, func(n Turn) bool { return n.is(w) })
+	if i >= 0 {
 		l.turns[i].Come = true
-		l.inTurn()
 	}
+	return i >= 0
 }
 
 // inTurn puts those who have turns first. The others stay as they are.
