@@ -138,6 +138,9 @@ func (d *Desk) Dismiss(to keyspace.NodeID) {
 // Arm asks for [Leader.Expire] at an instant, in place of the one asked for before; [automaton.Never] is none.
 func (d *Desk) Arm(at automaton.Instant) {
 	key := timerKey{d.r, timerDesk}
+	if d.r.desk != d { // it has ended meanwhile, and the timer is another one's
+		return
+	}
 	if at == automaton.Never {
 		d.r.shard.timers.Stop(key)
 	} else {
@@ -147,10 +150,10 @@ func (d *Desk) Arm(at automaton.Instant) {
 
 // Confirm asks whether this replica leads still. One question is under way at a time; further ones are the same. It wakes a group that sleeps.
 func (d *Desk) Confirm() {
-	if d.ref != 0 {
+	r := d.r
+	if d.ref != 0 || r.desk != d {
 		return
 	}
-	r := d.r
 	r.nextRef++
 	d.ref, d.asked = r.nextRef, r.shard.now
 	r.step(order.Read{Ref: d.ref, Now: r.shardTime()})
@@ -160,7 +163,7 @@ func (d *Desk) Confirm() {
 // [Leader.Failed] names if one of them may be lost. Each is at most [order.DataBytesMax] long. It is false, and does nothing, where
 // there is no room for all. It wakes a group that sleeps.
 func (d *Desk) Propose(n uint64, commands ...[]byte) bool {
-	if d.proposed+len(commands) > ledProposalsMax {
+	if d.r.desk != d || d.proposed+len(commands) > ledProposalsMax {
 		return false
 	}
 	r, h := d.r, d.r.shard.host
@@ -250,9 +253,9 @@ func (d *Desk) readOK(p order.ReadPoint) {
 }
 
 // open has the leader begin once everything is applied that was committed when it asked. The first entry of its term is, before it
-// may ask.
+// may ask. What an earlier leader of its term has proposed comes first: nobody would tell it of that.
 func (d *Desk) open() {
-	if d.leader != nil || d.point == 0 || d.r.applied < d.point {
+	if d.leader != nil || d.point == 0 || d.r.applied < d.point || d.proposed > 0 {
 		return
 	}
 	d.leader = d.r.shard.host.leaders.New(d, d.elected, d.asked)
@@ -297,7 +300,10 @@ func (d *Desk) failed() {
 // done takes what became of a command.
 func (d *Desk) done(n uint64, err error) {
 	d.proposed = max(0, d.proposed-1) // of an earlier leader there may be some, too
-	if err != nil && d.leader != nil {
+	switch {
+	case d.leader == nil:
+		d.open()
+	case err != nil:
 		d.leader.Failed(n)
 	}
 }

@@ -219,6 +219,25 @@ func TestALeaderBeginsOnceItHasAppliedWhatWasCommitted(t *testing.T) {
 	e.then.ReadOK = []order.ReadPoint{{Ref: e.reads[3], Index: 1}}
 	r.step(order.Timer{})
 	ls.expect(t, "begin 458753", "receive e")
+	// What the earlier one has proposed is executed before the later one begins, and the earlier one disturbs it no more.
+	before := ls.last.desk
+	e.cmds, e.refs = nil, nil
+	if !before.Propose(8, []byte("late")) {
+		t.Fatal("refused")
+	}
+	s.propose()
+	before.jumps++
+	say("h")
+	ls.expect(t, "end")
+	asked := len(e.reads)
+	e.then.ReadOK = []order.ReadPoint{{Ref: e.reads[asked-1], Index: 1}}
+	r.step(order.Timer{})
+	ls.expect(t) // the entry is under way
+	if before.Confirm(); len(e.reads) != asked || before.Propose(9, []byte("x")) {
+		t.Error("it asks and proposes, though it has ended")
+	}
+	e.order(r, 1)
+	ls.expect(t, "begin 458754", "receive h")
 	e.lead(r, false)
 	say("f")
 	ls.expect(t, "end", "decline 1")
