@@ -121,7 +121,7 @@ func (n *Node) Step(ev Event, out []Action) []Action {
 		n.publish(name, n.objects[name], nil)
 	}
 	n.doomed = nil
-	if n.held && (n.now >= n.leaseEnd || ev.Kind == Jump) { // D7, before anything else
+	if n.held && n.now >= n.leaseEnd || ev.Kind == Jump { // D7, before anything else; a lease that is under way counts from before the jump
 		n.lapse()
 	}
 	switch ev.Kind {

@@ -130,6 +130,19 @@ func TestNoLeaseOutlivesSleep(t *testing.T) {
 	}
 }
 
+// A machine that sleeps while a request is under way takes its answer for younger than it is.
+func TestNoAnswerOutlivesSleep(t *testing.T) {
+	f := newFixture(t)
+	f.call("x", Call{Kind: Get})
+	read := f.take(durable.Read)
+	f.step(Event{Kind: Jump})
+	m := answer(durable.Copy, read, 1, "v")
+	f.receive(m)
+	if f.hit("x") != nil {
+		t.Error("it is kept, though it was asked for before the clock stood still")
+	}
+}
+
 func TestALapsedCopyIsRevalidated(t *testing.T) {
 	f := newFixture(t)
 	f.fetch("x", 3, "v")

@@ -606,8 +606,11 @@ func (r *Register) write(name string, o *object, m *durable.Message) bool {
 		r.recall(name, o)
 		return false
 	}
-	if r.shown(name) && r.store.Fails(name, m.Expect, m.Wanted) { // it fails for ever: no entry is needed
-		if !r.serves() {
+	if r.store.Fails(name, m.Expect, m.Wanted) { // it fails for ever: no entry is needed
+		switch {
+		case !r.shown(name):
+			return false
+		case !r.serves():
 			r.confirm()
 			return false
 		}
@@ -704,8 +707,9 @@ func (r *Register) committed(c *store.Command, res store.Result) {
 	p := o.op
 	if res.Outcome == store.Applied {
 		p.committed = true
-		for _, q := range p.parts {
-			r.unsettled[q.name] = struct{}{}
+		for i := range p.parts {
+			r.unsettled[p.parts[i].name] = struct{}{}
+			r.renumber(&p.parts[i])
 		}
 		r.touch(c.Object)
 		return
@@ -721,6 +725,22 @@ func (r *Register) committed(c *store.Command, res store.Result) {
 	default: // it is answered as a repeat of itself
 		o.queue = slices.Insert(o.queue, 0, p.msg)
 		r.hold(&p.msg)
+	}
+}
+
+// renumber takes note of the version that a command has made. It is above the one that was foreseen if the log has forgotten objects meanwhile,
+// whose versions were greater.
+func (r *Register) renumber(q *part) {
+	made := r.store.Lookup(q.name).Version
+	if made == q.next {
+		return
+	}
+	q.next = made
+	copies := r.objects[q.name].copies
+	for _, n := range slices.SortedFunc(maps.Keys(copies), compareNodes) {
+		if copies[n].invalidated { // acknowledgements name the version
+			r.invalidate(q.name, n, made)
+		}
 	}
 }
 

@@ -438,3 +438,73 @@ func BenchmarkRead(b *testing.B) {
 		out = f.reg.Step(Event{Kind: Receive, Now: f.now, Msg: &m}, out[:0])
 	}
 }
+
+// What the log forgets meanwhile raises the version that a write makes: its writer, and those who have copies, are told of the one that it has.
+func TestAWriteHasTheVersionThatTheLogGivesIt(t *testing.T) {
+	f := newFixture(t)
+	for i := range 5 {
+		m := put(1, "d/old", durable.Seq(i+1), "v")
+		if i == 4 {
+			m.Delete, m.Value = true, nil
+		}
+		f.receive(m)
+		f.commit()
+	}
+	f.now = f.now.Add(store.TombstoneLife + time.Minute)
+	f.step(Event{Kind: Tick})
+	f.confirm()
+	f.sent = nil
+	f.receive(from(2, durable.Read, "d/new", 1))
+	f.take(durable.Copy)
+	f.receive(from(2, durable.Read, "d/", 2))
+	f.take(durable.Copy)
+	f.receive(put(1, "d/new", 9, "v"))
+	f.sent = nil // the log forgets with this write, and not before it
+	f.commit()
+	if v := f.store.Lookup("d/new").Version; v != 6 {
+		t.Fatalf("the log makes version %d", v)
+	}
+	for len(f.sent) > 0 {
+		m := f.sent[0]
+		f.sent = f.sent[1:]
+		if v := f.store.Lookup(m.Object).Version; m.Kind != durable.Invalidate || m.Version != v {
+			t.Fatalf("%v; the log has %d", &m, v)
+		}
+		f.receive(durable.Message{Kind: durable.InvalidateAck, Node: m.Node, Session: m.Session, Tenure: m.Tenure, Object: m.Object, Version: m.Version})
+		if len(f.sent) > 0 && f.sent[0].Kind == durable.Stored {
+			break
+		}
+	}
+	if m := f.take(durable.Stored); m.Version != 6 {
+		t.Errorf("the writer is told of version %d", m.Version)
+	}
+}
+
+// Who expects a version that is past fails, also with a leader that does not know yet what is settled: the log may forget what was there before it comes to
+// the write, and then it would be made with nobody told to drop his copy.
+func TestALostRaceStaysLost(t *testing.T) {
+	f := newFixture(t)
+	f.receive(put(1, "x", 1, "v"))
+	f.commit()
+	m := put(1, "x", 2, "")
+	m.Delete, m.Value = true, nil
+	f.receive(m)
+	f.commit()
+	f.now = f.now.Add(store.TombstoneLife + time.Minute)
+	f.step(Event{Kind: Lead, Tenure: durable.Tenure{Term: 2}, At: f.now})
+	f.confirm()
+	f.sent = nil
+	m = put(2, "x", 3, "w")
+	m.Expect = durable.Exact // 0: if it was never written
+	f.receive(m)
+	f.commit()
+	f.none()
+	if v := f.store.Lookup("x"); v.Value != nil {
+		t.Errorf("it is written over version 2: %+v", v)
+	}
+	f.pass(params.Arbiter())
+	f.confirm()
+	if m := f.take(durable.Conflict); m.Version != 2 {
+		t.Errorf("%v", &m)
+	}
+}

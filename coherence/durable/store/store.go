@@ -3,6 +3,7 @@ package store
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"latchkey/coherence/durable"
@@ -172,7 +173,7 @@ func (s *Store) write(index uint64, c Command) Result {
 // refuses returns why a command cannot be executed, whatever its condition; 0 if it can.
 func (s *Store) refuses(o *object, c *Command) durable.Reason {
 	switch {
-	case c.Object == "" || len(c.Object) > durable.ObjectBytesMax || durable.IsListing(c.Object) || !c.Expect.Fits() || c.Seq == 0,
+	case c.Object == "" || len(c.Object) > durable.ObjectBytesMax || durable.IsListing(c.Object) || strings.Contains(c.Object, "\n") || !c.Expect.Fits() || c.Seq == 0,
 		c.Delete != (c.Value == nil), size(c.Value) > protocol.ValueMax, c.Wanted != 0 && c.Expect != durable.Exact,
 		c.TTL != 0 && (c.Delete || c.TTL < TTLMin || c.TTL > TTLMax):
 		return durable.Bad

@@ -298,6 +298,7 @@ func TestLimitsOfAStore(t *testing.T) {
 		}
 	}
 	bad(Command{Object: "a", Value: &protocol.Cell{Bytes: make([]byte, protocol.ValueMax+1)}})
+	bad(Command{Object: "d/a\nb", Value: value("v")}) // its directory would list two
 	bad(Command{Object: "a"})
 	bad(Command{Object: "a", Delete: true, Value: big})
 	bad(Command{Object: "a", Value: big, Expect: 3})
