@@ -262,6 +262,10 @@ func (o *DurableObject) Delete(ctx context.Context, opts ...WriteOption) (existe
 		if w.Expect == durable.Absent || w.TTL != 0 {
 			return false, fmt.Errorf("coherence: %q is not deleted: a delete takes no option but a version", o.name)
 		}
+		// What was deleted has a version too.
+		if v, err := o.Read(ctx); err != nil || !v.Exists && v.Version == w.Wanted {
+			return false, err
+		}
 		_, err := o.write(ctx, w)
 		return err == nil, err
 	}
@@ -432,7 +436,7 @@ func watch(ctx context.Context, o *copies.Object, last Version, fn func(copies.F
 			return err
 		}
 		if f.Version > last || first {
-			lagged := !first && f.Version != last+1
+			lagged := !first && f.Version != last+1 && (last > 0 || f.Version.Counter() != 1) // the first of a group is of its generation
 			first, last, wait = false, f.Version, watchFirst
 			if err := fn(f, lagged); err != nil {
 				return err

@@ -90,6 +90,9 @@ func TestDurableObjectsAreWrittenOnConditions(t *testing.T) {
 		if existed, err := y.Delete(ctx); existed || err != nil {
 			t.Errorf("deleted twice: %v, %v", existed, err)
 		}
+		if existed, err := x.Delete(ctx, IfVersion(3)); existed || err != nil {
+			t.Errorf("deleted what was deleted: %v, %v", existed, err)
+		}
 		if got, err := x.Read(ctx); err != nil || got.Exists || got.Version != 3 {
 			t.Errorf("after the delete: %+v, %v", got, err)
 		}
