@@ -209,7 +209,7 @@ func (p *Peer) serve(socket string) error {
 	if l, err = p.wire.Adopt(l); err != nil {
 		return err
 	}
-	p.server, err = api.NewServer(api.Config{Node: p.node, Locks: p.node.NewLockBackend(), Objects: p.node.NewAPIObjects(), Version: node.Version()})
+	p.server, err = api.NewServer(api.Config{Node: p.node, Locks: p.node.NewLockBackend(), Objects: p.node.NewAPIObjects(), Durables: p.node.NewAPIDurables(), Version: node.Version()})
 	if err != nil {
 		return err
 	}

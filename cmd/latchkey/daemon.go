@@ -201,7 +201,7 @@ func (a *app) daemon(ctx context.Context, o daemonOptions) (err error) {
 		return err
 	}
 	server, err := api.NewServer(api.Config{
-		Node: n, Locks: n.NewLockBackend(), Objects: n.NewAPIObjects(), Version: buildVersion(),
+		Node: n, Locks: n.NewLockBackend(), Objects: n.NewAPIObjects(), Durables: n.NewAPIDurables(), Version: buildVersion(),
 		Shutdown: func() { stop(errShutdown) }, Pprof: conf.API.Pprof,
 	})
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"latchkey/coherence"
 	"latchkey/coherence/access"
+	"latchkey/coherence/durable/store"
 	"latchkey/coherence/protocol"
 	"latchkey/node/api"
 )
@@ -37,30 +38,38 @@ func objectVerb(a *app) *cobra.Command {
 stale copy is ever returned. A peer that reads an object keeps a copy and reads it again without asking anybody, until somebody writes.
 An object holds up to %d bytes, and is named APP/NAME: what stands before the first slash is the application.
 
-Objects are volatile so far, and --volatile says that this is meant: what they hold is in the memory of the peers that have the application
+Objects are durable unless --volatile says otherwise: what a command has written is kept by the object's replica group, and survives f failures
+of that group's 2f+1 peers, whichever they are. There is nothing to open or to close. Every write gives an object a greater version, for ever,
+which info and -o json tell; --if-version writes only where nobody else has. A name is a path, and no part of it is empty, "." or "..".
+Where a group does not answer, reads fail rather than return what may be old (get --stale returns that), and who wrote is told whether nothing
+was written or nobody knows.
+
+With --volatile they are other objects: what they hold is in the memory of the peers that have the application
 open, and is kept while at least one has it open and none of them fails. If one fails, or is silent for three seconds, the application begins
 anew from its last checkpoint ("latchkey app checkpoint"), or with empty objects, in its next epoch. The next command through each daemon then fails and says so, once; commands after that are of
 the new execution. A script that must notice in every case names the --epoch it is in, which -o json and "app info" tell.
-Durable objects, which survive failures, are for Go programs so far. They will be what a command without --volatile means.
 
-A daemon opens an application when a command first needs it, and keeps it open until "latchkey app close APP", or until it stops; then it hands
+A daemon opens a volatile application when a command first needs it, and keeps it open until "latchkey app close APP", or until it stops; then it hands
 over what it owns to others that have it open. A laptop that only looked should close it before it goes to sleep. Only set and update found an
-application that nobody has open; other commands end with 4 then.
-
-An object whose value has no bytes is one that nobody has written: get and rm end with 4, and ls does not list it.`, protocol.ValueMax),
-		Example: `  echo "hello" | latchkey object set --volatile demo/greeting -
-  latchkey object get --volatile demo/greeting
-  latchkey object update --volatile demo/count -- awk '{n = $1} END {print n + 1}'
-  latchkey object watch --volatile demo/count`,
+application that nobody has open; other commands end with 4 then. A volatile object whose value has no bytes is one that nobody has written: get
+and rm end with 4, and ls does not list it.`, protocol.ValueMax),
+		Example: `  echo "hello" | latchkey object set demo/greeting -
+  latchkey object get demo/greeting
+  latchkey object update demo/count -- awk '{n = $1} END {print n + 1}'
+  latchkey object watch demo/count
+  latchkey object set --volatile demo/scratch hello`,
 	})
 	c.AddCommand(objectGetVerb(a), objectSetVerb(a), objectUpdateVerb(a), objectWatchVerb(a), objectRmVerb(a), objectLsVerb(a), objectInfoVerb(a))
 	return c
 }
 
 func (f *objectFlags) register(c *cobra.Command) {
-	c.Flags().BoolVar(&f.volatile, "volatile", false, "objects in the memory of those who have the application open; needed, since there are no others yet")
-	c.Flags().Uint64Var(&f.epoch, "epoch", 0, "fail unless it is this execution of the application (default any)")
+	c.Flags().BoolVar(&f.volatile, "volatile", false, "an object in the memory of those who have the application open")
+	c.Flags().Uint64Var(&f.epoch, "epoch", 0, "with --volatile: fail unless it is this execution of the application (default any)")
 }
+
+// durableOnly are the flags that only durable objects have.
+var durableOnly = []string{"if-version", "if-absent", "ttl", "stale", "after"}
 
 // of reads APP/NAME.
 func (f *objectFlags) of(c *cobra.Command, arg string) (api.Target, error) {
@@ -74,13 +83,26 @@ func (f *objectFlags) of(c *cobra.Command, arg string) (api.Target, error) {
 	if err := coherence.CheckNames(app, name); err != nil {
 		return api.Target{}, err
 	}
+	if !f.volatile {
+		if err := coherence.CheckDurableName(name); err != nil {
+			return api.Target{}, err
+		}
+	}
 	return api.Target{App: app, Name: name, Epoch: f.epoch}, nil
 }
 
+// check refuses flags of the other mode.
 func (f *objectFlags) check(c *cobra.Command) error {
 	if !f.volatile {
-		return usagef("%s: objects that survive the failure of peers are for Go programs so far; say %s --volatile for objects in the memory of those who have "+
-			"the application open (latchkey object --help)", verbOf(c), verbOf(c))
+		if c.Flags().Changed("epoch") {
+			return usagef("%s: --epoch is about volatile objects: say --volatile too, or leave it out", verbOf(c))
+		}
+		return nil
+	}
+	for _, name := range durableOnly {
+		if c.Flags().Changed(name) {
+			return usagef("%s: --%s is about durable objects, and --volatile means others", verbOf(c), name)
+		}
 	}
 	return nil
 }
@@ -150,18 +172,26 @@ func (a *app) quietly(v any) error {
 
 func objectGetVerb(a *app) *cobra.Command {
 	var f objectFlags
+	var stale bool
 	c := &cobra.Command{
-		Use:   "get --volatile APP/NAME",
+		Use:   "get APP/NAME",
 		Short: "print the value of an object",
-		Long: `get prints the value as it is, byte by byte; on a terminal what would not print is shown as escapes, and a line is ended. It ends with 4
-where the object has no value, or nobody has the application open.`,
-		Example: `  latchkey object get --volatile demo/greeting
+		Long: `get prints the value as it is, byte by byte; on a terminal what would not print is shown as escapes, and a line is ended. -o json tells the
+version too. It ends with 4 where the object does not exist; with --volatile, where it has no value or nobody has the application open.
+
+Where the object's group does not answer get fails with 1. With --stale it prints what this peer saw last, however old that is, and asks nobody; how
+old is said on standard error.`,
+		Example: `  latchkey object get demo/greeting
+  latchkey object get demo/greeting -o json | jq -r .version
   latchkey object get --volatile demo/greeting -o json | jq -r .epoch`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			at, err := f.of(c, args[0])
 			if err != nil {
 				return err
+			}
+			if !f.volatile {
+				return a.getDurable(c, at, stale)
 			}
 			return a.callObject(c, args[0], func(ctx context.Context, daemon *api.Client) error {
 				value, epoch, err := daemon.GetObject(ctx, at)
@@ -173,32 +203,45 @@ where the object has no value, or nobody has the application open.`,
 				case a.format != formatText:
 					return a.value(objectValueOf(at, value, epoch), nil)
 				}
-				if out, ok := a.out.(*os.File); ok && isTerminal(out) {
-					value = []byte(plain(string(value)))
-					if !bytes.HasSuffix(value, []byte("\n")) {
-						value = append(value, '\n')
-					}
-				}
-				_, err = a.out.Write(value)
-				return err
+				return a.printValue(value)
 			})
 		},
 	}
 	f.register(c)
+	c.Flags().BoolVar(&stale, "stale", false, "print what this peer saw last, however old, and ask nobody")
 	return c
+}
+
+// printValue prints a value as it is, or so that a terminal bears it.
+func (a *app) printValue(value []byte) error {
+	if out, ok := a.out.(*os.File); ok && isTerminal(out) {
+		value = []byte(plain(string(value)))
+		if !bytes.HasSuffix(value, []byte("\n")) {
+			value = append(value, '\n')
+		}
+	}
+	_, err := a.out.Write(value)
+	return err
 }
 
 func objectSetVerb(a *app) *cobra.Command {
 	var f objectFlags
 	var file string
+	var d durableFlags
 	c := &cobra.Command{
-		Use:   "set --volatile APP/NAME VALUE|-",
+		Use:   "set APP/NAME VALUE|-",
 		Short: "write an object",
-		Long: `set writes VALUE, or what standard input or the --file holds. It ends when no peer has a copy of the former value any more.
-It founds the application if nobody has it open.`,
-		Example: `  latchkey object set --volatile demo/greeting hello
-  date | latchkey object set --volatile demo/now -
-  latchkey object set --volatile demo/picture --file picture.png`,
+		Long: `set writes VALUE, or what standard input or the --file holds. It ends when the object's group has it and no peer can read the former value any
+more, which takes two seconds at most where a peer that has a copy does not answer. -o json tells the version it made.
+
+With --if-version or --if-absent it writes only if the object has that version, or does not exist; else it ends with 1 and says which version is
+there. With --ttl the object is deleted when nobody has written it for so long; every write says that anew.
+
+If nobody knows whether the value was written, set ends with 1 and says so: get tells.
+With --volatile it founds the application if nobody has it open.`,
+		Example: `  latchkey object set demo/greeting hello
+  date | latchkey object set demo/now - --ttl 1h
+  latchkey object set demo/picture --file picture.png --if-version 72057594037927937`,
 		Args: func(c *cobra.Command, args []string) error {
 			if file != "" && len(args) == 2 {
 				return usagef("object set: a value and --file exclude each other")
@@ -213,9 +256,15 @@ It founds the application if nobody has it open.`,
 			if err != nil {
 				return err
 			}
+			if err := d.check(c); err != nil {
+				return err
+			}
 			value, err := readValue(append(args, "")[1], file)
 			if err != nil {
 				return err
+			}
+			if !f.volatile {
+				return a.setDurable(c, at, d.write(value))
 			}
 			return a.callObject(c, args[0], func(ctx context.Context, daemon *api.Client) error {
 				epoch, err := daemon.SetObject(ctx, at, value)
@@ -228,6 +277,9 @@ It founds the application if nobody has it open.`,
 	}
 	f.register(c)
 	c.Flags().StringVarP(&file, "file", "f", "", "write what this file holds")
+	d.register(c)
+	c.Flags().BoolVar(&d.absent, "if-absent", false, "write only if the object does not exist")
+	c.Flags().DurationVar(&d.ttl, "ttl", 0, fmt.Sprintf("delete the object when it was not written for so long, at least %v (default never)", store.TTLMin))
 	return c
 }
 
@@ -258,16 +310,25 @@ func readValue(arg, file string) ([]byte, error) {
 
 func objectRmVerb(a *app) *cobra.Command {
 	var f objectFlags
+	var d durableFlags
 	c := &cobra.Command{
-		Use:     "rm --volatile APP/NAME",
-		Short:   "take the value of an object away",
-		Long:    `rm writes a value without bytes, which is how an object is that nobody has written. It ends with 4 where there was no value.`,
-		Example: `  latchkey object rm --volatile demo/greeting`,
-		Args:    exactly(1),
+		Use:   "rm APP/NAME",
+		Short: "delete an object",
+		Long: `rm deletes the object; its version rises. It ends with 4 where there was none, and with 1 where it has another version than --if-version says.
+With --volatile it writes a value without bytes, which is how an object is that nobody has written.`,
+		Example: `  latchkey object rm demo/greeting
+  latchkey object rm demo/greeting --if-version 72057594037927937`,
+		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			at, err := f.of(c, args[0])
 			if err != nil {
 				return err
+			}
+			if err := d.check(c); err != nil {
+				return err
+			}
+			if !f.volatile {
+				return a.removeDurable(c, at, d.version)
 			}
 			return a.callObject(c, args[0], func(ctx context.Context, daemon *api.Client) error {
 				existed, epoch, err := daemon.RemoveObject(ctx, at)
@@ -282,24 +343,30 @@ func objectRmVerb(a *app) *cobra.Command {
 		},
 	}
 	f.register(c)
+	d.register(c)
 	return c
 }
 
 func objectWatchVerb(a *app) *cobra.Command {
 	var f objectFlags
+	var after uint64
 	c := &cobra.Command{
-		Use:   "watch --volatile APP/NAME",
+		Use:   "watch APP/NAME",
 		Short: "print the value of an object, now and at every change",
-		Long: `watch prints a line at once and whenever the value may have become another one, until interrupted; of values that follow each other fast
-only the last is sure to be shown. It ends with 1 when the application begins anew. With -o jsonl lines have the whole value; in text the
-first 200 bytes.`,
-		Example: `  latchkey object watch --volatile demo/count
-  latchkey object watch --volatile demo/count -o jsonl | jq -r .value`,
+		Long: `watch prints a line at once and for every version after that, in their order, until interrupted. Where versions follow each other too fast some
+are left out, and the line after them says so. --after begins with what comes after a version. It goes on while the object's group has no leader or does
+not answer. With -o jsonl lines have the whole value; in text the first 200 bytes.
+With --volatile it prints a line whenever the value may have become another one, and ends with 1 when the application begins anew.`,
+		Example: `  latchkey object watch demo/count
+  latchkey object watch demo/count -o jsonl | jq -r .value`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			at, err := f.of(c, args[0])
 			if err != nil {
 				return err
+			}
+			if !f.volatile {
+				return a.watchDurable(c, at, coherence.Version(after))
 			}
 			return a.follow(c.Context(), func(ctx context.Context, daemon *api.Client) error {
 				return daemon.WatchObject(ctx, at, func(value []byte, epoch uint64) error {
@@ -309,6 +376,7 @@ first 200 bytes.`,
 		},
 	}
 	f.register(c)
+	c.Flags().Uint64Var(&after, "after", 0, "begin with what comes after this version (default with what is there)")
 	return c
 }
 
@@ -326,18 +394,20 @@ func valueLine(value []byte) string {
 
 func objectLsVerb(a *app) *cobra.Command {
 	var f objectFlags
-	limit := 1000
+	limit, after := 1000, ""
 	c := &cobra.Command{
-		Use:   "ls --volatile APP[/PREFIX]",
-		Short: "list the objects of an application that have a value",
-		Long: fmt.Sprintf(`ls lists the objects of an application that have a value, and names that begin with PREFIX, at most --limit of them (%d at most).
+		Use:   "ls APP[/DIR]",
+		Short: "list the objects of a directory",
+		Long: fmt.Sprintf(`ls lists the objects of a directory, as they are at one instant: those named DIR, a slash and something without a slash; without DIR, those of
+the application whose names have no slash. At most --limit of them (%d at most); --after goes on behind a name.
 
-Nobody keeps a list: those who keep track of objects know them by hashes of their names. So the peers that have the application open are asked what they
+With --volatile it lists the objects of an application that have a value, and names that begin with what stands for DIR. Nobody keeps a list then: those who keep track of objects know them by hashes of their names. So the peers that have the application open are asked what they
 own. It is no snapshot: what goes from one owner to another meanwhile may be missing. An owner that got an object from a peer that left, and
 could not ask what it is called, does not know; such objects are counted in a note. A peer that gives no answer is named, its objects are
 missing, and ls ends with 1.`, api.ListedObjectsMax),
-		Example: `  latchkey object ls --volatile demo
-  latchkey object ls --volatile render-farm/frame/ -o jsonl | jq -r .name`,
+		Example: `  latchkey object ls demo
+  latchkey object ls render-farm/frame -o jsonl | jq -r .name
+  latchkey object ls --volatile render-farm/frame/`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := f.check(c); err != nil {
@@ -349,6 +419,9 @@ missing, and ls ends with 1.`, api.ListedObjectsMax),
 			}
 			if err := coherence.CheckNames(app, prefix+"x"); err != nil {
 				return err
+			}
+			if !f.volatile {
+				return a.listDurable(c, app, prefix, after, limit)
 			}
 			return a.callObject(c, args[0], func(ctx context.Context, daemon *api.Client) error {
 				l, err := daemon.ListObjects(ctx, app, prefix, limit)
@@ -382,21 +455,28 @@ missing, and ls ends with 1.`, api.ListedObjectsMax),
 	}
 	f.register(c)
 	c.Flags().IntVar(&limit, "limit", limit, "how many objects to list at most")
+	c.Flags().StringVar(&after, "after", "", "list names behind this one of the directory")
 	return c
 }
 
 func objectInfoVerb(a *app) *cobra.Command {
 	var f objectFlags
 	c := &cobra.Command{
-		Use:   "info --volatile APP/NAME",
-		Short: "tell who owns an object, who has copies, and which group keeps track of that",
-		Example: `  latchkey object info --volatile demo/greeting
+		Use:   "info APP/NAME",
+		Short: "tell an object's version and which group keeps it",
+		Long: `info tells the object's version, how many bytes it has, and the group that keeps it. It ends with 4 where the object does not exist, and says which version
+its deletion had, if it was deleted. With --volatile it tells who owns the object, who has copies, and which group keeps track of that.`,
+		Example: `  latchkey object info demo/greeting
+  latchkey object info demo/greeting -o json | jq -r .version
   latchkey object info --volatile demo/greeting -o json | jq -r .owner`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			at, err := f.of(c, args[0])
 			if err != nil {
 				return err
+			}
+			if !f.volatile {
+				return a.infoDurable(c, at)
 			}
 			return a.callObject(c, args[0], func(ctx context.Context, daemon *api.Client) error {
 				i, err := daemon.Object(ctx, at)
@@ -432,25 +512,26 @@ func objectUpdateVerb(a *app) *cobra.Command {
 	var f objectFlags
 	hold, wait := 10*time.Second, 30*time.Second
 	c := &cobra.Command{
-		Use:   "update --volatile APP/NAME -- CMD [ARG...]",
+		Use:   "update APP/NAME -- CMD [ARG...]",
 		Short: "replace the value of an object by what a command makes of it",
-		Long: fmt.Sprintf(`update gives CMD the value as its standard input and writes what it prints as the new value, with no write of anybody in between: from before CMD starts
-until after the write this peer is the only one that has the object, so CMD runs exactly once. Other peers that read or write it wait meanwhile, and so
-do writers at this peer; who reads it through this peer, CMD included, gets the value from before at once.
+		Long: fmt.Sprintf(`update gives CMD the value as its standard input, which is empty where the object does not exist, and writes what it prints as the new value, with
+no write of anybody in between: from before CMD starts until after the write it is this command's turn, so CMD runs exactly once. Others that write
+wait meanwhile, and others that read get the value from before. With --volatile, who reads it through another peer waits too.
 
 CMD runs without a shell, as "latchkey lock" runs one: in a process group of its own, with our standard error, and with LATCHKEY_OBJECT (APP/NAME),
-LATCHKEY_EPOCH and LATCHKEY_API in its environment; INT, TERM, HUP and QUIT are passed on. If it fails, or prints more than %d bytes, the value
-stays as it is, and update ends with its exit code (128+n after signal n), or 2. It founds the application if nobody has it open.
+LATCHKEY_VERSION (with --volatile LATCHKEY_EPOCH) and LATCHKEY_API in its environment; INT, TERM, HUP and QUIT are passed on. If it fails, or
+prints more than %d bytes, the value stays as it is, and update ends with its exit code (128+n after signal n), or 2.
 
-The object is held for --hold at most. Before that is over CMD gets TERM, then KILL, nothing is written, and update ends with 76; so it
-does when the application begins anew meanwhile. When the object is not ours within --wait, CMD is not run and update ends with 75.
+The turn lasts for --hold at most. Before that is over CMD gets TERM, then KILL, nothing is written, and update ends with 76. So it does where this
+peer was cut off for so long that the group let somebody else write, and with --volatile when the application begins anew. When the turn does
+not come within --wait, CMD is not run and update ends with 75. What update writes has no --ttl.
 A CMD that updates another object meanwhile, while somewhere else one does that in the other order, waits until a hold is over: update several
 objects in one order everywhere.`, protocol.ValueMax),
-		Example: `  latchkey object update --volatile demo/count -- awk '{n = $1} END {print n + 1}'
-  latchkey object update --volatile demo/list --hold 1m -- sort -u`,
+		Example: `  latchkey object update demo/count -- awk '{n = $1} END {print n + 1}'
+  latchkey object update demo/list --hold 1m -- sort -u`,
 		Args: func(c *cobra.Command, args []string) error {
 			if dash := c.ArgsLenAtDash(); dash != 1 || len(args) < 2 {
-				return usagef("object update: usage: latchkey object update --volatile APP/NAME -- CMD [ARG...]")
+				return usagef("object update: usage: latchkey object update APP/NAME -- CMD [ARG...]")
 			}
 			return nil
 		},
@@ -465,7 +546,7 @@ objects in one order everywhere.`, protocol.ValueMax),
 			case wait < 0:
 				return usagef("object update: --wait %v: it must not be negative", wait)
 			}
-			return a.updateObject(c.Context(), at, args[1:], hold, wait)
+			return a.updateObject(c.Context(), at, args[1:], hold, wait, f.volatile)
 		},
 	}
 	f.register(c)
@@ -474,21 +555,32 @@ objects in one order everywhere.`, protocol.ValueMax),
 	return c
 }
 
+// heldTurn is the turn to write an object, of either mode.
+type heldTurn struct {
+	until   time.Time
+	value   []byte
+	env     string // what the command is told beside the name
+	ended   <-chan struct{}
+	err     func() error // why it has ended, once it has
+	commit  func(value []byte) (done any, err error)
+	release func()
+}
+
 // holdLease is the hold of an object as supervise sees a lease: the work is stopped in its last seconds.
 type holdLease struct {
-	*api.ClientHold
-	ctx context.Context
-	ttl time.Duration
+	until time.Time
+	ctx   context.Context
+	ttl   time.Duration
 }
 
 // holdGrace is how much of a hold, at its end, is kept for stopping what runs under it: a third of it between TERM and the end.
 const holdGrace = 3 * time.Second
 
 func (l holdLease) TTL() time.Duration       { return l.ttl }
-func (l holdLease) Remaining() time.Duration { return max(0, time.Until(l.Until())) }
+func (l holdLease) Remaining() time.Duration { return max(0, time.Until(l.until)) }
 func (l holdLease) Context() context.Context { return l.ctx }
 
-func (a *app) updateObject(parent context.Context, at api.Target, argv []string, hold, wait time.Duration) error {
+func (a *app) updateObject(parent context.Context, at api.Target, argv []string, hold, wait time.Duration, volatile bool) error {
 	program, err := lookPath(argv[0])
 	if err != nil {
 		return updateCommandError(err)
@@ -501,29 +593,34 @@ func (a *app) updateObject(parent context.Context, at api.Target, argv []string,
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, passedOn()...)
 	defer signal.Stop(signals)
-	held, epoch, err := a.holdObject(parent, daemon, at, hold, wait, signals)
+	held, err := a.holdObject(parent, at, wait, signals, func(ctx context.Context) (*heldTurn, error) {
+		if volatile {
+			return volatileTurn(ctx, daemon, at, hold)
+		}
+		return a.durableTurn(ctx, daemon, at, hold)
+	})
 	if err != nil {
 		return err
 	}
-	defer held.Release()
-	work, err := startFilter(program, argv, objectEnv(at, epoch, daemon.Addr()), held.Value(), a.note)
+	defer held.release()
+	work, err := startFilter(program, argv, objectEnv(at, held.env, daemon.Addr()), held.value, a.note)
 	if err != nil {
 		return updateCommandError(err)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go func() {
-		<-held.Ended()
-		cancel(held.Err())
+		<-held.ended
+		cancel(held.err())
 	}()
 	name := at.App + "/" + at.Name
-	lost := supervise(holdLease{held, ctx, min(hold, holdGrace)}, work, signals, func(error) {})
+	lost := supervise(holdLease{held.until, ctx, min(hold, holdGrace)}, work, signals, func(error) {})
 	value, outErr := work.output()
 	switch {
-	case lost != nil && held.Err() == nil:
+	case lost != nil && held.err() == nil:
 		return exitf(exitLost, "object update: %s was held for %v, and the command did not end in that time; nothing was written (see --hold)", name, hold)
 	case lost != nil:
-		return exitf(exitLost, "object update: %s is held no longer, so the command was stopped and nothing was written: %w", name, held.Err())
+		return exitf(exitLost, "object update: %s is held no longer, so the command was stopped and nothing was written: %w", name, held.err())
 	case len(work.got) > protocol.ValueMax: // for which it was killed
 		return outErr
 	case work.result() != nil:
@@ -531,13 +628,29 @@ func (a *app) updateObject(parent context.Context, at api.Target, argv []string,
 	case outErr != nil:
 		return outErr
 	}
-	if err := held.Commit(value); err != nil {
-		if errors.Is(err, access.ErrHold) || errors.Is(err, coherence.ErrRestarted) {
-			return exitf(exitLost, "object update: %s: %w", name, err)
-		}
+	done, err := held.commit(value)
+	if errors.Is(err, access.ErrHold) || errors.Is(err, coherence.ErrRestarted) || errors.Is(err, coherence.ErrConflict) {
+		return exitf(exitLost, "object update: %s: %w", name, err)
+	}
+	if err != nil {
 		return a.explain(err)
 	}
-	return a.quietly(objectDone{at.App, at.Name, epoch, len(value)})
+	return a.quietly(done)
+}
+
+// volatileTurn waits until a volatile object is held.
+func volatileTurn(ctx context.Context, daemon *api.Client, at api.Target, hold time.Duration) (*heldTurn, error) {
+	got, epoch, err := daemon.HoldObject(ctx, at, hold)
+	if err != nil {
+		return nil, err
+	}
+	h := got.(*api.ClientHold)
+	return &heldTurn{
+		until: h.Until(), value: h.Value(), env: fmt.Sprintf("LATCHKEY_EPOCH=%d", epoch), ended: h.Ended(), err: h.Err, release: h.Release,
+		commit: func(value []byte) (any, error) {
+			return objectDone{at.App, at.Name, epoch, len(value)}, h.Commit(value)
+		},
+	}, nil
 }
 
 func updateCommandError(err error) error {
@@ -545,7 +658,7 @@ func updateCommandError(err error) error {
 }
 
 // holdObject waits until an object is held, or a signal comes.
-func (a *app) holdObject(parent context.Context, daemon *api.Client, at api.Target, hold, wait time.Duration, signals <-chan os.Signal) (*api.ClientHold, uint64, error) {
+func (a *app) holdObject(parent context.Context, at api.Target, wait time.Duration, signals <-chan os.Signal, take func(context.Context) (*heldTurn, error)) (*heldTurn, error) {
 	waiting, cancel := context.WithCancelCause(parent)
 	got := make(chan struct{})
 	var heard bool
@@ -568,30 +681,29 @@ func (a *app) holdObject(parent context.Context, daemon *api.Client, at api.Targ
 		}
 	}()
 	// The stream of the hold lives as long as the context does, so it is left to the process to end.
-	h, epoch, err := daemon.HoldObject(waiting, at, hold)
+	held, err := take(waiting)
 	close(got)
 	<-done
 	if err != nil {
 		if cause := context.Cause(waiting); waiting.Err() != nil {
-			return nil, 0, cause
+			return nil, cause
 		}
-		return nil, 0, a.explain(err)
+		return nil, a.explain(err)
 	}
-	held := h.(*api.ClientHold)
 	if heard {
-		held.Release()
-		return nil, 0, context.Cause(waiting)
+		held.release()
+		return nil, context.Cause(waiting)
 	}
-	return held, epoch, nil
+	return held, nil
 }
 
 // objectEnv is our environment with the object in it.
-func objectEnv(at api.Target, epoch uint64, socket string) []string {
+func objectEnv(at api.Target, more, socket string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		return slices.Contains([]string{"LATCHKEY_OBJECT", "LATCHKEY_EPOCH", "LATCHKEY_API"}, name)
+		return slices.Contains([]string{"LATCHKEY_OBJECT", "LATCHKEY_EPOCH", "LATCHKEY_VERSION", "LATCHKEY_API"}, name)
 	})
-	return append(env, "LATCHKEY_OBJECT="+at.App+"/"+at.Name, fmt.Sprintf("LATCHKEY_EPOCH=%d", epoch), "LATCHKEY_API="+absolute(socket))
+	return append(env, "LATCHKEY_OBJECT="+at.App+"/"+at.Name, more, "LATCHKEY_API="+absolute(socket))
 }
 
 // filter is a command that makes one value of another.

@@ -189,3 +189,113 @@ func TestUpdatesOfOneObjectWaitForEachOther(t *testing.T) {
 		t.Errorf("%d: %q", holder.code, holder.err.String())
 	}
 }
+
+// TestDurableObjectsFromTheCommandLine: what one daemon's clients write, those of another read, and no death of a peer changes it.
+func TestDurableObjectsFromTheCommandLine(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	ctx, cancel := context.WithTimeout(t.Context(), waitMax)
+	defer cancel()
+	net, err := testnet.Up(ctx, testnet.Options{N: 5, Dir: dir, Depth: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer net.Close()
+	long := filepath.Join(dir, "long")
+	if err := os.WriteFile(long, bytes.Repeat([]byte{0, 255}, protocol.ValueMax/2), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	watch := command(t, []string{"LATCHKEY_API=" + filepath.Join(dir, "4", "api.sock")}, "object", "watch", "demo/dir/n", "-o", "jsonl")
+	watch.start()
+	defer func() { watch.Process.Kill(); watch.wait() }()
+	comesTrue(t, "nothing is there", func() bool { time.Sleep(pollEvery); return strings.Contains(watch.out.String(), "\n") })
+	for _, c := range []struct {
+		peer      int
+		stdin     string
+		args      []string
+		code      int
+		out, says string
+	}{
+		{0, "", []string{"object", "get", "demo/dir/n"}, exitNotFound, "", "demo/dir/n does not exist"},
+		{0, "", []string{"object", "rm", "demo/dir/n"}, exitNotFound, "", "does not exist"},
+		{0, "", []string{"object", "get", "demo/never", "--stale"}, exitNotFound, "", "has seen nothing"},
+		{0, "", []string{"object", "ls", "demo/dir"}, exitOK, "no object of demo/dir/", ""},
+		{0, "7\n", []string{"object", "set", "demo/dir/n", "-", "--if-version", "0"}, exitOK, "", ""},
+		{1, "", []string{"object", "get", "demo/dir/n"}, exitOK, "7\n", ""},
+		{1, "", []string{"object", "get", "demo/dir/n", "--stale"}, exitOK, "7\n", "was the present value"},
+		{1, "", []string{"object", "get", "--volatile", "demo/dir/n"}, exitNotFound, "", "nobody has application"}, // which is another one
+		{1, "", []string{"object", "get", "demo/dir/n", "-o", "json"}, exitOK, `"version": "1"`, ""},
+		{2, "", []string{"object", "info", "demo/dir/n", "-o", "json"}, exitOK, `"version": "1"`, ""},
+		{2, "", []string{"object", "info", "demo/dir/n"}, exitOK, "version  1\n", ""},
+		{2, "", []string{"object", "set", "demo/dir/n", "8", "--if-absent"}, exitFailure, "", "it has version 1"},
+		{2, "", []string{"object", "set", "demo/dir/n", "8", "--if-version", "5"}, exitFailure, "", "it has version 1"},
+		{2, "", []string{"object", "set", "demo/dir/n", "8", "--if-version", "1", "-o", "json"}, exitOK, `"version": "2"`, ""},
+		{3, "", []string{"object", "update", "demo/dir/n", "--", "sh", "-c", "read n; echo $LATCHKEY_OBJECT $LATCHKEY_VERSION >&2; echo $((n + 1))"}, exitOK, "", "demo/dir/n 2"},
+		{0, "", []string{"object", "get", "demo/dir/n"}, exitOK, "9\n", ""},
+		{0, "", []string{"object", "update", "demo/dir/n", "--", "sh", "-c", "echo lost; exit 9"}, 9, "", ""},
+		{0, "", []string{"object", "update", "demo/dir/n", "--", "cat", long, long}, exitUsage, "", "printed more than 1048576 bytes"},
+		{0, "", []string{"object", "update", "--hold", "1s", "demo/dir/n", "--", "sleep", "60"}, exitLost, "", "nothing was written"},
+		{0, "", []string{"object", "update", "demo/made", "--", "wc", "-c"}, exitOK, "", ""}, // of nothing
+		{1, "", []string{"object", "get", "demo/made"}, exitOK, "0\n", ""},
+		{1, "", []string{"object", "set", "demo/long", "--file", long}, exitOK, "", ""},
+		{1, "", []string{"object", "set", "demo/dir/empty", "", "--ttl", "1h"}, exitOK, "", ""},
+		{3, "", []string{"object", "get", "demo/dir/empty"}, exitOK, "", ""}, // it exists
+		{2, "", []string{"object", "ls", "demo"}, exitOK, "NAME\nlong\nmade\n", ""},
+		{2, "", []string{"object", "ls", "demo/dir/"}, exitOK, "NAME\ndir/empty\ndir/n\n", ""},
+		{2, "", []string{"object", "ls", "demo/dir", "--limit", "1"}, exitOK, "NAME\ndir/empty\n", "--after dir/empty goes on"},
+		{2, "", []string{"object", "ls", "demo/dir", "--after", "dir/empty"}, exitOK, "NAME\ndir/n\n", ""},
+		{2, "", []string{"object", "rm", "demo/dir/n", "--if-version", "1"}, exitFailure, "", "it has version 3"},
+		{2, "", []string{"object", "rm", "demo/dir/n", "--if-version", "3"}, exitOK, "", ""},
+		{3, "", []string{"object", "info", "demo/dir/n"}, exitNotFound, "", "it was deleted, as version 4"},
+		{3, "", []string{"object", "set", "demo/dir/n", "again", "-o", "json"}, exitOK, `"version": "5"`, ""},
+	} {
+		p := objectAt(t, dir, c.peer, c.stdin, c.args...)
+		if p.code != c.code || !strings.Contains(p.out.String(), c.out) || !strings.Contains(p.oneLine(), c.says) || c.says == "" && p.err.Len() > 0 {
+			t.Errorf("peer %d, %v: %d, %q, %q", c.peer, c.args, p.code, p.out.String(), p.err.String())
+		}
+	}
+
+	// Whoever dies, leads the group or watches nothing.
+	p := objectAt(t, dir, 4, "", "object", "info", "demo/dir/n", "-o", "json")
+	var at struct{ Group struct{ Leader string } }
+	if err := json.Unmarshal(p.out.Bytes(), &at); err != nil {
+		t.Fatal(err, p.out.String(), p.err.String())
+	}
+	killed := 0
+	for i := range 4 {
+		if net.ID(i).String() == at.Group.Leader {
+			killed = i
+		}
+	}
+	if err := net.Kill(killed); err != nil {
+		t.Fatal(err)
+	}
+	if p := objectAt(t, dir, 4, "", "object", "update", "demo/dir/n", "--", "tr", "a-z", "A-Z"); p.code != exitOK {
+		t.Errorf("%d, %q", p.code, p.err.String())
+	}
+	if p := objectAt(t, dir, (killed+1)%4, "", "object", "get", "demo/dir/n"); p.out.String() != "AGAIN" {
+		t.Errorf("%d, %q, %q", p.code, p.out.String(), p.err.String())
+	}
+	comesTrue(t, "the watch tells the last version", func() bool { time.Sleep(pollEvery); return strings.Contains(watch.out.String(), `"AGAIN"`) })
+	var last uint64
+	for line := range strings.Lines(watch.out.String()) {
+		var v struct {
+			Version uint64 `json:",string"`
+			Lagged  bool
+			Exists  bool
+		}
+		if err := json.Unmarshal([]byte(line), &v); err != nil {
+			t.Fatal(err, line)
+		}
+		if v.Version > 0 && v.Version <= last || v.Lagged != (v.Version > last+1) || v.Exists == (v.Version == 0 || v.Version == 4) {
+			t.Errorf("after version %d: %s", last, line)
+		}
+		last = v.Version
+	}
+	if last != 6 {
+		t.Errorf("%q", watch.out.String())
+	}
+}
+
+// pollEvery is how often one looks at what a process that goes on has printed.
+const pollEvery = 5 * time.Millisecond

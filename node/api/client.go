@@ -30,6 +30,7 @@ type Client struct {
 	transport *http.Transport
 	node      latchkeyv1connect.NodeServiceClient
 	objects   latchkeyv1connect.ObjectServiceClient
+	durables  latchkeyv1connect.DurableServiceClient
 	backend   *backend
 	locks     *lockservice.Service
 }
@@ -105,6 +106,7 @@ func newClient(addr, base string, t *http.Transport, by http.RoundTripper) *Clie
 	httpClient, limit := &http.Client{Transport: by}, connect.WithReadMaxBytes(answerBytesMax)
 	c := &Client{addr: addr, transport: t, node: latchkeyv1connect.NewNodeServiceClient(httpClient, base, limit)}
 	c.objects = latchkeyv1connect.NewObjectServiceClient(httpClient, base, connect.WithReadMaxBytes(ObjectBytesMax))
+	c.durables = latchkeyv1connect.NewDurableServiceClient(httpClient, base, connect.WithReadMaxBytes(ObjectBytesMax))
 	c.backend = &backend{addr: addr, rpc: latchkeyv1connect.NewLockServiceClient(httpClient, base, limit)}
 	c.locks = lockservice.New(c.backend)
 	return c

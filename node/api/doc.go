@@ -25,4 +25,4 @@
 // Whoever changes a .proto file needs protoc; the generated code is committed, so nobody else does.
 package api
 
-//go:generate sh -c "protoc --plugin=protoc-gen-go=$(go tool -n protoc-gen-go) --plugin=protoc-gen-connect-go=$(go tool -n protoc-gen-connect-go) -I . --go_out=../.. --go_opt=module=latchkey --connect-go_out=../.. --connect-go_opt=module=latchkey,simple latchkey/v1/node.proto latchkey/v1/lock.proto latchkey/v1/object.proto"
+//go:generate sh -c "protoc --plugin=protoc-gen-go=$(go tool -n protoc-gen-go) --plugin=protoc-gen-connect-go=$(go tool -n protoc-gen-connect-go) -I . --go_out=../.. --go_opt=module=latchkey --connect-go_out=../.. --connect-go_opt=module=latchkey,simple latchkey/v1/node.proto latchkey/v1/lock.proto latchkey/v1/object.proto latchkey/v1/durable.proto"

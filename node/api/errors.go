@@ -76,8 +76,15 @@ var reasons = []struct {
 	{latchkeyv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted, coherence.ErrTooMany},
 	{latchkeyv1.Reason_REASON_NO_APP, connect.CodeNotFound, ErrNoApp},
 	{latchkeyv1.Reason_REASON_HOLD, connect.CodeFailedPrecondition, access.ErrHold},
+	{latchkeyv1.Reason_REASON_CONFLICT, connect.CodeAborted, coherence.ErrConflict},
+	{latchkeyv1.Reason_REASON_TAG, connect.CodeInvalidArgument, ErrTag},
+	{latchkeyv1.Reason_REASON_FULL, connect.CodeResourceExhausted, coherence.ErrFull},
+	{latchkeyv1.Reason_REASON_TTL, connect.CodeInvalidArgument, coherence.ErrTTL},
+	{latchkeyv1.Reason_REASON_STALE, connect.CodeUnavailable, coherence.ErrStale},
 	{latchkeyv1.Reason_REASON_OUTCOME_UNKNOWN, connect.CodeUnknown, lockservice.ErrOutcomeUnknown},
 	{latchkeyv1.Reason_REASON_NO_QUORUM, connect.CodeUnavailable, lockservice.ErrNoQuorum},
+	{latchkeyv1.Reason_REASON_OUTCOME_UNKNOWN, connect.CodeUnknown, coherence.ErrOutcomeUnknown},
+	{latchkeyv1.Reason_REASON_NO_QUORUM, connect.CodeUnavailable, coherence.ErrNoQuorum},
 	{latchkeyv1.Reason_REASON_WAIT, connect.CodeDeadlineExceeded, lockservice.ErrWait},
 	{latchkeyv1.Reason_REASON_CLOSED, connect.CodeUnavailable, lockservice.ErrClosed},
 	{latchkeyv1.Reason_REASON_CLOSED, connect.CodeUnavailable, coherence.ErrClosed},
@@ -108,6 +115,10 @@ func encodeError(err error) error {
 	if errors.As(err, &locked) {
 		detail.Name, detail.Waiting = locked.Name, int64(locked.Waiting)
 		detail.Holder = encodeParty(locked.Holder)
+	}
+	var conflict *coherence.ConflictError
+	if errors.As(err, &conflict) {
+		detail.Name, detail.Version, detail.Exists = conflict.Name, uint64(conflict.Found.Version), conflict.Found.Exists
 	}
 	ce := connect.NewError(code, errors.New(Plain(err.Error())))
 	if d, err := connect.NewErrorDetail(detail); err == nil {
@@ -210,6 +221,9 @@ func reason(err error) error {
 func sentinelOf(d *latchkeyv1.ErrorDetail, ce *connect.Error) error {
 	if d.Reason == latchkeyv1.Reason_REASON_LOCKED && d.Name != "" {
 		return &lockservice.LockedError{Name: d.Name, Holder: decodeParty(d.Holder), Waiting: int(d.Waiting)}
+	}
+	if d.Reason == latchkeyv1.Reason_REASON_CONFLICT && d.Name != "" {
+		return &coherence.ConflictError{Name: d.Name, Found: coherence.Value{Version: coherence.Version(d.Version), Exists: d.Exists}}
 	}
 	for _, r := range reasons {
 		if r.reason == d.Reason {

@@ -155,7 +155,7 @@ func CallScopes(procedure string) []Scope {
 	if slices.Contains(forLocks, procedure) {
 		scopes = append(scopes, ScopeLock)
 	}
-	if strings.HasPrefix(procedure, "/"+latchkeyv1connect.ObjectServiceName+"/") {
+	if strings.HasPrefix(procedure, "/"+latchkeyv1connect.ObjectServiceName+"/") || strings.HasPrefix(procedure, "/"+latchkeyv1connect.DurableServiceName+"/") {
 		scopes = append(scopes, ScopeObject)
 	}
 	if procedure == latchkeyv1connect.NodeServiceVersionProcedure || procedure == latchkeyv1connect.NodeServiceIdProcedure {

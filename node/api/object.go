@@ -133,29 +133,36 @@ func (h objectHandler) begin(ctx context.Context, kind *bounded) (context.Contex
 	if h.s.cfg.Objects == nil {
 		return nil, nil, fmt.Errorf("api: this peer has no shared objects: %w", errors.ErrUnsupported)
 	}
-	if !h.s.objectCalls.enter() {
+	return h.s.beginObject(ctx, kind)
+}
+
+// beginObject counts a call about an object, and has it end when the server drains.
+func (s *Server) beginObject(ctx context.Context, kind *bounded) (context.Context, func(), error) {
+	if !s.objectCalls.enter() {
 		return nil, nil, fmt.Errorf("%w: %d calls about objects through this daemon", lockservice.ErrLimit, ObjectCallsMax)
 	}
 	if kind != nil && !kind.enter() {
-		h.s.objectCalls.leave()
+		s.objectCalls.leave()
 		return nil, nil, fmt.Errorf("%w: %d objects are held, or watched, through this daemon", lockservice.ErrLimit, kind.most)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(h.s.draining, func() { cancel(context.Cause(h.s.draining)) })
+	stop := context.AfterFunc(s.draining, func() { cancel(context.Cause(s.draining)) })
 	return ctx, func() {
 		stop()
 		cancel(nil)
 		if kind != nil {
 			kind.leave()
 		}
-		h.s.objectCalls.leave()
+		s.objectCalls.leave()
 	}, nil
 }
 
 func targetOf(t *latchkeyv1.Target) Target { return Target{t.GetApp(), t.GetName(), t.GetEpoch()} }
 
 // served makes a call of it.
-func served[R any](h objectHandler, ctx context.Context, do func(ctx context.Context) (R, error)) (r R, err error) {
+func served[R any](h interface {
+	begin(context.Context, *bounded) (context.Context, func(), error)
+}, ctx context.Context, do func(ctx context.Context) (R, error)) (r R, err error) {
 	ctx, end, err := h.begin(ctx, nil)
 	if err == nil {
 		defer end()

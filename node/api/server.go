@@ -315,6 +315,8 @@ type Config struct {
 	Locks lockservice.Backend
 	// Objects are the shared objects that clients may use; nil: none.
 	Objects Objects
+	// Durables are the durable ones; nil: none.
+	Durables Durables
 	// Pprof has the server answer net/http/pprof under /debug/pprof/, to whoever may do everything.
 	Pprof bool
 	// Shutdown is called when a client asks the daemon to stop. It must not block. Without it such calls are refused.
@@ -342,6 +344,7 @@ type Server struct {
 
 	objectCalls, objectHolds, objectWatches bounded
 	heldObjects                             sync.Map // of the id to *heldObject
+	heldDurables                            sync.Map // of the id to *heldDurable
 }
 
 // bounded counts what may happen so many times at once.
@@ -414,6 +417,8 @@ func (s *Server) Handler() http.Handler {
 	path, h = latchkeyv1connect.NewLockServiceHandler(lockHandler{s}, options(RequestBytesMax)...)
 	handle(RequestBytesMax, path, h)
 	path, h = latchkeyv1connect.NewObjectServiceHandler(objectHandler{s}, options(ObjectBytesMax)...)
+	handle(ObjectBytesMax, path, h)
+	path, h = latchkeyv1connect.NewDurableServiceHandler(durableHandler{s}, options(ObjectBytesMax)...)
 	handle(ObjectBytesMax, path, h)
 	if s.cfg.Pprof {
 		mux.Handle("/debug/pprof/", http.MaxBytesHandler(profiles(), RequestBytesMax))

@@ -107,6 +107,10 @@ const (
 	Reason_REASON_CONNECT         Reason = 27 // the peer cannot be reached, or does not let us in    unavailable
 	Reason_REASON_LOG_LEVEL       Reason = 28 // no such level                                        invalid_argument
 	Reason_REASON_SUBSYSTEM       Reason = 29 // nothing that logs has the name                       not_found
+	Reason_REASON_CONFLICT        Reason = 30 // the object has another version                       aborted
+	Reason_REASON_STALE           Reason = 31 // no copy is surely the present one                    unavailable
+	Reason_REASON_FULL            Reason = 32 // the object's group has no room                       resource_exhausted
+	Reason_REASON_TAG             Reason = 33 // bad condition of a write                             invalid_argument
 )
 
 // Enum value maps for Reason.
@@ -142,6 +146,10 @@ var (
 		27: "REASON_CONNECT",
 		28: "REASON_LOG_LEVEL",
 		29: "REASON_SUBSYSTEM",
+		30: "REASON_CONFLICT",
+		31: "REASON_STALE",
+		32: "REASON_FULL",
+		33: "REASON_TAG",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -174,6 +182,10 @@ var (
 		"REASON_CONNECT":         27,
 		"REASON_LOG_LEVEL":       28,
 		"REASON_SUBSYSTEM":       29,
+		"REASON_CONFLICT":        30,
+		"REASON_STALE":           31,
+		"REASON_FULL":            32,
+		"REASON_TAG":             33,
 	}
 )
 
@@ -1867,6 +1879,8 @@ type ErrorDetail struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`        // of LOCKED: the lock
 	Holder        *Party                 `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"`    // of LOCKED: who holds it, where known
 	Waiting       int64                  `protobuf:"varint,4,opt,name=waiting,proto3" json:"waiting,omitempty"` // of LOCKED: how many wait
+	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"` // of CONFLICT: the version that name, the object, has
+	Exists        bool                   `protobuf:"varint,6,opt,name=exists,proto3" json:"exists,omitempty"`   // of CONFLICT: whether it exists
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1927,6 +1941,20 @@ func (x *ErrorDetail) GetWaiting() int64 {
 		return x.Waiting
 	}
 	return 0
+}
+
+func (x *ErrorDetail) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ErrorDetail) GetExists() bool {
+	if x != nil {
+		return x.Exists
+	}
+	return false
 }
 
 var File_latchkey_v1_lock_proto protoreflect.FileDescriptor
@@ -2051,16 +2079,18 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\x06Waiter\x12(\n" +
 	"\x05party\x18\x01 \x01(\v2\x12.latchkey.v1.PartyR\x05party\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
-	"\x06shared\x18\x03 \x01(\bR\x06shared\"\x94\x01\n" +
+	"\x06shared\x18\x03 \x01(\bR\x06shared\"\xc6\x01\n" +
 	"\vErrorDetail\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.latchkey.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12*\n" +
 	"\x06holder\x18\x03 \x01(\v2\x12.latchkey.v1.PartyR\x06holder\x12\x18\n" +
-	"\awaiting\x18\x04 \x01(\x03R\awaiting*L\n" +
+	"\awaiting\x18\x04 \x01(\x03R\awaiting\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\x12\x16\n" +
+	"\x06exists\x18\x06 \x01(\bR\x06exists*L\n" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePROTOCOL_SIGMA\x10\x01\x12\x12\n" +
-	"\x0ePROTOCOL_GROUP\x10\x02*\xdb\x04\n" +
+	"\x0ePROTOCOL_GROUP\x10\x02*\xa3\x05\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -2094,7 +2124,12 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\vREASON_PEER\x10\x1a\x12\x12\n" +
 	"\x0eREASON_CONNECT\x10\x1b\x12\x14\n" +
 	"\x10REASON_LOG_LEVEL\x10\x1c\x12\x14\n" +
-	"\x10REASON_SUBSYSTEM\x10\x1d2\xb4\x05\n" +
+	"\x10REASON_SUBSYSTEM\x10\x1d\x12\x13\n" +
+	"\x0fREASON_CONFLICT\x10\x1e\x12\x10\n" +
+	"\fREASON_STALE\x10\x1f\x12\x0f\n" +
+	"\vREASON_FULL\x10 \x12\x0e\n" +
+	"\n" +
+	"REASON_TAG\x10!2\xb4\x05\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +
