@@ -12,6 +12,7 @@ import (
 
 	"latchkey/coherence"
 	"latchkey/coherence/durable"
+	"latchkey/dht"
 	"latchkey/internal/history"
 	"latchkey/testnet"
 )
@@ -27,6 +28,36 @@ func durableApp(t *testing.T, net *testnet.Network, peer int) *coherence.Durable
 		t.Fatal(err)
 	}
 	return d
+}
+
+// replaced waits until no replica on the other peers has gone among its group's members.
+func replaced(t *testing.T, ctx context.Context, net *testnet.Network, gone int) {
+	t.Helper()
+	in := func() bool {
+		for i := range net.N() {
+			p, err := net.Peer(i)
+			if i == gone || err != nil {
+				continue
+			}
+			groups, err := p.Node().Groups().Status(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, g := range groups {
+				if _, is := g.Status.View.MemberAt(dht.NodeIDOf(net.ID(gone))); is && !g.Leaves && !g.Halted {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	for in() {
+		select {
+		case <-ctx.Done():
+			t.Fatal("a peer that is cut off is not replaced")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 func plusOne(b []byte) ([]byte, error) {
@@ -212,6 +243,7 @@ func TestDurableObjectsStaySequentiallyConsistent(t *testing.T) {
 	}
 	await(100)
 	stopCut()
+	replaced(t, ctx, net, lonely) // or two of a group's three would be gone
 	if err := net.Kill(lead); err != nil {
 		t.Fatal(err)
 	}
