@@ -284,6 +284,7 @@ func cutOff(t *testing.T, on bool, hosts [2]host.Host, wires [2]*wire.Wire) {
 }
 
 func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T) {
+	t.Parallel()
 	ha, wa := wiredHost(t, 1)
 	hb, wb := wiredHost(t, 2)
 	hosts, wires := [2]host.Host{ha, hb}, [2]*wire.Wire{wa, wb}
@@ -376,6 +377,7 @@ func TestASilentPeerIsSuspectedAndItsCallsFailWhileConnectionsStay(t *testing.T)
 // look and the suspicion, after which no further one is noted, and not when the watch ends. A client that called another peer, and so
 // ended its watch of this one, had no answer from it again.
 func TestASuspicionDoesNotOutliveItsWatch(t *testing.T) {
+	t.Parallel()
 	a, b := pair(t, nil)
 	ctx := within(t)
 	call := func() error {

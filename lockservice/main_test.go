@@ -1,6 +1,7 @@
 package lockservice
 
 import (
+	"flag"
 	"runtime/debug"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	debug.SetGCPercent(400) // simulated worlds come and go by the thousand and are small
+	flag.Set("test.parallel", "8") // they wait for elections and leases, more than for a processor
+	debug.SetGCPercent(400)        // simulated worlds come and go by the thousand and are small
 	goleak.VerifyTestMain(m)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"runtime/debug"
 	"testing"
 	"time"
 
@@ -22,7 +23,8 @@ import (
 const waitMax = time.Minute
 
 func TestMain(m *testing.M) {
-	flag.Set("test.parallel", "4") // they wait for peers and for patience to end, more than for a processor
+	flag.Set("test.parallel", "12") // they wait for peers and for patience to end, more than for a processor
+	debug.SetGCPercent(400)         // their heaps are small: with Go's default much of their time is spent on collecting them
 	goleak.VerifyTestMain(m)
 }
 

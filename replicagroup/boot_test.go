@@ -20,6 +20,7 @@ import (
 
 // An accusation is as good as who brings it forward.
 func TestOnlyFellowsAreBelievedThatAStoreRunsTwice(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 3, 1)
 	p, fellow := w.peers[0], w.peers[1]
 	stranger, err := peer.Decode("12D3KooWRMjeT3GuYch6bQJetZyFu6zcGc9bwcTz6VJWNV6wbbvU")

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,7 +30,8 @@ import (
 const waitMax = 4 * time.Minute
 
 func TestMain(m *testing.M) {
-	flag.Set("test.parallel", "6") // they wait for elections and for patience to end, more than for a processor
+	flag.Set("test.parallel", "12") // they wait for elections and for patience to end, more than for a processor
+	debug.SetGCPercent(400)         // their heaps are small: with Go's default much of their time is spent on collecting them
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/ipfs/go-log/writer.(*MirrorWriter).logRoutine"))
 }
 

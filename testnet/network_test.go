@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -22,7 +23,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	flag.Set("test.parallel", "4") // they wait for elections and leases, more than for a processor
+	flag.Set("test.parallel", "10") // they wait for elections and leases, more than for a processor
+	debug.SetGCPercent(400)         // their heaps are small: with Go's default much of their time is spent on collecting them
 	goleak.VerifyTestMain(m)
 }
 

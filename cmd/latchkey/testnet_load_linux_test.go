@@ -20,6 +20,7 @@ import (
 
 var (
 	pauseFor   = flag.Duration("testnet.pause", 5*time.Second, "how long a leader is frozen under load")
+	restFor    = flag.Duration("testnet.rest", 20*time.Millisecond, "how long a client under load rests between two locks")
 	loadRounds = flag.Int("testnet.rounds", 1, "how often a leader is killed and one frozen under load")
 )
 
@@ -94,7 +95,12 @@ func (l *workload) client(c int) {
 			return
 		}
 		for err == nil && l.ctx.Err() == nil && !l.away[peer].Load() {
-			err = l.turn(daemon)
+			if err = l.turn(daemon); *restFor > 0 {
+				select {
+				case <-time.After(*restFor):
+				case <-l.ctx.Done():
+				}
+			}
 		}
 		daemon.Close()
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"testing"
 
@@ -18,6 +19,7 @@ import (
 
 func TestMain(m *testing.M) {
 	logging.SetLogLevel("latchkey/store", "fatal") // failing stores are what the tests are about
+	debug.SetGCPercent(400)                        // their heaps are small: with Go's default much of their time is spent on collecting them
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/ipfs/go-log/writer.(*MirrorWriter).logRoutine"))
 }
 

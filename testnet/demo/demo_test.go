@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +14,11 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "4") // they wait for leases and for groups to settle, more than for a processor
+	debug.SetGCPercent(400)        // their heaps are small: with Go's default much of their time is spent on collecting them
+	goleak.VerifyTestMain(m)
+}
 
 // play runs a small demo with its story in the test's log.
 func play(t *testing.T, opts Options) *Report {
