@@ -147,8 +147,7 @@ func (o Options) withDefaults() (Options, error) {
 type Network struct {
 	opts     Options
 	genesis  placement.Genesis
-	ports    func() (int, error) // gives free ports; not for two at a time
-	progress func(Progress)      // of Up
+	progress func(Progress) // of Up
 
 	// changing is held while faults or the number of peers change, and wires with them. It is taken after a slot's turn and
 	// before a slot's mu, and that before mu.
@@ -170,10 +169,7 @@ func Up(ctx context.Context, opts Options) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{
-		opts: opts, faults: faults{latency: opts.Latency}, progress: func(Progress) {},
-		ports: portsFrom(portFirst + mathrand.IntN(portLast-portFirst+1)),
-	}
+	n := &Network{opts: opts, faults: faults{latency: opts.Latency}, progress: func(Progress) {}}
 	if opts.Progress != nil {
 		n.progress = opts.Progress
 	}
@@ -247,7 +243,7 @@ func (n *Network) furnish(s *slot) error {
 // newSlot makes the place of peer i: identity, port and store.
 func (n *Network) newSlot(i int) (*slot, error) {
 	for {
-		port, err := n.ports()
+		port, err := freePort()
 		if err != nil {
 			return nil, err
 		}
@@ -298,20 +294,28 @@ func identity(seed uint64, i int) crypto.PrivKey {
 	return k
 }
 
-// portsFrom returns a function that gives the free ports of the range, one after the other, beginning anywhere in it.
-func portsFrom(start int) func() (int, error) {
-	tried := 0
-	return func() (int, error) {
-		for count := portLast - portFirst + 1; tried < count; {
-			port := portFirst + (start-portFirst+tried)%count
-			tried++
-			l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-			if err == nil {
-				return port, l.Close()
-			}
+// ports is where this process looks for free ports next. All its testnets share it: a port that one has been given, and does not listen
+// at yet, is not given to another.
+var ports = struct {
+	sync.Mutex
+	next int
+}{next: portFirst + mathrand.IntN(portLast-portFirst+1)}
+
+// freePort returns the next free port of the range.
+func freePort() (int, error) {
+	ports.Lock()
+	defer ports.Unlock()
+	for range portLast - portFirst + 1 {
+		port := ports.next
+		if ports.next++; ports.next > portLast {
+			ports.next = portFirst
 		}
-		return 0, fmt.Errorf("testnet: no free port between %d and %d on 127.0.0.1", portFirst, portLast)
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			return port, l.Close()
+		}
 	}
+	return 0, fmt.Errorf("testnet: no free port between %d and %d on 127.0.0.1", portFirst, portLast)
 }
 
 // bearAll starts every peer at once, but for those of a state that were down.

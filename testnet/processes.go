@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	mathrand "math/rand/v2"
 	"net"
 	"path/filepath"
 	"slices"
@@ -52,7 +51,6 @@ type Processes struct {
 	joining  sync.Mutex // held while a place is added, or the state copied; taken first
 	// resting is held for writing while the state is copied, and for reading by who lets a process start or go on. It is taken before mu.
 	resting  sync.RWMutex
-	nextPort func() (int, error)
 	mu       sync.Mutex
 	closed   bool
 	places   []*place
@@ -97,7 +95,7 @@ func UpProcesses(ctx context.Context, o ProcessOptions) (*Processes, error) {
 	case o.Prepare != nil:
 		return nil, fmt.Errorf("%w: Prepare: the peers are not in this process", ErrOptions)
 	}
-	p := &Processes{opts: o, standing: faults{latency: o.Latency}, nextPort: portsFrom(portFirst + mathrand.IntN(portLast-portFirst+1))}
+	p := &Processes{opts: o, standing: faults{latency: o.Latency}}
 	p.life, p.end = context.WithCancelCause(context.Background())
 	p.clean = sync.OnceValue(p.takeDown)
 	p.nursery = newNursery()
@@ -145,7 +143,7 @@ func (p *Processes) found() error {
 // newPlace makes a place for one more peer, which must not become one of p.places before its number is taken.
 func (p *Processes) newPlace() (*place, error) {
 	for {
-		port, err := p.nextPort()
+		port, err := freePort()
 		if err != nil {
 			return nil, err
 		}
