@@ -206,12 +206,12 @@ func (r *replica) step(ev order.Event) {
 		return
 	}
 	r.stepping = true
-	if len(r.lagging) > 0 {
-		r.deliver(r.lagging)
-		clear(r.lagging)
-		r.lagging = r.lagging[:0]
-	}
 	for i := 0; i < len(r.events) && !r.halted; i++ {
+		if len(r.lagging) > 0 {
+			r.deliver(r.lagging)
+			clear(r.lagging)
+			r.lagging = r.lagging[:0]
+		}
 		a := &r.shard.actions
 		a.Reset()
 		r.engine.Step(r.events[i], a)

@@ -350,6 +350,9 @@ func (e *followingEngine) Step(ev order.Event, out *order.Actions) {
 		out.Persist = append(out.Persist, order.Persist{Seq: 1, Records: []order.Record{{Kind: order.RecordState}}, Sync: true})
 		out.Send = append(out.Send, order.Send{To: 2, Msg: order.Message("ack"), After: 1})
 		out.Deliver = append(out.Deliver, order.Entry{Index: 1, Kind: order.Noop})
+		out.Prospects = append(out.Prospects, order.Prospect{Index: 2})
+	case order.Propose: // whatever comes of it, entry 1 is executed before entry 2
+		out.Deliver = append(out.Deliver, order.Entry{Index: 2, Kind: order.Noop})
 	case order.Stored:
 		e.note("stored")
 	case order.Applied:
@@ -406,4 +409,17 @@ func TestAFollowerAcknowledgesBeforeItExecutes(t *testing.T) {
 	if len(r.lagging) > 0 || s.prompt {
 		t.Errorf("%d entries are left to be executed", len(r.lagging))
 	}
+	r = newReplica(1, &d, &followingEngine{note: note}, nil, 1)
+	r.shard, r.seat = s, &Seat{r: r, voter: &proposingVoter{replica: r}}
+	if s.handleNow(stepNow{r}); r.applied != 2 {
+		t.Errorf("it has executed %d entries of two", r.applied)
+	}
 }
+
+// proposingVoter proposes something when it hears of what stands in the log, while the replica executes a step.
+type proposingVoter struct {
+	noting
+	replica *replica
+}
+
+func (v *proposingVoter) Foresee() { v.replica.step(order.Propose{}) }

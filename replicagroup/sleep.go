@@ -53,6 +53,9 @@ func (r *replica) lighten() {
 	if len(r.held) == 0 {
 		r.held = nil
 	}
+	if len(r.lagging) == 0 {
+		r.lagging = nil
+	}
 	if r.rare != nil && len(r.rare.links)+len(r.rare.partings) == 0 {
 		r.rare = nil
 	}

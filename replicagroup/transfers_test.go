@@ -615,8 +615,9 @@ func TestASnapshotSurvivesAPartition(t *testing.T) {
 		}
 	}
 	l.caughtUp(t, ctx, sender)
-	got := awaitStats(t, ctx, "it was received", l.far, func(st TransferStats) bool { return st.Received == 1 })
-	if got.BytesResumed < kept.BytesReceived || got.BytesReceived > size+1<<20 {
+	// Another follows it where the log has been truncated again meanwhile, or the leader has changed.
+	got := awaitStats(t, ctx, "it was received", l.far, func(st TransferStats) bool { return st.Received >= 1 })
+	if got.BytesResumed < kept.BytesReceived || got.BytesReceived > got.Received*(size+1<<20) {
 		t.Errorf("%d bytes were kept: %+v", kept.BytesReceived, got)
 	}
 }
