@@ -237,3 +237,32 @@ func TestHelloCanRefuseAPeer(t *testing.T) {
 		t.Errorf("the refusing peer's call: %v", err)
 	}
 }
+
+// A link is not forgotten while a stream is greeted on it: the stream would be reset though its hello is good.
+func TestALinkIsKeptWhileAStreamIsGreeted(t *testing.T) {
+	o, _ := pair(t, func(*Overlay) {})
+	h := newHost(t, 3)
+	s := stranger(t, h, o, Control, false)
+	write(t, s, framed(mustHello(testOverlay))[:1])
+	eventually(t, "its hello is awaited", func() bool { return o.link(h.ID()).greeted.Load() == 1 })
+	l := o.link(h.ID())
+	o.forget(l) // as when the last stream before it ends
+	if o.link(h.ID()) != l {
+		t.Error("forgotten")
+	}
+	write(t, s, framed(mustHello(testOverlay))[1:])
+	if _, err := readFrame(bufio.NewReaderSize(s, 16), helloFrameBytesMax, nil); err != nil {
+		t.Fatalf("no hello came back: %v", err)
+	}
+	eventually(t, "the stream is in use, and greeted no more", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.streams == 1 && l.greeted.Load() == 0
+	})
+	s.Reset()
+	eventually(t, "the link of a peer without streams is forgotten", func() bool {
+		o.linksMu.RLock()
+		defer o.linksMu.RUnlock()
+		return o.links[h.ID()] == nil
+	})
+}

@@ -179,7 +179,7 @@ func (o *Overlay) forget(l *link) {
 func (o *Overlay) forgetIdleLocked(l *link, paused bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	idle := l.streams == 0 && len(l.calls) == 0
+	idle := l.streams == 0 && len(l.calls) == 0 && l.greeted.Load() == 0
 	for i := range l.lanes {
 		idle = idle && !l.lanes[i].opening && (paused || l.lanes[i].pause == 0)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"latchkey/dht/pb"
@@ -56,24 +57,45 @@ func (o *Overlay) accept(ns network.Stream, class Class) {
 	if o.turnAway(ns) {
 		return
 	}
-	l := o.link(ns.Conn().RemotePeer())
-	s := newStream(l, class, ns, false)
-	if l.greeted.Add(1) > greetedMax {
-		s.reset(&badFrame{ReasonStreams, "without hello"})
-		l.greeted.Add(-1)
-		return
+	if s := o.greeted(ns, class); s != nil {
+		s.read()
 	}
-	err := s.greet()
-	l.greeted.Add(-1)
-	if err != nil {
-		o.forget(l)
-		return
+}
+
+// greeted greets a stream that a peer opened and puts it to use. It returns nil if nothing came of it.
+func (o *Overlay) greeted(ns network.Stream, class Class) *stream {
+	l, greeting := o.linkGreeting(ns.Conn().RemotePeer())
+	defer o.forget(l) // if it holds nothing: no stream, or none any more
+	defer l.greeted.Add(-1)
+	s := newStream(l, class, ns, false)
+	if greeting > greetedMax {
+		s.reset(&badFrame{ReasonStreams, "without hello"})
+		return nil
+	}
+	if s.greet() != nil {
+		return nil
 	}
 	if err := l.attach(s); err != nil {
 		s.reset(err) // the peer sees it, and tries again when it has something to say
-		return
+		return nil
 	}
-	s.read()
+	return s
+}
+
+// linkGreeting returns the link of a peer, which is not forgotten before the stream that is greeted on it is done with that, and how many
+// streams are greeted on it, this one among them.
+func (o *Overlay) linkGreeting(p peer.ID) (l *link, greeting int32) {
+	for {
+		l = o.link(p)
+		greeting = l.greeted.Add(1)
+		l.mu.Lock()
+		gone := l.gone
+		l.mu.Unlock()
+		if !gone {
+			return l, greeting
+		}
+		l.greeted.Add(-1) // it was forgotten meanwhile, when the peer's last stream ended
+	}
 }
 
 // greet exchanges hellos: whoever opened the stream speaks first. On an error the stream has been reset, and counted if it was
