@@ -361,8 +361,11 @@ func TestCtrlCAtATerminalTakesATestnetDown(t *testing.T) {
 	t.Parallel()
 	dir := socketDir(t)
 	user, program := openTerminal(t)
-	shown := &buffer{}
-	go io.Copy(shown, user) // ends with user
+	shown, read := &buffer{}, make(chan struct{})
+	go func() {
+		defer close(read)
+		io.Copy(shown, user) // ends when nobody has the terminal any more
+	}()
 	p := command(t, nil, "testnet", "up", "--mode", "process", "-n", "3", "--dir", dir)
 	p.Stdin, p.Stdout, p.Stderr = program, program, program
 	p.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -373,6 +376,14 @@ func TestCtrlCAtATerminalTakesATestnetDown(t *testing.T) {
 	if code := p.wait(); code != exitOK {
 		t.Errorf("exit %d", code)
 	}
+	eventually(t, "all that was written to the terminal is read", func() bool {
+		select {
+		case <-read:
+			return true
+		default:
+			return false
+		}
+	})
 	for _, want := range []string{"starting peers", "[" + strings.Repeat("#", 24) + "] 3/3", "taking the testnet down"} {
 		if !strings.Contains(shown.String(), want) {
 			t.Errorf("the terminal shows %q, and nothing of %q", shown.String(), want)
