@@ -494,7 +494,7 @@ func (a *App) repeat() {
 		}
 		a.mu.Unlock()
 		if waits {
-			a.s.seek(a.key, true, nil)
+			a.s.seek(a.key, true, 0, nil)
 		}
 	}
 	a.pending.Lock()
@@ -507,7 +507,7 @@ func (a *App) repeat() {
 	a.pending.Unlock()
 	for _, c := range due {
 		if !a.calm(c) {
-			a.s.seek(c.key, true, nil)
+			a.s.seek(c.key, true, 0, nil)
 			c.repeating.Store(true)
 			c.cached.Step(cachedcopy.Event{Kind: cachedcopy.Repeat})
 			c.repeating.Store(false)

@@ -4,6 +4,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"latchkey/coherence/durable"
+	"latchkey/coherence/durable/cachedobject"
 	"latchkey/coherence/durable/copies"
 	durablepb "latchkey/coherence/durable/pb"
 	"latchkey/coherence/protocol"
@@ -22,28 +23,39 @@ func (s *Service) startDurable() {
 // durableRouter carries what a node says of durable objects to their groups. Who leads is known as it is for the managers of volatile ones.
 type durableRouter struct{ s *Service }
 
-// Send implements [copies.Router].
-func (r durableRouter) Send(g keyspace.Prefix, msgs []durable.Message, all bool) {
+// Whither implements [copies.Router].
+func (r durableRouter) Whither(g keyspace.Prefix, all bool) cachedobject.Whither {
 	s := r.s
 	d, ok := s.groups.Known(g)
 	if !ok {
-		s.seek(keyspace.Key(g.Bits), false, func() { s.durable.Again(g) })
-		return
+		return cachedobject.Whither{Reach: cachedobject.Nobody}
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	leader, known := s.leaders[g]
 	if all { // who leads does not answer
 		delete(s.leaders, g)
 	}
-	s.mu.Unlock()
-	var to []peer.ID
+	id := dht.NodeIDOf(leader)
+	if _, member := d.View.MemberAt(id); known && member && !all {
+		return cachedobject.Whither{Voter: id}
+	}
+	return cachedobject.Whither{Reach: cachedobject.Several}
+}
+
+// Send implements [copies.Router].
+func (r durableRouter) Send(g keyspace.Prefix, to cachedobject.Whither, msgs []durable.Message) {
+	s := r.s
+	d, ok := s.groups.Known(g)
+	if !ok || to.Reach == cachedobject.Nobody {
+		s.seek(keyspace.Key(g.Bits), false, waiterBytes, func() { s.durable.Again(g) })
+		return
+	}
+	var voters []peer.ID
 	for _, id := range d.View.Voters() {
-		p, _ := d.Peer(id)
-		if known && !all && peer.ID(p.ID) == leader {
-			to = []peer.ID{leader}
-			break
+		if p, _ := d.Peer(id); to.Reach == cachedobject.Several || p.Node() == to.Voter {
+			voters = append(voters, peer.ID(p.ID))
 		}
-		to = append(to, peer.ID(p.ID))
 	}
 	for len(msgs) > 0 {
 		n, bytes := 0, 0
@@ -63,7 +75,7 @@ func (r durableRouter) Send(g keyspace.Prefix, msgs []durable.Message, all bool)
 			log.Errorw("messages about durable objects are not sent", "err", err)
 			continue
 		}
-		for _, p := range to {
+		for _, p := range voters {
 			if err := s.overlay.Send(p, keyspace.Key{}, durablepb.ServiceLeader, frame); err != nil {
 				log.Debugw("messages about durable objects are lost", "peer", p, "err", err)
 			}
@@ -73,7 +85,7 @@ func (r durableRouter) Send(g keyspace.Prefix, msgs []durable.Message, all bool)
 
 // Seek implements [copies.Router].
 func (r durableRouter) Seek(g keyspace.Prefix) {
-	r.s.seek(keyspace.Key(g.Bits), true, func() { r.s.durable.Again(g) })
+	r.s.seek(keyspace.Key(g.Bits), true, waiterBytes, func() { r.s.durable.Again(g) })
 }
 
 // receiveDurable takes what a voter says of durable objects. Only members of their group do.
@@ -95,7 +107,7 @@ func (s *Service) receiveDurable(req *dht.Request) {
 		return
 	}
 	// The group may have moved on, or is not known here.
-	s.seek(key, true, func() {
+	s.seek(key, true, waiterBytes+len(req.Data), func() {
 		if s.member(req.From, key) {
 			s.takeDurable(req.From, &p)
 		}

@@ -75,8 +75,6 @@ const (
 const (
 	// outboxMax bounds the messages that wait to be encoded and sent.
 	outboxMax = 1 << 14
-	// waitingMax bounds the messages that wait for a group to be found, to be asked or to see whether their sender is of it.
-	waitingMax = 1 << 10
 )
 
 // Service is a peer's part in shared objects: it gives the groups that are led here what their managers are told, sends what they say, and
@@ -105,11 +103,11 @@ type Service struct {
 	leads    map[keyspace.Key]*leading       // of applications whose groups are led here
 	epochs   map[keyspace.Key]protocol.Epoch // the last ones heard of, of applications that were open here
 	come     map[keyspace.Key]protocol.Epoch // what the groups of applications have said of their epochs
-	asks     map[keyspace.Key][]func()       // what waits for them to say it
+	asks     map[keyspace.Key][]waiter       // what waits for them to say it
 	leaders  map[keyspace.Prefix]peer.ID     // who spoke last for the managers of a prefix
-	seeking  map[keyspace.Prefix][]func()    // what waits for a group that is being looked for
+	seeking  map[keyspace.Prefix][]waiter    // what waits for a group that is being looked for
 	sought   map[keyspace.Prefix]time.Time   // when it was last
-	waiting  int                             // how many functions seeking and asks have
+	waiting  room                            // that seeking and asks have
 	asking   int                             // questions to voters under way
 
 	durable *copies.Service // from Start on
@@ -133,9 +131,9 @@ type outgoing struct {
 // the overlay is started. It does nothing before [Service.Start].
 func NewService(o Overlay, c *chunks.Service) *Service {
 	s := &Service{
-		overlay: o, chunks: c, parts: make(map[keyspace.Key]*part), leads: make(map[keyspace.Key]*leading), come: make(map[keyspace.Key]protocol.Epoch), asks: make(map[keyspace.Key][]func()), out: driver.NewMailbox[outgoing](outboxMax),
+		overlay: o, chunks: c, parts: make(map[keyspace.Key]*part), leads: make(map[keyspace.Key]*leading), come: make(map[keyspace.Key]protocol.Epoch), asks: make(map[keyspace.Key][]waiter), out: driver.NewMailbox[outgoing](outboxMax),
 		apps: make(map[keyspace.Key]*App), epochs: make(map[keyspace.Key]protocol.Epoch),
-		leaders: make(map[keyspace.Prefix]peer.ID), seeking: make(map[keyspace.Prefix][]func()), sought: make(map[keyspace.Prefix]time.Time),
+		leaders: make(map[keyspace.Prefix]peer.ID), seeking: make(map[keyspace.Prefix][]waiter), sought: make(map[keyspace.Prefix]time.Time),
 		down: make(map[peer.ID]time.Time), watch: make(map[peer.ID]time.Time),
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
@@ -303,7 +301,7 @@ func (s *Service) route(app keyspace.Key, m *protocol.Message, all bool) {
 	d, ok := s.groups.Known(prefix)
 	if !ok {
 		msg := *m
-		s.seek(key, false, func() { s.route(app, &msg, all) })
+		s.seek(key, false, weightOf(&msg), func() { s.route(app, &msg, all) })
 		return
 	}
 	var to []peer.ID
@@ -336,12 +334,12 @@ func (s *Service) route(app keyspace.Key, m *protocol.Message, all bool) {
 	}
 }
 
-// seek finds a key's group and calls then, on another goroutine. fresh: those that are known do not answer.
-func (s *Service) seek(key keyspace.Key, fresh bool, then func()) {
+// seek finds a key's group and calls then, on another goroutine, which keeps so many bytes until then. fresh: those that are known do not answer.
+func (s *Service) seek(key keyspace.Key, fresh bool, bytes int, then func()) {
 	prefix := s.genesis.PrefixOf(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ctx.Err() != nil || s.waiting >= waitingMax {
+	if s.ctx.Err() != nil {
 		return
 	}
 	waiting, under := s.seeking[prefix]
@@ -349,8 +347,10 @@ func (s *Service) seek(key keyspace.Key, fresh bool, then func()) {
 		return
 	}
 	if then != nil {
-		waiting = append(waiting, then)
-		s.waiting++
+		if !s.waiting.take(bytes) {
+			return
+		}
+		waiting = append(waiting, waiter{then, bytes})
 	}
 	s.seeking[prefix] = waiting
 	if under {
@@ -375,14 +375,14 @@ func (s *Service) seek(key keyspace.Key, fresh bool, then func()) {
 		}
 		waiting := s.seeking[prefix]
 		delete(s.seeking, prefix)
-		s.waiting -= len(waiting)
+		s.waiting.free(waiting)
 		s.mu.Unlock()
 		if err != nil {
 			log.Debugw("a group is not found", "prefix", prefix, "err", err)
 			return
 		}
-		for _, f := range waiting {
-			f()
+		for _, w := range waiting {
+			w.then()
 		}
 	})
 }
@@ -414,7 +414,7 @@ func (s *Service) receive(req *dht.Request) {
 		return
 	}
 	// The group may have moved on, or is not known here.
-	s.seek(key, true, func() {
+	s.seek(key, true, weightOf(&m), func() {
 		if s.member(req.From, key) {
 			s.take(req.From, app, &m)
 		}
@@ -536,16 +536,15 @@ func (s *Service) hasCome(app keyspace.Key, e protocol.Epoch) bool {
 	return s.come[app] >= e
 }
 
-// believe asks an application's group for its epoch, and calls then when it has answered, on another goroutine.
-func (s *Service) believe(app keyspace.Key, then func()) {
+// believe asks an application's group for its epoch, and calls then when it has answered, on another goroutine, which keeps so many bytes until then.
+func (s *Service) believe(app keyspace.Key, bytes int, then func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ctx.Err() != nil || s.waiting >= waitingMax {
+	if s.ctx.Err() != nil || !s.waiting.take(bytes) {
 		return // it is repeated
 	}
 	waits, under := s.asks[app]
-	s.asks[app] = append(waits, then)
-	s.waiting++
+	s.asks[app] = append(waits, waiter{then, bytes})
 	if !under {
 		s.wg.Go(func() { s.confirm(app) })
 	}
@@ -565,14 +564,14 @@ func (s *Service) confirm(app keyspace.Key) {
 	}
 	waits := s.asks[app]
 	delete(s.asks, app)
-	s.waiting -= len(waits)
+	s.waiting.free(waits)
 	s.mu.Unlock()
 	if err != nil {
 		log.Debugw("it is not known which execution it is", "app", app, "err", err)
 		return
 	}
-	for _, f := range waits {
-		f()
+	for _, w := range waits {
+		w.then()
 	}
 }
 
@@ -583,7 +582,7 @@ func (s *Service) input(from peer.ID, app keyspace.Key, m *protocol.Message) {
 		return
 	}
 	msg := *m
-	s.believe(app, func() {
+	s.believe(app, weightOf(&msg), func() {
 		if s.hasCome(app, msg.Epoch) {
 			s.order(from, app, &msg)
 		}

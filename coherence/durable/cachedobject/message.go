@@ -5,6 +5,7 @@ import (
 
 	"latchkey/coherence/durable"
 	"latchkey/coherence/protocol"
+	"latchkey/dht/keyspace"
 	"latchkey/internal/automaton"
 )
 
@@ -75,6 +76,22 @@ const (
 	Jump                         // the clock may have stood still: no lease counts any more
 )
 
+// Reach says how many voters are sent what a step says.
+type Reach uint8
+
+// The reaches.
+const (
+	One     Reach = iota // who leads, as far as is known
+	Several              // nobody knows who leads
+	Nobody               // who is in the group is not known yet
+)
+
+// Whither says where messages go: to Voter alone if Reach is [One]. Where nobody knows who is in the group they are lost.
+type Whither struct {
+	Reach Reach
+	Voter keyspace.NodeID
+}
+
 // Event is an input. Now is the node's clock, read after what the event tells of; it never goes back.
 type Event struct {
 	Kind   EventKind
@@ -83,6 +100,7 @@ type Event struct {
 	Call   Call
 	Msg    *durable.Message
 	Since  automaton.Instant // of Repeat: what was sent later need not be said again
+	Reach  Reach
 }
 
 // Outcome says how a call ended.
@@ -94,8 +112,8 @@ const (
 	Locked                        // of Lock, with the value
 	Written                       // of Put and Holder, with the version
 	Mismatch                      // of Put and Holder: the condition failed; with the value that is there. It was not and will not be made
-	Rejected                      // of Put and Holder, for Reason. It was not made, and its message was sent once
-	Unknown                       // of Put and Holder: it may or may not have been made, or be made yet
+	Rejected                      // of Put and Holder, for Reason. It was not made, and its message was sent once, to one voter
+	Unknown                       // of Put and Holder: it may or may not have been made, or be made yet; with a Reason, this leader has not made it
 	Overloaded                    // too many calls wait; it was not begun
 	Given                         // up by its caller; a Get or Lock, or a write that was not begun
 )

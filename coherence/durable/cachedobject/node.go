@@ -13,7 +13,8 @@ import (
 // State of an object.
 type State uint8
 
-// The states while a request is under way. Idle is INVALID, SHARED or EXCLUSIVE.
+// The states while a request is under way. Idle is INVALID, SHARED or EXCLUSIVE. A READ may be under way beside a WRITE, so that an object may be in
+// WaitCopy and WaitExclusive at a time.
 const (
 	Idle State = iota
 	WaitCopy
@@ -51,7 +52,8 @@ type Node struct {
 	calls   int
 	doomed  []string // of a mutant
 
-	out []Action
+	reach Reach // of what this step sends
+	out   []Action
 }
 
 type dropped struct {
@@ -66,20 +68,29 @@ type object struct {
 	retained *Cell
 	seenAt   automaton.Instant
 
-	state  State
-	seq    durable.Seq
-	sentAt automaton.Instant // when the request was first sent
-	sent   int               // how often
-	lastAt automaton.Instant // and when last
-	floor  durable.Version   // what is older must not be cached
-	first  []uint64          // Gets that were there then
-	call   Call              // of WaitStore and WaitExclusive
-	given  bool              // that call is waited for no longer
-	queue  []Call
+	state   State // Idle, or what is done about call
+	request request
+	call    Call // of WaitStore and WaitExclusive
+	given   bool // that call is waited for no longer
+
+	reading bool // a READ is under way; never with WaitStore
+	read    request
+	first   []uint64 // Gets that were there when it was first sent
+
+	queue []Call
 
 	owned    durable.Seq // of the grant of the exclusive right; 0: none
 	locked   bool        // somebody here uses it
 	recalled durable.Message
+}
+
+// request is one that is under way.
+type request struct {
+	seq    durable.Seq
+	sentAt automaton.Instant // when it was first sent
+	sent   int               // how many voters, one or several times
+	lastAt automaton.Instant // when it was last sent
+	floor  durable.Version   // what is older must not be cached
 }
 
 // New returns the node's side of a group of which it has nothing.
@@ -116,7 +127,7 @@ func (n *Node) Stale(name string) (c *Cell, seenAt automaton.Instant) {
 // Step takes an event and appends what has to be done to out. A message that no rule takes is late or a duplicate, and is dropped.
 func (n *Node) Step(ev Event, out []Action) []Action {
 	n.out = out
-	n.now = max(n.now, ev.Now)
+	n.now, n.reach = max(n.now, ev.Now), ev.Reach
 	for _, name := range n.doomed {
 		n.publish(name, n.objects[name], nil)
 	}
@@ -218,19 +229,8 @@ func (n *Node) proceed(name string, o *object) {
 	if n.readable(o) && o.state != WaitStore {
 		n.hit(name, o)
 	}
-	// Who waits for a turn, which may take long, keeps nobody here from reading: the READ goes first, and the next WRITE takes the place of this one at
-	// the leader. A grant that comes meanwhile is given back (D12).
-	if i := slices.IndexFunc(o.queue, func(c Call) bool { return c.Kind == Get }); i >= 0 && o.state == WaitExclusive {
-		o.state = Idle
-		if !o.given {
-			o.queue = slices.Insert(o.queue, i+1, o.call)
-		}
-		first := o.queue[i]
-		copy(o.queue[1:i+1], o.queue[:i])
-		o.queue[0] = first
-	}
-	for o.state == Idle {
-		i := slices.IndexFunc(o.queue, func(c Call) bool { return c.Kind == Get || c.Kind == Holder || !o.locked })
+	for {
+		i := slices.IndexFunc(o.queue, func(c Call) bool { return n.may(o, c) })
 		if i < 0 {
 			return
 		}
@@ -239,13 +239,13 @@ func (n *Node) proceed(name string, o *object) {
 		case Get:
 			n.ask(name, o, WaitCopy)
 		case Lock:
+			o.queue = slices.Delete(o.queue, i, i+1)
 			if o.owned != 0 && n.readable(o) && o.recalled.Seq == 0 {
-				o.queue = slices.Delete(o.queue, i, i+1)
 				o.locked = true
 				n.done(Action{Call: c.ID, Outcome: Locked, Version: o.cell.Version, Value: o.cell.Value})
 				continue
 			}
-			o.queue, o.call, o.given = slices.Delete(o.queue, i, i+1), c, false
+			o.call, o.given = c, false
 			n.ask(name, o, WaitExclusive)
 		default:
 			o.queue, o.call, o.given = slices.Delete(o.queue, i, i+1), c, false
@@ -255,6 +255,20 @@ func (n *Node) proceed(name string, o *object) {
 			n.ask(name, o, WaitStore)
 		}
 	}
+}
+
+// may reports whether a call that waits may begin. Who waits for a turn, which may take long, keeps nobody here from reading, and readers, however many,
+// do not make it ask anew.
+func (n *Node) may(o *object, c Call) bool {
+	switch c.Kind {
+	case Get:
+		return !o.reading && o.state != WaitStore
+	case Lock:
+		return o.state == Idle && !o.locked
+	case Holder:
+		return o.state == Idle && !o.reading
+	}
+	return o.state == Idle && !o.reading && !o.locked
 }
 
 // hit serves the Gets that wait from a copy that may be read.
@@ -269,41 +283,55 @@ func (n *Node) hit(name string, o *object) {
 
 // ask begins a request.
 func (n *Node) ask(name string, o *object, s State) {
-	o.state = s
 	n.waiting[name] = struct{}{}
-	n.number(o)
-	n.request(name, o)
-}
-
-// number gives a request a new number. All Gets that wait are answered by its answer (D14).
-func (n *Node) number(o *object) {
-	n.seq++
-	o.seq, o.sentAt, o.sent, o.floor = n.seq, n.now, 0, 0
-	if o.state == WaitCopy {
-		o.queue = slices.DeleteFunc(o.queue, func(c Call) bool {
-			if c.Kind == Get {
-				o.first = append(o.first, c.ID)
-			}
-			return c.Kind == Get
-		})
+	if s == WaitCopy {
+		o.reading = true
+		n.number(&o.read)
+		n.gather(o)
+	} else {
+		o.state = s
+		n.number(&o.request)
 	}
+	n.say(name, o, s)
 }
 
-func (n *Node) request(name string, o *object) {
-	o.sent++
-	o.lastAt = n.now
-	m := durable.Message{Session: n.ssn, Seq: o.seq, Object: name}
-	switch o.state {
+// number gives a request a new number.
+func (n *Node) number(r *request) {
+	n.seq++
+	*r = request{seq: n.seq, sentAt: n.now}
+}
+
+// gather has all Gets that wait be answered by the READ that is sent now (D14).
+func (n *Node) gather(o *object) {
+	o.queue = slices.DeleteFunc(o.queue, func(c Call) bool {
+		if c.Kind == Get {
+			o.first = append(o.first, c.ID)
+		}
+		return c.Kind == Get
+	})
+}
+
+func (n *Node) say(name string, o *object, s State) {
+	r := &o.request
+	m := durable.Message{Session: n.ssn, Object: name}
+	switch s {
 	case WaitStore:
 		c := &o.call
 		m.Kind, m.Expect, m.Wanted, m.Delete, m.Value, m.TTL = durable.Store, c.Expect, c.Wanted, c.Delete, c.Value, c.TTL
 	case WaitExclusive:
 		m.Kind = durable.Write
 	default:
-		m.Kind = durable.Read
+		m.Kind, r = durable.Read, &o.read
 	}
-	if o.state != WaitStore && o.retained != nil && o.retained.Value != nil {
+	if s != WaitStore && o.retained != nil && o.retained.Value != nil {
 		m.Version = o.retained.Version
+	}
+	m.Seq, r.lastAt = r.seq, n.now
+	switch n.reach {
+	case One:
+		r.sent++
+	case Several:
+		r.sent += 2
 	}
 	n.send(m)
 }
@@ -336,8 +364,15 @@ func (n *Node) receive(m *durable.Message) {
 // copied takes the answer to a READ or WRITE.
 func (n *Node) copied(m *durable.Message) {
 	o := n.objects[m.Object]
-	mine := o != nil && m.Seq == o.seq && (o.state == WaitCopy && !m.Exclusive || o.state == WaitExclusive && m.Exclusive)
-	if !mine { // D12
+	var r *request // that it answers
+	switch {
+	case o == nil:
+	case m.Exclusive && o.state == WaitExclusive && m.Seq == o.request.seq:
+		r = &o.request
+	case !m.Exclusive && o.reading && m.Seq == o.read.seq:
+		r = &o.read
+	}
+	if r == nil { // D12
 		if m.Exclusive && !(o != nil && o.owned == m.Seq && n.tenure == m.Tenure) {
 			n.giveBack(m)
 		}
@@ -356,47 +391,51 @@ func (n *Node) copied(m *durable.Message) {
 		}
 		c.Value = o.retained.Value
 	}
-	n.see(o, c)
-	exclusive := o.state == WaitExclusive
-	o.state = Idle
-	for _, id := range o.first { // D14
-		n.done(Action{Call: id, Outcome: Found, Version: c.Version, Value: c.Value})
+	n.see(o, c, r)
+	if !m.Exclusive {
+		o.reading = false
+		for _, id := range o.first { // D14
+			n.done(Action{Call: id, Outcome: Found, Version: c.Version, Value: c.Value})
+		}
+		o.first = nil
+		n.cache(m.Object, o, m, c, r)
+		n.proceed(m.Object, o)
+		return
 	}
-	o.first = nil
-	cached := n.cache(m.Object, o, m, c)
-	if exclusive {
-		switch {
-		case !cached || o.given:
-			n.giveBack(m)
-			if !o.given {
-				o.queue = slices.Insert(o.queue, 0, o.call)
-			}
-		default:
-			o.owned, o.locked, o.recalled = m.Seq, true, durable.Message{}
-			n.owned[m.Object] = struct{}{}
-			n.done(Action{Call: o.call.ID, Outcome: Locked, Version: c.Version, Value: c.Value})
+	o.state = Idle
+	if n.cache(m.Object, o, m, c, r) && !o.given {
+		o.owned, o.locked, o.recalled = m.Seq, true, durable.Message{}
+		n.owned[m.Object] = struct{}{}
+		n.done(Action{Call: o.call.ID, Outcome: Locked, Version: c.Version, Value: c.Value})
+	} else {
+		n.giveBack(m)
+		if !o.given {
+			o.queue = slices.Insert(o.queue, 0, o.call)
 		}
 	}
 	n.proceed(m.Object, o)
 }
 
-// see keeps the newest value that was seen.
-func (n *Node) see(o *object, c *Cell) {
+// see keeps the newest value that was seen, in the answer to a request.
+func (n *Node) see(o *object, c *Cell, r *request) {
 	if o.retained == nil || o.retained.Version <= c.Version {
-		o.retained, o.seenAt = c, o.sentAt
+		o.retained, o.seenAt = c, r.sentAt
 	}
 }
 
-// cache keeps a copy if it may be read for a while (D15), and reports whether that is so. Otherwise there is none.
-func (n *Node) cache(name string, o *object, m *durable.Message, c *Cell) bool {
-	from := o.sentAt
+// cache keeps the copy that answers a request if it may be read for a while (D15), and reports whether that is so. Otherwise there is none, unless a
+// request beside this one has brought one.
+func (n *Node) cache(name string, o *object, m *durable.Message, c *Cell, r *request) bool {
+	from := r.sentAt
 	if n.mutant == durable.LeaseFromReply {
 		from = n.now
 	}
 	end := from.Add(min(m.Lease, n.cfg.Params.Holder()))
 	lasts := n.now < end || n.mutant == durable.SessionLease && n.held
-	if m.Session != n.ssn || m.Lease <= 0 || m.Version < o.floor && n.mutant != durable.NoFloor || !lasts || m.Tenure.Compare(n.tenure) < 0 {
-		n.publish(name, o, nil)
+	if m.Session != n.ssn || m.Lease <= 0 || m.Version < r.floor && n.mutant != durable.NoFloor || !lasts || m.Tenure.Compare(n.tenure) < 0 {
+		if !n.readable(o) || n.mutant == durable.ReadOwnMeanwhile {
+			n.publish(name, o, nil)
+		}
 		return false
 	}
 	if n.tenure != m.Tenure { // the tags of all other copies are of another tenure from here on
@@ -422,24 +461,24 @@ func (n *Node) cache(name string, o *object, m *durable.Message, c *Cell) bool {
 // written takes the answer to a STORE.
 func (n *Node) written(m *durable.Message) {
 	o := n.objects[m.Object]
-	if o == nil || o.state != WaitStore || m.Seq != o.seq { // D12
+	if o == nil || o.state != WaitStore || m.Seq != o.request.seq { // D12
 		return
 	}
-	a := Action{Call: o.call.ID, Seq: o.seq, Version: m.Version}
+	a := Action{Call: o.call.ID, Seq: o.request.seq, Version: m.Version}
 	c := &Cell{o.call.Value, m.Version, m.Tenure, m.Session}
 	switch m.Kind {
 	case durable.Stored:
 		a.Outcome = Written
-		n.see(o, c)
+		n.see(o, c, &o.request)
 	case durable.Conflict:
 		if c.Value = m.Value; m.Content == durable.None {
 			c.Value = nil
 		}
 		a.Outcome, a.Value = Mismatch, c.Value
-		n.see(o, c)
+		n.see(o, c, &o.request)
 	case durable.Refused:
-		// Had it been sent more than once, another copy of it might find room yet.
-		if a.Outcome, a.Reason = Rejected, m.Reason; o.sent > 1 && (m.Reason == durable.Busy || m.Reason == durable.Full) {
+		// Had it been sent more than once, or to several voters, another copy of it might find room yet, at a later leader.
+		if a.Outcome, a.Reason = Rejected, m.Reason; o.request.sent > 1 && (m.Reason == durable.Busy || m.Reason == durable.Full) {
 			a.Outcome = Unknown
 		}
 		m.Lease = 0
@@ -448,16 +487,15 @@ func (n *Node) written(m *durable.Message) {
 	if !o.given {
 		n.done(a)
 	}
-	n.cache(m.Object, o, m, c)
+	n.cache(m.Object, o, m, c, &o.request)
 	n.release(m.Object, o)
 	n.proceed(m.Object, o)
 }
 
 func (n *Node) invalidate(m *durable.Message) {
 	if o := n.objects[m.Object]; o != nil {
-		if o.state != Idle { // D16: an answer that is under way may be older than this
-			o.floor = max(o.floor, m.Version)
-		}
+		// D16: an answer that is under way may be older than this. Where there is none, these are of no request.
+		o.request.floor, o.read.floor = max(o.request.floor, m.Version), max(o.read.floor, m.Version)
 		if o.cell != nil && o.cell.Version < m.Version {
 			if n.mutant == durable.AckBeforeRevoke {
 				n.doomed = append(n.doomed, m.Object)
@@ -473,7 +511,7 @@ func (n *Node) invalidate(m *durable.Message) {
 func (n *Node) recall(m *durable.Message) {
 	o := n.objects[m.Object]
 	switch {
-	case o != nil && o.state == WaitExclusive && o.seq == m.Seq: // it is granted, and the COPY is under way: it will be recalled again
+	case o != nil && o.state == WaitExclusive && o.request.seq == m.Seq: // it is granted, and the COPY is under way: it will be recalled again
 	case o != nil && o.owned == m.Seq && n.tenure == m.Tenure && n.ssn == m.Session:
 		o.recalled = *m
 		n.release(m.Object, o)
@@ -519,7 +557,7 @@ func (n *Node) giveUp(name string, id uint64) {
 	case WaitStore: // it may still be made: what is read from here on comes from the group
 		o.state, o.given = Idle, true
 		n.publish(name, o, nil)
-		n.done(Action{Call: id, Seq: o.seq, Outcome: Unknown})
+		n.done(Action{Call: id, Seq: o.request.seq, Outcome: Unknown})
 		n.release(name, o)
 		n.proceed(name, o)
 	case WaitExclusive: // a grant that comes is given back (D12)
@@ -531,7 +569,7 @@ func (n *Node) giveUp(name string, id uint64) {
 
 func (n *Node) evict(name string) {
 	o := n.objects[name]
-	if o == nil || o.state != Idle || o.owned != 0 || o.locked || len(o.queue) > 0 {
+	if o == nil || o.state != Idle || o.reading || o.owned != 0 || o.locked || len(o.queue) > 0 {
 		return
 	}
 	if n.readable(o) && len(n.dropped) < DroppedMax { // D18
@@ -558,33 +596,36 @@ func (n *Node) extend() {
 
 // repeat says again what is waited for, unless it was said after since.
 func (n *Node) repeat(since automaton.Instant) {
+	late := func(r *request) bool { return since == 0 || r.lastAt <= since }
+	renew := func(r *request, after time.Duration) bool { return n.now.Sub(r.sentAt) >= after && !n.cfg.Fixed }
 	for _, name := range slices.Sorted(maps.Keys(n.waiting)) {
 		o := n.objects[name]
-		age := n.now.Sub(o.sentAt)
-		switch o.state {
-		case Idle:
+		if o.state == Idle && !o.reading {
 			delete(n.waiting, name)
 			continue
 		}
-		if since != 0 && o.lastAt > since {
+		if o.reading && late(&o.read) {
+			if renew(&o.read, n.cfg.Params.Lease) {
+				n.number(&o.read)
+				n.gather(o)
+			}
+			n.say(name, o, WaitCopy)
+		}
+		if o.state == Idle || !late(&o.request) {
 			continue
 		}
 		switch o.state {
 		case WaitStore:
-			if age >= StoreHorizon {
+			if n.now.Sub(o.request.sentAt) >= StoreHorizon {
 				n.giveUp(name, o.call.ID)
 				continue
 			}
-		case WaitCopy:
-			if age >= n.cfg.Params.Lease && !n.cfg.Fixed {
-				n.number(o)
-			}
 		case WaitExclusive: // its turn may come late, and what it is given then has to last
-			if age >= n.cfg.Params.Lease/2 && !n.cfg.Fixed {
-				n.number(o)
+			if renew(&o.request, n.cfg.Params.Lease/2) {
+				n.number(&o.request)
 			}
 		}
-		n.request(name, o)
+		n.say(name, o, o.state)
 	}
 }
 

@@ -231,18 +231,89 @@ func TestAWriterCachesWhatItWrote(t *testing.T) {
 	}
 }
 
+// TestARefusedWriteThatWasRepeatedIsUnknown: only one message that went to one voter, and was refused there, can make no write any more. See
+// TestARefusalIsOneLeaders of coherence/durable/register.
 func TestARefusedWriteThatWasRepeatedIsUnknown(t *testing.T) {
-	for repeats, want := range []Outcome{Rejected, Unknown} {
+	for _, c := range []struct {
+		sent []Reach // where it went, the first time and then
+		want Outcome
+	}{
+		{[]Reach{One}, Rejected},
+		{[]Reach{One, One}, Unknown},
+		{[]Reach{Several}, Unknown},
+		{[]Reach{Nobody, One}, Rejected},
+		{[]Reach{Nobody, Several}, Unknown},
+	} {
 		f := newFixture(t)
-		id := f.call("x", Call{Kind: Put, Value: &protocol.Cell{}})
+		f.step(Event{Kind: Begin, Object: "x", Call: Call{ID: 1, Kind: Put, Value: &protocol.Cell{}}, Reach: c.sent[0]})
 		s := f.take(durable.Store)
-		for range repeats {
-			f.step(Event{Kind: Repeat})
+		for _, r := range c.sent[1:] {
+			f.step(Event{Kind: Repeat, Reach: r})
 		}
 		f.receive(durable.Message{Kind: durable.Refused, Node: s.Node, Session: s.Session, Seq: s.Seq, Object: "x", Reason: durable.Busy})
-		if a := f.done[id]; a.Outcome != want {
-			t.Errorf("after %d repeats: %+v", repeats, a)
+		if a := f.done[1]; a.Outcome != c.want || a.Reason != durable.Busy {
+			t.Errorf("sent %v: %+v", c.sent, a)
 		}
+	}
+}
+
+// TestReadersGoBesideWhoWaitsForATurn: neither waits for the other, and however many read, the WRITE keeps its number, and so the grant that is on its way.
+func TestReadersGoBesideWhoWaitsForATurn(t *testing.T) {
+	f := newFixture(t)
+	lock := f.call("x", Call{Kind: Lock})
+	write := f.take(durable.Write)
+	once := func(read durable.Message, v durable.Version) { // while somebody else writes
+		m := answer(durable.Copy, read, v, "v")
+		m.Lease = 0
+		f.receive(m)
+	}
+	first := f.call("x", Call{Kind: Get})
+	read := f.take(durable.Read)
+	second, third := f.call("x", Call{Kind: Get}), f.call("x", Call{Kind: Get})
+	if len(f.sent) > 0 {
+		t.Fatalf("sent %v", f.sent)
+	}
+	once(read, 1)
+	if f.done[first].Outcome != Found || f.done[second].Outcome != 0 {
+		t.Fatalf("%+v, %+v", f.done[first], f.done[second])
+	}
+	read = f.take(durable.Read) // of the two others, at once
+	grant := answer(durable.Copy, write, 2, "w")
+	grant.Exclusive = true
+	f.receive(grant)
+	if f.done[lock].Outcome != Locked || f.hit("x") == nil {
+		t.Fatalf("%+v", f.done[lock])
+	}
+	put := f.call("x", Call{Kind: Holder, Expect: durable.Exact, Wanted: 2, Value: &protocol.Cell{Bytes: []byte("x")}})
+	if len(f.sent) > 0 {
+		t.Fatalf("a STORE goes beside a READ: %v", f.sent)
+	}
+	once(read, 1)
+	if f.done[second].Outcome != Found || f.done[third].Outcome != Found || f.hit("x") != nil {
+		t.Errorf("%+v, %+v; there is a copy during a STORE: %v", f.done[second], f.done[third], f.hit("x") != nil)
+	}
+	f.receive(answer(durable.Stored, f.take(durable.Store), 3, ""))
+	if f.done[put].Outcome != Written || f.hit("x") == nil {
+		t.Errorf("%+v", f.done[put])
+	}
+}
+
+// TestAnAnswerThatWasOvertakenTakesNoCopyAway: two requests of one object are under way, and the first is answered last.
+func TestAnAnswerThatWasOvertakenTakesNoCopyAway(t *testing.T) {
+	f := newFixture(t)
+	f.call("x", Call{Kind: Get})
+	read := f.take(durable.Read)
+	f.call("x", Call{Kind: Lock})
+	write := f.take(durable.Write)
+	inv := durable.Message{Kind: durable.Invalidate, Node: read.Node, Session: read.Session, Object: "x", Version: 2}
+	f.receive(inv) // of the copy that is on its way with the READ's answer
+	f.take(durable.InvalidateAck)
+	grant := answer(durable.Copy, write, 2, "w")
+	grant.Exclusive = true
+	f.receive(grant)
+	f.receive(answer(durable.Copy, read, 1, "v"))
+	if c := f.hit("x"); c == nil || c.Version != 2 || len(f.sent) > 0 {
+		t.Errorf("%+v, sent %v", c, f.sent)
 	}
 }
 

@@ -49,12 +49,12 @@ func (n *Node) Append(b []byte, now automaton.Instant) []byte {
 				}
 			}
 		}
-		b = append(b, byte(o.state), byte(min(o.sent, 2)))
+		b = append(b, byte(o.state))
 		if o.state != Idle {
-			for _, v := range [...]uint64{uint64(o.seq), uint64(n.age(o.sentAt)), uint64(o.floor)} {
-				b = binary.AppendUvarint(b, v)
-			}
-			b = append(b, byte(o.call.Kind), byte(o.call.ID))
+			b = append(n.appendRequest(b, &o.request), byte(o.call.Kind), byte(o.call.ID))
+		}
+		if b = protocol.AppendBools(b, o.reading); o.reading {
+			b = n.appendRequest(b, &o.read)
 		}
 		b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(o.fill)), uint64(o.owned))
 		b = protocol.AppendBools(b, o.locked, o.recalled.Seq != 0, o.given)
@@ -69,6 +69,13 @@ func (n *Node) Append(b []byte, now automaton.Instant) []byte {
 		b = binary.AppendUvarint(append(append(b, 4), d.object...), uint64(d.seq))
 	}
 	return append(b, byte(len(n.doomed)))
+}
+
+func (n *Node) appendRequest(b []byte, r *request) []byte {
+	for _, v := range [...]uint64{uint64(r.seq), uint64(n.age(r.sentAt)), uint64(r.floor)} {
+		b = binary.AppendUvarint(b, v)
+	}
+	return append(b, byte(min(r.sent, 2)))
 }
 
 // Readable returns the copy that may be read at a time, nil if there is none.
@@ -86,12 +93,16 @@ func (n *Node) Exclusive(name string, now automaton.Instant) bool {
 	return o != nil && o.owned != 0 && n.held && now < n.leaseEnd
 }
 
-// State returns the state of an object.
+// State returns the state of an object; of two requests that are under way that of the WRITE.
 func (n *Node) State(name string) State {
-	if o := n.objects[name]; o != nil {
+	switch o := n.objects[name]; {
+	case o == nil || o.state == Idle && !o.reading:
+		return Idle
+	case o.state == Idle:
+		return WaitCopy
+	default:
 		return o.state
 	}
-	return Idle
 }
 
 // Check tests what the fields' comments promise. Tests call it after every step.
@@ -105,11 +116,13 @@ func (n *Node) Check() error {
 		_, owned := n.owned[name]
 		_, waits := n.waiting[name]
 		switch {
-		case o.state != Idle && !waits:
+		case (o.state != Idle || o.reading) && !waits:
 			return fmt.Errorf("cachedobject: nobody knows that %q waits", name)
 		case owned != (o.owned != 0):
 			return fmt.Errorf("cachedobject: %q owned %v by grant %d", name, owned, o.owned)
-		case o.state != WaitCopy && len(o.first) > 0:
+		case o.state == WaitStore && o.reading:
+			return fmt.Errorf("cachedobject: a READ and a STORE of %q are under way", name)
+		case !o.reading && len(o.first) > 0:
 			return fmt.Errorf("cachedobject: %q waits for no copy, and %d calls do", name, len(o.first))
 		case o.state == WaitStore && o.cell != nil && n.mutant == durable.NoMutant:
 			return fmt.Errorf("cachedobject: %q has a copy while a STORE is under way", name)

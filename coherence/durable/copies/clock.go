@@ -120,7 +120,8 @@ func (s *Service) evict() {
 			g.mu.Unlock()
 			continue
 		}
-		send := g.step(cachedobject.Event{Kind: cachedobject.Evict, Object: e.name})
+		send := g.whither(false)
+		g.step(cachedobject.Event{Kind: cachedobject.Evict, Object: e.name}, &send)
 		if !g.core.Knows(e.name) {
 			delete(g.entries, e.name)
 			s.clock.remove(e)
@@ -132,6 +133,6 @@ func (s *Service) evict() {
 			s.evictions.Add(1)
 		}
 		g.mu.Unlock()
-		g.send(send, false)
+		g.send(send)
 	}
 }

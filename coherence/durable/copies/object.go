@@ -126,9 +126,10 @@ func (o *Object) Unlock() {
 	o.Unpin()
 	g := o.group
 	g.mu.Lock()
-	send := g.step(cachedobject.Event{Kind: cachedobject.Unlock, Object: o.name})
+	send := g.whither(false)
+	g.step(cachedobject.Event{Kind: cachedobject.Unlock, Object: o.name}, &send)
 	g.mu.Unlock()
-	g.send(send, false)
+	g.send(send)
 }
 
 // Pin has the lease on the copies of the object's group renewed until [Object.Unpin], whether or not they are hit.
@@ -197,13 +198,14 @@ func (o *Object) call(ctx context.Context, c cachedobject.Call) (cachedobject.Ac
 	g.calls[c.ID] = done
 	s.waiting.Add(1)
 	began := s.cfg.Clock.Now()
-	send := g.step(cachedobject.Event{Kind: cachedobject.Begin, Object: o.name, Call: c})
+	send := g.whither(false)
+	g.step(cachedobject.Event{Kind: cachedobject.Begin, Object: o.name, Call: c}, &send)
 	if g.core.Knows(o.name) {
 		o.entry.Store(g.entry(o.name))
 		g.measure(o.name)
 	}
 	g.mu.Unlock()
-	g.send(send, false)
+	g.send(send)
 	s.evict()
 	var why error
 	var a cachedobject.Action
@@ -217,9 +219,10 @@ func (o *Object) call(ctx context.Context, c cachedobject.Call) (cachedobject.Ac
 	}
 	g.mu.Lock()
 	silent := g.heard < began
-	send = g.step(cachedobject.Event{Kind: cachedobject.GiveUp, Object: o.name, Call: cachedobject.Call{ID: c.ID}})
+	send = g.whither(false)
+	g.step(cachedobject.Event{Kind: cachedobject.GiveUp, Object: o.name, Call: cachedobject.Call{ID: c.ID}}, &send)
 	g.mu.Unlock()
-	g.send(send, false)
+	g.send(send)
 	a = <-done // given up, or ended at the last moment
 	return a, o.failure(c, a, why, silent)
 }
@@ -230,6 +233,10 @@ func (o *Object) failure(c cachedobject.Call, a cachedobject.Action, why error, 
 	case cachedobject.Found, cachedobject.Locked, cachedobject.Written, cachedobject.Mismatch:
 		return nil
 	case cachedobject.Unknown:
+		if a.Reason != 0 {
+			return fmt.Errorf("%w: the group of %q refused the write (%v), but it was sent to several peers or repeated, and what is still under way may be made yet; read the object to know",
+				ErrOutcomeUnknown, o.name, a.Reason)
+		}
 		if why == nil {
 			return fmt.Errorf("%w: the write of %q was sent, and not answered for long; read the object to know", ErrOutcomeUnknown, o.name)
 		}

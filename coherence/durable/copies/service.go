@@ -38,8 +38,10 @@ const (
 
 // Router carries messages to groups. Its methods do not block, and may lose what they are given.
 type Router interface {
-	// Send carries messages to who is known to lead the group of a prefix; to all its voters if nobody is, or if all. It keeps nothing of the slice.
-	Send(g keyspace.Prefix, msgs []durable.Message, all bool)
+	// Whither returns where messages to the group of a prefix go: to who is known to lead it; to all its voters if nobody is, or if all.
+	Whither(g keyspace.Prefix, all bool) cachedobject.Whither
+	// Send carries messages there. It keeps nothing of the slice.
+	Send(g keyspace.Prefix, to cachedobject.Whither, msgs []durable.Message)
 	// Seek looks up who leads the group, and has [Service.Again] called when that is known.
 	Seek(g keyspace.Prefix)
 }
@@ -223,7 +225,7 @@ type group struct {
 	prefix keyspace.Prefix
 	lease  *hit.Lease
 
-	mu      sync.Mutex
+	mu      sync.Mutex // before those of the router
 	core    *cachedobject.Node
 	entries map[string]*entry // of every object that core knows, and no others
 	calls   map[uint64]chan cachedobject.Action
@@ -244,9 +246,20 @@ type group struct {
 	pressed  automaton.Instant // when a hint last had requests said again
 }
 
-// step has the automaton take an event, does what it says, and returns what is to be sent once the mutex is free. It is held.
-func (g *group) step(ev cachedobject.Event) (send []durable.Message) {
-	ev.Now = g.s.cfg.Clock.Now()
+// post is what is to be sent.
+type post struct {
+	to   cachedobject.Whither
+	msgs []durable.Message
+}
+
+// whither says where what the next step says is to go. The mutex is held, so that nothing comes between what a step knows of that and its sending.
+func (g *group) whither(all bool) post { return post{to: g.s.cfg.Router.Whither(g.prefix, all)} }
+
+// step has the automaton take an event, does what it says, and adds to p what is to be sent once the mutex is free. It is held.
+func (g *group) step(ev cachedobject.Event, p *post) {
+	send := p.msgs
+	defer func() { p.msgs = send }()
+	ev.Now, ev.Reach = g.s.cfg.Clock.Now(), p.to.Reach
 	if now := g.s.cfg.Clock.Jumps(); now != g.jumps {
 		g.jumps = now
 		g.out = g.core.Step(cachedobject.Event{Kind: cachedobject.Jump, Now: ev.Now}, g.out[:0])
@@ -268,7 +281,6 @@ func (g *group) step(ev cachedobject.Event) (send []durable.Message) {
 		g.tags = l
 		g.lease.Publish(l)
 	}
-	return send
 }
 
 // perform does what the automaton said.
@@ -297,15 +309,15 @@ func (g *group) perform(send []durable.Message, now automaton.Instant) []durable
 	return send
 }
 
-func (g *group) send(msgs []durable.Message, all bool) {
-	if len(msgs) > 0 {
-		g.s.cfg.Router.Send(g.prefix, msgs, all)
+func (g *group) send(p post) {
+	if len(p.msgs) > 0 {
+		g.s.cfg.Router.Send(g.prefix, p.to, p.msgs)
 	}
 }
 
 func (g *group) receive(msgs []durable.Message) {
-	var send []durable.Message
 	g.mu.Lock()
+	send := g.whither(false)
 	for i := range msgs {
 		m := &msgs[i]
 		g.heard, g.every = g.s.cfg.Clock.Now(), repeatFirst
@@ -315,11 +327,11 @@ func (g *group) receive(msgs []durable.Message) {
 		case m.Lease > 0:
 			g.s.leases.Add(1)
 		}
-		send = append(send, g.step(cachedobject.Event{Kind: cachedobject.Receive, Msg: m})...)
+		g.step(cachedobject.Event{Kind: cachedobject.Receive, Msg: m}, &send)
 		g.measure(m.Object)
 	}
 	g.mu.Unlock()
-	g.send(send, false)
+	g.send(send)
 	g.s.evict()
 }
 
@@ -331,16 +343,20 @@ func (g *group) again() {
 		return
 	}
 	g.pressed = now
-	send := g.step(cachedobject.Event{Kind: cachedobject.Repeat})
+	send := g.whither(false)
+	g.step(cachedobject.Event{Kind: cachedobject.Repeat}, &send)
 	g.mu.Unlock()
-	g.send(send, false)
+	g.send(send)
 }
 
 // look is a turn.
 func (g *group) look() {
 	g.mu.Lock()
 	now := g.s.cfg.Clock.Now()
-	var send []durable.Message
+	silent := now.Sub(max(g.heard, g.since))
+	repeats := g.core.Waits() && now >= g.repeatAt
+	all := repeats && silent >= silentAfter
+	send := g.whither(all)
 	if g.lease.Hot() {
 		g.hot = true
 	}
@@ -348,29 +364,26 @@ func (g *group) look() {
 	d := g.s.cfg.Params.Holder()
 	switch {
 	case l.Held && now >= l.End:
-		send = g.step(cachedobject.Event{}) // D7
+		g.step(cachedobject.Event{}, &send) // D7
 	case l.Held && (g.hot || g.pins > 0) && l.End.Sub(now) <= d/2 && (g.renewed == 0 || now.Sub(g.renewed) >= d/8):
 		g.hot, g.renewed = false, now
 		g.s.renewals.Add(1)
-		send = g.step(cachedobject.Event{Kind: cachedobject.Extend})
+		g.step(cachedobject.Event{Kind: cachedobject.Extend}, &send)
 	}
-	silent := now.Sub(max(g.heard, g.since))
-	all := false
 	seek := false
-	if g.core.Waits() && now >= g.repeatAt {
-		all = silent >= silentAfter
+	if repeats {
 		if seek = all && (g.sought == 0 || now.Sub(g.sought) >= seekEvery); seek {
 			g.sought = now
 		}
 		g.every = min(2*g.every, repeatMost)
 		g.repeatAt = now.Add(g.every)
-		send = append(send, g.step(cachedobject.Event{Kind: cachedobject.Repeat, Since: now.Add(-repeatFirst / 2)})...)
+		g.step(cachedobject.Event{Kind: cachedobject.Repeat, Since: now.Add(-repeatFirst / 2)}, &send)
 	}
 	if !g.core.Waits() && !g.core.Lease().Held {
 		g.s.rest(g)
 	}
 	g.mu.Unlock()
-	g.send(send, all)
+	g.send(send)
 	if seek {
 		g.s.cfg.Router.Seek(g.prefix)
 	}

@@ -168,7 +168,7 @@ type configuration struct {
 // A grant of the exclusive right that comes late is given back and asked for again, for ever. So worlds with locks have no end, and are not
 // searched for calls that nobody answers; drawn worlds are.
 var configurations = []configuration{
-	{"a reader and a writer, D1", setup{nodes: 2, objects: 1, terms: 1, lease: 5, reads: 1, writes: 1, apart: true}, 2_034},
+	{"a reader and a writer, D1", setup{nodes: 2, objects: 1, terms: 1, lease: 5, reads: 1, writes: 1, apart: true}, 1_911},
 	{"a reader and a writer, D2, loss 1", setup{nodes: 2, objects: 1, terms: 1, lease: 10, reads: 1, writes: 1, apart: true, budget: budget{losses: 1}}, 0},
 	{"a reader and a writer, D1, dup 1", setup{nodes: 2, objects: 1, terms: 1, lease: 5, reads: 1, writes: 1, apart: true, budget: budget{dups: 1}}, 0},
 	{"a reader and a writer, T2, D1", setup{nodes: 2, objects: 1, terms: 2, lease: 5, reads: 1, writes: 1, apart: true}, 0},
@@ -194,6 +194,7 @@ var configurations = []configuration{
 	{"3 nodes r1 w1, T2, D2", setup{nodes: 3, objects: 1, terms: 2, lease: 10, reads: 1, writes: 1}, 0},
 	{"3 nodes r1 w1, D1, dup 1", setup{nodes: 3, objects: 1, terms: 1, lease: 5, reads: 1, writes: 1, budget: budget{dups: 1}}, 0},
 	{"exclusive, 2 nodes w1, T2", setup{nodes: 2, objects: 1, terms: 2, lease: 10, reads: 0, writes: 1, locks: 1}, 0},
+	{"readers beside who waits for a turn, 2 nodes r2", setup{nodes: 2, objects: 1, terms: 1, lease: 10, reads: 2, writes: 0, locks: 1}, 0},
 	{"exclusive, 2 nodes, dup 1", setup{nodes: 2, objects: 1, terms: 1, lease: 10, reads: 0, writes: 0, locks: 2, budget: budget{dups: 1}}, 0},
 	{"conditional stores, 2 nodes r1 w1, T2", setup{nodes: 2, objects: 1, terms: 2, lease: 5, reads: 1, writes: 1, cas: true}, 0},
 	{"create, delete and a directory, 2 nodes r1 w2", setup{nodes: 2, objects: 2, terms: 1, lease: 5, reads: 1, writes: 2, absent: true, listing: true}, 0},

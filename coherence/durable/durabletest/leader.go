@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"latchkey/coherence/durable"
+	"latchkey/coherence/durable/cachedobject"
 	"latchkey/coherence/durable/register"
 	"latchkey/coherence/durable/store"
 	"latchkey/dht/keyspace"
@@ -174,12 +175,20 @@ type Link struct {
 	node   keyspace.NodeID
 }
 
+// Whither names the leader.
+func (k Link) Whither(_ keyspace.Prefix, all bool) cachedobject.Whither {
+	if all {
+		return cachedobject.Whither{Reach: cachedobject.Several}
+	}
+	return cachedobject.Whither{}
+}
+
 // Send tells the leader.
-func (k Link) Send(_ keyspace.Prefix, msgs []durable.Message, all bool) {
+func (k Link) Send(_ keyspace.Prefix, to cachedobject.Whither, msgs []durable.Message) {
 	l := k.leader
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if all {
+	if to.Reach == cachedobject.Several {
 		l.all++
 	}
 	for _, m := range msgs {

@@ -364,6 +364,59 @@ func TestALostProposalIsMadeAgain(t *testing.T) {
 	}
 }
 
+// A leader that has nothing to say again sleeps until the first lease or TTL is over. And one that nobody asks for anything says what is settled when it
+// has waited, before it sleeps.
+func TestALeaderSleepsUntilSomethingIsOver(t *testing.T) {
+	b := newBench(t)
+	b.lone = true
+	if !b.log.m.store.Settled("a/x") || b.armed != automaton.Never {
+		t.Errorf("there is nothing to do, and it wakes at %v", b.armed)
+	}
+	m := put("a/x", 1, 1)
+	m.TTL = time.Hour
+	b.say(1, m)
+	b.order()
+	wakes := func(d time.Duration) (n int) { // within a time, in which all that is proposed is ordered
+		for end := b.now.Add(d); ; n++ {
+			if b.armed > end {
+				b.now = end
+				return n
+			}
+			b.now, b.armed = max(b.now, b.armed), automaton.Never
+			b.l.Expire()
+			b.order()
+		}
+	}
+	wakes(10 * time.Second)
+	b.expect(1, durable.Stored)
+	if b.l.Idle() || !b.log.m.store.Settled("a/x") {
+		t.Error("what is to be deleted is forgotten, or nobody says that it is settled")
+	}
+	if n := wakes(59 * time.Minute); n != 0 {
+		t.Errorf("it wakes %d times", n)
+	}
+	b.say(2, durable.Message{Kind: durable.Read, Object: "a/y", Seq: 1})
+	b.expect(2, durable.Copy)
+	if n := wakes(20 * time.Second); n > 2 {
+		t.Errorf("it wakes %d times for a lease that is over", n)
+	}
+	if wakes(2 * time.Minute); b.log.size("a/x") >= 0 || !b.l.Idle() || b.armed != automaton.Never {
+		t.Errorf("%d bytes are left; idle %v", b.log.size("a/x"), b.l.Idle())
+	}
+
+	// The next leader has nothing to do but to say that all is settled, if the log does not.
+	b.log.apply(entries(t, proposal{9, 9}, write(1, "a/x", 9, 5))...)
+	b.log.posted = nil
+	b.l = New(automaton.DriftDefault).lead(b, b.now, b.now)
+	b.l.end()
+	if b.l.Idle() {
+		t.Error("it may end before it has said what is settled")
+	}
+	if wakes(10 * time.Second); !b.log.m.store.Settled("a/x") || !b.l.Idle() {
+		t.Errorf("settled %v, idle %v", b.log.m.store.Settled("a/x"), b.l.Idle())
+	}
+}
+
 func TestMessagesToANodeAreFramedTogether(t *testing.T) {
 	b := newBench(t)
 	b.lone = true

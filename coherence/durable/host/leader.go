@@ -114,7 +114,8 @@ type leader struct {
 	actions  []register.Action  // storage of one step
 	out      map[keyspace.NodeID]*pb.Packet
 	order    []keyspace.NodeID // of out, in the order of their first message
-	repeatAt automaton.Instant // when to say again what is waited for
+	repeats  bool              // something is waited for
+	repeatAt automaton.Instant // when to say it again
 	armed    automaton.Instant
 	ask      bool // whether it leads still
 }
@@ -149,7 +150,6 @@ func (s *Service) lead(d desk, elected, confirmed automaton.Instant) *leader {
 		attempts: make(map[string]attempt), objects: make(map[uint64]string), out: make(map[keyspace.NodeID]*pb.Packet),
 	}
 	s.stats.tenures.Add(1)
-	l.repeatAt = d.Now().Add(repeatEvery)
 	l.step(register.Event{Kind: register.Lead, At: elected, Tenure: durable.Tenure{Gen: l.group.Gen, Term: d.Term()}})
 	l.step(register.Event{Kind: register.Confirmed, At: confirmed})
 	l.rest() // the desk does not know it yet, and nobody has asked for anything
@@ -194,7 +194,13 @@ func (l *leader) rest() {
 	if at != automaton.Never {
 		at = max(at, l.desk.Now().Add(tickPause))
 	}
-	if l.reg.Waits() {
+	switch repeats := l.reg.Repeats(); {
+	case !repeats: // it sleeps until a lease or a TTL is over
+		l.repeats = false
+	case !l.repeats:
+		l.repeats, l.repeatAt = true, l.desk.Now().Add(repeatEvery)
+		fallthrough
+	default:
 		at = min(at, l.repeatAt)
 	}
 	if at != l.armed {
@@ -320,7 +326,7 @@ func (l *leader) Receive(_ keyspace.NodeID, msg any) {
 func (l *leader) Expire() {
 	l.armed = automaton.Never
 	kind := register.Tick
-	if l.desk.Now() >= l.repeatAt {
+	if l.repeats && l.desk.Now() >= l.repeatAt {
 		kind, l.repeatAt = register.Repeat, l.desk.Now().Add(repeatEvery)
 	}
 	l.step(register.Event{Kind: kind})

@@ -116,9 +116,15 @@ func (r *Register) Sabotage(m durable.Mutant) { r.mutant = m }
 // Leads reports whether the register is in use.
 func (r *Register) Leads() bool { return r.leads }
 
-// Waits reports whether something is under way: then it needs [Tick] and [Repeat].
+// Waits reports whether there is anything that a later leader would not know, or would have to do: then it needs a [Tick] at [Register.Next].
 func (r *Register) Waits() bool {
 	return r.leads && (len(r.busy) > 0 || len(r.renewals) > 0 || len(r.sessions) > 0 || len(r.expiries) > 0 || r.unmarked())
+}
+
+// Repeats reports whether something is under way that may have to be said again: then it needs [Repeat]. Who has copies and what is to be deleted in
+// time need none.
+func (r *Register) Repeats() bool {
+	return r.leads && (len(r.busy) > 0 || len(r.renewals) > 0 || r.waited() && r.unmarked())
 }
 
 // Next returns when a [Tick] has something to do at last; [automaton.Never] where it has nothing.
@@ -127,7 +133,7 @@ func (r *Register) Next() automaton.Instant {
 		return automaton.Never
 	}
 	next := min(r.nextEnd, r.nextExpiry)
-	if r.now < r.waitUntil && len(r.busy) > 0 {
+	if r.now < r.waitUntil && (len(r.busy) > 0 || r.unmarked()) {
 		next = min(next, r.waitUntil)
 	}
 	return next
@@ -877,10 +883,10 @@ func (r *Register) mark() store.Mark {
 	return m
 }
 
-// unmarked reports whether everything is settled, and the log does not say so of something.
+// unmarked reports whether nothing is under way, and the log does not say of something that it is settled.
 func (r *Register) unmarked() bool {
 	m := r.store.Mark()
-	return r.waited() && len(r.busy) == 0 && (m.Index < r.store.Written() || len(m.Except) > 0)
+	return len(r.busy) == 0 && (m.Index < r.store.Written() || len(m.Except) > 0)
 }
 
 func (r *Register) expires(name string, o store.Object) {
@@ -939,7 +945,7 @@ func (r *Register) repeat() {
 			r.recall(name, o)
 		}
 	}
-	if r.idle && r.unmarked() {
+	if r.idle && r.waited() && r.unmarked() {
 		r.out = append(r.out, Action{Kind: Propose, Cmd: store.Command{Mark: r.mark()}})
 	}
 	r.idle = true

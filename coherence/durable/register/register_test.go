@@ -348,6 +348,41 @@ func TestARefusalIsTold(t *testing.T) {
 	}
 }
 
+// TestARefusalIsOneLeaders: a STORE went to two voters, since nobody knew who leads. The one that leads refuses it for want of room. The other one gets its copy
+// late, when it leads and there is room: the write is made. So a node believes a refusal only of what it sent once and to one.
+func TestARefusalIsOneLeaders(t *testing.T) {
+	f := newFixture(t)
+	for n := range store.WritersPerObject {
+		f.receive(put(1+n, "x", 1, "v"))
+		f.commit()
+		for _, m := range f.sent {
+			if m.Kind == durable.Invalidate {
+				m.Kind = durable.InvalidateAck
+				f.receive(m)
+			}
+		}
+		f.sent = nil
+	}
+	late := put(500, "x", 1, "late")
+	f.receive(late)
+	f.sent = nil
+	f.commit()
+	if m := f.take(durable.Refused); m.Reason != durable.Busy {
+		t.Fatalf("%v", &m)
+	}
+	f.now = f.now.Add(store.WriterLife)
+	f.reg = New(params, f.store)
+	f.step(Event{Kind: Lead, Tenure: durable.Tenure{Term: 2}, At: f.now})
+	f.receive(late)
+	f.commit()
+	f.pass(params.Arbiter())
+	f.confirm()
+	f.take(durable.Stored)
+	if o := f.store.Lookup("x"); string(o.Value.Bytes) != "late" {
+		t.Errorf("%q", o.Value.Bytes)
+	}
+}
+
 func TestLimitsOfARegister(t *testing.T) {
 	f := newFixture(t)
 	f.reg.copies = CopiesMax
