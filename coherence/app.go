@@ -108,7 +108,8 @@ type copyOf struct {
 	repeating atomic.Bool
 	recalling atomic.Bool            // its value is on its way from the checkpoint
 	name      atomic.Pointer[string] // nil: only the key is known here
-	asked     atomic.Bool            // for the name
+	asked     atomic.Bool            // for the name, and not answered
+	nameTries atomic.Int32           // questions for it that were not answered
 }
 
 // Open takes part in an application, which is founded if nobody has it open. It blocks until the application's manager knows of this node; ctx
@@ -390,8 +391,8 @@ func (a *App) receive(m *protocol.Message) {
 		if err != nil {
 			return
 		}
-		if m.Kind == protocol.BecomeOwner {
-			a.learnName(c, m.Requester)
+		if m.Kind == protocol.BecomeOwner && !a.learnName(c, m) {
+			return
 		}
 		if m.Kind == protocol.FirstTouch && !a.recall(c, m) {
 			return

@@ -286,18 +286,45 @@ func (c *copyOf) called() string {
 	return ""
 }
 
-// learnName has a node that is to own an object, of which it knows nothing but the key, ask who hands it over what it is called. It does not block.
-func (a *App) learnName(c *copyOf, from protocol.NodeRef) {
-	p, ok := a.s.overlay.PeerOf(from.ID)
-	if !ok || c.called() != "" || c.asked.Swap(true) {
-		return
+// nameTries is how often a node asks what an object is called that it is to own, before it owns one without a name.
+const nameTries = 3
+
+// learnName has a node that is to own an object, of which it knows nothing but the key, ask who hands it over what it is called, and reports whether m, which
+// makes it the owner, is to be taken at once. If not it is taken when the answer is here. When none comes it is dropped: it is repeated, and who
+// sent it stays for as long, so one answer that is lost leaves no object without a name. It does not block.
+func (a *App) learnName(c *copyOf, m *protocol.Message) (now bool) {
+	if c.called() != "" || c.nameTries.Load() >= nameTries {
+		return true
 	}
+	if c.asked.Swap(true) {
+		return false
+	}
+	from := m.Requester
+	p, ok := a.s.overlay.PeerOf(from.ID)
+	if !ok {
+		c.nameTries.Add(1)
+		c.asked.Store(false)
+		a.s.introduce(c.key, from.ID, func(peer.ID) {})
+		return false
+	}
+	msg := *m
 	q := append(binary.AppendUvarint(append([]byte{askName}, a.key[:]...), from.Inc), c.key[:]...)
 	a.s.overlay.Go(p, keyspace.Key{}, serviceNames, q, namesTimeout, func(b []byte, err error) {
-		c.asked.Store(false)
-		// The key proves the name.
-		if name := string(b); err == nil && checkName("an object", name) == nil && ObjectKey(a.name, name) == c.key {
+		defer c.asked.Store(false)
+		if err != nil {
+			c.nameTries.Add(1)
+			return
+		}
+		// The key proves the name. Who answers with none does not know it either.
+		if name := string(b); checkName("an object", name) == nil && ObjectKey(a.name, name) == c.key {
 			c.name.Store(&name)
+		} else {
+			c.nameTries.Store(nameTries)
+		}
+		if a.ctx.Err() == nil {
+			c.cached.Step(cachedcopy.Event{Kind: cachedcopy.Receive, Msg: &msg})
+			a.settled()
 		}
 	})
+	return false
 }

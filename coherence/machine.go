@@ -223,7 +223,7 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 		}
 		a.manager = appmanager.New(appmanager.Config{App: s.app, Epoch: m.epoch, Checkpoint: m.ids})
 	}
-	before, last := a.manager.Epoch(), a.manager.SavedID()
+	before, last, had := a.manager.Epoch(), a.manager.SavedID(), a.manager.Threads()
 	_, root := a.manager.Saved()
 	m.perform(s, a.manager, a.manager.Step(ev, nil))
 	if a.manager.Epoch() != before {
@@ -237,21 +237,29 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 	if a.manager.Threads() > 0 {
 		return
 	}
-	if a.manager.Epoch() == before { // the last one has left, and left nothing to do: what is there is of an execution that is over
-		_, hash := a.manager.Saved()
-		if ev.Kind != appmanager.Receive || ev.Msg.Kind != protocol.Terminated && hash != (protocol.Hash{}) {
-			return
+	if a.manager.Epoch() == before {
+		if _, hash := a.manager.Saved(); had == 0 && hash != (protocol.Hash{}) {
+			return // a failure has left nobody, and the checkpoint to go on from: what comes late from before it ends nothing
 		}
+		// The last one has left, and left nothing to do: what is there is of an execution that is over.
+		stored := a.manager.Stored()
 		a.manager.Forget()
 		m.perform(s, a.manager, a.manager.Step(appmanager.Event{Kind: appmanager.Receive, Msg: restartOf(before)}, nil))
-		if hash != (protocol.Hash{}) {
-			d := s.dutyOf(a.manager)
-			d.collect, d.saved = true, a.manager.Checkpoint()
-		}
-	} else if _, hash := a.manager.Saved(); hash != (protocol.Hash{}) {
-		return // whoever opens it next finds what the checkpoint has
+		m.over(s, a, stored)
+	} else if _, hash := a.manager.Saved(); hash == (protocol.Hash{}) { // otherwise whoever opens it next finds what the checkpoint has
+		m.over(s, a, a.manager.Stored())
 	}
-	m.epoch, m.ids = max(m.epoch, a.manager.Epoch()), max(m.ids, a.manager.Checkpoint())
+}
+
+// over forgets an application's manager. Chunks may be stored for one checkpoint more than have been begun, since threads are created with them: they are
+// collected too, and those of the next application are kept for later ones.
+func (m *Machine) over(s *said, a *application, stored bool) {
+	last := a.manager.Checkpoint() + 1
+	if stored {
+		d := s.dutyOf(a.manager)
+		d.collect, d.saved, d.roots = true, last, nil
+	}
+	m.epoch, m.ids = max(m.epoch, a.manager.Epoch()), max(m.ids, last)
 	a.manager = nil
 }
 

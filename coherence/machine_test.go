@@ -25,6 +25,7 @@ type rig struct {
 	t    testing.TB
 	m    *Machine
 	said []protocol.Message
+	duty *duty // the last one
 }
 
 func newRig(t testing.TB, gen uint64) *rig { return &rig{t: t, m: NewMachine(order.GroupID{Gen: gen})} }
@@ -48,7 +49,24 @@ func (r *rig) order(m protocol.Message) {
 	if err != nil {
 		r.t.Fatalf("%v: %v", &m, err)
 	}
+	r.apply(object, event)
+}
+
+// event has the application's manager take an event that is no message.
+func (r *rig) event(ev appmanager.Event) {
+	r.t.Helper()
+	b, err := pb.EncodeAppEvent(ev)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.apply(keyspace.Key{}, b)
+}
+
+func (r *rig) apply(object keyspace.Key, event []byte) {
 	r.m.ApplyOwn(session.Context{Post: func(v any) {
+		if d := v.(said).duty; d != nil {
+			r.duty = d
+		}
 		for _, m := range v.(said).messages {
 			if m.To.Party == protocol.Node {
 				r.said = append(r.said, m)
@@ -152,6 +170,56 @@ func TestAnApplicationThatNobodyHasOpenIsForgotten(t *testing.T) {
 	}
 	expect(t, r.create(nodeA, 2), protocol.Created)
 	expect(t, r.object(protocol.Read, nodeA, "x", 2, 1), protocol.FirstTouch)
+}
+
+// TestALateEndEndsNothing: a node has left, and says so once more after the failure of the last other one, which left the checkpoint to go on from. It
+// ended the application, and its checkpoint was collected.
+func TestALateEndEndsNothing(t *testing.T) {
+	r := newRig(t, 0)
+	r.create(nodeA, 1)
+	r.create(nodeB, 1)
+	r.event(appmanager.Event{Kind: appmanager.Begin})
+	r.event(appmanager.Event{Kind: appmanager.Saved, Checkpoint: 1, Hash: protocol.Hash{1}})
+	expect(t, r.end(nodeA, 1), protocol.Terminated)
+	r.event(appmanager.Event{Kind: appmanager.Suspect, Node: nodeB})
+	for _, e := range []protocol.Epoch{1, 2, 3} { // of before, forged, and of an execution that is to come
+		r.end(nodeA, e)
+		i, err := decodeInfo(r.m.Query(session.Context{}, testApp[:]))
+		if err != nil || !i.Open || i.Epoch != 2 || i.Saved != 1 || i.Manifest != (protocol.Hash{1}) {
+			t.Fatalf("after an end of execution %d: %+v, %v", e, i, err)
+		}
+	}
+	expect(t, r.create(nodeA, 2), protocol.Created)
+	expect(t, r.end(nodeA, 2), protocol.Terminated)
+	if r.m.apps[testApp] != nil || r.duty == nil || !r.duty.collect || len(r.duty.roots) > 0 {
+		t.Errorf("the last one has left, and %+v is to be done", r.duty)
+	}
+}
+
+// TestWhatThreadsLeaveIsCollected: the state that a thread was created with is stored for a checkpoint that may never be begun. It stayed with its keepers for
+// good when the application was over.
+func TestWhatThreadsLeaveIsCollected(t *testing.T) {
+	r := newRig(t, 0)
+	r.create(nodeA, 1)
+	thread := protocol.Message{From: protocol.At(nodeA), To: protocol.Address{Party: protocol.AppManager}, Epoch: 1, Thread: protocol.ThreadID{9}}
+	begun, over := thread, thread
+	begun.Kind, begun.Node, begun.Hash, begun.Checkpoint = protocol.Create, nodeA, protocol.Hash{7}, 1
+	over.Kind = protocol.Terminated
+	expect(t, r.tell(begun), protocol.Start, protocol.Created)
+	expect(t, r.tell(over), protocol.Terminated)
+	expect(t, r.end(nodeA, 1), protocol.Terminated)
+	if r.duty == nil || !r.duty.collect || r.duty.saved != 1 || len(r.duty.roots) > 0 {
+		t.Fatalf("%+v is to be done", r.duty)
+	}
+	if i, err := decodeInfo(r.m.Query(session.Context{}, testApp[:])); err != nil || i.Open || i.Checkpoint != 1 {
+		t.Errorf("the next application stores for checkpoint %d, %v: what is collected", i.Checkpoint+1, err)
+	}
+	r.duty = nil
+	r.create(nodeA, 2)
+	r.end(nodeA, 2)
+	if r.duty != nil {
+		t.Errorf("nothing was stored, and %+v is to be done", r.duty)
+	}
 }
 
 func TestAGroupThatLostItsStateBeginsAboveItsFormerEpochs(t *testing.T) {

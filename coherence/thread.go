@@ -554,9 +554,10 @@ func (t *Thread) run(fn ThreadFunc) {
 	a.settled()
 }
 
-// endThread says that a thread has ended. One that stands still does not end before it may go on. mu is held.
+// endThread says that a thread has ended. One that stands still does not end before it may go on. When the service has ended its function returned for
+// that, and it is begun again elsewhere. mu is held.
 func (a *App) endThread(t *Thread) {
-	if p, here := a.node.Phase(t.id); !here || p != appmanager.Runs || a.isOver.Load() || a.threads[t.id] != t || a.suspended {
+	if p, here := a.node.Phase(t.id); !here || p != appmanager.Runs || a.isOver.Load() || a.threads[t.id] != t || a.suspended || a.s.ctx.Err() != nil {
 		return
 	}
 	delete(a.threads, t.id)

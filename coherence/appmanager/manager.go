@@ -232,6 +232,9 @@ func (m *Manager) Forget() {
 	m.fresh = m.unsaved()
 }
 
+// Stored reports whether chunks may be stored for the application: there is a checkpoint, one was begun, or a thread was created since the last one.
+func (m *Manager) Stored() bool { return m.id > m.cfg.Checkpoint || len(m.added) > 0 }
+
 // ThreadState is what a manager knows of a thread.
 type ThreadState struct {
 	ID        protocol.ThreadID
