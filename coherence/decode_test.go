@@ -99,7 +99,7 @@ func FuzzQuestionsAboutApplications(f *testing.F) {
 		app: {name: "app", part: newPart(), node: appmanager.NewNode(appmanager.NodeConfig{App: app})}}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if q, app, err := decodeQuestion(b); err == nil && q.Do != askBegin && q.Do != askAbort && q.Do != askRestart { // which a leader takes
-			if r := s.answer(app, &q); q.Version == hostsVersion && q.Do == askMove && r.Err == "" {
+			if r := s.answer("p", app, &q); q.Version == hostsVersion && q.Do == askMove && r.Err == "" {
 				t.Error("a thread moves that is not there")
 			}
 		}

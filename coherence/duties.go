@@ -14,6 +14,7 @@ import (
 	"latchkey/coherence/appmanager"
 	"latchkey/coherence/pb"
 	"latchkey/coherence/protocol"
+	"latchkey/dht"
 	"latchkey/dht/keyspace"
 )
 
@@ -111,7 +112,7 @@ func (s *Service) do(app keyspace.Key, d *duty) {
 
 // tell has an application's manager take an event, if its group is led here.
 func (s *Service) tell(app keyspace.Key, ev appmanager.Event) {
-	b, err := pb.EncodeAppEvent(ev)
+	b, err := encodeApp(ev)
 	if err != nil {
 		log.Errorw("an event is not ordered", "app", app, "err", err)
 		return
@@ -220,8 +221,8 @@ func (s *Service) giveUp(app keyspace.Key, id protocol.CheckpointID, why string)
 	})
 }
 
-// command does what somebody asks of the leader.
-func (s *Service) command(app keyspace.Key, q *question, r *answer) {
+// command does what somebody at a peer asks of the leader.
+func (s *Service) command(from peer.ID, app keyspace.Key, q *question, r *answer) {
 	id := protocol.CheckpointID(q.Checkpoint)
 	s.mu.Lock()
 	l := s.leadLocked(app)
@@ -252,7 +253,7 @@ func (s *Service) command(app keyspace.Key, q *question, r *answer) {
 			r.Err = "which execution is over is not said"
 			return
 		}
-		s.tell(app, appmanager.Event{Kind: appmanager.Receive, Msg: restartOf(protocol.Epoch(q.Epoch))})
+		s.tell(app, appmanager.Event{Kind: appmanager.Receive, Msg: restartOf(protocol.Epoch(q.Epoch), dht.NodeIDOf(from))})
 	}
 }
 

@@ -151,7 +151,7 @@ func (s *Service) answerHosts(req *dht.Request) {
 		req.Misbehaved("malformed question about an application")
 		return
 	}
-	b, err := json.Marshal(s.answer(app, &q))
+	b, err := json.Marshal(s.answer(req.From, app, &q))
 	if err != nil {
 		req.Fail(err)
 		return
@@ -160,7 +160,7 @@ func (s *Service) answerHosts(req *dht.Request) {
 }
 
 // answer does not block.
-func (s *Service) answer(app keyspace.Key, q *question) (r answer) {
+func (s *Service) answer(from peer.ID, app keyspace.Key, q *question) (r answer) {
 	r.Version = hostsVersion
 	if q.Version != hostsVersion {
 		return r // the other side says so
@@ -198,7 +198,7 @@ func (s *Service) answer(app keyspace.Key, q *question) (r answer) {
 			r.Places = append(r.Places, i)
 		}
 	case askBegin, askAbort, askRestart, askWhy:
-		s.command(app, q, &r)
+		s.command(from, app, q, &r)
 	default:
 		r.Err = fmt.Sprintf("nobody knows what %.40q is", q.Do)
 	}
@@ -249,7 +249,7 @@ func (a *App) want(id protocol.ThreadID, to protocol.NodeRef, done chan error) e
 func (s *Service) askPeer(ctx context.Context, p peer.ID, app keyspace.Key, q question) (answer, error) {
 	q.Version, q.App = hostsVersion, app[:]
 	if p == s.overlay.Self() {
-		a := s.answer(app, &q)
+		a := s.answer(p, app, &q)
 		a.peer = p
 		if a.Err != "" {
 			return a, errors.New(a.Err)

@@ -258,6 +258,14 @@ func TestAnApplicationBeginsAnewWhenAnOwnerDies(t *testing.T) {
 	}
 	t.Logf("%v until it is told", time.Since(start))
 	<-kept.Restarted()
+	p, err := net.Peer(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	why, err := p.Node().Objects().Anew(ctx, "app")
+	if err != nil || why == nil || why.Cause != coherence.Silent || why.Node != lost.Self() || why.Epoch != kept.Epoch()+1 || why.From != 0 || why.At.IsZero() {
+		t.Errorf("it began anew since %+v, %v", why, err)
+	}
 	again := open(t, ctx, net, other, "app")
 	if again.Epoch() <= kept.Epoch() {
 		t.Errorf("epoch %d after %d", again.Epoch(), kept.Epoch())

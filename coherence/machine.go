@@ -41,7 +41,14 @@ type Machine struct {
 	epoch   protocol.Epoch        // that an application begins with which is founded now
 	ids     protocol.CheckpointID // after which its checkpoints are numbered, since chunks of earlier ones may be about to be collected
 	apps    map[keyspace.Key]*application
-	objects int // of all applications
+	objects int         // of all applications
+	anew    []beganAnew // at most [AnewMax], the oldest first; of an application the last one
+}
+
+// beganAnew is why an application began anew.
+type beganAnew struct {
+	app keyspace.Key
+	Anew
 }
 
 // application is what a group knows of one.
@@ -68,9 +75,7 @@ type said struct {
 	messages []protocol.Message
 	concerns []concern
 	duty     *duty // nil: none
-	// anew is the execution that has just begun, since why; empty where none has.
-	anew protocol.Epoch
-	why  string
+	anew     *Anew // nil: no execution has just begun
 }
 
 // duty is what an application's manager has its leader's host do: choosing, storing and counting time are no business of a replica.
@@ -95,7 +100,7 @@ type unplaced struct {
 
 // empty reports whether there is nothing to post.
 func (s *said) empty() bool {
-	return len(s.messages)+len(s.concerns) == 0 && s.duty == nil && s.why == ""
+	return len(s.messages)+len(s.concerns) == 0 && s.duty == nil && s.anew == nil
 }
 
 // concern is a node whose failure would hold a manager up.
@@ -227,7 +232,7 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 	_, root := a.manager.Saved()
 	m.perform(s, a.manager, a.manager.Step(ev, nil))
 	if a.manager.Epoch() != before {
-		s.anew, s.why = a.manager.Epoch(), whyAnew(ev)
+		s.anew = m.note(s.app, a.manager, ev)
 	}
 	if a.manager.Epoch() == before && a.manager.SavedID() != last {
 		_, next := a.manager.Saved()
@@ -244,8 +249,9 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 		// The last one has left, and left nothing to do: what is there is of an execution that is over.
 		stored := a.manager.Stored()
 		a.manager.Forget()
-		m.perform(s, a.manager, a.manager.Step(appmanager.Event{Kind: appmanager.Receive, Msg: restartOf(before)}, nil))
+		m.perform(s, a.manager, a.manager.Step(appmanager.Event{Kind: appmanager.Receive, Msg: restartOf(before, keyspace.NodeID{})}, nil))
 		m.over(s, a, stored)
+		m.anew = slices.DeleteFunc(m.anew, func(b beganAnew) bool { return b.app == s.app })
 	} else if _, hash := a.manager.Saved(); hash == (protocol.Hash{}) { // otherwise whoever opens it next finds what the checkpoint has
 		m.over(s, a, a.manager.Stored())
 	}
@@ -263,27 +269,14 @@ func (m *Machine) over(s *said, a *application, stored bool) {
 	a.manager = nil
 }
 
-// restartOf is what has an application begin anew.
-func restartOf(e protocol.Epoch) *protocol.Message {
+// restartOf is what has an application begin anew, since somebody on a node asks for it.
+func restartOf(e protocol.Epoch, by keyspace.NodeID) *protocol.Message {
 	return &protocol.Message{Kind: protocol.RestartReq, From: protocol.Address{Party: protocol.ObjectManager}, To: protocol.Address{Party: protocol.AppManager},
-		Epoch: e, Flag: true, Object: keyspace.Key{1}, Requester: protocol.NodeRef{Inc: 1}}
+		Epoch: e, Flag: true, Object: asked, Requester: protocol.NodeRef{ID: by, Inc: 1}}
 }
 
-// whyAnew says why an event has an application begin anew.
-func whyAnew(ev appmanager.Event) string {
-	if ev.Kind != appmanager.Receive {
-		return fmt.Sprintf("node %v, which has it open, does not answer", ev.Node)
-	}
-	switch in := ev.Msg; {
-	case in.From.Party == protocol.Node:
-		return fmt.Sprintf("node %v is a later start of one that had it open", in.From.Node)
-	case in.Kind == protocol.RestartReq && in.Requester == restartOf(in.Epoch).Requester:
-		return "somebody restarted it"
-	case in.Kind == protocol.RestartReq:
-		return fmt.Sprintf("node %v, which object %s needs, is lost", in.Requester, protocol.Name(in.Object))
-	}
-	return fmt.Sprintf("the group of object %s has lost its state", protocol.Name(ev.Msg.Object))
-}
+// asked is no object's key.
+var asked = keyspace.Key{1}
 
 // perform posts what a manager says, and what it has its host do.
 func (m *Machine) perform(s *said, am *appmanager.Manager, acts []appmanager.Action) {
@@ -405,10 +398,14 @@ type ObjectInfo struct {
 }
 
 // Query tells of an application, by its key. What follows the key is how the names of the threads begin that are listed. Or it tells of an object: the
-// application's key is followed by the object's then.
+// application's key is followed by the object's then. Or, with one byte after the application's key, of why that began anew the last time.
 func (m *Machine) Query(_ session.Context, data []byte) []byte {
 	var app keyspace.Key
-	if len(data) == 2*len(app) {
+	switch len(data) {
+	case len(app) + 1:
+		copy(app[:], data)
+		return m.queryAnew(app)
+	case 2 * len(app):
 		copy(app[:], data)
 		return m.queryObject(app, keyspace.Key(data[len(app):]))
 	}
@@ -524,12 +521,13 @@ func (m *Machine) Graft(_ session.Context, part []byte) error {
 	return nil
 }
 
-const snapshotVersion = 2
+const snapshotVersion = 3
 
 // Snapshot returns the whole state; nothing where nobody has used the group.
 //
 //	version, epoch, number of the last checkpoint, number of applications; for each:
 //	key, epoch of its objects, length of the manager's state (0: none), state, number of objects; for each: key, length, state
+//	number of those that have begun anew; for each: key, why. Version 2 ends before that
 func (m *Machine) Snapshot() []byte {
 	if len(m.apps) == 0 && m.epoch == m.first() && m.ids == 0 {
 		return nil
@@ -551,6 +549,10 @@ func (m *Machine) Snapshot() []byte {
 			b = append(binary.AppendUvarint(b, uint64(len(state))), state...)
 		}
 	}
+	b = binary.AppendUvarint(b, uint64(len(m.anew)))
+	for i := range m.anew {
+		b = m.anew[i].append(append(b, m.anew[i].app[:]...))
+	}
 	return b
 }
 
@@ -571,8 +573,9 @@ func (m *Machine) Restore(b []byte) error {
 
 func (m *Machine) decode(b []byte) error {
 	r := &reader{b: b}
-	if v := r.byte(); v != snapshotVersion {
-		return fmt.Errorf("%w: version %d, this program reads %d", errSnapshot, v, snapshotVersion)
+	version := r.byte()
+	if version != snapshotVersion && version != snapshotVersion-1 {
+		return fmt.Errorf("%w: version %d, this program reads %d and %d", errSnapshot, version, snapshotVersion-1, snapshotVersion)
 	}
 	m.epoch, m.ids = protocol.Epoch(r.uint()), protocol.CheckpointID(r.uint())
 	if m.epoch < m.first() {
@@ -622,6 +625,12 @@ func (m *Machine) decode(b []byte) error {
 			if om.Waits() {
 				a.busy[object] = struct{}{}
 			}
+		}
+	}
+	if version == snapshotVersion {
+		for range r.count(AnewMax) {
+			app := r.key()
+			m.anew = append(m.anew, beganAnew{app, r.anew()})
 		}
 	}
 	return r.end()

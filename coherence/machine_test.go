@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
+	"time"
 
 	"latchkey/coherence/appmanager"
 	"latchkey/coherence/manager"
@@ -240,7 +241,7 @@ func TestTheFailureOfWhoHasItOpenEndsAnExecution(t *testing.T) {
 	}
 	told, why := 0, ""
 	r.m.ApplyOwn(session.Context{Post: func(v any) {
-		why = v.(said).why
+		why = v.(said).anew.String()
 		for _, m := range v.(said).messages {
 			if m.Kind == protocol.Destroy && m.Epoch == 2 {
 				told++
@@ -254,6 +255,96 @@ func TestTheFailureOfWhoHasItOpenEndsAnExecution(t *testing.T) {
 		t.Errorf("%d nodes are told", told)
 	}
 	expect(t, r.create(nodeB, 2), protocol.Created)
+}
+
+// TestAGroupSaysWhyApplicationsBeginAnew: also when nobody has them open any more, and after a snapshot.
+func TestAGroupSaysWhyApplicationsBeginAnew(t *testing.T) {
+	at := time.UnixMilli(1_700_000_000_000)
+	why := func(m *Machine, app keyspace.Key) *Anew {
+		t.Helper()
+		a, err := decodeAnew(m.Query(session.Context{}, append(app[:len(app):len(app)], 0)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	ask := restartOf(1, nodeB.ID)
+	x := ObjectKey("app", "x")
+	for _, c := range []struct {
+		ev   appmanager.Event
+		want Anew
+	}{
+		{appmanager.Event{Kind: appmanager.Suspect, Node: nodeA}, Anew{Cause: Silent, Node: nodeA}},
+		{appmanager.Event{Kind: appmanager.Receive, Msg: ask}, Anew{Cause: Asked, Node: protocol.NodeRef{ID: nodeB.ID, Inc: 1}}},
+		{appmanager.Event{Kind: appmanager.Receive, Msg: &protocol.Message{Kind: protocol.Refused, From: protocol.At(protocol.NodeRef{ID: nodeA.ID, Inc: 2}),
+			To: ask.To, Requester: protocol.NodeRef{ID: nodeA.ID, Inc: 2}, Epoch: 1}}, Anew{Cause: Returned, Node: protocol.NodeRef{ID: nodeA.ID, Inc: 2}}},
+		{appmanager.Event{Kind: appmanager.Receive, Msg: &protocol.Message{Kind: protocol.RestartReq, From: ask.From, To: ask.To, Epoch: 1, Flag: true, Object: x,
+			Requester: nodeA}}, Anew{Cause: Needed, Node: nodeA, Object: x}},
+		{appmanager.Event{Kind: appmanager.Receive, Msg: &protocol.Message{Kind: protocol.Touched, From: ask.From, To: ask.To, Epoch: 1, Object: x, Life: 9, Seq: 1}},
+			Anew{Cause: Blank, Object: x}},
+	} {
+		r := opened(t)
+		r.event(appmanager.Event{Kind: appmanager.Begin})
+		r.event(appmanager.Event{Kind: appmanager.Saved, Checkpoint: 1, Hash: protocol.Hash{1}}) // which is refused: x cannot be read by then
+		if a := why(r.m, testApp); a != nil {
+			t.Fatalf("it has not begun anew, and %v", a)
+		}
+		c.ev.At, c.want.At, c.want.Epoch = at.UnixMilli(), at, 2
+		r.event(c.ev)
+		if a := why(r.m, testApp); a == nil || *a != c.want || a.String() == "" {
+			t.Errorf("%v: %+v, want %+v", c.want.Cause, a, c.want)
+		}
+		b := r.m.Snapshot()
+		m := NewMachine(order.GroupID{})
+		if err := m.Restore(b); err != nil || !bytes.Equal(m.Snapshot(), b) || *why(m, testApp) != c.want {
+			t.Errorf("%v: %+v restored, %v", c.want.Cause, why(m, testApp), err)
+		}
+		if i, err := decodeInfo(m.Query(session.Context{}, testApp[:])); err != nil || i.Open {
+			t.Errorf("%v: %+v, %v", c.want.Cause, i, err)
+		}
+		r.create(nodeB, 2) // opened again
+		if a := why(r.m, testApp); a == nil || *a != c.want {
+			t.Errorf("%v: %+v when it is open again", c.want.Cause, a)
+		}
+		r.end(nodeB, 2)
+		if a := why(r.m, testApp); a != nil {
+			t.Errorf("%v: %+v after its end", c.want.Cause, a)
+		}
+	}
+	r := newRig(t, 0)
+	for i := range AnewMax + 1 {
+		app := keyspace.Key{byte(i + 1)}
+		for _, ev := range []appmanager.Event{
+			{Kind: appmanager.Receive, Msg: &protocol.Message{Kind: protocol.Create, From: protocol.At(nodeA), To: ask.To, Epoch: r.m.epoch, Node: nodeA, Flag: true,
+				Thread: protocol.ThreadID{1}}},
+			{Kind: appmanager.Suspect, Node: nodeA, At: 1 << 62},
+		} {
+			b, err := pb.EncodeAppEvent(ev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.m.ApplyOwn(session.Context{Post: func(any) {}}, inputOf(app, keyspace.Key{}, b))
+		}
+	}
+	if why(r.m, keyspace.Key{1}) != nil || why(r.m, keyspace.Key{2}) == nil || len(r.m.anew) != AnewMax {
+		t.Errorf("of %d applications %d are remembered", AnewMax+1, len(r.m.anew))
+	}
+	if a := why(r.m, keyspace.Key{2}); !a.At.IsZero() {
+		t.Errorf("a time that cannot be written down: %v", a.At)
+	}
+	if _, err := decodeAnew(r.m.Query(session.Context{}, testApp[:])); err == nil {
+		t.Error("the answer to another question is taken")
+	}
+}
+
+// TestASnapshotOfBeforeIsRead: one that says nothing of why applications began anew.
+func TestASnapshotOfBeforeIsRead(t *testing.T) {
+	b := opened(t).m.Snapshot()
+	old := append([]byte{snapshotVersion - 1}, b[1:len(b)-1]...)
+	m := NewMachine(order.GroupID{})
+	if err := m.Restore(old); err != nil || !bytes.Equal(m.Snapshot(), b) {
+		t.Errorf("%v", err)
+	}
 }
 
 func FuzzMachine(f *testing.F) {
@@ -276,6 +367,7 @@ func FuzzMachine(f *testing.F) {
 			t.Errorf("a snapshot is not restored: %v", err)
 		}
 		_, _ = decodeInfo(input)
+		_, _ = decodeAnew(input)
 		if i, err := decodeInfo(m.Query(session.Context{}, testApp[:])); err != nil {
 			t.Errorf("%v, %v", i, err)
 		}

@@ -47,13 +47,8 @@ func TestObjectsAreListedWhoeverOwnsThem(t *testing.T) {
 	if err := apps[0].Close(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if l, err = apps[2].List(ctx, "frame/", 100); err != nil || len(l.Objects)+l.Unnamed != len(want) {
+	if l, err = apps[2].List(ctx, "frame/", 100); err != nil || l.Unnamed != 0 {
 		t.Fatalf("%+v, %v", l, err)
-	}
-	for l.Unnamed > 0 { // answers are under way still
-		if l, err = apps[2].List(ctx, "frame/", 100); err != nil {
-			t.Fatal(err)
-		}
 	}
 	if !slices.Equal(names(l), want) {
 		t.Errorf("%+v", l)

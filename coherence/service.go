@@ -231,8 +231,8 @@ func (s *Service) run() {
 				for _, c := range p.concerns {
 					s.concern(p.app, c)
 				}
-				if p.why != "" {
-					log.Infow("an application begins anew", "app", p.app, "epoch", p.anew, "why", p.why)
+				if p.anew != nil {
+					log.Infow("an application begins anew", "app", p.app, "epoch", p.anew.Epoch, "why", p.anew)
 				}
 				if p.duty != nil {
 					s.do(p.app, p.duty)
@@ -595,7 +595,7 @@ func (s *Service) order(from peer.ID, app keyspace.Key, m *protocol.Message) {
 	object := m.Object
 	if m.To.Party == protocol.AppManager {
 		object = keyspace.Key{}
-		event, err = pb.EncodeAppEvent(appmanager.Event{Kind: appmanager.Receive, Msg: m})
+		event, err = encodeApp(appmanager.Event{Kind: appmanager.Receive, Msg: m})
 	} else {
 		event, err = pb.EncodeObjectEvent(manager.Event{Kind: manager.Receive, Msg: m})
 	}
@@ -604,6 +604,12 @@ func (s *Service) order(from peer.ID, app keyspace.Key, m *protocol.Message) {
 		return
 	}
 	s.groups.Input(from, keyOf(app, m, m.To.Party), ServiceName, inputOf(app, object, event))
+}
+
+// encodeApp encodes an event for the manager of an application, with the time.
+func encodeApp(ev appmanager.Event) ([]byte, error) {
+	ev.At = time.Now().UnixMilli()
+	return pb.EncodeAppEvent(ev)
 }
 
 // concern watches a node that a manager counts on, and tells the manager when the failure detector thinks otherwise than it.
@@ -632,7 +638,7 @@ func (s *Service) concern(app keyspace.Key, c concern) {
 		if !down {
 			kind = appmanager.Trust
 		}
-		event, err = pb.EncodeAppEvent(appmanager.Event{Kind: kind, Node: c.node})
+		event, err = encodeApp(appmanager.Event{Kind: kind, Node: c.node})
 	} else {
 		kind := manager.Suspect
 		if !down {

@@ -300,6 +300,9 @@ func (o *APIObjects) App(ctx context.Context, name string) (api.AppInfo, error) 
 	for _, n := range i.Nodes {
 		info.Peers = append(info.Peers, o.n.peerOf(n.ID))
 	}
+	if info.Anew, err = o.n.anew(ctx, name); err != nil {
+		return api.AppInfo{}, err
+	}
 	for _, a := range o.n.objects.Applications() {
 		if a.Name() == name {
 			info.Here, info.Copies = true, a.Copies()
@@ -322,6 +325,26 @@ func (o *APIObjects) App(ctx context.Context, name string) (api.AppInfo, error) 
 		}
 	}
 	return info, nil
+}
+
+// anew tells why an application began anew the last time, nil if it has not.
+func (n *Node) anew(ctx context.Context, app string) (*api.AppAnew, error) {
+	a, err := n.objects.Anew(ctx, app)
+	if a == nil || err != nil {
+		return nil, err
+	}
+	r := &api.AppAnew{Epoch: uint64(a.Epoch), Cause: a.Cause.String(), Checkpoint: uint64(a.From), At: a.At}
+	if a.Node.ID != (keyspace.NodeID{}) {
+		if p, ok := n.objects.PeerOf(ctx, app, a.Node.ID); ok { // it may be gone for long
+			r.Peer = p
+		} else {
+			r.Peer = n.peerOf(a.Node.ID)
+		}
+	}
+	if a.Object != (keyspace.Key{}) {
+		r.Object = a.Object.String()
+	}
+	return r, nil
 }
 
 // CloseApp implements [api.Objects]. It closes an application that the program opened which this node is of, too.

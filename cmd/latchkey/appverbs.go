@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -73,7 +74,9 @@ func appInfoVerb(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "info APP",
 		Short: "tell which execution of an application it is, and who has it open",
-		Long:  `info asks the group that keeps the application. It ends with 4 where nobody has it open.`,
+		Long: `info asks the group that keeps the application. If that has begun anew, it tells when the last time was, since whom or what, and from
+which checkpoint: the peer did not answer for three seconds, has begun again, or left threads behind; somebody asked for it; an object needed what a lost
+peer had; or the group of an object has lost its state. It ends with 4 where nobody has the application open.`,
 		Example: `  latchkey app info demo
   latchkey app info demo -o json | jq -r .epoch`,
 		Args: exactly(1),
@@ -87,7 +90,11 @@ func appInfoVerb(a *app) *cobra.Command {
 					return err
 				}
 				if !i.Open {
-					return exitf(exitNotFound, "nobody has application %q open", args[0])
+					text := fmt.Sprintf("nobody has application %q open", args[0])
+					if i.Anew != nil {
+						text += "; it had to begin anew " + anewText(i.Anew, time.Now())
+					}
+					return exitf(exitNotFound, "%s", text)
 				}
 				return a.value(i, func(w io.Writer) {
 					here := "not open"
@@ -104,10 +111,40 @@ func appInfoVerb(a *app) *cobra.Command {
 					}
 					fmt.Fprintf(w, "manager\t%s\ncheckpoint\t%s\n", i.State, saved)
 					fmt.Fprintf(w, "open at\t%s\n", strings.Join(i.Peers, ", "))
+					if i.Anew != nil {
+						fmt.Fprintf(w, "begun anew\t%s\n", anewText(i.Anew, time.Now()))
+					}
 				})
 			})
 		},
 	}
+}
+
+// anewText tells why an application began anew.
+func anewText(a *api.AppAnew, now time.Time) string {
+	var text string
+	if !a.At.IsZero() {
+		text = fmt.Sprintf("%s, %s ago, ", a.At.Local().Format(time.DateTime), ago(now, a.At))
+	}
+	if a.Checkpoint > 0 {
+		text += fmt.Sprintf("from checkpoint %d, ", a.Checkpoint)
+	} else {
+		text += "with empty objects, "
+	}
+	text += fmt.Sprintf("in execution %d: ", a.Epoch)
+	switch a.Cause {
+	case "silent":
+		return text + fmt.Sprintf("peer %s did not answer", a.Peer)
+	case "returned":
+		return text + fmt.Sprintf("peer %s had begun again, or left threads behind that no other could run", a.Peer)
+	case "asked":
+		return text + fmt.Sprintf("somebody asked for it at peer %s", a.Peer)
+	case "needed":
+		return text + fmt.Sprintf("object %s needed what peer %s had, which is lost", a.Object, a.Peer)
+	case "blank":
+		return text + fmt.Sprintf("the group of object %s had lost its state", a.Object)
+	}
+	return text + inLine(a.Cause)
 }
 
 func appCheckpointVerb(a *app) *cobra.Command {

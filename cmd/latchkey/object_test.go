@@ -85,6 +85,7 @@ func TestObjectsFromTheCommandLine(t *testing.T) {
 		{2, "", []string{"app", "restart", "nosuch"}, exitNotFound, "", `nobody has application "nosuch" open`},
 		{0, "", []string{"object", "set", v, "demo/kept", "changed"}, exitOK, "", ""},
 		{2, "", []string{"app", "restart", "demo"}, exitOK, "begins anew", ""},
+		{1, "", []string{"app", "info", "demo"}, exitOK, "from checkpoint 1, in execution 2: somebody asked for it at peer " + net.ID(2).String(), ""},
 	} {
 		p := objectAt(t, dir, c.peer, c.stdin, c.args...)
 		if p.code != c.code || !strings.Contains(p.out.String(), c.out) || !strings.Contains(p.oneLine(), c.says) || c.says == "" && p.err.Len() > 0 {
@@ -124,6 +125,9 @@ func TestObjectsFromTheCommandLine(t *testing.T) {
 			t.Errorf("%d, %q", p.code, p.err.String())
 		}
 		break
+	}
+	if p := objectAt(t, dir, 2, "", "app", "info", "demo"); p.code != exitOK || !strings.Contains(p.out.String(), "in execution 3: peer "+net.ID(1).String()+" did not answer") {
+		t.Errorf("%d, %q, %q", p.code, p.out.String(), p.err.String())
 	}
 	for _, c := range []struct {
 		peer, code int

@@ -145,6 +145,8 @@ type Event struct {
 	Hash       protocol.Hash
 	Epoch      protocol.Epoch // Place: which restart it answers
 	Places     []Placement    // Place
+	// At is when the host was told, in Unix milliseconds, 0 where that is not known. It is for people: the automaton does not look at it.
+	At int64
 }
 
 // Placement says where a thread goes.

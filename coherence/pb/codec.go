@@ -3,6 +3,7 @@ package pb
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"google.golang.org/protobuf/proto"
 
@@ -72,7 +73,7 @@ func DecodeObjectEvent(b []byte) (manager.Event, error) {
 
 // EncodeAppEvent returns the bytes of an event of the manager of an application. Equal events have equal bytes.
 func EncodeAppEvent(ev appmanager.Event) ([]byte, error) {
-	p := &Event{Kind: EventKind(ev.Kind), Node: nodeOf(ev.Node), Checkpoint: uint64(ev.Checkpoint), Hash: bytesOf(ev.Hash[:]), Epoch: uint64(ev.Epoch)}
+	p := &Event{Kind: EventKind(ev.Kind), Node: nodeOf(ev.Node), Checkpoint: uint64(ev.Checkpoint), Hash: bytesOf(ev.Hash[:]), Epoch: uint64(ev.Epoch), At: uint64(max(ev.At, 0))}
 	for i := range ev.Places {
 		p.Places = append(p.Places, &Place{Thread: ev.Places[i].Thread[:], Node: nodeOf(ev.Places[i].Node)})
 	}
@@ -111,6 +112,7 @@ func decodeEvent(b []byte) (ev appmanager.Event, err error) {
 	var d decoder
 	ev = appmanager.Event{
 		Kind: appmanager.EventKind(p.Kind), Node: d.node(p.Node), Checkpoint: protocol.CheckpointID(p.Checkpoint), Epoch: protocol.Epoch(p.Epoch),
+		At: int64(min(p.At, math.MaxInt64)),
 	}
 	d.fillMay(ev.Hash[:], p.Hash, "hash")
 	if p.Message != nil {

@@ -626,6 +626,7 @@ type Event struct {
 	Hash          []byte                 `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`              // SAVED: 32 bytes
 	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`           // PLACE
 	Places        []*Place               `protobuf:"bytes,7,rep,name=places,proto3" json:"places,omitempty"`
+	At            uint64                 `protobuf:"varint,8,opt,name=at,proto3" json:"at,omitempty"` // for the manager of an application: when its host was told, in milliseconds since 1970
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -707,6 +708,13 @@ func (x *Event) GetPlaces() []*Place {
 		return x.Places
 	}
 	return nil
+}
+
+func (x *Event) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
 }
 
 // Place is where a thread goes.
@@ -1067,7 +1075,7 @@ const file_coherence_pb_coherence_proto_rawDesc = "" +
 	"\x06_value\"S\n" +
 	"\x05Frame\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\fR\x03app\x128\n" +
-	"\amessage\x18\x02 \x01(\v2\x1e.latchkey.coherence.v1.MessageR\amessage\"\xab\x02\n" +
+	"\amessage\x18\x02 \x01(\v2\x1e.latchkey.coherence.v1.MessageR\amessage\"\xbb\x02\n" +
 	"\x05Event\x124\n" +
 	"\x04kind\x18\x01 \x01(\x0e2 .latchkey.coherence.v1.EventKindR\x04kind\x128\n" +
 	"\amessage\x18\x02 \x01(\v2\x1e.latchkey.coherence.v1.MessageR\amessage\x122\n" +
@@ -1077,7 +1085,8 @@ const file_coherence_pb_coherence_proto_rawDesc = "" +
 	"checkpoint\x12\x12\n" +
 	"\x04hash\x18\x05 \x01(\fR\x04hash\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x124\n" +
-	"\x06places\x18\a \x03(\v2\x1c.latchkey.coherence.v1.PlaceR\x06places\"S\n" +
+	"\x06places\x18\a \x03(\v2\x1c.latchkey.coherence.v1.PlaceR\x06places\x12\x0e\n" +
+	"\x02at\x18\b \x01(\x04R\x02at\"S\n" +
 	"\x05Place\x12\x16\n" +
 	"\x06thread\x18\x01 \x01(\fR\x06thread\x122\n" +
 	"\x04node\x18\x02 \x01(\v2\x1e.latchkey.coherence.v1.NodeRefR\x04node\"\x9b\x01\n" +

@@ -123,6 +123,17 @@ type AppInfo struct {
 	Saved     uint64   `json:"saved,string"`
 	SavedObjs int      `json:"saved_objects"`
 	State     string   `json:"state"`
+	Anew      *AppAnew `json:"anew"` // nil: it has not begun anew, or nobody remembers
+}
+
+// AppAnew tells why an application began anew the last time.
+type AppAnew struct {
+	Epoch      uint64    `json:"epoch,string"` // of the execution that began
+	Cause      string    `json:"cause"`        // silent, returned, needed, asked or blank
+	Peer       string    `json:"peer"`         // that it is about, or its place in the key space where it is not known; may be empty
+	Object     string    `json:"object"`       // the key of the object that it is about; may be empty
+	Checkpoint uint64    `json:"checkpoint,string"`
+	At         time.Time `json:"at,omitzero"`
 }
 
 // objectHandler serves objects. Every call is counted, and ends when the server drains.
@@ -282,16 +293,24 @@ func (h objectHandler) Restart(ctx context.Context, r *latchkeyv1.RestartRequest
 }
 
 func encodeApp(a AppInfo) *latchkeyv1.AppInfo {
+	var anew *latchkeyv1.AppAnew
+	if n := a.Anew; n != nil {
+		anew = &latchkeyv1.AppAnew{Epoch: n.Epoch, Cause: n.Cause, Peer: n.Peer, Object: n.Object, Checkpoint: n.Checkpoint, At: encodeTime(n.At)}
+	}
 	return &latchkeyv1.AppInfo{
 		App: a.App, Open: a.Open, Here: a.Here, Epoch: a.Epoch, Threads: uint32(a.Threads), Peers: a.Peers, Copies: uint32(a.Copies), Restarted: a.Restarted,
-		Saved: a.Saved, SavedObjects: uint32(a.SavedObjs), State: a.State,
+		Saved: a.Saved, SavedObjects: uint32(a.SavedObjs), State: a.State, Anew: anew,
 	}
 }
 
 func decodeApp(a *latchkeyv1.AppInfo) AppInfo {
+	var anew *AppAnew
+	if n := a.Anew; n != nil {
+		anew = &AppAnew{Epoch: n.Epoch, Cause: n.Cause, Peer: n.Peer, Object: n.Object, Checkpoint: n.Checkpoint, At: decodeTime(n.At)}
+	}
 	return AppInfo{
 		App: a.App, Open: a.Open, Here: a.Here, Epoch: a.Epoch, Threads: int(a.Threads), Peers: list(a.Peers), Copies: int(a.Copies), Restarted: a.Restarted,
-		Saved: a.Saved, SavedObjs: int(a.SavedObjects), State: a.State,
+		Saved: a.Saved, SavedObjs: int(a.SavedObjects), State: a.State, Anew: anew,
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -1080,6 +1081,7 @@ type AppInfo struct {
 	Saved         uint64                 `protobuf:"varint,9,opt,name=saved,proto3" json:"saved,omitempty"`                                    // number of the last checkpoint that is complete; 0: none. Not known to Apps
 	SavedObjects  uint32                 `protobuf:"varint,10,opt,name=saved_objects,json=savedObjects,proto3" json:"saved_objects,omitempty"` // that it has
 	State         string                 `protobuf:"bytes,11,opt,name=state,proto3" json:"state,omitempty"`                                    // of the manager, as RR-5059 has them; not known to Apps
+	Anew          *AppAnew               `protobuf:"bytes,12,opt,name=anew,proto3" json:"anew,omitempty"`                                      // why it began anew the last time; absent: it has not, or nobody remembers. Not known to Apps
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1191,6 +1193,98 @@ func (x *AppInfo) GetState() string {
 	return ""
 }
 
+func (x *AppInfo) GetAnew() *AppAnew {
+	if x != nil {
+		return x.Anew
+	}
+	return nil
+}
+
+// AppAnew tells why an application began anew.
+type AppAnew struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`           // of the execution that began
+	Cause         string                 `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`            // silent, returned, needed, asked or blank
+	Peer          string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`              // that it is about, or its place in the key space where it is not known; may be empty
+	Object        string                 `protobuf:"bytes,4,opt,name=object,proto3" json:"object,omitempty"`          // the key of the object that it is about; may be empty
+	Checkpoint    uint64                 `protobuf:"varint,5,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // it began from; 0: none
+	At            *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`                  // by the clock of who led the application's group; absent: not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppAnew) Reset() {
+	*x = AppAnew{}
+	mi := &file_latchkey_v1_object_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppAnew) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppAnew) ProtoMessage() {}
+
+func (x *AppAnew) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_object_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppAnew.ProtoReflect.Descriptor instead.
+func (*AppAnew) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AppAnew) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *AppAnew) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *AppAnew) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *AppAnew) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *AppAnew) GetCheckpoint() uint64 {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return 0
+}
+
+func (x *AppAnew) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type CloseAppRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
@@ -1200,7 +1294,7 @@ type CloseAppRequest struct {
 
 func (x *CloseAppRequest) Reset() {
 	*x = CloseAppRequest{}
-	mi := &file_latchkey_v1_object_proto_msgTypes[20]
+	mi := &file_latchkey_v1_object_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1306,7 @@ func (x *CloseAppRequest) String() string {
 func (*CloseAppRequest) ProtoMessage() {}
 
 func (x *CloseAppRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_object_proto_msgTypes[20]
+	mi := &file_latchkey_v1_object_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1319,7 @@ func (x *CloseAppRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseAppRequest.ProtoReflect.Descriptor instead.
 func (*CloseAppRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{20}
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CloseAppRequest) GetApp() string {
@@ -1243,7 +1337,7 @@ type CloseAppResponse struct {
 
 func (x *CloseAppResponse) Reset() {
 	*x = CloseAppResponse{}
-	mi := &file_latchkey_v1_object_proto_msgTypes[21]
+	mi := &file_latchkey_v1_object_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1349,7 @@ func (x *CloseAppResponse) String() string {
 func (*CloseAppResponse) ProtoMessage() {}
 
 func (x *CloseAppResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_object_proto_msgTypes[21]
+	mi := &file_latchkey_v1_object_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1362,7 @@ func (x *CloseAppResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseAppResponse.ProtoReflect.Descriptor instead.
 func (*CloseAppResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{21}
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{22}
 }
 
 type CheckpointRequest struct {
@@ -1280,7 +1374,7 @@ type CheckpointRequest struct {
 
 func (x *CheckpointRequest) Reset() {
 	*x = CheckpointRequest{}
-	mi := &file_latchkey_v1_object_proto_msgTypes[22]
+	mi := &file_latchkey_v1_object_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1386,7 @@ func (x *CheckpointRequest) String() string {
 func (*CheckpointRequest) ProtoMessage() {}
 
 func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_object_proto_msgTypes[22]
+	mi := &file_latchkey_v1_object_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1399,7 @@ func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{22}
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CheckpointRequest) GetApp() string {
@@ -1324,7 +1418,7 @@ type CheckpointResponse struct {
 
 func (x *CheckpointResponse) Reset() {
 	*x = CheckpointResponse{}
-	mi := &file_latchkey_v1_object_proto_msgTypes[23]
+	mi := &file_latchkey_v1_object_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1430,7 @@ func (x *CheckpointResponse) String() string {
 func (*CheckpointResponse) ProtoMessage() {}
 
 func (x *CheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_object_proto_msgTypes[23]
+	mi := &file_latchkey_v1_object_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1443,7 @@ func (x *CheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{23}
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CheckpointResponse) GetCheckpoint() uint64 {
@@ -1368,7 +1462,7 @@ type RestartRequest struct {
 
 func (x *RestartRequest) Reset() {
 	*x = RestartRequest{}
-	mi := &file_latchkey_v1_object_proto_msgTypes[24]
+	mi := &file_latchkey_v1_object_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1474,7 @@ func (x *RestartRequest) String() string {
 func (*RestartRequest) ProtoMessage() {}
 
 func (x *RestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_object_proto_msgTypes[24]
+	mi := &file_latchkey_v1_object_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1487,7 @@ func (x *RestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartRequest.ProtoReflect.Descriptor instead.
 func (*RestartRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{24}
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RestartRequest) GetApp() string {
@@ -1412,7 +1506,7 @@ type RestartResponse struct {
 
 func (x *RestartResponse) Reset() {
 	*x = RestartResponse{}
-	mi := &file_latchkey_v1_object_proto_msgTypes[25]
+	mi := &file_latchkey_v1_object_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1518,7 @@ func (x *RestartResponse) String() string {
 func (*RestartResponse) ProtoMessage() {}
 
 func (x *RestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_object_proto_msgTypes[25]
+	mi := &file_latchkey_v1_object_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1531,7 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{25}
+	return file_latchkey_v1_object_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestartResponse) GetEpoch() uint64 {
@@ -1451,7 +1545,7 @@ var File_latchkey_v1_object_proto protoreflect.FileDescriptor
 
 const file_latchkey_v1_object_proto_rawDesc = "" +
 	"\n" +
-	"\x18latchkey/v1/object.proto\x12\vlatchkey.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16latchkey/v1/node.proto\"D\n" +
+	"\x18latchkey/v1/object.proto\x12\vlatchkey.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16latchkey/v1/node.proto\"D\n" +
 	"\x06Target\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -1517,7 +1611,7 @@ const file_latchkey_v1_object_proto_rawDesc = "" +
 	"\x04apps\x18\x01 \x03(\v2\x14.latchkey.v1.AppInfoR\x04apps\"\x1e\n" +
 	"\n" +
 	"AppRequest\x12\x10\n" +
-	"\x03app\x18\x01 \x01(\tR\x03app\"\x90\x02\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\"\xba\x02\n" +
 	"\aAppInfo\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x12\n" +
 	"\x04open\x18\x02 \x01(\bR\x04open\x12\x12\n" +
@@ -1530,7 +1624,17 @@ const file_latchkey_v1_object_proto_rawDesc = "" +
 	"\x05saved\x18\t \x01(\x04R\x05saved\x12#\n" +
 	"\rsaved_objects\x18\n" +
 	" \x01(\rR\fsavedObjects\x12\x14\n" +
-	"\x05state\x18\v \x01(\tR\x05state\"#\n" +
+	"\x05state\x18\v \x01(\tR\x05state\x12(\n" +
+	"\x04anew\x18\f \x01(\v2\x14.latchkey.v1.AppAnewR\x04anew\"\xad\x01\n" +
+	"\aAppAnew\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x16\n" +
+	"\x06object\x18\x04 \x01(\tR\x06object\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x05 \x01(\x04R\n" +
+	"checkpoint\x12*\n" +
+	"\x02at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"#\n" +
 	"\x0fCloseAppRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\"\x12\n" +
 	"\x10CloseAppResponse\"%\n" +
@@ -1572,80 +1676,84 @@ func file_latchkey_v1_object_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_object_proto_rawDescData
 }
 
-var file_latchkey_v1_object_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_latchkey_v1_object_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_latchkey_v1_object_proto_goTypes = []any{
-	(*Target)(nil),               // 0: latchkey.v1.Target
-	(*GetObjectRequest)(nil),     // 1: latchkey.v1.GetObjectRequest
-	(*ObjectValue)(nil),          // 2: latchkey.v1.ObjectValue
-	(*SetObjectRequest)(nil),     // 3: latchkey.v1.SetObjectRequest
-	(*SetObjectResponse)(nil),    // 4: latchkey.v1.SetObjectResponse
-	(*RemoveObjectRequest)(nil),  // 5: latchkey.v1.RemoveObjectRequest
-	(*RemoveObjectResponse)(nil), // 6: latchkey.v1.RemoveObjectResponse
-	(*HoldObjectRequest)(nil),    // 7: latchkey.v1.HoldObjectRequest
-	(*HoldObjectResponse)(nil),   // 8: latchkey.v1.HoldObjectResponse
-	(*CommitObjectRequest)(nil),  // 9: latchkey.v1.CommitObjectRequest
-	(*WatchObjectRequest)(nil),   // 10: latchkey.v1.WatchObjectRequest
-	(*ListObjectsRequest)(nil),   // 11: latchkey.v1.ListObjectsRequest
-	(*ListObjectsResponse)(nil),  // 12: latchkey.v1.ListObjectsResponse
-	(*ListedObject)(nil),         // 13: latchkey.v1.ListedObject
-	(*ObjectRequest)(nil),        // 14: latchkey.v1.ObjectRequest
-	(*ObjectResponse)(nil),       // 15: latchkey.v1.ObjectResponse
-	(*AppsRequest)(nil),          // 16: latchkey.v1.AppsRequest
-	(*AppsResponse)(nil),         // 17: latchkey.v1.AppsResponse
-	(*AppRequest)(nil),           // 18: latchkey.v1.AppRequest
-	(*AppInfo)(nil),              // 19: latchkey.v1.AppInfo
-	(*CloseAppRequest)(nil),      // 20: latchkey.v1.CloseAppRequest
-	(*CloseAppResponse)(nil),     // 21: latchkey.v1.CloseAppResponse
-	(*CheckpointRequest)(nil),    // 22: latchkey.v1.CheckpointRequest
-	(*CheckpointResponse)(nil),   // 23: latchkey.v1.CheckpointResponse
-	(*RestartRequest)(nil),       // 24: latchkey.v1.RestartRequest
-	(*RestartResponse)(nil),      // 25: latchkey.v1.RestartResponse
-	(*durationpb.Duration)(nil),  // 26: google.protobuf.Duration
-	(*Group)(nil),                // 27: latchkey.v1.Group
+	(*Target)(nil),                // 0: latchkey.v1.Target
+	(*GetObjectRequest)(nil),      // 1: latchkey.v1.GetObjectRequest
+	(*ObjectValue)(nil),           // 2: latchkey.v1.ObjectValue
+	(*SetObjectRequest)(nil),      // 3: latchkey.v1.SetObjectRequest
+	(*SetObjectResponse)(nil),     // 4: latchkey.v1.SetObjectResponse
+	(*RemoveObjectRequest)(nil),   // 5: latchkey.v1.RemoveObjectRequest
+	(*RemoveObjectResponse)(nil),  // 6: latchkey.v1.RemoveObjectResponse
+	(*HoldObjectRequest)(nil),     // 7: latchkey.v1.HoldObjectRequest
+	(*HoldObjectResponse)(nil),    // 8: latchkey.v1.HoldObjectResponse
+	(*CommitObjectRequest)(nil),   // 9: latchkey.v1.CommitObjectRequest
+	(*WatchObjectRequest)(nil),    // 10: latchkey.v1.WatchObjectRequest
+	(*ListObjectsRequest)(nil),    // 11: latchkey.v1.ListObjectsRequest
+	(*ListObjectsResponse)(nil),   // 12: latchkey.v1.ListObjectsResponse
+	(*ListedObject)(nil),          // 13: latchkey.v1.ListedObject
+	(*ObjectRequest)(nil),         // 14: latchkey.v1.ObjectRequest
+	(*ObjectResponse)(nil),        // 15: latchkey.v1.ObjectResponse
+	(*AppsRequest)(nil),           // 16: latchkey.v1.AppsRequest
+	(*AppsResponse)(nil),          // 17: latchkey.v1.AppsResponse
+	(*AppRequest)(nil),            // 18: latchkey.v1.AppRequest
+	(*AppInfo)(nil),               // 19: latchkey.v1.AppInfo
+	(*AppAnew)(nil),               // 20: latchkey.v1.AppAnew
+	(*CloseAppRequest)(nil),       // 21: latchkey.v1.CloseAppRequest
+	(*CloseAppResponse)(nil),      // 22: latchkey.v1.CloseAppResponse
+	(*CheckpointRequest)(nil),     // 23: latchkey.v1.CheckpointRequest
+	(*CheckpointResponse)(nil),    // 24: latchkey.v1.CheckpointResponse
+	(*RestartRequest)(nil),        // 25: latchkey.v1.RestartRequest
+	(*RestartResponse)(nil),       // 26: latchkey.v1.RestartResponse
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*Group)(nil),                 // 28: latchkey.v1.Group
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_latchkey_v1_object_proto_depIdxs = []int32{
 	0,  // 0: latchkey.v1.GetObjectRequest.target:type_name -> latchkey.v1.Target
 	0,  // 1: latchkey.v1.SetObjectRequest.target:type_name -> latchkey.v1.Target
 	0,  // 2: latchkey.v1.RemoveObjectRequest.target:type_name -> latchkey.v1.Target
 	0,  // 3: latchkey.v1.HoldObjectRequest.target:type_name -> latchkey.v1.Target
-	26, // 4: latchkey.v1.HoldObjectRequest.hold:type_name -> google.protobuf.Duration
-	26, // 5: latchkey.v1.HoldObjectResponse.left:type_name -> google.protobuf.Duration
+	27, // 4: latchkey.v1.HoldObjectRequest.hold:type_name -> google.protobuf.Duration
+	27, // 5: latchkey.v1.HoldObjectResponse.left:type_name -> google.protobuf.Duration
 	0,  // 6: latchkey.v1.WatchObjectRequest.target:type_name -> latchkey.v1.Target
 	13, // 7: latchkey.v1.ListObjectsResponse.objects:type_name -> latchkey.v1.ListedObject
 	0,  // 8: latchkey.v1.ObjectRequest.target:type_name -> latchkey.v1.Target
-	27, // 9: latchkey.v1.ObjectResponse.group:type_name -> latchkey.v1.Group
+	28, // 9: latchkey.v1.ObjectResponse.group:type_name -> latchkey.v1.Group
 	19, // 10: latchkey.v1.AppsResponse.apps:type_name -> latchkey.v1.AppInfo
-	1,  // 11: latchkey.v1.ObjectService.Get:input_type -> latchkey.v1.GetObjectRequest
-	3,  // 12: latchkey.v1.ObjectService.Set:input_type -> latchkey.v1.SetObjectRequest
-	5,  // 13: latchkey.v1.ObjectService.Remove:input_type -> latchkey.v1.RemoveObjectRequest
-	7,  // 14: latchkey.v1.ObjectService.Hold:input_type -> latchkey.v1.HoldObjectRequest
-	9,  // 15: latchkey.v1.ObjectService.Commit:input_type -> latchkey.v1.CommitObjectRequest
-	10, // 16: latchkey.v1.ObjectService.Watch:input_type -> latchkey.v1.WatchObjectRequest
-	11, // 17: latchkey.v1.ObjectService.List:input_type -> latchkey.v1.ListObjectsRequest
-	14, // 18: latchkey.v1.ObjectService.Object:input_type -> latchkey.v1.ObjectRequest
-	16, // 19: latchkey.v1.ObjectService.Apps:input_type -> latchkey.v1.AppsRequest
-	18, // 20: latchkey.v1.ObjectService.App:input_type -> latchkey.v1.AppRequest
-	20, // 21: latchkey.v1.ObjectService.Close:input_type -> latchkey.v1.CloseAppRequest
-	22, // 22: latchkey.v1.ObjectService.Checkpoint:input_type -> latchkey.v1.CheckpointRequest
-	24, // 23: latchkey.v1.ObjectService.Restart:input_type -> latchkey.v1.RestartRequest
-	2,  // 24: latchkey.v1.ObjectService.Get:output_type -> latchkey.v1.ObjectValue
-	4,  // 25: latchkey.v1.ObjectService.Set:output_type -> latchkey.v1.SetObjectResponse
-	6,  // 26: latchkey.v1.ObjectService.Remove:output_type -> latchkey.v1.RemoveObjectResponse
-	8,  // 27: latchkey.v1.ObjectService.Hold:output_type -> latchkey.v1.HoldObjectResponse
-	4,  // 28: latchkey.v1.ObjectService.Commit:output_type -> latchkey.v1.SetObjectResponse
-	2,  // 29: latchkey.v1.ObjectService.Watch:output_type -> latchkey.v1.ObjectValue
-	12, // 30: latchkey.v1.ObjectService.List:output_type -> latchkey.v1.ListObjectsResponse
-	15, // 31: latchkey.v1.ObjectService.Object:output_type -> latchkey.v1.ObjectResponse
-	17, // 32: latchkey.v1.ObjectService.Apps:output_type -> latchkey.v1.AppsResponse
-	19, // 33: latchkey.v1.ObjectService.App:output_type -> latchkey.v1.AppInfo
-	21, // 34: latchkey.v1.ObjectService.Close:output_type -> latchkey.v1.CloseAppResponse
-	23, // 35: latchkey.v1.ObjectService.Checkpoint:output_type -> latchkey.v1.CheckpointResponse
-	25, // 36: latchkey.v1.ObjectService.Restart:output_type -> latchkey.v1.RestartResponse
-	24, // [24:37] is the sub-list for method output_type
-	11, // [11:24] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	20, // 11: latchkey.v1.AppInfo.anew:type_name -> latchkey.v1.AppAnew
+	29, // 12: latchkey.v1.AppAnew.at:type_name -> google.protobuf.Timestamp
+	1,  // 13: latchkey.v1.ObjectService.Get:input_type -> latchkey.v1.GetObjectRequest
+	3,  // 14: latchkey.v1.ObjectService.Set:input_type -> latchkey.v1.SetObjectRequest
+	5,  // 15: latchkey.v1.ObjectService.Remove:input_type -> latchkey.v1.RemoveObjectRequest
+	7,  // 16: latchkey.v1.ObjectService.Hold:input_type -> latchkey.v1.HoldObjectRequest
+	9,  // 17: latchkey.v1.ObjectService.Commit:input_type -> latchkey.v1.CommitObjectRequest
+	10, // 18: latchkey.v1.ObjectService.Watch:input_type -> latchkey.v1.WatchObjectRequest
+	11, // 19: latchkey.v1.ObjectService.List:input_type -> latchkey.v1.ListObjectsRequest
+	14, // 20: latchkey.v1.ObjectService.Object:input_type -> latchkey.v1.ObjectRequest
+	16, // 21: latchkey.v1.ObjectService.Apps:input_type -> latchkey.v1.AppsRequest
+	18, // 22: latchkey.v1.ObjectService.App:input_type -> latchkey.v1.AppRequest
+	21, // 23: latchkey.v1.ObjectService.Close:input_type -> latchkey.v1.CloseAppRequest
+	23, // 24: latchkey.v1.ObjectService.Checkpoint:input_type -> latchkey.v1.CheckpointRequest
+	25, // 25: latchkey.v1.ObjectService.Restart:input_type -> latchkey.v1.RestartRequest
+	2,  // 26: latchkey.v1.ObjectService.Get:output_type -> latchkey.v1.ObjectValue
+	4,  // 27: latchkey.v1.ObjectService.Set:output_type -> latchkey.v1.SetObjectResponse
+	6,  // 28: latchkey.v1.ObjectService.Remove:output_type -> latchkey.v1.RemoveObjectResponse
+	8,  // 29: latchkey.v1.ObjectService.Hold:output_type -> latchkey.v1.HoldObjectResponse
+	4,  // 30: latchkey.v1.ObjectService.Commit:output_type -> latchkey.v1.SetObjectResponse
+	2,  // 31: latchkey.v1.ObjectService.Watch:output_type -> latchkey.v1.ObjectValue
+	12, // 32: latchkey.v1.ObjectService.List:output_type -> latchkey.v1.ListObjectsResponse
+	15, // 33: latchkey.v1.ObjectService.Object:output_type -> latchkey.v1.ObjectResponse
+	17, // 34: latchkey.v1.ObjectService.Apps:output_type -> latchkey.v1.AppsResponse
+	19, // 35: latchkey.v1.ObjectService.App:output_type -> latchkey.v1.AppInfo
+	22, // 36: latchkey.v1.ObjectService.Close:output_type -> latchkey.v1.CloseAppResponse
+	24, // 37: latchkey.v1.ObjectService.Checkpoint:output_type -> latchkey.v1.CheckpointResponse
+	26, // 38: latchkey.v1.ObjectService.Restart:output_type -> latchkey.v1.RestartResponse
+	26, // [26:39] is the sub-list for method output_type
+	13, // [13:26] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_object_proto_init() }
@@ -1660,7 +1768,7 @@ func file_latchkey_v1_object_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_object_proto_rawDesc), len(file_latchkey_v1_object_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
