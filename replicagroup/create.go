@@ -304,7 +304,7 @@ func (c *creator) handleEnsure(req *dht.Request) error {
 
 func (e ensureEvent) handle(s *shard) {
 	h := s.host
-	r, ok := s.replicas[h.rootGroup()]
+	r, ok := s.replicas[h.rootGroup().Life()]
 	if !ok {
 		h.absent(h.rootGroup(), e.req)
 		return

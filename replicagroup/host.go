@@ -145,7 +145,7 @@ type Host struct {
 	mu       sync.Mutex
 	started  bool
 	closed   bool
-	hosted   map[order.GroupID]bool
+	hosted   map[order.Life]bool
 	clients  map[*Client]struct{}
 	sessions map[order.ClientID]addressee // of this host's clients, for outputs
 	watched  map[peer.ID]int              // how many have a reason to watch a peer
@@ -195,7 +195,7 @@ func New(cfg Config) (*Host, error) {
 		overlay: cfg.Overlay, genesis: cfg.Genesis, id: cfg.Genesis.ID(),
 		store: cfg.Store, clock: cfg.Clock, services: cfg.Services, outlets: cfg.Outlets, voters: cfg.Voters, leaders: cfg.Leaders, declines: cfg.Declines, rejoins: cfg.Rejoins,
 		distrusts: cfg.Distrusts, distrust: cfg.Distrust,
-		hosted: make(map[order.GroupID]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]addressee),
+		hosted: make(map[order.Life]bool), clients: make(map[*Client]struct{}), sessions: make(map[order.ClientID]addressee),
 		watched: make(map[peer.ID]int), active: make(map[peer.ID]int), meetings: make(map[peer.ID]int),
 		audits: make(chan struct{}, 1), ownAudits: make(chan struct{}, 1), reseedable: reseedable{onReseed: cfg.OnReseed, linked: make(map[peer.ID]bool)},
 	}
@@ -502,7 +502,7 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 			"run it there, and this peer with its own or an empty one", self, d.Group)
 	}
 	h.mu.Lock()
-	n, known := len(h.hosted), h.hosted[d.Group]
+	n, known := len(h.hosted), h.hosted[d.Group.Life()]
 	h.mu.Unlock()
 	switch {
 	case known:
@@ -520,7 +520,7 @@ func (h *Host) run(d placement.Descriptor, self order.ReplicaID, image order.Ima
 	}
 	h.like.Store(engine.Settings())
 	h.mu.Lock()
-	h.hosted[d.Group] = true
+	h.hosted[d.Group.Life()] = true
 	h.mu.Unlock()
 	h.locator.keep(&d)
 	r := newReplica(self, &d, engine, h.machines(d.Group), h.genesis.Drift)

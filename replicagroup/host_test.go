@@ -419,7 +419,7 @@ func TestAFullHostRunsNoFurtherGroup(t *testing.T) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		for i := uint64(1); len(h.hosted) < n; i++ {
-			h.hosted[order.GroupID{Gen: i}] = true
+			h.hosted[order.Life{Gen: i}] = true
 		}
 	}
 	fill(groupsMax)
@@ -427,7 +427,7 @@ func TestAFullHostRunsNoFurtherGroup(t *testing.T) {
 		t.Errorf("one group above the limit: %v", err)
 	}
 	h.mu.Lock()
-	delete(h.hosted, order.GroupID{Gen: 1})
+	delete(h.hosted, order.Life{Gen: 1})
 	h.mu.Unlock()
 	if err := w.peers[0].store.Create(Identity{Group: d.Group, Self: m.ID}); err != nil {
 		t.Fatal(err)

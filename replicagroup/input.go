@@ -50,7 +50,7 @@ type inputEvent struct {
 
 func (e *inputEvent) handle(s *shard) {
 	s.host.voterLoads.release(e.peer, len(e.data))
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	if !ok || r.halted {
 		return
 	}

@@ -378,7 +378,7 @@ type ensureOwn struct {
 }
 
 func (e ensureOwn) handle(s *shard) {
-	r, ok := s.replicas[e.parent]
+	r, ok := s.replicas[e.parent.Life()]
 	if !ok {
 		s.host.absent(e.parent, e.req)
 		return
@@ -403,7 +403,7 @@ type reviveOwn struct {
 }
 
 func (e reviveOwn) handle(s *shard) {
-	r, ok := s.replicas[e.parent]
+	r, ok := s.replicas[e.parent.Life()]
 	if !ok {
 		s.host.absent(e.parent, e.req)
 		return
@@ -437,7 +437,7 @@ type returnOwn struct {
 }
 
 func (e returnOwn) handle(s *shard) {
-	r, ok := s.replicas[e.parent]
+	r, ok := s.replicas[e.parent.Life()]
 	if !ok {
 		s.host.absent(e.parent, e.req)
 		return

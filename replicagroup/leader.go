@@ -348,7 +348,7 @@ func (e leadNow) handle(s *shard) { e.deliver(s) }
 
 func (e *leadEvent) deliver(s *shard) {
 	h := s.host
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	if !ok || r.halted || r.group.Prefix.Len == 0 {
 		h.declineAbsent(e)
 		return

@@ -312,7 +312,7 @@ func (e roundEnd) Reply(data []byte) {
 type grantEvent struct{ ev placement.GrantorEvent }
 
 func (e grantEvent) handle(s *shard) {
-	if r, ok := s.replicas[s.host.rootGroup()]; ok && r.granting != nil {
+	if r, ok := s.replicas[s.host.rootGroup().Life()]; ok && r.granting != nil {
 		r.granting.step(e.ev)
 	}
 }
@@ -365,7 +365,7 @@ func refusals(b []byte, asked []order.GroupID) ([]order.GroupID, error) {
 }
 
 func (e renewEvent) handle(s *shard) {
-	r, ok := s.replicas[s.host.rootGroup()]
+	r, ok := s.replicas[s.host.rootGroup().Life()]
 	switch {
 	case !ok:
 		s.host.absent(s.host.rootGroup(), e.req)
@@ -384,7 +384,7 @@ type doomEvent struct{ reviveEvent }
 
 func (e doomEvent) handle(s *shard) {
 	h := s.host
-	r, ok := s.replicas[h.rootGroup()]
+	r, ok := s.replicas[h.rootGroup().Life()]
 	if !ok {
 		h.absent(h.rootGroup(), e.req)
 		return

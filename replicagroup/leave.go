@@ -149,7 +149,7 @@ func (h *Host) handleLeave(req *dht.Request) error {
 }
 
 func (e leaveEvent) handle(s *shard) {
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	if !ok || r.plan == nil {
 		e.call.Reply(nil)
 		return

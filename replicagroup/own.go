@@ -600,7 +600,7 @@ func (h *Host) hostsOwn() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for g := range h.hosted {
-		if placement.IsOwn(g) {
+		if placement.IsOwn(g.In(h.id)) {
 			return true
 		}
 	}

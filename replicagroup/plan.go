@@ -90,7 +90,7 @@ func (r *replica) planBegin() {
 type anchoredEvent struct{ group order.GroupID }
 
 func (e anchoredEvent) handle(s *shard) {
-	if r, ok := s.replicas[e.group]; ok && r.leading && r.plan == nil {
+	if r, ok := s.replicas[e.group.Life()]; ok && r.leading && r.plan == nil {
 		r.planBegin()
 		r.planStirred()
 	}
@@ -507,7 +507,7 @@ func (s *shard) noteAppearance(n keyspace.NodeID) {
 
 // planOf returns the plan of a leadership, or nil when that is over.
 func (s *shard) planOf(g order.GroupID, term uint64) *plan {
-	if r, ok := s.replicas[g]; ok && r.plan != nil && r.plan.term == term {
+	if r, ok := s.replicas[g.Life()]; ok && r.plan != nil && r.plan.term == term {
 		return r.plan
 	}
 	return nil
@@ -555,7 +555,7 @@ func (e startedEvent) handle(s *shard) {
 // handle answers a question of a member from the view that this replica has applied. Between the halves of a change it has no
 // opinion: it lags, or the asker does.
 func (e endorseEvent) handle(s *shard) {
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	if !ok || r.halted || r.self != e.to {
 		e.call.Reply(nil)
 		return

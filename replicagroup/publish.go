@@ -23,16 +23,16 @@ type publisher struct {
 	host *Host
 
 	mu      sync.Mutex
-	last    map[order.GroupID]*placement.Descriptor // what was published, of groups led here; its members hear of the next view
-	updates map[order.GroupID]*placement.Descriptor // the parent has not heard of
-	told    map[order.GroupID]time.Time             // when the parent was told last
-	running bool                                    // somebody tells the parent
+	last    map[order.Life]*placement.Descriptor // what was published, of groups led here; its members hear of the next view
+	updates map[order.Life]*placement.Descriptor // the parent has not heard of
+	told    map[order.Life]time.Time             // when the parent was told last
+	running bool                                 // somebody tells the parent
 }
 
 func newPublisher(h *Host) *publisher {
 	return &publisher{
-		host: h, last: make(map[order.GroupID]*placement.Descriptor),
-		updates: make(map[order.GroupID]*placement.Descriptor), told: make(map[order.GroupID]time.Time),
+		host: h, last: make(map[order.Life]*placement.Descriptor),
+		updates: make(map[order.Life]*placement.Descriptor), told: make(map[order.Life]time.Time),
 	}
 }
 
@@ -42,7 +42,7 @@ func (h *Host) publish(d *placement.Descriptor) {
 	p := h.publisher
 	p.mu.Lock()
 	to := make(map[peer.ID]bool)
-	for _, known := range []*placement.Descriptor{p.last[d.Group], d} {
+	for _, known := range []*placement.Descriptor{p.last[d.Group.Life()], d} {
 		if known == nil {
 			continue
 		}
@@ -50,9 +50,9 @@ func (h *Host) publish(d *placement.Descriptor) {
 			to[peer.ID(m.ID)] = true
 		}
 	}
-	p.last[d.Group] = d
+	p.last[d.Group.Life()] = d
 	if d.Group.Prefix != (keyspace.Prefix{}) && d.View.Num > 0 { // the first view is the parent's own
-		p.updates[d.Group] = d
+		p.updates[d.Group.Life()] = d
 		if !p.running {
 			p.running = h.spawn(p.update)
 		}
@@ -88,9 +88,9 @@ func (h *Host) unpublish(g order.GroupID) {
 	p := h.publisher
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.last, g)
-	delete(p.updates, g)
-	delete(p.told, g)
+	delete(p.last, g.Life())
+	delete(p.updates, g.Life())
+	delete(p.told, g.Life())
 }
 
 // update tells the parent of the children that have changed, each at most every [updateEvery], until it knows them all.
@@ -108,10 +108,10 @@ func (p *publisher) update() {
 		}
 		err := p.tell(d)
 		p.mu.Lock()
-		if _, led := p.last[d.Group]; led {
-			p.told[d.Group] = time.Now()
-			if known := p.updates[d.Group]; err == nil && known != nil && known.View.Num == d.View.Num {
-				delete(p.updates, d.Group)
+		if _, led := p.last[d.Group.Life()]; led {
+			p.told[d.Group.Life()] = time.Now()
+			if known := p.updates[d.Group.Life()]; err == nil && known != nil && known.View.Num == d.View.Num {
+				delete(p.updates, d.Group.Life())
 			}
 		}
 		p.mu.Unlock()
@@ -131,7 +131,7 @@ func (p *publisher) next() (d *placement.Descriptor, wait time.Duration, ok bool
 		return d, 0, false
 	}
 	wait = updateEvery
-	for _, g := range slices.SortedFunc(maps.Keys(p.updates), order.GroupID.Compare) {
+	for _, g := range slices.SortedFunc(maps.Keys(p.updates), order.Life.Compare) {
 		w := time.Duration(0)
 		if told, before := p.told[g]; before {
 			w = max(0, updateEvery-time.Since(told))

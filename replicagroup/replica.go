@@ -66,7 +66,6 @@ type replica struct {
 	proposals   map[uint64]commandKey   // by Ref
 	proposing   []order.Propose         // gathered in this turn; empty unless shard.proposers has the replica
 	reads       map[uint64]*queryEvent  // by Ref: wait for their read point
-	blocked     []blockedRead           // have their read point and wait for it to be applied
 	rare        *rare                   // nil while there is nothing in it
 	plan        *plan                   // of view changes, while this replica leads
 	ring        *keyring                // of the keys that have own groups, while this replica of a prefix's group leads; nil until it is needed
@@ -101,6 +100,7 @@ type rare struct {
 	encoded  []byte       // replica.descriptor
 	links    []order.Link // of members, that came or went while it hesitates and that it has not heard of
 	partings []chan<- error
+	blocked  []blockedRead // have their read point and wait for it to be applied
 }
 
 // rarely returns where that is kept.
@@ -540,23 +540,28 @@ func (r *replica) readOK(p order.ReadPoint) {
 	}
 	delete(r.reads, p.Ref)
 	if r.applied < p.Index {
-		r.blocked = append(r.blocked, blockedRead{p.Index, q})
+		rare := r.rarely()
+		rare.blocked = append(rare.blocked, blockedRead{p.Index, q})
 		return
 	}
 	r.serve(q)
 }
 
 func (r *replica) serveBlocked() {
-	keep := r.blocked[:0]
-	for _, b := range r.blocked {
+	rare := r.rare
+	if rare == nil {
+		return
+	}
+	keep := rare.blocked[:0]
+	for _, b := range rare.blocked {
 		if b.index <= r.applied {
 			r.serve(b.query)
 		} else {
 			keep = append(keep, b)
 		}
 	}
-	clear(r.blocked[len(keep):])
-	r.blocked = keep
+	clear(rare.blocked[len(keep):])
+	rare.blocked = keep
 }
 
 func (r *replica) serve(q *queryEvent) {
@@ -729,11 +734,11 @@ func (r *replica) halt(reason string) {
 	for _, q := range r.reads {
 		q.call.Reply(marshal(&pb.Reply{Status: pb.Status_NOT_HERE}))
 	}
-	for _, b := range r.blocked {
+	for _, b := range r.rarely().blocked {
 		b.query.call.Reply(marshal(&pb.Reply{Status: pb.Status_NOT_HERE}))
 	}
 	clear(r.reads)
-	r.blocked, r.held = nil, nil
+	r.rare.blocked, r.held = nil, nil
 	r.disperse()
 	for _, kind := range hostTimers {
 		r.shard.timers.Stop(timerKey{r, kind})

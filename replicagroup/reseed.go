@@ -422,7 +422,7 @@ func (h *Host) handleRootState(req *dht.Request) error {
 
 func (e rootStateEvent) handle(s *shard) {
 	var m pb.RootStateReply
-	if r, ok := s.replicas[e.root]; ok {
+	if r, ok := s.replicas[e.root.Life()]; ok {
 		m.Present, m.Index, m.Directory = true, r.applied, r.directory().Snapshot()
 	}
 	if len(m.Directory) > rootStateBytesMax {

@@ -213,7 +213,7 @@ func (h *Host) handlePresent(req *dht.Request) error {
 
 func (e presentEvent) handle(s *shard) {
 	var m pb.PresentReply
-	if r, ok := s.replicas[e.group]; ok && !r.halted {
+	if r, ok := s.replicas[e.group.Life()]; ok && !r.halted {
 		m.Present, m.Leading, m.Descriptor_ = true, r.leading, encodeDescriptor(*r.descriptor)
 		leader, _ := r.engine.Leader()
 		if l, ok := r.view.Member(leader); ok {
@@ -337,7 +337,7 @@ func (c *creator) handleRevive(req *dht.Request) error {
 
 func (e reviveEvent) handle(s *shard) {
 	h := s.host
-	r, ok := s.replicas[h.rootGroup()]
+	r, ok := s.replicas[h.rootGroup().Life()]
 	if !ok {
 		h.absent(h.rootGroup(), e.req)
 		return
@@ -460,7 +460,7 @@ func (h *Host) hostsPrefixes() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for g := range h.hosted {
-		if g != h.rootGroup() {
+		if g != h.rootGroup().Life() {
 			return true
 		}
 	}

@@ -32,7 +32,7 @@ type shard struct {
 	turns     sync.Mutex
 	wakes     automaton.Instant // when the timer of run runs out, if ever
 	broken    error             // of the store, between two turns: run ends with it
-	replicas  map[order.GroupID]*replica
+	replicas  map[order.Life]*replica
 	parting   []*replica                            // stopped for good in this turn
 	down      map[keyspace.NodeID]automaton.Instant // peers under suspicion, since when
 	drowsy    []*replica                            // that are to be told of a suspicion, when their turn comes
@@ -139,7 +139,7 @@ func newShard(h *Host) *shard {
 		wakes:    automaton.Never,
 		box:      driver.NewMailbox[shardEvent](mailboxMax),
 		asides:   driver.NewMailbox[statusEvent](0), // all are put by this process
-		replicas: make(map[order.GroupID]*replica),
+		replicas: make(map[order.Life]*replica),
 		down:     make(map[keyspace.NodeID]automaton.Instant),
 		out:      make(map[peer.ID]*outgoing),
 		spareAt:  automaton.Never,
@@ -273,7 +273,7 @@ func (h *Host) allOf(s *shard, events engineEvents) bool {
 // lone reports whether no leader waits for more than one command to be acknowledged.
 func (es engineEvents) lone(s *shard) bool {
 	for i := range es {
-		if r, ok := s.replicas[es[i].group]; ok && len(r.proposals) > 1 {
+		if r, ok := s.replicas[es[i].group.Life()]; ok && len(r.proposals) > 1 {
 			return false
 		}
 	}
@@ -443,8 +443,8 @@ func (s *shard) sendBatch(to peer.ID, o *outgoing) {
 }
 
 func (e startEvent) handle(s *shard) {
-	if _, ok := s.replicas[e.replica.group]; !ok {
-		s.replicas[e.replica.group] = e.replica
+	if _, ok := s.replicas[e.replica.group.Life()]; !ok {
+		s.replicas[e.replica.group.Life()] = e.replica
 		e.replica.start(s, e.inTurn)
 	}
 }
@@ -470,7 +470,7 @@ func (e *engineEvent) deliver(s *shard) bool {
 
 // addressee returns the replica that an engine message is for; nil, and counted, if it may not be handed over.
 func (s *shard) addressee(e *engineEvent) *replica {
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	if !ok {
 		s.host.rumour(e.group)
 	}
@@ -561,12 +561,12 @@ func (e suspectEvent) handle(s *shard) {
 
 // lone reports whether nothing else that was asked for is under way.
 func (e *commandEvent) lone(s *shard) bool {
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	return !ok || r.waiters == 0
 }
 
 func (e *commandEvent) handle(s *shard) {
-	if r, ok := s.replicas[e.group]; !ok {
+	if r, ok := s.replicas[e.group.Life()]; !ok {
 		s.host.absent(e.group, e.call)
 	} else if e.foreign {
 		if r.ready(e.call) {
@@ -578,7 +578,7 @@ func (e *commandEvent) handle(s *shard) {
 }
 
 func (e *queryEvent) handle(s *shard) {
-	if r, ok := s.replicas[e.group]; ok {
+	if r, ok := s.replicas[e.group.Life()]; ok {
 		r.ask(e)
 	} else {
 		s.host.absent(e.group, e.call)

@@ -56,11 +56,8 @@ func (r *replica) lighten() {
 	if len(r.lagging) == 0 {
 		r.lagging = nil
 	}
-	if r.rare != nil && len(r.rare.links)+len(r.rare.partings) == 0 {
+	if r.rare != nil && len(r.rare.links)+len(r.rare.partings)+len(r.rare.blocked) == 0 {
 		r.rare = nil
-	}
-	if len(r.blocked) == 0 {
-		r.blocked = nil
 	}
 	if r.later != nil && r.later.View.Num <= r.view.Num {
 		r.later = nil
@@ -233,7 +230,7 @@ func (s *shard) stirs(r *replica) {
 func (s *shard) room(most int) int {
 	s.stirring = slices.DeleteFunc(s.stirring, func(st stirring) bool {
 		r := st.replica
-		return r.led || r.halted || s.replicas[r.group] != r || s.now >= st.since.Add(stirringPatience) || len(r.gone()) > r.expendable()
+		return r.led || r.halted || s.replicas[r.group.Life()] != r || s.now >= st.since.Add(stirringPatience) || len(r.gone()) > r.expendable()
 	})
 	return min(most, stirringMax-len(s.stirring))
 }
@@ -257,7 +254,7 @@ func (s *shard) begin() {
 	n := 0
 	for room := s.room(startsMax); n < len(s.resting) && room > 0; n++ {
 		if r := s.resting[n]; r.resting {
-			if s.replicas[r.group] == r {
+			if s.replicas[r.group.Life()] == r {
 				r.decide()
 				s.stirs(r)
 				room--

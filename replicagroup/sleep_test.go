@@ -623,7 +623,7 @@ func TestManyReplicasBeginInALine(t *testing.T) {
 	if waiting.silence() == 0 || asked.silence() != 0 {
 		t.Errorf("who waits has been without a leader for %v, and who has one for %v", waiting.silence(), asked.silence())
 	}
-	delete(s.replicas, ended.group) // as when the group is over
+	delete(s.replicas, ended.group.Life()) // as when the group is over
 	for want := startsAtOnce + startsMax; ; want += startsMax {
 		if at := s.timers.Next(); at != s.now.Add(rouseEvery) {
 			t.Fatalf("the next ones begin at %v, want %v", at, s.now.Add(rouseEvery))

@@ -648,7 +648,7 @@ type (
 )
 
 func (e carriedEvent) handle(s *shard) {
-	r, ok := s.replicas[e.key.Group]
+	r, ok := s.replicas[e.key.Group.Life()]
 	if ok && r.self == e.from && !r.halted {
 		st := r.engine.Status()
 		if has, known := st.Match[e.key.To]; known && has+1 < st.First {

@@ -185,7 +185,7 @@ func (r *replica) encoded() []byte {
 type newsEvent struct{ descriptor placement.Descriptor }
 
 func (e newsEvent) handle(s *shard) {
-	if r, ok := s.replicas[e.descriptor.Group]; ok {
+	if r, ok := s.replicas[e.descriptor.Group.Life()]; ok {
 		r.news(e.descriptor)
 	}
 }
@@ -281,7 +281,7 @@ type newsTurn struct{ replica *replica }
 
 func (e newsTurn) handle(s *shard) {
 	e.replica.inLine = false
-	if r := e.replica; r.halted || r.led || s.replicas[r.group] != r {
+	if r := e.replica; r.halted || r.led || s.replicas[r.group.Life()] != r {
 		s.host.inquiries.end() // it has no need any more
 	} else {
 		r.inquireNews()
@@ -356,7 +356,7 @@ type retireEvent struct {
 }
 
 func (e retireEvent) handle(s *shard) {
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	if !ok || r.self >= e.below || e.spare && r.sealed() {
 		e.done <- nil
 		return
@@ -409,7 +409,7 @@ func (r *replica) part() {
 // bury takes the replicas that have stopped for good in this turn out of the store. Nothing of theirs waits to be written.
 func (s *shard) bury() error {
 	for _, r := range s.parting {
-		delete(s.replicas, r.group)
+		delete(s.replicas, r.group.Life())
 		s.host.meet(r.fellows, nil, r.awake)
 		r.fellows = nil
 		remove := s.host.store.Retire
@@ -435,7 +435,7 @@ func (s *shard) bury() error {
 // left forgets a replica that is out of the store, and remembers that it must never run again.
 func (h *Host) left(g order.GroupID, self order.ReplicaID, aside bool) {
 	h.mu.Lock()
-	delete(h.hosted, g)
+	delete(h.hosted, g.Life())
 	h.mu.Unlock()
 	h.hosting.box.Put(hostingEvent{ev: placement.Retired{Tombstone: placement.Tombstone{Group: g, Replica: self}}})
 	if aside {

@@ -25,7 +25,7 @@ type touch struct {
 }
 
 func (e touch) handle(s *shard) {
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	if ok {
 		e.do(r)
 	}

@@ -140,7 +140,7 @@ type voterLeaseEvent struct {
 }
 
 func (e voterLeaseEvent) handle(s *shard) {
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	if !ok || r.seat == nil || r.seat.lease == nil || r.halted {
 		return
 	}
@@ -162,7 +162,7 @@ type leaseAskEvent struct {
 
 func (e leaseAskEvent) handle(s *shard) {
 	var left []byte
-	if r, ok := s.replicas[e.group]; ok && r.leading && r.lease != nil && r.leased() {
+	if r, ok := s.replicas[e.group.Life()]; ok && r.leading && r.lease != nil && r.leased() {
 		_, is := r.view.MemberAt(e.from)
 		if l := r.lease.Load(); is && l != nil { // it may have been taken away this moment
 			left = binary.BigEndian.AppendUint64(nil, uint64(max(0, l.until.Sub(s.now))))
@@ -326,7 +326,7 @@ func (s *Seat) CatchUp() {
 				return
 			}
 			h.mu.Lock()
-			hosted := h.hosted[group]
+			hosted := h.hosted[group.Life()]
 			h.mu.Unlock()
 			if !hosted || pause(h.ctx, catchUpRetry) != nil {
 				return
@@ -343,7 +343,7 @@ type caughtUpEvent struct {
 }
 
 func (e caughtUpEvent) handle(s *shard) {
-	if r, ok := s.replicas[e.group]; ok && r.self == e.self && r.seat != nil && !r.halted {
+	if r, ok := s.replicas[e.group.Life()]; ok && r.self == e.self && r.seat != nil && !r.halted {
 		r.seat.catchUp = e.index
 		r.seat.caughtUp()
 	}
@@ -467,7 +467,7 @@ func (e voterNow) handle(s *shard) { e.deliver(s) }
 
 func (e *voterEvent) deliver(s *shard) {
 	h := s.host
-	r, ok := s.replicas[e.group]
+	r, ok := s.replicas[e.group.Life()]
 	ok = ok && !r.halted && r.seat != nil
 	switch {
 	case e.own == nil && ok:

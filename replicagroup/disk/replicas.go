@@ -28,7 +28,7 @@ func (s *Store) Create(id replicagroup.Identity) error {
 	}
 	return s.change(func(b *pebble.Batch) (func(), error) {
 		used := s.tombstones[id.Group]
-		old := s.replicas[id.Group]
+		old := s.replicas[id.Group.Life()]
 		if old != nil {
 			used = max(used, old.self)
 		}
@@ -43,7 +43,7 @@ func (s *Store) Create(id replicagroup.Identity) error {
 		}
 		r := &replica{slot: s.nextSlot, self: id.Self, loaded: true}
 		l := listing{slot: r.slot, self: id.Self, descriptor: id.Descriptor}
-		return func() { s.replicas[id.Group], s.nextSlot = r, s.nextSlot+1 }, put(b, groupKey(keyReplica, id.Group), l.encode())
+		return func() { s.replicas[id.Group.Life()], s.nextSlot = r, s.nextSlot+1 }, put(b, groupKey(keyReplica, id.Group), l.encode())
 	})
 }
 
@@ -51,7 +51,7 @@ func (s *Store) Create(id replicagroup.Identity) error {
 // returns. It is idempotent; a group that never had a replica here is an error.
 func (s *Store) Retire(g order.GroupID) error {
 	return s.change(func(b *pebble.Batch) (func(), error) {
-		r, ok := s.replicas[g]
+		r, ok := s.replicaOf(g)
 		if !ok {
 			return nil, s.gone(g)
 		}
@@ -76,7 +76,7 @@ func (s *Store) Retired() (map[order.GroupID]order.ReplicaID, error) {
 // So members of a generation that is over keep what they knew. It is on the disk when Bury returns. It is idempotent; a group that never had a replica here is an error.
 func (s *Store) Bury(g order.GroupID) error {
 	return s.change(func(b *pebble.Batch) (func(), error) {
-		r, ok := s.replicas[g]
+		r, ok := s.replicaOf(g)
 		if !ok {
 			return nil, s.gone(g)
 		}
@@ -147,13 +147,19 @@ func (s *Store) bury(b *pebble.Batch, g order.GroupID) error {
 	if err != nil {
 		return err
 	}
-	self := s.replicas[g].self
+	self := s.replicas[g.Life()].self
 	return errors.Join(b.Delete(groupKey(keyReplica, g), nil), put(b, graveKey(g, self), v), s.bar(b, g, self))
 }
 
 // bar adds to a batch that ids up to this one are used.
 func (s *Store) bar(b *pebble.Batch, g order.GroupID, id order.ReplicaID) error {
 	return put(b, groupKey(keyTombstone, g), binary.BigEndian.AppendUint64(nil, uint64(max(id, s.tombstones[g]))))
+}
+
+// replicaOf returns what is known of a group's replica. The store has only those of its own overlay.
+func (s *Store) replicaOf(g order.GroupID) (*replica, bool) {
+	r, ok := s.replicas[g.Life()]
+	return r, ok && g.Overlay == s.self.overlay
 }
 
 // gone answers a request to remove a replica that is not there.
@@ -166,8 +172,8 @@ func (s *Store) gone(g order.GroupID) error {
 
 // remove takes a replica out of the directory in memory.
 func (s *Store) remove(g order.GroupID) {
-	s.tombstones[g] = max(s.replicas[g].self, s.tombstones[g])
-	delete(s.replicas, g)
+	s.tombstones[g] = max(s.replicas[g.Life()].self, s.tombstones[g])
+	delete(s.replicas, g.Life())
 }
 
 // errNothing says that there is nothing to change.
@@ -223,7 +229,7 @@ func (s *Store) readReplicas() ([]replicagroup.StoredReplica, error) {
 	at := make(map[uint64]int, len(s.replicas)) // by slot
 	for g, r := range s.replicas {
 		at[r.slot] = len(all)
-		all = append(all, replicagroup.StoredReplica{Identity: replicagroup.Identity{Group: g, Self: r.self}})
+		all = append(all, replicagroup.StoredReplica{Identity: replicagroup.Identity{Group: g.In(s.self.overlay), Self: r.self}})
 		r.extent, r.loaded = extent{}, true
 	}
 	err := s.each(keyReplica, keyReplica, func(key, value []byte) error {
@@ -263,7 +269,7 @@ func (s *Store) readReplicas() ([]replicagroup.StoredReplica, error) {
 		if !ok {
 			return nil, damaged("data in slot %d, which nobody owns", slot)
 		}
-		r := s.replicas[all[i].Group]
+		r := s.replicas[all[i].Group.Life()]
 		if all[i].Image, r.extent, err = readImage(it, slot); err != nil {
 			return nil, fmt.Errorf("group %v: %w", all[i].Group, err)
 		}

@@ -69,7 +69,7 @@ type Store struct {
 	mu         sync.Mutex // also gives batches their order
 	closed     bool
 	db         *pebble.DB // nil once shut
-	replicas   map[order.GroupID]*replica
+	replicas   map[order.Life]*replica
 	tombstones map[order.GroupID]order.ReplicaID
 	graves     map[grave]burial
 	nextSlot   uint64
@@ -202,7 +202,7 @@ func openStore(dir string, o Options, anew bool) (*Store, error) {
 	f := newFence(o.fs, dir)
 	s := &Store{
 		dir: dir, o: o, fence: f, closing: make(chan struct{}),
-		replicas: make(map[order.GroupID]*replica), tombstones: make(map[order.GroupID]order.ReplicaID), graves: make(map[grave]burial),
+		replicas: make(map[order.Life]*replica), tombstones: make(map[order.GroupID]order.ReplicaID), graves: make(map[grave]burial),
 	}
 	err := s.open(anew)
 	if failure := f.failure(); failure != nil {
@@ -437,7 +437,7 @@ func (s *Store) readDirectory() error {
 		if key[0] == keyGrave {
 			s.graves[grave{g, l.self}] = burial{slot: l.slot}
 		} else {
-			s.replicas[g] = &replica{slot: l.slot, self: l.self}
+			s.replicas[g.Life()] = &replica{slot: l.slot, self: l.self}
 		}
 		return own(g, l)
 	})
@@ -458,7 +458,7 @@ func (s *Store) begin(anew bool) error {
 	if anew {
 		next.id = newID()
 		for g := range s.replicas {
-			if err := s.bury(b, g); err != nil {
+			if err := s.bury(b, g.In(s.self.overlay)); err != nil {
 				return errors.Join(err, b.Close())
 			}
 		}

@@ -84,7 +84,7 @@ func fits(batch []replicagroup.Write) error {
 // stage adds records to a batch. The replicas it touches know what they will have.
 func (s *Store) stage(b *pebble.Batch, batch []replicagroup.Write) error {
 	for _, w := range batch {
-		r, ok := s.replicas[w.Group]
+		r, ok := s.replicaOf(w.Group)
 		if !ok {
 			return fmt.Errorf("no replica of group %v was created", w.Group)
 		}

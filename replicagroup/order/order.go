@@ -36,12 +36,27 @@ func (g GroupID) String() string {
 	return fmt.Sprintf("%v@%d.%d", g.Prefix, g.Gen>>32, uint32(g.Gen))
 }
 
+// Life names a group among those of one overlay: what is kept for each of ten thousand groups names them so.
+type Life struct {
+	Prefix keyspace.Prefix
+	Gen    uint64
+}
+
+// Life returns the group's name among those of its overlay.
+func (g GroupID) Life() Life { return Life{g.Prefix, g.Gen} }
+
+// In returns the group that l names in an overlay.
+func (l Life) In(o OverlayID) GroupID { return GroupID{Overlay: o, Prefix: l.Prefix, Gen: l.Gen} }
+
 // Compare orders groups by prefix and generation; groups of different overlays never meet in one process.
-func (g GroupID) Compare(h GroupID) int {
-	if c := g.Prefix.Compare(h.Prefix); c != 0 {
+func (g GroupID) Compare(h GroupID) int { return g.Life().Compare(h.Life()) }
+
+// Compare orders lives by prefix and generation.
+func (l Life) Compare(m Life) int {
+	if c := l.Prefix.Compare(m.Prefix); c != 0 {
 		return c
 	}
-	return cmp.Compare(g.Gen, h.Gen)
+	return cmp.Compare(l.Gen, m.Gen)
 }
 
 // ReplicaID is a member's name inside its group, handed out by the group's own log and never used twice in a [GroupID].

@@ -174,7 +174,7 @@ type Hosting struct {
 	store    order.StoreID
 	declines bool
 	own      bool // the overlay has own groups of keys
-	hosted   map[order.GroupID]order.ReplicaID
+	hosted   map[order.Life]order.ReplicaID
 	// tombstones holds the latest per prefix, with replica 0 where nothing of that generation was removed; at most one for each prefix of the overlay's depth, the root's, and those of
 	// keys that had groups of their own here.
 	tombstones map[keyspace.Prefix]Tombstone
@@ -186,10 +186,10 @@ type Hosting struct {
 // NewHosting returns a hosting that remembers what the store holds.
 func NewHosting(cfg HostingConfig) *Hosting {
 	h := &Hosting{overlay: cfg.Genesis.ID(), depth: cfg.Genesis.Depth, self: cfg.Self, store: cfg.Store, declines: cfg.Declines, own: cfg.Genesis.OwnGroups,
-		hosted: make(map[order.GroupID]order.ReplicaID), tombstones: make(map[keyspace.Prefix]Tombstone),
+		hosted: make(map[order.Life]order.ReplicaID), tombstones: make(map[keyspace.Prefix]Tombstone),
 		starts: make(map[order.GroupID]*startingReplica), rumours: make(map[keyspace.Prefix]order.GroupID)}
 	for _, g := range cfg.Hosted {
-		h.hosted[g.Group] = g.Replica
+		h.hosted[g.Group.Life()] = g.Replica
 	}
 	for _, t := range cfg.Tombstones {
 		h.retire(t)
@@ -223,7 +223,7 @@ func (h *Hosting) Step(ev HostingEvent, out []HostingAction) []HostingAction {
 			err = ErrRetired
 		}
 		if err == nil {
-			h.hosted[ev.Group] = s.replica
+			h.hosted[ev.Group.Life()] = s.replica
 		}
 		return h.finish(ev.Group, s, err, out)
 	case HeardOf:
@@ -266,14 +266,14 @@ func (h *Hosting) superseded(live order.GroupID, out []HostingAction) []HostingA
 	var over []Hosted
 	for g, id := range h.hosted {
 		if g.Prefix == live.Prefix && g.Gen < live.Gen {
-			over = append(over, Hosted{Group: g, Replica: id})
+			over = append(over, Hosted{Group: g.In(h.overlay), Replica: id})
 		}
 	}
 	// One that is starting is buried when it runs.
 	h.retire(Tombstone{Group: live})
 	slices.SortFunc(over, func(a, b Hosted) int { return a.Group.Compare(b.Group) })
 	for _, r := range over {
-		delete(h.hosted, r.Group)
+		delete(h.hosted, r.Group.Life())
 		out = append(out, Bury{r})
 	}
 	return out
@@ -284,8 +284,8 @@ func (h *Hosting) retire(t Tombstone) {
 	if old, ok := h.tombstones[p]; !ok || old.Group.Gen < t.Group.Gen || old.Group.Gen == t.Group.Gen && old.Replica < t.Replica {
 		h.tombstones[p] = t
 	}
-	if h.hosted[t.Group] <= t.Replica {
-		delete(h.hosted, t.Group)
+	if h.hosted[t.Group.Life()] <= t.Replica {
+		delete(h.hosted, t.Group.Life())
 	}
 }
 
@@ -301,7 +301,7 @@ func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
 	if !ok {
 		m, ok = d.View.MemberAt(h.self)
 	}
-	_, taken := h.hosted[d.Group]
+	_, taken := h.hosted[d.Group.Life()]
 	taken = taken || h.starts[d.Group] != nil
 	switch {
 	case d.Group.Overlay != h.overlay || !h.child(d.Group.Prefix) && !isRoot(d.Group):
@@ -315,7 +315,7 @@ func (h *Hosting) mine(d Descriptor) (order.ReplicaID, error) {
 	case h.buried(d.Group, m.ID):
 		return 0, ErrRetired
 	}
-	if has := h.hosted[d.Group]; has > m.ID { // a lower one was removed, and nobody has told us yet
+	if has := h.hosted[d.Group.Life()]; has > m.ID { // a lower one was removed, and nobody has told us yet
 		return 0, fmt.Errorf("%w: it is replica %d, not %d", ErrNotMember, has, m.ID)
 	}
 	return m.ID, nil
@@ -340,7 +340,7 @@ func (h *Hosting) start(ev StartReplica, out []HostingAction) []HostingAction {
 	if !member && (!ev.Parent || isRoot(g)) {
 		return refuse(ErrSender)
 	}
-	if h.hosted[g] == id { // it runs: report in again
+	if h.hosted[g.Life()] == id { // it runs: report in again
 		return append(out, AnswerStart{Ref: ev.Ref, Replica: id, Store: h.store})
 	}
 	s := h.starts[g]
@@ -394,7 +394,7 @@ func (h *Hosting) confirmed(ev Confirmed, out []HostingAction) []HostingAction {
 		return h.finish(ev.Group, s, ErrUnconfirmed, out)
 	}
 	s.running = true
-	return append(out, Run{Replica: s.replica, Descriptor: d, Join: d.View.Num > 0, Former: h.hosted[ev.Group]})
+	return append(out, Run{Replica: s.replica, Descriptor: d, Join: d.View.Num > 0, Former: h.hosted[ev.Group.Life()]})
 }
 
 func (h *Hosting) finish(g order.GroupID, s *startingReplica, err error, out []HostingAction) []HostingAction {

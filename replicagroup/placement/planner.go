@@ -103,7 +103,7 @@ type Planner struct {
 
 	round      uint64
 	asking     *inquiry // nil when no endorsement is under way
-	refused    step     // not tried again before refusedTill
+	refused    *step    // not tried again before refusedTo; nil: none
 	refusedTo  automaton.Instant
 	ref        uint64
 	flyingFrom uint64
@@ -359,7 +359,7 @@ func (p *Planner) plan(now automaton.Instant, out []PlanAction) []PlanAction {
 		p.asking = nil // overtaken by events
 	}
 	switch {
-	case c.step.kind == stepNone, c.step.same(p.refused) && !p.reached(p.refusedTo, now):
+	case c.step.kind == stepNone, p.refused != nil && c.step.same(*p.refused) && !p.reached(p.refusedTo, now):
 		return out
 	case c.step.kind == stepHand:
 		return p.hand(c.step, now, out)
@@ -383,6 +383,10 @@ func (p *Planner) release(peer keyspace.NodeID, out []PlanAction) []PlanAction {
 // lookUp keeps what is known of the candidates fresh while there is work, and lets the pauses grow while there is none.
 func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []PlanAction {
 	switch {
+	case now < c.until && p.idles() && p.answered >= max(p.began, p.lookedAt):
+		p.forgetAll()
+		p.idle, p.resting, p.lookAt = p.cfg.Times.Every, false, c.until
+		p.wake = automaton.Never // it was for what is forgotten now
 	case c.busy && !(c.stuck && (p.resting || p.mayRest(c, now))):
 		p.idle, p.resting = p.cfg.Times.Every, false
 		p.lookAt = min(p.lookAt, max(now, p.lookedAt.Add(p.idle)))
@@ -405,17 +409,31 @@ func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []Pl
 // that appears near the anchor. What is not, since it happened among peers that this one has no connection to, the driver's patrol
 // finds ([Rouse]). What the plan knew of the candidates is forgotten; it would be too old by the next look-up in any case, as it is
 // between the look-ups of a group that is awake ([PlanTimes].Fresh).
+//
+// Nor does it look anybody up while a member is under suspicion and has not failed yet: who could take its place is asked just before it is
+// to be taken, once. Else the death of a peer would have thousands of plans look around every ten seconds.
+
+// idles reports whether the group sleeps and nothing is under way for it.
+func (p *Planner) idles() bool { return p.asleep && !p.joint && !p.flying && p.asking == nil }
 
 // mayRest reports whether nothing is to be done, now or by the mere passing of time: the last look-up has been answered, and nobody who is
 // known now could become of use later.
 func (p *Planner) mayRest(c choice, now automaton.Instant) bool {
-	return p.asleep && !p.joint && !p.flying && p.asking == nil && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
+	return p.idles() && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
 		len(p.wishes)+len(p.listed) == 0 &&
 		p.answered >= max(p.began, p.lookedAt) && now < p.lookAt && p.reached(p.restAt, now)
 }
 
 // rest begins the rest of a plan that may.
 func (p *Planner) rest(out []PlanAction) []PlanAction {
+	p.forgetAll()
+	p.resting, p.lookAt = true, automaton.Never
+	p.wake = automaton.Never // it was for what is forgotten now
+	return append(out, Rests{})
+}
+
+// forgetAll forgets what is known of others than members, when nobody wants to leave and nobody is listed.
+func (p *Planner) forgetAll() {
 	p.near, p.wishes, p.listed = nil, nil, nil
 	maps.DeleteFunc(p.down, func(peer keyspace.NodeID, _ automaton.Instant) bool {
 		_, member := p.view.MemberAt(peer)
@@ -424,9 +442,6 @@ func (p *Planner) rest(out []PlanAction) []PlanAction {
 	if len(p.down) == 0 {
 		p.down = nil
 	}
-	p.resting, p.lookAt = true, automaton.Never
-	p.wake = automaton.Never // it was for what is forgotten now
-	return append(out, Rests{})
 }
 
 // rouse ends a rest: the next look-up is due.
@@ -536,7 +551,7 @@ func (p *Planner) putOff(s step, now automaton.Instant, soon bool) {
 	if soon || s.urgent() {
 		pause = p.cfg.Times.Soon
 	}
-	p.refused, p.refusedTo = s, now.Add(pause)
+	p.refused, p.refusedTo = &s, now.Add(pause)
 	p.reached(p.refusedTo, now)
 }
 

@@ -84,14 +84,18 @@ func (c *Config) validate() error {
 
 // config is a Config as an engine keeps it: there may be ten thousand engines, and most of it is the same for all of them.
 type config struct {
-	Group order.GroupID
-	Self  order.ReplicaID
-	Store order.StoreID
+	life order.Life // of the group
+	Self order.ReplicaID
 	*Settings
 }
 
+// group returns the group.
+func (c *config) group() order.GroupID { return c.life.In(c.Overlay) }
+
 // Settings are those of a [Config] that the engines of one peer are likely to have in common. They are never changed.
 type Settings struct {
+	Overlay                  order.OverlayID
+	Store                    order.StoreID
 	LeaseReads, PromisesOnly bool
 	Heartbeat                time.Duration
 	ElectionTicks            int
@@ -100,11 +104,11 @@ type Settings struct {
 }
 
 func (c *Config) keep() config {
-	s := &Settings{c.LeaseReads, c.PromisesOnly, c.Heartbeat, c.ElectionTicks, c.Drift, c.Quiesce}
+	s := &Settings{c.Group.Overlay, c.Store, c.LeaseReads, c.PromisesOnly, c.Heartbeat, c.ElectionTicks, c.Drift, c.Quiesce}
 	if c.Like != nil && *c.Like == *s {
 		s = c.Like
 	}
-	return config{c.Group, c.Self, c.Store, s}
+	return config{c.Group.Life(), c.Self, s}
 }
 
 // patience is the election time-out T.
@@ -172,6 +176,7 @@ type Engine struct {
 	sleepless bool
 
 	linger  int32          // ticks left of a removed replica, 0 of any other
+	inRound int32          // how many of reads, the first, the round under way is for; of a leader
 	install *order.Install // the image's snapshot, for the driver's machine; sent by the first step
 	clock   electionClock
 	lease   lease
@@ -191,7 +196,6 @@ type Engine struct {
 	ready     uint64         // index of the first entry of this leadership
 	proposals fifo[proposal] // by rising index, all of term
 	reads     []uint64       // that wait for their point
-	inRound   int            // how many of them, the first, the round under way is for
 	rounds    uint64         // rounds ever begun; names the one under way
 	asked     uint64         // rounds begun in this leadership: the highest position a heartbeat carries
 	before    uint64         // how many of them before the library was made anew; see resume.go
@@ -747,7 +751,7 @@ func (e *Engine) onApplied(index uint64, out *order.Actions) {
 	if e.asleep {
 		e.doze()
 	}
-	if e.delivered < e.commit || len(e.reads) > e.inRound || e.joint {
+	if e.delivered < e.commit || len(e.reads) > int(e.inRound) || e.joint {
 		e.drain(out) // a joint view may be left now, or more may be delivered now, and a leader that got ready answers reads
 	}
 }
@@ -828,7 +832,7 @@ func (e *Engine) read(r order.Read, out *order.Actions) {
 	switch {
 	case e.role != etcd.StateLeader:
 		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrNotLeader})
-	case len(e.reads)-e.inRound >= readsMax:
+	case len(e.reads)-int(e.inRound) >= readsMax:
 		out.Done = append(out.Done, order.Outcome{Ref: r.Ref, Err: order.ErrBusy})
 	case e.leaseHolds() && !e.cfg.PromisesOnly:
 		out.ReadOK = append(out.ReadOK, order.ReadPoint{Ref: r.Ref, Index: e.commit})
@@ -849,7 +853,7 @@ func (e *Engine) beginRound() bool {
 	}
 	e.open = true
 	e.lease.renew, e.lease.began = false, e.lease.now
-	e.inRound = len(e.reads)
+	e.inRound = int32(len(e.reads))
 	e.rounds++
 	if len(e.voters) > 1 {
 		e.asked++ // a lone voter need not ask
@@ -883,7 +887,7 @@ func (e *Engine) compact(c order.Compact, out *order.Actions) {
 	}
 	term, err := e.log.term(c.Index)
 	invariant.Check(err == nil, "an applied entry above the snapshot is in the log", c.Index)
-	s := snapshot{group: e.cfg.Group, index: c.Index, term: term, view: view, data: c.Data}
+	s := snapshot{group: e.cfg.group(), index: c.Index, term: term, view: view, data: c.Data}
 	rec := encodeSnapshot(s)
 	for len(e.views) > 1 && e.views[1].index <= c.Index {
 		e.views = slices.Delete(e.views, 0, 1)

@@ -189,7 +189,7 @@ func (e *Engine) checkSnapshot(m *pb.Message) error {
 	switch {
 	case err != nil:
 		return err
-	case s.group != e.cfg.Group:
+	case s.group != e.cfg.group():
 		return refused("snapshot of group %v", s.group)
 	case stand(s.view, e.cfg.Self, e.cfg.Store) > unknown:
 		return refused("snapshot with view %d, without us", s.view.Num)

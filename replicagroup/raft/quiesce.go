@@ -138,7 +138,7 @@ func (e *Engine) recallSnapshot() {
 
 // bareSnapshot is the record of a snapshot at the present one's index, of a machine without a state.
 func (e *Engine) bareSnapshot() []byte {
-	return encodeSnapshot(snapshot{group: e.cfg.Group, index: e.log.snapIndex, term: e.log.snapTerm, view: e.views[0].view})
+	return encodeSnapshot(snapshot{group: e.cfg.group(), index: e.log.snapIndex, term: e.log.snapTerm, view: e.views[0].view})
 }
 
 // doze lets go of the library in a follower that sleeps and has nothing under way.
