@@ -45,6 +45,9 @@ type leaveAnswer struct {
 	held  bool // it was kept back as long as it may be
 }
 
+// errLeaveTimeout ends a leave that has taken as long as one may.
+var errLeaveTimeout = fmt.Errorf("replicagroup: leave: %v have passed", LeaveTimeout)
+
 // Leave gives up this peer's place in all its groups: it takes no new replicas, hands over the leadership of groups it leads, and
 // asks each group to let it go, which replaces it where another peer can take its place. It returns when every group has let it go or
 // has done without a leader for a few seconds, or when ctx or [LeaveTimeout] ends; the error then says how many groups still
@@ -56,7 +59,7 @@ func (h *Host) Leave(ctx context.Context) error {
 	if h.store == nil || h.neighbours == nil {
 		return nil // it is no member of anything, or stays one for good
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, LeaveTimeout, fmt.Errorf("replicagroup: leave: %v have passed", LeaveTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, LeaveTimeout, errLeaveTimeout)
 	defer cancel()
 	h.leaving.Store(true)
 	h.SetHosting(false)
