@@ -118,14 +118,21 @@ group is killed.`,
 
 func benchObjectVerb(a *app) *cobra.Command {
 	var o bench.ObjectOptions
+	var durable bool
 	c := &cobra.Command{
 		Use:   "object",
 		Short: "hits and misses of shared objects, their memory, a hot one, a checkpoint",
 		Long: `object shares objects of one application between all peers of a testnet. It measures a read that finds a copy (beside a read lock that nobody
 else wants), a read of what another peer owns and a write of what another owns and 0, 1, 4 and 16 others have copies of (beside a raw round trip between
 the two peers, in turns), the messages these take, the memory of copies, one object that seven peers update as fast as they can, and a checkpoint (beside
-a plain copy of as many bytes over one stream). All peers are in this process, so rates of many at once are those of the whole machine.`,
+a plain copy of as many bytes over one stream). All peers are in this process, so rates of many at once are those of the whole machine.
+
+With --durable they are durable objects of one group: a hit (beside one look at the clock), a read miss (beside a raw round trip to the group's leader), a
+write that nobody and one that 16 peers have a copy of (beside that and a command that the group orders for its leader), reads that are stale after a
+write has returned, of which there are none, what 16 peers with copies of all --objects say to keep them, and five peers that read a thousand objects and
+write one time in a hundred.`,
 		Example: `  latchkey bench object -o json
+  latchkey bench object --durable -o json
   latchkey bench object --objects 50000
   latchkey bench object -n 7 --checkpoint 0`,
 		Args: exactly(0),
@@ -141,6 +148,15 @@ a plain copy of as many bytes over one stream). All peers are in this process, s
 			if o.CheckpointMiB == 0 {
 				o.CheckpointMiB = -1
 			}
+			if durable {
+				if c.Flags().Changed("checkpoint") {
+					return usagef("bench object: --checkpoint is about volatile objects, and --durable means others")
+				}
+				return a.bench(c, o.Options, func(ctx context.Context, basic bench.Options) (printed, error) {
+					o.Options = basic
+					return bench.Durable(ctx, o)
+				})
+			}
 			return a.bench(c, o.Options, func(ctx context.Context, basic bench.Options) (printed, error) {
 				o.Options = basic
 				return bench.Object(ctx, o)
@@ -150,6 +166,7 @@ a plain copy of as many bytes over one stream). All peers are in this process, s
 	c.Flags().IntVarP(&o.N, "nodes", "n", bench.ObjectPeersDefault, "how many peers; with fewer than 18 some writes are left out")
 	c.Flags().DurationVar(&o.Time, "for", bench.TimeDefault, "how long to measure hits, misses, writes and the hot object, together")
 	c.Flags().IntVar(&o.Objects, "objects", bench.ObjectsDefault, "how many objects one peer makes and another reads, 64 at a time")
+	c.Flags().BoolVar(&durable, "durable", false, "measure durable objects")
 	c.Flags().IntVar(&o.CheckpointMiB, "checkpoint", bench.CheckpointMiBDefault, "MiB to save in a checkpoint; 0 is none")
 	return c
 }

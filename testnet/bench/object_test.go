@@ -40,3 +40,31 @@ func TestObjectBenchFillsInEveryFigure(t *testing.T) {
 		}
 	}
 }
+
+// What is promised is judged: no stale read, no allocation of a hit. What depends on the machine is not.
+func TestDurableBenchFillsInEveryFigure(t *testing.T) {
+	t.Parallel() // most of it waits for leases
+	r, err := Durable(t.Context(), ObjectOptions{Options: Options{N: 5, Time: 100 * time.Millisecond}, Objects: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	r.Text(&text)
+	t.Log("\n" + text.String())
+	if r.HitNS <= 0 || r.ClockNS <= 0 || r.HitRatio <= 0 || r.HitAllocs > 0.01 || r.RawP50us <= 0 || r.OrderedP50us <= 0 || r.MissRatio <= 0 || r.StoreRatio <= 0 ||
+		r.Sharers != 3 || r.SharedRatio <= 0 || r.Caches != 4 || r.Objects != 64 || r.FillPerS <= 0 || r.MixPerS <= 0 || r.MixHits <= 0 || r.Judged != 51 {
+		t.Errorf("%+v", r)
+	}
+	if r.StaleOne+r.StaleSharers+r.StaleCut > 0 {
+		t.Errorf("stale reads: %+v", r)
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range []string{"hit_ratio_to_clock", "hit_allocs", "miss_ratio", "store_ratio", "store_shared_ratio", "control_messages_per_half_lease", "mix_ops_per_s", "load"} {
+		if !strings.Contains(string(b), `"`+field+`":`) {
+			t.Errorf("%s lacks %s", b, field)
+		}
+	}
+}
