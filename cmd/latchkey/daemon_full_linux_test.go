@@ -17,6 +17,7 @@ import (
 
 // A daemon whose disk is full stops, says why, and has lost nothing of what it had acknowledged.
 func TestFullDiskStopsTheDaemon(t *testing.T) {
+	t.Parallel()
 	disk := shortDir(t)
 	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
 		t.Skipf("it mounts a file system, which takes root: %v", err)

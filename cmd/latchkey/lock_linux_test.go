@@ -390,6 +390,7 @@ func TestLossThatIsToldStopsTheCommandAtOnce(t *testing.T) {
 }
 
 func TestGrandchildrenAreKilledToo(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t, func(b *apitest.Backend) {
 		b.OnRenew = func(context.Context, lockservice.Grant) error { return errors.New("no") }
 	})

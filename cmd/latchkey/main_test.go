@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
 		os.Exit(1)
 	}
-	flag.Set("test.parallel", "8") // they wait for daemons and leases, more than for a processor
+	flag.Set("test.parallel", "12") // they wait for daemons and leases, more than for a processor
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)

@@ -69,6 +69,7 @@ func TestAnAllowListIsInEffectWhenInitReturns(t *testing.T) {
 // Three machines by init, invite and join alone, in an overlay with an allow-list; and everybody who is to stay outside does, is told why on
 // one line, and is counted.
 func TestThreeGetInAndTheOthersAreToldWhyNot(t *testing.T) {
+	t.Parallel()
 	a, b, c := filepath.Join(shortDir(t), "a"), filepath.Join(shortDir(t), "b"), filepath.Join(shortDir(t), "c")
 	initTest(t, a)
 	ok(t, at(t, a, "overlay", "admin", "init"))

@@ -687,7 +687,7 @@ func planSeeds() uint64 {
 	if testing.Short() {
 		return 2
 	}
-	return uint64(max(1, *seeds/30))
+	return uint64(max(1, *seeds/50))
 }
 
 // Conformance test 45: the overlay grows 1 -> 7 -> 50 and shrinks back.

@@ -253,7 +253,7 @@ func (c *cluster) place(x order.Member, v order.View) {
 // replaceAll is test 10: every member is replaced, one by one, under commands; nothing acknowledged is lost and the answers
 // pause for less than two seconds.
 func replaceAll(s suite) error {
-	return parallel(s.count(12), func(i int) error {
+	return parallel(s.count(8), func(i int) error {
 		u := setup{seed: s.seed + 10_000 + uint64(i), members: 3 + 2*(i%2), clients: 8, keys: 5, faults: calm, think: patience / 100, quiet: true}
 		u.spares = u.members
 		u.churn = &churn{every: patience / 10, until: 200 * patience, once: true}
@@ -292,7 +292,7 @@ func replaceAll(s suite) error {
 // racingChanges is test 11: plans that come twice and too early, under crashes of leaders in the joint view, cuts and lost
 // disks; removed members that were away and come back; peers that return under new ids.
 func racingChanges(s suite) error {
-	return parallel(s.count(60), func(i int) error {
+	return parallel(s.count(36), func(i int) error {
 		u := setup{seed: s.seed + 11_000 + uint64(i), members: 3 + 2*(i%2), clients: 3, keys: 3, think: patience / 20, spares: 2}
 		u.faults = calm
 		if i%3 > 0 {

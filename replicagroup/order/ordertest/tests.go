@@ -370,7 +370,7 @@ func primaryOnly(s suite) error {
 			}
 		}
 	}
-	stride := max(1, int(1/s.effort))
+	stride := max(1, int(2/s.effort)) // all with an effort of 2
 	return parallel(len(trials)/stride, func(i int) error {
 		c := newCluster(s, setup{seed: s.seed + 8_000 + uint64(i), members: n, clients: n, keys: 3, faults: calm, think: patience / 20})
 		err := c.warm(2)
@@ -485,8 +485,8 @@ func staleReads(s suite) error {
 
 // linearizability is test 13: histories of 10^5 operations on registers and locks with faults of every kind.
 func linearizability(s suite) error {
-	const clients, ops = 16, 625 // 10 worlds of 10,000 operations
-	each := max(20, int(ops*min(1, s.effort)))
+	const clients, ops = 16, 625 // 10 worlds of 10,000 operations, with an effort of 2
+	each := max(20, int(ops*min(1, s.effort/2)))
 	return parallel(max(10, s.count(10)), func(i int) error {
 		u := setup{seed: s.seed + 13_000 + uint64(i), members: 3 + 2*(i%2), clients: clients, ops: each, keys: 24, locks: true}
 		u.faults = drawn(u.seed, 60*patience)
