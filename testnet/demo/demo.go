@@ -68,6 +68,8 @@ type demo struct {
 	moves  moves
 	// sharing is set once the sharers have begun.
 	sharing *sharing
+	// keeping is set once those have begun who use durable objects.
+	keeping *keeping
 
 	mu       sync.Mutex
 	grants   []time.Time     // when a client was granted the lock

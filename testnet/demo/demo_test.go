@@ -48,7 +48,7 @@ func TestEveryIncrementSurvivesTheKills(t *testing.T) {
 		}
 	}
 	if !r.OK || r.Peers != 7 || r.Increments != 80 || r.Kills != 2 || len(r.FailoverMS) != 2 || r.LockP50us <= 0 ||
-		r.ObjectOps < 1000 || r.LeaderMS <= 0 || r.AnewMS <= 0 || r.JoinMS <= 0 || r.LeaveMS <= 0 || r.RestartMS <= 0 || r.Kept != keptLocks {
+		r.ObjectOps < 1000 || r.LeaderMS <= 0 || r.AnewMS <= 0 || r.DurableOps < 200 || r.DurableMS <= 0 || r.JoinMS <= 0 || r.LeaveMS <= 0 || r.RestartMS <= 0 || r.Kept != keptLocks {
 		t.Errorf("report: %+v", r)
 	}
 }
@@ -79,9 +79,9 @@ func TestWithStaleCopiesTheDemoFails(t *testing.T) {
 }
 
 func TestReportHasTheShapeThatScriptsLeanOn(t *testing.T) {
-	b, err := json.Marshal(&Report{OK: true, Peers: 7, Increments: 400, Kills: 2, LockP50us: 5, FailoverMS: []int64{1, 2}, JoinMS: 3, LeaveMS: 4, RestartMS: 6, Kept: 5, ObjectOps: 7, LeaderMS: 8, AnewMS: 9,
+	b, err := json.Marshal(&Report{OK: true, Peers: 7, Increments: 400, Kills: 2, LockP50us: 5, FailoverMS: []int64{1, 2}, JoinMS: 3, LeaveMS: 4, RestartMS: 6, Kept: 5, ObjectOps: 7, LeaderMS: 8, AnewMS: 9, DurableOps: 10, DurableMS: 11,
 		Checks: []Check{{Name: "x", OK: true}}, took: time.Second})
-	want := `{"ok":true,"peers":7,"increments":400,"kills":2,"lock_p50_us":5,"failover_ms":[1,2],"join_ms":3,"leave_ms":4,"restart_ms":6,"kept":5,"object_ops":7,"object_leader_ms":8,"object_restart_ms":9,"checks":[{"name":"x","ok":true}]}`
+	want := `{"ok":true,"peers":7,"increments":400,"kills":2,"lock_p50_us":5,"failover_ms":[1,2],"join_ms":3,"leave_ms":4,"restart_ms":6,"kept":5,"object_ops":7,"object_leader_ms":8,"object_restart_ms":9,"durable_ops":10,"durable_leader_ms":11,"checks":[{"name":"x","ok":true}]}`
 	if err != nil || string(b) != want {
 		t.Errorf("%s, %v; want %s", b, err, want)
 	}

@@ -48,7 +48,12 @@ func (d *demo) direct(ctx context.Context) error {
 	d.tell("the lock %q lives in the group of peers %s, led by peer %d; peers %s keep the root", d.lock, list(at.voters), at.leader, list(at.root))
 	d.sharing = d.share(ctx, at)
 	defer d.sharing.end()
+	d.keeping = d.keep(ctx)
+	defer d.keeping.end()
 	if err := d.sharing.settled(ctx); err != nil {
+		return err
+	}
+	if err := d.keeping.goesOn(ctx); err != nil { // a new leader waits for a lease before its first write returns
 		return err
 	}
 	for id := range d.opts.Clients {
@@ -86,6 +91,9 @@ func (d *demo) strikeTwice(ctx context.Context) error {
 	if err := d.sharing.leaderKilled(ctx, killed); err != nil {
 		return err
 	}
+	if err := d.keeping.leaderKilled(ctx, killed); err != nil {
+		return err
+	}
 
 	if err := d.untilPart(ctx, killHolderAt); err != nil {
 		return err
@@ -114,6 +122,9 @@ func (d *demo) strikeTwice(ctx context.Context) error {
 		return err
 	}
 	if err := d.sharing.ownerKilled(ctx, second, killed); err != nil {
+		return err
+	}
+	if err := d.keeping.userKilled(ctx, second); err != nil {
 		return err
 	}
 	if err := d.untilPart(ctx, restartAt); err != nil {

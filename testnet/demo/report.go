@@ -26,6 +26,8 @@ type Report struct {
 	ObjectOps  int     `json:"object_ops"`        // reads and updates of shared objects
 	LeaderMS   int64   `json:"object_leader_ms"`  // from the death of the leader of the objects' managers until every peer had had turns again
 	AnewMS     int64   `json:"object_restart_ms"` // from the death of an owner until every peer had had turns in the next execution
+	DurableOps int     `json:"durable_ops"`       // reads and updates of durable objects
+	DurableMS  int64   `json:"durable_leader_ms"` // from the death of their group's leader until every other peer had had turns again
 	Checks     []Check `json:"checks"`
 
 	clients, each, restarts int
@@ -81,6 +83,12 @@ func (d *demo) judge(runErr error) (*Report, error) {
 	check("shared objects sequentially consistent", d.sharing.checkCoherent())
 	check("no update of an object lost or doubled", d.sharing.checkUpdates())
 	check("objects outlive a leader, and all hear of an owner's death", d.sharing.checkKills())
+	if k := d.keeping; k != nil {
+		r.DurableOps, r.DurableMS = k.record.ops, k.leaderless.Milliseconds()
+	}
+	check("no increment of a durable counter lost or doubled", d.keeping.checkCounted())
+	check("no read of a durable object older than what had returned", d.keeping.checkSeen())
+	check("durable objects outlive a leader, a writer and a holder of copies", d.keeping.checkOutlived())
 	check("a peer that joined took over a replica", checkJoin(d.moves, d.net.F()))
 	check("a peer left and was replaced, with no pause over 2 s", checkLeave(d.moves, d.net.F()))
 	check("all peers restarted from disk, every lock and token intact", checkRestart(d.moves, testnet.PeersDefault))
@@ -106,6 +114,7 @@ func (r *Report) Table(out io.Writer) error {
 	fmt.Fprintf(w, "faults\t%d killed, %d restarted\t%s\n", r.Kills, r.restarts, r.gapsText())
 	fmt.Fprintf(w, "objects\t%d reads and updates\tall went on %s after the leader's death, and %s after an owner's, in a new execution\n",
 		r.ObjectOps, short(time.Duration(r.LeaderMS)*time.Millisecond), short(time.Duration(r.AnewMS)*time.Millisecond))
+	fmt.Fprintf(w, "durable\t%d reads and updates\tall others went on %s after the leader's death, and nothing began anew\n", r.DurableOps, short(time.Duration(r.DurableMS)*time.Millisecond))
 	fmt.Fprintf(w, "moves\t1 joined, 1 left\ttook over a replica in %s; replaced in %s, longest time without a grant %s\n",
 		short(r.moves.joinTook), short(r.moves.leaveTook), short(r.moves.leaveGap))
 	fmt.Fprintf(w, "restart\t%d peers\tall at once, from disk: %s until the next grant; %d of %d locks kept their tokens\n",
