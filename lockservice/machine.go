@@ -116,11 +116,11 @@ func (m *Machine) result(by table.Caller, cmd table.Command, ans table.Answer) g
 		return groupResult{status: pb.Status_STATUS_LIMIT, detail: ans.Reason.String()}
 	case table.Broken:
 		h := ans.Holder
-		return groupResult{status: pb.Status_STATUS_BROKEN, token: Token(ans.Token), holder: party{h.Client, h.Peer}}
+		return groupResult{status: pb.Status_STATUS_BROKEN, token: Token(ans.Token), holder: party{h.Session, h.Peer}}
 	case table.Locked:
 		res := groupResult{status: pb.Status_STATUS_LOCKED, position: uint32(ans.Position)}
 		if h := ans.Holder; h != (table.Holder{}) {
-			res.holder = party{h.Client, h.Peer}
+			res.holder = party{h.Session, h.Peer}
 		}
 		return res
 	}
@@ -196,7 +196,7 @@ func (m *Machine) info(c session.Context, name string) *pb.Info {
 		res.Candidates = append(res.Candidates, &pb.Candidate{Wish: wishOf(x.Wish), Peer: x.Peer[:], LeftNs: int64(max(0, x.Until-c.Now)), Token: uint64(x.Token)})
 	}
 	if h := info.Holder; info.Held {
-		res.Status, res.Holder = pb.Status_STATUS_HELD, partyOf(h.Client, h.Peer)
+		res.Status, res.Holder = pb.Status_STATUS_HELD, partyOf(h.Session, h.Peer)
 		res.Token, res.TtlNs, res.LeaseLeftNs, res.Confirmed = uint64(h.Token), int64(h.TTL), int64(h.Left), h.Confirmed
 	}
 	res.Permits, res.Holding, res.DelayLeftNs = uint64(info.Permits), uint32(len(info.Holders)), int64(info.Delay)
@@ -204,12 +204,12 @@ func (m *Machine) info(c session.Context, name string) *pb.Info {
 	if info.Permits > 0 || info.Holder.Shared {
 		for _, h := range info.Holders[:min(len(info.Holders), infoHoldersMax)] {
 			res.Holders = append(res.Holders, &pb.Held{
-				Party: partyOf(h.Client, h.Peer), Token: uint64(h.Token), TtlNs: int64(h.TTL), LeaseLeftNs: int64(h.Left), Confirmed: h.Confirmed,
+				Party: partyOf(h.Session, h.Peer), Token: uint64(h.Token), TtlNs: int64(h.TTL), LeaseLeftNs: int64(h.Left), Confirmed: h.Confirmed,
 			})
 		}
 	}
 	for _, w := range info.Waiters[:min(len(info.Waiters), infoWaitersMax)] {
-		res.Waiters = append(res.Waiters, &pb.Waiter{Party: partyOf(w.Client, w.Peer), TtlNs: int64(w.TTL), WaitingForNs: int64(w.Since), Shared: w.Shared})
+		res.Waiters = append(res.Waiters, &pb.Waiter{Party: partyOf(w.Session, w.Peer), TtlNs: int64(w.TTL), WaitingForNs: int64(w.Since), Shared: w.Shared})
 	}
 	for _, b := range info.Breaks[max(0, len(info.Breaks)-infoBreaksMax):] {
 		res.Breaks = append(res.Breaks, brokenOf(b))

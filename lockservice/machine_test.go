@@ -295,6 +295,24 @@ func TestSnapshotCarriesTheWholeState(t *testing.T) {
 	}
 }
 
+// TestSnapshotKeepsTheNameOfAHolder that has come from protocol sigma: what it is called there, whose session with the group is another.
+func TestSnapshotKeepsTheNameOfAHolder(t *testing.T) {
+	m := worldMachine()
+	wish := sigma.Req{Session: sigma.Session{0: 0xee, 15: 1}, Seq: 3}
+	c := session.Context{Now: time.Second, Client: order.ClientID{1}, Author: keyspace.NodeID{1}, Emit: func(order.ClientID, []byte) {}}
+	m.Apply(c, encodeAcquire(table.Acquire{Name: "n", Req: 1, TTL: time.Minute, Wish: wish}))
+	again := worldMachine()
+	if err := again.Restore(m.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Machine{m, again} {
+		i := m.info(c, "n")
+		if !bytes.Equal(i.Holder.GetClient(), wish.Session[:]) {
+			t.Errorf("it is called %x", i.Holder.GetClient())
+		}
+	}
+}
+
 func TestRestoreRefusesWhatNoMachineCanBeIn(t *testing.T) {
 	whole := busy(t)
 	for name, change := range map[string]func(*pb.Snapshot){

@@ -3,6 +3,7 @@ package lockservice
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 )
@@ -25,8 +26,11 @@ func TestHoldsThatVotersKeepHearThatTheyAreBroken(t *testing.T) {
 				t.Errorf("two have %q: %v", name, err)
 			}
 		}
-		if _, err := other.locks.Break(w.ctx(), name, h.Token()); err != nil {
-			t.Fatal(err)
+		if who, err := other.locks.Break(w.ctx(), name, h.Token()); err != nil || !named(who, h) {
+			t.Fatalf("taken from %v, who calls itself %s: %v", who, h.Holder(), err)
+		}
+		if i, err := other.locks.Info(w.ctx(), name); err != nil || len(i.Breaks) != 1 || !named(i.Breaks[0].Holder, h) {
+			t.Errorf("%+v, %v", i, err)
 		}
 		<-h.Context().Done()
 		var lost *LostError
@@ -35,3 +39,6 @@ func TestHoldsThatVotersKeepHearThatTheyAreBroken(t *testing.T) {
 		}
 	}
 }
+
+// named reports whether a party has the session by which a holder knows itself.
+func named(p Party, h *Handle) bool { return strings.HasPrefix(h.Holder(), p.Session+"@") }

@@ -86,7 +86,7 @@ func TestProtocolsExcludeEachOther(t *testing.T) {
 	all("locks are taken by all")
 	w.until("the table knows who holds the lock", func() bool {
 		i, err := other.locks.Info(w.ctx(), held.Name())
-		return err == nil && i.Held && i.Confirmed && i.Token == held.Token() && i.Waiting == 2
+		return err == nil && i.Held && i.Confirmed && i.Token == held.Token() && i.Waiting == 2 && i.Protocol == ProtocolGroup && named(i.Holder, held)
 	})
 	voters[0].kill() // which led
 	all("locks are taken without the leader")

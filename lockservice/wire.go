@@ -32,7 +32,7 @@ const (
 	// bytes each, and the names of 65,536 locks.
 	snapshotBytesMax = 512 << 20
 	// snapshotVersion is the version that is written. One of snapshotVersionMin is read too: what it lacks is absent.
-	snapshotVersion    = 4
+	snapshotVersion    = 5
 	snapshotVersionMin = 1
 )
 
@@ -187,7 +187,7 @@ func encodeSnapshot(s table.State, sig *sigmaState) []byte {
 		for _, o := range l.Owners {
 			lock.Owners = append(lock.Owners, &pb.Owner{
 				Party: partyOf(o.Client, o.Peer), Req: o.Req, Counter: o.Counter, TtlNs: int64(o.TTL), EndsNs: int64(o.Ends),
-				Waited: o.Waited, Confirmed: o.Confirmed, Shared: o.Shared, DelayNs: int64(o.Delay), Value: o.Value,
+				Waited: o.Waited, Confirmed: o.Confirmed, Shared: o.Shared, DelayNs: int64(o.Delay), Value: o.Value, Wish: wishOf(o.Wish),
 			})
 		}
 		for _, w := range l.Queue {
@@ -247,6 +247,9 @@ func tableOf(m *pb.Snapshot) (s table.State, err error) {
 			o := table.OwnerState{
 				Req: x.Req, Counter: x.Counter, TTL: time.Duration(x.TtlNs), Ends: time.Duration(x.EndsNs),
 				Waited: x.Waited, Confirmed: x.Confirmed, Shared: x.Shared, Delay: time.Duration(x.DelayNs), Value: x.Value,
+			}
+			if o.Wish, err = decodeWish(x.Wish); err != nil {
+				return s, err
 			}
 			if err := decodeParty(x.Party, &o.Client, &o.Peer); err != nil {
 				return s, err

@@ -46,7 +46,7 @@ func lockVerb(a *app) *cobra.Command {
 CMD runs without a shell, in a process group of its own, with this terminal, and finds in its environment
   LATCHKEY_LOCK    the name
   LATCHKEY_FENCE   the fencing token: a number that rises with every grant of this lock
-  LATCHKEY_HOLDER  who holds it, as "lock info" shows it until the name goes from protocol sigma to group (see below)
+  LATCHKEY_HOLDER  who holds it, as "lock info" shows it
   LATCHKEY_API     the daemon's socket
 INT, TERM, HUP and QUIT are passed on to it, and lock ends with its exit code (128+n after signal n; 127 when
 there is no such command, 126 when it cannot be run). The lock is released when its whole process group
@@ -74,8 +74,9 @@ that the group's leader has died. With --protocol group the group's log keeps it
 elected. auto, the default, is sigma where the overlay runs it and it can keep such a lock. Whoever asks for one name by different
 protocols excludes each other all the same: a name that is wanted by group goes there, its holder with it,
 and --protocol sigma follows it there ("lock info" says where it is). So does a name whose lock is taken away by "lock release --force".
-From then on "lock info" names holders by the session of their daemon with the group, which all that go through one
-daemon have in common, and the next token is far above the last.
+The next token is far above the last then. "lock info" names who holds or waits by its own session, in both protocols; who has asked for
+the name by group, or for a share, a permit or an election, by the session of its daemon with the group, which all that do so
+through one daemon have in common.
 
 A lock that is called like a verb below (info), or starts with a dash, is named after --:
   latchkey lock -- info -- ./build.sh

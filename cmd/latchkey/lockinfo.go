@@ -129,9 +129,8 @@ ended both may use a resource that does not check.
 
 Everybody who shares the lock loses it. Of a semaphore, or to be sure that no later holder is hit, name the --token that
 "lock info" shows. Which hold was broken, when, and through whose daemon, is kept with the lock and shown by "lock info".
-A lock that the voters kept (protocol sigma) is kept in its group's log afterwards, by protocol group: "lock info" names victim, breaker and
-next holder by the sessions of their daemons with the group, which are one where they go through one daemon, and the next token is far above
-the last, as 65537 after 3.`,
+A lock that the voters kept (protocol sigma) is kept in its group's log afterwards, by protocol group, and the next token is far above the
+last, as 65537 after 3.`,
 		Example: `  latchkey lock release --force nightly
   latchkey lock release --force --token 17 uploads`,
 		Args: noCommand("release", 1),

@@ -1731,7 +1731,7 @@ func (x *Granted) GetToken() uint64 {
 // Snapshot is the whole state of a lock table. Durations are log time.
 type Snapshot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // 3. In 2 nothing is known of protocol sigma; in 1 a lock has one owner at most, and no field above those
+	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // 5. In 4 owners have no wishes; in 3 nobody has turns; in 2 nothing is known of protocol sigma; in 1 a lock has one owner at most, and no field above those
 	NowNs         int64                  `protobuf:"varint,2,opt,name=now_ns,json=nowNs,proto3" json:"now_ns,omitempty"`
 	Counter       uint64                 `protobuf:"varint,3,opt,name=counter,proto3" json:"counter,omitempty"` // of the last token given out
 	Locks         []*Lock                `protobuf:"bytes,4,rep,name=locks,proto3" json:"locks,omitempty"`      // by rising name
@@ -2164,6 +2164,7 @@ type Owner struct {
 	Shared        bool                   `protobuf:"varint,8,opt,name=shared,proto3" json:"shared,omitempty"`
 	DelayNs       int64                  `protobuf:"varint,9,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"`
 	Value         string                 `protobuf:"bytes,10,opt,name=value,proto3" json:"value,omitempty"`
+	Wish          *Wish                  `protobuf:"bytes,11,opt,name=wish,proto3" json:"wish,omitempty"` // that it has come with from protocol sigma: what people know it by
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2266,6 +2267,13 @@ func (x *Owner) GetValue() string {
 		return x.Value
 	}
 	return ""
+}
+
+func (x *Owner) GetWish() *Wish {
+	if x != nil {
+		return x.Wish
+	}
+	return nil
 }
 
 type Queued struct {
@@ -2556,7 +2564,7 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\n" +
 	"candidates\x18\x03 \x03(\v2\".latchkey.lockservice.v1.CandidateR\n" +
 	"candidates\x121\n" +
-	"\x04said\x18\x04 \x03(\v2\x1d.latchkey.lockservice.v1.WishR\x04said\"\x98\x02\n" +
+	"\x04said\x18\x04 \x03(\v2\x1d.latchkey.lockservice.v1.WishR\x04said\"\xcb\x02\n" +
 	"\x05Owner\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x18\n" +
@@ -2568,7 +2576,8 @@ const file_lockservice_pb_lockservice_proto_rawDesc = "" +
 	"\x06shared\x18\b \x01(\bR\x06shared\x12\x19\n" +
 	"\bdelay_ns\x18\t \x01(\x03R\adelayNs\x12\x14\n" +
 	"\x05value\x18\n" +
-	" \x01(\tR\x05value\"\xbf\x02\n" +
+	" \x01(\tR\x05value\x121\n" +
+	"\x04wish\x18\v \x01(\v2\x1d.latchkey.lockservice.v1.WishR\x04wish\"\xbf\x02\n" +
 	"\x06Queued\x124\n" +
 	"\x05party\x18\x01 \x01(\v2\x1e.latchkey.lockservice.v1.PartyR\x05party\x12\x10\n" +
 	"\x03req\x18\x02 \x01(\x04R\x03req\x12\x15\n" +
@@ -2687,13 +2696,14 @@ var file_lockservice_pb_lockservice_proto_depIdxs = []int32{
 	15, // 33: latchkey.lockservice.v1.Handover.candidates:type_name -> latchkey.lockservice.v1.Candidate
 	4,  // 34: latchkey.lockservice.v1.Handover.said:type_name -> latchkey.lockservice.v1.Wish
 	9,  // 35: latchkey.lockservice.v1.Owner.party:type_name -> latchkey.lockservice.v1.Party
-	9,  // 36: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
-	4,  // 37: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	4,  // 36: latchkey.lockservice.v1.Owner.wish:type_name -> latchkey.lockservice.v1.Wish
+	9,  // 37: latchkey.lockservice.v1.Queued.party:type_name -> latchkey.lockservice.v1.Party
+	4,  // 38: latchkey.lockservice.v1.Queued.wish:type_name -> latchkey.lockservice.v1.Wish
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_lockservice_pb_lockservice_proto_init() }

@@ -385,7 +385,7 @@ func (t *Table) adopt(l *lock, i int) *owner {
 	t.remember(Caller{w.Client, w.Peer}, request{l.name, w.Req}, w.Value)
 	o := &owner{OwnerState: OwnerState{
 		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: t.counterOf(w.Held), TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
-		Waited: true, Confirmed: true, Delay: w.Delay, Value: w.Value,
+		Waited: true, Confirmed: true, Delay: w.Delay, Value: w.Value, Wish: w.Wish,
 	}}
 	t.own(l, o)
 	return o
@@ -399,8 +399,8 @@ func (t *Table) breakCandidate(l *lock, by Caller, b Break, out []Grant) (Answer
 		return Answer{Kind: NotHeld}, out
 	}
 	c := h.Candidates[i]
-	holder := Holder{Client: Client(c.Wish.Session), Peer: c.Peer, Token: b.Token, Left: c.Until - t.now}
-	t.noteBreak(BreakState{Name: b.Name, Token: b.Token, Holder: Caller{holder.Client, c.Peer}, Holders: 1, By: by, Now: t.now, At: b.At})
+	holder := Holder{Session: Client(c.Wish.Session), Peer: c.Peer, Token: b.Token, Left: c.Until - t.now}
+	t.noteBreak(BreakState{Name: b.Name, Token: b.Token, Holder: Caller{holder.Session, c.Peer}, Holders: 1, By: by, Now: t.now, At: b.At})
 	h.Candidates = slices.Delete(h.Candidates, i, i+1)
 	t.turnOver(l, c.Wish, c.Peer)
 	t.watch(l)

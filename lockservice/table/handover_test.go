@@ -68,7 +68,7 @@ func (h *handing) report(voter byte, parties ...sigma.ReportParty) {
 	h.done()
 }
 
-func wish(c byte) sigma.Req { return sigma.Req{Session: sigma.Session{c}, Seq: 1} }
+func wish(c byte) sigma.Req { return sigma.Req{Session: sigma.Session{c, 'w'}, Seq: 1} }
 
 func party(c byte, left time.Duration, tok sigma.Token) sigma.ReportParty {
 	return sigma.ReportParty{Req: wish(c), Node: by(c).Peer, Left: left, Tok: tok}
@@ -118,6 +118,9 @@ func TestHandoverWaitsForCandidates(t *testing.T) {
 		broken = broken || h.step('X', claim('X', 7)).Kind == NotHeld // the longest lease reported of it counts
 		h.step('Y', Acquire{Name: "n", Req: 1, TTL: time.Second, Wish: wish('Y')})
 		broken = broken || !h.has('X')
+		if x := h.table.Info(h.now, "n").Holder; x.Client == by('X').Client {
+			h.want("its name", x.Session, Client(wish('X').Session))
+		}
 		if broken {
 			return true
 		}

@@ -158,6 +158,7 @@ type Answer struct {
 // Holder describes who has a lock.
 type Holder struct {
 	Client    Client
+	Session   Client // that people know the request by, in either protocol: that of its Wish, else Client
 	Peer      keyspace.NodeID
 	Req       uint64
 	Token     Token
@@ -170,12 +171,13 @@ type Holder struct {
 
 // Waiter describes who waits for one.
 type Waiter struct {
-	Client Client
-	Peer   keyspace.NodeID
-	Req    uint64
-	TTL    time.Duration // of the lease it asks for
-	Since  time.Duration // how long it has been waiting, in log time
-	Shared bool
+	Client  Client
+	Session Client // as of a Holder
+	Peer    keyspace.NodeID
+	Req     uint64
+	TTL     time.Duration // of the lease it asks for
+	Since   time.Duration // how long it has been waiting, in log time
+	Shared  bool
 }
 
 // Info describes one lock, and the table around it.
@@ -257,6 +259,7 @@ type OwnerState struct {
 	Shared    bool
 	Delay     time.Duration
 	Value     string
+	Wish      sigma.Req // as in Acquire: what people know it by
 }
 
 // WaiterState is one waiter of a [LockState].
@@ -279,7 +282,7 @@ type WaiterState struct {
 type BreakState struct {
 	Name    string
 	Token   Token
-	Holder  Caller // the first, where several shared the token
+	Holder  Caller // the first, where several shared the token, by the session that people know it by
 	Holders int    // how many were ended
 	By      Caller
 	Now     time.Duration // log time

@@ -19,7 +19,7 @@ import (
 )
 
 // Limits of a table, each refused with the reason beside it. Together they keep a snapshot below what an ordering engine
-// takes (48 MiB): 16 MiB of names, 4 of values, and up to 100 bytes for each owner and waiter.
+// takes (48 MiB): 16 MiB of names, 4 of values, and up to 120 bytes for each owner and waiter.
 const (
 	LocksMax              = 1 << 16               // locks held or waited for; TooManyLocks
 	NameBytesTotalMax     = 16 << 20              // length of their names together; TooManyLocks
@@ -389,7 +389,7 @@ func (t *Table) breakHold(by Caller, b Break, out []Grant) (Answer, []Grant) {
 	}
 	first := t.holder(ended[0])
 	t.noteBreak(BreakState{
-		Name: b.Name, Token: b.Token, Holder: Caller{first.Client, first.Peer}, Holders: len(ended), By: by, Now: t.now, At: b.At,
+		Name: b.Name, Token: b.Token, Holder: Caller{first.Session, first.Peer}, Holders: len(ended), By: by, Now: t.now, At: b.At,
 	})
 	var delay time.Duration
 	for _, o := range ended {
@@ -529,7 +529,7 @@ func (t *Table) grant(l *lock, w WaiterState, waited bool) *owner {
 	}
 	o := &owner{OwnerState: OwnerState{
 		Client: w.Client, Peer: w.Peer, Req: w.Req, Counter: counter, TTL: w.TTL, Ends: later(t.now, t.cfg.Drift.Stretch(w.TTL)),
-		Waited: waited, Shared: w.Shared, Delay: w.Delay, Value: w.Value,
+		Waited: waited, Shared: w.Shared, Delay: w.Delay, Value: w.Value, Wish: w.Wish,
 	}}
 	if waited {
 		o.Ends = later(t.now, t.claimWithin(w.TTL))
@@ -694,16 +694,26 @@ func (t *Table) Info(now time.Duration, name string) Info {
 		info.Delay = max(0, l.wake.when-now)
 	}
 	for _, w := range l.queue {
-		info.Waiters = append(info.Waiters, Waiter{Client: w.Client, Peer: w.Peer, Req: w.Req, TTL: w.TTL, Since: now - w.Since, Shared: w.Shared})
+		info.Waiters = append(info.Waiters, Waiter{
+			Client: w.Client, Session: sessionOf(w.Client, w.Wish), Peer: w.Peer, Req: w.Req, TTL: w.TTL, Since: now - w.Since, Shared: w.Shared,
+		})
 	}
 	return info
 }
 
 func (t *Table) holder(o *owner) Holder {
 	return Holder{
-		Client: o.Client, Peer: o.Peer, Req: o.Req, Token: t.token(o.Counter), TTL: o.TTL, Left: o.Ends - t.now, Confirmed: o.Confirmed || !o.Waited,
-		Shared: o.Shared, Value: o.Value,
+		Client: o.Client, Session: sessionOf(o.Client, o.Wish), Peer: o.Peer, Req: o.Req, Token: t.token(o.Counter), TTL: o.TTL, Left: o.Ends - t.now,
+		Confirmed: o.Confirmed || !o.Waited, Shared: o.Shared, Value: o.Value,
 	}
+}
+
+// sessionOf returns the session that people know a client's request by: one that has come from protocol sigma keeps the name that it had there.
+func sessionOf(c Client, wish sigma.Req) Client {
+	if wish != (sigma.Req{}) {
+		return Client(wish.Session)
+	}
+	return c
 }
 
 // exhausted reports whether the last token of this generation of the key has been given out.

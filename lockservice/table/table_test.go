@@ -48,7 +48,7 @@ func printAnswer(a Answer) string {
 	case Locked:
 		s += fmt.Sprintf(" waiting=%d", a.Position)
 		if a.Holder != (Holder{}) {
-			s += fmt.Sprintf(" holder=%c left=%v", a.Holder.Client[0], a.Holder.Left)
+			s += fmt.Sprintf(" holder=%c left=%v", a.Holder.Session[0], a.Holder.Left)
 		}
 	case Refused:
 		s += ": " + a.Reason.String()
@@ -56,7 +56,7 @@ func printAnswer(a Answer) string {
 			s += fmt.Sprintf(" permits=%d", a.Permits)
 		}
 	case Broken:
-		s += fmt.Sprintf(" holder=%c", a.Holder.Client[0])
+		s += fmt.Sprintf(" holder=%c", a.Holder.Session[0])
 	}
 	return s + "\n"
 }
