@@ -66,6 +66,72 @@ func (c *Client) Clone() *Client {
 	return &k
 }
 
+// Stale reports whether a message can do nothing any more to this client, whatever comes: views only rise, and so do the grants of a replica in its
+// view.
+func (c *Client) Stale(from keyspace.NodeID, m *Message) bool {
+	v := m.View.Compare(c.view.View)
+	switch {
+	case c.cfg.mutant != mutantNone || v > 0:
+		return false
+	case v < 0:
+		return true
+	case m.Kind == Moved:
+		return m.Mode == ModeSigma || c.logged
+	case c.logged:
+		return true
+	case m.Kind == Grant, m.Kind == Inquire:
+		i := slices.IndexFunc(c.seats, func(s seat) bool { return s.node == from })
+		return i >= 0 && m.GID.Compare(c.seats[i].gid) < 0
+	}
+	return false
+}
+
+// StaleAnswer is Stale of what comes from the group's log.
+func (c *Client) StaleAnswer(ev Event) bool {
+	switch {
+	case c.cfg.mutant != mutantNone:
+		return false
+	case ev.Kind == Ordered:
+		return !slices.ContainsFunc(c.log.calls, func(l logCall) bool { return l.id == ev.Answer.ID })
+	case ev.Kind == Pushed:
+		return ev.Answer.Attempt < c.log.attempt || ev.Answer.Attempt == c.log.attempt && c.log.owned || c.state > ClientHeld
+	}
+	return false
+}
+
+// Stale reports whether a message can do nothing any more to this replica, nor to the client that it comes from. told says that it would be no news
+// to that client which view this is and who locks the name, now and later.
+func (r *Replica) Stale(from keyspace.NodeID, m *Message, told bool) bool {
+	v := m.View.Compare(r.log.View)
+	switch {
+	case r.cfg.mutant != mutantNone || v > 0 || r.booting:
+		return false
+	case m.Kind == Reported:
+		return v < 0 && (m.View != r.sealed() || r.reported[from])
+	case m.Kind == Pull:
+		return v < 0 && (!r.frozen.true || m.View != r.frozen.view)
+	case !told:
+		return false
+	}
+	l := r.locks[m.Name]
+	switch m.Kind {
+	case Request, Yield, Install:
+		switch {
+		case v < 0 || r.modes[m.Name] != nil:
+			return true
+		case l == nil:
+			return false
+		case m.Kind == Request:
+			return l.over(m.Req)
+		}
+		d := m.GID.Compare(l.gid)
+		return d < 0 || d == 0 && !(l.owned && l.owner.req == m.Req)
+	case Release:
+		return l != nil && !m.Ack && l.over(m.Req) && m.Tok <= l.rec
+	}
+	return false
+}
+
 // stateBytes is a state's name.
 type stateBytes []byte
 
