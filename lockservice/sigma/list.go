@@ -21,6 +21,8 @@ func (r *Replica) List(from string, most int) (entries []ReportEntry, more bool,
 		entries = append(entries, r.entry(name, r.locks[name], ReportQueueMax))
 	}
 	switch {
+	case r.booting: // it has forgotten what it knew, and waits for the barrier
+		embargo = 1
 	case !r.settled:
 		embargo = max(1, r.settleAt.Sub(r.now))
 	case r.now < r.embargo:

@@ -988,3 +988,23 @@ func BenchmarkHandOver(b *testing.B) {
 		})
 	}
 }
+
+// TestAVoterThatBootsSaysThatItMayNotKnow: until it has applied what was committed when it started it has an empty table, and so for an embargo after that.
+func TestAVoterThatBootsSaysThatItMayNotKnow(t *testing.T) {
+	d := newDesk(t, 1, 2, 3)
+	embargo := func() time.Duration {
+		_, _, left := d.reps[id(1)].List("", 10)
+		return left
+	}
+	if embargo() != 0 {
+		t.Error("one that has forgotten nothing")
+	}
+	d.replica(1, ReplicaConfig{Restarted: true, Inc: 2})
+	d.step(id(1), Event{Kind: Timer})
+	if embargo() == 0 {
+		t.Error("before the barrier")
+	}
+	if d.step(id(1), Event{Kind: Barrier}); embargo() <= SuspendAfter {
+		t.Errorf("after the barrier: %v", embargo())
+	}
+}
