@@ -19,26 +19,24 @@ type Handle struct {
 	ttl     time.Duration
 	noRenew bool
 
-	ctx    context.Context // of the hold
-	cancel context.CancelCauseFunc
+	holds holdContext
 
-	ready chan struct{} // closed once the lock is held, or never will be; what follows is set before
-	err   error         // why it never will be
+	ready signal // the lock is held, or never will be; what follows is set before
+	err   error  // why it never will be
 	grant Grant
 	jumps uint64 // of the clock, when the lock was asked for
 
 	stop   context.CancelCauseFunc // ends the wait for the lock, and nothing once it is held
-	keeper *keeper                 // fixed before the lock is asked for
+	keeper keeper
 
 	deadline atomic.Int64 // D, an automaton.Instant
 	queued   atomic.Bool  // the request stood in the queue
 
-	release     chan struct{} // closed by the first Release
-	releaseOnce sync.Once
+	release signal // the first Release was called
 
-	ended    chan struct{} // closed when the keeper has stopped; what follows is set before
-	lost     *LostError    // nil unless the lock was lost
-	released error         // what became of the release, when the lock was not lost
+	ended    signal     // the keeper has stopped; what follows is set before
+	lost     *LostError // nil unless the lock was lost
+	released error      // what became of the release, when the lock was not lost
 
 	lateOnce sync.Once
 	late     error // what became of a release after the loss
@@ -65,7 +63,7 @@ func (h *Handle) TTL() time.Duration { return h.ttl }
 // A positive answer is true at the moment of asking only: the program may be held up for any time before it acts on it.
 func (h *Handle) Remaining() time.Duration {
 	now := h.service.clock.Now()
-	if h.ctx.Err() != nil || h.service.clock.Jumps() != h.jumps {
+	if h.holds.ended() || h.service.clock.Jumps() != h.jumps {
 		return 0
 	}
 	return max(0, automaton.Instant(h.deadline.Load()).Sub(now))
@@ -76,7 +74,7 @@ func (h *Handle) Remaining() time.Duration {
 // of the context Lock was called with, but neither its end nor its deadline. See context.Cause.
 //
 // After the machine was suspended, the end may come up to half a second of running time late; Remaining is right at once.
-func (h *Handle) Context() context.Context { return h.ctx }
+func (h *Handle) Context() context.Context { return h.holds.context() }
 
 // Release ends the context, gives the lock back and waits for the answer. It is idempotent: later calls return what the
 // first one found.
@@ -86,16 +84,11 @@ func (h *Handle) Context() context.Context { return h.ctx }
 // ended first: the release is then repeated in the background until the lease is over. After any of them the lock is not
 // held any more, or will not be once its TTL has passed.
 func (h *Handle) Release(ctx context.Context) error {
-	first := false
-	h.releaseOnce.Do(func() {
-		close(h.release)
-		first = true
-	})
-	if first {
+	if h.release.give() {
 		h.keeper.release(ctx)
 	}
 	select {
-	case <-h.ended:
+	case <-h.ended.given():
 	case <-ctx.Done():
 		return fmt.Errorf("%w: release %q: %w", ErrOutcomeUnknown, h.name, context.Cause(ctx))
 	}

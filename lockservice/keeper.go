@@ -30,9 +30,9 @@ type keeper struct {
 	h       *Handle
 	backend Backend
 
-	turn  sync.Mutex  // held by Lock's caller while it asks; guards the next two
-	begun bool        // the loop runs, or has no need to, or a release has its place
-	first *time.Timer // begins the loop of a hold that lasts; nil: there is no such hold
+	turn  sync.Mutex // held by Lock's caller while it asks; guards the next
+	begun bool       // the loop runs, or has no need to, or a release has its place
+	mind  minding    // belongs to the service's minder, which begins the loop of a hold that lasts
 
 	clock  Clock
 	drift  automaton.Drift
@@ -75,9 +75,8 @@ type result struct {
 func newHandle(ctx context.Context, stop context.CancelCauseFunc, s *Service, name string, c config) *Handle {
 	h := &Handle{
 		service: s, name: name, ttl: c.ttl, noRenew: c.noRenew, jumps: s.clock.Jumps(), stop: stop,
-		ready: make(chan struct{}), release: make(chan struct{}), ended: make(chan struct{}),
 	}
-	h.ctx, h.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	h.holds.values = ctx
 	return h
 }
 
@@ -86,7 +85,8 @@ func newHandle(ctx context.Context, stop context.CancelCauseFunc, s *Service, na
 // or the service ends, and which then leaves the service.
 func (h *Handle) keep(ask context.Context, c config, limits Limits) {
 	drift := automaton.Drift(limits.DriftPPM)
-	k := &keeper{
+	k := &h.keeper
+	*k = keeper{
 		h: h, backend: h.service.backend, clock: h.service.clock, drift: drift, queued: c.queued, ask: ask,
 		want:  c.request(h.name),
 		core:  hold.New(hold.Config{TTL: h.ttl, Drift: drift, Try: c.try}),
@@ -95,7 +95,6 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits) {
 	k.acts = k.space[:0]
 	k.turn.Lock() // whoever closes the service may release before the caller is through
 	defer k.turn.Unlock()
-	h.keeper = k
 	k.step(hold.Begin{})
 	k.askAll(ask)
 	switch {
@@ -104,7 +103,7 @@ func (h *Handle) keep(ask context.Context, c config, limits Limits) {
 		k.end()
 	case k.told:
 		// Nothing has to be done for a while, and a short hold is over by then: the loop need not run before.
-		k.first = time.AfterFunc(k.wait(k.now), k.loop)
+		h.service.minder.put(k, k.wait(k.now))
 	default:
 		k.begun = true
 		go k.run()
@@ -119,7 +118,7 @@ func (k *keeper) begin() bool {
 		return false
 	}
 	k.begun = true
-	k.first.Stop()
+	k.h.service.minder.drop(k)
 	return true
 }
 
@@ -153,7 +152,7 @@ func (k *keeper) askAll(ctx context.Context) {
 // giveBack releases on the goroutine of the caller, who waits for the answer anyway. It answers false where something is left to be
 // repeated, by the loop.
 func (k *keeper) giveBack(ctx context.Context) bool {
-	k.h.cancel(errReleased)
+	k.h.holds.end(errReleased)
 	k.step(hold.Release{})
 	k.askAll(ctx)
 	return k.over
@@ -164,7 +163,7 @@ func (k *keeper) end() {
 	if k.cancel != nil {
 		k.cancel()
 	}
-	close(k.h.ended)
+	k.h.ended.give()
 	k.running.Wait()
 	k.h.service.leave(k.h)
 }
@@ -180,7 +179,7 @@ func (k *keeper) prepare() {
 func (k *keeper) run() {
 	defer k.end()
 	k.prepare()
-	asked, release := k.ask.Done(), k.h.release
+	asked, release := k.ask.Done(), k.h.release.given()
 	k.timer = time.NewTimer(0) // look at the clock at once: the loop may have been started by its first timer
 	defer k.timer.Stop()
 	select {
@@ -205,7 +204,7 @@ func (k *keeper) run() {
 			asked = nil
 		case <-release:
 			release = nil
-			k.h.cancel(errReleased)
+			k.h.holds.end(errReleased)
 			k.step(hold.Release{})
 		case <-k.h.service.life.Done():
 			k.abandon()
@@ -298,7 +297,7 @@ func (k *keeper) perform(a hold.Action, now automaton.Instant) {
 		k.h.grant = k.grant
 		k.h.deadline.Store(int64(a.Deadline))
 		k.told = true
-		close(k.h.ready)
+		k.h.ready.give()
 		if k.timer != nil { // else the loop does so when it begins
 			k.listen()
 		}
@@ -332,7 +331,7 @@ func (k *keeper) lose(now automaton.Instant, cause error) {
 	since := now.Sub(k.core.Deadline()) + k.drift.Shrink(k.h.ttl) // D is that much after the sending
 	k.h.lost = &LostError{Name: k.h.name, Token: k.grant.Token, Since: since, Cause: cause}
 	log.Debugw("lost", "lock", k.h.name, "token", k.grant.Token, "err", cause)
-	k.h.cancel(k.h.lost)
+	k.h.holds.end(k.h.lost)
 	k.over = true
 }
 
@@ -363,8 +362,8 @@ func (k *keeper) fail(err error) {
 	if !k.told {
 		k.told = true
 		k.h.err = err
-		k.h.cancel(err)
-		close(k.h.ready)
+		k.h.holds.end(err)
+		k.h.ready.give()
 	}
 }
 

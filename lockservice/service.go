@@ -46,6 +46,7 @@ type Service struct {
 	life    context.Context // ends last: nothing is renewed or released any longer
 	end     context.CancelFunc
 	loops   sync.WaitGroup // one per handle
+	minder  minder
 
 	mu      sync.Mutex
 	closed  bool
@@ -57,6 +58,7 @@ type Service struct {
 func New(b Backend, opts ...ServiceOption) *Service {
 	s := &Service{backend: b, handles: make(map[*Handle]struct{}), done: make(chan struct{})}
 	s.closing, s.close = context.WithCancel(context.Background())
+	s.minder.begin = func(k *keeper) { go k.loop() }
 	s.life, s.end = context.WithCancel(context.Background())
 	for _, o := range opts {
 		o(s)
@@ -230,7 +232,7 @@ func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, err
 		return nil, ErrClosed
 	}
 	h.keep(ctx, c, limits)
-	<-h.ready
+	<-h.ready.given()
 	if errors.Is(h.err, ErrWait) && h.queued.Load() {
 		return nil, fmt.Errorf("%w: %w", h.err, ErrLocked)
 	}
@@ -368,7 +370,7 @@ func (s *Service) Close() error {
 	var wg sync.WaitGroup
 	for i, h := range held {
 		wg.Go(func() {
-			<-h.ready // who still waited has been told ErrClosed, and its request is taken back
+			<-h.ready.given() // who still waited has been told ErrClosed, and its request is taken back
 			if s.life.Err() != nil {
 				h.keeper.loop() // which ends at once
 				return
@@ -381,6 +383,7 @@ func (s *Service) Close() error {
 	wg.Wait()
 	s.end()
 	s.loops.Wait()
+	s.minder.stop()
 	if c, ok := s.backend.(io.Closer); ok {
 		errs[len(held)] = c.Close()
 	}
