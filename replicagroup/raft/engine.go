@@ -202,6 +202,7 @@ type Engine struct {
 	changeAt  uint64         // index of the newest change of the view proposed here or delivered
 	beats     int32          // ticks of this leadership, modulo ElectionTicks: where its check of the quorum stands
 	idle      int32          // ticks since there was something to do
+	offering  *offering      // nil until it is needed
 	peers     []peer         // beside view.Members
 	dropped   uint64         // messages refused
 	scratch   *[]byte        // for Hash
@@ -482,9 +483,15 @@ func (e *Engine) persist(out *order.Actions, recs []order.Record) {
 
 // send asks for a message to be carried, once write after is durable.
 func (e *Engine) send(out *order.Actions, m *pb.Message, after uint64) {
+	var a acknowledged
+	e.sendBeside(out, m, after, &a)
+}
+
+// sendBeside is send beside others of the same moment, which share a.
+func (e *Engine) sendBeside(out *order.Actions, m *pb.Message, after uint64, a *acknowledged) {
 	e.outward(m)
 	b := appendHead(make([]byte, 0, headSize(m)), m)
-	s := order.Send{To: order.ReplicaID(m.GetTo()), Msg: b, After: after, Spare: e.spare(m)}
+	s := order.Send{To: order.ReplicaID(m.GetTo()), Msg: b, After: after, Spare: e.spare(m, a)}
 	if m.GetType() == pb.MsgSnap {
 		s.Snapshot = m.GetSnapshot().GetData()
 	}
@@ -494,31 +501,47 @@ func (e *Engine) send(out *order.Actions, m *pb.Message, after uint64) {
 // spare reports whether m is an append to a voter whose acknowledgement a majority does not need: as many others as it takes have
 // acknowledged more, or as much and come first. Who is told at once and does not answer has soon acknowledged less than those who are
 // told a moment later, and is spared from then on.
-func (e *Engine) spare(m *pb.Message) bool {
+func (e *Engine) spare(m *pb.Message, a *acknowledged) bool {
 	if e.role != etcd.StateLeader || e.joint || m.GetType() != pb.MsgApp || len(m.GetEntries()) == 0 {
 		return false
 	}
-	var matches [order.MembersMax]uint64 // of the voters but this one, by rising id
-	n, at := 0, -1
-	e.raft.WithProgress(func(id uint64, kind etcd.ProgressType, pr tracker.Progress) {
-		if kind == etcd.ProgressTypePeer && id != uint64(e.cfg.Self) && n < len(matches) && !e.suspects(order.ReplicaID(id)) {
-			if id == m.GetTo() {
-				at = n
-			}
-			matches[n] = pr.Match
-			n++
+	if !a.known {
+		a.of(e)
+	}
+	at := -1
+	for i, id := range a.by[:a.n] {
+		if id == m.GetTo() {
+			at = i
 		}
-	})
+	}
 	if at < 0 {
 		return false
 	}
 	before := 0
-	for i, match := range matches[:n] {
-		if match > matches[at] || match == matches[at] && i < at {
+	for i, match := range a.matches[:a.n] {
+		if match > a.matches[at] || match == a.matches[at] && i < at {
 			before++
 		}
 	}
 	return before >= len(e.voters)/2
+}
+
+// acknowledged is what the voters but this one have acknowledged, by rising id, without those that are suspected.
+type acknowledged struct {
+	known   bool
+	n       int
+	by      [order.MembersMax]uint64
+	matches [order.MembersMax]uint64
+}
+
+func (a *acknowledged) of(e *Engine) {
+	a.known = true
+	e.raft.WithProgress(func(id uint64, kind etcd.ProgressType, pr tracker.Progress) {
+		if kind == etcd.ProgressTypePeer && id != uint64(e.cfg.Self) && a.n < len(a.by) && !e.suspects(order.ReplicaID(id)) {
+			a.by[a.n], a.matches[a.n] = id, pr.Match
+			a.n++
+		}
+	})
 }
 
 // drain performs what the library has ready (replica-groups.md section 3.2), until nothing is. One turn takes everything;
@@ -535,6 +558,7 @@ func (e *Engine) drain(out *order.Actions) {
 func (e *Engine) perform(rd etcd.Ready, out *order.Actions) (stepped bool) {
 	wasLeader, wasTerm := e.role == etcd.StateLeader, e.term
 	e.noteState(rd)
+	var a acknowledged
 	for _, m := range rd.Messages {
 		switch m.GetTo() {
 		case etcd.LocalAppendThread:
@@ -543,7 +567,7 @@ func (e *Engine) perform(rd etcd.Ready, out *order.Actions) (stepped bool) {
 			stepped = e.deliver(m.GetEntries(), out) || stepped
 		default:
 			if !e.tellsCommitOnly(m) {
-				e.send(out, m, 0)
+				e.sendBeside(out, m, 0, &a)
 			}
 		}
 	}
@@ -763,9 +787,13 @@ func (e *Engine) leading() bool { return e.role == etcd.StateLeader && e.applied
 // acknowledges once, and the library goes once through all it does for a proposal.
 func (e *Engine) propose(ps []order.Propose, out *order.Actions) {
 	refuse := func(ref uint64, err error) { out.Done = append(out.Done, order.Outcome{Ref: ref, Err: err}) }
-	next := e.log.last() + 1
+	if e.offering == nil {
+		e.offering = newOffering(e.cfg.Self)
+	}
+	o, next := e.offering, e.log.last()+1
 	offer := func(refs []uint64, ents []*pb.Entry) bool { // taken all or not at all
-		if e.raft.Step(&pb.Message{Type: pb.MsgProp.Enum(), From: new(uint64(e.cfg.Self)), Entries: ents}) != nil {
+		o.message.Entries = ents
+		if e.raft.Step(o.message) != nil {
 			return false
 		}
 		for _, ref := range refs {
@@ -775,39 +803,86 @@ func (e *Engine) propose(ps []order.Propose, out *order.Actions) {
 		return true
 	}
 	for len(ps) > 0 {
-		refs, ents := make([]uint64, 0, len(ps)), make([]*pb.Entry, 0, len(ps))
-		for bytes := 0; len(ps) > 0 && bytes < appendBytesMax; ps = ps[1:] {
+		o.reset()
+		for ; len(ps) > 0 && len(o.data) < appendBytesMax; ps = ps[1:] {
 			p := ps[0]
-			switch data, err := encodeCommand(p); {
+			switch {
 			case e.role != etcd.StateLeader:
 				refuse(p.Ref, order.ErrNotLeader)
-			case err != nil:
-				refuse(p.Ref, err)
 			case e.writes.len() >= persistsMax:
 				refuse(p.Ref, order.ErrBusy)
 			default:
-				refs, ents, bytes = append(refs, p.Ref), append(ents, &pb.Entry{Data: data}), bytes+len(data)
+				if err := o.add(p); err != nil {
+					refuse(p.Ref, err)
+				}
 			}
 		}
-		if len(ents) == 0 || offer(refs, ents) {
+		if len(o.refs) == 0 || offer(o.refs, o.ents) {
 			continue
 		}
-		for i, ref := range refs { // there may be room for some
-			if !offer(refs[i:i+1], ents[i:i+1]) {
+		for i, ref := range o.refs { // there may be room for some
+			if !offer(o.refs[i:i+1], o.ents[i:i+1]) {
 				refuse(ref, order.ErrBusy)
 			}
 		}
 	}
+	o.reset()
 	e.drain(out)
 }
 
-// encodeCommand returns what the log holds of a proposal. It must be readable at delivery.
-func encodeCommand(p order.Propose) ([]byte, error) {
-	data, err := order.AppendCommand(make([]byte, 0, commandOverhead+len(p.Cmd.Data)), p.Stamp, p.Cmd)
-	if err == nil {
-		err = order.CheckCommand(data)
+// offering is the storage of a leader's proposals, of which the library takes copies. (It says so in appendEntry. If it ever keeps
+// what it is given, later commands take the place of earlier ones, and every test of the log fails.)
+type offering struct {
+	message *pb.Message
+	refs    []uint64
+	ents    []*pb.Entry
+	data    []byte // of ents, one after the other
+}
+
+// offeredMax bounds the commands whose storage is kept, and offeredBytesMax their bytes.
+const (
+	offeredMax      = 64
+	offeredBytesMax = 16 << 10
+)
+
+func newOffering(self order.ReplicaID) *offering {
+	return &offering{message: &pb.Message{Type: pb.MsgProp.Enum(), From: new(uint64(self))}}
+}
+
+// reset forgets what was offered, and gives back storage of an unusual size.
+func (o *offering) reset() {
+	o.message.Entries = nil
+	for _, ent := range o.ents {
+		ent.Data = nil
 	}
-	return data, err
+	o.refs, o.ents, o.data = o.refs[:0], o.ents[:0], o.data[:0]
+	if cap(o.ents) > offeredMax {
+		o.refs, o.ents = nil, nil
+	}
+	if cap(o.data) > offeredBytesMax {
+		o.data = nil
+	}
+}
+
+// add appends a proposal. What the log holds of it must be readable at delivery.
+func (o *offering) add(p order.Propose) error {
+	from := len(o.data)
+	data, err := order.AppendCommand(o.data, p.Stamp, p.Cmd)
+	if err == nil {
+		err = order.CheckCommand(data[from:])
+	}
+	if err != nil {
+		return err
+	}
+	n := len(o.ents)
+	if n < cap(o.ents) && o.ents[:n+1][n] != nil {
+		o.ents = o.ents[:n+1]
+	} else {
+		o.ents = append(o.ents, new(pb.Entry))
+	}
+	o.ents[n].Data = data[from:len(data):len(data)]
+	o.refs, o.data = append(o.refs, p.Ref), data
+	return nil
 }
 
 // stepDown ends a leadership: nobody can say any more what becomes of its proposals, and its reads were never confirmed.

@@ -109,7 +109,7 @@ func (e *Engine) nothingToDo() bool {
 func (e *Engine) sleep(out *order.Actions) {
 	e.asleep = true
 	e.endLease()
-	e.applyResp, e.scratch = nil, nil
+	e.applyResp, e.scratch, e.offering = nil, nil, nil
 	e.writes.rest()
 	e.unapplied.rest()
 	e.proposals.rest()
