@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"latchkey/dht/keyspace"
 	"latchkey/dht/pb"
 	"latchkey/internal/automaton"
 )
@@ -31,6 +32,7 @@ var errGone = errors.New("dht: link forgotten")
 type link struct {
 	o       *Overlay
 	peer    peer.ID
+	node    keyspace.NodeID // of peer
 	budget  budget
 	serving atomic.Int32 // its requests in service here
 	greeted atomic.Int32 // streams it opened that have not said hello yet
@@ -140,7 +142,7 @@ func (b *budget) take(n int64) bool {
 func (b *budget) give(n int64) { b.used.Add(-n) }
 
 func newLink(o *Overlay, p peer.ID) *link {
-	return &link{o: o, peer: p, calls: make(map[uint64]*call), session: newSession()}
+	return &link{o: o, peer: p, node: NodeIDOf(p), calls: make(map[uint64]*call), session: newSession()}
 }
 
 func newSession() uint64 { return max(rand.Uint64(), 1) }

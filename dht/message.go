@@ -62,6 +62,14 @@ type Request struct {
 	answered atomic.Bool
 }
 
+// Node returns the point of the key space of the peer that it came from.
+func (r *Request) Node() keyspace.NodeID {
+	if r.link == nil {
+		return NodeIDOf(r.From)
+	}
+	return r.link.node
+}
+
 // OneWay reports whether nobody awaits an answer.
 func (r *Request) OneWay() bool { return r.id == 0 }
 

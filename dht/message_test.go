@@ -22,6 +22,9 @@ func errorHas(err error, text string) bool { return err != nil && strings.Contai
 func TestCallReachesKeyAndServiceAndComesBack(t *testing.T) {
 	a, b := pair(t, func(o *Overlay) {
 		o.Handle("where", func(r *Request) {
+			if r.Node() != NodeIDOf(r.From) {
+				t.Errorf("%s is %v, not %v", r.From, NodeIDOf(r.From), r.Node())
+			}
 			go r.Reply(append([]byte(r.Service+" "+string(r.From)+" "), r.Key[:]...)) // later, elsewhere
 		})
 	})

@@ -620,7 +620,7 @@ func (h *Host) handleCommand(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	e.cmd.Author, e.call = dht.NodeIDOf(req.From), req
+	e.cmd.Author, e.call = req.Node(), req
 	if e.cmd.Service == placement.Service && req.From != h.overlay.Self() && !isUpdate(e.cmd) {
 		// Only a leader's own host commands the directory, but for a member of a group that tells of its view. One that was
 		// deposed a moment ago may still try: it is no misbehaviour, and its creation is taken up by whoever asked for it.
@@ -641,7 +641,7 @@ func (h *Host) handleQuery(req *dht.Request) error {
 	if err != nil {
 		return err
 	}
-	e.from, e.call = dht.NodeIDOf(req.From), req
+	e.from, e.call = req.Node(), req
 	h.submit(e.group, &e, req)
 	return nil
 }

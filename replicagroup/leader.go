@@ -406,7 +406,7 @@ func (h *Host) handleLead(req *dht.Request) error {
 	if !req.OneWay() {
 		return malformed("a message to a leader awaits an answer")
 	}
-	from := dht.NodeIDOf(req.From)
+	from := req.Node()
 	to, msg, err := h.leaders.Read(from, req.Data)
 	if err != nil {
 		return err

@@ -498,7 +498,7 @@ func (h *Host) handleVoter(req *dht.Request) error {
 	if !req.OneWay() {
 		return malformed("a message to a voter awaits an answer")
 	}
-	from := dht.NodeIDOf(req.From)
+	from := req.Node()
 	to, msg, mine, err := h.voters.Read(from, req.Data)
 	if err != nil || !mine {
 		return err
@@ -521,7 +521,7 @@ func (h *Host) handlePropose(req *dht.Request) error {
 		h.counters.strayMessages.Add(1)
 		return nil
 	}
-	h.admit(&voterEvent{peer: req.From, from: dht.NodeIDOf(req.From), bytes: len(req.Data), group: group, own: data})
+	h.admit(&voterEvent{peer: req.From, from: req.Node(), bytes: len(req.Data), group: group, own: data})
 	return nil
 }
 
