@@ -39,3 +39,27 @@ func TestLockSigmaFillsInEveryFigure(t *testing.T) {
 		}
 	}
 }
+
+// A machine may be so busy that two clients take no turn while they are watched; what cannot be told is 0, since JSON knows no other way.
+func TestLeastToFirstIsANumber(t *testing.T) {
+	rates := func(all ...float64) (c []Contended) {
+		for _, r := range all {
+			c = append(c, Contended{HandoversS: r})
+		}
+		return c
+	}
+	for _, c := range []struct {
+		rates []Contended
+		want  float64
+	}{
+		{rates(4, 2, 8), 0.5},
+		{rates(4, 8), 1},
+		{rates(4, 0, 8), 0},
+		{rates(0, 0), 0},
+		{rates(0, 5), 0},
+	} {
+		if got := leastToFirst(c.rates); got != c.want {
+			t.Errorf("%v: %v, want %v", c.rates, got, c.want)
+		}
+	}
+}
