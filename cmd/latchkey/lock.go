@@ -87,7 +87,7 @@ so. A group that cannot answer, since too many of its members are down or cut of
 so is a peer that was revoked; so is 2 for wrong usage, and 3 when the daemon cannot be reached or goes away while lock waits.`,
 		Example: `  latchkey lock nightly -- ./build.sh          # one at a time, on every machine
   latchkey lock nightly --try -E 0 -- ./build.sh   # or not at all, which is fine
-  latchkey lock nightly --wait 30s -- ./build.sh   # exit 75 when not ours by then
+  latchkey lock nightly --wait 30s -- ./build.sh   # exit 75 when others have had it all that time
   latchkey lock nightly                            # hold it until Ctrl-C
   latchkey lock nightly --shared -- ./read.sh      # beside other readers
   latchkey lock uploads -n 3 -- ./upload.sh        # three at a time, on all machines together`,

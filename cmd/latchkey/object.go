@@ -241,7 +241,7 @@ If nobody knows whether the value was written, set ends with 1 and says so: get 
 With --volatile it founds the application if nobody has it open.`,
 		Example: `  latchkey object set demo/greeting hello
   date | latchkey object set demo/now - --ttl 1h
-  latchkey object set demo/picture --file picture.png --if-version 72057594037927937`,
+  latchkey object set demo/picture --file picture.png --if-version 1`,
 		Args: func(c *cobra.Command, args []string) error {
 			if file != "" && len(args) == 2 {
 				return usagef("object set: a value and --file exclude each other")
@@ -317,7 +317,7 @@ func objectRmVerb(a *app) *cobra.Command {
 		Long: `rm deletes the object; its version rises. It ends with 4 where there was none, and with 1 where it has another version than --if-version says.
 With --volatile it writes a value without bytes, which is how an object is that nobody has written.`,
 		Example: `  latchkey object rm demo/greeting
-  latchkey object rm demo/greeting --if-version 72057594037927937`,
+  latchkey object rm demo/greeting --if-version 1`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			at, err := f.of(c, args[0])
