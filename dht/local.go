@@ -36,6 +36,10 @@ func (q *local) post(it *item, service string, c *call) error {
 		return ErrClosed
 	}
 	q.mu.Lock()
+	if q.o.shutOut.Load() {
+		q.mu.Unlock()
+		return fmt.Errorf("%w: ourselves: %w", ErrUnreachable, errNotAdmitted)
+	}
 	if q.msgs >= outboxMessagesMax[Control] || q.bytes+len(it.payload) > outboxBytesMax[Bulk] {
 		q.mu.Unlock()
 		return fmt.Errorf("%w: to ourselves: %d messages, %d bytes", ErrOutboxFull, q.msgs, q.bytes)
@@ -53,6 +57,16 @@ func (q *local) post(it *item, service string, c *call) error {
 	copied.service = []byte(service)
 	q.pushLocked(localItem{copied, q.o.handlers[service]})
 	return nil
+}
+
+// shutOut ends what we have asked of ourselves: no answer of later counts. It is called once no request is taken any more.
+func (q *local) shutOut() {
+	q.mu.Lock() // whoever has taken one has noted the call
+	q.link.mu.Lock()
+	_, calls := q.link.loseLocked()
+	q.link.mu.Unlock()
+	q.mu.Unlock()
+	endAll(calls, fmt.Errorf("%w: ourselves: %w", ErrLinkLost, errNotAdmitted))
 }
 
 // answer queues the answer to a request of ours.

@@ -95,6 +95,7 @@ type Overlay struct {
 	boots     boots
 	beats     *heartbeats
 	hosting   atomic.Bool  // we may be in replica sets; changed by watch
+	shutOut   atomic.Bool  // we are not admitted ourselves; see [Overlay.Reconsider], which holds considering while it looks
 	reach     atomic.Int32 // network.Reachability, as the host sees it; changed by watch
 	count     counters
 	ids       atomic.Uint64 // of requests; starts at random, so answers meant for a former life match nothing
@@ -105,11 +106,12 @@ type Overlay struct {
 	finds     *finds
 	kick      chan struct{} // something changed: look for neighbours soon
 
-	ctx    context.Context // ends on Close; set by New
-	cancel context.CancelCauseFunc
-	up     atomic.Bool
-	hello  time.Duration // openTimeout, and
-	stall  time.Duration // writeStallMax, but for tests
+	ctx         context.Context // ends on Close; set by New
+	cancel      context.CancelCauseFunc
+	up          atomic.Bool
+	considering sync.Mutex    // taken before any other
+	hello       time.Duration // openTimeout, and
+	stall       time.Duration // writeStallMax, but for tests
 	// unfinished is unfinishedMax, but for tests; half is what half-received messages hold.
 	unfinished time.Duration
 	half       reassembly
@@ -170,6 +172,7 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 	o.boots.judge.See(twins.Sighting{Peer: twins.Peer(o.self), Boot: o.own}, 0)
 	o.handlers[serviceHeartbeat] = &service{serviceHeartbeat, o.handleHeartbeat}
 	o.nodes.add(o.self)
+	o.Reconsider()
 	return o, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,7 +54,8 @@ var gated = map[network.ConnErrorCode]string{
 // Access is what one peer knows of who may be in its overlay: the newest allow-list it has heard of. Without a list everybody may who has
 // the swarm key. It is safe for concurrent use.
 //
-// Whoever makes a host for a node gives it [Access.Gater], which refuses others once they are authenticated, before any protocol; a node
+// Whoever makes a host for a node gives it [Access.Gater], which refuses others once they are authenticated, before any protocol (one that
+// was revoked is given the list that says so first); a node
 // itself refuses their streams ([WithAccess]), which is what keeps them out on a host that has a gater of its own.
 type Access struct {
 	genesis placement.Genesis
@@ -63,6 +65,7 @@ type Access struct {
 
 	refusals   atomic.Pointer[Refusals]
 	introduces atomic.Pointer[func(peer.ID) bool] // whom we may dial to learn of a newer list
+	tells      atomic.Pointer[func(network.Conn)] // tells a peer that was revoked, before it is sent away; nil: nobody does
 	enrols     atomic.Bool                        // this peer can put others on the list
 
 	mu      sync.Mutex // held while a list is taken
@@ -189,6 +192,9 @@ func (g accessGater) InterceptUpgraded(c network.Conn) (bool, control.Disconnect
 		r.add(why)
 	}
 	log.Debugw("refused", "peer", p, "reason", why)
+	if f := g.a.tells.Load(); f != nil && v == allowlist.WasRevoked && inbound {
+		(*f)(c)
+	}
 	closeWith(c, code)
 	return false, control.DisconnectReason(0)
 }
@@ -203,6 +209,25 @@ func closeWith(c network.Conn, code network.ConnErrorCode) {
 	case c.As(&q):
 		q.CloseWithError(quic.ApplicationErrorCode(code), "")
 	}
+}
+
+// bareStream is a stream of a connection that the host has not taken yet.
+type bareStream interface {
+	io.ReadWriteCloser
+	SetDeadline(time.Time) error
+}
+
+// openBare opens one. It ends with the connection.
+func openBare(ctx context.Context, c network.Conn) (bareStream, error) {
+	var y *yamux.Session
+	var q *quic.Conn
+	switch {
+	case c.As(&y):
+		return y.OpenStream(ctx)
+	case c.As(&q):
+		return q.OpenStreamSync(ctx)
+	}
+	return nil, errors.New("node: no streams on such a connection")
 }
 
 // toldWhy returns what the other side said when it ended a connection because of the allow-list. A connection that goes on says nothing.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-msgio/pbio"
+	"github.com/multiformats/go-multistream"
 
 	"latchkey/dht"
 	"latchkey/node/allowlist"
@@ -32,6 +34,11 @@ const (
 	accessMessageMax = 1<<20 + 4<<10 // [allowlist.DocumentBytesMax] and what names it
 	// accessAtOnce is how many exchanges we begin at a time.
 	accessAtOnce = 8
+	// revokedTimeout bounds the exchange with a peer that was revoked, which is told of the list that says so before its connection ends.
+	revokedTimeout = 2 * time.Second
+	// revokedAtOnce is how many such peers are told at a time that come anew, each once in revokedPause; others are sent away at once.
+	revokedAtOnce = 8
+	revokedPause  = 10 * time.Second
 	// accessTick is how often lists that did not get through are sent again, and the directory is looked at.
 	accessTick = 500 * time.Millisecond
 )
@@ -63,6 +70,7 @@ type accessPeers struct {
 	closed           bool
 	ending           map[string]bool // connections that are being closed, by their ids
 	told             tellers         // who says that this peer is not let in
+	revoked          revokedPeers    // who was told so of late
 	watcher
 }
 
@@ -100,6 +108,7 @@ func newAccessPeers(h host.Host, o *dht.Overlay, g placement.Genesis, a *Access,
 	x := &accessPeers{host: h, overlay: o, genesis: g, access: a, refusals: r, close: close, kick: make(chan struct{}, 1), ending: make(map[string]bool)}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	a.onChange(func() {
+		o.Reconsider() // at once: nothing is granted after a list that says that we are out
 		select {
 		case x.kick <- struct{}{}:
 		default:
@@ -120,6 +129,8 @@ func (x *accessPeers) begin() bool {
 }
 
 func (x *accessPeers) start() error {
+	tells := x.tellRevoked
+	x.access.tells.Store(&tells)
 	x.host.SetStreamHandler(accessProtocol(x.genesis), func(s network.Stream) {
 		x.served(s, &x.exchanges, x.access.Admits, x.answer)
 	})
@@ -138,6 +149,7 @@ func (x *accessPeers) start() error {
 func (x *accessPeers) stop() {
 	x.host.RemoveStreamHandler(accessProtocol(x.genesis))
 	x.host.RemoveStreamHandler(joinProtocol(x.genesis))
+	x.access.tells.Store(nil)
 	x.cancel()
 	x.closing.Lock()
 	x.closed = true
@@ -207,14 +219,17 @@ func (x *accessPeers) run(events <-chan any) {
 				continue
 			}
 			v := x.access.Judge(p)
-			if v != allowlist.Admitted && !x.access.introducer(p, v) {
+			if v == allowlist.WasRevoked {
+				x.overlay.Dismiss(p) // at once; its connections have a moment
+			}
+			if v != allowlist.Admitted && !x.access.introducer(p, v) && !(v == allowlist.WasRevoked && said[p] != nameOf(ours) && x.speaks(p)) {
 				x.dismiss(p, v)
 				continue
 			}
 			if said[p] == nameOf(ours) && v == allowlist.Admitted {
 				continue
 			}
-			if speaks, err := x.host.Peerstore().SupportsProtocols(p, accessProtocol(x.genesis)); err != nil || len(speaks) == 0 {
+			if !x.speaks(p) {
 				if v != allowlist.Admitted && x.age(p) > accessTimeout {
 					x.dismiss(p, v)
 				}
@@ -226,17 +241,22 @@ func (x *accessPeers) run(events <-chan any) {
 			under[p] = true
 			go func() {
 				defer x.busy.Done()
-				list, err := x.exchange(x.ctx, p)
+				patience := accessTimeout
+				if v == allowlist.WasRevoked {
+					patience = revokedTimeout
+				}
+				list, err := x.exchange(x.ctx, p, patience)
 				if err != nil {
 					log.Debugw("allow-list not exchanged", "peer", p, "err", err)
 				}
-				if v := x.access.Judge(p); v != allowlist.Admitted && (err == nil || x.age(p) > accessTimeout) {
+				if v := x.access.Judge(p); v == allowlist.WasRevoked || v != allowlist.Admitted && (err == nil || x.age(p) > accessTimeout) {
 					x.dismiss(p, v) // its list, if it had a newer one, does not name it either
 				}
 				done <- outcome{p, list}
 			}()
 		}
 	}
+	x.overlay.Dismiss(x.host.ID()) // where the list does not admit us
 	x.tell()
 	for {
 		select {
@@ -247,6 +267,7 @@ func (x *accessPeers) run(events <-chan any) {
 			x.told.met(e.(event.EvtPeerIdentificationCompleted).Peer)
 			spread()
 		case <-x.kick:
+			x.overlay.Dismiss(x.host.ID())
 			x.tell()
 			spread()
 		case o := <-done:
@@ -277,6 +298,12 @@ func (x *accessPeers) tell() {
 	if v := l.Judge(x.host.ID(), time.Now()); v != allowlist.Admitted {
 		log.Errorw("this peer may not be in the overlay: others will refuse it", "peer", x.host.ID(), "verdict", v, "list", l.Number())
 	}
+}
+
+// speaks reports whether a peer takes part in exchanges, as far as it has said.
+func (x *accessPeers) speaks(p peer.ID) bool {
+	all, err := x.host.Peerstore().SupportsProtocols(p, accessProtocol(x.genesis))
+	return err == nil && len(all) > 0
 }
 
 // nameOf names a list in memory.
@@ -324,9 +351,9 @@ func (x *accessPeers) dismiss(p peer.ID, v allowlist.Verdict) {
 }
 
 // exchange tells a connected peer which list we have, takes over its list or gives it ours, and returns the name of what both have then.
-func (x *accessPeers) exchange(ctx context.Context, p peer.ID) (string, error) {
+func (x *accessPeers) exchange(ctx context.Context, p peer.ID, patience time.Duration) (string, error) {
 	const why = "lists go over connections that are there"
-	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(network.WithNoDial(ctx, why), why), accessTimeout)
+	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(network.WithNoDial(ctx, why), why), patience)
 	defer cancel()
 	s, err := x.host.NewStream(ctx, p, accessProtocol(x.genesis))
 	if err != nil {
@@ -334,6 +361,15 @@ func (x *accessPeers) exchange(ctx context.Context, p peer.ID) (string, error) {
 	}
 	defer s.Reset()
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
+	list, err := x.converse(s)
+	if err == nil {
+		err = s.Close()
+	}
+	return list, err
+}
+
+// converse is exchange on a stream.
+func (x *accessPeers) converse(s io.ReadWriter) (string, error) {
 	ours := x.access.List()
 	w, r := pbio.NewDelimitedWriter(s), pbio.NewDelimitedReader(s, accessMessageMax)
 	if err := w.WriteMsg(ours.Have()); err != nil {
@@ -347,7 +383,7 @@ func (x *accessPeers) exchange(ctx context.Context, p peer.ID) (string, error) {
 		if _, err := x.access.Take(theirs.Document); err != nil {
 			return "", err
 		}
-		return nameOf(x.access.List()), s.Close()
+		return nameOf(x.access.List()), nil
 	}
 	last := &pb.Have{}
 	if ours.Newer(&theirs) {
@@ -359,7 +395,7 @@ func (x *accessPeers) exchange(ctx context.Context, p peer.ID) (string, error) {
 	if err := r.ReadMsg(&theirs); err != nil { // it has taken it
 		return "", err
 	}
-	return nameOf(ours), s.Close()
+	return nameOf(ours), nil
 }
 
 // answer is the other side of exchange.
@@ -388,6 +424,67 @@ func (x *accessPeers) answer(_ context.Context, s network.Stream) error {
 		}
 	}
 	return w.WriteMsg(x.access.have())
+}
+
+// revokedPeers are those that were told of late that they are revoked.
+type revokedPeers struct {
+	mu    sync.Mutex
+	under int
+	at    map[peer.ID]time.Time
+}
+
+// begin reports whether a peer is to be told now; if so end follows.
+func (r *revokedPeers) begin(p peer.ID, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for q, at := range r.at {
+		if now.Sub(at) >= revokedPause {
+			delete(r.at, q)
+		}
+	}
+	if _, told := r.at[p]; told || r.under >= revokedAtOnce {
+		return false
+	}
+	if r.at == nil {
+		r.at = make(map[peer.ID]time.Time) // of revoked peers only, of which a list has so many
+	}
+	r.under++
+	r.at[p] = now
+	return true
+}
+
+func (r *revokedPeers) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.under--
+}
+
+// tellRevoked gives our list to a peer that was revoked and comes anew, on a connection that the host has not taken and will not take:
+// nothing that the peer sends gets further than its side of this exchange. Else a peer that was away when it was revoked would go on with
+// what it has: the groups of which it is a majority by itself, and their locks. It blocks for revokedTimeout at most.
+func (x *accessPeers) tellRevoked(c network.Conn) {
+	p := c.RemotePeer()
+	if !x.begin() {
+		return
+	}
+	defer x.busy.Done()
+	if !x.revoked.begin(p, time.Now()) {
+		return
+	}
+	defer x.revoked.end()
+	ctx, cancel := context.WithTimeout(x.ctx, revokedTimeout)
+	defer cancel()
+	s, err := openBare(ctx, c)
+	if err == nil {
+		defer context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })()
+		err = multistream.SelectProtoOrFail(accessProtocol(x.genesis), io.ReadWriteCloser(s))
+	}
+	if err == nil {
+		_, err = x.converse(s)
+	}
+	if err != nil {
+		log.Debugw("a revoked peer was not told", "peer", p, "err", err)
+	}
 }
 
 // join serves an invitation.

@@ -56,10 +56,12 @@ func tells(verdict error) int {
 const (
 	// diagnoseMax bounds one, whatever ctx says.
 	diagnoseMax = 10 * time.Second
-	// announceMax is how long a connected peer may take to say that it speaks our protocol: a daemon that is starting opens
-	// its port first.
+	// announceMax is how long a connected peer may take to say by itself that it speaks our protocol: a daemon that is starting opens
+	// its port first. Then it is asked.
 	announceMax  = 2 * time.Second
 	announcePoll = 10 * time.Millisecond
+	// askAgain is the time between two questions to one that has begun to.
+	askAgain = 250 * time.Millisecond
 	// lookAfter is how long a dial may take before we look at what answers meanwhile: under two swarm keys the ends often wait
 	// for each other until their time is up.
 	lookAfter = 400 * time.Millisecond
@@ -186,17 +188,26 @@ func (d *diagnosis) connect(ctx, dial context.Context) error {
 }
 
 // announced waits until the connected peer has said that it speaks our control protocol, or for long enough, and returns what
-// it speaks.
+// it speaks. Before the verdict it is asked, as [strangers] do: what libp2p takes for its last word need not be that. One that speaks
+// other protocols of our overlay, and control of no version, is starting: it has as long as the diagnosis.
 func (d *diagnosis) announced(ctx context.Context) []protocol.ID {
+	control := dht.ControlProtocol(d.overlay)
 	poll := time.NewTicker(announcePoll)
 	defer poll.Stop()
-	for start := time.Now(); ; {
+	for asking := time.Now().Add(announceMax); ; {
 		protocols, err := d.host.Peerstore().GetProtocols(d.peer.ID)
 		switch {
-		case err == nil && slices.Contains(protocols, dht.ControlProtocol(d.overlay)),
-			time.Since(start) > announceMax,
+		case err == nil && slices.Contains(protocols, control),
 			d.host.Network().Connectedness(d.peer.ID) != network.Connected:
 			return protocols
+		case time.Now().After(asking):
+			if agrees(ctx, d.host, d.peer.ID, control) {
+				return append(protocols, control)
+			}
+			if !d.starting(protocols) {
+				return protocols
+			}
+			asking = time.Now().Add(askAgain)
 		}
 		select {
 		case <-poll.C:
@@ -204,6 +215,15 @@ func (d *diagnosis) announced(ctx context.Context) []protocol.ID {
 			return protocols
 		}
 	}
+}
+
+// starting reports whether a peer that speaks these protocols has begun to open those of our overlay: control is among the last ones.
+func (d *diagnosis) starting(speaks []protocol.ID) bool {
+	ours := strings.TrimSuffix(string(dht.ControlProtocol(d.overlay)), "control/1.0.0")
+	of := func(prefix string) bool {
+		return slices.ContainsFunc(speaks, func(p protocol.ID) bool { return strings.HasPrefix(string(p), prefix) })
+	}
+	return of(ours) && !of(ours+"control/")
 }
 
 // met judges a peer we have been connected to by what it speaks.
@@ -236,6 +256,9 @@ func (d *diagnosis) met(ctx context.Context, speaks []protocol.ID) error {
 
 // stranger judges a peer that does not speak our control protocol.
 func (d *diagnosis) stranger(at ma.Multiaddr, speaks []protocol.ID) error {
+	if d.starting(speaks) {
+		return fmt.Errorf("%w: %s at %s is starting, and does not answer yet; try again in a moment", ErrUnreachable, d.peer.ID, at)
+	}
 	ours := strings.TrimPrefix(string(dht.ControlProtocol(d.overlay)), dht.ProtocolFamily)
 	ours, _, _ = strings.Cut(ours, "/")
 	var theirs []string

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -120,6 +121,8 @@ func TestDiagnoseTellsWhyNot(t *testing.T) {
 	id := private.Genesis().ID()
 	v2 := strings.Replace(string(dht.ControlProtocol(id)), "1.0.0", "2.0.0", 1)
 	next.SetStreamHandler(protocol.ID(v2), func(s network.Stream) { s.Reset() })
+	begun := keyedHost(t, keyA)
+	begun.SetStreamHandler(protocol.ID(strings.Replace(string(dht.ControlProtocol(id)), "control", "kad", 1)), func(s network.Stream) { s.Reset() })
 	guarded := keyedHost(t, keyA)
 	picky, err := dht.New(guarded, dht.WithOverlayID(id), dht.WithHello(nil, func(peer.ID, []byte) error { return errors.New("not on the list") }))
 	if err != nil {
@@ -155,6 +158,7 @@ func TestDiagnoseTellsWhyNot(t *testing.T) {
 		{"another peer, public", nil, public.Genesis(), at(bare.ID(), public.host.Addrs()...), ErrOtherPeer, []string{public.ID().String()}},
 		{"no latchkey", keyA, private.Genesis(), at(bare.ID(), bare.Addrs()...), ErrNotLatchkey, []string{"speaks no latchkey"}},
 		{"another protocol version", keyA, private.Genesis(), at(next.ID(), next.Addrs()...), ErrVersion, []string{"control/2.0.0"}},
+		{"starting for ever", keyA, private.Genesis(), at(begun.ID(), begun.Addrs()...), ErrUnreachable, []string{"is starting", begun.ID().String()}},
 		{"a peer that refuses us", keyA, private.Genesis(), at(guarded.ID(), guarded.Addrs()...), ErrRefused, []string{guarded.ID().String()}},
 		{"a web server", keyA, private.Genesis(), at(bare.ID(), webserver(t)), ErrNotLatchkey, []string{"does not speak libp2p"}},
 		{"a web server, without a key", nil, public.Genesis(), at(bare.ID(), webserver(t)), ErrNotLatchkey, []string{"does not speak libp2p"}},
@@ -174,7 +178,7 @@ func TestDiagnoseTellsWhyNot(t *testing.T) {
 				h := keyedHost(t, c.psk)
 				before := h.Mux().Protocols()
 				patience := waitMax
-				if strings.HasPrefix(c.name, "silence") {
+				if strings.HasPrefix(c.name, "silence") || strings.HasPrefix(c.name, "starting") {
 					patience = 3 * time.Second // it is all that ends it
 				}
 				err := Diagnose(within(t, patience), h, c.genesis, c.psk, c.who)
@@ -247,14 +251,23 @@ func TestDiagnoseWaitsForAPeerThatIsStarting(t *testing.T) {
 	}
 	t.Cleanup(func() { n.Close() })
 	met := make(chan error, 1)
+	var once sync.Once
 	founder.Network().Notify(&network.NotifyBundle{ConnectedF: func(network.Network, network.Conn) {
-		select {
-		case met <- n.Start(t.Context()):
-		default:
-		}
+		once.Do(func() { met <- n.Start(t.Context()) })
 	}})
 	if err := Diagnose(within(t, waitMax), asker, g, keyA, peer.AddrInfo{ID: founder.ID(), Addrs: founder.Addrs()}); err != nil {
 		t.Errorf("%v; the node: %v", err, <-met)
+	}
+}
+
+// It says what it speaks on streams of their own, and what libp2p takes for its last word may be the first one.
+func TestDiagnoseAsksBeforeItCallsAPeerAnotherVersion(t *testing.T) {
+	t.Parallel()
+	n := founded(t, keyedHost(t, keyA))
+	kad := protocol.ID(strings.Replace(string(dht.ControlProtocol(n.Genesis().ID())), "control", "kad", 1))
+	asker := outdated{keyedHost(t, keyA), n.ID(), []protocol.ID{kad}}
+	if err := Diagnose(within(t, waitMax), asker, n.Genesis(), keyA, peer.AddrInfo{ID: n.ID(), Addrs: n.host.Addrs()}); err != nil {
+		t.Error(err)
 	}
 }
 

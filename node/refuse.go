@@ -251,13 +251,18 @@ func (s *strangers) refuse(ctx context.Context, p peer.ID) {
 	}
 }
 
-// asked opens a stream of our protocol to p, over a connection that is there, and reports whether p agrees to it. If so the host
-// knows it from then on.
+// asked reports whether p agrees to speak our protocol.
 func (s *strangers) asked(ctx context.Context, p peer.ID) bool {
+	return agrees(ctx, s.host, p, s.control)
+}
+
+// agrees opens a stream of a protocol to p, over a connection that is there, and reports whether p agrees to it. If so the host
+// knows it from then on.
+func agrees(ctx context.Context, h host.Host, p peer.ID, id protocol.ID) bool {
 	const why = "a peer may have come to speak our protocol"
 	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(network.WithNoDial(ctx, why), why), askTimeout)
 	defer cancel()
-	stream, err := s.host.NewStream(ctx, p, s.control)
+	stream, err := h.NewStream(ctx, p, id)
 	if err != nil {
 		return false
 	}

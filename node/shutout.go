@@ -14,7 +14,7 @@ import (
 const shutOutPeersMax = 64
 
 // tellers are the peers that have ended our connection with the words that we may not be in the overlay, and have not let us in since.
-// Our own list may not say so: nobody tells a peer that was revoked of the list that revokes it.
+// Our own list may not say so yet: a peer that was revoked is told of the list that says so once, if it comes through.
 type tellers struct {
 	notify *network.NotifyBundle
 

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 )
@@ -29,5 +30,30 @@ func TestNoMorePeersThanTheLimitAreRememberedForShuttingUsOut(t *testing.T) {
 	told.add(name(shutOutPeersMax), gatedRevoked)
 	if n, p, _ := told.all(); n != shutOutPeersMax || p != name(shutOutPeersMax) {
 		t.Errorf("%d, %q", n, p)
+	}
+}
+
+// Who was revoked is given the list once in a while, and not many at a time.
+func TestRevokedPeersAreToldInTurns(t *testing.T) {
+	var r revokedPeers
+	now := time.Now()
+	for i := range revokedAtOnce {
+		if !r.begin(peer.ID(fmt.Sprint(i)), now) {
+			t.Fatalf("peer %d is not told", i)
+		}
+	}
+	if r.begin("one more", now) {
+		t.Error("one more is told at the same time")
+	}
+	r.end()
+	if !r.begin("one more", now) {
+		t.Error("one more is not told when there is room")
+	}
+	r.end()
+	if r.begin("one more", now.Add(revokedPause-1)) {
+		t.Error("it is told again at once")
+	}
+	if !r.begin("one more", now.Add(revokedPause)) || len(r.at) != 1 {
+		t.Errorf("it is not told again later; %d are remembered", len(r.at))
 	}
 }

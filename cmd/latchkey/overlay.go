@@ -37,8 +37,9 @@ come back. No peer ever goes back to a list older than its file allow.list; if s
 peer is without the newer list until it meets a peer that has it. Copying admin.key into another peer's directory hands on the right, but two
 that change the list at the same moment make one of the changes be lost.
 
-A peer that is revoked is disconnected by everybody, its groups replace it as one that is down (after half a minute), and the locks
-that it holds run out.`,
+A peer that is revoked is given the list that says so and disconnected by everybody, its groups replace it as one that is down (after
+half a minute), and the locks that it holds run out. From the moment it knows it serves nobody, itself included; a group that it kept by itself
+is brought back by "latchkey group revive", or goes on when the peer is allowed again.`,
 		Example: `  latchkey overlay admin init
   latchkey invite --expires 1h --single-use
   latchkey overlay admin revoke 12D3KooW...`,

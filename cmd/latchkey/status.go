@@ -28,7 +28,8 @@ overlay" and "other version" are peers that speak another one's protocols; "hell
 accepted; "store in two places" a peer that an ALARM line names.
 
 SHUT OUT: this peer itself may not be in the overlay, by its own allow-list or as those say that it was in the overlay with.
-Nobody tells a peer that was revoked of later lists, so those that it turns away itself may be let in by all others.
+By its own list, it serves nobody. Nobody tells a peer that was revoked of the lists after that, until one allows it again, so those that it
+turns away itself may be let in by all others.
 
 ALARM: a peer's store, or its identity, is in use twice, as when its directory was copied, or was put back from a backup.
 While a store runs twice, nothing of it counts here. The line says what to do.`,

@@ -100,6 +100,7 @@ func crowded(t *testing.T, o outcome) {
 type outcome struct {
 	heap     int64   // growth of the attacked process during the attack
 	peak     int64   // the most that was resident
+	cpu      float64 // processors that the attacked process took
 	has      inbound // of strangers at the attacked peer, at its end
 	replicas int
 	resets   map[dht.Reason]uint64
@@ -114,10 +115,12 @@ func (w *world) run(t testing.TB, s scenario, honest func()) (o outcome) {
 	v := w.attacked()
 	base, size := v.probe(t), v.memory(t)
 	g := attackWith(t, w.order(t, s))
+	began := time.Now()
 	honest()
 	now := v.probe(t)
+	took := time.Since(began)
 	after := v.memory(t)
-	o.heap, o.peak = after.Heap-size.Heap, after.Peak
+	o.heap, o.peak, o.cpu = after.Heap-size.Heap, after.Peak, (after.CPU-size.CPU).Seconds()/took.Seconds()
 	o.has = w.strangers(now)
 	if s.keeps > 0 { // a stream is there before its protocol is known, and for a moment after it is reset
 		eventually(t, "the attackers are down to the streams they may have", func() bool {

@@ -14,13 +14,15 @@ const benchBlocks = 4
 // median and of the 99th percentile, to rounds beside a process that keeps both processors as busy as it can at the attackers'
 // priority, sends nothing and asks for nothing. Where an attack is a stream of messages, sink-p50-ratio and sink-p99-ratio are those of rounds
 // while the attacked process is sent as many of them a second and throws them away: what there is to be read costs that much.
-// peak-MiB is the most that the attacked process had resident in an attack.
+// peak-MiB is the most that the attacked process had resident in an attack, and cores how many processors it took, beside peace-cores
+// without one.
 func BenchmarkAttack(b *testing.B) {
 	for _, s := range scenarios {
 		b.Run(strings.ReplaceAll(s.name, " ", "-"), func(b *testing.B) {
 			w := newWorld(b)
 			var peace, war, control []time.Duration
-			var sent, most int64
+			var sent, most, blocks int64
+			var cores, peaceCores float64
 			for b.Loop() {
 				for range benchBlocks {
 					rounds := func(samples *[]time.Duration) func() {
@@ -29,9 +31,9 @@ func BenchmarkAttack(b *testing.B) {
 							*samples = append(*samples, w.lockFor(b, within(b), 10**attackTime/benchBlocks)...)
 						}
 					}
-					w.run(b, busy, rounds(&peace))
+					peaceCores += w.run(b, busy, rounds(&peace)).cpu
 					o := w.run(b, s, rounds(&war))
-					sent, most = sent+o.report.Sent, max(most, o.peak)
+					sent, most, blocks, cores = sent+o.report.Sent, max(most, o.peak), blocks+1, cores+o.cpu
 					if s.paced {
 						w.sink(b, s, o.report.Rate, rounds(&control))
 					}
@@ -50,6 +52,8 @@ func BenchmarkAttack(b *testing.B) {
 			b.ReportMetric(float64(len(war)), "rounds")
 			b.ReportMetric(float64(sent), "sent")
 			b.ReportMetric(float64(most>>20), "peak-MiB")
+			b.ReportMetric(cores/float64(blocks), "cores")
+			b.ReportMetric(peaceCores/float64(blocks), "peace-cores")
 		})
 	}
 }

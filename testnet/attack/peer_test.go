@@ -11,6 +11,8 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 
@@ -45,8 +47,9 @@ type inbound struct{ Conns, Streams int } // streams that it opened
 
 // memory is what a process takes, in bytes.
 type memory struct {
-	Heap int64 // in use on the heap, garbage collected
-	Peak int64 // resident at most since the last time it was asked; 0: the system does not tell
+	Heap int64         // in use on the heap, garbage collected
+	Peak int64         // resident at most since the last time it was asked; 0: the system does not tell
+	CPU  time.Duration // used so far; 0: the system does not tell
 }
 
 // What is asked of an honest peer, a line each.
@@ -104,7 +107,7 @@ func peerMain(o peerOrder) error {
 		var v any
 		switch ask := asked.Text(); ask {
 		case strconv.Quote(askMemory):
-			v = memory{heap(), peak()}
+			v = memory{heap(), peak(), cpu()}
 		case strconv.Quote(askProbe):
 			all, err := n.Groups().Status(context.Background())
 			if err != nil {
@@ -138,6 +141,21 @@ func heap() int64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
+}
+
+// cpu returns the processor time that this process has used, where the system tells: on Linux.
+func cpu() time.Duration {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(fields[11], 10, 64)
+	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	return time.Duration(user+system) * 10 * time.Millisecond // a hundredth of a second each
 }
 
 // peak returns the most that this process had resident since it was asked last, where the system tells: on Linux.
