@@ -121,8 +121,6 @@ func TestDiagnoseTellsWhyNot(t *testing.T) {
 	id := private.Genesis().ID()
 	v2 := strings.Replace(string(dht.ControlProtocol(id)), "1.0.0", "2.0.0", 1)
 	next.SetStreamHandler(protocol.ID(v2), func(s network.Stream) { s.Reset() })
-	begun := keyedHost(t, keyA)
-	begun.SetStreamHandler(protocol.ID(strings.Replace(string(dht.ControlProtocol(id)), "control", "kad", 1)), func(s network.Stream) { s.Reset() })
 	guarded := keyedHost(t, keyA)
 	picky, err := dht.New(guarded, dht.WithOverlayID(id), dht.WithHello(nil, func(peer.ID, []byte) error { return errors.New("not on the list") }))
 	if err != nil {
@@ -158,7 +156,6 @@ func TestDiagnoseTellsWhyNot(t *testing.T) {
 		{"another peer, public", nil, public.Genesis(), at(bare.ID(), public.host.Addrs()...), ErrOtherPeer, []string{public.ID().String()}},
 		{"no latchkey", keyA, private.Genesis(), at(bare.ID(), bare.Addrs()...), ErrNotLatchkey, []string{"speaks no latchkey"}},
 		{"another protocol version", keyA, private.Genesis(), at(next.ID(), next.Addrs()...), ErrVersion, []string{"control/2.0.0"}},
-		{"starting for ever", keyA, private.Genesis(), at(begun.ID(), begun.Addrs()...), ErrUnreachable, []string{"is starting", begun.ID().String()}},
 		{"a peer that refuses us", keyA, private.Genesis(), at(guarded.ID(), guarded.Addrs()...), ErrRefused, []string{guarded.ID().String()}},
 		{"a web server", keyA, private.Genesis(), at(bare.ID(), webserver(t)), ErrNotLatchkey, []string{"does not speak libp2p"}},
 		{"a web server, without a key", nil, public.Genesis(), at(bare.ID(), webserver(t)), ErrNotLatchkey, []string{"does not speak libp2p"}},
@@ -178,7 +175,7 @@ func TestDiagnoseTellsWhyNot(t *testing.T) {
 				h := keyedHost(t, c.psk)
 				before := h.Mux().Protocols()
 				patience := waitMax
-				if strings.HasPrefix(c.name, "silence") || strings.HasPrefix(c.name, "starting") {
+				if strings.HasPrefix(c.name, "silence") {
 					patience = 3 * time.Second // it is all that ends it
 				}
 				err := Diagnose(within(t, patience), h, c.genesis, c.psk, c.who)
@@ -257,6 +254,23 @@ func TestDiagnoseWaitsForAPeerThatIsStarting(t *testing.T) {
 	}})
 	if err := Diagnose(within(t, waitMax), asker, g, keyA, peer.AddrInfo{ID: founder.ID(), Addrs: founder.Addrs()}); err != nil {
 		t.Errorf("%v; the node: %v", err, <-met)
+	}
+}
+
+// One that never gets further than its first protocols may yet: it is not of another version.
+func TestAPeerThatHasBegunToStartIsNoStranger(t *testing.T) {
+	d := diagnosis{overlay: [32]byte{1, 2, 3, 4}}
+	control := string(dht.ControlProtocol(d.overlay))
+	for _, c := range []struct {
+		speaks string
+		want   error
+	}{
+		{strings.Replace(control, "control", "kad", 1), ErrUnreachable}, {strings.Replace(control, "1.0.0", "2.0.0", 1), ErrVersion},
+		{strings.Replace(control, "01020304", "09020304", 1), ErrOtherOverlay}, {"/ipfs/ping/1.0.0", ErrNotLatchkey},
+	} {
+		if err := d.stranger(ma.StringCast("/ip4/127.0.0.1/tcp/1"), []protocol.ID{"/ipfs/id/1.0.0", protocol.ID(c.speaks)}); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", c.speaks, err)
+		}
 	}
 }
 
