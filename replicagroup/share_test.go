@@ -80,7 +80,8 @@ func (a *asker) ask(s *shard, r *replica, n int) {
 // asked returns a leading replica whose engine orders when told, and peers that can ask it.
 func newAsked(t *testing.T) (s *shard, r *replica, e *slowEngine, peers []*asker) {
 	d := testDescriptor()
-	d.View.Members[0].PeerID = testMember(1).PeerID // as the watcher is called
+	d.Peers[0].ID = testMember(1).PeerID // as the watcher is called
+	d.View.Members[0].PeerID, d.View.Members[0].Peer = d.Peers[0].ID, d.Peers[0].Node()
 	h := &Host{clock: driver.NewClock(), id: d.Group.Overlay, overlay: new(watcher)}
 	h.locator = &locator{}
 	s, e = newShard(h), new(slowEngine)
