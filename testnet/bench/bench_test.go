@@ -115,8 +115,11 @@ func TestOrderFillsInEveryFigure(t *testing.T) {
 	if n := len(steps); n != 4 || steps[n-1].Done != steps[n-1].Total {
 		t.Errorf("progress %+v", steps)
 	}
-	if want := r.NoSync.Batched.OpsPerS / r.BareRaft.OpsPerS; r.Ratio != want {
+	if want := r.NoSync.Batched.OpsPerS / r.BareRaft.OpsPerS; r.Ratio != want { // of one turn
 		t.Errorf("ratio %v, want %v", r.Ratio, want)
+	}
+	if want := r.BareRaft.CPUusOp / max(r.NoSync.Batched.CPUusOp, 0.1); r.CPURatio != want {
+		t.Errorf("ratio by CPU %v, want %v", r.CPURatio, want)
 	}
 	if r.Commands < measured { // the warm-up comes on top
 		t.Errorf("%d commands executed, %d measured", r.Commands, measured)
@@ -126,7 +129,7 @@ func TestOrderFillsInEveryFigure(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, field := range []string{"no_sync", "disk_no_sync", "disk_sync", "bare_raft", "batched", "paced", "ops_per_s", "p50_us", "p99_us", "cpu_us_per_op",
-		"allocs_per_op", "messages_per_op", "ratio_to_bare_raft", "commands", "errors", "load"} {
+		"allocs_per_op", "messages_per_op", "ratio_to_bare_raft", "cpu_ratio_to_bare_raft", "commands", "errors", "load"} {
 		if !strings.Contains(string(b), `"`+field+`":`) {
 			t.Errorf("%s lacks %s", b, field)
 		}

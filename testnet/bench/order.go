@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"latchkey/dht/rawbench"
@@ -25,7 +26,7 @@ const (
 	CallersMax = 1024
 
 	pacedRate  = 1000                   // commands a second
-	orderTurn  = 250 * time.Millisecond // one side's turn
+	orderTurn  = 100 * time.Millisecond // one side's turn
 	perSession = session.WindowSize     // callers that share a session: more would wait for its window
 )
 
@@ -52,7 +53,10 @@ type OrderResult struct {
 	Sync     OrderLoads `json:"disk_sync"`    // stores on disk, as daemons have them
 	BareRaft OrderLoad  `json:"bare_raft"`    // three members of the library in memory: no network, sessions, stores or results
 
-	Ratio float64 `json:"ratio_to_bare_raft"` // rate of no_sync.batched to that of bare_raft, which took turns
+	// Ratio is the rate of no_sync.batched to that of bare_raft: the median of what pairs of turns say, of which a busy machine spoils some.
+	Ratio float64 `json:"ratio_to_bare_raft"`
+	// CPURatio is the same of commands by CPU time, which says more where others use the machine.
+	CPURatio float64 `json:"cpu_ratio_to_bare_raft"`
 
 	Commands uint64  `json:"commands"` // that were ordered in all, warm-up included, each executed once: the machines were asked
 	Errors   int     `json:"errors"`   // always 0: an error ends the bench
@@ -91,7 +95,7 @@ func (r *OrderResult) Text(w io.Writer) {
 		line(fmt.Sprintf("%s, paced", s.name), s.Paced)
 	}
 	line(fmt.Sprintf("bare raft, %d callers", r.Callers), r.BareRaft)
-	fmt.Fprintf(w, "ratio\t%.2f of bare raft's rate, measured in turns; %.1f times its CPU\n", r.Ratio, r.NoSync.Batched.CPUusOp/max(r.BareRaft.CPUusOp, 0.1))
+	fmt.Fprintf(w, "ratio\t%.2f of bare raft's rate, the median of turns; %.2f of it by CPU time\n", r.Ratio, r.CPURatio)
 	fmt.Fprintf(w, "commands\t%d, each executed once\n", r.Commands)
 	fmt.Fprintf(w, "load average\t%.2f\n", r.Load)
 }
@@ -130,14 +134,15 @@ func Order(ctx context.Context, o OrderOptions) (_ *OrderResult, err error) {
 	}
 	for i, s := range runs {
 		o.Progress(testnet.Progress{Stage: s.name, Done: i, Total: len(runs)})
-		commands, err := o.loads(ctx, s.loads, s.bare, filepath.Join(dir, s.name), s.store)
+		commands, ratio, err := o.loads(ctx, s.loads, s.bare, filepath.Join(dir, s.name), s.store)
 		if err != nil {
 			return nil, fmt.Errorf("bench: %s: %w", s.name, err)
 		}
 		r.Commands += commands
+		r.Ratio += ratio // of the one that has a baseline
 	}
 	o.Progress(testnet.Progress{Stage: "done", Done: len(runs), Total: len(runs)})
-	r.Ratio = r.NoSync.Batched.OpsPerS / r.BareRaft.OpsPerS
+	r.CPURatio = r.BareRaft.CPUusOp / max(r.NoSync.Batched.CPUusOp, 0.1)
 	r.Load = loadAverage()
 	return r, nil
 }
@@ -170,52 +175,61 @@ type unsynced struct{ replicagroup.Store }
 
 func (s unsynced) Write(batch []replicagroup.Write, _ bool) error { return s.Store.Write(batch, false) }
 
-// loads measures one kind of store, in turns with bare raft where that is asked for. It returns how many commands there were.
-func (o *OrderOptions) loads(ctx context.Context, out *OrderLoads, bare *OrderLoad, dir string, store makeStore) (_ uint64, err error) {
+// loads measures one kind of store, in turns with bare raft where that is asked for. It returns how many commands there were, and
+// how many there were for each of bare raft's.
+func (o *OrderOptions) loads(ctx context.Context, out *OrderLoads, bare *OrderLoad, dir string, store makeStore) (_ uint64, ratio float64, err error) {
 	up, cancel := context.WithTimeoutCause(ctx, readyMax, fmt.Errorf("three peers are not up after %v", readyMax))
 	defer cancel()
 	t, err := newTrio(up, dir, store, counting)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, t.close()) }()
 	s, err := newSender(ctx, t, o.Callers)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var base *bareRaft
 	if bare != nil {
 		if base, err = newBareRaft(ctx, o.Callers); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		defer base.close()
 	}
 	if _, _, err := o.turn(ctx, s, base); err != nil { // streams, sessions and pools are made; not counted
-		return 0, err
+		return 0, 0, err
 	}
 	var us, them rawbench.Result
+	var ratios []float64
 	messages := uint64(0)
 	for range max(1, int(o.Time/(2*orderTurn))) {
 		before := t.messages()
 		ours, theirs, err := o.turn(ctx, s, base)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		messages += t.messages() - before
 		us.Add(ours)
 		them.Add(theirs)
+		if theirs.OpsPerSecond() > 0 {
+			ratios = append(ratios, ours.OpsPerSecond()/theirs.OpsPerSecond())
+		}
 	}
 	out.Batched = figures(us, messages)
 	if bare != nil {
 		*bare = figures(them, 0)
+		if slices.Sort(ratios); len(ratios) > 0 {
+			ratio = ratios[len(ratios)/2]
+		}
 	}
 	before := t.messages()
 	paced, err := rawbench.MeasurePaced(ctx, o.Time/2, pacedRate, func(i int) error { return s.do(ctx, i%o.Callers) })
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	out.Paced = figures(paced, t.messages()-before)
-	return s.check(ctx)
+	commands, err := s.check(ctx)
+	return commands, ratio, err
 }
 
 // turn lets the commands have a turn, and then bare raft if there is any.
