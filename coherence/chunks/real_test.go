@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +29,31 @@ const sink = "sink"
 type real struct {
 	host    host.Host
 	overlay *dht.Overlay
+	liar    atomic.Bool // it answers with what was not asked for
+	lies    atomic.Int32
 	*Service
+}
+
+// mayLie is the overlay of a keeper that keeps chunks, and answers with others while it lies.
+type mayLie struct {
+	*dht.Overlay
+	p *real
+}
+
+func (o mayLie) Handle(name string, h dht.Handler) {
+	o.Overlay.Handle(name, func(r *dht.Request) {
+		q, err := decodeRequest(r.Data)
+		if err != nil || kindOf(&q) != "get" || !o.p.liar.Load() {
+			h(r)
+			return
+		}
+		o.p.lies.Add(1)
+		b, err := (&reply{chunk: []byte("what nobody stored")}).encode()
+		if err != nil {
+			panic(err)
+		}
+		r.Reply(b)
+	})
 }
 
 // newReal starts peers on the loopback, with their chunks in the stores that open returns.
@@ -44,7 +71,8 @@ func newReal(tb testing.TB, peers int, open func(i int) Store) []*real {
 			known = []peer.AddrInfo{{ID: all[0].host.ID(), Addrs: all[0].host.Addrs()}}
 		}
 		overlay := must[*dht.Overlay](tb)(dht.New(h, dht.WithOverlayID([32]byte{1}), dht.WithBootstrap(known...)))
-		p := &real{host: h, overlay: overlay, Service: New(overlay, 1, must[*Keeper](tb)(NewKeeper(open(i))))}
+		p := &real{host: h, overlay: overlay}
+		p.Service = New(mayLie{overlay, p}, 1, must[*Keeper](tb)(NewKeeper(open(i))))
 		overlay.Handle(sink, func(r *dht.Request) { r.Reply(nil) })
 		tb.Cleanup(func() { p.Service.Close(); overlay.Close(); h.Close() })
 		if err := overlay.Start(ctx); err != nil {
@@ -108,6 +136,46 @@ func TestACheckpointOnRealPeers(t *testing.T) {
 	again := must[*Keeper](t)(NewKeeper(openDisk(t, dir)))
 	if n, _ := again.Usage(); n != before || n == 0 {
 		t.Errorf("%d chunks are there after a restart, %d were", n, before)
+	}
+}
+
+// TestAKeeperThatLiesIsNotBelieved: of three real peers that keep a chunk the first one that is asked answers with another. Who reads holds it against
+// the name, and asks the next. When two lie and the third has it no longer, the reader has an error that says who lied, and never what was not stored.
+func TestAKeeperThatLiesIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	all := newReal(t, 4, func(int) Store { return new(MemoryStore) })
+	chunk := value(1, 1000)
+	name := must[protocol.Hash](t)(all[0].Put(ctx, app, 1, chunk))
+	var keepers []*real // in the order in which they are asked
+	for _, id := range must[[]peer.ID](t)(all[0].peers(ctx, name[0], 3)) {
+		keepers = append(keepers, all[slices.IndexFunc(all, func(p *real) bool { return p.host.ID() == id })])
+	}
+	reader := all[slices.IndexFunc(all, func(p *real) bool { return !slices.Contains(keepers, p) })]
+	for i, p := range keepers {
+		if b, err := reader.Get(ctx, app, name); err != nil || !bytes.Equal(b, chunk) {
+			t.Fatalf("%d lie: %q, %v", i, b, err)
+		}
+		for j, k := range keepers {
+			if n := k.lies.Load(); j < i && n != int32(i-j) || j >= i && n != 0 {
+				t.Errorf("keeper %d has lied %d times, when %d do", j, n, i)
+			}
+		}
+		if i < 2 {
+			p.liar.Store(true)
+		}
+	}
+	last := keepers[2]
+	last.mu.Lock()
+	_, err := last.keeper.Collect(app, 1, nil)
+	last.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := reader.Get(ctx, app, name)
+	if b != nil || !errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), keepers[0].host.ID().String()) || !strings.Contains(err.Error(), keepers[1].host.ID().String()) {
+		t.Errorf("%q, %v", b, err)
 	}
 }
 
