@@ -46,18 +46,36 @@ type Anew struct {
 }
 
 // String says it in a sentence.
-func (a *Anew) String() string {
+func (a *Anew) String() string { return a.say(fmt.Sprintf("node %v", a.Node)) }
+
+// say says it in a sentence, of a node that is called who.
+func (a *Anew) say(who string) string {
 	switch a.Cause {
 	case Silent:
-		return fmt.Sprintf("node %v, which has it open, does not answer", a.Node)
+		return who + ", which has it open, does not answer"
 	case Returned:
-		return fmt.Sprintf("node %v is a later start of one that had it open", a.Node)
+		return who + " is a later start of one that had it open"
 	case Asked:
-		return fmt.Sprintf("somebody restarted it on node %v", a.Node)
+		return "somebody restarted it on " + who
 	case Needed:
-		return fmt.Sprintf("node %v, which object %s needs, is lost", a.Node, protocol.Name(a.Object))
+		return fmt.Sprintf("%s, which object %s needs, is lost", who, protocol.Name(a.Object))
 	}
 	return fmt.Sprintf("the group of object %s has lost its state", protocol.Name(a.Object))
+}
+
+// restartedSince is [ErrRestarted] with the reason, if the application's group tells it in a moment.
+func (s *Service) restartedSince(ctx context.Context, app keyspace.Key) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	a, err := s.anew(ctx, app)
+	if a == nil || err != nil {
+		return ErrRestarted
+	}
+	who := fmt.Sprintf("node %v", a.Node)
+	if p, ok := s.overlay.PeerOf(a.Node.ID); ok {
+		who = fmt.Sprintf("peer %v", p)
+	}
+	return fmt.Errorf("%w: %s", ErrRestarted, a.say(who))
 }
 
 // timeMax is the last millisecond of the year 9999, after which times cannot be written down.
@@ -146,8 +164,11 @@ func (s *Service) Anew(ctx context.Context, app string) (*Anew, error) {
 	if err := checkName("an application", app); err != nil {
 		return nil, err
 	}
-	key := AppKey(app)
-	b, err := s.client.Query(ctx, key, ServiceName, append(key[:len(key):len(key)], 0))
+	return s.anew(ctx, AppKey(app))
+}
+
+func (s *Service) anew(ctx context.Context, app keyspace.Key) (*Anew, error) {
+	b, err := s.client.Query(ctx, app, ServiceName, append(app[:len(app):len(app)], 0))
 	if err != nil {
 		return nil, err
 	}

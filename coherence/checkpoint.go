@@ -82,7 +82,7 @@ func (s *Service) checkpoint(ctx context.Context, app keyspace.Key, c checkpoint
 		case epoch == 0:
 			epoch = info.Epoch
 		case info.Epoch != epoch:
-			return 0, ErrRestarted
+			return 0, s.restartedSince(ctx, app)
 		}
 		if err == nil {
 			last = info

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -265,6 +266,10 @@ func TestAnApplicationBeginsAnewWhenAnOwnerDies(t *testing.T) {
 	why, err := p.Node().Objects().Anew(ctx, "app")
 	if err != nil || why == nil || why.Cause != coherence.Silent || why.Node != lost.Self() || why.Epoch != kept.Epoch()+1 || why.From != 0 || why.At.IsZero() {
 		t.Errorf("it began anew since %+v, %v", why, err)
+	}
+	gone := net.ID(victim).String()
+	if err := p.Node().Objects().RestartedSince(ctx, "app"); !errors.Is(err, coherence.ErrRestarted) || !strings.Contains(err.Error(), gone+", which has it open, does not answer") {
+		t.Errorf("who is told: %v", err)
 	}
 	again := open(t, ctx, net, other, "app")
 	if again.Epoch() <= kept.Epoch() {

@@ -51,7 +51,7 @@ type restartedError struct {
 }
 
 func (e *restartedError) Error() string {
-	return fmt.Sprintf("application %q has begun anew, since a peer that had it open failed, or somebody restarted it: execution %d is over, and what its "+
+	return fmt.Sprintf("application %q has begun anew, since a peer that had it open failed, or somebody restarted it, as app info tells: execution %d is over, and what its "+
 		"objects held since the last checkpoint is gone; repeat the command to go on in the next one", e.app, e.epoch)
 }
 
