@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,7 +67,11 @@ type gang struct {
 }
 
 // leftOver has a program run when nothing else wants the processor: in the field the attackers' processors are not ours.
+// On a machine that is busy with other things there may be none, and they get a share that is so many steps of nice(1) below (-attack.nice).
 func leftOver() []string {
+	if *attackNice >= 0 {
+		return []string{"nice", "-n", strconv.Itoa(*attackNice)}
+	}
 	for _, front := range [][]string{{"chrt", "--idle", "0"}, {"nice", "-n", "19"}} {
 		if _, err := exec.LookPath(front[0]); err == nil {
 			return front

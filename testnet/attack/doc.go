@@ -11,5 +11,6 @@
 //	go test -run - -bench Attack ./testnet/attack -attack.time 1s
 //
 // reports it for each attack as a ratio, to rounds beside a process that only keeps the processors as busy, with ten seconds of
-// rounds of either kind. Longer attacks in the tests: go test -args -attack.time 10s.
+// rounds of either kind. It also reports how many processors the attacked process took, which a busy machine does not change much. Where
+// others leave the attackers no processor, -attack.nice 5 gives them a share. Longer attacks in the tests: go test -args -attack.time 10s.
 package attack
