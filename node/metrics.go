@@ -43,6 +43,7 @@ var metricStates = []string{metricServing, metricAsleep, metricLeaderless, metri
 type durableMetrics struct {
 	objects, bytes, waiting                                                   *prometheus.Desc
 	hits, misses, refused, invalidations, stores, renewals, leases, evictions *prometheus.Desc
+	tenures, taken, sent, proposed, confirms                                  *prometheus.Desc // of leaders
 }
 
 // groupMetrics tells Prometheus of a node's groups and locks: everything is read when it is asked for, so that nothing is kept between.
@@ -101,6 +102,11 @@ func (n *Node) Collector() prometheus.Collector {
 			renewals:      desc("durable_renewals_total", "Renewals of its leases that this peer has asked for."),
 			leases:        desc("durable_leases_total", "Answers to this peer that came with a lease."),
 			evictions:     desc("durable_evictions_total", "Durable objects that this peer forgot for want of room."),
+			tenures:       desc("durable_led_tenures_total", "Times that this peer began to lead durable objects of a group."),
+			taken:         desc("durable_led_received_total", "Messages about durable objects that leaders on this peer took."),
+			sent:          desc("durable_led_sent_total", "Messages about durable objects that leaders on this peer sent."),
+			proposed:      desc("durable_led_proposed_total", "Writes, and marks of what is settled, that leaders on this peer proposed."),
+			confirms:      desc("durable_led_confirms_total", "Times that leaders of durable objects on this peer asked whether they lead still."),
 		},
 		restarts: desc("object_restarts_total", "Executions of applications that ended while this peer had them open."),
 
@@ -116,6 +122,7 @@ func (m *groupMetrics) Describe(to chan<- *prometheus.Desc) {
 		m.apps, m.copies, m.hits, m.misses, m.invalidations, m.restarts,
 		m.durables.objects, m.durables.bytes, m.durables.waiting, m.durables.hits, m.durables.misses, m.durables.refused, m.durables.invalidations,
 		m.durables.stores, m.durables.renewals, m.durables.leases, m.durables.evictions,
+		m.durables.tenures, m.durables.taken, m.durables.sent, m.durables.proposed, m.durables.confirms,
 	} {
 		to <- d
 	}
@@ -188,6 +195,12 @@ func (m *groupMetrics) Collect(to chan<- prometheus.Metric) {
 	counter(m.durables.renewals, d.Renewals)
 	counter(m.durables.leases, d.Leases)
 	counter(m.durables.evictions, d.Evictions)
+	led := m.node.durable.Stats()
+	counter(m.durables.tenures, led.Tenures)
+	counter(m.durables.taken, led.Taken)
+	counter(m.durables.sent, led.Sent)
+	counter(m.durables.proposed, led.Proposed)
+	counter(m.durables.confirms, led.Confirms)
 
 	l := m.node.meter.Counts()
 	gauge(m.held, l.Held)
