@@ -113,6 +113,7 @@ var configurations = []configuration{
 //	  1 wrong suspicion, held writes  617,096
 //	direct: 2 nodes f3 d0  72,889    f2 d1  48,543    f3 d1  2,833,713    f3, 1 loss, 1 silent  2,915,773    3 nodes f2 d0  630,104
 //	  3 nodes f1, 2 losses  30,019    full, 2 nodes, 2 threads f3, 1 migration  14,275    1 thread f3, 1 migration, 1 loss  17,367
+//	  1 checkpoint  64,684    1 wrong suspicion  213,845
 //
 // The numbers differ from the design's, whose checker had its own model. Here the shipped automata run to completion in one step, so there are fewer
 // states between; the node that begins is the first one, as nodes are alike, which halves the object layer; and timers fire only when nothing

@@ -581,7 +581,7 @@ func (w *world) checkEpoch(o int, e protocol.Epoch) error {
 		}
 		if knows && c.Right() > cachedcopy.NoAccess && !c.State().Master() && !om.HasCopy(w.ref(i)) && !w.serves(o, e, c.Direct(), w.ref(i)) {
 			err := fmt.Errorf("I5 (lemma 3): n%d has a copy of x%d and is not in the copy set, nor is it a reader of the master's own", i+1, o+1)
-			if w.lives(c.Direct()) {
+			if w.lives(c.Direct(), o, e) {
 				return err
 			}
 			orphan = err
@@ -601,7 +601,7 @@ func (w *world) checkEpoch(o int, e protocol.Epoch) error {
 				masters++
 			}
 			if m.Flag {
-				if !w.serves(o, e, m.From.Node, m.To.Node) && w.lives(m.From.Node) {
+				if !w.serves(o, e, m.From.Node, m.To.Node) && w.lives(m.From.Node, o, e) {
 					return fmt.Errorf("I4 (lemma 2): a valid COPY travels from n%d to n%d, which does not count as a reader", nodeOf(m.From.Node)+1, i+1)
 				}
 				continue
@@ -630,14 +630,18 @@ func (w *world) checkEpoch(o int, e protocol.Epoch) error {
 	return nil
 }
 
-// lives reports whether that incarnation of a node is up.
-func (w *world) lives(n protocol.NodeRef) bool {
-	return !n.IsZero() && w.peers[nodeOf(n)].up && w.peers[nodeOf(n)].inc == n.Inc
+// lives reports whether that incarnation of a node is up, and in that epoch still: who has gone on has lost what it had in it, as if it had crashed.
+func (w *world) lives(n protocol.NodeRef, o int, e protocol.Epoch) bool {
+	if n.IsZero() {
+		return false
+	}
+	p := w.peers[nodeOf(n)]
+	return p.up && p.inc == n.Inc && p.copies[o].Epoch() <= e
 }
 
 // serves reports whether the master at owner counts n among the readers that the manager does not know of.
 func (w *world) serves(o int, e protocol.Epoch, owner, n protocol.NodeRef) bool {
-	if !w.lives(owner) {
+	if !w.lives(owner, o, e) {
 		return false
 	}
 	c := w.peers[nodeOf(owner)].copies[o]
