@@ -230,7 +230,7 @@ func (n *Node) proceed(name string, o *object) {
 		n.hit(name, o)
 	}
 	for {
-		i := slices.IndexFunc(o.queue, func(c Call) bool { return n.may(o, c) })
+		i := n.next(o)
 		if i < 0 {
 			return
 		}
@@ -257,18 +257,20 @@ func (n *Node) proceed(name string, o *object) {
 	}
 }
 
-// may reports whether a call that waits may begin. Who waits for a turn, which may take long, keeps nobody here from reading, and readers, however many,
-// do not make it ask anew.
-func (n *Node) may(o *object, c Call) bool {
-	switch c.Kind {
-	case Get:
-		return !o.reading && o.state != WaitStore
-	case Lock:
-		return o.state == Idle && !o.locked
-	case Holder:
-		return o.state == Idle && !o.reading
-	}
-	return o.state == Idle && !o.reading && !o.locked
+// next returns the first of the calls that wait that may begin; -1 if there is none. Who waits for a turn, which may take long, keeps nobody here from
+// reading, and readers, however many, do not make it ask anew. It overtakes no write that waits for a READ alone: that write would wait for the turn too.
+func (n *Node) next(o *object) int {
+	writes := false // there is a write before
+	return slices.IndexFunc(o.queue, func(c Call) bool {
+		switch c.Kind {
+		case Get:
+			return !o.reading && o.state != WaitStore
+		case Lock:
+			return o.state == Idle && !o.locked && !writes
+		}
+		writes = true
+		return o.state == Idle && !o.reading && (c.Kind == Holder || !o.locked)
+	})
 }
 
 // hit serves the Gets that wait from a copy that may be read.

@@ -298,6 +298,50 @@ func TestReadersGoBesideWhoWaitsForATurn(t *testing.T) {
 	}
 }
 
+// TestWhoWaitsForATurnOvertakesNoWrite: a STORE waits for a READ and no longer, so that it goes before a WRITE that came later; and again once the one
+// who has the turn is done.
+func TestWhoWaitsForATurnOvertakesNoWrite(t *testing.T) {
+	f := newFixture(t)
+	once := func(read durable.Message, v durable.Version) {
+		m := answer(durable.Copy, read, v, "v")
+		m.Lease = 0
+		f.receive(m)
+	}
+	put := func() uint64 { return f.call("x", Call{Kind: Put, Value: &protocol.Cell{Bytes: []byte("w")}}) }
+	f.call("x", Call{Kind: Get})
+	read := f.take(durable.Read)
+	first, lock := put(), f.call("x", Call{Kind: Lock})
+	if len(f.sent) > 0 {
+		t.Fatalf("it goes before the STORE: %v", f.sent)
+	}
+	once(read, 1)
+	f.receive(answer(durable.Stored, f.take(durable.Store), 2, ""))
+	write := f.take(durable.Write)
+	if f.done[first].Outcome != Written {
+		t.Fatalf("%+v", f.done[first])
+	}
+	f.receive(durable.Message{Kind: durable.Invalidate, Node: write.Node, Session: write.Session, Object: "x", Version: 3})
+	f.take(durable.InvalidateAck)
+	f.call("x", Call{Kind: Get})
+	read = f.take(durable.Read)
+	grant := answer(durable.Copy, write, 3, "w")
+	grant.Exclusive = true
+	f.receive(grant)
+	if f.done[lock].Outcome != Locked {
+		t.Fatalf("%+v", f.done[lock])
+	}
+	second, later := put(), f.call("x", Call{Kind: Lock})
+	f.step(Event{Kind: Unlock, Object: "x"})
+	if len(f.sent) > 0 || f.done[later].Outcome != 0 {
+		t.Fatalf("sent %v; %+v", f.sent, f.done[later])
+	}
+	once(read, 3)
+	f.receive(answer(durable.Stored, f.take(durable.Store), 4, ""))
+	if f.done[second].Outcome != Written || f.done[later].Outcome != Locked { // it has the right still
+		t.Errorf("%+v, %+v", f.done[second], f.done[later])
+	}
+}
+
 // TestAnAnswerThatWasOvertakenTakesNoCopyAway: two requests of one object are under way, and the first is answered last.
 func TestAnAnswerThatWasOvertakenTakesNoCopyAway(t *testing.T) {
 	f := newFixture(t)

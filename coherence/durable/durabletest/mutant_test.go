@@ -63,12 +63,12 @@ func TestTheSimulationNotices(t *testing.T) {
 		durable.ShowUnsettled: "stale", durable.NoDedup: "twice",
 	} {
 		t.Run(m.String(), func(t *testing.T) {
-			for seed := uint64(1); seed <= 30; seed++ {
+			for seed := uint64(1); seed <= 100; seed++ {
 				if _, err := runSim(seed, m); err != nil && strings.Contains(err.Error(), by) {
 					return
 				}
 			}
-			t.Error("it does not show in 30 worlds")
+			t.Error("it does not show in 100 worlds")
 		})
 	}
 }
