@@ -418,10 +418,11 @@ func (n *Node) copied(m *durable.Message) {
 	n.proceed(m.Object, o)
 }
 
-// see keeps the newest value that was seen, in the answer to a request.
+// see keeps the newest value that was seen, in the answer to a request. Of two that are under way the later one may be answered first, with the same
+// version or an older one: what the earlier one finds was there no earlier.
 func (n *Node) see(o *object, c *Cell, r *request) {
 	if o.retained == nil || o.retained.Version <= c.Version {
-		o.retained, o.seenAt = c, r.sentAt
+		o.retained, o.seenAt = c, max(o.seenAt, r.sentAt)
 	}
 }
 

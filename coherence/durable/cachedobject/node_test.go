@@ -421,6 +421,24 @@ func TestStaleReadsAreNamedSo(t *testing.T) {
 	}
 }
 
+// TestWhatIsKnownGrowsNoOlder: a grant comes for a WRITE that was sent before a READ which is answered already.
+func TestWhatIsKnownGrowsNoOlder(t *testing.T) {
+	for _, v := range []durable.Version{3, 4} { // the same version, and one that was made after the READ
+		f := newFixture(t)
+		f.now = 1000
+		f.call("x", Call{Kind: Lock})
+		write := f.take(durable.Write)
+		f.now = f.now.Add(params.Lease / 4)
+		f.fetch("x", 3, "v")
+		grant := answer(durable.Copy, write, v, "v")
+		grant.Exclusive = true
+		f.receive(grant)
+		if c, at := f.node.Stale("x"); c == nil || c.Version != v || at != f.now {
+			t.Errorf("%+v of %d, and it is %d", c, at, f.now)
+		}
+	}
+}
+
 func TestWhatIsForAnotherLifeIsDropped(t *testing.T) {
 	f := newFixture(t)
 	id := f.call("x", Call{Kind: Get})
