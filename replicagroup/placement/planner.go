@@ -86,6 +86,7 @@ type Planner struct {
 	joint   bool
 	asleep  bool // the group is
 	resting bool // nobody is looked up before something happens; see rest
+	owed    bool // a look-up, for somebody has appeared or the patrol wants it: none is put off, and no rest begins, before it
 	flying  bool // change ref is in flight, made for view flyingFrom
 	done    bool // it stands, and its view has not come yet
 
@@ -153,7 +154,7 @@ func (p *Planner) Step(ev PlanEvent, now automaton.Instant, out []PlanAction) []
 	case Appeared:
 		p.appeared(ev.Peer, now)
 	case Rouse:
-		p.rouse(now)
+		p.owe(now)
 	case Wake:
 		p.armed = automaton.Never
 	}
@@ -383,7 +384,7 @@ func (p *Planner) release(peer keyspace.NodeID, out []PlanAction) []PlanAction {
 // lookUp keeps what is known of the candidates fresh while there is work, and lets the pauses grow while there is none.
 func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []PlanAction {
 	switch {
-	case now < c.until && p.idles() && p.answered >= max(p.began, p.lookedAt):
+	case now < c.until && !p.owed && p.idles() && p.answered >= max(p.began, p.lookedAt):
 		p.forgetAll()
 		p.idle, p.resting, p.lookAt = p.cfg.Times.Every, false, c.until
 		p.wake = automaton.Never // it was for what is forgotten now
@@ -398,7 +399,7 @@ func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []Pl
 	if !p.reached(p.lookAt, now) {
 		return out
 	}
-	p.lookedAt, p.lookAt = now, now.Add(p.idle)
+	p.lookedAt, p.lookAt, p.owed = now, now.Add(p.idle), false
 	p.idle = min(2*p.idle, p.cfg.Times.Idle)
 	p.reached(p.lookAt, now)
 	return append(out, LookUp{Prefix: p.cfg.Prefix, Anchor: p.cfg.Anchor, N: CandidatesMax})
@@ -419,7 +420,7 @@ func (p *Planner) idles() bool { return p.asleep && !p.joint && !p.flying && p.a
 // mayRest reports whether nothing is to be done, now or by the mere passing of time: the last look-up has been answered, and nobody who is
 // known now could become of use later.
 func (p *Planner) mayRest(c choice, now automaton.Instant) bool {
-	return p.idles() && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
+	return p.idles() && !p.owed && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
 		len(p.wishes)+len(p.listed) == 0 &&
 		p.answered >= max(p.began, p.lookedAt) && now < p.lookAt && p.reached(p.restAt, now)
 }
@@ -451,6 +452,12 @@ func (p *Planner) rouse(due automaton.Instant) {
 	}
 }
 
+// owe is rouse, and a plan that is about to rest, or waits whether a suspicion passes, looks up first.
+func (p *Planner) owe(due automaton.Instant) {
+	p.rouse(due)
+	p.owed = true
+}
+
 // appeared looks at a peer that may matter to the group: a member that is back, perhaps without its store, or a peer that could become
 // one. The latter may not answer yet, or not be found, so the plan does not rest for a while.
 func (p *Planner) appeared(peer keyspace.NodeID, now automaton.Instant) {
@@ -465,7 +472,7 @@ func (p *Planner) appeared(peer keyspace.NodeID, now automaton.Instant) {
 	default:
 		return
 	}
-	p.rouse(max(now, p.lookedAt.Add(p.cfg.Times.Every)))
+	p.owe(max(now, p.lookedAt.Add(p.cfg.Times.Every)))
 }
 
 // ask begins a round of endorsement among the voters and those to be promoted. The leader has endorsed its own plan.

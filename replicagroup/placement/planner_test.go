@@ -642,6 +642,55 @@ func TestASuspicionIsWaitedOut(t *testing.T) {
 			t.Errorf("a suspicion that passed: %d look-ups, resting %v", r.lookUps-n, r.resting)
 		}
 	}
+
+	// What is to be looked at meanwhile is, and is not forgotten with the suspicion.
+	for name, tc := range map[string]struct {
+		suspected, lost int // the member under suspicion, and the one that lost its store; 0: none
+		patrol          bool
+	}{"another member": {3, 2, false}, "the member itself": {3, 3, false}, "the patrol": {3, 2, true}, "nothing lost": {3, 0, true}} {
+		r := newRig(1, 1)
+		for i := 1; i <= 3; i++ {
+			r.answering[i] = r.now.Add(-time.Hour)
+		}
+		r.begin(0, 1, 2, 3)
+		r.do(Sleeping{On: true})
+		r.run(time.Minute, false)
+		n := r.lookUps
+		r.do(PeerState{Peer: r.node(tc.suspected)})
+		r.run(times.Fail/6, false)
+		if tc.lost > 0 {
+			r.stores[tc.lost] = order.StoreID{99}
+		}
+		var ev PlanEvent = Appeared{Peer: r.node(tc.lost)}
+		if tc.patrol {
+			ev = Rouse{}
+		}
+		r.tell(ev)
+		done := r.drive(times.Every, nil)
+		if r.lookUps == n || tc.lost == 0 && r.lookUps > n+1 {
+			t.Errorf("%s: %d look-ups", name, r.lookUps-n)
+		}
+		r.tell(PeerState{Peer: r.node(tc.suspected), Live: true})
+		if done = append(done, r.drive(2*time.Minute, nil)...); slices.ContainsFunc(done, func(a PlanAction) bool { _, ok := a.(Learn); return ok }) == (tc.lost == 0) {
+			t.Errorf("%s: it comes to %s", name, r.show(done))
+		}
+	}
+
+	// And one that appears when its group has just been looked after, as the plan begins to rest.
+	r := newRig(1, 1)
+	for i := 1; i <= 3; i++ {
+		r.answering[i] = r.now.Add(-time.Hour)
+	}
+	r.begin(0, 1, 2, 3)
+	r.do(Sleeping{On: true})
+	if r.run(time.Second, false); !r.resting {
+		t.Fatal("it does not rest")
+	}
+	n := r.lookUps
+	r.tell(Appeared{Peer: r.node(2)})
+	if r.run(times.Every, false); r.lookUps != n+1 || !r.resting {
+		t.Errorf("a member that appears right after a look-up: %d look-ups, resting %v", r.lookUps-n, r.resting)
+	}
 }
 
 // Whatever could change the plan's mind ends the rest.
