@@ -183,9 +183,8 @@ func TestARevokedPeerKeepsNoLocks(t *testing.T) {
 	case <-time.After(waitMax):
 		t.Fatal("the lock stays held")
 	}
-	if second.access.access.Judge(j2.ID) != allowlist.WasRevoked {
-		t.Error("it was not given the list")
-	}
+	// On a busy machine the lock may have been lost before.
+	eventually(t, "it is given the list", func() bool { return second.access.access.Judge(j2.ID) == allowlist.WasRevoked })
 	refused := func(second *Node) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)

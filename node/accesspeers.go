@@ -195,6 +195,7 @@ func (x *accessPeers) run(events <-chan any) {
 	x.host.Network().Notify(x.told.watch(x)) // not in start, which may be called by who is told of a connection: that would wait for itself
 	said := make(map[peer.ID]string)         // the list that a peer and we had in common last
 	under := make(map[peer.ID]bool)
+	failed := make(map[peer.ID]time.Time) // the last exchange with a peer that was revoked
 	type outcome struct {
 		peer peer.ID
 		list string // empty: it failed
@@ -214,15 +215,24 @@ func (x *accessPeers) run(events <-chan any) {
 				delete(said, p)
 			}
 		}
+		for p, at := range failed {
+			if time.Since(at) >= revokedPause {
+				delete(failed, p)
+			}
+		}
 		for _, p := range peers {
+			v := x.access.Judge(p)
+			if v == allowlist.WasRevoked {
+				x.overlay.Dismiss(p) // at once, however many exchanges are under way; its connections have a moment
+			}
 			if under[p] || len(under) >= accessAtOnce {
 				continue
 			}
-			v := x.access.Judge(p)
-			if v == allowlist.WasRevoked {
-				x.overlay.Dismiss(p) // at once; its connections have a moment
+			tell := func() bool { // where its connections are not ours to end, one that does not answer is not asked all the time
+				_, paused := failed[p]
+				return v == allowlist.WasRevoked && !paused && said[p] != nameOf(ours) && x.speaks(p)
 			}
-			if v != allowlist.Admitted && !x.access.introducer(p, v) && !(v == allowlist.WasRevoked && said[p] != nameOf(ours) && x.speaks(p)) {
+			if v != allowlist.Admitted && !x.access.introducer(p, v) && !tell() {
 				x.dismiss(p, v)
 				continue
 			}
@@ -274,6 +284,9 @@ func (x *accessPeers) run(events <-chan any) {
 			delete(under, o.peer)
 			if said[o.peer] = o.list; o.list == "" {
 				delete(said, o.peer)
+				if x.access.Judge(o.peer) == allowlist.WasRevoked {
+					failed[o.peer] = time.Now()
+				}
 			} else {
 				spread()
 			}
