@@ -46,8 +46,23 @@ func (o *Overlay) Reconsider() {
 		o.local.shutOut()
 	default:
 		log.Warnw("we are admitted to the overlay again")
-		o.changed()
+		o.meetAgain()
 	}
+}
+
+// meetAgain takes up the peers that stayed connected while we were not admitted, which nobody tells us of again. It does not block.
+func (o *Overlay) meetAgain() {
+	for _, p := range o.host.Network().Peers() {
+		if protocols, err := o.host.Peerstore().GetProtocols(p); err == nil {
+			o.speaks(p, protocols)
+		}
+	}
+	if o.kadID != "" {
+		if err := o.kad.Bootstrap(o.ctx); err != nil { // it looks at those that are connected
+			log.Debugw("kademlia", "err", err)
+		}
+	}
+	o.changed()
 }
 
 // Dismiss ends the streams of a peer that is not admitted any more: its calls fail with [ErrLinkLost], and it leaves the routing table and

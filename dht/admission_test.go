@@ -63,6 +63,9 @@ func TestWhoIsShutOutSpeaksWithNobody(t *testing.T) {
 		}
 	}
 	calls(nil)
+	if err := a.WaitPeers(within(t), 1); err != nil {
+		t.Fatal(err)
+	}
 	ended := make(chan error, 1)
 	go func() {
 		_, err := a.Call(within(t), a.Self(), keyspace.Key{}, "hold", nil)
@@ -79,7 +82,14 @@ func TestWhoIsShutOutSpeaksWithNobody(t *testing.T) {
 	if err := a.Send(a.Self(), keyspace.Key{}, "hold", nil); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("a message to itself: %v", err)
 	}
+	eventually(t, "it knows nobody", func() bool { // a question that was under way may have been answered after that
+		a.Dismiss(a.Self())
+		return a.DHT().RoutingTable().Size() == 0
+	})
 	out.Store(false)
 	a.Dismiss(a.Self())
 	calls(nil)
+	if err := a.WaitPeers(within(t), 1); err != nil { // whom the host was connected to all the time
+		t.Error(err)
+	}
 }

@@ -61,7 +61,26 @@ func (h guardedHost) NewStream(ctx context.Context, p peer.ID, ids ...protocol.I
 	if !h.o.admitted(p) {
 		return nil, errNotAdmitted
 	}
-	return h.Host.NewStream(ctx, p, ids...)
+	s, err := h.Host.NewStream(ctx, p, ids...)
+	if err != nil {
+		return nil, err
+	}
+	return &askingStream{s, h.o}, nil
+}
+
+// askingStream is one that Kademlia has opened, and keeps for further questions: none is asked of a peer that is not admitted any more, or
+// it would be back in the routing table at once.
+type askingStream struct {
+	network.Stream
+	o *Overlay
+}
+
+func (s *askingStream) Write(b []byte) (int, error) {
+	if !s.o.admitted(s.Conn().RemotePeer()) {
+		s.ResetWithError(network.StreamGated)
+		return 0, errNotAdmitted
+	}
+	return s.Stream.Write(b)
 }
 
 // kadGuard knows who asks.
@@ -143,6 +162,11 @@ type kadStream struct {
 
 func (s *kadStream) Read(b []byte) (int, error) {
 	n, err := s.Stream.Read(b)
+	if n > 0 && !s.guard.o.admitted(s.asker.peer) { // any more
+		s.guard.o.count.reset(ReasonRefused)
+		s.Stream.ResetWithError(network.StreamGated)
+		return 0, errNotAdmitted
+	}
 	for rest := b[:n]; len(rest) > 0; {
 		if s.left > 0 {
 			skip := min(s.left, uint64(len(rest)))
