@@ -48,6 +48,8 @@ type Leader interface {
 	Failed(n uint64)
 	// Confirmed answers [Desk.Confirm]: at the instant of asking nobody else had been elected.
 	Confirmed(at automaton.Instant)
+	// Unconfirmed tells that [Desk.Confirm] is not answered: it may be asked again.
+	Unconfirmed()
 	// Receive takes a message of an authenticated peer.
 	Receive(from keyspace.NodeID, msg any)
 	// Expire tells that the time of [Desk.Arm] has come.
@@ -294,6 +296,8 @@ func (d *Desk) expired() {
 func (d *Desk) failed() {
 	if d.ref = 0; d.leader == nil {
 		d.Arm(d.Now().Add(openingRetry))
+	} else if d.current() {
+		d.leader.Unconfirmed()
 	}
 }
 

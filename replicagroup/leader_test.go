@@ -56,6 +56,7 @@ func (l *leading) note(format string, args ...any) {
 func (l *leading) Executed(posted any)              { l.note("executed %v", posted) }
 func (l *leading) Failed(n uint64)                  { l.note("failed %d", n) }
 func (l *leading) Confirmed(at automaton.Instant)   { l.note("confirmed") }
+func (l *leading) Unconfirmed()                     { l.note("unconfirmed") }
 func (l *leading) Receive(_ keyspace.NodeID, m any) { l.note("receive %v", m) }
 func (l *leading) Expire()                          { l.note("expire") }
 func (l *leading) Idle() bool                       { return l.idle }
@@ -167,7 +168,7 @@ func TestALeaderBeginsOnceItHasAppliedWhatWasCommitted(t *testing.T) {
 	}
 	e.then.Done = []order.Outcome{{Ref: e.reads[0], Err: order.ErrBusy}}
 	r.step(order.Timer{})
-	ls.expect(t)
+	ls.expect(t, "unconfirmed")
 	desk.Confirm()
 	e.then.ReadOK = []order.ReadPoint{{Ref: e.reads[1], Index: 1 << 40}} // only a beginning waits for that
 	r.step(order.Timer{})

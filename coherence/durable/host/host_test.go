@@ -189,6 +189,7 @@ type bench struct {
 	frames    int
 	dismissed []keyspace.NodeID
 	lone      bool // questions are answered at once
+	refused   bool // questions are
 }
 
 func (b *bench) Group() order.GroupID       { return group }
@@ -206,7 +207,10 @@ func (b *bench) Send(to keyspace.NodeID, frame []byte) {
 	b.sent[to] = append(b.sent[to], p.Messages...)
 }
 func (b *bench) Confirm() {
-	if b.confirms++; b.lone {
+	switch b.confirms++; {
+	case b.refused:
+		b.l.Unconfirmed()
+	case b.lone:
 		b.l.Confirmed(b.now)
 	}
 }
@@ -285,6 +289,46 @@ func (b *bench) expect(n byte, want ...durable.Kind) durable.Message {
 
 func put(object string, seq durable.Seq, n int) durable.Message {
 	return durable.Message{Kind: durable.Store, Object: object, Seq: seq, Value: &protocol.Cell{Bytes: make([]byte, n)}}
+}
+
+// TestARoundThatFailsIsAskedForAgain: a READ has a leader ask for a round for those who come next, with nobody who waits. It is refused. Whoever comes
+// next does not wait for the time of repeats.
+func TestARoundThatFailsIsAskedForAgain(t *testing.T) {
+	for _, next := range []durable.Kind{durable.Read, durable.Renew} {
+		b := newBench(t)
+		p := durable.ParamsOf(automaton.DriftDefault)
+		b.pass(p.Arbiter())
+		b.l.Confirmed(b.now)
+		b.pass(p.Holder()/2 + 1)
+		b.refused = true
+		b.say(1, durable.Message{Kind: durable.Read, Object: "a/x", Seq: 1})
+		if m := b.expect(1, durable.Copy); m.Lease <= 0 || b.confirms != 1 {
+			t.Fatalf("%v, %d rounds", &m, b.confirms)
+		}
+		b.refused, b.lone = false, true
+		m := durable.Message{Kind: next, Seq: 2}
+		want := durable.Lease
+		if m.Tenure = (durable.Tenure{Gen: group.Gen, Term: 9}); next == durable.Read {
+			m.Object, m.Tenure, want = "a/x", durable.Tenure{}, durable.Copy
+			b.pass(p.Holder() / 2)
+		}
+		b.say(1, m)
+		if m := b.expect(1, want); m.Lease != p.Holder() || b.confirms != 2 {
+			t.Errorf("%v, %d rounds", &m, b.confirms)
+		}
+	}
+	// Who waits has it asked for with the next repeat, and not all the time.
+	b := newBench(t)
+	b.refused = true
+	b.pass(durable.ParamsOf(automaton.DriftDefault).Arbiter())
+	b.say(1, durable.Message{Kind: durable.Read, Object: "a/x", Seq: 1})
+	b.pass(4 * repeatEvery)
+	if b.confirms < 2 || b.confirms > 6 {
+		t.Errorf("%d rounds are asked for", b.confirms)
+	}
+	b.refused, b.lone = false, true
+	b.pass(repeatEvery)
+	b.expect(1, durable.Copy)
 }
 
 func TestALeaderWaitsAnswersAndInvalidates(t *testing.T) {

@@ -312,6 +312,12 @@ func (l *leader) Confirmed(at automaton.Instant) {
 	l.end()
 }
 
+// Unconfirmed tells it that there is none yet.
+func (l *leader) Unconfirmed() {
+	l.step(register.Event{Kind: register.Unconfirmed})
+	l.end()
+}
+
 // Receive hands it a node's messages.
 func (l *leader) Receive(_ keyspace.NodeID, msg any) {
 	messages, _ := msg.([]durable.Message)

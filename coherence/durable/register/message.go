@@ -24,14 +24,15 @@ type EventKind uint8
 
 // The events.
 const (
-	Lead      EventKind = iota + 1 // this replica leads, in Tenure, as it knew at At, and has applied the first entry of its term
-	Follow                         // it leads no more
-	Confirmed                      // a majority has confirmed the round that was sent at At
-	Receive                        // Msg came, from Msg.Node itself
-	Committed                      // the entry with Cmd was applied, with Result
-	Failed                         // the proposal of Cmd may have come to nothing
-	Tick                           // time has passed
-	Repeat                         // time to say again what is waited for
+	Lead        EventKind = iota + 1 // this replica leads, in Tenure, as it knew at At, and has applied the first entry of its term
+	Follow                           // it leads no more
+	Confirmed                        // a majority has confirmed the round that was sent at At
+	Receive                          // Msg came, from Msg.Node itself
+	Committed                        // the entry with Cmd was applied, with Result
+	Failed                           // the proposal of Cmd may have come to nothing
+	Tick                             // time has passed
+	Repeat                           // time to say again what is waited for
+	Unconfirmed                      // the round that was asked for came to nothing
 )
 
 // Event is an input. Now is the leader's clock, and never goes back.

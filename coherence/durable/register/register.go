@@ -187,6 +187,8 @@ func (r *Register) take(ev Event) {
 		}
 		r.confirming = false
 		r.retry()
+	case Unconfirmed: // whoever comes next asks again, and Repeat has those ask that wait
+		r.confirming = false
 	case Receive:
 		r.receive(*ev.Msg)
 	case Committed:
