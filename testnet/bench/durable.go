@@ -152,11 +152,7 @@ func (b *durables) begin() error {
 		return err
 	}
 	b.leader = b.net.IndexOf(peer.ID(leader.ID).String())
-	var voters []int
-	for _, id := range d.View.Voters() {
-		v, _ := d.Peer(id)
-		voters = append(voters, b.net.IndexOf(peer.ID(v.ID).String()))
-	}
+	voters := b.voters(&d)
 	b.writer = (b.leader + 1) % b.net.N()
 	for i := range b.net.N() {
 		if !slices.Contains(voters, i) {
@@ -170,6 +166,15 @@ func (b *durables) begin() error {
 	}
 	b.idle, err = idleMessages(b.ctx, b.net)
 	return err
+}
+
+// voters returns the peers that vote in a group.
+func (b *durables) voters(d *placement.Descriptor) (at []int) {
+	for _, id := range d.View.Voters() {
+		v, _ := d.Peer(id)
+		at = append(at, b.net.IndexOf(peer.ID(v.ID).String()))
+	}
+	return at
 }
 
 // name returns the name of an object in a directory of the group.
@@ -379,8 +384,9 @@ func (b *durables) stale() error {
 		return err
 	}
 	cut := -1
-	for _, i := range b.others {
-		if !slices.ContainsFunc(d.Peers, func(v placement.Peer) bool { return b.net.IndexOf(peer.ID(v.ID).String()) == i }) {
+	voters := b.voters(&d)
+	for i := range b.net.N() {
+		if i != b.writer && !slices.Contains(voters, i) {
 			cut = i
 		}
 	}

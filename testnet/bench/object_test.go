@@ -41,7 +41,8 @@ func TestObjectBenchFillsInEveryFigure(t *testing.T) {
 	}
 }
 
-// What is promised is judged: no stale read, no allocation of a hit. What depends on the machine is not.
+// What is promised is judged: no stale read. What depends on the machine is not, nor is what a hit allocates, for other tests allocate beside this one:
+// coherence.TestADurableHitAllocatesNothing does.
 func TestDurableBenchFillsInEveryFigure(t *testing.T) {
 	t.Parallel() // most of it waits for leases
 	r, err := Durable(t.Context(), ObjectOptions{Options: Options{N: 5, Time: 100 * time.Millisecond}, Objects: 64})
@@ -51,7 +52,7 @@ func TestDurableBenchFillsInEveryFigure(t *testing.T) {
 	var text bytes.Buffer
 	r.Text(&text)
 	t.Log("\n" + text.String())
-	if r.HitNS <= 0 || r.ClockNS <= 0 || r.HitRatio <= 0 || r.HitAllocs > 0.01 || r.RawP50us <= 0 || r.OrderedP50us <= 0 || r.MissRatio <= 0 || r.StoreRatio <= 0 ||
+	if r.HitNS <= 0 || r.ClockNS <= 0 || r.HitRatio <= 0 || r.RawP50us <= 0 || r.OrderedP50us <= 0 || r.MissRatio <= 0 || r.StoreRatio <= 0 ||
 		r.Sharers != 3 || r.SharedRatio <= 0 || r.Caches != 4 || r.Objects != 64 || r.FillPerS <= 0 || r.MixPerS <= 0 || r.MixHits <= 0 || r.Judged != 51 {
 		t.Errorf("%+v", r)
 	}
