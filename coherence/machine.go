@@ -53,8 +53,9 @@ type beganAnew struct {
 
 // application is what a group knows of one.
 type application struct {
-	epoch   protocol.Epoch      // the last that a message about an object was of: what is of an earlier one is gone
-	manager *appmanager.Manager // nil: it is another group's, or nobody has the application open
+	epoch   protocol.Epoch        // the last that a message about an object was of: what is of an earlier one is gone
+	manager *appmanager.Manager   // nil: it is another group's, or nobody has the application open
+	after   protocol.CheckpointID // that its checkpoints are numbered after
 	objects map[keyspace.Key]*manager.Manager
 	busy    map[keyspace.Key]struct{} // those of objects that wait for somebody
 }
@@ -226,7 +227,7 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 			m.closed(s, ev)
 			return
 		}
-		a.manager = appmanager.New(appmanager.Config{App: s.app, Epoch: m.epoch, Checkpoint: m.ids})
+		a.manager, a.after = appmanager.New(appmanager.Config{App: s.app, Epoch: m.epoch, Checkpoint: m.ids}), m.ids
 	}
 	before, last, had := a.manager.Epoch(), a.manager.SavedID(), a.manager.Threads()
 	_, root := a.manager.Saved()
@@ -247,13 +248,13 @@ func (m *Machine) stepApp(s *said, ev appmanager.Event) {
 			return // a failure has left nobody, and the checkpoint to go on from: what comes late from before it ends nothing
 		}
 		// The last one has left, and left nothing to do: what is there is of an execution that is over.
-		stored := a.manager.Stored()
+		stored := a.manager.Stored(a.after)
 		a.manager.Forget()
 		m.perform(s, a.manager, a.manager.Step(appmanager.Event{Kind: appmanager.Receive, Msg: restartOf(before, keyspace.NodeID{})}, nil))
 		m.over(s, a, stored)
 		m.anew = slices.DeleteFunc(m.anew, func(b beganAnew) bool { return b.app == s.app })
 	} else if _, hash := a.manager.Saved(); hash == (protocol.Hash{}) { // otherwise whoever opens it next finds what the checkpoint has
-		m.over(s, a, a.manager.Stored())
+		m.over(s, a, a.manager.Stored(a.after))
 	}
 }
 
@@ -521,13 +522,18 @@ func (m *Machine) Graft(_ session.Context, part []byte) error {
 	return nil
 }
 
-const snapshotVersion = 3
+// snapshotVersion is that of the snapshots that are written; snapshotOldest is the oldest that is read.
+const (
+	snapshotVersion = 4
+	snapshotOldest  = 2
+)
 
 // Snapshot returns the whole state; nothing where nobody has used the group.
 //
 //	version, epoch, number of the last checkpoint, number of applications; for each:
 //	key, epoch of its objects, length of the manager's state (0: none), state, number of objects; for each: key, length, state
 //	number of those that have begun anew; for each: key, why. Version 2 ends before that
+//	for each application with a manager: what its checkpoints are numbered after. Version 3 ends before that
 func (m *Machine) Snapshot() []byte {
 	if len(m.apps) == 0 && m.epoch == m.first() && m.ids == 0 {
 		return nil
@@ -553,7 +559,20 @@ func (m *Machine) Snapshot() []byte {
 	for i := range m.anew {
 		b = m.anew[i].append(append(b, m.anew[i].app[:]...))
 	}
+	for _, a := range m.managed() {
+		b = binary.AppendUvarint(b, uint64(a.after))
+	}
 	return b
+}
+
+// managed returns the applications whose managers are here, in the order of their keys.
+func (m *Machine) managed() (all []*application) {
+	for _, app := range slices.SortedFunc(maps.Keys(m.apps), compareKeys) {
+		if a := m.apps[app]; a.manager != nil {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 // first is the epoch that the first application of this life begins with.
@@ -574,8 +593,8 @@ func (m *Machine) Restore(b []byte) error {
 func (m *Machine) decode(b []byte) error {
 	r := &reader{b: b}
 	version := r.byte()
-	if version != snapshotVersion && version != snapshotVersion-1 {
-		return fmt.Errorf("%w: version %d, this program reads %d and %d", errSnapshot, version, snapshotVersion-1, snapshotVersion)
+	if version < snapshotOldest || version > snapshotVersion {
+		return fmt.Errorf("%w: version %d, this program reads %d to %d", errSnapshot, version, snapshotOldest, snapshotVersion)
 	}
 	m.epoch, m.ids = protocol.Epoch(r.uint()), protocol.CheckpointID(r.uint())
 	if m.epoch < m.first() {
@@ -627,10 +646,17 @@ func (m *Machine) decode(b []byte) error {
 			}
 		}
 	}
-	if version == snapshotVersion {
+	if version > 2 {
 		for range r.count(AnewMax) {
 			app := r.key()
 			m.anew = append(m.anew, beganAnew{app, r.anew()})
+		}
+	}
+	if version > 3 {
+		for _, a := range m.managed() {
+			if a.after = protocol.CheckpointID(r.uint()); a.after > a.manager.Checkpoint() {
+				r.fail("checkpoint %d is numbered after %d", a.manager.Checkpoint(), a.after)
+			}
 		}
 	}
 	return r.end()

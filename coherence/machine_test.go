@@ -223,6 +223,34 @@ func TestWhatThreadsLeaveIsCollected(t *testing.T) {
 	}
 }
 
+// TestARestoredReplicaPostsWhatTheOthersDo: of the end of an application that was not the first of its group. One that had lived through its founding
+// knew that nothing was stored for it; one that was restored did not, and had it collected.
+func TestARestoredReplicaPostsWhatTheOthersDo(t *testing.T) {
+	for _, begun := range []bool{false, true} {
+		lived := newRig(t, 0)
+		lived.create(nodeA, 1)
+		lived.end(nodeA, 1)
+		lived.create(nodeA, 2)
+		if begun {
+			lived.event(appmanager.Event{Kind: appmanager.Begin})
+		}
+		restored := newRig(t, 0)
+		if err := restored.m.Restore(lived.m.Snapshot()); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []*rig{lived, restored} {
+			r.duty = nil
+			expect(t, r.end(nodeA, 2), protocol.Terminated)
+			if collects := r.duty != nil && r.duty.collect; collects != begun {
+				t.Errorf("restored: %v; a checkpoint was begun: %v; %+v is to be done", r == restored, begun, r.duty)
+			}
+		}
+		if !bytes.Equal(lived.m.Snapshot(), restored.m.Snapshot()) {
+			t.Error("the two go on with different states")
+		}
+	}
+}
+
 func TestAGroupThatLostItsStateBeginsAboveItsFormerEpochs(t *testing.T) {
 	r := newRig(t, 1)
 	said := r.create(nodeA, 7)
@@ -337,13 +365,19 @@ func TestAGroupSaysWhyApplicationsBeginAnew(t *testing.T) {
 	}
 }
 
-// TestASnapshotOfBeforeIsRead: one that says nothing of why applications began anew.
-func TestASnapshotOfBeforeIsRead(t *testing.T) {
+// TestSnapshotsOfBeforeAreRead: version 2 says nothing of why applications began anew, nor do 2 and 3 say what checkpoints are numbered after.
+func TestSnapshotsOfBeforeAreRead(t *testing.T) {
 	b := opened(t).m.Snapshot()
-	old := append([]byte{snapshotVersion - 1}, b[1:len(b)-1]...)
-	m := NewMachine(order.GroupID{})
-	if err := m.Restore(old); err != nil || !bytes.Equal(m.Snapshot(), b) {
-		t.Errorf("%v", err)
+	for v := byte(snapshotOldest); v < snapshotVersion; v++ {
+		m := NewMachine(order.GroupID{})
+		if err := m.Restore(append([]byte{v}, b[1:len(b)-int(snapshotVersion-v)]...)); err != nil || !bytes.Equal(m.Snapshot(), b) {
+			t.Errorf("version %d: %v", v, err)
+		}
+	}
+	for _, v := range []byte{snapshotOldest - 1, snapshotVersion + 1} {
+		if err := NewMachine(order.GroupID{}).Restore(append([]byte{v}, b[1:]...)); err == nil {
+			t.Errorf("version %d is read", v)
+		}
 	}
 }
 

@@ -234,8 +234,9 @@ func (m *Manager) Forget() {
 	m.fresh = m.unsaved()
 }
 
-// Stored reports whether chunks may be stored for the application: there is a checkpoint, one was begun, or a thread was created since the last one.
-func (m *Manager) Stored() bool { return m.id > m.cfg.Checkpoint || len(m.added) > 0 }
+// Stored reports whether chunks may be stored for an application whose checkpoints are numbered after the one given: there is a checkpoint, one was begun,
+// or a thread was created since the last one.
+func (m *Manager) Stored(after protocol.CheckpointID) bool { return m.id > after || len(m.added) > 0 }
 
 // ThreadState is what a manager knows of a thread.
 type ThreadState struct {
