@@ -83,6 +83,9 @@ type App struct {
 	objects sync.Map // of keyspace.Key to *copyOf
 	count   atomic.Int64
 
+	names  sync.Mutex
+	naming map[keyspace.Key]naming // objects that this node is to own, and does not know the names of
+
 	manifests sync.Mutex
 	contents  *appmanager.Manifest // what the execution began from, once it was asked for
 
@@ -108,8 +111,6 @@ type copyOf struct {
 	repeating atomic.Bool
 	recalling atomic.Bool            // its value is on its way from the checkpoint
 	name      atomic.Pointer[string] // nil: only the key is known here
-	asked     atomic.Bool            // for the name, and not answered
-	nameTries atomic.Int32           // questions for it that were not answered
 }
 
 // Open takes part in an application, which is founded if nobody has it open. It blocks until the application's manager knows of this node; ctx

@@ -286,45 +286,100 @@ func (c *copyOf) called() string {
 	return ""
 }
 
-// nameTries is how often a node asks what an object is called that it is to own, before it owns one without a name.
+// nameTries is how often a node asks what an object is called that it is to own, before it owns one without a name. Whom it does not know it waits for
+// no longer than for an answer.
 const nameTries = 3
+
+// naming is a question what an object is called.
+type naming struct {
+	from  protocol.NodeRef // who hands the object over
+	since time.Time        // that one is to be introduced to this node; zero: it is known
+	asked bool             // somebody was asked, and has not answered
+	tries int              // questions to from that were not answered
+}
+
+// next says what a BECOME_OWNER of from, which this node may know, has it do at that time: to ask, to take it without a name, or to wait for another one.
+func (n *naming) next(from protocol.NodeRef, known bool, at time.Time) (ask, take bool) {
+	if n.from != from {
+		*n = naming{from: from, asked: n.asked}
+	}
+	switch {
+	case n.asked:
+	case known:
+		take = n.tries >= nameTries
+		ask = !take
+		n.asked, n.since = ask, time.Time{}
+	case n.since.IsZero():
+		n.since = at
+	default:
+		take = at.Sub(n.since) >= namesTimeout
+	}
+	return ask, take
+}
 
 // learnName has a node that is to own an object, of which it knows nothing but the key, ask who hands it over what it is called, and reports whether m, which
 // makes it the owner, is to be taken at once. If not it is taken when the answer is here. When none comes it is dropped: it is repeated, and who
-// sent it stays for as long, so one answer that is lost leaves no object without a name. It does not block.
+// sent it stays for as long, so one answer that is lost leaves no object without a name. Each hand-over is asked about anew. It does not block.
 func (a *App) learnName(c *copyOf, m *protocol.Message) (now bool) {
-	if c.called() != "" || c.nameTries.Load() >= nameTries {
+	if c.called() != "" {
 		return true
 	}
-	if c.asked.Swap(true) {
-		return false
+	wants := false
+	c.cached.Inspect(func(k *cachedcopy.Copy) { wants = k.Wants(m) })
+	if !wants {
+		return true // it is refused, or does nothing
 	}
 	from := m.Requester
-	p, ok := a.s.overlay.PeerOf(from.ID)
-	if !ok {
-		c.nameTries.Add(1)
-		c.asked.Store(false)
-		a.s.introduce(c.key, from.ID, func(peer.ID) {})
-		return false
+	p, known := a.s.overlay.PeerOf(from.ID)
+	a.names.Lock()
+	n := a.naming[c.key]
+	ask, now := n.next(from, known, time.Now())
+	if now {
+		delete(a.naming, c.key)
+	} else {
+		if a.naming == nil {
+			a.naming = make(map[keyspace.Key]naming)
+		}
+		a.naming[c.key] = n
 	}
-	msg := *m
+	a.names.Unlock()
+	switch {
+	case now:
+	case ask:
+		a.askName(c, p, *m)
+	case !known:
+		a.s.introduce(c.key, from.ID, func(peer.ID) {})
+	}
+	return now
+}
+
+// askName asks who hands an object over what it is called, and takes m with the answer.
+func (a *App) askName(c *copyOf, p peer.ID, m protocol.Message) {
+	from := m.Requester
 	q := append(binary.AppendUvarint(append([]byte{askName}, a.key[:]...), from.Inc), c.key[:]...)
 	a.s.overlay.Go(p, keyspace.Key{}, serviceNames, q, namesTimeout, func(b []byte, err error) {
-		defer c.asked.Store(false)
-		if err != nil {
-			c.nameTries.Add(1)
-			return
-		}
 		// The key proves the name. Who answers with none does not know it either.
-		if name := string(b); checkName("an object", name) == nil && ObjectKey(a.name, name) == c.key {
+		name := string(b)
+		knows := err == nil && checkName("an object", name) == nil && ObjectKey(a.name, name) == c.key
+		if knows {
 			c.name.Store(&name)
-		} else {
-			c.nameTries.Store(nameTries)
 		}
-		if a.ctx.Err() == nil {
-			c.cached.Step(cachedcopy.Event{Kind: cachedcopy.Receive, Msg: &msg})
+		a.names.Lock()
+		n := a.naming[c.key]
+		take := knows || err == nil && n.from == from
+		switch n.asked = false; {
+		case take:
+			delete(a.naming, c.key)
+		case n.from == from:
+			n.tries++
+			fallthrough
+		default: // somebody else is to hand it over meanwhile, and is asked when the message is repeated
+			a.naming[c.key] = n
+		}
+		a.names.Unlock()
+		if take && a.ctx.Err() == nil {
+			c.cached.Step(cachedcopy.Event{Kind: cachedcopy.Receive, Msg: &m})
 			a.settled()
 		}
 	})
-	return false
 }

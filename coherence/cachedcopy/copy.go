@@ -217,7 +217,8 @@ func (c *Copy) Store(v *protocol.Cell) bool {
 	return true
 }
 
-// Wants reports whether in is a COPY or a FIRST_TOUCH that [Copy.Step] would accept. Of a FIRST_TOUCH it means that it needs a value.
+// Wants reports whether in is a COPY, a FIRST_TOUCH or a BECOME_OWNER that [Copy.Step] would accept. Of a FIRST_TOUCH it means that it needs a value, of
+// a BECOME_OWNER that the copy asks for the right to write.
 func (c *Copy) Wants(in *protocol.Message) bool {
 	if in.Epoch != c.epoch && c.mutant != protocol.WithoutEpoch || in.To.Node != c.cfg.Self && c.mutant != protocol.WithoutR6 {
 		return false
@@ -232,6 +233,8 @@ func (c *Copy) Wants(in *protocol.Message) bool {
 			return false
 		}
 		return in.Seq == c.lastReq && (c.state == WaitCopyRead && c.kind(in, protocol.ReadCopy) || c.state == WaitCopyWrite && c.kind(in, protocol.MasterCopy))
+	case protocol.BecomeOwner:
+		return (c.threads || c.mutant == protocol.WithoutR11) && !c.state.Master() && c.state != WaitCopyWrite
 	}
 	return false
 }
