@@ -300,9 +300,7 @@ func (o *APIObjects) App(ctx context.Context, name string) (api.AppInfo, error) 
 	for _, n := range i.Nodes {
 		info.Peers = append(info.Peers, o.n.peerOf(n.ID))
 	}
-	if info.Anew, err = o.n.anew(ctx, name); err != nil {
-		return api.AppInfo{}, err
-	}
+	info.Anew = anewOf(ctx, o.n.objects, name, o.n.peerOf)
 	for _, a := range o.n.objects.Applications() {
 		if a.Name() == name {
 			info.Here, info.Copies = true, a.Copies()
@@ -327,24 +325,48 @@ func (o *APIObjects) App(ctx context.Context, name string) (api.AppInfo, error) 
 	return info, nil
 }
 
-// anew tells why an application began anew the last time, nil if it has not.
-func (n *Node) anew(ctx context.Context, app string) (*api.AppAnew, error) {
-	a, err := n.objects.Anew(ctx, app)
+const (
+	// anewTimeout bounds the question why an application began anew, which takes half of the time that is left at most.
+	anewTimeout = 2 * time.Second
+	// anewPeerTimeout bounds the question for the name of a peer that is not known here. It is the rule that it is gone for good, and nobody answers.
+	anewPeerTimeout = 250 * time.Millisecond
+)
+
+// anewTeller is what is asked why an application began anew: [coherence.Service].
+type anewTeller interface {
+	Anew(ctx context.Context, app string) (*coherence.Anew, error)
+	PeerOf(ctx context.Context, app string, id keyspace.NodeID) (string, bool)
+}
+
+// anewOf tells why an application began anew the last time, nil if it has not; peerOf names what it has no other name for. It is said beside the rest, which does without it where nobody answers in time.
+func anewOf(ctx context.Context, of anewTeller, app string, peerOf func(keyspace.NodeID) string) *api.AppAnew {
+	most := anewTimeout
+	if end, ok := ctx.Deadline(); ok {
+		most = min(most, time.Until(end)/2)
+	}
+	within, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	a, err := of.Anew(within, app)
+	if err != nil {
+		log.Debugw("nobody says why an application began anew", "app", app, "err", err)
+	}
 	if a == nil || err != nil {
-		return nil, err
+		return nil
 	}
 	r := &api.AppAnew{Epoch: uint64(a.Epoch), Cause: a.Cause.String(), Checkpoint: uint64(a.From), At: a.At}
 	if a.Node.ID != (keyspace.NodeID{}) {
-		if p, ok := n.objects.PeerOf(ctx, app, a.Node.ID); ok { // it may be gone for long
+		within, cancel := context.WithTimeout(within, anewPeerTimeout)
+		defer cancel()
+		if p, ok := of.PeerOf(within, app, a.Node.ID); ok {
 			r.Peer = p
 		} else {
-			r.Peer = n.peerOf(a.Node.ID)
+			r.Peer = peerOf(a.Node.ID)
 		}
 	}
 	if a.Object != (keyspace.Key{}) {
 		r.Object = a.Object.String()
 	}
-	return r, nil
+	return r
 }
 
 // CloseApp implements [api.Objects]. It closes an application that the program opened which this node is of, too.
