@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"latchkey/lockservice"
+	"latchkey/replicagroup/placement"
 )
 
 // A daemon whose disk is full stops, says why, and has lost nothing of what it had acknowledged.
@@ -27,7 +28,7 @@ func TestFullDiskStopsTheDaemon(t *testing.T) {
 	initTest(t, dir)
 	d, _ := startDaemon(t, dir, nil)
 	b := dialed(t, dir)
-	kept := take(t, b, "kept", 50*time.Second)
+	kept := take(t, b, "kept", placement.TTLMaxDefault) // on a slow machine the rest takes its time
 
 	// Whatever is left of the disk goes, while the daemon works.
 	fill, err := os.Create(filepath.Join(disk, "fill"))
