@@ -585,9 +585,11 @@ func (t *transfers) take(v *visit, in *transfer.Incoming, buf *[]byte) (done boo
 				return true, nil
 			}
 			t.count(func(st *TransferStats) { st.Received++; st.BytesResumed += uint64(resumed) })
-			err := t.write(s, transfer.AppendFrame(nil, transfer.Frame{Kind: transfer.KindDone}))
+			var err error
 			if t.mute != nil && t.mute(v.offer.Key) {
-				s.Reset()
+				s.Reset() // and nothing before it, which the sender might still read
+			} else {
+				err = t.write(s, transfer.AppendFrame(nil, transfer.Frame{Kind: transfer.KindDone}))
 			}
 			if err == nil {
 				err = t.heard(s)
