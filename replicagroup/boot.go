@@ -31,6 +31,9 @@ func (h *Host) Accused(by peer.ID) {
 		return
 	}
 	h.spawn(func() {
+		if fellows := h.fellows.Load(); fellows != nil {
+			h.tell(*fellows, notice{h.overlay.Self(), h.storeID}) // who accuses us may share no group with them
+		}
 		h.fail(fmt.Errorf("%w: peer %s has heard two starts of store %v with this peer's identity, and refuses both: the directory was copied, "+
 			"or set back to an earlier state. Stop the other one too, wherever it runs; then start the one to be kept, once, with daemon --restored",
 			ErrTwin, by, h.storeID))
@@ -49,13 +52,38 @@ const (
 	// noticePause is how often they are told again, as long as the store's peer is a fellow: a message may be lost, and who has just
 	// joined a group could not know yet whom to believe.
 	noticePause = 2 * time.Second
+	// strangerNoticesMax is how often they are told of a store whose peer is none: it may be one of theirs.
+	strangerNoticesMax = 30
 )
 
 // notices are the stores that were heard in two places, as they are told to fellows.
 type notices struct {
 	mu      sync.Mutex
-	list    []notice
+	list    []pending
 	telling bool
+}
+
+// pending is a notice that is still told.
+type pending struct {
+	notice
+	told int // times, while its peer was no fellow
+}
+
+// due returns what is to be told now.
+func (n *notices) due(fellows map[peer.ID]bool) (list []notice) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := range n.list {
+		p := &n.list[i]
+		if !fellows[p.peer] {
+			if p.told == strangerNoticesMax {
+				continue
+			}
+			p.told++
+		}
+		list = append(list, p.notice)
+	}
+	return list
 }
 
 type notice struct {
@@ -64,11 +92,12 @@ type notice struct {
 }
 
 // Distrusted says that a peer's store was heard in two places, here or by a fellow. All fellows are told, again and again until the peer is
-// none any more: one who has heard only one of the two would go on counting it. It does not block.
+// none any more: one who has heard only one of the two would go on counting it. A peer that is none of ours may be one of theirs, and once
+// it has stopped on our word, they never hear but its copy: of such they are told for a while. It does not block.
 func (h *Host) Distrusted(p peer.ID, s order.StoreID) {
 	n := notice{p, s}
 	h.notices.mu.Lock()
-	h.notices.list = append(slices.DeleteFunc(h.notices.list, func(o notice) bool { return o == n }), n)
+	h.notices.list = append(slices.DeleteFunc(h.notices.list, func(o pending) bool { return o.notice == n }), pending{notice: n})
 	h.notices.list = h.notices.list[max(0, len(h.notices.list)-noticesMax):]
 	if !h.notices.telling {
 		h.notices.telling = h.spawn(h.tellFellows)
@@ -80,14 +109,9 @@ func (h *Host) tellFellows() {
 	tick := time.NewTicker(noticePause)
 	defer tick.Stop()
 	for {
-		h.notices.mu.Lock()
-		list := slices.Clone(h.notices.list)
-		h.notices.mu.Unlock()
 		if fellows := h.fellows.Load(); fellows != nil {
-			for _, n := range list {
-				if (*fellows)[n.peer] {
-					h.tell(*fellows, n)
-				}
+			for _, n := range h.notices.due(*fellows) {
+				h.tell(*fellows, n)
 			}
 		}
 		select {

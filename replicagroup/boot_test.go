@@ -231,6 +231,26 @@ func TestNoticesThatAreKeptAreBounded(t *testing.T) {
 	}
 }
 
+// Who hears a store in two places may be of the root alone, and its fellows share groups with the store's peer that it does not.
+func TestFellowsAreToldOfStrangersForAWhile(t *testing.T) {
+	var n notices
+	fellow, stranger := notice{peer: "fellow", store: order.StoreID{1}}, notice{peer: "stranger", store: order.StoreID{2}}
+	n.list = []pending{{notice: fellow}, {notice: stranger}}
+	fellows := map[peer.ID]bool{"fellow": true, "other": true}
+	for i := range strangerNoticesMax {
+		if got := n.due(fellows); !slices.Equal(got, []notice{fellow, stranger}) {
+			t.Fatalf("time %d: told of %v", i, got)
+		}
+	}
+	if got := n.due(fellows); !slices.Equal(got, []notice{fellow}) {
+		t.Errorf("in the end: told of %v", got)
+	}
+	fellows["stranger"] = true
+	if got := n.due(fellows); !slices.Equal(got, []notice{fellow, stranger}) {
+		t.Errorf("it became a fellow: told of %v", got)
+	}
+}
+
 func FuzzNotice(f *testing.F) {
 	f.Add(marshal(&pb.TwinNotice{Peer: []byte("p"), Store: make([]byte, 16)}))
 	f.Add([]byte{})
