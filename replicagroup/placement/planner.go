@@ -407,27 +407,16 @@ func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []Pl
 // finds ([Rouse]). What the plan knew of the candidates is forgotten; it would be too old by the next look-up in any case, as it is
 // between the look-ups of a group that is awake ([PlanTimes].Fresh).
 
-// idles reports whether the group sleeps and nothing is under way for it.
-func (p *Planner) idles() bool { return p.asleep && !p.joint && !p.flying && p.asking == nil }
-
 // mayRest reports whether nothing is to be done, now or by the mere passing of time: the last look-up has been answered, and nobody who is
 // known now could become of use later.
 func (p *Planner) mayRest(c choice, now automaton.Instant) bool {
-	return p.idles() && !p.owed && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
+	return p.asleep && !p.joint && !p.flying && p.asking == nil && !p.owed && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
 		len(p.wishes)+len(p.listed) == 0 &&
 		p.answered >= max(p.began, p.lookedAt) && now < p.lookAt && p.reached(p.restAt, now)
 }
 
 // rest begins the rest of a plan that may.
 func (p *Planner) rest(out []PlanAction) []PlanAction {
-	p.forgetAll()
-	p.resting, p.lookAt = true, automaton.Never
-	p.wake = automaton.Never // it was for what is forgotten now
-	return append(out, Rests{})
-}
-
-// forgetAll forgets what is known of others than members, when nobody wants to leave and nobody is listed.
-func (p *Planner) forgetAll() {
 	p.near, p.wishes, p.listed = nil, nil, nil
 	maps.DeleteFunc(p.down, func(peer keyspace.NodeID, _ automaton.Instant) bool {
 		_, member := p.view.MemberAt(peer)
@@ -436,6 +425,9 @@ func (p *Planner) forgetAll() {
 	if len(p.down) == 0 {
 		p.down = nil
 	}
+	p.resting, p.lookAt = true, automaton.Never
+	p.wake = automaton.Never // it was for what is forgotten now
+	return append(out, Rests{})
 }
 
 // rouse ends a rest: the next look-up is due.
