@@ -176,6 +176,10 @@ func editAllowList(ctx context.Context, dir string, g placement.Genesis, change 
 	case key == nil:
 		return nil, fmt.Errorf("%w: %s has no %s; do this on the peer that has it", ErrNoAdminKey, dir, adminKeyFile)
 	}
+	if key.Number() > list.Admin() {
+		return nil, fmt.Errorf("%w: %s has admin key %d, and its list is of key %d; where the key was made, run latchkey overlay admin init --new-key again, "+
+			"and elsewhere wait until the list that goes with it has come", allowlist.ErrKey, dir, key.Number(), list.Admin())
+	}
 	next, err := key.Edit(list, time.Now(), change)
 	if err != nil || next == list {
 		return next, err

@@ -58,6 +58,10 @@ var (
 	ErrDamaged = errors.New("node: damaged file")
 )
 
+// replacedFiles are those of a directory that are replaced, beside which a process that was killed may have left a part of the next one: of
+// some a secret.
+var replacedFiles = []string{adminKeyFile, allowListFile, configFile, joiningFile, peersFile, reseedFile, rootStateFile}
+
 // DirInfo is what a peer's directory says about the peer.
 type DirInfo struct {
 	ID       peer.ID
@@ -101,6 +105,9 @@ func OpenDir(dir string) (*Dir, error) {
 		return nil, errors.Join(err, d.unlock())
 	}
 	d.access.counts(&d.refusals)
+	for _, name := range replacedFiles {
+		durablefile.Sweep(filepath.Join(dir, name))
+	}
 	for _, name := range []string{identityFile, swarmKeyFile, rootKeyFile, adminKeyFile} {
 		warnIfShared(filepath.Join(dir, name))
 	}

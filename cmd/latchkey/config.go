@@ -255,7 +255,7 @@ func (a *app) configEdit(ctx context.Context) (err error) {
 	}
 	switch former, err := durablefile.Read(draft, config.FileBytesMax); {
 	case errors.Is(err, os.ErrNotExist):
-		if err := durablefile.Create(draft, before, 0o600); err != nil {
+		if err := durablefile.Replace(draft, before, 0o600); err != nil { // whole from the beginning: it may be where the next edit goes on
 			return fmt.Errorf("config: %w", err)
 		}
 	case err != nil:
@@ -273,7 +273,7 @@ func (a *app) configEdit(ctx context.Context) (err error) {
 	}
 	blank, same := len(bytes.TrimSpace(after)) == 0, bytes.Equal(before, after)
 	if blank || same { // it holds no work of anybody's
-		if err := os.Remove(draft); err != nil {
+		if err := durablefile.Remove(draft); err != nil {
 			return fmt.Errorf("config: %w", err)
 		}
 	}
@@ -317,7 +317,7 @@ func (a *app) configEdit(ctx context.Context) (err error) {
 		return fmt.Errorf("config: %w", err)
 	}
 	a.changed("")
-	return os.Remove(draft)
+	return durablefile.Remove(draft)
 }
 
 // draftHelp says what can be done about a draft.

@@ -30,12 +30,21 @@ import (
 // childMain is what this test's program does when it is run as the command of a lock. Systems on which that is tested set it.
 var childMain func(mode string)
 
+// killedMain is what it does in place of its tests when killedVariable says when it is to be killed. Systems on which that is tested set it.
+var killedMain func(at string)
+
+const killedVariable = "KILLED_AT" // not one of latchkey's, which it would read
+
 // binary is the program under test, built once.
 var binary string
 
 func TestMain(m *testing.M) {
 	if mode := os.Getenv("LATCHKEY_TEST_CHILD"); mode != "" {
 		childMain(mode)
+		return
+	}
+	if at := os.Getenv(killedVariable); at != "" {
+		killedMain(at)
 		return
 	}
 	heedSignals()
