@@ -154,15 +154,18 @@ func (a *Access) introducer(p peer.ID, v allowlist.Verdict) bool {
 	return v != allowlist.WasRevoked && f != nil && (*f)(p)
 }
 
+// dials reports whether a peer may be dialled.
+func (a *Access) dials(p peer.ID) bool {
+	v := a.Judge(p)
+	return v == allowlist.Admitted || a.introducer(p, v)
+}
+
 // Gater returns a connection gater that keeps the list, for a host whose connections are the overlay's.
 func (a *Access) Gater() connmgr.ConnectionGater { return accessGater{a} }
 
 type accessGater struct{ a *Access }
 
-func (g accessGater) InterceptPeerDial(p peer.ID) bool {
-	v := g.a.Judge(p)
-	return v == allowlist.Admitted || g.a.introducer(p, v)
-}
+func (g accessGater) InterceptPeerDial(p peer.ID) bool { return g.a.dials(p) }
 
 func (g accessGater) InterceptAddrDial(peer.ID, ma.Multiaddr) bool { return true }
 

@@ -4,6 +4,12 @@
 // protocols to it, all under /latchkey/<first 8 hex digits of the overlay id>/, and a Kademlia instance of its own, unless one
 // is handed over; it opens no listener and closes nothing that it did not make.
 //
+// # How peers find each other
+//
+// A node dials the founders that the genesis document has addresses of, the peers of [WithBootstrap], and those it has met before. Besides
+// it may look on the local network ([WithMDNS]), and in a Kademlia network that the application is in anyway, most of whose peers may
+// know nothing of latchkey ([WithRendezvous]).
+//
 // # Directories
 //
 // [InitDir], [CreateDir] and [OpenDir] keep a peer in a directory, as the latchkey daemon does; [Dir.Run] makes a host as the

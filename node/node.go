@@ -51,6 +51,7 @@ type Node struct {
 	strangers  *strangers
 	access     *accessPeers
 	neighbours *neighbours // nil without mDNS
+	rendezvous *rendezvous // nil without one
 	started    time.Time
 	known      *knownPeers // nil: none are kept
 
@@ -88,6 +89,7 @@ type options struct {
 	auto       bool
 	mdns       bool
 	kad        *kaddht.IpfsDHT
+	rendezvous *kaddht.IpfsDHT
 	refusals   *Refusals
 	knownPeers string // file; empty: none are kept
 	closing    func() error
@@ -165,7 +167,8 @@ func withSwarmKey(psk pnet.PSK) Option { return func(c *options) { c.psk = psk }
 // machine, say (placement.TestnetPlanTimes). Default: placement.DefaultPlanTimes.
 func WithPlanTimes(t placement.PlanTimes) Option { return func(c *options) { c.plan = t } }
 
-// New makes a node on a libp2p host. It uses no network yet. The host must outlive the node.
+// New makes a node on a libp2p host. It uses no network yet. The host must outlive the node. Errors about the Kademlia network of
+// [WithRendezvous] match [ErrRendezvous].
 func New(h host.Host, opts ...Option) (*Node, error) {
 	var c options
 	for _, o := range opts {
@@ -181,6 +184,11 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	}
 	if err := c.genesis.Validate(); err != nil {
 		return nil, fmt.Errorf("node: %w", err)
+	}
+	if c.rendezvous != nil {
+		if err := checkRendezvous(c.rendezvous, h.ID()); err != nil {
+			return nil, err
+		}
 	}
 	if c.store == nil && !c.clientOnly {
 		c.store = replicagroup.NewMemoryStore()
@@ -228,6 +236,9 @@ func New(h host.Host, opts ...Option) (*Node, error) {
 	n.introduced(c)
 	if c.mdns {
 		n.neighbours = &neighbours{host: h, name: mdnsName(id), found: overlay.Discovered}
+	}
+	if c.rendezvous != nil {
+		n.rendezvous = newRendezvous(c.rendezvous, n)
 	}
 	if c.knownPeers != "" {
 		n.known = openKnownPeers(c.knownPeers, overlay.Peers)
@@ -363,6 +374,7 @@ func (n *Node) Start(ctx context.Context) error {
 		return err
 	}
 	n.known.start()
+	n.rendezvous.start()
 	if n.neighbours != nil {
 		return n.neighbours.start()
 	}
@@ -384,6 +396,7 @@ func (n *Node) Close() error {
 	if n.neighbours != nil {
 		n.neighbours.stop()
 	}
+	n.rendezvous.stop()
 	n.known.close() // while the overlay still knows its peers
 	n.strangers.stop()
 	n.access.stop()
