@@ -135,10 +135,11 @@ func (o Options) Validate() error {
 // run is a run under way.
 type run struct {
 	Options
-	job Job
-	net *testnet.Network
-	app *coherence.App // at peer 0, which nobody kills
-	r   *Report
+	job     Job
+	net     *testnet.Network
+	objects *coherence.Service // of peer 0, which nobody kills
+	app     *coherence.App     // there
+	r       *Report
 
 	fail    context.CancelCauseFunc
 	watched sync.WaitGroup // who wait for threads
@@ -199,6 +200,11 @@ func (u *run) run(ctx context.Context) error {
 		return err
 	}
 	u.app = apps[0]
+	p, err := u.net.Peer(0)
+	if err != nil {
+		return err
+	}
+	u.objects = p.Node().Objects()
 	begun := time.Now()
 	total := u.job.Total()
 	if u.Kill || u.Join || u.Leave { // what happens, happens before the threads are through
@@ -280,12 +286,8 @@ func (u *run) call(ctx context.Context, fn func() error) error {
 
 // reopen takes part in the next execution, which the peer is in by itself since it can run threads.
 func (u *run) reopen(ctx context.Context) error {
-	p, err := u.net.Peer(0)
-	if err != nil {
-		return err
-	}
 	for {
-		app, err := p.Node().Objects().Open(ctx, u.Name)
+		app, err := u.objects.Open(ctx, u.Name)
 		switch {
 		case err == nil:
 			u.r.Restarts++
