@@ -35,9 +35,9 @@ func (o *Overlay) Unwatch(p peer.ID) { o.beats.box.Put(detector.Unwatch{Peer: de
 // OnSuspect registers a function that is told when a watched peer is suspected of having stopped, and when it is trusted again. A
 // suspicion may be wrong. It is called in order, by one goroutine, and must not block. Call it before [Overlay.Start].
 //
-// The connections to a suspected peer stay: they outlive a short pause and a healed partition with everything that is under way
-// on them, a wrong suspicion costs no handshakes and loses no messages, and libp2p closes those of a peer that is gone for good
-// by its own time-outs. What waits for an answer does not wait for those: calls to a peer that falls silent, and while it is,
+// The connections to a suspected peer stay: they outlive a short pause with everything that is under way on them, a wrong suspicion costs
+// no handshakes and loses no messages, and libp2p closes those of a peer that is gone for good by its own time-outs. Only when a peer is
+// reached beside its connections while they bring no answer, as after a long cut, they are closed and made anew (see [Stats].Renewed). What waits for an answer does not wait for those: calls to a peer that falls silent, and while it is,
 // fail with [ErrSuspected]. Messages without an answer are sent all the same.
 func (o *Overlay) OnSuspect(f func(p peer.ID, suspected bool)) {
 	o.life.Lock()
@@ -198,6 +198,11 @@ func (o *Overlay) suspect(p peer.ID, suspected bool, silence time.Duration) {
 	o.linksMu.RLock()
 	l := o.links[p]
 	o.linksMu.RUnlock()
+	if !suspected {
+		o.endKnock(p)
+	} else if silence > 0 {
+		o.knock(p)
+	}
 	switch {
 	case l == nil:
 	case !suspected:
@@ -212,6 +217,7 @@ func (o *Overlay) unwatched(p peer.ID) {
 	for _, f := range o.onUnwatch {
 		f(p)
 	}
+	o.endKnock(p)
 	o.unsuspect(p)
 }
 

@@ -55,6 +55,14 @@ type sets struct {
 	cache    *lru[keyspace.Preimage, *replicaSet]
 	flights  map[keyspace.Preimage]*flight
 	departed *lru[peer.ID, time.Time] // when peers that have not come back became unreachable
+	arrived  *lru[peer.ID, arrival]   // peers that turned out to be members and have not left since
+}
+
+// arrival is a peer's, which certainly is a member or may be one.
+type arrival struct {
+	member
+	certain bool
+	at      time.Time // zero: it has left
 }
 
 // flight is a look-up under way, shared by all who want it.
@@ -71,6 +79,7 @@ func newSets() *sets {
 		cache:    newLRU[keyspace.Preimage, *replicaSet](replicaSetsMax),
 		flights:  make(map[keyspace.Preimage]*flight),
 		departed: newLRU[peer.ID, time.Time](departedMax),
+		arrived:  newLRU[peer.ID, arrival](departedMax),
 	}
 }
 
@@ -79,6 +88,7 @@ func (s *sets) joined(m member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.departed.put(m.peer, time.Time{})
+	s.arrived.put(m.peer, arrival{m, true, time.Now()})
 	s.cache.all(func(r *replicaSet) { r.insert(m) })
 	for _, f := range s.flights {
 		f.dirty = true
@@ -90,6 +100,7 @@ func (s *sets) left(p peer.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.departed.put(p, time.Now())
+	s.arrived.put(p, arrival{})
 	s.cache.all(func(r *replicaSet) { r.stale = r.stale || r.has(p) })
 	for _, f := range s.flights {
 		f.dirty = true
@@ -102,6 +113,24 @@ func (s *sets) departs(set *replicaSet) bool {
 		at, ok := s.departed.get(m.peer)
 		return ok && set.at.Sub(at) < departedFor
 	})
+}
+
+// complete puts those in the set who arrived a moment ago, and reports whether nobody is missing. A look-up may not come across them: Kademlia,
+// here and elsewhere, takes a peer into its table only when it has answered a question of its own.
+func (s *sets) complete(set *replicaSet) bool {
+	whole := true
+	s.arrived.all(func(a arrival) {
+		if a.at.IsZero() || set.at.Sub(a.at) >= arrivedFor || set.has(a.peer) {
+			return
+		}
+		with := replicaSet{key: set.key, members: set.members}
+		if with.insert(a.member); a.certain {
+			set.members = with.members
+		} else {
+			whole = whole && !with.has(a.peer)
+		}
+	})
+	return whole
 }
 
 // ReplicaSet returns the r nodes closest to at's key, the closest first, this node among them when it is one: the candidates to
@@ -179,9 +208,12 @@ func (o *Overlay) fly(at keyspace.Preimage, f *flight) {
 	case <-o.ctx.Done():
 		f.err = ErrClosed
 	}
-	f.members = set.members
 	set.at = time.Now()
 	s.mu.Lock()
+	if f.err == nil {
+		keep = s.complete(set) && keep
+	}
+	f.members = set.members
 	if keep && !f.dirty && !s.departs(set) {
 		s.cache.put(at, set)
 	}

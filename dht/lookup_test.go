@@ -177,6 +177,50 @@ func TestLookupThatNamesWhoHasJustLeftIsNotKept(t *testing.T) {
 	}
 }
 
+// Kademlia takes a newcomer into its tables a moment after the newcomer has said what it is. A look-up in between went by without it, and was
+// kept: for two minutes nobody would have had it in the set.
+func TestALookupThatMissesWhoHasJustComeIsCorrected(t *testing.T) {
+	o := mesh(t, 2, nil)[0]
+	ctx := within(t)
+	stranger := func(seed uint64) member {
+		id := newHost(t, seed).ID()
+		return member{id, NodeIDOf(id)}
+	}
+	in := func(at keyspace.Preimage, m member) bool {
+		t.Helper()
+		set, err := o.ReplicaSet(ctx, at, 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(set, func(i peer.AddrInfo) bool { return i.ID == m.peer })
+	}
+	cached := func(at keyspace.Preimage) bool {
+		o.sets.mu.Lock()
+		defer o.sets.mu.Unlock()
+		_, ok := o.sets.cache.get(at)
+		return ok
+	}
+	sure, perhaps := stranger(101), stranger(102)
+	o.sets.joined(sure)
+	if !in("a", sure) || !cached("a") {
+		t.Errorf("who has come is in the set: %v, which is kept: %v", in("a", sure), cached("a"))
+	}
+	o.sets.left(sure.peer)
+	if in("b", sure) {
+		t.Error("who has left is in the set")
+	}
+	o.sets.mayHaveJoined(perhaps)
+	if in("c", perhaps) || cached("c") {
+		t.Errorf("who may have come is in the set: %v, which is kept: %v", in("c", perhaps), cached("c"))
+	}
+	for _, a := range []arrival{{sure, true, time.Now().Add(-arrivedFor)}, {perhaps, false, time.Now().Add(-arrivedFor)}} {
+		o.sets.arrived.put(a.peer, a)
+	}
+	if in("d", sure) || !cached("d") {
+		t.Errorf("who came long ago: in the set %v, which is kept: %v", in("d", sure), cached("d"))
+	}
+}
+
 func TestLookupDuringAChangeIsNotKept(t *testing.T) {
 	for name, change := range map[string]func(o, p *Overlay){
 		"joined":          func(o, p *Overlay) { o.sets.joined(member{p.Self(), p.Node()}) },

@@ -178,6 +178,7 @@ func (s *sets) mayHaveJoined(m member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.departed.put(m.peer, time.Time{})
+	s.arrived.put(m.peer, arrival{m, false, time.Now()})
 	s.cache.all(func(r *replicaSet) {
 		with := replicaSet{key: r.key, members: r.members}
 		with.insert(m)

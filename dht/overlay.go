@@ -94,6 +94,7 @@ type Overlay struct {
 	onAccused []func(by peer.ID)
 	boots     boots
 	beats     *heartbeats
+	knocks    knocks
 	hosting   atomic.Bool  // we may be in replica sets; changed by watch
 	shutOut   atomic.Bool  // we are not admitted ourselves; see [Overlay.Reconsider], which holds considering while it looks
 	reach     atomic.Int32 // network.Reachability, as the host sees it; changed by watch

@@ -125,6 +125,10 @@ const (
 	departedFor = 5 * time.Second
 	departedMax = 256
 
+	// arrivedFor is how long after a peer turned out to be a member a look-up that does not come across it is corrected: Kademlia's tables may not
+	// have it yet. Of as many peers as departedMax that is remembered.
+	arrivedFor = 30 * time.Second
+
 	// lookupTimeout bounds one look-up: a frozen peer alone could hold one for 10 s. Until it is known to be gone, every look-up
 	// that comes across it takes this long, so those who wait for one wait longer (5 s in replicagroup).
 	lookupTimeout = 3 * time.Second

@@ -59,6 +59,7 @@ type Stats struct {
 	LateReplies    uint64 // answers nobody waited for any more
 
 	Suspicions uint64 // of watched peers, right or wrong
+	Renewed    uint64 // times that the connections to a silent peer were closed, which was reached beside them
 	Alarms     uint64 // that a store runs in two places, or that two processes use one identity
 }
 
@@ -68,7 +69,7 @@ type counters struct {
 	bytesSent, bytesReceived                                   atomic.Uint64
 	lookups, lookupsFailed, lookupsShared, selfLookups         atomic.Uint64
 	outboxFull, unknownService, busy, lateReplies              atomic.Uint64
-	suspicions, alarms                                         atomic.Uint64
+	suspicions, renewed, alarms                                atomic.Uint64
 	rawSent, rawReceived                                       atomic.Uint64
 
 	mu     sync.Mutex
@@ -100,6 +101,6 @@ func (o *Overlay) Stats() Stats {
 		SelfLookups: c.selfLookups.Load(),
 		OutboxFull:  c.outboxFull.Load(), UnknownService: c.unknownService.Load(), Busy: c.busy.Load(),
 		LateReplies: c.lateReplies.Load(),
-		Suspicions:  c.suspicions.Load(), Alarms: c.alarms.Load(),
+		Suspicions:  c.suspicions.Load(), Renewed: c.renewed.Load(), Alarms: c.alarms.Load(),
 	}
 }
