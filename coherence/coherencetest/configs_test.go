@@ -108,7 +108,7 @@ var configurations = []configuration{
 //	2 nodes f2, 2 losses, 1 silent        181,873  [2.3 M with d1]
 //	2 objects, 2 nodes f2 d0               14,427             f2 d1   242,620  [589,865]
 //	2 nodes f2, held writes               122,129  [8,480]
-//	full, 2 nodes, 2 threads f1: 1 crash and return  34,817
+//	full, 2 nodes, 2 threads: 1 crash and return  34,817 with f1, 475,879 with f2
 //	full, 2 nodes, 2 threads f2: 1 crash   68,407             1 wrong suspicion  33,270 [167,246 with d1]
 //	  2 migrations with injection, 1 thread f3  55,903 [106,518]     1 migration f3  13,353
 //	  1 checkpoint  11,432     1 checkpoint, 1 abort  68,394     1 checkpoint, held writes  101,152
