@@ -31,6 +31,8 @@ var (
 	ErrOutcomeUnknown = copies.ErrOutcomeUnknown
 	// ErrFull matches the error of a write for which its group has no room. It was not made.
 	ErrFull = copies.ErrFull
+	// ErrVersion matches the error of a watch that is to go on after a version that is not there.
+	ErrVersion = errors.New("coherence: no such version")
 	// ErrTTL matches the error about a time to live that is out of range.
 	ErrTTL = errors.New("coherence: bad time to live")
 )
@@ -382,14 +384,25 @@ func (o *DurableObject) Hold(ctx context.Context) (*DurableHold, error) {
 // Value returns what the object was when the turn came.
 func (h *DurableHold) Value() Value { return h.v }
 
-// Commit writes a copy of value and ends the turn. Errors: [ErrConflict] if the turn was lost and somebody else has written.
-func (h *DurableHold) Commit(ctx context.Context, value []byte) (Version, error) {
+// Commit writes a copy of value and ends the turn. It takes no option but [WithTTL]: its condition is the version that the turn began with.
+// Errors: [ErrConflict] if the turn was lost and somebody else has written.
+func (h *DurableHold) Commit(ctx context.Context, value []byte, opts ...WriteOption) (Version, error) {
+	w := copies.Write{}
+	for _, opt := range opts {
+		if err := opt(&w); err != nil {
+			return 0, err
+		}
+	}
+	if w.Expect != durable.Any {
+		return 0, fmt.Errorf("coherence: %q is not written: a turn's write takes no other condition than the version it began with", h.o.name)
+	}
 	c, err := cellOf(value)
 	if err != nil {
 		return 0, err
 	}
 	defer h.Release()
-	return h.write(ctx, copies.Write{Expect: durable.Exact, Wanted: h.v.Version, Value: c})
+	w.Expect, w.Wanted, w.Value = durable.Exact, h.v.Version, c
+	return h.write(ctx, w)
 }
 
 func (h *DurableHold) write(ctx context.Context, w copies.Write) (Version, error) {
@@ -414,30 +427,36 @@ const (
 )
 
 // Watch calls fn with what the object is, and then with every version that comes after it, in their order, or with a later one and Lagged, until
-// ctx ends or fn returns an error, which it returns. With after above 0 it begins with what comes after that version. No version is told
+// ctx ends or fn returns an error, which it returns. With after above 0 it begins with what comes after that version: [ErrVersion] if the object has
+// not come to it; an object that nobody wrote, or of which nobody remembers that it was deleted, is told, and Lagged. No version is told
 // before all copies of former ones are gone. It goes on when the group's leader changes, and when the group does not answer for a while.
 func (o *DurableObject) Watch(ctx context.Context, after Version, fn func(Change) error) error {
 	if o.err != nil {
 		return o.err
 	}
-	return watch(ctx, o.object, after, func(f copies.Found, lagged bool) error { return fn(Change{valueOf(f), lagged}) })
+	return watch(ctx, o.name, o.object, after, func(f copies.Found, lagged bool) error { return fn(Change{valueOf(f), lagged}) })
 }
 
-func watch(ctx context.Context, o *copies.Object, last Version, fn func(copies.Found, bool) error) error {
+func watch(ctx context.Context, name string, o *copies.Object, after Version, fn func(copies.Found, bool) error) error {
 	o.Pin()
 	defer o.Unpin()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	first, wait := last == 0, watchFirst
+	told, last, wait := false, after, watchFirst
 	for {
 		changed := o.Changed() // before it is read
 		f, err := o.Get(ctx)
 		if err != nil {
 			return err
 		}
+		if !told && f.Version > 0 && f.Version < after {
+			return fmt.Errorf("%w: %q has version %d, and a watch after version %d would miss what comes before that", ErrVersion, name, f.Version, after)
+		}
+		// Where nothing is there is no version either, once a deletion is forgotten: who saw one before has something to hear.
+		first := !told && (after == 0 || f.Version == 0)
 		if f.Version > last || first {
-			lagged := !first && f.Version != last+1 && (last > 0 || f.Version.Counter() != 1) // the first of a group is of its generation
-			first, last, wait = false, f.Version, watchFirst
+			lagged := first && after > 0 || !first && f.Version != last+1 && (last > 0 || f.Version.Counter() != 1) // the first of a group is of its generation
+			told, last, wait = true, f.Version, watchFirst
 			if err := fn(f, lagged); err != nil {
 				return err
 			}
@@ -532,7 +551,7 @@ func (l *Directory) Watch(ctx context.Context, after Version, fn func(list Listi
 	if l.err != nil {
 		return l.err
 	}
-	return watch(ctx, l.object, after, func(f copies.Found, lagged bool) error { return fn(listed(f, "", 0), lagged) })
+	return watch(ctx, l.name, l.object, after, func(f copies.Found, lagged bool) error { return fn(listed(f, "", 0), lagged) })
 }
 
 // DurableStats returns what this node has done with durable objects.

@@ -305,6 +305,18 @@ func TestAWatchTellsEveryVersionInOrder(t *testing.T) {
 				t.Error(err)
 			}
 		}
+		// What is not there yet is refused, rather than waited for; of an object that is not there at all that is told.
+		none := func(Change) error { return errors.New("told") }
+		for after, of := range map[Version]*DurableObject{26: y, 25 + 1<<40: y} {
+			if err := of.Watch(t.Context(), after, none); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "version 25") {
+				t.Errorf("after %d: %v", after, err)
+			}
+		}
+		if err := apps[1].Object("z").Watch(t.Context(), 9, func(c Change) error {
+			return fmt.Errorf("%d, %v, %v", c.Version, c.Exists, c.Lagged)
+		}); err == nil || err.Error() != "0, false, true" {
+			t.Error(err)
+		}
 		if renewals := leader.Sent(durable.Renew); renewals == 0 {
 			t.Error("a watch does not keep its lease")
 		}
@@ -348,6 +360,27 @@ func TestDurableObjectsExpire(t *testing.T) {
 		}
 		if l, err := apps[1].Directory("d").List(ctx, "", 0); len(l.Names) != 0 || err != nil {
 			t.Errorf("%+v, %v", l, err)
+		}
+		// What is written in a turn may have one too, and no other condition.
+		h, err := y.Hold(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, opt := range []WriteOption{WithTTL(time.Millisecond), IfAbsent()} {
+			if _, err := h.Commit(ctx, nil, opt); err == nil {
+				t.Error("a turn's write is made on another condition")
+			}
+		}
+		if _, err := h.Commit(ctx, []byte("2"), WithTTL(5*time.Second)); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(4 * time.Second)
+		if b, err := x.Get(ctx); string(b) != "2" || err != nil {
+			t.Errorf("too early: %q, %v", b, err)
+		}
+		time.Sleep(2 * time.Second)
+		if got, err := x.Read(ctx); got.Exists || err != nil || got.Version != 4 {
+			t.Errorf("it stays: %+v, %v", got, err)
 		}
 	})
 }

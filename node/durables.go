@@ -72,11 +72,31 @@ func (o *APIDurables) HoldDurable(ctx context.Context, app, name string) (h api.
 	err = o.with(app, name, func(d *coherence.DurableObject) error {
 		held, err := d.Hold(ctx)
 		if err == nil {
-			h = held
+			h = durableTurn{held}
 		}
 		return err
 	})
 	return h, err
+}
+
+// durableTurn is a turn as clients of the API have it.
+type durableTurn struct{ *coherence.DurableHold }
+
+// Commit implements [api.DurableHold].
+func (h durableTurn) Commit(ctx context.Context, value []byte, ttl time.Duration) (coherence.Version, error) {
+	if ttl == 0 {
+		return h.DurableHold.Commit(ctx, value)
+	}
+	return h.DurableHold.Commit(ctx, value, coherence.WithTTL(ttl))
+}
+
+// WatchDirectory implements [api.Durables].
+func (o *APIDurables) WatchDirectory(ctx context.Context, app, directory string, after coherence.Version, fn func(coherence.Listing, bool) error) error {
+	d, err := o.n.objects.Durable(app)
+	if err != nil {
+		return err
+	}
+	return d.Directory(directory).Watch(ctx, after, fn)
 }
 
 // WatchDurable implements [api.Durables].

@@ -62,6 +62,8 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 	s.Down = s.Down[:min(len(s.Down), api.DownMax)]
 	objects := n.objects.Stats()
 	s.Applications, s.ObjectCopies = objects.Applications, objects.Copies
+	durables := n.objects.DurableStats()
+	s.DurableObjects, s.DurableHits, s.DurableMisses, s.DurableRefused = durables.Objects, durables.Hits, durables.Misses, durables.Refused
 	for _, b := range n.overlay.Bootstrap() {
 		s.Bootstrap = append(s.Bootstrap, bootstrapStatus(b, n.host.Network().Connectedness(b.Info.ID) == network.Connected))
 	}

@@ -35,8 +35,17 @@ func (d *durableFlags) check(c *cobra.Command) error {
 	switch {
 	case d.version != nil && d.absent:
 		return usagef("%s: --if-version and --if-absent exclude each other", verbOf(c))
-	case c.Flags().Changed("ttl") && (d.ttl < store.TTLMin || d.ttl > store.TTLMax):
-		return usagef("%s: --ttl %v: between %v and %v", verbOf(c), d.ttl, store.TTLMin, store.TTLMax)
+	}
+	return checkTTL(c, d.ttl)
+}
+
+func registerTTL(c *cobra.Command, ttl *time.Duration) {
+	c.Flags().DurationVar(ttl, "ttl", 0, fmt.Sprintf("delete the object when it was not written for so long, at least %v (default never)", store.TTLMin))
+}
+
+func checkTTL(c *cobra.Command, ttl time.Duration) error {
+	if c.Flags().Changed("ttl") && (ttl < store.TTLMin || ttl > store.TTLMax) {
+		return usagef("%s: --ttl %v: between %v and %v", verbOf(c), ttl, store.TTLMin, store.TTLMax)
 	}
 	return nil
 }
@@ -185,6 +194,69 @@ func (a *app) watchDurable(c *cobra.Command, at api.Target, after coherence.Vers
 	})
 }
 
+// directoryChange is how a change of a directory is told.
+type directoryChange struct {
+	App       string            `json:"app"`
+	Directory string            `json:"directory"` // with its slash; empty: the objects whose names have none
+	Version   coherence.Version `json:"version,string"`
+	Lagged    bool              `json:"lagged,omitempty"`
+	Names     int               `json:"names"` // that are there now
+	Added     []string          `json:"added"`
+	Removed   []string          `json:"removed"`
+}
+
+// shownNames is how many names of each kind a line of text tells.
+const shownNames = 20
+
+func (c directoryChange) line() string {
+	s := fmt.Sprintf("%s  %d names", time.Now().Format(time.TimeOnly), c.Names)
+	for _, part := range []struct {
+		sign  string
+		names []string
+	}{{"+", c.Added}, {"-", c.Removed}} {
+		for _, name := range part.names[:min(len(part.names), shownNames)] {
+			s += "  " + part.sign + inLine(name)
+		}
+		if more := len(part.names) - shownNames; more > 0 {
+			s += fmt.Sprintf("  %sand %d more", part.sign, more)
+		}
+	}
+	s += fmt.Sprintf("  (version %d", c.Version)
+	if c.Lagged {
+		s += ", others before it are left out"
+	}
+	return s + ")"
+}
+
+// directoryOf reads what names a directory: APP/ or APP/DIR/.
+func directoryOf(arg string) (app, directory string, err error) {
+	app, directory, _ = strings.Cut(arg, "/")
+	directory = strings.TrimSuffix(directory, "/")
+	if err := coherence.CheckNames(app, directory+"x"); err != nil {
+		return "", "", err
+	}
+	if directory != "" {
+		err = coherence.CheckDurableName(directory)
+	}
+	return app, directory, err
+}
+
+func (a *app) watchDirectory(c *cobra.Command, app, directory string, after coherence.Version) error {
+	at := directory
+	if at != "" {
+		at += "/"
+	}
+	var was []string
+	return a.follow(c.Context(), func(ctx context.Context, daemon *api.Client) error {
+		return daemon.WatchDirectory(ctx, app, directory, after, func(l coherence.Listing, lagged bool) error {
+			told := directoryChange{App: app, Directory: at, Version: l.Version, Lagged: lagged, Names: len(l.Names), Added: []string{}, Removed: []string{}}
+			added, removed := api.Changed(was, l.Names)
+			told.Added, told.Removed, was = append(told.Added, added...), append(told.Removed, removed...), l.Names
+			return a.event(told, told.line())
+		})
+	})
+}
+
 // durableName is one of a listing.
 type durableName struct {
 	Name string `json:"name"`
@@ -253,7 +325,7 @@ func (a *app) infoDurable(c *cobra.Command, at api.Target) error {
 }
 
 // durableTurn waits for the turn to write a durable object.
-func (a *app) durableTurn(ctx context.Context, daemon *api.Client, at api.Target, hold time.Duration) (*heldTurn, error) {
+func (a *app) durableTurn(ctx context.Context, daemon *api.Client, at api.Target, hold, ttl time.Duration) (*heldTurn, error) {
 	h, err := daemon.HoldDurableFor(ctx, at.App, at.Name, hold)
 	if err != nil {
 		return nil, silentGroup(err, "object update", at.App+"/"+at.Name)
@@ -264,7 +336,7 @@ func (a *app) durableTurn(ctx context.Context, daemon *api.Client, at api.Target
 		commit: func(value []byte) (any, error) {
 			ctx, cancel := a.askGroup(context.Background(), a.timeout)
 			defer cancel()
-			version, err := h.Commit(ctx, value)
+			version, err := h.Commit(ctx, value, ttl)
 			return durableDone{at.App, at.Name, version, len(value)}, silentGroup(err, "object update", at.App+"/"+at.Name)
 		},
 	}, nil

@@ -281,6 +281,8 @@ func TestWrongUsageIsExit2AndOneLine(t *testing.T) {
 		{[]string{"object", "ls", "a/.."}, `a part that is empty, "." or ".."`},
 		{[]string{"object", "ls", "a", "--limit", "0"}, "--limit 0"},
 		{[]string{"object", "update", "a/x", "true"}, "usage: latchkey object update"},
+		{[]string{"object", "update", "a/x", "--ttl", "1ms", "--", "true"}, "--ttl 1ms: between 1s"},
+		{[]string{"object", "update", "--volatile", "a/x", "--ttl", "1m", "--", "true"}, "--ttl is about durable objects"},
 		{[]string{"object", "get", "--volatile", "x"}, "name an object as APP/NAME"},
 		{[]string{"object", "get", "--volatile", "a/"}, "name an object as APP/NAME"},
 		{[]string{"object", "get", "--volatile", "a/x\x01"}, "control characters"},

@@ -19,7 +19,6 @@ import (
 
 	"latchkey/coherence"
 	"latchkey/coherence/access"
-	"latchkey/coherence/durable/store"
 	"latchkey/coherence/protocol"
 	"latchkey/node/api"
 )
@@ -279,7 +278,7 @@ With --volatile it founds the application if nobody has it open.`,
 	c.Flags().StringVarP(&file, "file", "f", "", "write what this file holds")
 	d.register(c)
 	c.Flags().BoolVar(&d.absent, "if-absent", false, "write only if the object does not exist")
-	c.Flags().DurationVar(&d.ttl, "ttl", 0, fmt.Sprintf("delete the object when it was not written for so long, at least %v (default never)", store.TTLMin))
+	registerTTL(c, &d.ttl)
 	return c
 }
 
@@ -351,16 +350,28 @@ func objectWatchVerb(a *app) *cobra.Command {
 	var f objectFlags
 	var after uint64
 	c := &cobra.Command{
-		Use:   "watch APP/NAME",
-		Short: "print the value of an object, now and at every change",
+		Use:   "watch APP/NAME | APP/[DIR/]",
+		Short: "print the value of an object, or what is in a directory, now and at every change",
 		Long: `watch prints a line at once and for every version after that, in their order, until interrupted. Where versions follow each other too fast some
-are left out, and the line after them says so. --after begins with what comes after a version. It goes on while the object's group has no leader or does
-not answer. With -o jsonl lines have the whole value; in text the first 200 bytes.
+are left out, and the line after them says so. --after begins with what comes after a version, and fails where the object has not come to it. It goes on while
+the object's group has no leader or does not answer. With -o jsonl lines have the whole value; in text the first 200 bytes.
+With a slash at its end the argument is a directory: a line tells how many objects are in it, and which have been made and deleted.
 With --volatile it prints a line whenever the value may have become another one, and ends with 1 when the application begins anew.`,
 		Example: `  latchkey object watch demo/count
-  latchkey object watch demo/count -o jsonl | jq -r .value`,
+  latchkey object watch demo/count -o jsonl | jq -r .value
+  latchkey object watch render-farm/frame/ -o jsonl | jq -r '.added[]'`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if !f.volatile && strings.HasSuffix(args[0], "/") {
+				if err := f.check(c); err != nil {
+					return err
+				}
+				app, directory, err := directoryOf(args[0])
+				if err != nil {
+					return err
+				}
+				return a.watchDirectory(c, app, directory, coherence.Version(after))
+			}
 			at, err := f.of(c, args[0])
 			if err != nil {
 				return err
@@ -510,7 +521,7 @@ its deletion had, if it was deleted. With --volatile it tells who owns the objec
 
 func objectUpdateVerb(a *app) *cobra.Command {
 	var f objectFlags
-	hold, wait := 10*time.Second, 30*time.Second
+	hold, wait, ttl := 10*time.Second, 30*time.Second, time.Duration(0)
 	c := &cobra.Command{
 		Use:   "update APP/NAME -- CMD [ARG...]",
 		Short: "replace the value of an object by what a command makes of it",
@@ -524,7 +535,8 @@ prints more than %d bytes, the value stays as it is, and update ends with its ex
 
 The turn lasts for --hold at most. Before that is over CMD gets TERM, then KILL, nothing is written, and update ends with 76. So it does where this
 peer was cut off for so long that the group let somebody else write, and with --volatile when the application begins anew. When the turn does
-not come within --wait, CMD is not run and update ends with 75. What update writes has no --ttl.
+not come within --wait, CMD is not run and update ends with 75. With --ttl the object is deleted when nobody has written it for so long; every
+write says that anew.
 A CMD that updates another object meanwhile, while somewhere else one does that in the other order, waits until a hold is over: update several
 objects in one order everywhere.`, protocol.ValueMax),
 		Example: `  latchkey object update demo/count -- awk '{n = $1} END {print n + 1}'
@@ -546,12 +558,16 @@ objects in one order everywhere.`, protocol.ValueMax),
 			case wait < 0:
 				return usagef("object update: --wait %v: it must not be negative", wait)
 			}
-			return a.updateObject(c.Context(), at, args[1:], hold, wait, f.volatile)
+			if err := checkTTL(c, ttl); err != nil {
+				return err
+			}
+			return a.updateObject(c.Context(), at, args[1:], hold, wait, ttl, f.volatile)
 		},
 	}
 	f.register(c)
 	c.Flags().DurationVar(&hold, "hold", hold, fmt.Sprintf("how long the object may be kept from others, 1s to %v", access.HoldMax))
 	c.Flags().DurationVar(&wait, "wait", wait, "how long to wait for the object; 0 is no limit")
+	registerTTL(c, &ttl)
 	return c
 }
 
@@ -580,7 +596,7 @@ func (l holdLease) TTL() time.Duration       { return l.ttl }
 func (l holdLease) Remaining() time.Duration { return max(0, time.Until(l.until)) }
 func (l holdLease) Context() context.Context { return l.ctx }
 
-func (a *app) updateObject(parent context.Context, at api.Target, argv []string, hold, wait time.Duration, volatile bool) error {
+func (a *app) updateObject(parent context.Context, at api.Target, argv []string, hold, wait, ttl time.Duration, volatile bool) error {
 	program, err := lookPath(argv[0])
 	if err != nil {
 		return updateCommandError(err)
@@ -597,7 +613,7 @@ func (a *app) updateObject(parent context.Context, at api.Target, argv []string,
 		if volatile {
 			return volatileTurn(ctx, daemon, at, hold)
 		}
-		return a.durableTurn(ctx, daemon, at, hold)
+		return a.durableTurn(ctx, daemon, at, hold, ttl)
 	})
 	if err != nil {
 		return err

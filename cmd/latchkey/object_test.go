@@ -213,6 +213,10 @@ func TestDurableObjectsFromTheCommandLine(t *testing.T) {
 	watch.start()
 	defer func() { watch.Process.Kill(); watch.wait() }()
 	comesTrue(t, "nothing is there", func() bool { time.Sleep(pollEvery); return strings.Contains(watch.out.String(), "\n") })
+	listing := command(t, []string{"LATCHKEY_API=" + filepath.Join(dir, "3", "api.sock")}, "object", "watch", "demo/dir/", "-o", "jsonl")
+	listing.start()
+	defer func() { listing.Process.Kill(); listing.wait() }()
+	comesTrue(t, "nothing is in the directory", func() bool { time.Sleep(pollEvery); return strings.Contains(listing.out.String(), "\n") })
 	for _, c := range []struct {
 		peer      int
 		stdin     string
@@ -248,6 +252,9 @@ func TestDurableObjectsFromTheCommandLine(t *testing.T) {
 		{2, "", []string{"object", "ls", "demo/dir/"}, exitOK, "NAME\ndir/empty\ndir/n\n", ""},
 		{2, "", []string{"object", "ls", "demo/dir", "--limit", "1"}, exitOK, "NAME\ndir/empty\n", "--after dir/empty goes on"},
 		{2, "", []string{"object", "ls", "demo/dir", "--after", "dir/empty"}, exitOK, "NAME\ndir/n\n", ""},
+		{2, "", []string{"object", "update", "demo/made", "--ttl", "1h", "--", "cat"}, exitOK, "", ""},
+		{2, "", []string{"object", "watch", "demo/made", "--after", "9"}, exitFailure, "", `"made" has version 2`},
+		{2, "", []string{"object", "watch", "demo/dir/", "--after", "9"}, exitFailure, "", `"dir/" has version 2`},
 		{2, "", []string{"object", "rm", "demo/dir/n", "--if-version", "1"}, exitFailure, "", "it has version 3"},
 		{2, "", []string{"object", "rm", "demo/dir/n", "--if-version", "3"}, exitOK, "", ""},
 		{3, "", []string{"object", "info", "demo/dir/n"}, exitNotFound, "", "it was deleted, as version 4"},
@@ -257,6 +264,23 @@ func TestDurableObjectsFromTheCommandLine(t *testing.T) {
 		if p.code != c.code || !strings.Contains(p.out.String(), c.out) || !strings.Contains(p.oneLine(), c.says) || c.says == "" && p.err.Len() > 0 {
 			t.Errorf("peer %d, %v: %d, %q, %q", c.peer, c.args, p.code, p.out.String(), p.err.String())
 		}
+	}
+
+	// A directory's watch tells what was made and deleted in it, and nothing of what was written.
+	var told []string
+	comesTrue(t, "the watch of the directory tells its last version", func() bool {
+		time.Sleep(pollEvery)
+		told = nil
+		for line := range strings.Lines(listing.out.String()) {
+			var c directoryChange
+			if err := json.Unmarshal([]byte(line), &c); err == nil {
+				told = append(told, fmt.Sprintln(c.Directory, c.Version, c.Names, c.Added, c.Removed, c.Lagged))
+			}
+		}
+		return len(told) > 0 && strings.HasPrefix(told[len(told)-1], "dir/ 4")
+	})
+	if got := strings.Join(told, ""); got != "dir/ 0 0 [] [] false\ndir/ 1 1 [n] [] false\ndir/ 2 2 [empty] [] false\ndir/ 3 1 [] [n] false\ndir/ 4 2 [n] [] false\n" {
+		t.Errorf("%s", got)
 	}
 
 	// Whoever dies, leads the group or watches nothing.

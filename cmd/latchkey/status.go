@@ -86,6 +86,10 @@ func printStatus(w io.Writer, s api.Status, now time.Time) {
 	if s.Applications > 0 {
 		fmt.Fprintf(w, "objects\t%d copies here, of %d applications\n", s.ObjectCopies, s.Applications)
 	}
+	if s.DurableObjects > 0 || s.DurableMisses > 0 {
+		fmt.Fprintf(w, "durable objects\t%d cached here; about %d reads asked nobody, %d asked a group, %d of them since the copy here might have been old\n",
+			s.DurableObjects, s.DurableHits, s.DurableMisses, s.DurableRefused)
+	}
 	for _, b := range s.Bootstrap {
 		state := "not tried yet"
 		switch {

@@ -46,23 +46,24 @@ func TestStatusInWords(t *testing.T) {
 		},
 		Refused:  []api.Refused{{Reason: "handshake", Count: 7}, {Reason: "other overlay", Count: 1}},
 		Alarms:   []api.Alarm{{Peer: "12D3KooWone", Store: "aa", At: now.Add(-time.Minute), Refused: true, Text: "store aa of peer 12D3KooWone runs in two places: stop one"}},
-		Revision: "abcdef012345",
-		Down:     []api.HostedGroup{{Prefix: "a3/8", Generation: 1<<32 | 2, Leaderless: now.Add(-time.Minute)}},
+		Revision: "abcdef012345", DurableObjects: 3, DurableHits: 640, DurableMisses: 7, DurableRefused: 2,
+		Down: []api.HostedGroup{{Prefix: "a3/8", Generation: 1<<32 | 2, Leaderless: now.Add(-time.Minute)}},
 	}
-	const want = `peer          12D3KooWself
-overlay       0badcafe work
-up            1m30s, version v1, revision abcdef012345
-mode          auto, now a client
-reachability  private
-peers         2 connected, 5 known
-groups        4 hosted, 1 of them without a leader
-down          a3/8 generation 1.2: no leader for 1m0s, so no majority answers; latchkey group info a3/8 tells who is missing
-bootstrap     12D3KooWone connected
-bootstrap     12D3KooWtwo failed 3s ago: connection refused
-bootstrap     12D3KooWsix reached 1h0m0s ago, away now
-bootstrap     12D3KooWten not tried yet
-turned away   7 handshake, 1 other overlay
-ALARM         1m0s ago: store aa of peer 12D3KooWone runs in two places: stop one
+	const want = `peer             12D3KooWself
+overlay          0badcafe work
+up               1m30s, version v1, revision abcdef012345
+mode             auto, now a client
+reachability     private
+peers            2 connected, 5 known
+groups           4 hosted, 1 of them without a leader
+down             a3/8 generation 1.2: no leader for 1m0s, so no majority answers; latchkey group info a3/8 tells who is missing
+durable objects  3 cached here; about 640 reads asked nobody, 7 asked a group, 2 of them since the copy here might have been old
+bootstrap        12D3KooWone connected
+bootstrap        12D3KooWtwo failed 3s ago: connection refused
+bootstrap        12D3KooWsix reached 1h0m0s ago, away now
+bootstrap        12D3KooWten not tried yet
+turned away      7 handshake, 1 other overlay
+ALARM            1m0s ago: store aa of peer 12D3KooWone runs in two places: stop one
 `
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)

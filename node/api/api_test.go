@@ -766,16 +766,20 @@ func FuzzParseAddr(f *testing.F) {
 // FuzzDecodeRequest feeds arbitrary bodies to every procedure: none may panic, hang or get past the checks of names.
 func FuzzDecodeRequest(f *testing.F) {
 	var slipped atomic.Value // a name that should not have got this far
-	s, err := api.NewServer(api.Config{Node: apitest.Node{}, Locks: refusing{&slipped}})
+	s, err := api.NewServer(api.Config{Node: apitest.Node{}, Locks: refusing{&slipped}, Durables: noDurables{}})
 	if err != nil {
 		f.Fatal(err)
 	}
 	h := s.Handler()
-	procedures := []string{"NodeService/Id", "NodeService/Key", "LockService/Acquire", "LockService/Renew", "LockService/Release", "LockService/Info", "LockService/Break", "LockService/List"}
+	procedures := []string{"NodeService/Id", "NodeService/Key", "LockService/Acquire", "LockService/Renew", "LockService/Release", "LockService/Info", "LockService/Break", "LockService/List",
+		"DurableService/Get", "DurableService/Set", "DurableService/Remove", "DurableService/Hold", "DurableService/Commit", "DurableService/Watch",
+		"DurableService/WatchDirectory", "DurableService/List", "DurableService/Info"}
 	types := []string{"application/json", "application/proto", "application/connect+json", "application/connect+proto", "application/grpc", "application/grpc-web+proto"}
 	f.Add(uint8(2), uint8(2), frame(`{"name":"n","try":true}`))
 	f.Add(uint8(5), uint8(0), []byte(`{"name":"n"}`))
 	f.Add(uint8(3), uint8(1), []byte{10, 1, 'n', 16, 1, 24, 1})
+	f.Add(uint8(9), uint8(0), []byte(`{"app":"a","name":"n","value":"dg==","condition":{"version":"1"},"ttl":"5s"}`))
+	f.Add(uint8(14), uint8(2), frame(`{"app":"a","directory":"d","after":"7"}`))
 	f.Fuzz(func(t *testing.T, procedure, contentType uint8, body []byte) {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/latchkey.v1."+procedures[int(procedure)%len(procedures)], bytes.NewReader(body))
 		if err != nil {

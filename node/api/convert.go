@@ -119,6 +119,7 @@ func encodeStatus(s Status) *latchkeyv1.StatusResponse {
 		PeersConnected: uint32(s.PeersConnected), PeersKnown: uint32(s.PeersKnown),
 		Groups: uint32(s.Groups), GroupsLeaderless: uint32(s.GroupsLeaderless), Revision: s.Revision,
 		Applications: uint32(s.Applications), ObjectCopies: uint32(s.ObjectCopies), ShutOut: s.ShutOut,
+		DurableObjects: uint32(s.DurableObjects), DurableHits: s.DurableHits, DurableMisses: s.DurableMisses, DurableRefused: s.DurableRefused,
 	}
 	if l := s.AllowList; l != nil {
 		res.AllowList = &latchkeyv1.AllowList{AdminKey: l.AdminKey, Number: l.Number}
@@ -211,6 +212,7 @@ func decodeStatus(r *latchkeyv1.StatusResponse) Status {
 		Bootstrap: make([]BootstrapPeer, len(r.Bootstrap)), Refused: make([]Refused, len(r.Refused)), // empty, not null, in JSON
 		Alarms: make([]Alarm, len(r.Alarms)), Revision: r.Revision,
 		Applications: int(r.Applications), ObjectCopies: int(r.ObjectCopies), ShutOut: r.ShutOut,
+		DurableObjects: int(r.DurableObjects), DurableHits: r.DurableHits, DurableMisses: r.DurableMisses, DurableRefused: r.DurableRefused,
 	}
 	if l := r.AllowList; l != nil {
 		s.AllowList = &AllowList{AdminKey: l.AdminKey, Number: l.Number}

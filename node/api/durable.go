@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,6 +36,8 @@ type Durables interface {
 	// HoldDurable waits for the turn to write.
 	HoldDurable(ctx context.Context, app, name string) (DurableHold, error)
 	WatchDurable(ctx context.Context, app, name string, after coherence.Version, fn func(coherence.Change) error) error
+	// WatchDirectory tells what is in a directory, all of it each time; an empty name is that of the objects whose names have no slash.
+	WatchDirectory(ctx context.Context, app, directory string, after coherence.Version, fn func(list coherence.Listing, lagged bool) error) error
 	// ListDurable lists names of a directory that come after one, the first limit of them; 0 is as many as an answer holds.
 	ListDurable(ctx context.Context, app, directory, after string, limit int) (coherence.Listing, error)
 	Durable(ctx context.Context, app, name string) (DurableInfo, error)
@@ -50,7 +54,8 @@ type DurableWrite struct {
 // DurableHold is the turn to write an object. It is to be released.
 type DurableHold interface {
 	Value() coherence.Value
-	Commit(ctx context.Context, value []byte) (coherence.Version, error)
+	// Commit writes and ends the turn. With a ttl above 0 the object is deleted when it was not written for so long.
+	Commit(ctx context.Context, value []byte, ttl time.Duration) (coherence.Version, error)
 	Release()
 }
 
@@ -140,10 +145,8 @@ func (h durableHandler) Set(ctx context.Context, r *latchkeyv1.SetDurableRequest
 		if w.If, w.Absent, err = conditionOf(ctx, r.Condition); err != nil {
 			return nil, err
 		}
-		if r.Ttl != nil {
-			if w.TTL = r.Ttl.AsDuration(); r.Ttl.CheckValid() != nil || w.TTL <= 0 {
-				return nil, fmt.Errorf("%w: a ttl is more than nothing", coherence.ErrTTL)
-			}
+		if w.TTL, err = ttlOf(r.Ttl); err != nil {
+			return nil, err
 		}
 		v, err := h.s.cfg.Durables.SetDurable(ctx, r.App, r.Name, w)
 		if err == nil {
@@ -151,6 +154,13 @@ func (h durableHandler) Set(ctx context.Context, r *latchkeyv1.SetDurableRequest
 		}
 		return &latchkeyv1.SetDurableResponse{Version: uint64(v)}, err
 	})
+}
+
+func ttlOf(d *durationpb.Duration) (time.Duration, error) {
+	if d != nil && (d.CheckValid() != nil || d.AsDuration() <= 0) {
+		return 0, fmt.Errorf("%w: a ttl is more than nothing", coherence.ErrTTL)
+	}
+	return d.AsDuration(), nil
 }
 
 func (h durableHandler) Remove(ctx context.Context, r *latchkeyv1.RemoveDurableRequest) (*latchkeyv1.RemoveDurableResponse, error) {
@@ -182,6 +192,63 @@ func (h durableHandler) Watch(ctx context.Context, r *latchkeyv1.WatchDurableReq
 		m.Lagged = c.Lagged
 		return stream.Send(m)
 	}))
+}
+
+func (h durableHandler) WatchDirectory(ctx context.Context, r *latchkeyv1.WatchDirectoryRequest, stream *connect.ServerStream[latchkeyv1.DirectoryChange]) error {
+	ctx, end, err := h.begin(ctx, &h.s.objectWatches)
+	if err != nil {
+		return encodeError(err)
+	}
+	defer end()
+	var told []string
+	return encodeError(h.s.cfg.Durables.WatchDirectory(ctx, r.App, r.Directory, coherence.Version(r.After), func(l coherence.Listing, lagged bool) error {
+		added, removed := Changed(told, l.Names)
+		told = l.Names
+		for first := true; first || len(added)+len(removed) > 0; first = false {
+			m := &latchkeyv1.DirectoryChange{Version: uint64(l.Version), Lagged: lagged}
+			m.Added, added = page(added, listedBytesMax)
+			if len(added) == 0 {
+				m.Removed, removed = page(removed, listedBytesMax-lengths(m.Added))
+			}
+			m.More = len(added)+len(removed) > 0
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+// Changed compares two rising lists of names: which the second has and the first has not, and the other way about.
+func Changed(was, now []string) (added, removed []string) {
+	for len(was) > 0 || len(now) > 0 {
+		switch {
+		case len(was) == 0 || len(now) > 0 && now[0] < was[0]:
+			added, now = append(added, now[0]), now[1:]
+		case len(now) == 0 || was[0] < now[0]:
+			removed, was = append(removed, was[0]), was[1:]
+		default:
+			was, now = was[1:], now[1:]
+		}
+	}
+	return added, removed
+}
+
+// page cuts off as many names as so many bytes hold, one at least of those that an object may have.
+func page(names []string, most int) (these, rest []string) {
+	for i, name := range names {
+		if most -= len(name); most < 0 {
+			return names[:i], names[i:]
+		}
+	}
+	return names, nil
+}
+
+func lengths(names []string) (n int) {
+	for _, name := range names {
+		n += len(name)
+	}
+	return n
 }
 
 func (h durableHandler) List(ctx context.Context, r *latchkeyv1.ListDurableRequest) (*latchkeyv1.ListDurableResponse, error) {
@@ -297,8 +364,12 @@ func (h durableHandler) Commit(ctx context.Context, r *latchkeyv1.CommitDurableR
 		if e.over {
 			return nil, fmt.Errorf("%w: the turn is over; nothing was written", access.ErrHold)
 		}
-		v, err := e.hold.Commit(ctx, r.Value)
-		if errors.Is(err, coherence.ErrTooLarge) {
+		ttl, err := ttlOf(r.Ttl)
+		if err != nil {
+			return nil, err
+		}
+		v, err := e.hold.Commit(ctx, r.Value, ttl)
+		if errors.Is(err, coherence.ErrTooLarge) || errors.Is(err, coherence.ErrTTL) {
 			return nil, err
 		}
 		e.over = true // by itself, whatever came of it
@@ -410,6 +481,37 @@ func (c *Client) WatchDurable(ctx context.Context, app, name string, after coher
 	return fmt.Errorf("api: the daemon at %s tells of no more values of %q", c.addr, name)
 }
 
+// WatchDirectory implements [Durables].
+func (c *Client) WatchDirectory(ctx context.Context, app, directory string, after coherence.Version, fn func(coherence.Listing, bool) error) error {
+	callCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.durables.WatchDirectory(callCtx, &latchkeyv1.WatchDirectoryRequest{App: app, Directory: directory, After: uint64(after)})
+	if err != nil {
+		return c.durable(ctx, err, false)
+	}
+	defer stream.Close()
+	names := map[string]struct{}{}
+	for stream.Receive() {
+		m := stream.Msg()
+		for _, name := range m.Removed {
+			delete(names, name)
+		}
+		for _, name := range m.Added {
+			names[name] = struct{}{}
+		}
+		if m.More {
+			continue
+		}
+		if err := fn(coherence.Listing{Names: slices.Sorted(maps.Keys(names)), Version: coherence.Version(m.Version)}, m.Lagged); err != nil {
+			return err
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return c.durable(ctx, err, false)
+	}
+	return fmt.Errorf("api: the daemon at %s tells no more of directory %q", c.addr, directory)
+}
+
 // ListDurable implements [Durables].
 func (c *Client) ListDurable(ctx context.Context, app, directory, after string, limit int) (coherence.Listing, error) {
 	r, err := c.durables.List(ctx, &latchkeyv1.ListDurableRequest{App: app, Directory: directory, After: after, Limit: uint32(min(max(limit, 0), ListedObjectsMax))})
@@ -500,11 +602,15 @@ func (h *ClientTurn) Err() error {
 func (h *ClientTurn) Until() time.Time { return h.until }
 
 // Commit implements [DurableHold].
-func (h *ClientTurn) Commit(ctx context.Context, value []byte) (coherence.Version, error) {
+func (h *ClientTurn) Commit(ctx context.Context, value []byte, ttl time.Duration) (coherence.Version, error) {
 	if len(value) > protocol.ValueMax {
 		return 0, tooLarge(value)
 	}
-	r, err := h.c.durables.Commit(ctx, &latchkeyv1.CommitDurableRequest{Id: h.id, Value: value})
+	req := &latchkeyv1.CommitDurableRequest{Id: h.id, Value: value}
+	if ttl != 0 {
+		req.Ttl = durationpb.New(ttl)
+	}
+	r, err := h.c.durables.Commit(ctx, req)
 	if err != nil {
 		return 0, h.c.durable(ctx, err, true)
 	}

@@ -116,10 +116,11 @@ func (t *oneTurn) Value() coherence.Value {
 	return v
 }
 
-func (t *oneTurn) Commit(_ context.Context, value []byte) (coherence.Version, error) {
+func (t *oneTurn) Commit(_ context.Context, value []byte, ttl time.Duration) (coherence.Version, error) {
 	defer t.Release()
 	t.d.mu.Lock()
 	defer t.d.mu.Unlock()
+	t.d.ttl = ttl
 	return t.d.writeLocked(coherence.Value{Bytes: value, Exists: true}), nil
 }
 
@@ -142,6 +143,25 @@ func (d *oneDurable) WatchDurable(ctx context.Context, _, _ string, after cohere
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// WatchDirectory tells a directory that is too long for one answer, and then another.
+func (d *oneDurable) WatchDirectory(ctx context.Context, _, directory string, after coherence.Version, fn func(coherence.Listing, bool) error) error {
+	if after > 7 {
+		return fmt.Errorf("%w: it has version 7", coherence.ErrVersion)
+	}
+	all, _ := d.ListDurable(ctx, "", directory, "", 1000)
+	if err := fn(all, false); err != nil {
+		return err
+	}
+	if err := fn(coherence.Listing{Names: all.Names[999:], Version: 8}, true); err != nil {
+		return err
+	}
+	if err := fn(coherence.Listing{Names: append([]string{"a"}, all.Names[999:]...), Version: 9}, false); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
 }
 
 func (d *oneDurable) ListDurable(_ context.Context, _, directory, after string, limit int) (coherence.Listing, error) {
@@ -268,6 +288,41 @@ func TestWatchesOfDurableObjectsTravel(t *testing.T) {
 	}
 }
 
+// A directory is told whole, whatever it holds, and then what has changed in it.
+func TestWatchesOfDirectoriesTravel(t *testing.T) {
+	t.Parallel()
+	w, d := durableWorld(t)
+	all, _ := d.ListDurable(t.Context(), "", "dir", "", 1000)
+	want := [][]string{all.Names, all.Names[999:], {"a", all.Names[999]}}
+	enough := errors.New("enough")
+	n := 0
+	if err := w.client.WatchDirectory(t.Context(), "a", "dir", 0, func(l coherence.Listing, lagged bool) error {
+		if !slices.Equal(l.Names, want[n]) || l.Version != coherence.Version(7+n) || lagged != (n == 1) {
+			t.Errorf("%d names of version %d, lagged %v; want %d", len(l.Names), l.Version, lagged, len(want[n]))
+		}
+		if n++; n == len(want) {
+			return enough
+		}
+		return nil
+	}); err != enough {
+		t.Error(err)
+	}
+	if err := w.client.WatchDirectory(t.Context(), "a", "dir", 8, nil); !errors.Is(err, coherence.ErrVersion) {
+		t.Error(err)
+	}
+}
+
+func TestChangesOfListings(t *testing.T) {
+	for _, c := range []struct{ was, now, added, removed string }{
+		{"", "", "", ""}, {"", "a b", "a b", ""}, {"a b", "", "", "a b"}, {"a b d", "a c d e", "c e", "b"}, {"b", "a", "a", "b"}, {"a", "a", "", ""},
+	} {
+		added, removed := api.Changed(strings.Fields(c.was), strings.Fields(c.now))
+		if strings.Join(added, " ") != c.added || strings.Join(removed, " ") != c.removed {
+			t.Errorf("%q to %q: +%q -%q", c.was, c.now, added, removed)
+		}
+	}
+}
+
 func TestTheTurnToWriteEndsByItself(t *testing.T) {
 	t.Parallel()
 	w, d := durableWorld(t)
@@ -282,16 +337,19 @@ func TestTheTurnToWriteEndsByItself(t *testing.T) {
 	if _, err := c.HoldDurableFor(short, "a", "x", time.Minute); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
-	if _, err := h.Commit(ctx, make([]byte, protocol.ValueMax+1)); !errors.Is(err, coherence.ErrTooLarge) {
+	if _, err := h.Commit(ctx, make([]byte, protocol.ValueMax+1), 0); !errors.Is(err, coherence.ErrTooLarge) {
 		t.Error(err)
 	}
-	if v, err := h.Commit(ctx, []byte("one")); err != nil || v != 1 {
-		t.Errorf("%v, %v", v, err)
+	if _, err := h.Commit(ctx, nil, -1); !errors.Is(err, coherence.ErrTTL) { // the turn goes on
+		t.Error(err)
+	}
+	if v, err := h.Commit(ctx, []byte("one"), time.Minute); err != nil || v != 1 || d.ttl != time.Minute {
+		t.Errorf("%v, %v, %v", v, err, d.ttl)
 	}
 	if <-h.Ended(); h.Err() != nil {
 		t.Error(h.Err())
 	}
-	if _, err := h.Commit(ctx, []byte("two")); !errors.Is(err, access.ErrHold) {
+	if _, err := h.Commit(ctx, []byte("two"), 0); !errors.Is(err, access.ErrHold) {
 		t.Error(err)
 	}
 	// It is over after its time, and nothing is written then.
@@ -302,7 +360,7 @@ func TestTheTurnToWriteEndsByItself(t *testing.T) {
 	if <-h.Ended(); !errors.Is(h.Err(), access.ErrHold) {
 		t.Error(h.Err())
 	}
-	if _, err := h.Commit(ctx, []byte("late")); !errors.Is(err, access.ErrHold) {
+	if _, err := h.Commit(ctx, []byte("late"), 0); !errors.Is(err, access.ErrHold) {
 		t.Error(err)
 	}
 	// Who goes away gives it up.
@@ -377,4 +435,43 @@ func TestVersionsAreETags(t *testing.T) {
 			t.Errorf("%s %s, %s: %s: %d, %s, %s, %v", c.call, c.body, c.header, c.tag, res.StatusCode, res.Header.Get("ETag"), body, err)
 		}
 	}
+}
+
+// noDurables has no group that answers.
+type noDurables struct{}
+
+func (noDurables) GetDurable(context.Context, string, string) (coherence.Value, error) {
+	return coherence.Value{}, coherence.ErrStale
+}
+
+func (noDurables) StaleDurable(context.Context, string, string) (coherence.Value, time.Duration, bool, error) {
+	return coherence.Value{}, 0, false, nil
+}
+
+func (noDurables) SetDurable(context.Context, string, string, api.DurableWrite) (coherence.Version, error) {
+	return 0, coherence.ErrNoQuorum
+}
+
+func (noDurables) RemoveDurable(context.Context, string, string, *coherence.Version) (bool, error) {
+	return false, coherence.ErrNoQuorum
+}
+
+func (noDurables) HoldDurable(context.Context, string, string) (api.DurableHold, error) {
+	return nil, coherence.ErrNoQuorum
+}
+
+func (noDurables) WatchDurable(context.Context, string, string, coherence.Version, func(coherence.Change) error) error {
+	return coherence.ErrVersion
+}
+
+func (noDurables) WatchDirectory(context.Context, string, string, coherence.Version, func(coherence.Listing, bool) error) error {
+	return coherence.ErrVersion
+}
+
+func (noDurables) ListDurable(context.Context, string, string, string, int) (coherence.Listing, error) {
+	return coherence.Listing{}, coherence.ErrStale
+}
+
+func (noDurables) Durable(context.Context, string, string) (api.DurableInfo, error) {
+	return api.DurableInfo{}, coherence.ErrStale
 }

@@ -78,6 +78,7 @@ var reasons = []struct {
 	{latchkeyv1.Reason_REASON_HOLD, connect.CodeFailedPrecondition, access.ErrHold},
 	{latchkeyv1.Reason_REASON_CONFLICT, connect.CodeAborted, coherence.ErrConflict},
 	{latchkeyv1.Reason_REASON_TAG, connect.CodeInvalidArgument, ErrTag},
+	{latchkeyv1.Reason_REASON_VERSION, connect.CodeFailedPrecondition, coherence.ErrVersion},
 	{latchkeyv1.Reason_REASON_FULL, connect.CodeResourceExhausted, coherence.ErrFull},
 	{latchkeyv1.Reason_REASON_TTL, connect.CodeInvalidArgument, coherence.ErrTTL},
 	{latchkeyv1.Reason_REASON_STALE, connect.CodeUnavailable, coherence.ErrStale},

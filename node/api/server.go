@@ -135,14 +135,18 @@ type Status struct {
 	Groups           int             `json:"groups"`
 	GroupsLeaderless int             `json:"groups_leaderless"` // of those
 	Bootstrap        []BootstrapPeer `json:"bootstrap"`
-	Refused          []Refused       `json:"refused"`       // in the order of the reasons
-	Alarms           []Alarm         `json:"alarms"`        // the latest, the oldest first
-	Applications     int             `json:"applications"`  // with shared objects that are open on this peer
-	ObjectCopies     int             `json:"object_copies"` // copies of objects it has, of all of them
-	Down             []HostedGroup   `json:"down"`          // of the leaderless groups those that have been so for longest, at most [DownMax]
-	Revision         string          `json:"revision"`      // of the checkout that the daemon was built from; empty when unknown
-	AllowList        *AllowList      `json:"allow_list"`    // the newest that this peer knows; nil: it knows none
-	ShutOut          string          `json:"shut_out"`      // why this peer itself may not be in the overlay, with what to do; empty: nothing says so
+	Refused          []Refused       `json:"refused"`                // in the order of the reasons
+	Alarms           []Alarm         `json:"alarms"`                 // the latest, the oldest first
+	Applications     int             `json:"applications"`           // with shared objects that are open on this peer
+	ObjectCopies     int             `json:"object_copies"`          // copies of objects it has, of all of them
+	Down             []HostedGroup   `json:"down"`                   // of the leaderless groups those that have been so for longest, at most [DownMax]
+	Revision         string          `json:"revision"`               // of the checkout that the daemon was built from; empty when unknown
+	AllowList        *AllowList      `json:"allow_list"`             // the newest that this peer knows; nil: it knows none
+	DurableObjects   int             `json:"durable_objects"`        // that it has copies of, present ones or not
+	DurableHits      uint64          `json:"durable_hits,string"`    // reads of durable objects that asked nobody, about
+	DurableMisses    uint64          `json:"durable_misses,string"`  // that asked the objects' groups
+	DurableRefused   uint64          `json:"durable_refused,string"` // of those: a copy was here, and not given, since it may have been an old one
+	ShutOut          string          `json:"shut_out"`               // why this peer itself may not be in the overlay, with what to do; empty: nothing says so
 }
 
 // AllowList names a list of who may be in the overlay. One of a later admin key counts more, then one with a higher number.

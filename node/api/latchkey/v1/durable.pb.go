@@ -575,6 +575,7 @@ type CommitDurableRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Ttl           *durationpb.Duration   `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"` // the object is deleted when it was not written for so long; absent: never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -619,6 +620,13 @@ func (x *CommitDurableRequest) GetId() string {
 func (x *CommitDurableRequest) GetValue() []byte {
 	if x != nil {
 		return x.Value
+	}
+	return nil
+}
+
+func (x *CommitDurableRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
 	}
 	return nil
 }
@@ -683,6 +691,142 @@ func (x *WatchDurableRequest) GetAfter() uint64 {
 	return 0
 }
 
+type WatchDirectoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
+	Directory     string                 `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"` // as of List
+	After         uint64                 `protobuf:"varint,3,opt,name=after,proto3" json:"after,omitempty"`        // begin when the listing comes after this version; the first answer has all names nevertheless
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchDirectoryRequest) Reset() {
+	*x = WatchDirectoryRequest{}
+	mi := &file_latchkey_v1_durable_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchDirectoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchDirectoryRequest) ProtoMessage() {}
+
+func (x *WatchDirectoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_durable_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchDirectoryRequest.ProtoReflect.Descriptor instead.
+func (*WatchDirectoryRequest) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *WatchDirectoryRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *WatchDirectoryRequest) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *WatchDirectoryRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type DirectoryChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // of the listing
+	Lagged        bool                   `protobuf:"varint,2,opt,name=lagged,proto3" json:"lagged,omitempty"`   // versions between this and the one before are missing
+	Added         []string               `protobuf:"bytes,3,rep,name=added,proto3" json:"added,omitempty"`
+	Removed       []string               `protobuf:"bytes,4,rep,name=removed,proto3" json:"removed,omitempty"`
+	More          bool                   `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"` // the next answer goes on with this version
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirectoryChange) Reset() {
+	*x = DirectoryChange{}
+	mi := &file_latchkey_v1_durable_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirectoryChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirectoryChange) ProtoMessage() {}
+
+func (x *DirectoryChange) ProtoReflect() protoreflect.Message {
+	mi := &file_latchkey_v1_durable_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirectoryChange.ProtoReflect.Descriptor instead.
+func (*DirectoryChange) Descriptor() ([]byte, []int) {
+	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DirectoryChange) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *DirectoryChange) GetLagged() bool {
+	if x != nil {
+		return x.Lagged
+	}
+	return false
+}
+
+func (x *DirectoryChange) GetAdded() []string {
+	if x != nil {
+		return x.Added
+	}
+	return nil
+}
+
+func (x *DirectoryChange) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+func (x *DirectoryChange) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 type ListDurableRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	App           string                 `protobuf:"bytes,1,opt,name=app,proto3" json:"app,omitempty"`
@@ -695,7 +839,7 @@ type ListDurableRequest struct {
 
 func (x *ListDurableRequest) Reset() {
 	*x = ListDurableRequest{}
-	mi := &file_latchkey_v1_durable_proto_msgTypes[11]
+	mi := &file_latchkey_v1_durable_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +851,7 @@ func (x *ListDurableRequest) String() string {
 func (*ListDurableRequest) ProtoMessage() {}
 
 func (x *ListDurableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_durable_proto_msgTypes[11]
+	mi := &file_latchkey_v1_durable_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +864,7 @@ func (x *ListDurableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDurableRequest.ProtoReflect.Descriptor instead.
 func (*ListDurableRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{11}
+	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListDurableRequest) GetApp() string {
@@ -762,7 +906,7 @@ type ListDurableResponse struct {
 
 func (x *ListDurableResponse) Reset() {
 	*x = ListDurableResponse{}
-	mi := &file_latchkey_v1_durable_proto_msgTypes[12]
+	mi := &file_latchkey_v1_durable_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +918,7 @@ func (x *ListDurableResponse) String() string {
 func (*ListDurableResponse) ProtoMessage() {}
 
 func (x *ListDurableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_durable_proto_msgTypes[12]
+	mi := &file_latchkey_v1_durable_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +931,7 @@ func (x *ListDurableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDurableResponse.ProtoReflect.Descriptor instead.
 func (*ListDurableResponse) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{12}
+	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListDurableResponse) GetNames() []string {
@@ -821,7 +965,7 @@ type DurableInfoRequest struct {
 
 func (x *DurableInfoRequest) Reset() {
 	*x = DurableInfoRequest{}
-	mi := &file_latchkey_v1_durable_proto_msgTypes[13]
+	mi := &file_latchkey_v1_durable_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +977,7 @@ func (x *DurableInfoRequest) String() string {
 func (*DurableInfoRequest) ProtoMessage() {}
 
 func (x *DurableInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_durable_proto_msgTypes[13]
+	mi := &file_latchkey_v1_durable_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +990,7 @@ func (x *DurableInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DurableInfoRequest.ProtoReflect.Descriptor instead.
 func (*DurableInfoRequest) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{13}
+	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DurableInfoRequest) GetApp() string {
@@ -876,7 +1020,7 @@ type DurableInfo struct {
 
 func (x *DurableInfo) Reset() {
 	*x = DurableInfo{}
-	mi := &file_latchkey_v1_durable_proto_msgTypes[14]
+	mi := &file_latchkey_v1_durable_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +1032,7 @@ func (x *DurableInfo) String() string {
 func (*DurableInfo) ProtoMessage() {}
 
 func (x *DurableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_latchkey_v1_durable_proto_msgTypes[14]
+	mi := &file_latchkey_v1_durable_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1045,7 @@ func (x *DurableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DurableInfo.ProtoReflect.Descriptor instead.
 func (*DurableInfo) Descriptor() ([]byte, []int) {
-	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{14}
+	return file_latchkey_v1_durable_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DurableInfo) GetKey() string {
@@ -984,14 +1128,25 @@ const file_latchkey_v1_durable_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x16\n" +
 	"\x06exists\x18\x04 \x01(\bR\x06exists\x12-\n" +
-	"\x04left\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04left\"<\n" +
+	"\x04left\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04left\"i\n" +
 	"\x14CommitDurableRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"Q\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\x12+\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"Q\n" +
 	"\x13WatchDurableRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
-	"\x05after\x18\x03 \x01(\x04R\x05after\"p\n" +
+	"\x05after\x18\x03 \x01(\x04R\x05after\"]\n" +
+	"\x15WatchDirectoryRequest\x12\x10\n" +
+	"\x03app\x18\x01 \x01(\tR\x03app\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\x04R\x05after\"\x87\x01\n" +
+	"\x0fDirectoryChange\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
+	"\x06lagged\x18\x02 \x01(\bR\x06lagged\x12\x14\n" +
+	"\x05added\x18\x03 \x03(\tR\x05added\x12\x18\n" +
+	"\aremoved\x18\x04 \x03(\tR\aremoved\x12\x12\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"p\n" +
 	"\x12ListDurableRequest\x12\x10\n" +
 	"\x03app\x18\x01 \x01(\tR\x03app\x12\x1c\n" +
 	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x14\n" +
@@ -1009,14 +1164,15 @@ const file_latchkey_v1_durable_proto_rawDesc = "" +
 	"\x05group\x18\x02 \x01(\v2\x12.latchkey.v1.GroupR\x05group\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x16\n" +
 	"\x06exists\x18\x04 \x01(\bR\x06exists\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\rR\x05bytes2\xdc\x04\n" +
+	"\x05bytes\x18\x05 \x01(\rR\x05bytes2\xb2\x05\n" +
 	"\x0eDurableService\x12@\n" +
 	"\x03Get\x12\x1e.latchkey.v1.GetDurableRequest\x1a\x19.latchkey.v1.DurableValue\x12F\n" +
 	"\x03Set\x12\x1e.latchkey.v1.SetDurableRequest\x1a\x1f.latchkey.v1.SetDurableResponse\x12O\n" +
 	"\x06Remove\x12!.latchkey.v1.RemoveDurableRequest\x1a\".latchkey.v1.RemoveDurableResponse\x12K\n" +
 	"\x04Hold\x12\x1f.latchkey.v1.HoldDurableRequest\x1a .latchkey.v1.HoldDurableResponse0\x01\x12L\n" +
 	"\x06Commit\x12!.latchkey.v1.CommitDurableRequest\x1a\x1f.latchkey.v1.SetDurableResponse\x12F\n" +
-	"\x05Watch\x12 .latchkey.v1.WatchDurableRequest\x1a\x19.latchkey.v1.DurableValue0\x01\x12I\n" +
+	"\x05Watch\x12 .latchkey.v1.WatchDurableRequest\x1a\x19.latchkey.v1.DurableValue0\x01\x12T\n" +
+	"\x0eWatchDirectory\x12\".latchkey.v1.WatchDirectoryRequest\x1a\x1c.latchkey.v1.DirectoryChange0\x01\x12I\n" +
 	"\x04List\x12\x1f.latchkey.v1.ListDurableRequest\x1a .latchkey.v1.ListDurableResponse\x12A\n" +
 	"\x04Info\x12\x1f.latchkey.v1.DurableInfoRequest\x1a\x18.latchkey.v1.DurableInfoB*Z(latchkey/node/api/latchkey/v1;latchkeyv1b\x06proto3"
 
@@ -1032,7 +1188,7 @@ func file_latchkey_v1_durable_proto_rawDescGZIP() []byte {
 	return file_latchkey_v1_durable_proto_rawDescData
 }
 
-var file_latchkey_v1_durable_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_latchkey_v1_durable_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_latchkey_v1_durable_proto_goTypes = []any{
 	(*GetDurableRequest)(nil),     // 0: latchkey.v1.GetDurableRequest
 	(*DurableValue)(nil),          // 1: latchkey.v1.DurableValue
@@ -1045,41 +1201,46 @@ var file_latchkey_v1_durable_proto_goTypes = []any{
 	(*HoldDurableResponse)(nil),   // 8: latchkey.v1.HoldDurableResponse
 	(*CommitDurableRequest)(nil),  // 9: latchkey.v1.CommitDurableRequest
 	(*WatchDurableRequest)(nil),   // 10: latchkey.v1.WatchDurableRequest
-	(*ListDurableRequest)(nil),    // 11: latchkey.v1.ListDurableRequest
-	(*ListDurableResponse)(nil),   // 12: latchkey.v1.ListDurableResponse
-	(*DurableInfoRequest)(nil),    // 13: latchkey.v1.DurableInfoRequest
-	(*DurableInfo)(nil),           // 14: latchkey.v1.DurableInfo
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(*Group)(nil),                 // 16: latchkey.v1.Group
+	(*WatchDirectoryRequest)(nil), // 11: latchkey.v1.WatchDirectoryRequest
+	(*DirectoryChange)(nil),       // 12: latchkey.v1.DirectoryChange
+	(*ListDurableRequest)(nil),    // 13: latchkey.v1.ListDurableRequest
+	(*ListDurableResponse)(nil),   // 14: latchkey.v1.ListDurableResponse
+	(*DurableInfoRequest)(nil),    // 15: latchkey.v1.DurableInfoRequest
+	(*DurableInfo)(nil),           // 16: latchkey.v1.DurableInfo
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*Group)(nil),                 // 18: latchkey.v1.Group
 }
 var file_latchkey_v1_durable_proto_depIdxs = []int32{
-	15, // 0: latchkey.v1.DurableValue.age:type_name -> google.protobuf.Duration
+	17, // 0: latchkey.v1.DurableValue.age:type_name -> google.protobuf.Duration
 	2,  // 1: latchkey.v1.SetDurableRequest.condition:type_name -> latchkey.v1.DurableCondition
-	15, // 2: latchkey.v1.SetDurableRequest.ttl:type_name -> google.protobuf.Duration
-	15, // 3: latchkey.v1.HoldDurableRequest.hold:type_name -> google.protobuf.Duration
-	15, // 4: latchkey.v1.HoldDurableResponse.left:type_name -> google.protobuf.Duration
-	16, // 5: latchkey.v1.DurableInfo.group:type_name -> latchkey.v1.Group
-	0,  // 6: latchkey.v1.DurableService.Get:input_type -> latchkey.v1.GetDurableRequest
-	3,  // 7: latchkey.v1.DurableService.Set:input_type -> latchkey.v1.SetDurableRequest
-	5,  // 8: latchkey.v1.DurableService.Remove:input_type -> latchkey.v1.RemoveDurableRequest
-	7,  // 9: latchkey.v1.DurableService.Hold:input_type -> latchkey.v1.HoldDurableRequest
-	9,  // 10: latchkey.v1.DurableService.Commit:input_type -> latchkey.v1.CommitDurableRequest
-	10, // 11: latchkey.v1.DurableService.Watch:input_type -> latchkey.v1.WatchDurableRequest
-	11, // 12: latchkey.v1.DurableService.List:input_type -> latchkey.v1.ListDurableRequest
-	13, // 13: latchkey.v1.DurableService.Info:input_type -> latchkey.v1.DurableInfoRequest
-	1,  // 14: latchkey.v1.DurableService.Get:output_type -> latchkey.v1.DurableValue
-	4,  // 15: latchkey.v1.DurableService.Set:output_type -> latchkey.v1.SetDurableResponse
-	6,  // 16: latchkey.v1.DurableService.Remove:output_type -> latchkey.v1.RemoveDurableResponse
-	8,  // 17: latchkey.v1.DurableService.Hold:output_type -> latchkey.v1.HoldDurableResponse
-	4,  // 18: latchkey.v1.DurableService.Commit:output_type -> latchkey.v1.SetDurableResponse
-	1,  // 19: latchkey.v1.DurableService.Watch:output_type -> latchkey.v1.DurableValue
-	12, // 20: latchkey.v1.DurableService.List:output_type -> latchkey.v1.ListDurableResponse
-	14, // 21: latchkey.v1.DurableService.Info:output_type -> latchkey.v1.DurableInfo
-	14, // [14:22] is the sub-list for method output_type
-	6,  // [6:14] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	17, // 2: latchkey.v1.SetDurableRequest.ttl:type_name -> google.protobuf.Duration
+	17, // 3: latchkey.v1.HoldDurableRequest.hold:type_name -> google.protobuf.Duration
+	17, // 4: latchkey.v1.HoldDurableResponse.left:type_name -> google.protobuf.Duration
+	17, // 5: latchkey.v1.CommitDurableRequest.ttl:type_name -> google.protobuf.Duration
+	18, // 6: latchkey.v1.DurableInfo.group:type_name -> latchkey.v1.Group
+	0,  // 7: latchkey.v1.DurableService.Get:input_type -> latchkey.v1.GetDurableRequest
+	3,  // 8: latchkey.v1.DurableService.Set:input_type -> latchkey.v1.SetDurableRequest
+	5,  // 9: latchkey.v1.DurableService.Remove:input_type -> latchkey.v1.RemoveDurableRequest
+	7,  // 10: latchkey.v1.DurableService.Hold:input_type -> latchkey.v1.HoldDurableRequest
+	9,  // 11: latchkey.v1.DurableService.Commit:input_type -> latchkey.v1.CommitDurableRequest
+	10, // 12: latchkey.v1.DurableService.Watch:input_type -> latchkey.v1.WatchDurableRequest
+	11, // 13: latchkey.v1.DurableService.WatchDirectory:input_type -> latchkey.v1.WatchDirectoryRequest
+	13, // 14: latchkey.v1.DurableService.List:input_type -> latchkey.v1.ListDurableRequest
+	15, // 15: latchkey.v1.DurableService.Info:input_type -> latchkey.v1.DurableInfoRequest
+	1,  // 16: latchkey.v1.DurableService.Get:output_type -> latchkey.v1.DurableValue
+	4,  // 17: latchkey.v1.DurableService.Set:output_type -> latchkey.v1.SetDurableResponse
+	6,  // 18: latchkey.v1.DurableService.Remove:output_type -> latchkey.v1.RemoveDurableResponse
+	8,  // 19: latchkey.v1.DurableService.Hold:output_type -> latchkey.v1.HoldDurableResponse
+	4,  // 20: latchkey.v1.DurableService.Commit:output_type -> latchkey.v1.SetDurableResponse
+	1,  // 21: latchkey.v1.DurableService.Watch:output_type -> latchkey.v1.DurableValue
+	12, // 22: latchkey.v1.DurableService.WatchDirectory:output_type -> latchkey.v1.DirectoryChange
+	14, // 23: latchkey.v1.DurableService.List:output_type -> latchkey.v1.ListDurableResponse
+	16, // 24: latchkey.v1.DurableService.Info:output_type -> latchkey.v1.DurableInfo
+	16, // [16:25] is the sub-list for method output_type
+	7,  // [7:16] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_latchkey_v1_durable_proto_init() }
@@ -1096,7 +1257,7 @@ func file_latchkey_v1_durable_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_latchkey_v1_durable_proto_rawDesc), len(file_latchkey_v1_durable_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -111,6 +111,7 @@ const (
 	Reason_REASON_STALE           Reason = 31 // no copy is surely the present one                    unavailable
 	Reason_REASON_FULL            Reason = 32 // the object's group has no room                       resource_exhausted
 	Reason_REASON_TAG             Reason = 33 // bad condition of a write                             invalid_argument
+	Reason_REASON_VERSION         Reason = 34 // the object has not come to this version              failed_precondition
 )
 
 // Enum value maps for Reason.
@@ -150,6 +151,7 @@ var (
 		31: "REASON_STALE",
 		32: "REASON_FULL",
 		33: "REASON_TAG",
+		34: "REASON_VERSION",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":     0,
@@ -186,6 +188,7 @@ var (
 		"REASON_STALE":           31,
 		"REASON_FULL":            32,
 		"REASON_TAG":             33,
+		"REASON_VERSION":         34,
 	}
 )
 
@@ -2090,7 +2093,7 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePROTOCOL_SIGMA\x10\x01\x12\x12\n" +
-	"\x0ePROTOCOL_GROUP\x10\x02*\xa3\x05\n" +
+	"\x0ePROTOCOL_GROUP\x10\x02*\xb7\x05\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_LOCKED\x10\x01\x12\x0f\n" +
@@ -2129,7 +2132,8 @@ const file_latchkey_v1_lock_proto_rawDesc = "" +
 	"\fREASON_STALE\x10\x1f\x12\x0f\n" +
 	"\vREASON_FULL\x10 \x12\x0e\n" +
 	"\n" +
-	"REASON_TAG\x10!2\xb4\x05\n" +
+	"REASON_TAG\x10!\x12\x12\n" +
+	"\x0eREASON_VERSION\x10\"2\xb4\x05\n" +
 	"\vLockService\x12A\n" +
 	"\x06Limits\x12\x1a.latchkey.v1.LimitsRequest\x1a\x1b.latchkey.v1.LimitsResponse\x12F\n" +
 	"\aAcquire\x12\x1b.latchkey.v1.AcquireRequest\x1a\x1c.latchkey.v1.AcquireResponse0\x01\x12>\n" +

@@ -358,14 +358,18 @@ type StatusResponse struct {
 	Groups           uint32                 `protobuf:"varint,11,opt,name=groups,proto3" json:"groups,omitempty"`                                             // replica groups it takes part in
 	GroupsLeaderless uint32                 `protobuf:"varint,12,opt,name=groups_leaderless,json=groupsLeaderless,proto3" json:"groups_leaderless,omitempty"` // those of them that have no leader now, so they serve nobody
 	Bootstrap        []*BootstrapPeer       `protobuf:"bytes,13,rep,name=bootstrap,proto3" json:"bootstrap,omitempty"`
-	Refused          []*Refused             `protobuf:"bytes,14,rep,name=refused,proto3" json:"refused,omitempty"`                                // by reason, in the order of the reasons
-	Alarms           []*Alarm               `protobuf:"bytes,15,rep,name=alarms,proto3" json:"alarms,omitempty"`                                  // the latest, the oldest first
-	Revision         string                 `protobuf:"bytes,16,opt,name=revision,proto3" json:"revision,omitempty"`                              // of the checkout that the daemon was built from; empty: unknown
-	Applications     uint32                 `protobuf:"varint,18,opt,name=applications,proto3" json:"applications,omitempty"`                     // with shared objects that are open on this peer
-	ObjectCopies     uint32                 `protobuf:"varint,19,opt,name=object_copies,json=objectCopies,proto3" json:"object_copies,omitempty"` // copies of objects it has, of all of them
-	Down             []*HostedGroup         `protobuf:"bytes,17,rep,name=down,proto3" json:"down,omitempty"`                                      // the leaderless groups, the longest first; at most 16
-	AllowList        *AllowList             `protobuf:"bytes,20,opt,name=allow_list,json=allowList,proto3" json:"allow_list,omitempty"`           // the newest that this peer knows; absent: it knows none
-	ShutOut          string                 `protobuf:"bytes,21,opt,name=shut_out,json=shutOut,proto3" json:"shut_out,omitempty"`                 // why this peer itself may not be in the overlay, with what to do; empty: nothing says so
+	Refused          []*Refused             `protobuf:"bytes,14,rep,name=refused,proto3" json:"refused,omitempty"`                                      // by reason, in the order of the reasons
+	Alarms           []*Alarm               `protobuf:"bytes,15,rep,name=alarms,proto3" json:"alarms,omitempty"`                                        // the latest, the oldest first
+	Revision         string                 `protobuf:"bytes,16,opt,name=revision,proto3" json:"revision,omitempty"`                                    // of the checkout that the daemon was built from; empty: unknown
+	Applications     uint32                 `protobuf:"varint,18,opt,name=applications,proto3" json:"applications,omitempty"`                           // with shared objects that are open on this peer
+	ObjectCopies     uint32                 `protobuf:"varint,19,opt,name=object_copies,json=objectCopies,proto3" json:"object_copies,omitempty"`       // copies of objects it has, of all of them
+	Down             []*HostedGroup         `protobuf:"bytes,17,rep,name=down,proto3" json:"down,omitempty"`                                            // the leaderless groups, the longest first; at most 16
+	AllowList        *AllowList             `protobuf:"bytes,20,opt,name=allow_list,json=allowList,proto3" json:"allow_list,omitempty"`                 // the newest that this peer knows; absent: it knows none
+	ShutOut          string                 `protobuf:"bytes,21,opt,name=shut_out,json=shutOut,proto3" json:"shut_out,omitempty"`                       // why this peer itself may not be in the overlay, with what to do; empty: nothing says so
+	DurableObjects   uint32                 `protobuf:"varint,22,opt,name=durable_objects,json=durableObjects,proto3" json:"durable_objects,omitempty"` // that this peer has copies of, present ones or not
+	DurableHits      uint64                 `protobuf:"varint,23,opt,name=durable_hits,json=durableHits,proto3" json:"durable_hits,omitempty"`          // reads of durable objects that asked nobody, about
+	DurableMisses    uint64                 `protobuf:"varint,24,opt,name=durable_misses,json=durableMisses,proto3" json:"durable_misses,omitempty"`    // that asked the objects' groups
+	DurableRefused   uint64                 `protobuf:"varint,25,opt,name=durable_refused,json=durableRefused,proto3" json:"durable_refused,omitempty"` // of those: a copy was here, and not given, since it may have been an old one
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -545,6 +549,34 @@ func (x *StatusResponse) GetShutOut() string {
 		return x.ShutOut
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetDurableObjects() uint32 {
+	if x != nil {
+		return x.DurableObjects
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetDurableHits() uint64 {
+	if x != nil {
+		return x.DurableHits
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetDurableMisses() uint64 {
+	if x != nil {
+		return x.DurableMisses
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetDurableRefused() uint64 {
+	if x != nil {
+		return x.DurableRefused
+	}
+	return 0
 }
 
 // AllowList names a list of who may be in the overlay. One of a later admin key counts more, then one with a higher number.
@@ -2856,7 +2888,7 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\"8\n" +
 	"\rPeersResponse\x12'\n" +
 	"\x05peers\x18\x01 \x03(\v2\x11.latchkey.v1.PeerR\x05peers\"\x0f\n" +
-	"\rStatusRequest\"\x8d\x06\n" +
+	"\rStatusRequest\"\xa9\a\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x18\n" +
 	"\aoverlay\x18\x02 \x01(\tR\aoverlay\x12!\n" +
@@ -2881,7 +2913,11 @@ const file_latchkey_v1_node_proto_rawDesc = "" +
 	"\x04down\x18\x11 \x03(\v2\x18.latchkey.v1.HostedGroupR\x04down\x125\n" +
 	"\n" +
 	"allow_list\x18\x14 \x01(\v2\x16.latchkey.v1.AllowListR\tallowList\x12\x19\n" +
-	"\bshut_out\x18\x15 \x01(\tR\ashutOut\"@\n" +
+	"\bshut_out\x18\x15 \x01(\tR\ashutOut\x12'\n" +
+	"\x0fdurable_objects\x18\x16 \x01(\rR\x0edurableObjects\x12!\n" +
+	"\fdurable_hits\x18\x17 \x01(\x04R\vdurableHits\x12%\n" +
+	"\x0edurable_misses\x18\x18 \x01(\x04R\rdurableMisses\x12'\n" +
+	"\x0fdurable_refused\x18\x19 \x01(\x04R\x0edurableRefused\"@\n" +
 	"\tAllowList\x12\x1b\n" +
 	"\tadmin_key\x18\x01 \x01(\x04R\badminKey\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\"\xa1\x01\n" +

@@ -45,6 +45,9 @@ const (
 	DurableServiceCommitProcedure = "/latchkey.v1.DurableService/Commit"
 	// DurableServiceWatchProcedure is the fully-qualified name of the DurableService's Watch RPC.
 	DurableServiceWatchProcedure = "/latchkey.v1.DurableService/Watch"
+	// DurableServiceWatchDirectoryProcedure is the fully-qualified name of the DurableService's
+	// WatchDirectory RPC.
+	DurableServiceWatchDirectoryProcedure = "/latchkey.v1.DurableService/WatchDirectory"
 	// DurableServiceListProcedure is the fully-qualified name of the DurableService's List RPC.
 	DurableServiceListProcedure = "/latchkey.v1.DurableService/List"
 	// DurableServiceInfoProcedure is the fully-qualified name of the DurableService's Info RPC.
@@ -66,7 +69,11 @@ type DurableServiceClient interface {
 	Commit(context.Context, *v1.CommitDurableRequest) (*v1.SetDurableResponse, error)
 	// Watch answers with what the object is, and then with every version in order, or with a later one and lagged. It goes on while the group does not
 	// answer, and when its leader changes.
+	// An object that has not come to the version that the watch is to begin after is VERSION.
 	Watch(context.Context, *v1.WatchDurableRequest) (*connect.ServerStreamForClient[v1.DurableValue], error)
+	// WatchDirectory answers with what is in a directory, and then with what is made and deleted in it, version by version of its listing, or with several
+	// of them at once and lagged.
+	WatchDirectory(context.Context, *v1.WatchDirectoryRequest) (*connect.ServerStreamForClient[v1.DirectoryChange], error)
 	// List lists the objects of a directory: those whose names are its name, a slash unless it is empty, and something without a slash.
 	List(context.Context, *v1.ListDurableRequest) (*v1.ListDurableResponse, error)
 	// Info tells how an object is kept.
@@ -120,6 +127,12 @@ func NewDurableServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(durableServiceMethods.ByName("Watch")),
 			connect.WithClientOptions(opts...),
 		),
+		watchDirectory: connect.NewClient[v1.WatchDirectoryRequest, v1.DirectoryChange](
+			httpClient,
+			baseURL+DurableServiceWatchDirectoryProcedure,
+			connect.WithSchema(durableServiceMethods.ByName("WatchDirectory")),
+			connect.WithClientOptions(opts...),
+		),
 		list: connect.NewClient[v1.ListDurableRequest, v1.ListDurableResponse](
 			httpClient,
 			baseURL+DurableServiceListProcedure,
@@ -137,14 +150,15 @@ func NewDurableServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // durableServiceClient implements DurableServiceClient.
 type durableServiceClient struct {
-	get    *connect.Client[v1.GetDurableRequest, v1.DurableValue]
-	set    *connect.Client[v1.SetDurableRequest, v1.SetDurableResponse]
-	remove *connect.Client[v1.RemoveDurableRequest, v1.RemoveDurableResponse]
-	hold   *connect.Client[v1.HoldDurableRequest, v1.HoldDurableResponse]
-	commit *connect.Client[v1.CommitDurableRequest, v1.SetDurableResponse]
-	watch  *connect.Client[v1.WatchDurableRequest, v1.DurableValue]
-	list   *connect.Client[v1.ListDurableRequest, v1.ListDurableResponse]
-	info   *connect.Client[v1.DurableInfoRequest, v1.DurableInfo]
+	get            *connect.Client[v1.GetDurableRequest, v1.DurableValue]
+	set            *connect.Client[v1.SetDurableRequest, v1.SetDurableResponse]
+	remove         *connect.Client[v1.RemoveDurableRequest, v1.RemoveDurableResponse]
+	hold           *connect.Client[v1.HoldDurableRequest, v1.HoldDurableResponse]
+	commit         *connect.Client[v1.CommitDurableRequest, v1.SetDurableResponse]
+	watch          *connect.Client[v1.WatchDurableRequest, v1.DurableValue]
+	watchDirectory *connect.Client[v1.WatchDirectoryRequest, v1.DirectoryChange]
+	list           *connect.Client[v1.ListDurableRequest, v1.ListDurableResponse]
+	info           *connect.Client[v1.DurableInfoRequest, v1.DurableInfo]
 }
 
 // Get calls latchkey.v1.DurableService.Get.
@@ -193,6 +207,11 @@ func (c *durableServiceClient) Watch(ctx context.Context, req *v1.WatchDurableRe
 	return c.watch.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// WatchDirectory calls latchkey.v1.DurableService.WatchDirectory.
+func (c *durableServiceClient) WatchDirectory(ctx context.Context, req *v1.WatchDirectoryRequest) (*connect.ServerStreamForClient[v1.DirectoryChange], error) {
+	return c.watchDirectory.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // List calls latchkey.v1.DurableService.List.
 func (c *durableServiceClient) List(ctx context.Context, req *v1.ListDurableRequest) (*v1.ListDurableResponse, error) {
 	response, err := c.list.CallUnary(ctx, connect.NewRequest(req))
@@ -226,7 +245,11 @@ type DurableServiceHandler interface {
 	Commit(context.Context, *v1.CommitDurableRequest) (*v1.SetDurableResponse, error)
 	// Watch answers with what the object is, and then with every version in order, or with a later one and lagged. It goes on while the group does not
 	// answer, and when its leader changes.
+	// An object that has not come to the version that the watch is to begin after is VERSION.
 	Watch(context.Context, *v1.WatchDurableRequest, *connect.ServerStream[v1.DurableValue]) error
+	// WatchDirectory answers with what is in a directory, and then with what is made and deleted in it, version by version of its listing, or with several
+	// of them at once and lagged.
+	WatchDirectory(context.Context, *v1.WatchDirectoryRequest, *connect.ServerStream[v1.DirectoryChange]) error
 	// List lists the objects of a directory: those whose names are its name, a slash unless it is empty, and something without a slash.
 	List(context.Context, *v1.ListDurableRequest) (*v1.ListDurableResponse, error)
 	// Info tells how an object is kept.
@@ -276,6 +299,12 @@ func NewDurableServiceHandler(svc DurableServiceHandler, opts ...connect.Handler
 		connect.WithSchema(durableServiceMethods.ByName("Watch")),
 		connect.WithHandlerOptions(opts...),
 	)
+	durableServiceWatchDirectoryHandler := connect.NewServerStreamHandlerSimple(
+		DurableServiceWatchDirectoryProcedure,
+		svc.WatchDirectory,
+		connect.WithSchema(durableServiceMethods.ByName("WatchDirectory")),
+		connect.WithHandlerOptions(opts...),
+	)
 	durableServiceListHandler := connect.NewUnaryHandlerSimple(
 		DurableServiceListProcedure,
 		svc.List,
@@ -302,6 +331,8 @@ func NewDurableServiceHandler(svc DurableServiceHandler, opts ...connect.Handler
 			durableServiceCommitHandler.ServeHTTP(w, r)
 		case DurableServiceWatchProcedure:
 			durableServiceWatchHandler.ServeHTTP(w, r)
+		case DurableServiceWatchDirectoryProcedure:
+			durableServiceWatchDirectoryHandler.ServeHTTP(w, r)
 		case DurableServiceListProcedure:
 			durableServiceListHandler.ServeHTTP(w, r)
 		case DurableServiceInfoProcedure:
@@ -337,6 +368,10 @@ func (UnimplementedDurableServiceHandler) Commit(context.Context, *v1.CommitDura
 
 func (UnimplementedDurableServiceHandler) Watch(context.Context, *v1.WatchDurableRequest, *connect.ServerStream[v1.DurableValue]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.DurableService.Watch is not implemented"))
+}
+
+func (UnimplementedDurableServiceHandler) WatchDirectory(context.Context, *v1.WatchDirectoryRequest, *connect.ServerStream[v1.DirectoryChange]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("latchkey.v1.DurableService.WatchDirectory is not implemented"))
 }
 
 func (UnimplementedDurableServiceHandler) List(context.Context, *v1.ListDurableRequest) (*v1.ListDurableResponse, error) {
