@@ -47,6 +47,7 @@ type choice struct {
 	step    step
 	busy    bool              // there is work, now or soon: keep looking up
 	stuck   bool              // voters have failed, nobody is known that could take their place, and nothing will come of waiting
+	until   automaton.Instant // there is nothing to do but to wait whether suspicions pass, and before this nobody is needed; else 0
 	release []keyspace.NodeID // peers that want to leave and for which nothing will be done
 }
 
@@ -70,6 +71,7 @@ func (p *Planner) choose(now automaton.Instant) choice {
 	members := p.standings(now)
 	pool, ripe, promising := p.pool(members, now)
 	c := choice{busy: promising || len(p.down) > 0 || len(p.wishes) > 0}
+	waits := !promising && len(p.wishes)+len(p.listed) == 0
 
 	var gone, stay, learners []standing
 	sites := slices.Clone(pool)
@@ -98,8 +100,25 @@ func (p *Planner) choose(now automaton.Instant) choice {
 		p.replaceGone(&c, gone, stay, learners, pool, ripe, now)
 		return c
 	}
-	c.step, c.busy = p.improve(want, stay, learners, now, c.busy)
+	work := false
+	c.step, work = p.improve(want, stay, learners, now, false)
+	if waits && !work && c.step.kind == stepNone && now >= p.restAt {
+		c.until = p.doubtful(members)
+	}
+	c.busy = c.busy || work
 	return c
+}
+
+// doubtful returns when it is time to look for somebody who could take the place of a member under suspicion; 0 if none is.
+func (p *Planner) doubtful(members []standing) (at automaton.Instant) {
+	for _, m := range members {
+		if since, ok := p.down[m.Peer]; ok {
+			if due := since.Add(p.cfg.Times.Fail - min(p.cfg.Times.Fail, p.cfg.Times.Every/2)); at == 0 || due < at {
+				at = due
+			}
+		}
+	}
+	return at
 }
 
 // standings returns the members, the closest to the anchor first.

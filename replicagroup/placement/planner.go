@@ -86,7 +86,7 @@ type Planner struct {
 	joint   bool
 	asleep  bool // the group is
 	resting bool // nobody is looked up before something happens; see rest
-	owed    bool // a look-up, for somebody has appeared or the patrol wants it: no rest begins before it
+	owed    bool // a look-up, for somebody has appeared or the patrol wants it: none is put off, and no rest begins, before it
 	flying  bool // change ref is in flight, made for view flyingFrom
 	done    bool // it stands, and its view has not come yet
 
@@ -384,6 +384,10 @@ func (p *Planner) release(peer keyspace.NodeID, out []PlanAction) []PlanAction {
 // lookUp keeps what is known of the candidates fresh while there is work, and lets the pauses grow while there is none.
 func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []PlanAction {
 	switch {
+	case now < c.until && !p.owed && p.idles() && p.answered >= max(p.began, p.lookedAt):
+		p.forgetAll()
+		p.idle, p.resting, p.lookAt = p.cfg.Times.Every, false, c.until
+		p.wake = automaton.Never // it was for what is forgotten now
 	case c.busy && !(c.stuck && (p.resting || p.mayRest(c, now))):
 		p.idle, p.resting = p.cfg.Times.Every, false
 		p.lookAt = min(p.lookAt, max(now, p.lookedAt.Add(p.idle)))
@@ -406,17 +410,31 @@ func (p *Planner) lookUp(c choice, now automaton.Instant, out []PlanAction) []Pl
 // that appears near the anchor. What is not, since it happened among peers that this one has no connection to, the driver's patrol
 // finds ([Rouse]). What the plan knew of the candidates is forgotten; it would be too old by the next look-up in any case, as it is
 // between the look-ups of a group that is awake ([PlanTimes].Fresh).
+//
+// Nor does it look anybody up while a member is under suspicion and has not failed yet: who could take its place is asked just before it is
+// to be taken, once. Else the death of a peer would have thousands of plans look around every ten seconds.
+
+// idles reports whether the group sleeps and nothing is under way for it.
+func (p *Planner) idles() bool { return p.asleep && !p.joint && !p.flying && p.asking == nil }
 
 // mayRest reports whether nothing is to be done, now or by the mere passing of time: the last look-up has been answered, and nobody who is
 // known now could become of use later.
 func (p *Planner) mayRest(c choice, now automaton.Instant) bool {
-	return p.asleep && !p.joint && !p.flying && p.asking == nil && !p.owed && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
+	return p.idles() && !p.owed && c.step.kind == stepNone && (len(p.down) == 0 || c.stuck) &&
 		len(p.wishes)+len(p.listed) == 0 &&
 		p.answered >= max(p.began, p.lookedAt) && now < p.lookAt && p.reached(p.restAt, now)
 }
 
 // rest begins the rest of a plan that may.
 func (p *Planner) rest(out []PlanAction) []PlanAction {
+	p.forgetAll()
+	p.resting, p.lookAt = true, automaton.Never
+	p.wake = automaton.Never // it was for what is forgotten now
+	return append(out, Rests{})
+}
+
+// forgetAll forgets what is known of others than members, when nobody wants to leave and nobody is listed.
+func (p *Planner) forgetAll() {
 	p.near, p.wishes, p.listed = nil, nil, nil
 	maps.DeleteFunc(p.down, func(peer keyspace.NodeID, _ automaton.Instant) bool {
 		_, member := p.view.MemberAt(peer)
@@ -425,9 +443,6 @@ func (p *Planner) rest(out []PlanAction) []PlanAction {
 	if len(p.down) == 0 {
 		p.down = nil
 	}
-	p.resting, p.lookAt = true, automaton.Never
-	p.wake = automaton.Never // it was for what is forgotten now
-	return append(out, Rests{})
 }
 
 // rouse ends a rest: the next look-up is due.
@@ -437,7 +452,7 @@ func (p *Planner) rouse(due automaton.Instant) {
 	}
 }
 
-// owe is rouse, and a plan that is about to rest looks up first.
+// owe is rouse, and a plan that is about to rest, or waits whether a suspicion passes, looks up first.
 func (p *Planner) owe(due automaton.Instant) {
 	p.rouse(due)
 	p.owed = true
