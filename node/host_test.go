@@ -275,6 +275,97 @@ func TestOnePeersStreamsAreBounded(t *testing.T) {
 	}
 }
 
+// What one peer may have open with the host ends where docs/limits.md says, whoever opens it, and not before.
+func TestLimitsOfTheHostHoldAtTheirEdge(t *testing.T) {
+	m, err := newResourceManager(profile(t, config.Private).Network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	local := ma.StringCast("/ip4/127.0.0.1/tcp/1")
+	// until counts how often something can be done, and undoes it.
+	until := func(open func() (done func(), err error)) (n int) {
+		for n < 10_000 {
+			done, err := open()
+			if err != nil {
+				if !errors.Is(err, network.ErrResourceLimitExceeded) {
+					t.Errorf("refused with %v", err)
+				}
+				return n
+			}
+			defer done()
+			n++
+		}
+		return n
+	}
+	conn := func(dir network.Direction, p peer.ID) func() (func(), error) {
+		return func() (func(), error) {
+			c, err := m.OpenConnection(dir, true, local)
+			if err == nil && p != "" {
+				if err = c.SetPeer(p); err != nil {
+					c.Done()
+				}
+			}
+			if err != nil {
+				return nil, err
+			}
+			return c.Done, nil
+		}
+	}
+	stream := func(dir network.Direction, p func() peer.ID, protocols func() protocol.ID) func() (func(), error) {
+		return func() (func(), error) {
+			s, err := m.OpenStream(p(), dir)
+			if err != nil {
+				return nil, err
+			}
+			if protocols != nil {
+				if err := s.SetProtocol(protocols()); err != nil {
+					s.Done()
+					return nil, err
+				}
+			}
+			return s.Done, nil
+		}
+	}
+	one := randomPeer(t)
+	same := func() peer.ID { return one }
+	another := func() peer.ID { return randomPeer(t) }
+	single := func() protocol.ID { return "/a" }
+	n := 0
+	each := func() protocol.ID { n++; return protocol.ID(fmt.Sprint("/", n)) }
+	for what, c := range map[string]struct{ got, want int }{
+		"connections from a peer":                           {until(conn(network.DirInbound, one)), connsPerPeerMax},
+		"connections to a peer":                             {until(conn(network.DirOutbound, one)), connsPerPeerMax},
+		"connections that have not authenticated":           {until(conn(network.DirInbound, "")), connsPendingMax},
+		"streams that a peer opened":                        {until(stream(network.DirInbound, same, each)), streamsInPerPeerMax},
+		"streams with a peer":                               {until(stream(network.DirOutbound, same, each)), streamsPerPeerMax},
+		"streams that a peer opened, of one protocol":       {until(stream(network.DirInbound, same, single)), streamsInPerProtocolMax},
+		"streams with a peer, of one protocol":              {until(stream(network.DirOutbound, same, single)), streamsPerProtocolMax},
+		"streams of all that have not named a protocol yet": {until(stream(network.DirInbound, another, nil)), streamsPendingMax},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: %d, want %d", what, c.got, c.want)
+		}
+	}
+	var windows [3]network.StreamManagementScope
+	for i := range windows {
+		if windows[i], err = m.OpenStream(one, network.DirInbound); err != nil {
+			t.Fatal(err)
+		}
+		defer windows[i].Done()
+		if err := windows[i].SetProtocol("/a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const most = network.ReservationPriorityAlways
+	if err := errors.Join(windows[0].ReserveMemory(memoryPerPeerMax/2, most), windows[1].ReserveMemory(memoryPerPeerMax/2, most)); err != nil {
+		t.Errorf("a peer's windows: %v", err)
+	}
+	if err := windows[2].ReserveMemory(1, most); !errors.Is(err, network.ErrResourceLimitExceeded) {
+		t.Errorf("a byte more: %v", err)
+	}
+}
+
 func TestManyPeersAtOneAddressAreForLocalNetworks(t *testing.T) {
 	m, err := newResourceManager(profile(t, config.Private).Network)
 	if err != nil {
