@@ -28,18 +28,20 @@ var log = logging.Logger("latchkey/node")
 
 // Files of a peer's directory, and one directory.
 const (
-	identityFile   = "identity.key" // the peer's private key, as libp2p marshals it
-	genesisFile    = "genesis"      // the overlay's genesis document, in text
-	swarmKeyFile   = "swarm.key"    // the overlay's pre-shared key; not in a public overlay
-	configFile     = "config.yaml"  // the peer's configuration
-	rootKeyFile    = "root.key"     // the overlay's root key; only where the overlay was founded
-	reseedFile     = "reseed"       // the newest reseed document; only where the overlay's root was lost once
-	rootStateFile  = "reseed.state" // what was left of the former root's state; only where a later root began with it
-	storeDir       = "store"        // a directory: the peer's replicas (package disk)
-	votersFile     = "voters"       // what voters have promised (package voterlog)
-	peersFile      = "peers.json"   // peers that were met
-	lockFile       = "daemon.lock"  // locked while a daemon runs, or somebody makes the directory
-	unfinishedFile = "unfinished"   // there while init or join writes the others
+	identityFile = "identity.key" // the peer's private key, as libp2p marshals it
+	genesisFile  = "genesis"      // the overlay's genesis document, in text
+	swarmKeyFile = "swarm.key"    // the overlay's pre-shared key; not in a public overlay
+	configFile   = "config.yaml"  // the peer's configuration
+	// configDraftFile is what an editor changes while the configuration is edited.
+	configDraftFile = "config.draft.yaml"
+	rootKeyFile     = "root.key"     // the overlay's root key; only where the overlay was founded
+	reseedFile      = "reseed"       // the newest reseed document; only where the overlay's root was lost once
+	rootStateFile   = "reseed.state" // what was left of the former root's state; only where a later root began with it
+	storeDir        = "store"        // a directory: the peer's replicas (package disk)
+	votersFile      = "voters"       // what voters have promised (package voterlog)
+	peersFile       = "peers.json"   // peers that were met
+	lockFile        = "daemon.lock"  // locked while a daemon runs, or somebody makes the directory
+	unfinishedFile  = "unfinished"   // there while init or join writes the others
 )
 
 // fileBytesMax bounds each of the files that are read from a directory, known peers aside.
@@ -58,9 +60,19 @@ var (
 	ErrDamaged = errors.New("node: damaged file")
 )
 
+// DirFiles returns the names of the files that a peer's directory may hold, but for its store, which is a directory, and the sockets and tokens
+// of a daemon. Beside them there may be others that begin with one of these names and a dot or a minus, with or without a dot in front:
+// parts of files, and what is being written.
+func DirFiles() []string {
+	return []string{
+		identityFile, genesisFile, swarmKeyFile, configFile, configDraftFile, configLockFile, rootKeyFile, reseedFile, rootStateFile, votersFile, peersFile, lockFile, unfinishedFile,
+		allowListFile, adminKeyFile, allowLockFile, joiningFile,
+	}
+}
+
 // replacedFiles are those of a directory that are replaced, beside which a process that was killed may have left a part of the next one: of
 // some a secret.
-var replacedFiles = []string{adminKeyFile, allowListFile, configFile, joiningFile, peersFile, reseedFile, rootStateFile}
+var replacedFiles = []string{adminKeyFile, allowListFile, configFile, configDraftFile, joiningFile, peersFile, reseedFile, rootStateFile}
 
 // DirInfo is what a peer's directory says about the peer.
 type DirInfo struct {
@@ -212,6 +224,9 @@ func ReadRootKey(file string) (ed25519.PrivateKey, error) {
 
 // ConfigFile returns the path of a directory's configuration file.
 func ConfigFile(dir string) string { return filepath.Join(dir, configFile) }
+
+// ConfigDraft returns the path of the draft that is changed while the configuration is edited.
+func ConfigDraft(dir string) string { return filepath.Join(dir, configDraftFile) }
 
 // LoadConfig merges the directory's configuration file with the environment and the command line, as config.Load does, and
 // checks that the directory's peer can run with the result. Errors match config.ErrInvalid, but for those of reading the file.

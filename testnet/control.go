@@ -14,9 +14,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"latchkey/internal/durablefile"
 	"latchkey/node/api"
 )
 
@@ -130,7 +132,9 @@ func claimDir(dir string) (made []string, l net.Listener, err error) {
 	if _, err := api.ParseAddr(controlSocket(dir)); err != nil {
 		return nil, nil, fmt.Errorf("testnet: %w", err)
 	}
-	made = missing(dir)
+	if made, err = missing(dir); err != nil {
+		return nil, nil, fmt.Errorf("testnet: directory: %w", err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("testnet: directory: %w", err)
 	}
@@ -144,22 +148,47 @@ func claimDir(dir string) (made []string, l net.Listener, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("testnet: %w", err)
 	}
+	if len(made) == 0 {
+		made = madeBefore(dir)
+	} else if err := os.WriteFile(filepath.Join(dir, madeFile), []byte(strconv.Itoa(len(made))+"\n"), 0o600); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("testnet: %w", err), l.Close())
+	}
 	return made, l, nil
+}
+
+// madeFile tells, in the directory of a testnet, how many directories were made for it, itself the last: if it is killed the next one there
+// removes them.
+const madeFile = "testnet.made"
+
+// madeBefore returns what a testnet has made of a directory and those above it that was killed there, the deepest last.
+func madeBefore(dir string) (made []string) {
+	b, err := durablefile.Read(filepath.Join(dir, madeFile), 16)
+	n, bad := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || bad != nil {
+		return nil
+	}
+	for dir, err = filepath.Abs(dir); err == nil && len(made) < n && filepath.Dir(dir) != dir; dir = filepath.Dir(dir) {
+		made = append(made, dir)
+	}
+	slices.Reverse(made)
+	return made
 }
 
 // Serve lets c answer for t, which is up.
 func (c *Control) Serve(t Testnet) { c.testnet.Store(&t) }
 
 // missing returns those of dir and the directories above it that do not exist, the deepest last.
-func missing(dir string) (all []string) {
-	for {
+func missing(dir string) (all []string, err error) {
+	dir, err = filepath.Abs(dir)
+	for err == nil {
 		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 			slices.Reverse(all)
-			return all
+			return all, nil
 		}
 		all = append(all, dir)
 		dir = filepath.Dir(dir)
 	}
+	return nil, err
 }
 
 // Close stops answering and gives the directory up: what Claim made of it is removed if it is empty. It does not close the
@@ -172,6 +201,11 @@ func (c *Control) Close() error {
 		err = c.server.Close()
 	}
 	<-c.done
+	if len(c.made) > 0 {
+		if gone := os.Remove(filepath.Join(c.made[len(c.made)-1], madeFile)); !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
 	for _, dir := range slices.Backward(c.made) {
 		if os.Remove(dir) != nil {
 			break // somebody uses it

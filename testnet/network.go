@@ -564,7 +564,7 @@ func (n *Network) Peer(i int) (*Peer, error) {
 	}
 	p := s.present()
 	if p == nil {
-		return nil, fmt.Errorf("%w: %d", ErrDown, i)
+		return nil, fmt.Errorf("%w: %d; restart it first", ErrDown, i)
 	}
 	return p, nil
 }

@@ -129,7 +129,7 @@ func (n *Network) Leave(ctx context.Context, i int) error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	if s.present() == nil {
-		return fmt.Errorf("%w: %d", ErrDown, i)
+		return fmt.Errorf("%w: %d; restart it first", ErrDown, i)
 	}
 	if err := context.Cause(ctx); err != nil {
 		return err

@@ -91,7 +91,7 @@ func (p *Processes) livedLocked(i int) (*place, *child, error) {
 		return nil, nil, err
 	}
 	if s.child == nil {
-		return nil, nil, fmt.Errorf("%w: %d", ErrDown, i)
+		return nil, nil, fmt.Errorf("%w: %d; restart it first", ErrDown, i)
 	}
 	return s, s.child, nil
 }

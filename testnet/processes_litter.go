@@ -11,6 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"latchkey/node"
+	"latchkey/node/api"
 )
 
 // Files of a peer's directory DIR/N that are not the daemon's own, and the directory of its store.
@@ -41,13 +44,12 @@ func seedOfMark(text string) (seed uint64, ok bool) {
 // ErrForeign is matched when something is where a peer's directory would be that no testnet has put there.
 var ErrForeign = errors.New("testnet: directory holds what is not a testnet's")
 
-// peerFile reports whether a testnet puts files of this name into a peer's directory: its own, those of node.CreateDir and of the
-// daemon, and what these leave when they are killed while they write.
+// peerFiles are the files that a testnet, or whoever uses its peers, puts into a peer's directory.
+var peerFiles = append(node.DirFiles(), api.TokensFile, apiSocketFile, wireSocketFile, logFile)
+
+// peerFile reports whether a file of this name is one of them, or what was left by somebody who was killed while it was written.
 func peerFile(name string) bool {
-	for _, own := range []string{
-		apiSocketFile, wireSocketFile, logFile,
-		"identity.key", "genesis", "root.key", "reseed", "reseed.state", "swarm.key", "config.yaml", "config.draft.yaml", "peers.json", "voters", "daemon.lock", "unfinished",
-	} {
+	for _, own := range peerFiles {
 		rest, ok := strings.CutPrefix(strings.TrimPrefix(name, "."), own)
 		if ok && (rest == "" || rest[0] == '.' || rest[0] == '-') {
 			return true

@@ -14,6 +14,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"latchkey/node"
+	"latchkey/node/api"
+	"latchkey/node/config"
 )
 
 // script is a program that does what a shell says in place of a daemon.
@@ -31,13 +35,13 @@ func TestAPeerThatDoesNotComeUpIsToldByItsLastLineAndNothingStays(t *testing.T) 
 	if err == nil || !strings.Contains(err.Error(), "exit status 3: it hurts") || !strings.Contains(err.Error(), "peer ") {
 		t.Errorf("%v", err)
 	}
-	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock"}) {
+	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock", madeFile}) {
 		t.Errorf("left behind: %v", left)
 	}
 	if _, err := UpProcesses(short(t), ProcessOptions{Options: Options{N: 3, Dir: dir}, Program: "/nowhere/at/all"}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no program: %v", err)
 	}
-	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock"}) {
+	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock", madeFile}) {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -52,7 +56,7 @@ func TestStartingProcessesEndsWithItsContext(t *testing.T) {
 	if _, err := UpProcesses(ctx, o); !errors.Is(err, why) {
 		t.Error(err)
 	}
-	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock"}) {
+	if left := tree(t, dir); !slices.Equal(left, []string{"control.sock", "control.sock.lock", madeFile}) {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -135,6 +139,106 @@ func TestWhatAKilledTestnetLeftIsRemovedAndNothingElse(t *testing.T) {
 	}
 	if _, err := os.Stat(controlSocket(dir)); err == nil {
 		t.Error("the refused claim left its socket behind")
+	}
+}
+
+// Whoever runs a testnet may do with its peers what is done with any: found an allow-list, edit the configuration, make tokens. What that
+// leaves in their directories goes with the testnet, and comes again with its state.
+func TestWhatIsDoneToAPeerIsItsTestnets(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "0")
+	p := &Processes{opts: ProcessOptions{Options: Options{Seed: 1}}}
+	if err := p.markDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := node.InitDir(dir, node.InitOptions{Profile: config.Test}); err != nil {
+		t.Fatal(err)
+	}
+	root, err := node.ReadRootKey(node.RootKeyFile(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.InitAdmin(t.Context(), dir, root, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := node.LockConfig(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.MakeToken(filepath.Join(dir, api.TokensFile), "ci", []api.Scope{api.ScopeRead}, 0); err != nil {
+		t.Fatal(err)
+	}
+	litter(t, dir, "config.draft.yaml", ".admin.key.1.tmp", ".allow.list.2.tmp", ".tokens.json.3.tmp", "peers.json", "voters", "voters.new")
+	state := map[string]bool{}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != markFile && !e.IsDir() {
+			state[e.Name()] = stateFileOfPeer(e.Name())
+		}
+	}
+	for name, want := range map[string]bool{
+		"allow.list": true, "admin.key": true, "tokens.json": true, "config.yaml": true, "identity.key": true, "root.key": true,
+		"allow.lock": false, "config.lock": false, "tokens.json.lock": false, ".admin.key.1.tmp": false,
+	} {
+		if got, there := state[name]; got != want || !there {
+			t.Errorf("%s: it is there %v, and in a state %v; want %v", name, there, got, want)
+		}
+	}
+	if err := removePeer(dir); err != nil {
+		t.Fatal(err)
+	}
+	if left := tree(t, filepath.Dir(dir)); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// A testnet that is killed leaves its directory; the next one there removes it as its own, and those above it that were made for it.
+func TestTheDirectoryOfAKilledTestnetGoesWithTheNext(t *testing.T) {
+	base := shortDir(t)
+	if err := os.Mkdir(base, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	killed := filepath.Join(base, "a", "b", "c")
+	c := claim(t, killed)
+	mark, err := os.ReadFile(filepath.Join(killed, madeFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if left := tree(t, base); len(left) > 0 {
+			t.Fatalf("left: %v", left)
+		}
+	}
+	litter(t, killed, "control.sock")
+	if err := os.WriteFile(filepath.Join(killed, madeFile), mark, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := claim(t, killed).Close(); err != nil {
+		t.Error(err)
+	}
+	if left := tree(t, base); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	// What somebody else has made, or put there, stays.
+	for _, mark := range []string{"", "x", "-1", "99999999999999999999", "1"} {
+		litter(t, killed, "notes")
+		if err := os.WriteFile(filepath.Join(killed, madeFile), []byte(mark), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := claim(t, killed).Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(killed, "notes")); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

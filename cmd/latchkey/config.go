@@ -248,7 +248,7 @@ func (a *app) configEdit(ctx context.Context) (err error) {
 		return err
 	}
 	file := node.ConfigFile(a.path)
-	draft := strings.TrimSuffix(file, ".yaml") + ".draft.yaml"
+	draft := node.ConfigDraft(a.path)
 	before, err := durablefile.Read(file, config.FileBytesMax)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("config: %w", err)

@@ -60,7 +60,8 @@ func testnetRunVerb(a *app, dir *string) *cobra.Command {
 		Use:   "run [N|A-B|N,N...] -- CMD [ARG...]",
 		Short: "run a command against a peer, or against each of several in turn",
 		Long: `run runs CMD without a shell and with LATCHKEY_API and LATCHKEY_PATH of the peer: once for each peer named, one
-after the other, or for each that is up when none is. It ends at the first failure, with CMD's exit code.`,
+after the other, or for each that is up when none is. It ends at the first failure, with CMD's exit code. Where no latchkey is in
+PATH, latchkey as CMD is this program.`,
 		Example: `  latchkey testnet run 0 -- latchkey lock x -- sleep 5
   latchkey testnet run 0-4 -- latchkey id
   latchkey testnet run -- latchkey peers`,
@@ -101,6 +102,9 @@ after the other, or for each that is up when none is. It ends at the first failu
 // HUP are passed on.
 func runAt(p testnet.PeerStatus, argv []string) error {
 	cmd := exec.Command(argv[0], argv[1:]...)
+	if self, err := os.Executable(); cmd.Err != nil && argv[0] == "latchkey" && err == nil { // which was not installed, only built
+		cmd = exec.Command(self, argv[1:]...)
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), "LATCHKEY_API="+p.API, "LATCHKEY_PATH="+p.Path)
 	signals := make(chan os.Signal, 8)

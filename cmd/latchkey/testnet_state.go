@@ -85,6 +85,9 @@ func (a *app) stateDump(c *cobra.Command, dir, file string, force bool) error {
 	if _, err := os.Lstat(file); err == nil && !force {
 		return fmt.Errorf("testnet state dump: %s is there already; choose another name, or replace it with --force", file)
 	}
+	if info, err := os.Stat(filepath.Dir(file)); err != nil || !info.IsDir() {
+		return fmt.Errorf("testnet state dump: there is no directory %s to write into", filepath.Dir(file))
+	}
 	ctx, release := interruptible(c.Context())
 	defer release()
 	c.SetContext(ctx)

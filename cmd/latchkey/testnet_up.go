@@ -130,6 +130,9 @@ func (a *app) testnetUp(ctx context.Context, o upOptions) (err error) {
 		return interruption(ctx, err)
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
+	if ctx.Err() != nil { // at the last moment
+		return interruption(ctx, context.Cause(ctx))
+	}
 	control.Serve(t)
 	v := struct {
 		testnet.Status

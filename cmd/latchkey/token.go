@@ -16,9 +16,6 @@ import (
 	"latchkey/node/api"
 )
 
-// tokensFile is the file of a daemon's tokens, in its directory.
-const tokensFile = "tokens.json"
-
 func tokenVerb(a *app) *cobra.Command {
 	c := group(&cobra.Command{
 		Use:   "token",
@@ -45,7 +42,7 @@ second, and what was under way with it ends. Requests that come from web pages a
 	return c
 }
 
-func (a *app) tokensFile() string { return filepath.Join(a.path, tokensFile) }
+func (a *app) tokensFile() string { return filepath.Join(a.path, api.TokensFile) }
 
 func tokenNewVerb(a *app) *cobra.Command {
 	var scopes []string
@@ -89,7 +86,7 @@ func tokenNewVerb(a *app) *cobra.Command {
 
 // usageUnless makes an error about what was asked for wrong usage; one about a file is none.
 func usageUnless(err error, verb string) error {
-	if errors.Is(err, api.ErrTokens) && !strings.Contains(err.Error(), tokensFile) {
+	if errors.Is(err, api.ErrTokens) && !strings.Contains(err.Error(), api.TokensFile) {
 		return usagef("%s: %w", verb, err)
 	}
 	return err

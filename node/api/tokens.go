@@ -97,6 +97,9 @@ func (t Token) check() error {
 	return nil
 }
 
+// TokensFile is what the file of a daemon's tokens is called in the peer's directory.
+const TokensFile = "tokens.json"
+
 // ReadTokens reads the file of a daemon's tokens, in the order of their names; none where there is no file. Errors match [ErrTokens].
 func ReadTokens(file string) ([]Token, error) {
 	b, err := durablefile.Read(file, tokensFileMax)
