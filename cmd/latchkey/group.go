@@ -258,7 +258,7 @@ func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, pref
 	switch {
 	case g.Prefix == rootPrefix && g.Majority() && !o.force:
 		return exitf(exitFailure, "group revive: the root is not lost: %d of its %d voters answer (%s); nothing was changed. --force gives the overlay another one all the same",
-			g.Answering, g.Voters, strings.Join(membersThat(g, true), ", "))
+			g.Answering, g.Voters, strings.Join(votersThat(g, true), ", "))
 	case g.Prefix == rootPrefix:
 		return a.reviveRoot(ctx, in, daemon, g, o)
 	case g.Prefix != prefix && g.Key == "":
@@ -266,7 +266,7 @@ func (a *app) revive(ctx context.Context, in io.Reader, daemon *api.Client, pref
 			prefix, g.Prefix, g.Prefix)
 	case g.Majority() && !o.force:
 		return exitf(exitFailure, "group revive: group %s is not lost: %d of its %d voters answer (%s); nothing was changed. --force revives it all the same, and loses what it knows",
-			prefix, g.Answering, g.Voters, strings.Join(membersThat(g, true), ", "))
+			prefix, g.Answering, g.Voters, strings.Join(votersThat(g, true), ", "))
 	}
 	if !g.Directory && g.Parent == "" {
 		if err := rootThere(ctx, daemon); err != nil {
@@ -315,11 +315,11 @@ func hear(ctx context.Context) context.Context {
 	return api.LimitDaemon(ctx, end.Add(-spare(time.Until(end))))
 }
 
-// membersThat returns the members that answer, or those that do not.
-func membersThat(g api.GroupStanding, answer bool) []string {
+// votersThat returns the voters that answer, or those that do not. On learners nothing depends.
+func votersThat(g api.GroupStanding, answer bool) []string {
 	var ids []string
 	for _, m := range g.Members {
-		if (m.State == api.MemberAnswers) == answer {
+		if m.Role != "learner" && (m.State == api.MemberAnswers) == answer {
 			ids = append(ids, m.Peer)
 		}
 	}
@@ -341,7 +341,7 @@ Type the %s to go on: `, nameOf(g), g.Answering, g.Voters, missingOf(g), generat
 
 // missingOf names the members that do not answer.
 func missingOf(g api.GroupStanding) string {
-	if ids := membersThat(g, false); len(ids) > 0 {
+	if ids := votersThat(g, false); len(ids) > 0 {
 		return plain(strings.Join(ids, ", "))
 	}
 	return "none"

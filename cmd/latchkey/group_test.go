@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -66,6 +67,15 @@ old     2    1     voter    1       0    ends: its lock went back to its prefix
 	w.Flush()
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+// A group is lost or not by its voters: a learner that answers is none of those that do.
+func TestLearnersAreNotCountedAmongVoters(t *testing.T) {
+	g := api.GroupStanding{Members: []api.GroupMember{{Peer: "a", Role: "leader", State: api.MemberAnswers}, {Peer: "b", Role: "voter", State: api.MemberSilent},
+		{Peer: "c", Role: "learner", State: api.MemberAnswers}, {Peer: "d", Role: "learner", State: api.MemberWithout}}}
+	if here, gone := votersThat(g, true), votersThat(g, false); !slices.Equal(here, []string{"a"}) || !slices.Equal(gone, []string{"b"}) {
+		t.Errorf("here %v, gone %v", here, gone)
 	}
 }
 

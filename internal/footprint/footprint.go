@@ -9,6 +9,7 @@ import (
 	"context"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,7 +20,14 @@ const (
 	least = 16 << 20
 	// collectionsMax is how many collections between two looks mean that the process works: it would need the memory again at once.
 	collectionsMax = 2
+	// startMax is how many looks a start lasts at most, for a process that works from its first moment on.
+	startMax = 10
 )
+
+var starts atomic.Bool
+
+// Starts reports whether the process keeps its memory small ([Keep]) and has not been idle between two looks yet, nor for long on its way.
+func Starts() bool { return starts.Load() }
 
 // sample is what a look finds: bytes but for collections, which were ever begun.
 type sample struct{ objects, live, free, collections uint64 }
@@ -48,13 +56,18 @@ func (s sample) worth(before sample) bool {
 func Keep(ctx context.Context) {
 	t := time.NewTicker(every)
 	defer t.Stop()
-	for before := look(); ; {
+	starts.Store(true)
+	defer starts.Store(false)
+	for before, looks := look(), 1; ; looks++ {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
 			return
 		}
 		now := look()
+		if now.collections-before.collections <= collectionsMax || looks >= startMax {
+			starts.Store(false)
+		}
 		if now.worth(before) {
 			debug.FreeOSMemory()
 			now = look()

@@ -3,6 +3,7 @@ package footprint
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,6 +33,7 @@ var ballast []byte
 
 // What a process no longer needs is given back, though nothing makes it collect.
 func TestMemoryIsGivenBack(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection that runs while the ballast is made would take it for needed
 	runtime.GC()
 	if s := look(); s.objects == 0 || s.live == 0 || s.collections == 0 {
 		t.Fatalf("the runtime does not tell: %+v", s)
@@ -52,4 +54,38 @@ func TestMemoryIsGivenBack(t *testing.T) {
 			t.Errorf("%+v, was %+v", now, before)
 		}
 	})
+}
+
+// A start lasts until the process is idle, or works for long.
+func TestAStartEnds(t *testing.T) {
+	for name, tc := range map[string]struct {
+		works bool
+		looks int // that it lasts
+	}{"idle": {false, 1}, "at work": {true, startMax}} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			if Starts() {
+				t.Fatal("before it has begun")
+			}
+			go func() { Keep(ctx); close(done) }()
+			time.Sleep(every / 2) // of the bubble: between two looks
+			for i := range tc.looks {
+				if !Starts() {
+					t.Errorf("%s: over after %d looks", name, i)
+				}
+				if tc.works {
+					for range collectionsMax + 1 {
+						runtime.GC()
+					}
+				}
+				time.Sleep(every)
+			}
+			if Starts() {
+				t.Errorf("%s: not over after %d looks", name, tc.looks)
+			}
+			cancel()
+			<-done
+		})
+	}
 }
