@@ -160,7 +160,7 @@ func TestGroupsFillInEveryFigure(t *testing.T) {
 			var last testnet.Progress
 			dir := t.TempDir()
 			r, err := Groups(t.Context(), GroupsOptions{
-				Groups: 20, Disk: onDisk, Time: 100 * time.Millisecond, Dir: dir, Peer: groupPeerCommand, Progress: func(p testnet.Progress) { last = p },
+				Groups: 20, Disk: onDisk, Time: 100 * time.Millisecond, Settle: time.Millisecond, Dir: dir, Peer: groupPeerCommand, Progress: func(p testnet.Progress) { last = p },
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -172,7 +172,7 @@ func TestGroupsFillInEveryFigure(t *testing.T) {
 				r.CPUEmpty < 0 || r.MessagesS < 0 || r.AsleepS <= 0 || r.StartCPUms < 0 {
 				t.Errorf("%+v", r)
 			}
-			if r.LedAgainS <= 0 || r.AsleepAgainS < r.LedAgainS || r.StatusMs <= 0 || r.CPUOneDead < 0 || r.HeapDeadMB <= 0 {
+			if r.LedAgainS <= 0 || r.AsleepAgainS < r.LedAgainS || r.StatusMs <= 0 || r.DeathCPUms <= 0 || r.CPUOneDead < 0 || r.HeapDeadMB <= 0 {
 				t.Errorf("after a death: %+v", r)
 			}
 			if want := 2 * 21; last.Done != want || last.Total != want { // the root sleeps, too

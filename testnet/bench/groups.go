@@ -39,6 +39,10 @@ const (
 	// GroupsTimeDefault is long enough for a few collections of garbage not to look like a load.
 	GroupsTimeDefault = 10 * time.Second
 
+	// GroupsSettleDefault is from the death of a peer until its groups have looked for somebody to take its place, which they do once it counts as
+	// failed, and rest: that is work, and no cost of sleep. DeathCPUms tells of it.
+	GroupsSettleDefault = 45 * time.Second
+
 	groupsBits  = 14               // length of their prefixes: no overlay is that deep yet, and a longer one takes longer to find an anchor for
 	asleepWait  = 10 * time.Minute // for all groups to elect a leader and fall asleep
 	asleepPause = 500 * time.Millisecond
@@ -49,6 +53,7 @@ type GroupsOptions struct {
 	Groups int           // on each peer; 0 is GroupsDefault, at most GroupsMax
 	Disk   bool          // stores on disk instead of in memory
 	Time   time.Duration // how long to measure CPU; 0 is GroupsTimeDefault
+	Settle time.Duration // from the death of a peer until CPU is measured anew, at least; 0 is GroupsSettleDefault
 	Dir    string        // as in OrderOptions
 	// Peer returns a command whose process calls [GroupPeer] with its standard input and output; ctx kills it.
 	Peer func(ctx context.Context) *exec.Cmd
@@ -78,11 +83,12 @@ type GroupsResult struct {
 	StartCPUms float64 `json:"cpu_ms_per_group_until_asleep"`
 
 	// The figures after one of the peers was killed are those of the two that are left.
-	Orphans       int     `json:"groups_of_killed"`     // that it led
-	LedAgainS     float64 `json:"led_again_after_s"`    // from its death until all groups have a leader at both
-	StatusMs      float64 `json:"status_ms"`            // the longest question for the state of all groups meanwhile
-	AsleepAgainS  float64 `json:"asleep_again_after_s"` // from its death until all groups sleep, without it
-	CPUOneDead    float64 `json:"cpu_one_dead_percent"` // of one core, then
+	Orphans       int     `json:"groups_of_killed"`             // that it led
+	LedAgainS     float64 `json:"led_again_after_s"`            // from its death until all groups have a leader at both
+	StatusMs      float64 `json:"status_ms"`                    // the longest question for the state of all groups meanwhile
+	AsleepAgainS  float64 `json:"asleep_again_after_s"`         // from its death until all groups sleep, without it
+	DeathCPUms    float64 `json:"cpu_ms_per_group_after_death"` // of both together, from the former measurement to the next
+	CPUOneDead    float64 `json:"cpu_one_dead_percent"`         // of one core, once nobody is looked for any more
 	MessagesDeadS float64 `json:"messages_one_dead_per_s"`
 	HeapDeadMB    float64 `json:"heap_one_dead_mb"`
 
@@ -97,14 +103,14 @@ func (r *GroupsResult) Text(w io.Writer) {
 	fmt.Fprintf(w, "CPU\t%.2f %% of a core a peer, %.2f without groups; %.1f messages a second\n", r.CPUPercent, r.CPUEmpty, r.MessagesS)
 	fmt.Fprintf(w, "asleep\tafter %.1f s, with %.2f ms of CPU a group at all its members\n", r.AsleepS, r.StartCPUms)
 	fmt.Fprintf(w, "a peer killed\t%d groups led again after %.1f s; a question for all states takes %.0f ms at most\n", r.Orphans, r.LedAgainS, r.StatusMs)
-	fmt.Fprintf(w, "asleep without it\tafter %.1f s, then %.2f %% of a core a peer, %.1f messages a second, %.1f MB of heap\n",
-		r.AsleepAgainS, r.CPUOneDead, r.MessagesDeadS, r.HeapDeadMB)
+	fmt.Fprintf(w, "asleep without it\tafter %.1f s, with %.2f ms of CPU a group; then %.2f %% of a core a peer, %.1f messages a second, %.1f MB of heap\n",
+		r.AsleepAgainS, r.DeathCPUms, r.CPUOneDead, r.MessagesDeadS, r.HeapDeadMB)
 	fmt.Fprintf(w, "load average\t%.2f\n", r.Load)
 }
 
 // Groups measures what groups that sleep cost three peers that keep all of them, each in a process of its own.
 func Groups(ctx context.Context, o GroupsOptions) (_ *GroupsResult, err error) {
-	o.Groups, o.Time = cmp.Or(o.Groups, GroupsDefault), cmp.Or(o.Time, GroupsTimeDefault)
+	o.Groups, o.Time, o.Settle = cmp.Or(o.Groups, GroupsDefault), cmp.Or(o.Time, GroupsTimeDefault), cmp.Or(o.Settle, GroupsSettleDefault)
 	if o.Groups < 0 || o.Groups > GroupsMax {
 		return nil, fmt.Errorf("bench: %d groups: between 1 and %d", o.Groups, GroupsMax)
 	}
@@ -339,7 +345,11 @@ func (o *GroupsOptions) idle(ctx context.Context, n int, dir string, death *Grou
 		return mean, took, err
 	}
 	death.AsleepAgainS = time.Since(start).Seconds()
+	if err := wait(ctx, o.Settle-time.Since(start)); err != nil {
+		return mean, took, err
+	}
 	without, err := measured(peers)
+	death.DeathCPUms = (without.StartCPU - mean.StartCPU) * 1e3 * float64(len(peers)) / float64(max(n, 1))
 	death.CPUOneDead, death.MessagesDeadS, death.HeapDeadMB = 100*without.CPU, without.Messages, float64(without.Heap)/1e6
 	return mean, took, err
 }
