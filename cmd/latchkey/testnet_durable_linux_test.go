@@ -143,7 +143,7 @@ func (u *durableUse) call(ctx context.Context, c *api.Client, id, peer, i int) (
 			u.made.Add(1)
 			u.perPeer[peer].Add(1)
 		}
-	case errors.Is(err, coherence.ErrConflict) || errors.Is(err, coherence.ErrNoQuorum):
+	case errors.Is(err, coherence.ErrConflict) || errors.Is(err, coherence.ErrNoQuorum) || errors.Is(err, coherence.ErrBusy): // too many lives of peers have written of late
 		u.h.NoEffect(op)
 	case errors.Is(err, api.ErrUnreachable) && !errors.Is(err, coherence.ErrOutcomeUnknown):
 		u.h.NoEffect(op) // it was not sent

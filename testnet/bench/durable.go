@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -52,7 +53,19 @@ type DurableResult struct {
 	StoreMessages float64 `json:"store_messages"` // of all peers, those of the group's log included
 	Sharers       int     `json:"sharers"`
 	SharedP50us   float64 `json:"store_shared_p50_us"` // a write of what so many other peers have copies of
-	SharedRatio   float64 `json:"store_shared_ratio"`  // to a write without
+	SharedRatio   float64 `json:"store_shared_ratio"`  // to a write without, one after the other by the same peer
+
+	// The same once more beside a write of what nobody else has that comes, as that does, after all those peers have read something else: what they
+	// have just done costs the next write too. Of each the processors' time, of all peers together, and the least that the ratio can be where
+	// messages cost what those of a raw round trip do and all processors are used: each sharer takes two.
+	AfterP50us  float64 `json:"store_after_reads_p50_us"`
+	AfterRatio  float64 `json:"store_shared_ratio_after_reads"`
+	RawCPUus    float64 `json:"raw_cpu_us"`
+	AfterCPUus  float64 `json:"store_after_reads_cpu_us"`
+	SharedCPUus float64 `json:"store_shared_cpu_us"`
+	SharedLeast float64 `json:"store_shared_ratio_least"`
+	SharerCPUus float64 `json:"sharer_cpu_us"` // what each sharer adds
+	SharerToRaw float64 `json:"sharer_cpu_ratio"`
 
 	StaleOne     int `json:"stale_one_reader"`   // reads, after a write had returned, of what was there before; of one peer
 	StaleSharers int `json:"stale_sharers"`      // of all sharers
@@ -81,7 +94,10 @@ func (r *DurableResult) Text(w io.Writer) {
 	fmt.Fprintf(w, "baselines\ta raw round trip to the leader %.0f us, an ordered command at the leader %.0f us\n", r.RawP50us, r.OrderedP50us)
 	fmt.Fprintf(w, "read miss\tp50 %.0f us: %.2f raw round trips; %.2f messages\n", r.MissP50us, r.MissRatio, r.MissMessages)
 	fmt.Fprintf(w, "write\tp50 %.0f us: %.2f of a raw round trip and an ordered command; %.2f messages\n", r.StoreP50us, r.StoreRatio, r.StoreMessages)
-	fmt.Fprintf(w, "write, shared\tp50 %.0f us with %d sharers: %.2f of one without\n", r.SharedP50us, r.Sharers, r.SharedRatio)
+	fmt.Fprintf(w, "write, shared\tp50 %.0f us with %d sharers: %.2f of one without, %.2f of one without that follows the same reads (%.0f us); %.2f is the least here\n",
+		r.SharedP50us, r.Sharers, r.SharedRatio, r.AfterRatio, r.AfterP50us, r.SharedLeast)
+	fmt.Fprintf(w, "processors' time\ta raw round trip %.0f us, a write %.0f us, with sharers %.0f us: %.0f us for each, %.2f of a raw round trip\n", r.RawCPUus, r.AfterCPUus,
+		r.SharedCPUus, r.SharerCPUus, r.SharerToRaw)
 	fmt.Fprintf(w, "stale reads\tafter %d writes: %d of one reader, %d of %d sharers; %d of one that is cut off, for which a write waited %d ms\n", r.Judged, r.StaleOne, r.StaleSharers, r.Sharers,
 		r.StaleCut, r.CutMS)
 	fmt.Fprintf(w, "many copies\t%d caches of %d objects, filled at %.0f a second: %.2f control messages of a cache in half a lease, %.2f messages in all, %d misses\n",
@@ -231,6 +247,7 @@ func (b *durables) lockLike() string {
 type timedCall struct {
 	op func(i int) (time.Duration, error)
 	rawbench.Result
+	cpu      time.Duration // of all peers, while it was timed
 	messages uint64
 	wall     time.Duration
 }
@@ -244,16 +261,28 @@ func (b *durables) missesAndWrites() error {
 	}
 	defer echo.Close()
 	payload := make([]byte, payloadBytes)
-	took := func(f func() error) (time.Duration, error) {
-		began := time.Now()
-		err := f()
-		return time.Since(began), err
+	var cpu time.Duration
+	took := func(f func() error) (d time.Duration, err error) {
+		used, began := rawbench.CPUTime(), time.Now()
+		err = f()
+		d = time.Since(began)
+		cpu += rawbench.CPUTime() - used
+		return d, err
 	}
 	sharers := b.others[:min(len(b.others), sharersMost)]
 	b.r.Sharers = len(sharers)
 	author := b.apps[b.others[0]]
 	alone, shared := b.apps[b.writer].Object(b.name("alone", 0)), b.apps[b.writer].Object(b.name("shared", 0))
+	other := b.name("other", 0)
 	lock, locks := b.lockLike(), lead.Node().Locks()
+	readBy := func(name string) error {
+		for _, s := range sharers {
+			if _, err := b.apps[s].Object(name).Read(b.ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	calls := []*timedCall{
 		{op: func(int) (time.Duration, error) { return took(func() error { return echo.Do(payload) }) }},
 		{op: func(int) (time.Duration, error) {
@@ -273,12 +302,19 @@ func (b *durables) missesAndWrites() error {
 		}},
 		{op: func(int) (time.Duration, error) { return took(func() error { return alone.Set(b.ctx, payload) }) }},
 		{op: func(int) (time.Duration, error) {
-			for _, s := range sharers {
-				if _, err := b.apps[s].Object(shared.Name()).Read(b.ctx); err != nil {
-					return 0, err
-				}
+			if err := readBy(shared.Name()); err != nil {
+				return 0, err
 			}
 			return took(func() error { return shared.Set(b.ctx, payload) })
+		}},
+		{op: func(int) (time.Duration, error) {
+			if err := b.apps[b.leader].Object(other).Set(b.ctx, payload); err != nil { // so that the reads are misses, as those of the shared one
+				return 0, err
+			}
+			if err := readBy(other); err != nil {
+				return 0, err
+			}
+			return took(func() error { return alone.Set(b.ctx, payload) })
 		}},
 	}
 	const batch = 16
@@ -290,6 +326,7 @@ func (b *durables) missesAndWrites() error {
 			}
 		}
 		for _, c := range calls {
+			cpu = 0
 			before, start := count(b.net), time.Now()
 			var samples []time.Duration
 			for i := range batch {
@@ -301,7 +338,7 @@ func (b *durables) missesAndWrites() error {
 			}
 			if round > 0 { // the first opens streams and sessions
 				c.Add(rawbench.Result{Samples: samples})
-				c.wall += time.Since(start)
+				c.wall, c.cpu = c.wall+time.Since(start), c.cpu+cpu
 				c.messages += count(b.net).messages - before.messages
 			}
 		}
@@ -315,6 +352,14 @@ func (b *durables) missesAndWrites() error {
 	r.RawP50us, r.OrderedP50us, r.MissP50us, r.StoreP50us, r.SharedP50us = p50(0), p50(1), p50(2), p50(3), p50(4)
 	r.MissRatio, r.StoreRatio, r.SharedRatio = r.MissP50us/r.RawP50us, r.StoreP50us/(r.RawP50us+r.OrderedP50us), r.SharedP50us/r.StoreP50us
 	r.MissMessages, r.StoreMessages = messages(calls[2]), messages(calls[3])
+	cpuOf := func(i int) float64 { return micros(calls[i].cpu) / float64(len(calls[i].Samples)) }
+	r.AfterP50us, r.RawCPUus, r.SharedCPUus, r.AfterCPUus = p50(5), cpuOf(0), cpuOf(4), cpuOf(5)
+	r.AfterRatio = r.SharedP50us / r.AfterP50us
+	r.SharedLeast = (r.AfterP50us + float64(r.Sharers)*r.RawCPUus/float64(runtime.GOMAXPROCS(0))) / r.AfterP50us
+	r.SharerCPUus = max(0, r.SharedCPUus-r.AfterCPUus) / float64(max(r.Sharers, 1))
+	if r.RawCPUus > 0 { // not every system tells
+		r.SharerToRaw = r.SharerCPUus / r.RawCPUus
+	}
 	return nil
 }
 

@@ -53,7 +53,7 @@ func TestDurableBenchFillsInEveryFigure(t *testing.T) {
 	r.Text(&text)
 	t.Log("\n" + text.String())
 	if r.HitNS <= 0 || r.ClockNS <= 0 || r.HitRatio <= 0 || r.RawP50us <= 0 || r.OrderedP50us <= 0 || r.MissRatio <= 0 || r.StoreRatio <= 0 ||
-		r.Sharers != 3 || r.SharedRatio <= 0 || r.Caches != 4 || r.Objects != 64 || r.FillPerS <= 0 || r.MixPerS <= 0 || r.MixHits <= 0 || r.Judged != 51 {
+		r.Sharers != 3 || r.SharedRatio <= 0 || r.AfterP50us <= 0 || r.AfterRatio <= 0 || r.SharedLeast < 1 || r.Caches != 4 || r.Objects != 64 || r.FillPerS <= 0 || r.MixPerS <= 0 || r.MixHits <= 0 || r.Judged != 51 {
 		t.Errorf("%+v", r)
 	}
 	if r.StaleOne+r.StaleSharers+r.StaleCut > 0 {
@@ -63,7 +63,7 @@ func TestDurableBenchFillsInEveryFigure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, field := range []string{"hit_ratio_to_clock", "hit_allocs", "miss_ratio", "store_ratio", "store_shared_ratio", "control_messages_per_half_lease", "mix_ops_per_s", "load"} {
+	for _, field := range []string{"hit_ratio_to_clock", "hit_allocs", "miss_ratio", "store_ratio", "store_shared_ratio", "store_shared_ratio_after_reads", "sharer_cpu_us", "control_messages_per_half_lease", "mix_ops_per_s", "load"} {
 		if !strings.Contains(string(b), `"`+field+`":`) {
 			t.Errorf("%s lacks %s", b, field)
 		}

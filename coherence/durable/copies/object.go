@@ -66,7 +66,6 @@ func (o *Object) Load() (Found, bool) {
 	if !e.hit.Load() { // most hits only read what all share
 		e.hit.Store(true)
 	}
-	o.group.s.hit()
 	return Found{c.Value, c.Version}, true
 }
 

@@ -3,7 +3,6 @@ package copies
 import (
 	"cmp"
 	"context"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,7 +68,6 @@ type Service struct {
 	groups map[keyspace.Prefix]*group
 	awake  map[*group]struct{} // that want to be looked after
 
-	hits                               atomic.Uint64 // in samples of hitSample
 	misses, invalidations, renewals    atomic.Uint64
 	leases, refused, evictions, stores atomic.Uint64
 	waiting                            atomic.Int64
@@ -113,19 +111,16 @@ type Stats struct {
 // Stats returns what the node has done so far.
 func (s *Service) Stats() Stats {
 	objects, bytes := s.clock.size()
+	hits := uint64(0)
+	s.mu.Lock()
+	for _, g := range s.groups {
+		hits += g.lease.Hits()
+	}
+	s.mu.Unlock()
 	return Stats{
-		Objects: objects, Bytes: bytes, Hits: s.hits.Load() * hitSample, Misses: s.misses.Load(), Refused: s.refused.Load(),
+		Objects: objects, Bytes: bytes, Hits: hits, Misses: s.misses.Load(), Refused: s.refused.Load(),
 		Invalidations: s.invalidations.Load(), Stores: s.stores.Load(), Renewals: s.renewals.Load(), Leases: s.leases.Load(),
 		Evictions: s.evictions.Load(), Waiting: int(s.waiting.Load()),
-	}
-}
-
-// hitSample is how many hits one stands for that is counted; see [latchkey/coherence/access.Counters].
-const hitSample = 64
-
-func (s *Service) hit() {
-	if rand.Uint32()%hitSample == 0 {
-		s.hits.Add(1)
 	}
 }
 
@@ -232,6 +227,7 @@ type group struct {
 	last    uint64 // number of a call
 	tags    cachedobject.Lease
 	out     []cachedobject.Action
+	ended   []ended
 	jumps   uint64 // of the clock
 	awake   bool
 	pins    int  // watches, and objects that are held: the lease is renewed for them
@@ -244,6 +240,12 @@ type group struct {
 	sought   automaton.Instant
 	renewed  automaton.Instant
 	pressed  automaton.Instant // when a hint last had requests said again
+}
+
+// ended is a call that has ended, and with what.
+type ended struct {
+	to     chan cachedobject.Action
+	action cachedobject.Action
 }
 
 // post is what is to be sent.
@@ -281,6 +283,11 @@ func (g *group) step(ev cachedobject.Event, p *post) {
 		g.tags = l
 		g.lease.Publish(l)
 	}
+	for _, e := range g.ended { // who comes back at once finds the lease, and needs nobody
+		e.to <- e.action // there is room
+	}
+	clear(g.ended)
+	g.ended = g.ended[:0]
 }
 
 // perform does what the automaton said.
@@ -301,7 +308,7 @@ func (g *group) perform(send []durable.Message, now automaton.Instant) []durable
 			if c := g.calls[a.Call]; c != nil {
 				delete(g.calls, a.Call)
 				g.s.waiting.Add(-1)
-				c <- *a // there is room
+				g.ended = append(g.ended, ended{c, *a})
 			}
 		}
 	}

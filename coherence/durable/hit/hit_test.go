@@ -56,6 +56,29 @@ func TestAHitReadsTheClock(t *testing.T) {
 	})
 }
 
+// TestHitsAreCounted: one in so many, whatever the time between them.
+func TestHitsAreCounted(t *testing.T) {
+	for _, every := range []time.Duration{1, 59, time.Microsecond, 15625 * time.Microsecond, time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			l := &Lease{began: time.Now()}
+			c := NewCopy(l)
+			c.Publish(cell(1))
+			_, ahead := l.glance()
+			l.current.Store(&published{cachedobject.Lease{Tenure: tenure, Session: session, Held: true}, 1 << 62, ahead})
+			const hits = 20_000
+			for range hits {
+				if _, ok := c.Load(); !ok {
+					t.Fatal("no hit")
+				}
+				time.Sleep(every)
+			}
+			if n := l.Hits(); n < hits*9/10 || n > hits*11/10 {
+				t.Errorf("%d hits, one each %v, are counted as %d", hits, every, n)
+			}
+		})
+	}
+}
+
 // TestWhoSleptHitsNothing: wall time went on, monotonic time stood still; and who sets the wall clock is asked again.
 func TestWhoSleptHitsNothing(t *testing.T) {
 	clock, l, c := newCopy()

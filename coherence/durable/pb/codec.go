@@ -59,17 +59,22 @@ var forms = map[durable.Kind]struct{ must, may part }{
 	durable.Lease:         {seq | tenure, lease},
 }
 
-// partsOf returns the parts that are in a message.
+// partsOf returns the parts that are in a message. Every message is looked at twice on its way.
 func partsOf(m *durable.Message) (p part) {
-	for q, has := range map[part]bool{
-		object: m.Object != "", seq: m.Seq != 0, tenure: m.Tenure.Term != 0, version: m.Version != 0,
-		content: m.Content != durable.None, lease: m.Lease != 0, exclusive: m.Exclusive, reason: m.Reason != 0,
-		write: m.Expect != durable.Any || m.Wanted != 0 || m.Delete || m.TTL != 0 || m.Value != nil && m.Content == durable.None,
-	} {
-		if has {
+	has := func(q part, is bool) {
+		if is {
 			p |= q
 		}
 	}
+	has(object, m.Object != "")
+	has(seq, m.Seq != 0)
+	has(tenure, m.Tenure.Term != 0)
+	has(version, m.Version != 0)
+	has(content, m.Content != durable.None)
+	has(lease, m.Lease != 0)
+	has(exclusive, m.Exclusive)
+	has(write, m.Expect != durable.Any || m.Wanted != 0 || m.Delete || m.TTL != 0 || m.Value != nil && m.Content == durable.None)
+	has(reason, m.Reason != 0)
 	return p
 }
 

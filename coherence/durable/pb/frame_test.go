@@ -124,3 +124,22 @@ func FuzzDecodePacket(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkMiss is what the frames of a read that asks the leader cost: its request and the answer, written and read.
+func BenchmarkMiss(b *testing.B) {
+	read, answer := sample(durable.Read, forms[durable.Read].must), sample(durable.Copy, forms[durable.Copy].must)
+	read.Object, answer.Object = "app/dir/name", "app/dir/name"
+	answer.Content, answer.Version, answer.Lease, answer.Value = durable.Whole, 7, 1e9, &protocol.Cell{Bytes: make([]byte, 64)}
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, m := range []durable.Message{read, answer} {
+			frame, err := EncodePacket(nil, &Packet{Prefix: prefix, Gen: 1, Messages: []durable.Message{m}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := DecodePacket(frame, node, m.Kind.ToLeader()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
