@@ -60,6 +60,7 @@ type ownWorld struct {
 	stays   string
 	prefix  *simGroup
 	groups  map[order.GroupID]*simGroup
+	born    []*simGroup // all of groups, in the order in which they were made
 	boots   uint64
 	clients []*simClient
 	highest map[string]uint64 // token
@@ -132,7 +133,7 @@ func (w *ownWorld) machines(g *simGroup) {
 func (w *ownWorld) group(id order.GroupID) *simGroup {
 	g := &simGroup{id: id}
 	w.machines(g)
-	w.groups[id] = g
+	w.groups[id], w.born = g, append(w.born, g)
 	w.lead(g)
 	return g
 }
@@ -360,7 +361,7 @@ func (w *ownWorld) adopt(p, child *simGroup, sealed []byte) {
 
 // register has the own groups that the prefix's group does not know tell of themselves, as their leaders do from time to time.
 func (w *ownWorld) register(p *simGroup) {
-	for _, g := range w.groups {
+	for _, g := range w.born {
 		if !placement.IsOwn(g.id) || !w.hears(g) || !w.chance(2) {
 			continue
 		}
@@ -606,7 +607,7 @@ func (w *ownWorld) run(d time.Duration) (err error) {
 	until := func(end time.Duration) {
 		for ; w.now < end && w.err == nil; w.now += simStep {
 			w.operate()
-			for _, g := range w.groups {
+			for _, g := range w.born {
 				if !g.dead && w.now%(100*time.Millisecond) == 0 {
 					w.apply(g, order.Command{Service: session.TickService})
 				}
@@ -618,7 +619,7 @@ func (w *ownWorld) run(d time.Duration) (err error) {
 	}
 	until(d)
 	w.calm = true
-	for _, g := range w.groups {
+	for _, g := range w.born {
 		g.paused = 0
 	}
 	until(w.now + 2*placement.KeysQuarantine(w.genesis) + 10*time.Second)
