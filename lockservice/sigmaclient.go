@@ -138,7 +138,8 @@ func (s *Sigma) Close() error {
 	return nil
 }
 
-// Deliver takes a message that a replica has sent to a client. from is the authenticated sender. It does not block.
+// Deliver takes a message that a replica has sent to a client. from is the authenticated sender. It does not block, and keeps no part of m
+// but what is not changed any more.
 func (s *Sigma) Deliver(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message) {
 	s.mu.Lock()
 	l, q := s.lines[m.Req.Session], s.questions[m.Req.Session]
@@ -378,7 +379,10 @@ func (l *line) begin(by *sigmaBackend, r Request, g sigmapb.Group, d sigma.Descr
 	l.due, l.jumps, l.backend, l.req = automaton.Never, s.cfg.Clock.Jumps(), nil, 0
 	l.by, l.delay, l.try, l.logged.err, l.logged.taken = by, r.Delay, r.Try, nil, nil
 	at := l.logged.at
-	l.core = sigma.NewClient(sigma.ClientConfig{
+	if l.core == nil {
+		l.core = new(sigma.Client)
+	}
+	l.core.Reset(sigma.ClientConfig{
 		Name: l.name, Req: sigma.Req{Session: l.session, Seq: l.seq}, TTL: r.TTL, Delay: r.Delay, Drift: s.drift, View: d,
 		Clock: s.lamport(), Try: r.Try, Repeat: true, OnDemand: true, Patient: patient,
 		Logged: s.own(g) || at.group == g && at.view == d.View && d.View.Num > 0,
@@ -856,12 +860,12 @@ func (b *sigmaBackend) renew(ctx context.Context, g Grant) error {
 		return ErrNotHeld
 	}
 	until := l.stepLocked(sigma.Event{Kind: sigma.Renew}).Add(b.sigma.drift.Shrink(g.TTL))
-	core := l.core
+	seq := l.seq
 	l.mu.Unlock()
 	renewed := false
 	err := l.wait(ctx, nil, func() bool {
-		held := l.core == core && core.State() == sigma.ClientHeld
-		renewed = held && core.Deadline() >= until
+		held := l.seq == seq && l.core.State() == sigma.ClientHeld
+		renewed = held && l.core.Deadline() >= until
 		return renewed || !held
 	})
 	switch {
@@ -886,15 +890,15 @@ func (b *sigmaBackend) release(ctx context.Context, g Grant) error {
 		return ErrNotHeld
 	}
 	l.mu.Lock()
-	core := l.core
-	if Token(core.Token()) != g.Token || l.end.Kind != 0 || l.lost && core.State() != sigma.ClientLost {
+	seq := l.seq
+	if Token(l.core.Token()) != g.Token || l.end.Kind != 0 || l.lost && l.core.State() != sigma.ClientLost {
 		l.mu.Unlock()
 		return ErrNotHeld
 	}
 	l.stepLocked(sigma.Event{Kind: sigma.GiveBack})
 	l.mu.Unlock()
 	// Whoever leaves now leaves the rest to the line, which repeats the release until the lease is over, and then drops the grant.
-	if err := l.wait(ctx, nil, func() bool { return l.core != core || l.returned || l.end.Kind != 0 }); err != nil {
+	if err := l.wait(ctx, nil, func() bool { return l.seq != seq || l.returned || l.end.Kind != 0 }); err != nil {
 		return fmt.Errorf("%w: release %q: %w", ErrOutcomeUnknown, g.Name, err)
 	}
 	if b.drop(g.Req) {

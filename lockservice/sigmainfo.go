@@ -66,10 +66,11 @@ func (s *Sigma) asked(as sigma.Session) {
 	delete(s.questions, as)
 }
 
-// hear takes an answer. One for which there is no room is lost, and asked for again.
+// hear takes an answer, of which it keeps a copy. One for which there is no room is lost, and asked for again.
 func (q *question) hear(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message) {
+	answer := *m
 	select {
-	case q.answers <- heardOf{from, g, m}:
+	case q.answers <- heardOf{from, g, &answer}:
 	default:
 	}
 }

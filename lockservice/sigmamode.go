@@ -36,21 +36,21 @@ func (l *line) orderLocked(o sigma.Command) {
 		if g.attempt > 0 {
 			l.by.table.exit(g.req)
 		}
-		g.attempt, g.req = o.Attempt, l.by.table.enter(attemptEar{l, l.core, o.Attempt})
+		g.attempt, g.req = o.Attempt, l.by.table.enter(attemptEar{l, l.seq, o.Attempt})
 	}
 	c := wishCommand{
 		name: l.name, req: g.req, ttl: l.ttl, delay: l.delay, try: l.try, wish: sigma.Req{Session: l.session, Seq: l.seq}, Command: o,
 	}
-	by, core, group := l.by, l.core, l.group
+	by, seq, group := l.by, l.seq, l.group
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closed {
-		s.searches.Go(func() { l.answered(core, by.table.order(s.life, c, s.own(group), group.ViewGen())) })
+		s.searches.Go(func() { l.answered(seq, by.table.order(s.life, c, s.own(group), group.ViewGen())) })
 	}
 }
 
-// answered takes the answer to a command, with the group whose voters lock the name where it says so.
-func (l *line) answered(core *sigma.Client, a orderAnswer) {
+// answered takes the answer to a command of the line's request seq, with the group whose voters lock the name where it says so.
+func (l *line) answered(seq uint64, a orderAnswer) {
 	s := l.sigma
 	var found SigmaGroup
 	if a.Kind == sigma.AnswerElsewhere && a.moved {
@@ -63,7 +63,7 @@ func (l *line) answered(core *sigma.Client, a orderAnswer) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gone || l.core != core {
+	if l.gone || l.seq != seq {
 		return
 	}
 	l.logged.err = a.err
@@ -74,7 +74,7 @@ func (l *line) answered(core *sigma.Client, a orderAnswer) {
 		l.group = found.Group
 	}
 	l.stepLocked(sigma.Event{Kind: sigma.Ordered, Answer: a.Answer})
-	if len(a.View.Members) > 0 && !core.Logged() {
+	if len(a.View.Members) > 0 && !l.core.Logged() {
 		s.moved(l.group, a.View)
 	}
 }
@@ -82,14 +82,14 @@ func (l *line) answered(core *sigma.Client, a orderAnswer) {
 // attemptEar hears that the table has granted an attempt.
 type attemptEar struct {
 	line    *line
-	core    *sigma.Client
+	seq     uint64
 	attempt uint64
 }
 
 func (e attemptEar) granted(Token) {
 	e.line.mu.Lock()
 	defer e.line.mu.Unlock()
-	if !e.line.gone && e.line.core == e.core {
+	if !e.line.gone && e.line.seq == e.seq {
 		e.line.stepLocked(sigma.Event{Kind: sigma.Pushed, Answer: sigma.Answer{Attempt: e.attempt}})
 	}
 }
@@ -98,7 +98,7 @@ func (e attemptEar) granted(Token) {
 func (e attemptEar) ended() {
 	e.line.mu.Lock()
 	defer e.line.mu.Unlock()
-	if !e.line.gone && e.line.core == e.core && e.core.State() == sigma.ClientHeld {
+	if !e.line.gone && e.line.seq == e.seq && e.line.core.State() == sigma.ClientHeld {
 		e.line.stepLocked(sigma.Event{Kind: sigma.Renew})
 	}
 }

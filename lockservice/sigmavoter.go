@@ -3,6 +3,7 @@ package lockservice
 import (
 	"cmp"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,7 +46,7 @@ func NewSigmaVoters(cfg SigmaVotersConfig) *SigmaVoters {
 }
 
 // OnAnswer sets who hears what replicas answer to this peer's clients: [Sigma.Deliver]. Until then it is lost. f is called on several
-// goroutines and must not block.
+// goroutines and must not block. m is f's until it returns.
 func (v *SigmaVoters) OnAnswer(f func(from keyspace.NodeID, g sigmapb.Group, m *sigma.Message)) {
 	v.client.Store(&f)
 }
@@ -56,20 +57,33 @@ func (v *SigmaVoters) Service() string { return ServiceName }
 // Overlay implements [replicagroup.VoterService].
 func (v *SigmaVoters) Overlay() string { return sigmapb.Service }
 
+// messages are those that nobody needs any more, for the next ones: each lock costs twelve.
+var messages = sync.Pool{New: func() any { return new(sigma.Message) }}
+
 // Read implements [replicagroup.VoterService]. What is for a client is given to it.
 func (v *SigmaVoters) Read(from keyspace.NodeID, data []byte) (to order.GroupID, msg any, mine bool, err error) {
-	g, m, err := sigmapb.DecodeFrame(data)
-	if err != nil {
+	m := messages.Get().(*sigma.Message)
+	var g sigmapb.Group
+	if err := sigmapb.ReadFrame(data, &g, m); err != nil {
+		v.Free(m)
 		return to, nil, false, err
 	}
 	switch m.Kind {
 	case sigma.Request, sigma.Yield, sigma.Release, sigma.Install, sigma.Inspect, sigma.List, sigma.Reported, sigma.Pull:
-		return order.GroupID{Prefix: g.Prefix, Gen: g.Gen}, &m, true, nil
+		return order.GroupID{Prefix: g.Prefix, Gen: g.Gen}, m, true, nil
 	}
 	if f := v.client.Load(); f != nil {
-		(*f)(from, g, &m)
+		(*f)(from, g, m)
 	}
+	v.Free(m)
 	return to, nil, false, nil
+}
+
+// Free implements [replicagroup.VoterService].
+func (v *SigmaVoters) Free(msg any) {
+	m := msg.(*sigma.Message)
+	*m = sigma.Message{} // what it names is not to be kept here
+	messages.Put(m)
 }
 
 // Absent implements [replicagroup.VoterService]: a client that asks where the group is not is told to look for it.
@@ -131,7 +145,7 @@ func (w *sigmaVoter) Idle() bool { return w.replica == nil && w.watchers.n == 0 
 // earlyMessage has come before the replica that it is for.
 type earlyMessage struct {
 	from keyspace.NodeID
-	msg  *sigma.Message
+	msg  sigma.Message
 }
 
 // earlyMax bounds the messages that wait for a replica to catch up. More are dropped.
@@ -242,7 +256,7 @@ func (w *sigmaVoter) takeUp() {
 	w.caughtUp()
 	w.Foresee()
 	for _, m := range early {
-		w.Receive(m.from, m.msg)
+		w.Receive(m.from, &m.msg)
 	}
 }
 
@@ -324,7 +338,7 @@ func (w *sigmaVoter) Receive(from keyspace.NodeID, msg any) {
 	case w.silent:
 	case w.saved != nil && w.member:
 		if len(w.early) < earlyMax {
-			w.early = append(w.early, &earlyMessage{from, m})
+			w.early = append(w.early, &earlyMessage{from, *m})
 		}
 	case w.view != sigma.ViewID{} && m.Kind != sigma.Reported && m.Kind != sigma.Pull: // a learner knows where to ask
 		w.send(from, &sigma.Message{Kind: sigma.Moved, View: w.view, Name: m.Name, Req: m.Req, TS: m.TS, Members: w.machine().Sigma().Members})
@@ -424,11 +438,21 @@ func (w *sigmaVoter) silence(err error) bool {
 	return w.silent
 }
 
+// frames are the storage of what voters send. Longer ones, which have parts of tables, are not kept.
+var frames = sync.Pool{New: func() any { return new(make([]byte, 0, 256)) }}
+
+const frameKeepMax = 4 << 10
+
 func (w *sigmaVoter) send(to keyspace.NodeID, m *sigma.Message) {
-	b, err := sigmapb.EncodeFrame(nil, groupOf(w.seat.Group()), m)
+	space := frames.Get().(*[]byte)
+	b, err := sigmapb.EncodeFrame((*space)[:0], groupOf(w.seat.Group()), m)
 	if err != nil {
 		log.Errorw("a message cannot be encoded", "group", w.seat.Group(), "kind", m.Kind, "err", err)
 		return
 	}
 	w.seat.Send(to, b)
+	if cap(b) <= frameKeepMax {
+		*space = b
+		frames.Put(space)
+	}
 }

@@ -37,6 +37,9 @@ type VoterService interface {
 	// Read decodes a message. Where mine is false it is for no voter, and Read has passed it on itself; it must not block. An error
 	// resets the peer's stream.
 	Read(from keyspace.NodeID, data []byte) (to order.GroupID, msg any, mine bool, err error)
+	// Free takes back a message of Read of which the host has no more use: what handles it keeps nothing of it beyond its call. Not every
+	// message comes back.
+	Free(msg any)
 	// New makes the voter of a replica that starts. Its methods and this are never called at the same time.
 	New(s *Seat) Voter
 	// Absent answers a message for a group that has no replica here. send is [Seat.Send].
@@ -94,8 +97,8 @@ func (s *Seat) leased() bool {
 	return c.Now() < l.until && c.Jumps() == l.jumps
 }
 
-// receive hands a message to the voter, as soon as it may answer.
-func (s *Seat) receive(e *voterEvent) {
+// receive hands a message to the voter, as soon as it may answer. It answers whether that is now.
+func (s *Seat) receive(e *voterEvent) bool {
 	if s.r.lease != nil && !s.r.leading && s.lease.until.Sub(s.Now()) < s.r.shard.host.genesis.Lease/2 {
 		s.askLease()
 	}
@@ -104,9 +107,11 @@ func (s *Seat) receive(e *voterEvent) {
 		s.voter.Receive(e.from, e.msg)
 	case len(s.lease.waiting) < voterWaitingMax:
 		s.lease.waiting = append(s.lease.waiting, e)
+		return false
 	default:
 		s.r.shard.host.counters.voterDropped.Add(1)
 	}
+	return true
 }
 
 // askLease asks the leader how long the group's lease lasts.
@@ -149,7 +154,9 @@ func (e voterLeaseEvent) handle(s *shard) {
 	waiting := l.waiting
 	l.waiting = nil
 	for _, w := range waiting {
-		r.seat.receive(w)
+		if r.seat.receive(w) {
+			w.free(s.host)
+		}
 	}
 }
 
@@ -438,7 +445,20 @@ type voterEvent struct {
 	own   []byte
 }
 
-// admit has a message handled at once, or puts it into its shard's mailbox, unless its peer has too many there already.
+// voterEvents are those that are over, for the next ones: each lock costs six.
+var voterEvents = sync.Pool{New: func() any { return new(voterEvent) }}
+
+// free ends an event that nobody will look at again.
+func (e *voterEvent) free(h *Host) {
+	if e.msg != nil {
+		h.voters.Free(e.msg)
+	}
+	*e = voterEvent{}
+	voterEvents.Put(e)
+}
+
+// admit has a message handled at once, or puts it into its shard's mailbox, unless its peer has too many there already. The event is not the
+// caller's any more.
 func (h *Host) admit(e *voterEvent) {
 	if h.shardOf(e.group).handleNow(voterNow{e}) {
 		return
@@ -472,9 +492,12 @@ func (e *voterEvent) deliver(s *shard) {
 	switch {
 	case e.own == nil && ok:
 		r.decide()
-		r.seat.receive(e)
+		if r.seat.receive(e) {
+			e.free(h)
+		}
 	case e.own == nil:
 		h.voters.Absent(e.from, e.group, e.msg, h.sendVoter)
+		e.free(h)
 	case ok && r.leading:
 		if m, is := r.view.MemberAt(e.from); is && m.Role != order.Learner {
 			r.seat.propose(e.from, e.own)
@@ -504,7 +527,9 @@ func (h *Host) handleVoter(req *dht.Request) error {
 		return err
 	}
 	to.Overlay = h.id
-	h.admit(&voterEvent{peer: req.From, from: from, bytes: len(req.Data), group: to, msg: msg})
+	e := voterEvents.Get().(*voterEvent)
+	*e = voterEvent{peer: req.From, from: from, bytes: len(req.Data), group: to, msg: msg}
+	h.admit(e)
 	return nil
 }
 

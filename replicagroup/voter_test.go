@@ -69,6 +69,7 @@ func (votingService) Overlay() string { return "voting" }
 func (votingService) Read(keyspace.NodeID, []byte) (order.GroupID, any, bool, error) {
 	return order.GroupID{}, nil, false, errMalformed
 }
+func (votingService) Free(any) {}
 func (s votingService) New(seat *Seat) Voter {
 	v := &noting{seat: seat}
 	s.made <- v
@@ -146,18 +147,18 @@ func TestAMessageToAVoterIsHandledAtOnceWhereTheShardRests(t *testing.T) {
 	s.host.shards = []*shard{s}
 	box := driver.NewMailbox[shardEvent](8)
 	s.box = box
-	e := &voterEvent{peer: "p", group: r.group}
-	s.host.admit(e)
+	message := func() *voterEvent { return &voterEvent{peer: "p", group: r.group} }
+	s.host.admit(message())
 	if len(v.heard) > 0 || box.Empty() {
 		t.Fatal("handled while a turn was under way")
 	}
 	s.turns.Unlock()
-	s.host.admit(e)
+	s.host.admit(message())
 	if waiting, _ := box.Take(nil); len(v.heard) > 0 || len(waiting) != 2 {
 		t.Fatalf("it overtook: heard %q, %d wait", v.heard, len(waiting))
 	}
 	<-box.Wake()
-	s.host.admit(e)
+	s.host.admit(message())
 	if len(v.heard) != 1 || !box.Empty() {
 		t.Fatalf("heard %q of one", v.heard)
 	}
@@ -167,7 +168,7 @@ func TestAMessageToAVoterIsHandledAtOnceWhereTheShardRests(t *testing.T) {
 		t.Error("nobody sees to the timer and the proposal")
 	}
 	s.turns.Lock() // the shard has ended
-	s.host.admit(e)
+	s.host.admit(message())
 	if len(v.heard) != 1 {
 		t.Error("handled after the end")
 	}

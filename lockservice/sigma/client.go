@@ -121,10 +121,16 @@ const void automaton.Instant = -1 << 62
 
 // NewClient returns an idle client. It panics without a view to ask in or a TTL: both come from its own process.
 func NewClient(cfg ClientConfig) *Client {
-	invariant.Check(cfg.TTL > 0 && cfg.View.Valid(), "a client's configuration", cfg)
-	c := &Client{cfg: cfg, clock: cfg.Clock, next: automaton.Never, armed: automaton.Never}
-	c.sit(cfg.View)
+	c := new(Client)
+	c.Reset(cfg)
 	return c
+}
+
+// Reset makes c an idle client as [NewClient] returns it. What it was is forgotten.
+func (c *Client) Reset(cfg ClientConfig) {
+	invariant.Check(cfg.TTL > 0 && cfg.View.Valid(), "a client's configuration", cfg)
+	*c = Client{cfg: cfg, clock: cfg.Clock, next: automaton.Never, armed: automaton.Never, seats: c.seats}
+	c.sit(cfg.View)
 }
 
 // State returns where the client stands.

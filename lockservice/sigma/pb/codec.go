@@ -60,43 +60,24 @@ func EncodeFrame(b []byte, g Group, m *sigma.Message) ([]byte, error) {
 // DecodeFrame reads a message and the group it is for or from. Its View is one of that group, which is all that is known of it. The
 // error matches [ErrMalformed].
 func DecodeFrame(b []byte) (g Group, m sigma.Message, err error) {
-	bad := func(err error) (Group, sigma.Message, error) { return Group{}, sigma.Message{}, err }
-	if len(b) > FrameBytesMax {
-		return bad(fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(b), FrameBytesMax))
+	err = ReadFrame(b, &g, &m)
+	return g, m, err
+}
+
+// ReadFrame is DecodeFrame for who has room for what is read. Nothing in it aliases b. After an error both are zero.
+func ReadFrame(b []byte, g *Group, m *sigma.Message) (err error) {
+	if readFrame(b, g, m) {
+		return nil
 	}
-	var p Frame
-	var small smallMessage
-	if readSmall(b, &p, &small) {
-		g, err := groupOf(p.Prefix, p.Gen)
-		if err != nil {
-			return bad(err)
-		}
-		if !small.has {
-			return bad(errNothing)
-		}
-		var req, owner *Req
-		if small.hasReq {
-			req = &small.req
-		}
-		if small.hasOwner {
-			owner = &small.owner
-		}
-		var d decoder
-		m := d.head(&small.Message, req, owner, &small.gid)
-		d.fits(&m)
-		if d.err == nil {
-			d.err = g.has(&m)
-		}
-		if d.err != nil {
-			return bad(d.err)
-		}
-		return g, m, nil
+	if *g, *m = (Group{}), (sigma.Message{}); len(b) > FrameBytesMax {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(b), FrameBytesMax)
 	}
 	whole := new(Frame)
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, whole); err != nil {
-		return bad(fmt.Errorf("%w: %v", ErrMalformed, err))
+		return fmt.Errorf("%w: %v", ErrMalformed, err)
 	}
-	return ofFrame(whole)
+	*g, *m, err = ofFrame(whole)
+	return err
 }
 
 func ofFrame(p *Frame) (g Group, m sigma.Message, err error) {
@@ -306,9 +287,11 @@ func (d *decoder) node(b []byte) (n keyspace.NodeID) {
 	return n
 }
 
-// span reads a length of time: not negative, and not longer than anything the protocol means.
+// spanMax is longer than anything the protocol means.
+const spanMax = int64(24 * 365 * time.Hour)
+
+// span reads a length of time, which is not negative.
 func (d *decoder) span(ns int64) time.Duration {
-	const spanMax = int64(24 * 365 * time.Hour)
 	if ns < 0 || ns > spanMax {
 		d.fail("a time of %d ns", ns)
 	}

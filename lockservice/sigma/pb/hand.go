@@ -2,9 +2,13 @@ package pb
 
 import (
 	"fmt"
+	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
 	"latchkey/dht/keyspace"
+	"latchkey/internal/automaton"
 	"latchkey/internal/protofield"
 	"latchkey/lockservice/sigma"
 )
@@ -79,87 +83,194 @@ func appendFrame(b []byte, g Group, m *sigma.Message) ([]byte, error) {
 	return protofield.Close(appendMessage(b, m), at), nil
 }
 
-// smallMessage is a message without lists. Its parts are put together by who has all of it on its stack.
-type smallMessage struct {
-	Message
-	req, owner                    Req
-	gid                           GID
-	has, hasReq, hasOwner, hasGID bool
+// readFrame reads a frame as [EncodeFrame] writes it, of one of the messages that every lock costs. It answers false, and leaves m in an
+// undefined state, for all others and where anything is out of the ordinary: the library says what becomes of those.
+func readFrame(b []byte, g *Group, m *sigma.Message) bool {
+	c := cursor{rest: b}
+	if c.tag() != tagOf(1, protowire.BytesType) {
+		return false
+	}
+	p, rest, err := keyspace.DecodePrefix(c.bytes())
+	if err != nil || len(rest) > 0 {
+		return false
+	}
+	*g = Group{Prefix: p}
+	tag := c.tag()
+	if tag == tagOf(2, protowire.VarintType) {
+		g.Gen = c.uint()
+		tag = c.tag()
+	}
+	if tag != tagOf(3, protowire.BytesType) {
+		return false
+	}
+	message := c.bytes()
+	return !c.bad && len(c.rest) == 0 && readMessage(message, m) && m.View.Gen == g.ViewGen()
 }
 
-// readSmall reads a frame of one message that carries neither a report nor members. It answers false when it does, or cannot be read.
-func readSmall(b []byte, f *Frame, m *smallMessage) bool {
-	r := protofield.Read(b)
-	for r.Next() {
-		switch r.Field() {
-		case protofield.Bytes(1):
-			f.Prefix = r.Bytes()
-		case protofield.Number(2):
-			f.Gen = r.Uint()
-		case protofield.Bytes(3):
-			m.has = true
-			if !m.read(r.Bytes()) {
+// hot are the kinds that readMessage reads.
+const hot = 1<<sigma.Request | 1<<sigma.Yield | 1<<sigma.Release | 1<<sigma.Install | 1<<sigma.Grant | 1<<sigma.Inquire | 1<<sigma.Queued | 1<<sigma.Released
+
+func readMessage(b []byte, m *sigma.Message) bool {
+	c := cursor{rest: b}
+	last, named := 0, false
+	*m = sigma.Message{}
+	for len(c.rest) > 0 && !c.bad {
+		tag := c.tag()
+		if tag>>3 <= last { // also where a field comes twice
+			return false
+		}
+		last = tag >> 3
+		switch tag {
+		case tagOf(1, protowire.VarintType):
+			kind := c.uint()
+			if kind >= 64 || hot&(1<<kind) == 0 {
 				return false
 			}
-		}
-	}
-	return r.Err() == nil
-}
-
-func (m *smallMessage) read(b []byte) bool {
-	r := protofield.Read(b)
-	ok := true
-	for r.Next() && ok {
-		switch r.Field() {
-		case protofield.Number(1):
-			m.Kind = Kind(int32(r.Uint()))
-		case protofield.Number(2):
-			m.ViewGen = uint32(r.Uint())
-		case protofield.Number(3):
-			m.View = r.Uint()
-		case protofield.Bytes(4):
-			m.Name = r.String()
-		case protofield.Bytes(5):
-			m.hasReq, ok = true, m.req.read(r.Bytes())
-		case protofield.Number(6):
-			m.Ts = r.Uint()
-		case protofield.Number(7):
-			m.ReqTs = r.Uint()
-		case protofield.Number(8):
-			m.CsNs = int64(r.Uint())
-		case protofield.Number(9):
-			m.TtlNs = int64(r.Uint())
-		case protofield.Number(10):
-			m.DelayNs = int64(r.Uint())
-		case protofield.Number(11):
-			m.Tok = r.Uint()
-		case protofield.Bytes(12):
-			m.hasGID, ok = true, m.gid.read(r.Bytes())
-		case protofield.Number(13):
-			m.Older = r.Bool()
-		case protofield.Number(14):
-			m.Ack = r.Bool()
-		case protofield.Bytes(15):
-			m.hasOwner, ok = true, m.owner.read(r.Bytes())
-		case protofield.Number(16):
-			m.Position = uint32(r.Uint())
-		case protofield.Number(17):
-			m.WaitNs = int64(r.Uint())
-		case protofield.Number(18):
-			m.EmbargoNs = int64(r.Uint())
-		case protofield.Number(20):
-			m.Reason = Reason(int32(r.Uint()))
-		case protofield.Number(22):
-			m.Chunk = uint32(r.Uint())
-		case protofield.Number(23):
-			m.Mode = Mode(int32(r.Uint()))
-		case protofield.Number(24):
-			m.Patient = r.Bool()
-		case protofield.Bytes(19), protofield.Bytes(21):
+			m.Kind = sigma.Kind(kind)
+		case tagOf(2, protowire.VarintType):
+			gen := c.uint()
+			if m.View.Gen = uint32(gen); uint64(m.View.Gen) != gen {
+				return false
+			}
+		case tagOf(3, protowire.VarintType):
+			m.View.Num = c.uint()
+		case tagOf(4, protowire.BytesType):
+			name := c.bytes()
+			if len(name) > NameBytesMax || !utf8.Valid(name) {
+				return false
+			}
+			m.Name = string(name)
+		case tagOf(5, protowire.BytesType):
+			named = true
+			if !readReq(c.bytes(), &m.Req) {
+				return false
+			}
+		case tagOf(6, protowire.VarintType):
+			m.TS = c.uint()
+		case tagOf(7, protowire.VarintType):
+			m.ReqTS = c.uint()
+		case tagOf(8, protowire.VarintType):
+			m.CS = automaton.Instant(c.uint())
+		case tagOf(9, protowire.VarintType):
+			m.TTL = c.span()
+		case tagOf(10, protowire.VarintType):
+			m.Delay = c.span()
+		case tagOf(11, protowire.VarintType):
+			m.Tok = sigma.Token(c.uint())
+		case tagOf(12, protowire.BytesType):
+			if !readGID(c.bytes(), &m.GID) {
+				return false
+			}
+		case tagOf(13, protowire.VarintType):
+			m.Older = c.uint() != 0
+		case tagOf(14, protowire.VarintType):
+			m.Ack = c.uint() != 0
+		case tagOf(15, protowire.BytesType):
+			if !readReq(c.bytes(), &m.Owner) {
+				return false
+			}
+		case tagOf(16, protowire.VarintType):
+			position := c.uint()
+			if position > sigma.WaitersPerLockMax {
+				return false
+			}
+			m.Position = int(position)
+		case tagOf(17, protowire.VarintType):
+			m.Wait = c.span()
+		case tagOf(18, protowire.VarintType):
+			m.Embargo = c.span()
+		case tagOf(24, protowire.VarintType):
+			m.Patient = c.uint() != 0
+		default:
 			return false
 		}
 	}
-	return ok && r.Err() == nil
+	return !c.bad && m.Kind != 0 && named && m.Name != ""
+}
+
+func readReq(b []byte, q *sigma.Req) bool {
+	const sessionHead = 2
+	if len(b) < sessionHead+len(q.Session) || int(b[0]) != tagOf(1, protowire.BytesType) || int(b[1]) != len(q.Session) {
+		return false
+	}
+	c := cursor{rest: b[sessionHead+copy(q.Session[:], b[sessionHead:]):]}
+	if len(c.rest) > 0 {
+		if c.tag() != tagOf(2, protowire.VarintType) {
+			return false
+		}
+		q.Seq = c.uint()
+	}
+	return !c.bad && len(c.rest) == 0 && *q != sigma.Req{}
+}
+
+func readGID(b []byte, g *sigma.GID) bool {
+	c := cursor{rest: b}
+	if len(c.rest) > 0 && int(c.rest[0]) == tagOf(1, protowire.VarintType) {
+		c.rest = c.rest[1:]
+		g.Inc = c.uint()
+	}
+	if len(c.rest) > 0 {
+		if c.tag() != tagOf(2, protowire.VarintType) {
+			return false
+		}
+		g.N = c.uint()
+	}
+	return !c.bad && len(c.rest) == 0
+}
+
+// tagOf returns the tag of a field.
+func tagOf(num int, typ protowire.Type) int { return num<<3 | int(typ) }
+
+// cursor takes fields off the front of a message. Once it is bad what it answers means nothing.
+type cursor struct {
+	rest []byte
+	bad  bool
+}
+
+// tag takes a tag of two bytes at most; 0 is none.
+func (c *cursor) tag() int {
+	b := c.rest
+	switch {
+	case len(b) > 0 && b[0] < 0x80:
+		c.rest = b[1:]
+		return int(b[0])
+	case len(b) > 1 && b[1] < 0x80:
+		c.rest = b[2:]
+		return int(b[0]&0x7f) | int(b[1])<<7
+	}
+	c.bad = true
+	return 0
+}
+
+func (c *cursor) uint() uint64 {
+	if b := c.rest; len(b) > 0 && b[0] < 0x80 {
+		c.rest = b[1:]
+		return uint64(b[0])
+	}
+	v, n := protowire.ConsumeVarint(c.rest)
+	if n < 0 {
+		c.bad = true
+		return 0
+	}
+	c.rest = c.rest[n:]
+	return v
+}
+
+func (c *cursor) span() time.Duration {
+	v := c.uint()
+	c.bad = c.bad || v > uint64(spanMax)
+	return time.Duration(v)
+}
+
+func (c *cursor) bytes() []byte {
+	n := c.uint()
+	if n > uint64(len(c.rest)) {
+		c.bad = true
+		return nil
+	}
+	b := c.rest[:n]
+	c.rest = c.rest[n:]
+	return b
 }
 
 func (q *Req) read(b []byte) bool {
