@@ -52,7 +52,7 @@ type Request struct {
 	From    peer.ID // authenticated by libp2p
 	Key     keyspace.Key
 	Service string
-	Data    []byte // belongs to the handler
+	Data    []byte // belongs to the handler; of [Overlay.HandleBrief], until it returns
 
 	id       uint64 // 0: one-way
 	alone    bool

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -53,6 +54,43 @@ func TestMessagesAreCopiedWhenTaken(t *testing.T) {
 		<-got // Data belongs to the handler, whatever comes after it
 		if string(data) != "as it was" {
 			t.Errorf("arrived as, or became, %q", data)
+		}
+	}
+}
+
+// The storage of a one-way message is the next one's; that of a request is its handler's.
+func TestABriefHandlerHasEachMessageForItsCall(t *testing.T) {
+	heard := make(chan string, 64)
+	var asked []byte
+	a, b := pair(t, func(o *Overlay) {
+		o.HandleBrief("brief", func(r *Request) {
+			if !r.OneWay() {
+				asked = r.Data
+			}
+			heard <- fmt.Sprint(r.Service, r.OneWay(), r.From == o.Self(), r.Key[0], len(r.Data), string(r.Data[:1]))
+			r.Reply(r.Data)
+		})
+	})
+	for _, to := range []*Overlay{a, b} {
+		for i, n := range []int{1, 100, ControlBytesMax + 1, 1} {
+			msg := bytes.Repeat([]byte{'a' + byte(i)}, n)
+			if err := a.Send(to.Self(), keyspace.Key{byte(i)}, "brief", msg); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := <-heard, fmt.Sprint("brief", true, to == a, i, n, string(msg[:1])); got != want {
+				t.Errorf("heard %q, want %q", got, want)
+			}
+		}
+		if back, err := a.Call(t.Context(), to.Self(), keyspace.Key{}, "brief", []byte("asked")); err != nil || string(back) != "asked" {
+			t.Fatalf("answered %q, %v", back, err)
+		}
+		<-heard
+		if err := a.Send(to.Self(), keyspace.Key{}, "brief", []byte("after")); err != nil {
+			t.Fatal(err)
+		}
+		<-heard
+		if string(asked) != "asked" {
+			t.Errorf("what was asked became %q", asked)
 		}
 	}
 }

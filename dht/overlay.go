@@ -132,6 +132,7 @@ type Overlay struct {
 type service struct {
 	name    string
 	handler Handler
+	brief   bool // of one-way messages nothing is kept beyond its call
 }
 
 // New wires an overlay on h without using the network. h stays the caller's: Close does not close it. Errors match [ErrOption].
@@ -171,7 +172,7 @@ func New(h host.Host, opts ...Option) (*Overlay, error) {
 	o.local = newLocal(o)
 	o.beats = newHeartbeats(o)
 	o.boots.judge.See(twins.Sighting{Peer: twins.Peer(o.self), Boot: o.own}, 0)
-	o.handlers[serviceHeartbeat] = &service{serviceHeartbeat, o.handleHeartbeat}
+	o.handlers[serviceHeartbeat] = &service{name: serviceHeartbeat, handler: o.handleHeartbeat}
 	o.nodes.add(o.self)
 	o.Reconsider()
 	return o, nil
@@ -209,13 +210,22 @@ func (o *Overlay) validate() error {
 
 // Handle registers the handler of a service. It must be called before [Overlay.Start], once for each service; anything else
 // is a mistake of the program and panics.
-func (o *Overlay) Handle(name string, h Handler) {
+func (o *Overlay) Handle(name string, h Handler) { o.handle(&service{name: name, handler: h}) }
+
+// HandleBrief is Handle for a handler that keeps neither a one-way message nor its data beyond its call: their storage is that of the next
+// message then.
+func (o *Overlay) HandleBrief(name string, h Handler) {
+	o.handle(&service{name: name, handler: h, brief: true})
+}
+
+func (o *Overlay) handle(s *service) {
+	name := s.name
 	o.life.Lock()
 	defer o.life.Unlock()
 	if err := checkService(name); err != nil || o.started || o.handlers[name] != nil {
 		panic(fmt.Sprintf("dht: Handle(%q): started %v, taken %v, %v", name, o.started, o.handlers[name] != nil, err))
 	}
-	o.handlers[name] = &service{name, h}
+	o.handlers[name] = s
 }
 
 // OnLink registers a function that is told when a connection to a peer comes up or the last one goes, in the order in which

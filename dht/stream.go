@@ -32,6 +32,8 @@ type stream struct {
 	detached atomic.Bool   // set under the link's mu
 	idle     bool          // the writer sleeps, and nobody writes in its place; guarded by the link's mu
 
+	brief Request // the last one of a service that keeps none; of who reads
+
 	// Of whoever writes in the place of the sleeping writer. The flags are guarded by the link's mu.
 	prompt   bool // somebody does
 	hurried  bool // and was told to let go
@@ -478,14 +480,22 @@ func (s *stream) readAll() error {
 func (s *stream) dispatch(it *item, alone bool) {
 	o := s.link.o
 	data := it.payload
+	var svc *service
+	answer := it.kind == pb.Kind_KIND_REPLY || it.kind == pb.Kind_KIND_ERROR
+	if !answer {
+		if svc = o.handlers[string(it.service)]; svc != nil && svc.brief && it.id == 0 {
+			s.brief = Request{Service: svc.name, Key: it.key, Data: data, link: s.link, stream: s, From: s.link.peer, alone: alone}
+			svc.handler(&s.brief)
+			return
+		}
+	}
 	if it.total == 0 {
 		data = append([]byte(nil), data...)
 	}
-	switch it.kind {
-	case pb.Kind_KIND_REPLY, pb.Kind_KIND_ERROR:
+	if answer {
 		s.link.complete(it, data)
-	default:
-		o.serve(s.link, s, it, o.handlers[string(it.service)], data, alone)
+	} else {
+		o.serve(s.link, s, it, svc, data, alone)
 	}
 }
 

@@ -403,15 +403,13 @@ func (k *keeper) ended(ctx context.Context, c hold.Call, g Grant) result {
 		r.event = ans
 		return r
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, k.h.ttl/callPart, errNoAnswer)
-	defer cancel()
-	defer context.AfterFunc(k.h.service.life, cancel)()
 	ans.Token = c.Token
 	if c.Kind == hold.Renew {
-		ans.Kind, r.err = hold.Held, k.backend.Renew(ctx, g)
+		ans.Kind = hold.Held
 	} else {
-		ans.Kind, r.err = hold.Released, k.backend.Release(ctx, g)
+		ans.Kind = hold.Released
 	}
+	r.err = k.bounded(ctx, c.Kind, g)
 	switch {
 	case errors.Is(r.err, ErrNotHeld):
 		ans.Kind = hold.NotHeld
@@ -423,6 +421,29 @@ func (k *keeper) ended(ctx context.Context, c hold.Call, g Grant) result {
 	}
 	r.event = ans
 	return r
+}
+
+// bounded renews or releases within a third of the TTL, as long as the service lives.
+func (k *keeper) bounded(ctx context.Context, kind hold.CallKind, g Grant) error {
+	if kind != hold.Renew {
+		if b, ok := k.backend.(releaser); ok {
+			return b.releaseWithin(ctx, k.h.service.life, k.h.ttl/callPart, g)
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, k.h.ttl/callPart, errNoAnswer)
+	defer cancel()
+	defer context.AfterFunc(k.h.service.life, cancel)()
+	if kind == hold.Renew {
+		return k.backend.Renew(ctx, g)
+	}
+	return k.backend.Release(ctx, g)
+}
+
+// releaser is a backend that bounds a release by itself: a context with a timer that ends with the service costs more than the release of
+// a free lock does otherwise.
+type releaser interface {
+	// releaseWithin is Release that ends after about limit, or when life does, too.
+	releaseWithin(ctx, life context.Context, limit time.Duration, g Grant) error
 }
 
 func (k *keeper) asked() Request {

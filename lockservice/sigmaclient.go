@@ -599,6 +599,7 @@ func (l *line) expired() {
 	if l.due <= now {
 		l.due = automaton.Never
 		l.stepLocked(sigma.Event{Kind: sigma.Timer})
+		l.tellLocked() // of the time
 	}
 	if l.idleTill <= now {
 		l.gone = l.sigma.forget(l)
@@ -878,13 +879,25 @@ func (b *sigmaBackend) renew(ctx context.Context, g Grant) error {
 }
 
 func (b *sigmaBackend) Release(ctx context.Context, g Grant) error {
-	return b.sigma.cfg.Meter.released(b, g, b.release(ctx, g))
+	return b.releaseWithin(ctx, nil, 0, g)
 }
 
-func (b *sigmaBackend) release(ctx context.Context, g Grant) error {
-	if g.Req < sigmaReqs {
-		return b.table.Release(ctx, g)
+// releaseWithin implements [releaser]. The limit is looked at when the line is woken, as it is by each repetition of its release.
+func (b *sigmaBackend) releaseWithin(ctx, life context.Context, limit time.Duration, g Grant) error {
+	if g.Req >= sigmaReqs {
+		return b.sigma.cfg.Meter.released(b, g, b.release(ctx, life, limit, g))
 	}
+	if limit > 0 {
+		bounded, cancel := context.WithTimeoutCause(ctx, limit, errNoAnswer)
+		defer cancel()
+		defer context.AfterFunc(life, cancel)()
+		ctx = bounded
+	}
+	return b.sigma.cfg.Meter.released(b, g, b.table.Release(ctx, g))
+}
+
+// release gives a lock back that the voters keep. Without a limit life is nil.
+func (b *sigmaBackend) release(ctx, life context.Context, limit time.Duration, g Grant) error {
 	l := b.held(g)
 	if l == nil {
 		return ErrNotHeld
@@ -895,10 +908,21 @@ func (b *sigmaBackend) release(ctx context.Context, g Grant) error {
 		l.mu.Unlock()
 		return ErrNotHeld
 	}
-	l.stepLocked(sigma.Event{Kind: sigma.GiveBack})
+	until := l.stepLocked(sigma.Event{Kind: sigma.GiveBack}).Add(limit)
 	l.mu.Unlock()
-	// Whoever leaves now leaves the rest to the line, which repeats the release until the lease is over, and then drops the grant.
-	if err := l.wait(ctx, nil, func() bool { return l.seq != seq || l.returned || l.end.Kind != 0 }); err != nil {
+	over, late := false, false
+	err := l.wait(ctx, life, func() bool {
+		over = l.seq != seq || l.returned || l.end.Kind != 0
+		late = limit > 0 && !over && b.sigma.cfg.Clock.Now() >= until
+		return over || late
+	})
+	switch {
+	case late:
+		err = errNoAnswer
+	case errors.Is(err, ErrClosed) && life != nil && life.Err() != nil: // the service's end says nothing about the lock
+		err = context.Cause(life)
+	}
+	if err != nil { // the line repeats the release until the lease is over, and then drops the grant
 		return fmt.Errorf("%w: release %q: %w", ErrOutcomeUnknown, g.Name, err)
 	}
 	if b.drop(g.Req) {

@@ -694,3 +694,39 @@ func TestSigmaContendersExcludeEachOther(t *testing.T) {
 		}
 	})
 }
+
+// A release that no voter answers is given up by who waits for it after a third of the TTL, when its line repeats it next, and at once when the
+// service ends; the line goes on with it.
+func TestSigmaWaitForAReleaseIsBounded(t *testing.T) {
+	amongVoters(t, func(t *testing.T, w *voters) {
+		const ttl = 6 * time.Second
+		p := w.peer("p")
+		b := p.backend.(releaser)
+		silent := func(_, to keyspace.NodeID, _ *sigma.Message) bool { return to != p.id }
+		for _, end := range []time.Duration{time.Hour, time.Second} {
+			g, err := p.backend.Acquire(t.Context(), Request{Name: "n", TTL: ttl})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.lose(silent)
+			life, stop := context.WithCancel(t.Context())
+			time.AfterFunc(end, stop)
+			begun := time.Now()
+			err = b.releaseWithin(t.Context(), life, ttl/callPart, g)
+			took := time.Since(begun)
+			if !errors.Is(err, ErrOutcomeUnknown) || errors.Is(err, ErrClosed) || errors.Is(err, errNoAnswer) != (end > ttl) {
+				t.Errorf("%v", err)
+			}
+			if end < ttl && took != end || end > ttl && (took < ttl/callPart || took > ttl/2+ttl/10) {
+				t.Errorf("given up after %v of a TTL of %v; the service ended after %v", took, ttl, end)
+			}
+			w.lose(nil)
+			begun = time.Now()
+			mustRelease(t, w.peer("q").lock("n", WithTTL(ttl)))
+			if took := time.Since(begun); took > ttl/2+ttl/10 {
+				t.Errorf("the next had to wait for %v", took)
+			}
+			stop()
+		}
+	})
+}

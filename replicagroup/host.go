@@ -35,6 +35,7 @@ type Overlay interface {
 	Self() peer.ID
 	Node() keyspace.NodeID
 	Handle(service string, h dht.Handler)
+	HandleBrief(service string, h dht.Handler)
 	Send(to peer.ID, key keyspace.Key, service string, msg []byte) error
 	Call(ctx context.Context, to peer.ID, key keyspace.Key, service string, msg []byte) ([]byte, error)
 	HandleStream(name string, h func(*dht.Stream))
@@ -261,7 +262,7 @@ func New(cfg Config) (*Host, error) {
 	h.overlay.Handle(serviceTwin, h.counted(h.handleTwin))
 	h.overlay.Handle(serviceReturn, h.counted(h.handleReturn))
 	if h.voters != nil {
-		h.overlay.Handle(h.voters.Overlay(), h.counted(h.handleVoter))
+		h.overlay.HandleBrief(h.voters.Overlay(), h.counted(h.handleVoter))
 		h.overlay.Handle(servicePropose, h.counted(h.handlePropose))
 		h.overlay.Handle(serviceVoterLease, h.counted(h.handleVoterLease))
 	}

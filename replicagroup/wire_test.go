@@ -179,7 +179,15 @@ type garbled struct {
 }
 
 func (g *garbled) Handle(service string, h dht.Handler) {
-	g.Overlay.Handle(service, func(r *dht.Request) {
+	g.Overlay.Handle(service, g.counting(service, h))
+}
+
+func (g *garbled) HandleBrief(service string, h dht.Handler) {
+	g.Overlay.HandleBrief(service, g.counting(service, h))
+}
+
+func (g *garbled) counting(service string, h dht.Handler) dht.Handler {
+	return func(r *dht.Request) {
 		if !bytes.Equal(r.Data, garbage) {
 			h(r)
 			return
@@ -189,7 +197,7 @@ func (g *garbled) Handle(service string, h dht.Handler) {
 		g.mu.Unlock()
 		h(r)
 		g.handled.Add(1)
-	})
+	}
 }
 
 func (g *garbled) of(service string) uint64 {

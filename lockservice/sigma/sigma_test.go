@@ -3,6 +3,7 @@ package sigma
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
@@ -1006,5 +1007,27 @@ func TestAVoterThatBootsSaysThatItMayNotKnow(t *testing.T) {
 	}
 	if d.step(id(1), Event{Kind: Barrier}); embargo() <= SuspendAfter {
 		t.Errorf("after the barrier: %v", embargo())
+	}
+}
+
+// A client that is used again knows nothing of what it was.
+func TestAClientThatIsResetIsLikeANewOne(t *testing.T) {
+	members := []keyspace.NodeID{{1}, {2}, {3}}
+	cfg := ClientConfig{Name: "n", Req: Req{Session: Session{1}, Seq: 1}, TTL: time.Second, View: Descriptor{View: ViewID{Num: 1}, Members: members}}
+	c := NewClient(cfg)
+	for i := range c.seats {
+		c.seats[i] = seat{node: members[i], live: true, prop: 5, heard: true}
+	}
+	c.Step(Event{Kind: Begin, Now: 10}, nil)
+	c.Step(Event{Kind: Receive, Now: 11, From: members[0], Msg: &Message{Kind: Grant, View: cfg.View.View, Req: cfg.Req, Name: "n", TS: 9, GID: GID{1, 1}, Tok: 7, CS: 10}}, nil)
+	c.Step(Event{Kind: ClockJump, Now: 12}, nil)
+	for _, members := range [][]keyspace.NodeID{members, members[:1], {{1}, {2}, {3}, {4}, {5}}} {
+		cfg.Req.Seq++
+		cfg.Clock, cfg.View.Members = cfg.Clock+100, members
+		if c.Reset(cfg); !reflect.DeepEqual(c, NewClient(cfg)) {
+			t.Errorf("%+v\nwant %+v", c, NewClient(cfg))
+		}
+		c.Step(Event{Kind: Begin, Now: 20}, nil)
+		c.Step(Event{Kind: GiveBack, Now: 21}, nil)
 	}
 }

@@ -61,6 +61,7 @@ type Log struct {
 	live   int64
 	voters map[string]*voter
 	frame  []byte
+	spare  []byte // storage of a record that was deleted last
 	closed bool
 }
 
@@ -305,13 +306,15 @@ func (l *Log) take(frame []byte) error {
 			if had && cap(was) >= len(value) {
 				v.names[string(name)] = append(was[:0], value...)
 			} else {
-				v.names[string(name)] = bytes.Clone(value)
+				v.names[string(name)] = append(l.spare[:0], value...)
+				l.spare = nil
 			}
 		case opDelete:
 			if name, b, ok = takeBytes(b); ok {
 				if was, had := v.names[string(name)]; had {
 					l.live -= int64(len(name) + len(was))
 					delete(v.names, string(name))
+					l.spare = was
 				}
 			}
 		default:

@@ -95,8 +95,8 @@ func (r *SigmaResult) Text(w io.Writer) {
 func LockSigma(ctx context.Context, o Options) (_ *SigmaResult, err error) {
 	echoes := new(sync.Map) // *node.Node to *majorityEcho
 	prepare := func(_ int, n *node.Node) {
-		n.Overlay().Handle(sigmaThere, func(r *dht.Request) { _ = n.Overlay().Send(r.From, r.Key, sigmaBack, r.Data) })
-		n.Overlay().Handle(sigmaBack, func(r *dht.Request) {
+		n.Overlay().HandleBrief(sigmaThere, func(r *dht.Request) { _ = n.Overlay().Send(r.From, r.Key, sigmaBack, r.Data) })
+		n.Overlay().HandleBrief(sigmaBack, func(r *dht.Request) {
 			if e, ok := echoes.Load(n); ok {
 				e.(*majorityEcho).heard(r.Data)
 			}

@@ -285,16 +285,3 @@ func (q *Req) read(b []byte) bool {
 	}
 	return r.Err() == nil
 }
-
-func (g *GID) read(b []byte) bool {
-	r := protofield.Read(b)
-	for r.Next() {
-		switch r.Field() {
-		case protofield.Number(1):
-			g.Inc = r.Uint()
-		case protofield.Number(2):
-			g.N = r.Uint()
-		}
-	}
-	return r.Err() == nil
-}
