@@ -477,3 +477,27 @@ func TestADurableHitAllocatesNothing(t *testing.T) {
 		}
 	})
 }
+
+// TestALongListingIsPaged: pages have all names of the longest directory there is, each once.
+func TestALongListingIsPaged(t *testing.T) {
+	const names, limit = 1 << 16, 4096
+	var text strings.Builder
+	for i := range names {
+		fmt.Fprintf(&text, "%06d\n", i)
+	}
+	found := copies.Found{Value: &protocol.Cell{Bytes: []byte(text.String())}, Version: 7}
+	after, seen := "", 0
+	for {
+		page := listed(found, after, limit)
+		if len(page.Names) > limit || page.Version != 7 || len(page.Names) == 0 || page.Names[0] != fmt.Sprintf("%06d", seen) {
+			t.Fatalf("%d names after %q", len(page.Names), after)
+		}
+		seen, after = seen+len(page.Names), page.Names[len(page.Names)-1]
+		if !page.More {
+			break
+		}
+	}
+	if seen != names {
+		t.Errorf("%d names", seen)
+	}
+}

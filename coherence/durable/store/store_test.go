@@ -483,3 +483,27 @@ func TestADirectoryIsNoLongerThanAValue(t *testing.T) {
 		t.Error(err, k.Check(), s.Check())
 	}
 }
+
+// TestADirectoryOfAHundredThousandNames: a group has room for so many objects, and refuses the others one by one; what is there stays, and goes.
+func TestADirectoryOfAHundredThousandNames(t *testing.T) {
+	s := New(Config{})
+	by, applied := protocol.NodeRef{ID: keyspace.NodeID{1}, Inc: 1}, 0
+	for i := uint64(1); i <= 100_000; i++ {
+		r := s.Apply(i, 0, Command{Object: fmt.Sprintf("a/%d", i), By: by, Seq: durable.Seq(i), Value: &protocol.Cell{}})
+		switch {
+		case r.Outcome == Applied:
+			applied++
+		case r.Outcome != Refused || r.Reason != durable.Full:
+			t.Fatalf("%d: %+v", i, r)
+		}
+	}
+	if names := strings.Count(string(s.Lookup("a/").Value.Bytes), "\n"); applied != ObjectsMax-1 || names != applied { // the listing is one too
+		t.Errorf("%d are made, %d are listed", applied, names)
+	}
+	if r := s.Apply(100_001, 0, Command{Object: "a/7", By: by, Seq: 100_001, Value: &protocol.Cell{}}); r.Outcome != Applied {
+		t.Errorf("one that is there: %+v", r)
+	}
+	if s.Check() != nil {
+		t.Error(s.Check())
+	}
+}
