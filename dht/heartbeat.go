@@ -218,6 +218,7 @@ func (o *Overlay) unwatched(p peer.ID) {
 		f(p)
 	}
 	o.endKnock(p)
+	o.knocks.forget(p)
 	o.unsuspect(p)
 }
 

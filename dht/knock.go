@@ -26,14 +26,54 @@ const (
 	knockTimeout = 2 * time.Second
 	// knockPauseMax is the longest pause before a peer is asked again that does answer where it is asked; it doubles from knockAfter.
 	knockPauseMax = 30 * time.Second
+	// After its connections were made anew a peer is left alone for a pause that doubles from renewPauseMin to renewPauseMax, and is forgotten
+	// when it is over for as long again. A connection that comes up is a sign of life: one that is silent on every new one, too, must come to count
+	// as failed, which takes half a minute of suspicion (placement.PlanTimes).
+	renewPauseMin = 10 * time.Second
+	renewPauseMax = 5 * time.Minute
 	// knockAddrsMax is at how many addresses a peer is knocked at once.
 	knockAddrsMax = 4
 )
 
 // knocks are the peers that are being knocked at, and what ends it.
 type knocks struct {
-	mu   sync.Mutex
-	ends map[peer.ID]*context.CancelFunc
+	mu      sync.Mutex
+	ends    map[peer.ID]*context.CancelFunc
+	renewed map[peer.ID]renewal // of watched peers
+}
+
+// renewal is the last one of a peer's connections, and for how long it is left alone since.
+type renewal struct {
+	at    time.Time
+	pause time.Duration
+}
+
+// wait returns how long a peer that is suspected now is left alone.
+func (k *knocks) wait(p peer.ID, now time.Time) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return max(knockAfter, k.renewed[p].at.Add(k.renewed[p].pause).Sub(now))
+}
+
+// renew notes that a peer's connections are made anew.
+func (k *knocks) renew(p peer.ID, now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r := renewal{now, renewPauseMin}
+	if last, ok := k.renewed[p]; ok && now.Sub(last.at) < 2*last.pause {
+		r.pause = min(2*last.pause, renewPauseMax)
+	}
+	if k.renewed == nil {
+		k.renewed = make(map[peer.ID]renewal)
+	}
+	k.renewed[p] = r
+}
+
+// forget forgets a peer that is not watched any more.
+func (k *knocks) forget(p peer.ID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.renewed, p)
 }
 
 // knock begins to knock at a peer that fell silent, until it is heard or has no connection any more.
@@ -75,7 +115,7 @@ func (o *Overlay) endKnock(p peer.ID) {
 }
 
 func (o *Overlay) knockOn(ctx context.Context, p peer.ID) {
-	t := time.NewTimer(knockAfter)
+	t := time.NewTimer(o.knocks.wait(p, time.Now()))
 	defer t.Stop()
 	for pause := knockAfter; ; {
 		select {
@@ -99,6 +139,7 @@ func (o *Overlay) knockOn(ctx context.Context, p peer.ID) {
 		default:
 			log.Infow("a silent peer was reached beside its connections, which are closed to be made anew", "peer", p)
 			o.count.renewed.Add(1)
+			o.knocks.renew(p, time.Now())
 			for _, c := range conns {
 				_ = c.CloseWithError(network.ConnGarbageCollected)
 			}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
@@ -135,6 +136,33 @@ func TestAMuteConnectionIsMadeAnew(t *testing.T) {
 	}
 	if n := a.Stats().Renewed; n != 1 {
 		t.Errorf("renewed %d times", n)
+	}
+}
+
+// One that is silent on every connection is left alone ever longer, so that a suspicion of it lasts. What was long ago counts for nothing.
+func TestRenewalsOfAPeerGrowRare(t *testing.T) {
+	var k knocks
+	now := time.Now()
+	is := func(want time.Duration) {
+		t.Helper()
+		if got := k.wait("p", now); got != want {
+			t.Errorf("left alone for %v, not %v", got, want)
+		}
+	}
+	is(knockAfter)
+	for _, want := range []time.Duration{renewPauseMin, 2 * renewPauseMin, 4 * renewPauseMin, 8 * renewPauseMin, 16 * renewPauseMin, renewPauseMax, renewPauseMax} {
+		k.renew("p", now)
+		is(want)
+		now = now.Add(want - 2*knockAfter)
+		is(2 * knockAfter)
+		now = now.Add(3 * knockAfter)
+		is(knockAfter)
+	}
+	now = now.Add(renewPauseMax)
+	k.renew("p", now)
+	is(renewPauseMin)
+	if k.forget("p"); len(k.renewed) > 0 {
+		t.Error("a peer that is not watched is remembered")
 	}
 }
 
