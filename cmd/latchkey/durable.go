@@ -209,7 +209,7 @@ type directoryChange struct {
 const shownNames = 20
 
 func (c directoryChange) line() string {
-	s := fmt.Sprintf("%s  %d names", time.Now().Format(time.TimeOnly), c.Names)
+	s := time.Now().Format(time.TimeOnly) + "  " + plural(c.Names, "name")
 	for _, part := range []struct {
 		sign  string
 		names []string

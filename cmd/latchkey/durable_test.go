@@ -38,3 +38,15 @@ func TestASilentGroupIsToldApart(t *testing.T) {
 		}
 	}
 }
+
+// A line about a directory tells some of the names, and how many more there are.
+func TestALineAboutADirectoryIsShort(t *testing.T) {
+	c := directoryChange{Names: 1, Added: []string{"a\tb"}, Removed: []string{"c"}, Version: 7, Lagged: true}
+	if got := c.line(); !strings.HasSuffix(got, `  1 name  +a\tb  -c  (version 7, others before it are left out)`) {
+		t.Errorf("%q", got)
+	}
+	c = directoryChange{Names: 100_000, Added: make([]string, 100_000)}
+	if got := c.line(); len(got) > 200 || !strings.Contains(got, "  +and 99980 more") {
+		t.Errorf("%q", got)
+	}
+}
