@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -98,7 +99,7 @@ func joinListed(ctx context.Context, dir string, i invite.Invite, c config.Confi
 	switch {
 	case ctx.Err() != nil:
 		return Joined{}, context.Cause(ctx)
-	case err != nil && time.Now().After(i.Expires):
+	case err != nil && time.Now().After(i.Expires) && !strings.Contains(err.Error(), gated[gatedExpired]):
 		return Joined{}, fmt.Errorf("%w; the invitation expired at %s by this machine's clock; ask for a new one", err, i.Expires.Format(time.RFC3339))
 	case errors.Is(err, ErrUnreachable):
 		return Joined{}, fmt.Errorf("%w; the overlay has an allow-list, so somebody has to enrol this peer: run join again when the peer that made the invitation runs", err)

@@ -129,6 +129,9 @@ func TestThreeGetInAndTheOthersAreToldWhyNot(t *testing.T) {
 		if p.code != exitFailure || !strings.Contains(p.oneLine(), j.says) {
 			t.Errorf("%s: exit %d, %q; want %q", what, p.code, p.oneLine(), j.says)
 		}
+		if strings.Count(p.oneLine(), "ask for a new one") > 1 {
+			t.Errorf("%s: it is said twice: %s", what, p.oneLine())
+		}
 		if got := turnedAway(t, a); !strings.Contains(got, j.counted) {
 			t.Errorf("%s: %s; want %s", what, got, j.counted)
 		}
