@@ -282,6 +282,61 @@ func TestAnInvitationThatAPeerDoesNotKnow(t *testing.T) {
 	}
 }
 
+// Who is to stay outside reaches no handler of any protocol, however much it tries: not with another swarm key, without one, unlisted, revoked, or
+// by an invitation that has expired. Only members do.
+func TestWhoIsRefusedReachesNoHandler(t *testing.T) {
+	t.Parallel()
+	dir := adminDir(t)
+	n := runDir(t, dir)
+	psk, err := ReadSwarmKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reached sync.Map
+	n.host.SetStreamHandler("/anything", func(s network.Stream) {
+		reached.Store(s.Conn().RemotePeer(), true)
+		s.Reset()
+	})
+	test := profile(t, config.Test, anyTCP)
+	member, revoked := hostOf(t, test, psk, nil), hostOf(t, test, psk, nil)
+	change(t, dir, func(l *allowlist.Draft) error { return errors.Join(l.Allow(member.ID(), ""), l.Allow(revoked.ID(), "")) })
+	change(t, dir, func(l *allowlist.Draft) error { return l.Revoke(revoked.ID()) })
+	expired := asInvitation(t, invited(t, dir, n, InviteOptions{Life: time.Second}))
+	eventually(t, "the invitation is over", func() bool { return n.access.newest().Judge(expired.ID(), time.Now()) == allowlist.Expired })
+	hosts := map[string]host.Host{
+		"another key": hostOf(t, test, key(9), nil), "no key": hostOf(t, test, nil, nil), "unlisted": hostOf(t, test, psk, nil), "revoked": revoked, "expired": expired,
+		"member": member,
+	}
+	for what, h := range hosts {
+		opened := false
+		for range 5 {
+			if h.Connect(within(t, waitMax), info(n.host)) != nil {
+				continue
+			}
+			if s, err := h.NewStream(within(t, waitMax), n.ID(), "/anything"); err == nil {
+				opened = true
+				s.SetDeadline(time.Now().Add(waitMax))
+				s.Write([]byte{1})
+				s.Read(make([]byte, 1)) // until it is reset, here or there
+			}
+		}
+		if what == "member" && !opened {
+			t.Error("a member opens no stream")
+		}
+	}
+	for what, h := range hosts {
+		if _, got := reached.Load(h.ID()); got != (what == "member") {
+			t.Errorf("%s: it has reached a handler %v", what, got)
+		}
+	}
+	counted := n.Refused()
+	for _, why := range []Refusal{RefusedHandshake, RefusedUnlisted, RefusedRevoked, RefusedInvitation} {
+		if counted[why] == 0 {
+			t.Errorf("nobody was counted as %s: %v", why, counted)
+		}
+	}
+}
+
 // An invitation may speak the join protocol alone.
 func TestAnInvitationSpeaksNothingElse(t *testing.T) {
 	t.Parallel()
