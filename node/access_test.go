@@ -299,7 +299,9 @@ func TestWhoIsRefusedReachesNoHandler(t *testing.T) {
 	})
 	test := profile(t, config.Test, anyTCP)
 	member, revoked := hostOf(t, test, psk, nil), hostOf(t, test, psk, nil)
-	change(t, dir, func(l *allowlist.Draft) error { return errors.Join(l.Allow(member.ID(), ""), l.Allow(revoked.ID(), "")) })
+	change(t, dir, func(l *allowlist.Draft) error {
+		return errors.Join(l.Allow(member.ID(), ""), l.Allow(revoked.ID(), ""))
+	})
 	change(t, dir, func(l *allowlist.Draft) error { return l.Revoke(revoked.ID()) })
 	expired := asInvitation(t, invited(t, dir, n, InviteOptions{Life: time.Second}))
 	eventually(t, "the invitation is over", func() bool { return n.access.newest().Judge(expired.ID(), time.Now()) == allowlist.Expired })
