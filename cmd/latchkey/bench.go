@@ -218,7 +218,7 @@ func benchGroupsVerb(a *app) *cobra.Command {
 of them have elected a leader and sleep, and measures heap, resident memory and CPU of a peer, beside those of three peers without
 groups. Then it kills one of them, and tells how long it takes until the other two have a leader for every group again, until all
 groups sleep without it, what that cost, and what they cost once they have looked for somebody to take its place, 45 seconds
-after its death. Each peer has a process of its own; figures of a peer are means.`,
+after all were led again. Each peer has a process of its own; figures of a peer are means.`,
 		Example: `  latchkey bench groups -o json
   latchkey bench groups --groups 1000 --disk`,
 		Args: exactly(0),

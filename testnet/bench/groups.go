@@ -39,8 +39,8 @@ const (
 	// GroupsTimeDefault is long enough for a few collections of garbage not to look like a load.
 	GroupsTimeDefault = 10 * time.Second
 
-	// GroupsSettleDefault is from the death of a peer until its groups have looked for somebody to take its place, which they do once it counts as
-	// failed, and rest: that is work, and no cost of sleep. DeathCPUms tells of it.
+	// GroupsSettleDefault is from when all groups are led again until they have looked for somebody to take the place of the dead peer, which
+	// each leader does once the peer counts as failed with it, and rest: that is work, and no cost of sleep. DeathCPUms tells of it.
 	GroupsSettleDefault = 45 * time.Second
 
 	groupsBits  = 14               // length of their prefixes: no overlay is that deep yet, and a longer one takes longer to find an anchor for
@@ -53,7 +53,7 @@ type GroupsOptions struct {
 	Groups int           // on each peer; 0 is GroupsDefault, at most GroupsMax
 	Disk   bool          // stores on disk instead of in memory
 	Time   time.Duration // how long to measure CPU; 0 is GroupsTimeDefault
-	Settle time.Duration // from the death of a peer until CPU is measured anew, at least; 0 is GroupsSettleDefault
+	Settle time.Duration // from when all are led again after a death until CPU is measured anew, at least; 0 is GroupsSettleDefault
 	Dir    string        // as in OrderOptions
 	// Peer returns a command whose process calls [GroupPeer] with its standard input and output; ctx kills it.
 	Peer func(ctx context.Context) *exec.Cmd
@@ -340,12 +340,13 @@ func (o *GroupsOptions) idle(ctx context.Context, n int, dir string, death *Grou
 	if err := o.until(ctx, peers, id, "led again", len(peers)*groups, longest, func(x groupsNews) int { return x.Led }); err != nil {
 		return mean, took, err
 	}
-	death.LedAgainS = time.Since(start).Seconds()
+	led := time.Now()
+	death.LedAgainS = led.Sub(start).Seconds()
 	if err := o.until(ctx, peers, id, "asleep again", len(peers)*groups, longest, asleep); err != nil {
 		return mean, took, err
 	}
 	death.AsleepAgainS = time.Since(start).Seconds()
-	if err := wait(ctx, o.Settle-time.Since(start)); err != nil {
+	if err := wait(ctx, o.Settle-time.Since(led)); err != nil {
 		return mean, took, err
 	}
 	without, err := measured(peers)
