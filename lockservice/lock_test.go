@@ -820,7 +820,7 @@ func TestBadRequestsAreRefusedBeforeAnythingIsSent(t *testing.T) {
 			}
 		}
 		for _, ttl := range []time.Duration{-1, time.Second - 1, worldTTLMax + 1} {
-			if _, err := p.Lock(t.Context(), "n", WithTTL(ttl)); !errors.Is(err, ErrTTL) {
+			if _, err := p.Lock(t.Context(), "n", WithTTL(ttl)); !errors.Is(err, ErrTTL) || !strings.Contains(err.Error(), `lock "n"`) {
 				t.Errorf("TTL %v: %v", ttl, err)
 			}
 		}

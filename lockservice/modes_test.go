@@ -110,7 +110,7 @@ func TestNameIsOneThingAtATime(t *testing.T) {
 			"semaphore of 4": func() (*Handle, error) { return q.Semaphore("n", 4).TryAcquire(t.Context()) },
 		} {
 			_, err := ask()
-			if !errors.Is(err, ErrMode) || !strings.Contains(err.Error(), "semaphore of 3") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			if !errors.Is(err, ErrMode) || !strings.Contains(err.Error(), `lock "n"`) || !strings.Contains(err.Error(), "semaphore of 3") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: %v", want, err)
 			}
 		}

@@ -225,7 +225,7 @@ func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, err
 		c.ttl = limits.TTLDefault
 	}
 	if err := limits.CheckTTL(c.ttl); err != nil {
-		return nil, err
+		return nil, ofLock(name, err)
 	}
 	h := newHandle(ctx, cancel, s, name, c)
 	if !s.enter(h) {
@@ -236,11 +236,17 @@ func (s *Service) lock(ctx context.Context, name string, c config) (*Handle, err
 	if errors.Is(h.err, ErrWait) && h.queued.Load() {
 		return nil, fmt.Errorf("%w: %w", h.err, ErrLocked)
 	}
+	if errors.Is(h.err, ErrMode) {
+		return nil, ofLock(name, h.err)
+	}
 	if h.err != nil {
 		return nil, h.err
 	}
 	return h, nil
 }
+
+// ofLock names the lock in an error that does not.
+func ofLock(name string, err error) error { return fmt.Errorf("lockservice: lock %q: %w", name, err) }
 
 // overlayLimits asks the backend once: an overlay never changes them.
 func (s *Service) overlayLimits(ctx context.Context) (Limits, error) {
