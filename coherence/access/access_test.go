@@ -202,6 +202,39 @@ func TestCancelledWriteIsNotPerformed(t *testing.T) {
 	})
 }
 
+// Who gives a read up leaves it to the others: the copy that has been asked for comes to them.
+func TestCancelledReadLeavesTheFaultToOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, q := alone(NewEpoch(Config{}), 1)
+		cause := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() {
+			if b, err := o.Get(ctx); err != cause || b != nil {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+		all.Go(func() {
+			if err := o.View(ctx, func([]byte) error { t.Error("called"); return nil }); err != cause {
+				t.Error(err)
+			}
+		})
+		all.Go(func() {
+			if v := get(t, o); v != "kept" {
+				t.Error(v)
+			}
+		})
+		synctest.Wait()
+		cancel(cause)
+		synctest.Wait()
+		q.grant(cachedcopy.ReadOnly, "kept")
+		all.Wait()
+		if v := get(t, o); v != "kept" {
+			t.Error(v)
+		}
+	})
+}
+
 // Promise 4: whatever an application's function does, others get at the object meanwhile; it may use the object itself.
 func TestFunctionsRunUnpinned(t *testing.T) {
 	o, q := alone(NewEpoch(Config{}), 1)
