@@ -203,7 +203,8 @@ func TestCopiesAreRefusedAndMovesAreNot(t *testing.T) {
 	refused(t, twin, o, ErrCopied, "daemon --restored")
 	s := reopen(t, moved, o)
 	write(t, s, group("a"), entry(3, "three"))
-	copyDir(t, moved, live) // while it is in use, which Pebble's files allow in a quiet moment
+	s.db.TestOnlyWaitForCleaning()
+	copyDir(t, moved, live) // while it is in use, which Pebble's files allow when none of them is about to be removed
 	refused(t, live, o, ErrCopied, "daemon --restored")
 	s.Close()
 	// A backup put in place of the store: the copy of a file is another file.
