@@ -307,8 +307,10 @@ func TestAWatchTellsEveryVersionInOrder(t *testing.T) {
 		}
 		// What is not there yet is refused, rather than waited for; of an object that is not there at all that is told.
 		none := func(Change) error { return errors.New("told") }
+		short, cancel := context.WithTimeout(t.Context(), time.Minute) // of the bubble
+		defer cancel()
 		for after, of := range map[Version]*DurableObject{26: y, 25 + 1<<40: y} {
-			if err := of.Watch(t.Context(), after, none); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "version 25") {
+			if err := of.Watch(short, after, none); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "version 25") {
 				t.Errorf("after %d: %v", after, err)
 			}
 		}

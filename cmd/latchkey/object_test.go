@@ -31,6 +31,7 @@ func comesTrue(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}
+		time.Sleep(pollEvery)
 	}
 }
 
@@ -212,11 +213,11 @@ func TestDurableObjectsFromTheCommandLine(t *testing.T) {
 	watch := command(t, []string{"LATCHKEY_API=" + filepath.Join(dir, "4", "api.sock")}, "object", "watch", "demo/dir/n", "-o", "jsonl")
 	watch.start()
 	defer func() { watch.Process.Kill(); watch.wait() }()
-	comesTrue(t, "nothing is there", func() bool { time.Sleep(pollEvery); return strings.Contains(watch.out.String(), "\n") })
+	comesTrue(t, "nothing is there", func() bool { return strings.Contains(watch.out.String(), "\n") })
 	listing := command(t, []string{"LATCHKEY_API=" + filepath.Join(dir, "3", "api.sock")}, "object", "watch", "demo/dir/", "-o", "jsonl")
 	listing.start()
 	defer func() { listing.Process.Kill(); listing.wait() }()
-	comesTrue(t, "nothing is in the directory", func() bool { time.Sleep(pollEvery); return strings.Contains(listing.out.String(), "\n") })
+	comesTrue(t, "nothing is in the directory", func() bool { return strings.Contains(listing.out.String(), "\n") })
 	for _, c := range []struct {
 		peer      int
 		stdin     string
@@ -269,7 +270,6 @@ func TestDurableObjectsFromTheCommandLine(t *testing.T) {
 	// A directory's watch tells what was made and deleted in it, and nothing of what was written.
 	var told []string
 	comesTrue(t, "the watch of the directory tells its last version", func() bool {
-		time.Sleep(pollEvery)
 		told = nil
 		for line := range strings.Lines(listing.out.String()) {
 			var c directoryChange
@@ -304,7 +304,7 @@ func TestDurableObjectsFromTheCommandLine(t *testing.T) {
 	if p := objectAt(t, dir, (killed+1)%4, "", "object", "get", "demo/dir/n"); p.out.String() != "AGAIN" {
 		t.Errorf("%d, %q, %q", p.code, p.out.String(), p.err.String())
 	}
-	comesTrue(t, "the watch tells the last version", func() bool { time.Sleep(pollEvery); return strings.Contains(watch.out.String(), `"AGAIN"`) })
+	comesTrue(t, "the watch tells the last version", func() bool { return strings.Contains(watch.out.String(), `"AGAIN"`) })
 	var last uint64
 	for line := range strings.Lines(watch.out.String()) {
 		var v struct {
