@@ -107,12 +107,19 @@ interrupted; lock and object update otherwise end as their command did, and with
   latchkey lock nightly -- ./build.sh      run a command while holding a lock
   latchkey testnet demo                    seven peers on this machine, with faults`,
 	})
-	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	var version bool
+	root.RunE = func(c *cobra.Command, _ []string) error {
+		if version {
+			fmt.Fprintln(c.OutOrStdout(), buildLine())
+			return nil
+		}
+		return c.Help()
+	}
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
-	root.Version = buildVersion()
-	root.SetVersionTemplate(buildLine() + "\n")
+	// A template of cobra's would call methods by their names, and the linker keep every method of every type for it.
+	root.Flags().BoolVarP(&version, "version", "v", false, "print which build this is, as the verb version does")
 	root.SetHelpCommand(helpVerb(a))
 
 	f := root.PersistentFlags()
